@@ -1,0 +1,1 @@
+"""What clients, service and worker say to each other: pydantic models and names, nothing else."""

@@ -1,0 +1,61 @@
+"""What a worker says about a model it serves, and what a request costs on it."""
+
+from math import ceil
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api_schemas.generation import GenerationRequest
+
+
+class Cost(BaseModel):
+    """What a job will take, estimated before it starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tiles: int = Field(description="Tile predictions over all steps.")
+    megapixel_steps: float = Field(description="Width x height x steps, in millions.")
+    vram_gib: float = Field(description="Predicted peak memory of the device.")
+
+
+class ModelCard(BaseModel):
+    """A model that a live worker serves. Sizes are pixels of the finished picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: str
+    description: str = ""
+    license: str = ""
+    native_size_px: int
+    alignment_px: int = Field(description="Sides must be multiples of this.")
+    min_side_px: int = 256
+    max_side_px: int = 16_384
+    latent_channels: int
+    vae_scale: int = Field(description="Pixels per latent pixel and axis.")
+    tile_sizes_px: list[int] = []
+    default_steps: int
+    default_guidance_scale: float
+    default_num_modules: int = 1
+    weights_gib: float = 0.0
+    tile_seconds: float | None = Field(None, description="Measured seconds per tile prediction.")
+    is_default: bool = False
+
+    def nearest_sides(self, side_px: int) -> tuple[int, int]:
+        """The allowed sides just below and above `side_px`."""
+        lowest = ceil(self.min_side_px / self.alignment_px) * self.alignment_px
+        highest = self.max_side_px // self.alignment_px * self.alignment_px
+        below = min(max(side_px // self.alignment_px * self.alignment_px, lowest), highest)
+        return below, min(below + self.alignment_px, highest)
+
+    def estimate(self, request: GenerationRequest) -> Cost:
+        """Count tiles as a moving grid lays them, memory as weights, canvas and one batch."""
+        tile_px = request.advanced.tile_size_px or self.native_size_px
+        steps = request.steps or self.default_steps
+        tiles = ceil(request.width_px / tile_px) * ceil(request.height_px / tile_px) * steps
+        megapixels = request.width_px * request.height_px / 1e6
+        canvas_gib = 6 * 4 * self.latent_channels * megapixels * 1e6 / self.vae_scale**2 / 2**30
+        return Cost(
+            tiles=tiles,
+            megapixel_steps=round(megapixels * steps, 3),
+            vram_gib=round(self.weights_gib + canvas_gib + 0.5, 2),
+        )

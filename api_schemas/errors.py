@@ -1,0 +1,65 @@
+"""Error codes and the problem body (RFC 9457) that every route answers with."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ErrorCode = Literal[
+    "invalid_json",
+    "invalid_request",
+    "not_found",
+    "method_not_allowed",
+    "conflict",
+    "idempotency_mismatch",
+    "not_ready",
+    "result_expired",
+    "range_not_satisfiable",
+    "queue_full",
+    "no_model",
+    "service_unavailable",
+    "forbidden",
+    "internal_error",
+    # reported by job.failed events
+    "engine_failed",
+    "non_finite_latent",
+    "out_of_memory",
+    "storage_unavailable",
+    "disk_full",
+    "timeout",
+    "too_many_attempts",
+]
+
+
+class FieldError(BaseModel):
+    """One refused value."""
+
+    model_config = ConfigDict(frozen=True)
+
+    field: str = Field(description="Dotted path of the field, e.g. `advanced.num_modules`.")
+    value: str = Field(description="What was sent, as JSON, cut to 200 characters.")
+    allowed: str = Field(description="What would have been accepted.")
+
+
+class Problem(BaseModel):
+    """RFC 9457 body, media type application/problem+json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: ErrorCode
+    errors: list[FieldError] = []
+    request_id: str
+    retryable: bool = False
+
+
+class JobError(BaseModel):
+    """Why a job ended without a picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: ErrorCode
+    message: str
+    retryable: bool

@@ -1,0 +1,186 @@
+"""Everything a job reports, as one tagged union. `seq` is the id in the job's Redis stream."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from api_schemas.catalog import Cost
+from api_schemas.errors import JobError
+from api_schemas.generation import ResolvedRequest
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueuedData(_Data):
+    request: ResolvedRequest
+    cost: Cost
+
+
+class StartedData(_Data):
+    worker: str
+    execution: str = Field(description="Token of this attempt; events of older attempts are refused.")
+
+
+class StageStartedData(_Data):
+    stage: Literal["denoise", "decode", "store"]
+    total: int = Field(description="Steps, bands or files of this stage.")
+
+
+class StepCompletedData(_Data):
+    step: int = Field(description="1 after the first step.")
+    steps: int
+    tiles: int = Field(description="Tile predictions in this step.")
+    eta_s: float | None = Field(description="Seconds until the whole job ends.")
+
+
+class TilePreviewedData(_Data):
+    """A rectangle of the canvas as it stands; never kept in the durable log."""
+
+    left_px: int
+    top_px: int
+    width_px: int
+    height_px: int
+    stage: Literal["denoise", "decode"]
+    step: int
+
+
+class ResumedData(_Data):
+    worker: str
+    execution: str
+    step: int = Field(description="Steps that need not be done again.")
+
+
+class DelayedData(_Data):
+    reason: str
+    retry_in_s: float
+
+
+class PreemptedData(_Data):
+    step: int
+    reason: str
+
+
+class BandFinishedData(_Data):
+    top_px: int
+    height_px: int
+    bands_done: int
+    bands: int
+    eta_s: float | None
+
+
+class Result(_Data):
+    """The committed picture; keys are paths in the object store."""
+
+    image_key: str
+    pyramid_key: str = Field(description="Prefix of image.dzi and image_files/.")
+    media_type: str
+    width_px: int
+    height_px: int
+    size_bytes: int
+    sha256: str
+    engine_s: float = Field(description="Seconds in the engine, all attempts.")
+
+
+class SucceededData(_Data):
+    result: Result
+
+
+class FailedData(_Data):
+    error: JobError
+
+
+class CanceledData(_Data):
+    reason: str
+
+
+class Event(BaseModel):
+    """The envelope. `seq` is empty only before the log has given one, and in previews."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seq: str = ""
+    job_id: str
+    attempt: int = Field(description="0 while queued, 1 for the first execution.")
+    ts: float = Field(description="Unix time, seconds.")
+
+
+class JobQueued(Event):
+    type: Literal["job.queued"] = "job.queued"
+    data: QueuedData
+
+
+class JobStarted(Event):
+    type: Literal["job.started"] = "job.started"
+    data: StartedData
+
+
+class StageStarted(Event):
+    type: Literal["stage.started"] = "stage.started"
+    data: StageStartedData
+
+
+class StepCompleted(Event):
+    type: Literal["step.completed"] = "step.completed"
+    data: StepCompletedData
+
+
+class TilePreviewed(Event):
+    type: Literal["tile.previewed"] = "tile.previewed"
+    data: TilePreviewedData
+
+
+class JobResumed(Event):
+    type: Literal["job.resumed"] = "job.resumed"
+    data: ResumedData
+
+
+class JobDelayed(Event):
+    type: Literal["job.delayed"] = "job.delayed"
+    data: DelayedData
+
+
+class JobPreempted(Event):
+    type: Literal["job.preempted"] = "job.preempted"
+    data: PreemptedData
+
+
+class BandFinished(Event):
+    type: Literal["band.finished"] = "band.finished"
+    data: BandFinishedData
+
+
+class JobSucceeded(Event):
+    type: Literal["job.succeeded"] = "job.succeeded"
+    data: SucceededData
+
+
+class JobFailed(Event):
+    type: Literal["job.failed"] = "job.failed"
+    data: FailedData
+
+
+class JobCanceled(Event):
+    type: Literal["job.canceled"] = "job.canceled"
+    data: CanceledData
+
+
+DurableEvent = Annotated[
+    JobQueued
+    | JobStarted
+    | StageStarted
+    | StepCompleted
+    | JobResumed
+    | JobDelayed
+    | JobPreempted
+    | BandFinished
+    | JobSucceeded
+    | JobFailed
+    | JobCanceled,
+    Field(discriminator="type"),
+]
+AnyEvent = Annotated[DurableEvent | TilePreviewed, Field(discriminator="type")]
+
+durable_event = TypeAdapter[DurableEvent](DurableEvent)
+TERMINAL_TYPES = frozenset({"job.succeeded", "job.failed", "job.canceled"})

@@ -1,0 +1,82 @@
+"""What a client asks for."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+MIN_SIDE_PX = 256
+MAX_SIDE_PX = 16_384
+MAX_SEED = 2**63 - 1
+WEBP_MAX_SIDE_PX = 16_383
+
+Seamless = Literal["none", "x", "y", "both"]
+OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
+
+
+def _refuse_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("the character U+0000 is not allowed")
+    return text
+
+
+Prompt = Annotated[str, Field(max_length=2000), AfterValidator(_refuse_nul)]
+Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
+
+
+class AdvancedSettings(BaseModel):
+    """How the choir sings; every field left out is chosen from the model's card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_modules: int | None = Field(
+        None, ge=1, le=64, description="Tiles denoised at the same time, as one batch a device."
+    )
+    tile_size_px: int | None = Field(None, ge=128, le=4096, description="Side of a denoising tile.")
+    overlap_px: int | None = Field(
+        None, ge=0, le=2048, description="Pixels that neighbouring tiles share at least."
+    )
+    tile_grid: Literal["moving", "fixed"] = Field(
+        "moving", description="Whether the grid is shifted at every step."
+    )
+    decode_mode: Literal["auto", "exact", "bounded"] = Field(
+        "auto", description="Exact whole-canvas statistics, or statistics of a sample in less memory."
+    )
+
+
+class GenerationRequest(BaseModel):
+    """One picture. Sides must also be multiples of the model's `alignment_px`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Prompt = ""
+    negative_prompt: Prompt = ""
+    model: str | None = Field(None, max_length=200, description="Name of a model card; the default model if left out.")
+    width_px: Side = 1024
+    height_px: Side = 1024
+    steps: int | None = Field(None, ge=1, le=200)
+    guidance_scale: float | None = Field(
+        None, ge=1.0, le=30.0, allow_inf_nan=False, description="1.0 switches guidance off."
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn by the service if left out.")
+    seamless: Seamless = Field("none", description="Axes along which the picture continues into itself.")
+    output_format: OutputFormat = "png"
+    embed_metadata: bool = Field(True, description="Write prompt, seed, model and settings into the file.")
+    advanced: AdvancedSettings = AdvancedSettings()
+
+    @model_validator(mode="after")
+    def _check_format_fits(self) -> "GenerationRequest":
+        longest_px = max(self.width_px, self.height_px)
+        if self.output_format == "webp" and longest_px > WEBP_MAX_SIDE_PX:
+            raise ValueError(
+                f"output_format webp ends at {WEBP_MAX_SIDE_PX} px a side, the picture has {longest_px}: use png, jpeg or tiff"
+            )
+        return self
+
+
+class ResolvedRequest(GenerationRequest):
+    """A request with every choice made: what the worker sings and what the job reports."""
+
+    model: str  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    steps: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    guidance_scale: float  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    seed: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]

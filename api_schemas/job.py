@@ -1,0 +1,122 @@
+"""A job's state: a fold over its events (deploy/decisions/0002)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api_schemas.catalog import Cost
+from api_schemas.errors import JobError
+from api_schemas.events import (
+    BandFinished,
+    DurableEvent,
+    JobCanceled,
+    JobFailed,
+    JobPreempted,
+    JobQueued,
+    JobResumed,
+    JobStarted,
+    JobSucceeded,
+    Result,
+    StageStarted,
+    StepCompleted,
+)
+from api_schemas.generation import ResolvedRequest
+
+JobStatus = Literal["queued", "processing", "succeeded", "failed", "canceled", "expired"]
+TERMINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
+
+
+class Progress(BaseModel):
+    """How far a running job is, within its present stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Literal["denoise", "decode", "store"]
+    done: int
+    total: int
+    eta_s: float | None = None
+
+
+class Job(BaseModel):
+    """What the log says about one job. `seq` names the last event folded in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    status: JobStatus
+    request: ResolvedRequest
+    cost: Cost
+    attempt: int = 0
+    created_at: float = Field(description="Unix time, seconds; so are the next two.")
+    started_at: float | None = None
+    finished_at: float | None = None
+    progress: Progress | None = None
+    result: Result | None = None
+    error: JobError | None = None
+    seq: str = ""
+
+
+def begin(event: JobQueued) -> Job:
+    """The state after the first event of a log."""
+    return Job(
+        id=event.job_id,
+        status="queued",
+        request=event.data.request,
+        cost=event.data.cost,
+        created_at=event.ts,
+        seq=event.seq,
+    )
+
+
+def apply(job: Job, event: DurableEvent) -> Job:
+    """The state after one more event; events after a terminal one change nothing."""
+    if job.status in TERMINAL:
+        return job
+    return job.model_copy(update=_changes(job, event) | {"seq": event.seq, "attempt": event.attempt})
+
+
+def _changes(job: Job, event: DurableEvent) -> dict[str, object]:
+    match event:
+        case JobStarted() | JobResumed():
+            return {"status": "processing", "started_at": job.started_at or event.ts}
+        case JobPreempted():
+            return {"status": "queued"}
+        case JobSucceeded():
+            return _ending("succeeded", event.ts) | {"result": event.data.result}
+        case JobFailed():
+            return _ending("failed", event.ts) | {"error": event.data.error}
+        case JobCanceled():
+            return _ending("canceled", event.ts)
+        case _:
+            return _progress(job, event)
+
+
+def _ending(status: JobStatus, ts: float) -> dict[str, object]:
+    return {"status": status, "finished_at": ts, "progress": None}
+
+
+def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
+    match event:
+        case StageStarted(data=data):
+            return {"progress": Progress(stage=data.stage, done=0, total=data.total)}
+        case StepCompleted(data=data):
+            return {"progress": Progress(stage="denoise", done=data.step, total=data.steps, eta_s=data.eta_s)}
+        case BandFinished(data=data):
+            return {"progress": Progress(stage="decode", done=data.bands_done, total=data.bands, eta_s=data.eta_s)}
+        case _:
+            return {}
+
+
+def fold(events: list[DurableEvent]) -> Job:
+    """The state that a whole log tells.
+
+    Raises:
+        ValueError: the log does not begin with `job.queued`.
+    """
+    first, *rest = events
+    if not isinstance(first, JobQueued):
+        raise ValueError(f"a log begins with job.queued, not {first.type}")
+    job = begin(first)
+    for event in rest:
+        job = apply(job, event)
+    return job

@@ -1,0 +1,89 @@
+"""Where things lie in Redis, and the one script that writes a job's log.
+
+    chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
+    chorale:events:{id}     stream field `event`: durable events
+    chorale:previews:{id}   hash   "left,top" -> newest preview frame of that tile
+    chorale:cancel:{id}     string set while a cancellation is asked for
+    chorale:jobs            zset   job id by creation time
+    chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
+    chorale:models          hash   model name -> ModelCard JSON
+    chorale:worker:{name}   string expires when the worker stops beating
+    chorale:idempotency:{k} string job id, or "" while the first request is in flight
+"""
+
+import json
+import struct
+from typing import Final
+
+from api_schemas.events import TilePreviewed
+
+QUEUE_NAME: Final = "chorale"
+RUN_JOB: Final = "worker.runner.run_job"
+
+JOBS_KEY: Final = "chorale:jobs"
+LIVE_KEY: Final = "chorale:live"
+MODELS_KEY: Final = "chorale:models"
+WORKER_KEY_PREFIX: Final = "chorale:worker:"
+LIVE_MAXLEN: Final = 5_000
+EVENTS_MAXLEN: Final = 2_000
+
+
+def job_key(job_id: str) -> str:
+    return f"chorale:job:{job_id}"
+
+
+def events_key(job_id: str) -> str:
+    return f"chorale:events:{job_id}"
+
+
+def previews_key(job_id: str) -> str:
+    return f"chorale:previews:{job_id}"
+
+
+def cancel_key(job_id: str) -> str:
+    return f"chorale:cancel:{job_id}"
+
+
+def idempotency_key(key: str) -> str:
+    return f"chorale:idempotency:{key}"
+
+
+# KEYS: job, events, live.  ARGV: seq the writer folded from, fence token of the writer ("" for the
+# service), token to install ("" to keep), job JSON, event JSON, job id, two stream lengths.
+# Answers the new stream id, "stale" when another writer came first (read again and retry) or
+# "fenced" when a newer attempt owns the job (give up).
+APPEND_EVENT: Final = """
+local state = redis.call('HMGET', KEYS[1], 'seq', 'execution')
+if ARGV[2] ~= '' and ARGV[3] == '' and state[2] ~= ARGV[2] then return 'fenced' end
+if (state[1] or '') ~= ARGV[1] then return 'stale' end
+local seq = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'event', ARGV[5])
+redis.call('HSET', KEYS[1], 'seq', seq, 'job', ARGV[4])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'execution', ARGV[3]) end
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*',
+  'job', ARGV[6], 'seq', seq, 'prev', ARGV[1], 'event', ARGV[5])
+return seq
+"""
+
+PREVIEW_FRAME_TYPE: Final = 4
+_HEADER = struct.Struct(">II")
+
+
+def pack_preview(event: TilePreviewed, image: bytes) -> bytes:
+    """One binary WebSocket frame: uint32 BE type 4, uint32 BE metadata length, JSON, JPEG."""
+    metadata = event.model_dump_json(exclude={"seq"}).encode()
+    return _HEADER.pack(PREVIEW_FRAME_TYPE, len(metadata)) + metadata + image
+
+
+def unpack_preview(frame: bytes) -> tuple[TilePreviewed, bytes]:
+    """Inverse of `pack_preview`.
+
+    Raises:
+        ValueError: the frame is of another type or cut short.
+    """
+    if len(frame) < _HEADER.size:
+        raise ValueError(f"a preview frame has at least {_HEADER.size} bytes, this one {len(frame)}")
+    kind, length = _HEADER.unpack_from(frame)
+    if kind != PREVIEW_FRAME_TYPE or len(frame) < _HEADER.size + length:
+        raise ValueError(f"frame type {kind} with {length} metadata bytes in {len(frame)} bytes")
+    body = frame[_HEADER.size : _HEADER.size + length]
+    return TilePreviewed.model_validate(json.loads(body)), frame[_HEADER.size + length :]

@@ -1,0 +1,1 @@
+"""The HTTP and WebSocket door; never imports torch, diffusers or worker."""

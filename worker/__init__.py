@@ -1,0 +1,1 @@
+"""Takes jobs from the queue and sings them: main > consumer > engine_process > runner > … > engine."""
