@@ -34,10 +34,11 @@ class ModelCard(BaseModel):
     vae_scale: int = Field(description="Pixels per latent pixel and axis.")
     tile_sizes_px: list[int] = []
     default_steps: int
+    max_steps: int = 200
     default_guidance_scale: float
     default_num_modules: int = 1
     weights_gib: float = 0.0
-    tile_seconds: float | None = Field(None, description="Measured seconds per tile prediction.")
+    tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False
 
     def nearest_sides(self, side_px: int) -> tuple[int, int]:

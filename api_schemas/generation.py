@@ -29,17 +29,17 @@ class AdvancedSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_modules: int | None = Field(
-        None, ge=1, le=64, description="Tiles denoised at the same time, as one batch a device."
+        default=None, ge=1, le=64, description="Tiles denoised at the same time, as one batch a device."
     )
-    tile_size_px: int | None = Field(None, ge=128, le=4096, description="Side of a denoising tile.")
+    tile_size_px: int | None = Field(default=None, ge=128, le=4096, description="Side of a denoising tile.")
     overlap_px: int | None = Field(
-        None, ge=0, le=2048, description="Pixels that neighbouring tiles share at least."
+        default=None, ge=0, le=2048, description="Pixels that neighbouring tiles share at least."
     )
     tile_grid: Literal["moving", "fixed"] = Field(
-        "moving", description="Whether the grid is shifted at every step."
+        default="moving", description="Whether the grid is shifted at every step."
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
-        "auto", description="Exact whole-canvas statistics, or statistics of a sample in less memory."
+        default="auto", description="Exact whole-canvas statistics, or statistics of a sample in less memory."
     )
 
 
@@ -50,17 +50,23 @@ class GenerationRequest(BaseModel):
 
     prompt: Prompt = ""
     negative_prompt: Prompt = ""
-    model: str | None = Field(None, max_length=200, description="Name of a model card; the default model if left out.")
+    model: str | None = Field(
+        default=None, max_length=200, description="Name of a model card; the default model if left out."
+    )
     width_px: Side = 1024
     height_px: Side = 1024
-    steps: int | None = Field(None, ge=1, le=200)
+    steps: int | None = Field(default=None, ge=1, le=200)
     guidance_scale: float | None = Field(
-        None, ge=1.0, le=30.0, allow_inf_nan=False, description="1.0 switches guidance off."
+        default=None, ge=1.0, le=30.0, allow_inf_nan=False, description="1.0 switches guidance off."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn by the service if left out.")
-    seamless: Seamless = Field("none", description="Axes along which the picture continues into itself.")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn by the service if left out.")
+    seamless: Seamless = Field(
+        default="none", description="Axes along which the picture continues into itself."
+    )
     output_format: OutputFormat = "png"
-    embed_metadata: bool = Field(True, description="Write prompt, seed, model and settings into the file.")
+    embed_metadata: bool = Field(
+        default=True, description="Write prompt, seed, model and settings into the file."
+    )
     advanced: AdvancedSettings = AdvancedSettings()
 
     @model_validator(mode="after")

@@ -102,7 +102,9 @@ def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
         case StepCompleted(data=data):
             return {"progress": Progress(stage="denoise", done=data.step, total=data.steps, eta_s=data.eta_s)}
         case BandFinished(data=data):
-            return {"progress": Progress(stage="decode", done=data.bands_done, total=data.bands, eta_s=data.eta_s)}
+            return {
+                "progress": Progress(stage="decode", done=data.bands_done, total=data.bands, eta_s=data.eta_s)
+            }
         case _:
             return {}
 

@@ -1,14 +1,14 @@
 """Where things lie in Redis, and the one script that writes a job's log.
 
-    chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
-    chorale:events:{id}     stream field `event`: durable events
-    chorale:previews:{id}   hash   "left,top" -> newest preview frame of that tile
-    chorale:cancel:{id}     string set while a cancellation is asked for
-    chorale:jobs            zset   job id by creation time
-    chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
-    chorale:models          hash   model name -> ModelCard JSON
-    chorale:worker:{name}   string expires when the worker stops beating
-    chorale:idempotency:{k} string job id, or "" while the first request is in flight
+chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
+chorale:events:{id}     stream field `event`: durable events
+chorale:previews:{id}   hash   "left,top" -> newest preview frame of that tile
+chorale:cancel:{id}     string set while a cancellation is asked for
+chorale:jobs            zset   job id by creation time
+chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
+chorale:models          hash   model name -> ModelCard JSON
+chorale:worker:{name}   string expires when the worker stops beating
+chorale:idempotency:{k} string job id, or "" while the first request is in flight
 """
 
 import json

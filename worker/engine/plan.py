@@ -1,32 +1,59 @@
 """Everything that is decided before the first step. Sizes are latent pixels, order (height, width)."""
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Literal
 
-from worker.engine.grid import Tile, TileGrid
+from worker.engine.grid import TileGrid
 
-DecodeMode = Literal["exact", "bounded"]
+DecodeMode = Literal["auto", "exact", "bounded"]
+
+# Roberts' R2 sequence, the plane's golden ratio: any few shifts in a row lie far apart.
+# M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
+_R2 = (0.7548776662466927, 0.5698402909980532)
+_FINISH_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class DenoisePlan:
     """Which tiles are sung at which step.
 
+    A moving grid is shifted at every step, so that no line of the picture is a border twice
+    (Frolov et al., "SpotDiffusion", 2024, here in two dimensions). On an axis that does not wrap a
+    shifted grid needs one tile more, so there aligned and shifted grids alternate.
+
     Args:
-        grids: one grid for each step, in order.
-        steps: number of scheduler steps.
-        first_step: where to begin; > 0 when resumed.
+        wrap: whether the canvas continues into itself, (vertically, horizontally).
+        overlap: what neighbours share at least.
+        finish_overlap: the same for the last fifth of the steps, after which nothing mends a border.
+        moving: whether the grid is shifted.
     """
 
-    grids: tuple[TileGrid, ...]
-    first_step: int = 0
+    height: int
+    width: int
+    wrap: tuple[bool, bool]
+    tile_size: int
+    overlap: int
+    finish_overlap: int
+    moving: bool
+    seed: int
 
-    @property
-    def steps(self) -> int:
-        return len(self.grids)
+    def grid_at(self, index: int, steps: int) -> TileGrid:
+        """The grid of step `index` of `steps`."""
+        finishing = index >= steps - ceil(steps * _FINISH_SHARE)
+        return TileGrid.lay(
+            self.height,
+            self.width,
+            tile_size=self.tile_size,
+            overlap=self.finish_overlap if finishing else self.overlap,
+            wrap=self.wrap,
+            shift=self._shift_at(index) if self.moving else (0, 0),
+        )
 
-    def tiles_at(self, index: int) -> tuple[Tile, ...]:
-        return self.grids[index].tiles
+    def _shift_at(self, index: int) -> tuple[int, int]:
+        down, right = (int((self.seed % 997 / 997 + index * ratio) % 1.0 * self.tile_size) for ratio in _R2)
+        moves = [wraps or index % 2 == 1 for wraps in self.wrap]
+        return down * moves[0], right * moves[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +61,23 @@ class DecodePlan:
     """How the clean canvas becomes pixels.
 
     Args:
-        tile_size: side of a decode tile, latent pixels, halo not counted.
-        mode: statistics of the whole canvas, or of a sample of tiles.
+        tile_size: side of a decode tile, halo not counted.
+        mode: statistics of the whole canvas, or of a sample of tiles; `auto` is exact while what
+            must be held stays under four times `memory_bytes`.
         memory_bytes: what held activations may take before they are spilled to `spill_dir`.
     """
 
     tile_size: int = 64
-    mode: DecodeMode = "exact"
+    mode: DecodeMode = "auto"
     memory_bytes: int = 1 << 30
     spill_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationPlan:
-    """One picture, ready to be sung.
-
-    Args:
-        wrap: whether the canvas continues into itself, (vertically, horizontally).
-    """
+    """One picture, ready to be sung: `channels` x `denoise.height` x `denoise.width`."""
 
     seed: int
     channels: int
-    height: int
-    width: int
-    wrap: tuple[bool, bool]
     denoise: DenoisePlan
     decode: DecodePlan = field(default_factory=DecodePlan)

@@ -1,0 +1,33 @@
+"""A linear map from latent to RGB, so that a preview costs next to nothing."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.adapters.model import PreviewMap
+from worker.adapters.settings import LatentRgb
+from worker.engine.decode import decode
+from worker.engine.decoder import Decoder
+from worker.engine.noise import initial_noise
+from worker.engine.plan import DecodePlan
+
+
+def read_preview_map(stored: LatentRgb) -> PreviewMap:
+    return PreviewMap(torch.tensor(stored.weight), torch.tensor(stored.bias))
+
+
+@torch.inference_mode()
+def fit_preview_map(decoder: Decoder, channels: int, device: torch.device) -> PreviewMap:
+    """Least squares between smooth random latents and what the decoder makes of them."""
+    coarse = initial_noise(0, channels, 16, 16)[None]
+    latent = F.interpolate(coarse, scale_factor=4, mode="bicubic")[0]
+    tiles = decode(latent.to(device), decoder, (False, False), DecodePlan())
+    image = next(tiles).image.float().cpu()
+    levels = F.avg_pool2d(image[None] / 2 + 0.5, decoder.scale)[0]
+    return _solve(latent, levels)
+
+
+def _solve(latent: Tensor, levels: Tensor) -> PreviewMap:
+    inputs = torch.cat([latent.flatten(1), torch.ones(1, latent[0].numel())]).T
+    solution = torch.linalg.lstsq(inputs, levels.flatten(1).T).solution
+    return PreviewMap(solution[:-1].T.contiguous(), solution[-1].contiguous())

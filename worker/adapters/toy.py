@@ -1,0 +1,120 @@
+"""A model in closed form, for tests: instantaneous, deterministic, with a known right answer.
+
+It knows the picture it wants (`target`), predicts exactly the noise that is left, and paints
+latents by plain enlargement.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
+
+from api_schemas.catalog import ModelCard
+from worker.adapters.errors import ModelFolderError
+from worker.adapters.model import PreviewMap
+from worker.engine.decoder import Decoder, Local
+from worker.engine.ensemble import Ensemble
+from worker.engine.generate import Pipeline
+from worker.engine.grid import Tile
+from worker.engine.schedule import Scheduler
+
+CHANNELS = 4
+SCALE = 8
+
+
+def target(prompt: str, top: int, left: int, height: int, width: int) -> Tensor:
+    """What the toy wants to see there: waves whose length the prompt decides, (4, h, w)."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=CHANNELS * 2).digest()
+    rows = torch.arange(top, top + height, dtype=torch.float32)[:, None]
+    columns = torch.arange(left, left + width, dtype=torch.float32)[None, :]
+    waves = [
+        torch.sin(
+            (rows * (1 + digest[2 * index] % 3) + columns * (1 + digest[2 * index + 1] % 3)) * math.pi / 16
+        )
+        for index in range(CHANNELS)
+    ]
+    return torch.stack(waves)
+
+
+@dataclass(frozen=True, slots=True)
+class ToyReplica:
+    """Predicts epsilon so that the clean latent is `target`, pixel by pixel."""
+
+    prompt: str
+    alphas_cumprod: Tensor
+    delay_s: float = 0.0
+
+    def predict(self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Tensor:
+        time.sleep(self.delay_s * len(tiles))
+        wanted = torch.stack(
+            [target(self.prompt, tile.top, tile.left, tile.height, tile.width) for tile in tiles]
+        )
+        signal = self.alphas_cumprod[int(timestep)]
+        return (crops - signal.sqrt() * wanted) / (1 - signal).sqrt()
+
+
+@dataclass(frozen=True, slots=True)
+class Toy:
+    """The loaded model."""
+
+    delay_s: float = 0.0
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(
+            name="toy",
+            family="toy",
+            description="Waves in closed form, for tests.",
+            native_size_px=256,
+            alignment_px=SCALE,
+            latent_channels=CHANNELS,
+            vae_scale=SCALE,
+            tile_sizes_px=[128, 256, 512],
+            default_steps=8,
+            default_guidance_scale=1.0,
+        )
+
+    @property
+    def preview_map(self) -> PreviewMap:
+        return PreviewMap(_COLORS / 2, torch.full((3,), 0.5))
+
+    def pipeline(
+        self, prompt: str, negative_prompt: str, guidance_scale: float, steps: int, num_modules: int
+    ) -> Pipeline:
+        scheduler = DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=True)
+        scheduler.set_timesteps(steps)
+        replica = ToyReplica(prompt, scheduler.alphas_cumprod, self.delay_s)
+        return Pipeline(
+            Ensemble([replica], num_modules), cast(Scheduler, scheduler), toy_decoder(), torch.device("cpu")
+        )
+
+
+# Each RGB channel shows one latent channel; the fourth dims all three.
+_COLORS = torch.tensor([[0.7, 0.0, 0.0, 0.3], [0.0, 0.7, 0.0, 0.3], [0.0, 0.0, 0.7, 0.3]])
+
+
+def toy_decoder() -> Decoder:
+    """Colours, then plain enlargement."""
+    colors = Local(lambda latent: torch.einsum("rc,bchw->brhw", _COLORS, latent))
+    enlarge = Local(lambda image: F.interpolate(image, scale_factor=SCALE), scale=SCALE)
+    return Decoder((colors, enlarge), (3, 3))
+
+
+def load_toy(address: str) -> Toy:
+    """`toy` or `toy:delay_ms=N`.
+
+    Raises:
+        ModelFolderError: another option.
+    """
+    _, _, options = address.partition(":")
+    key, _, value = options.partition("=")
+    if options and (key != "delay_ms" or not value.isdigit()):
+        raise ModelFolderError(f"toy takes delay_ms=N, not {options!r}")
+    return Toy(int(value or 0) / 1000)

@@ -1,0 +1,115 @@
+"""diffusers' decoders, written out as the engine's list of operations."""
+
+# diffusers types the parts of its autoencoders as bare modules or optionals; which ones are there is
+# checked by the tests, which compare every walk with the autoencoder's own decode.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalCall=false, reportOptionalSubscript=false
+# pyright: reportReturnType=false
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from worker.adapters.errors import UnknownFamilyError
+from worker.engine.decoder import Attend, Decoder, Fork, Join, Local, Normalize, Operation
+
+Walk = Iterator[tuple[Operation, int]]
+
+
+def flatten_decoder(vae: AutoencoderKL | AutoencoderTiny) -> Decoder:
+    """List the operations of `vae.decode(latent / scaling_factor + shift_factor)`.
+
+    Raises:
+        UnknownFamilyError: the autoencoder is of another class.
+    """
+    match vae:
+        case AutoencoderKL():
+            walk = list(_walk_kl(vae))
+        case AutoencoderTiny():
+            walk = list(_walk_tiny(vae))
+        case _:
+            raise UnknownFamilyError(
+                f"autoencoder {type(vae).__name__}; known: AutoencoderKL, AutoencoderTiny"
+            )
+    operations, channels = zip(*walk, strict=True)
+    return Decoder(operations, channels)
+
+
+def _walk_kl(vae: AutoencoderKL) -> Walk:
+    decoder, config = vae.decoder, vae.config
+    shift = config.shift_factor or 0.0
+    yield Local(lambda latent: (latent / config.scaling_factor + shift).to(vae.dtype)), config.latent_channels
+    if vae.post_quant_conv is not None:
+        yield _convolution(vae.post_quant_conv)
+    yield _convolution(decoder.conv_in)
+    yield from _walk_middle(decoder.mid_block)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            yield from _walk_resnet(resnet)
+        for upsampler in block.upsamplers or []:
+            yield Local(upsampler, reach=1, scale=2), upsampler.out_channels
+    yield Normalize(decoder.conv_norm_out), decoder.conv_norm_out.num_channels
+    yield Local(decoder.conv_act), decoder.conv_norm_out.num_channels
+    yield _convolution(decoder.conv_out)
+
+
+def _walk_middle(block: nn.Module) -> Walk:
+    first, *rest = block.resnets
+    yield from _walk_resnet(first)
+    for attention, resnet in zip(block.attentions, rest, strict=True):
+        if attention is not None:
+            yield from _walk_attention(attention)
+        yield from _walk_resnet(resnet)
+
+
+def _walk_resnet(resnet: ResnetBlock2D) -> Walk:
+    width = resnet.out_channels
+    yield Fork(resnet.conv_shortcut or nn.Identity()), max(width, resnet.in_channels)
+    yield Normalize(resnet.norm1), resnet.in_channels
+    yield Local(lambda value: resnet.conv1(resnet.nonlinearity(value)), reach=1), width
+    yield Normalize(resnet.norm2), width
+    yield Local(lambda value: resnet.conv2(resnet.nonlinearity(value)), reach=1), width
+    yield Join(resnet.output_scale_factor), width
+
+
+def _walk_attention(attention: Attention) -> Walk:
+    norm = attention.group_norm
+    yield Fork(nn.Identity()), norm.num_channels
+    yield Normalize(norm), norm.num_channels
+    yield Attend(lambda asking, answering: _attend(attention, asking, answering)), norm.num_channels
+    yield Join(attention.rescale_output_factor), norm.num_channels
+
+
+def _attend(attention: Attention, asking: Tensor, answering: Tensor) -> Tensor:
+    """Vaswani et al. 2017, eq. 1, over pixels: (1, C, h, w) asks (1, C, h', w')."""
+    queries, keys = (value.flatten(2).transpose(1, 2) for value in (asking, answering))
+    heads = [
+        projection(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for projection, tokens in ((attention.to_q, queries), (attention.to_k, keys), (attention.to_v, keys))
+    ]
+    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    return attention.to_out[0](mixed).transpose(1, 2).unflatten(-1, asking.shape[-2:])
+
+
+def _convolution(layer: nn.Conv2d) -> tuple[Local, int]:
+    return Local(layer, reach=layer.kernel_size[0] // 2), layer.out_channels
+
+
+def _walk_tiny(vae: AutoencoderTiny) -> Walk:
+    """No statistics anywhere: every layer is local."""
+    channels = vae.config.latent_channels
+    scaling = vae.config.scaling_factor
+    yield Local(lambda latent: torch.tanh(latent.to(vae.dtype) / scaling / 3) * 3), channels
+    for layer in vae.decoder.layers:
+        convolutions = [part for part in layer.modules() if isinstance(part, nn.Conv2d)]
+        channels = convolutions[-1].out_channels if convolutions else channels
+        reach = sum(part.kernel_size[0] // 2 for part in convolutions)
+        scale = int(layer.scale_factor) if isinstance(layer, nn.Upsample) else 1
+        yield Local(layer, reach, scale), channels
+    yield Local(lambda image: image * 2 - 1), 3

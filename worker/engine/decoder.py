@@ -1,0 +1,99 @@
+"""A VAE decoder as a list of operations, so that it can be walked in tiles and stay exact.
+
+A convolution needs a halo; a normalisation needs the statistics of the whole canvas; attention
+needs the whole canvas itself. The list says which is which; decode.py acts on it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """An operation of finite reach.
+
+    Args:
+        apply: (1, C, h, w) -> (1, C', h * scale, w * scale).
+        reach: pixels that it looks beyond its own, at its output's resolution.
+        scale: by how much it enlarges.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    reach: int = 0
+    scale: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """Group normalisation over the whole canvas."""
+
+    norm: nn.GroupNorm
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Self-attention over the whole canvas.
+
+    Args:
+        apply: ((1, C, h, w) with halo, the same without) -> (1, C, h, w); the first asks, the second answers.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Set the activation aside, through `shortcut`, for the next `Join`."""
+
+    shortcut: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Add what was set aside, then divide by `divisor`."""
+
+    divisor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Keep a halo of `halo` pixels, no more."""
+
+    halo: int
+
+
+Operation = Local | Normalize | Attend | Fork | Join | Trim
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Clean latent (C, H, W) to RGB in [-1, 1], (3, H * scale, W * scale).
+
+    Args:
+        channels: of each operation's output, for the memory plan.
+    """
+
+    operations: Sequence[Operation]
+    channels: Sequence[int]
+
+    @property
+    def scale(self) -> int:
+        return scale_of(self.operations)
+
+
+def scale_of(operations: Sequence[Operation]) -> int:
+    scale = 1
+    for operation in operations:
+        scale *= operation.scale if isinstance(operation, Local) else 1
+    return scale
+
+
+def halo_of(operations: Sequence[Operation]) -> int:
+    """Pixels at the first operation's resolution that reach into one output pixel, rounded up."""
+    halo = 0
+    for operation in reversed(operations):
+        if isinstance(operation, Local):
+            halo = -(-(halo + operation.reach) // operation.scale)
+    return halo

@@ -1,0 +1,96 @@
+"""The loop: the canvas owns the state, every tile listens to it at every step (decision 0001)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+from torch import Tensor
+
+from worker.engine.ensemble import Ensemble
+from worker.engine.errors import NonFiniteLatentError
+from worker.engine.fuse import Fusion
+from worker.engine.grid import Tile
+from worker.engine.plan import DenoisePlan
+from worker.engine.schedule import Scalars, Scheduler, capture_state, estimate_clean
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that a later process needs to go on, to the same bytes. `step` steps are done."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    scalars: Scalars
+
+
+@dataclass(frozen=True, slots=True)
+class TilePredicted:
+    """One tile of a step was heard; `clean` (C, h, w) is what it believes the picture to be."""
+
+    index: int
+    tile: Tile
+    clean: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All tiles of a step were fused and the canvas advanced. `checkpoint()` keeps this moment."""
+
+    index: int
+    steps: int
+    tiles: int
+    checkpoint: Callable[[], Checkpoint]
+
+
+@torch.inference_mode()
+def denoise(
+    latent: Tensor,
+    plan: DenoisePlan,
+    ensemble: Ensemble,
+    scheduler: Scheduler,
+    generator: torch.Generator,
+    first_step: int = 0,
+) -> Iterator[TilePredicted | Step]:
+    """Carry a noisy canvas to a clean one, all tiles in step with each other.
+
+    The caller drives: it reports each step, and cancels by closing the iterator.
+
+    Args:
+        latent: noisy canvas, (C, H, W), float32, latent pixels; overwritten with each step's result.
+        generator: source of the scheduler's own noise, one draw for the whole canvas.
+
+    Raises:
+        NonFiniteLatentError: names the first broken step.
+    """
+    steps = len(scheduler.timesteps)
+    for index in range(first_step, steps):
+        timestep = scheduler.timesteps[index]
+        tiles = plan.grid_at(index, steps).tiles
+        fusion = Fusion(like=latent)
+        scaled = scheduler.scale_model_input(latent[None], timestep)[0]
+        for tile, prediction in ensemble.predict(scaled, timestep, tiles):
+            fusion.add(tile, prediction)
+            clean = estimate_clean(tile.crop(latent), prediction, timestep, scheduler)
+            yield TilePredicted(index, tile, clean)
+        latent.copy_(advance(scheduler, fusion.mean(), timestep, latent, generator))
+        if not latent.isfinite().all():
+            raise NonFiniteLatentError(f"step {index + 1} of {steps}, timestep {float(timestep):g}")
+        yield Step(index, steps, len(tiles), lambda done=index + 1: keep(done, latent, scheduler, generator))
+
+
+def advance(
+    scheduler: Scheduler, prediction: Tensor, timestep: Tensor, latent: Tensor, generator: torch.Generator
+) -> Tensor:
+    """One scheduler step of the whole canvas (C, H, W)."""
+    draws = "generator" in signature(scheduler.step).parameters
+    options = {"generator": generator} if draws else {}
+    return scheduler.step(prediction[None], timestep, latent[None], **options).prev_sample[0]
+
+
+def keep(step: int, latent: Tensor, scheduler: Scheduler, generator: torch.Generator) -> Checkpoint:
+    """The checkpoint after `step` steps."""
+    tensors, scalars = capture_state(scheduler)
+    kept = {f"scheduler.{name}": tensor.clone() for name, tensor in tensors.items()}
+    kept |= {"latent": latent.cpu().clone(), "generator": generator.get_state()}
+    return Checkpoint(step, kept, scalars)

@@ -1,0 +1,23 @@
+"""What can go wrong inside the engine.
+
+EngineError
+├── GridError              a tile does not fit its canvas
+├── NonFiniteLatentError   a step produced NaN or infinity
+└── SchedulerStateError    a scheduler keeps something that cannot be checkpointed
+"""
+
+
+class EngineError(Exception):
+    """Root of the engine's errors."""
+
+
+class GridError(EngineError):
+    """A tile does not fit its canvas."""
+
+
+class NonFiniteLatentError(EngineError):
+    """A step produced NaN or infinity."""
+
+
+class SchedulerStateError(EngineError):
+    """A scheduler keeps something that cannot be checkpointed."""

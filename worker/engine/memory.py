@@ -1,0 +1,44 @@
+"""How much of a decode is done at once, by the memory that there is."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor
+
+from worker.engine.decoder import Attend, Decoder, Fork, Join, Local, Normalize
+from worker.engine.plan import DecodePlan
+
+
+def choose_split(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
+    """How many operations run on the whole canvas.
+
+    All up to the last attention, then as many as fit: four activations (input, output, set aside,
+    work space) within `memory_bytes`. None where nothing needs the whole canvas: then all streams.
+    """
+    if not any(isinstance(operation, Normalize | Attend) for operation in decoder.operations):
+        return 0
+    needed = max((i + 1 for i, op in enumerate(decoder.operations) if isinstance(op, Attend)), default=0)
+    split = needed
+    for index, (size_bytes, inside_fork) in enumerate(_walk(latent, decoder)):
+        if index >= needed and 4 * size_bytes > plan.memory_bytes:
+            break
+        split = split if inside_fork else max(split, index + 1)
+    return split
+
+
+def choose_mode(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> Literal["exact", "bounded"]:
+    """Resolve `auto`: exact while what all tiles hold stays under four times `memory_bytes`."""
+    if plan.mode != "auto":
+        return plan.mode
+    held_bytes = 2 * max(size_bytes for size_bytes, _ in _walk(latent, decoder))
+    return "exact" if held_bytes <= 4 * plan.memory_bytes else "bounded"
+
+
+def _walk(latent: Tensor, decoder: Decoder) -> Iterator[tuple[int, bool]]:
+    """(bytes of the whole canvas behind it, whether something is set aside) for each operation."""
+    plane_bytes = latent[0].numel() * latent.element_size()
+    inside_fork = False
+    for operation, channels in zip(decoder.operations, decoder.channels, strict=True):
+        plane_bytes *= operation.scale**2 if isinstance(operation, Local) else 1
+        inside_fork = isinstance(operation, Fork) or (inside_fork and not isinstance(operation, Join))
+        yield plane_bytes * channels, inside_fork
