@@ -27,13 +27,14 @@ from worker.engine.schedule import Scheduler
 
 CHANNELS = 4
 SCALE = 8
+PERIOD = 32  # latent pixels after which every wave repeats
 
 
 def target(prompt: str, top: int, left: int, height: int, width: int) -> Tensor:
     """What the toy wants to see there: waves whose length the prompt decides, (4, h, w)."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=CHANNELS * 2).digest()
-    rows = torch.arange(top, top + height, dtype=torch.float32)[:, None]
-    columns = torch.arange(left, left + width, dtype=torch.float32)[None, :]
+    rows = torch.arange(top, top + height)[:, None] % PERIOD
+    columns = torch.arange(left, left + width)[None, :] % PERIOD
     waves = [
         torch.sin(
             (rows * (1 + digest[2 * index] % 3) + columns * (1 + digest[2 * index + 1] % 3)) * math.pi / 16

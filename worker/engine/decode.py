@@ -109,7 +109,7 @@ def _decode_tiles(
 ) -> Iterator[tuple[Tile, Activation]]:
     barriers = [index for index, operation in enumerate(tail) if isinstance(operation, Normalize)]
     with tempfile.TemporaryDirectory(dir=plan.spill_dir, prefix="decode-") as folder:
-        if barriers and exact:
+        if barriers and (exact or len(tiles) <= SAMPLE_TILES):
             held = Held(plan.memory_bytes, Path(folder))
             _settle_statistics(tiles, cut_tile, tail, barriers, held)
             rest = tail[barriers[-1] :]

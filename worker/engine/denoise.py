@@ -12,7 +12,7 @@ from worker.engine.errors import NonFiniteLatentError
 from worker.engine.fuse import Fusion
 from worker.engine.grid import Tile
 from worker.engine.plan import DenoisePlan
-from worker.engine.schedule import Scalars, Scheduler, capture_state, estimate_clean
+from worker.engine.schedule import Scalars, Scheduler, capture_state, estimate_clean, scale_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def denoise(
         timestep = scheduler.timesteps[index]
         tiles = plan.grid_at(index, steps).tiles
         fusion = Fusion(like=latent)
-        scaled = scheduler.scale_model_input(latent[None], timestep)[0]
+        scaled = scale_input(scheduler, latent, timestep)
         for tile, prediction in ensemble.predict(scaled, timestep, tiles):
             fusion.add(tile, prediction)
             clean = estimate_clean(tile.crop(latent), prediction, timestep, scheduler)

@@ -12,7 +12,7 @@ from worker.engine.denoise import Checkpoint, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan
-from worker.engine.schedule import Scheduler, restore_state
+from worker.engine.schedule import Scheduler, initial_scale, restore_state
 from worker.engine.stitch import Band, stitch
 
 Progress = TilePredicted | Step | Band
@@ -48,7 +48,7 @@ def generate(
 
 def _begin(plan: GenerationPlan, pipeline: Pipeline) -> Tensor:
     noise = initial_noise(plan.seed, plan.channels, plan.denoise.height, plan.denoise.width)
-    return noise.to(pipeline.device) * pipeline.scheduler.init_noise_sigma
+    return noise.to(pipeline.device) * initial_scale(pipeline.scheduler)
 
 
 def _resume(checkpoint: Checkpoint, pipeline: Pipeline, generator: torch.Generator) -> Tensor:

@@ -17,12 +17,15 @@ def choose_split(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     """
     if not any(isinstance(operation, Normalize | Attend) for operation in decoder.operations):
         return 0
-    needed = max((i + 1 for i, op in enumerate(decoder.operations) if isinstance(op, Attend)), default=0)
-    split = needed
+    attentions = [
+        index for index, operation in enumerate(decoder.operations) if isinstance(operation, Attend)
+    ]
+    first_allowed = attentions[-1] if attentions else -1
+    split = 0
     for index, (size_bytes, inside_fork) in enumerate(_walk(latent, decoder)):
-        if index >= needed and 4 * size_bytes > plan.memory_bytes:
+        if split > first_allowed and 4 * size_bytes > plan.memory_bytes:
             break
-        split = split if inside_fork else max(split, index + 1)
+        split = split if inside_fork else index + 1
     return split
 
 

@@ -1,5 +1,6 @@
 """What the loop needs of a diffusers scheduler, and how its state is kept."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,18 +18,27 @@ class SchedulerOutput(Protocol):
 
 
 class Scheduler(Protocol):
-    """Any diffusers scheduler on which `set_timesteps` was called."""
+    """Any diffusers scheduler on which `set_timesteps` was called.
+
+    Flow matching schedulers have neither `init_noise_sigma` nor `scale_model_input`: both are 1.
+    """
 
     timesteps: Tensor
-
-    @property
-    def init_noise_sigma(self) -> float | Tensor: ...
-
-    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
 
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, generator: torch.Generator
     ) -> SchedulerOutput: ...
+
+
+def initial_scale(scheduler: Scheduler) -> float:
+    """Standard deviation of the noise that the first step expects."""
+    return float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+
+def scale_input(scheduler: Scheduler, latent: Tensor, timestep: Tensor) -> Tensor:
+    """The latent as the model wants to see it."""
+    scale: Callable[[Tensor, Tensor], Tensor] | None = getattr(scheduler, "scale_model_input", None)
+    return latent if scale is None else scale(latent, timestep)
 
 
 def capture_state(scheduler: object) -> tuple[dict[str, Tensor], Scalars]:
@@ -124,4 +134,4 @@ def _noise_level(scheduler: Scheduler, timestep: Tensor) -> tuple[float, float]:
 
 
 def _scaling(scheduler: Scheduler, timestep: Tensor) -> float:
-    return float(scheduler.scale_model_input(torch.ones(1, device=timestep.device), timestep))
+    return float(scale_input(scheduler, torch.ones(1, device=timestep.device), timestep))

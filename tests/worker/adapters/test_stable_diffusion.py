@@ -1,0 +1,103 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from tests.tiny_models import tiny_stable_diffusion
+from worker.adapters.errors import DamagedModelError, ModelFolderError, UnknownFamilyError
+from worker.adapters.registry import load_model
+from worker.engine.denoise import denoise
+from worker.engine.generate import generate
+from worker.engine.noise import initial_noise
+from worker.engine.plan import DenoisePlan, GenerationPlan
+from worker.engine.schedule import initial_scale
+from worker.engine.stitch import Band
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_stable_diffusion(folder)
+    return folder
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_one_tile_equals_diffusers_own_pipeline(folder: Path, guidance_scale: float) -> None:
+    noise = initial_noise(9, 4, 16, 16)
+    theirs = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None)(
+        "brick wall", negative_prompt="moss", latents=noise[None], num_inference_steps=5,
+        guidance_scale=guidance_scale, output_type="latent",
+    ).images[0]  # fmt: skip
+    pipeline = load_model(str(folder), "cpu").pipeline("brick wall", "moss", guidance_scale, 5, 1)
+    ours = noise * initial_scale(pipeline.scheduler)
+    plan = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
+    list(denoise(ours, plan, pipeline.ensemble, pipeline.scheduler, torch.Generator()))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_one_tile_picture_equals_diffusers_own_picture(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None)
+    noise = initial_noise(9, 4, 16, 16)
+    theirs = pipe(
+        "dune", latents=noise[None], num_inference_steps=3, guidance_scale=2.0, output_type="np"
+    ).images[0]
+    plan = GenerationPlan(9, 4, DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9))
+    pipeline = load_model(str(folder), "cpu").pipeline("dune", "", 2.0, 3, 1)
+    ours = torch.cat([event.rows for event in generate(plan, pipeline) if isinstance(event, Band)])
+    assert (ours.float() - torch.from_numpy(theirs) * 255).abs().max() <= 0.51
+
+
+def test_card_says_what_the_folder_says(folder: Path) -> None:
+    card = load_model(str(folder), "cpu").card
+    assert (card.name, card.native_size_px, card.alignment_px, card.vae_scale, card.latent_channels) == (
+        "tiny", 64, 8, 4, 4,
+    )  # fmt: skip
+
+
+def test_preview_map_tracks_the_decoder(folder: Path) -> None:
+    model = load_model(str(folder), "cpu")
+    assert model.preview_map.weight.shape == (3, 4)
+    assert torch.isfinite(model.preview_map.weight).all()
+    assert model.preview_map.weight.abs().max() > 0
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match=r"nowhere is not a model folder: model_index.json is missing"):
+        load_model(str(tmp_path / "nowhere"), "cpu")
+
+
+def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    _link(folder, tmp_path / "model")
+    (tmp_path / "model" / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ModelFolderError, match=r"pickled weights \(unet/diffusion_pytorch_model.bin\)"):
+        load_model(str(tmp_path / "model"), "cpu")
+
+
+def test_a_truncated_file_is_named_with_its_digest(folder: Path, tmp_path: Path) -> None:
+    model = _link(folder, tmp_path / "model")
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (model / "SHA256SUMS").write_text(f"{digest}  vae/{weights.name}\n")
+    load_model(str(model), "cpu")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DamagedModelError, match=f"{weights.name} has SHA-256 .*, expected {digest}"):
+        load_model(str(model), "cpu")
+
+
+def test_an_unknown_family_names_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with pytest.raises(
+        UnknownFamilyError, match="holds a KandinskyPipeline; known families: StableDiffusionPipeline"
+    ):
+        load_model(str(tmp_path), "cpu")
+
+
+def _link(folder: Path, copy: Path) -> Path:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target = copy / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return copy

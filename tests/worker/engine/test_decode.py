@@ -1,0 +1,126 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tiny_models import tiny_autoencoder, tiny_vae
+from worker.adapters.vae import flatten_decoder
+from worker.engine.activations import Activation, Held
+from worker.engine.decode import decode
+from worker.engine.decoder import Decoder, halo_of
+from worker.engine.grid import Tile
+from worker.engine.memory import choose_mode, choose_split
+from worker.engine.plan import DecodePlan
+from worker.engine.stitch import stitch
+
+ONE_LEVEL = 1 / 127.5  # of 255, in the decoder's range [-1, 1]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return flatten_decoder(tiny_vae())
+
+
+def paint(
+    latent: torch.Tensor, decoder: Decoder, plan: DecodePlan, wrap: tuple[bool, bool] = (False, False)
+) -> torch.Tensor:
+    image = torch.full((3, latent.shape[1] * decoder.scale, latent.shape[2] * decoder.scale), torch.nan)
+    for tile in decode(latent, decoder, wrap, plan):
+        tile.place.slice(image).copy_(tile.image)
+    return image
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("memory_bytes", [1, 600_000, 1 << 30])
+def test_exact_equals_the_autoencoders_own_decode(attention: bool, memory_bytes: int) -> None:
+    vae = tiny_vae(attention=attention)
+    latent = torch.randn(4, 37, 50)
+    with torch.inference_mode():
+        whole = vae.decode(latent[None] / vae.config.scaling_factor).sample[0]
+    tiled = paint(latent, flatten_decoder(vae), DecodePlan(13, "exact", memory_bytes))
+    assert (tiled - whole).abs().max() < 0.01 * ONE_LEVEL
+
+
+def test_each_memory_gives_another_way_of_walking(decoder: Decoder) -> None:
+    latent = torch.randn(4, 37, 50)
+    splits = [choose_split(latent, decoder, DecodePlan(13, "exact", size)) for size in (1, 600_000, 1 << 30)]
+    assert splits[0] < splits[1] < splits[2] == len(decoder.operations)
+
+
+def test_a_decoder_without_statistics_streams_and_is_exact() -> None:
+    vae = tiny_autoencoder()
+    latent = torch.randn(4, 40, 33)
+    with torch.inference_mode():
+        whole = vae.decode(latent[None]).sample[0]
+    tiled = paint(latent, flatten_decoder(vae), DecodePlan(16, "exact"))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 30), st.integers(0, 30), st.sampled_from([(True, True), (False, True), (True, False)]))
+def test_wrapped_decode_of_a_rolled_latent_is_the_rolled_decode(
+    down: int, right: int, wrap: tuple[bool, bool]
+) -> None:
+    decoder = flatten_decoder(tiny_vae())
+    latent = torch.randn(4, 24, 28)
+    shift = (down * wrap[0], right * wrap[1])
+    plan = DecodePlan(9, "exact", 1)
+    rolled = paint(latent.roll(shift, (1, 2)), decoder, plan, wrap)
+    expected = paint(latent, decoder, plan, wrap).roll(
+        (shift[0] * decoder.scale, shift[1] * decoder.scale), (1, 2)
+    )
+    torch.testing.assert_close(rolled, expected, rtol=0, atol=1e-4)
+
+
+def test_bounded_mode_is_close_and_has_no_seam(decoder: Decoder) -> None:
+    latent = torch.randn(4, 96, 96, generator=torch.Generator().manual_seed(1))
+    exact = paint(latent, decoder, DecodePlan(8, "exact", 1))
+    bounded = paint(latent, decoder, DecodePlan(8, "bounded", 1))
+    assert 0 < (exact - bounded).abs().mean() < 2 * ONE_LEVEL
+    across = (bounded[:, :, 32::32] - bounded[:, :, 31:-1:32]).abs().mean()
+    beside = (bounded[:, :, 48::32] - bounded[:, :, 47:-1:32]).abs().mean()
+    assert 0.8 < across / beside < 1.25
+
+
+def test_auto_is_exact_until_too_much_must_be_held(decoder: Decoder) -> None:
+    latent = torch.randn(4, 64, 64)
+    assert choose_mode(latent, decoder, DecodePlan(16, "auto", 1 << 30)) == "exact"
+    assert choose_mode(latent, decoder, DecodePlan(16, "auto", 1 << 10)) == "bounded"
+
+
+def test_bands_come_from_the_top_without_a_gap(decoder: Decoder) -> None:
+    latent = torch.randn(4, 20, 12)
+    tiles = list(decode(latent, decoder, (False, False), DecodePlan(8, "exact", 1)))
+    bands = list(stitch(iter(tiles), 12 * decoder.scale))
+    assert [band.top for band in bands] == [0, 32, 64]
+    picture = torch.cat([band.rows for band in bands])
+    assert picture.shape == (80, 48, 3)
+    assert picture.dtype == torch.uint8
+    expected = (tiles[3].image * 127.5 + 127.5).round().clamp(0, 255)
+    assert torch.equal(picture[32:64, 32:48].permute(2, 0, 1).float(), expected)
+
+
+def test_halo_counts_reach_through_every_scale() -> None:
+    operations = flatten_decoder(tiny_autoencoder()).operations
+    latent = torch.randn(4, 64, 64)
+    disturbed = latent.clone()
+    disturbed[:, 32, 32] += 5
+    plain, other = (
+        paint(x, Decoder(operations, [8] * len(operations)), DecodePlan(64)) for x in (latent, disturbed)
+    )
+    rows = ((plain - other).abs().amax(dim=(0, 2)) > 0).nonzero()
+    reach = max(32 * 8 - int(rows.min()), int(rows.max()) - 32 * 8 - 7)
+    assert reach <= halo_of(operations) * 8
+
+
+def test_what_does_not_fit_is_spilled_and_comes_back(tmp_path) -> None:
+    held = Held(300, tmp_path)
+    kept = [Activation(torch.randn(1, 2, 5, 5), Tile(1, 1, 3, 3), torch.randn(1, 2, 5, 5)) for _ in range(3)]
+    for index, activation in enumerate(kept):
+        held.put(index, activation)
+    assert len(list(tmp_path.iterdir())) == 3
+    for index, activation in enumerate(kept):
+        back = held.take(index)
+        assert torch.equal(back.value, activation.value)
+        assert back.core == activation.core
+    assert not list(tmp_path.iterdir())

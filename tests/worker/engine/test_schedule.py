@@ -1,0 +1,74 @@
+"""Every scheduler that diffusers has for latents must run in the loop, and be resumable."""
+
+import diffusers
+import pytest
+import torch
+
+from tests.worker.engine.known_answer import KnownAnswer, plain_decoder
+from worker.engine.denoise import Checkpoint, Step, TilePredicted
+from worker.engine.ensemble import Ensemble
+from worker.engine.generate import Pipeline, generate
+from worker.engine.plan import DenoisePlan, GenerationPlan
+from worker.engine.stitch import Band
+
+SCHEDULERS = [
+    ("DDIMScheduler", {}),
+    ("DDIMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+    ("DDPMScheduler", {}),
+    ("DPMSolverMultistepScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+    ("DPMSolverSinglestepScheduler", {}),
+    ("UniPCMultistepScheduler", {}),
+    ("DEISMultistepScheduler", {}),
+    ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("HeunDiscreteScheduler", {}),
+    ("PNDMScheduler", {"skip_prk_steps": True}),
+    ("LCMScheduler", {}),
+    ("FlowMatchEulerDiscreteScheduler", {}),
+]  # fmt: skip
+
+
+def _pipeline(name: str, options: dict[str, object], steps: int = 6) -> tuple[Pipeline, torch.Tensor]:
+    scheduler = getattr(diffusers, name)(**options)
+    scheduler.set_timesteps(steps)
+    answer = torch.sin(torch.arange(2 * 24 * 32, dtype=torch.float32)).reshape(2, 24, 32)
+    replica = KnownAnswer(answer, scheduler)
+    return Pipeline(Ensemble([replica], 2), scheduler, plain_decoder(), torch.device("cpu")), answer
+
+
+PLAN = GenerationPlan(11, 2, DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11))
+
+
+@pytest.mark.parametrize(("name", "options"), SCHEDULERS)
+def test_clean_estimate_is_the_known_answer_at_every_step(name: str, options: dict[str, object]) -> None:
+    pipeline, answer = _pipeline(name, options)
+    for event in generate(PLAN, pipeline):
+        if isinstance(event, TilePredicted) and _is_noisy_enough(pipeline, event.index):
+            torch.testing.assert_close(event.clean, event.tile.crop(answer), rtol=0, atol=2e-2)
+
+
+def _is_noisy_enough(pipeline: Pipeline, index: int) -> bool:
+    """Where nearly nothing or nearly everything is noise, dividing by it says little."""
+    return 20 < float(pipeline.scheduler.timesteps[index]) < 950
+
+
+@pytest.mark.parametrize(("name", "options"), SCHEDULERS)
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resumed_equals_never_stopped(name: str, options: dict[str, object], stop: int) -> None:
+    whole = _picture(generate(PLAN, _pipeline(name, options)[0]))
+    resumed = _picture(generate(PLAN, _pipeline(name, options)[0], _checkpoint_after(stop, name, options)))
+    assert torch.equal(whole, resumed)
+    assert whole.float().std() > 0
+
+
+def _checkpoint_after(stop: int, name: str, options: dict[str, object]) -> Checkpoint:
+    for event in generate(PLAN, _pipeline(name, options)[0]):
+        if isinstance(event, Step) and event.index + 1 == stop:
+            return event.checkpoint()
+    raise AssertionError(f"no step {stop}")
+
+
+def _picture(events: object) -> torch.Tensor:
+    return torch.cat([event.rows for event in events if isinstance(event, Band)])  # type: ignore[attr-defined]
