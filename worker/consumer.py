@@ -1,0 +1,152 @@
+"""The RQ worker: takes jobs from the queue, never touches torch or a device."""
+
+import logging
+import time
+from dataclasses import replace
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq import Queue, SimpleWorker
+from rq.exceptions import DequeueTimeout
+from rq.executions import Execution
+from rq.job import Job as RqJob
+from rq.timeouts import BaseDeathPenalty
+from rq.worker import WorkerStatus
+
+from api_schemas import wire
+from worker.engine_process import EngineProcess
+from worker.janitor import Janitor
+from worker.messages import Refused
+from worker.runner import LET_GO
+from worker.workplace import WORKPLACE, Workplace
+
+_POLL_S = 1
+_RENEWALS_PER_LEASE = 5
+_log = logging.getLogger(__name__)
+
+
+class _NoDeathPenalty(BaseDeathPenalty):
+    """RQ's alarm would not interrupt C code; the runner kills an engine that shows no progress."""
+
+    def setup_death_penalty(self) -> None:
+        return
+
+    def cancel_death_penalty(self) -> None:
+        return
+
+
+class EngineWorker(SimpleWorker):
+    """A SimpleWorker with short leases, one queue, and no work of its own.
+
+    One queue: with two, RQ pops without the safety of an intermediate list, and a worker killed
+    between pop and start would lose the job for ever.
+    """
+
+    death_penalty_class = _NoDeathPenalty
+
+    def __init__(self, workplace: Workplace, engine: EngineProcess, lease_s: int) -> None:
+        super().__init__(
+            [wire.QUEUE_NAME],
+            name=workplace.worker,
+            connection=workplace.redis,
+            serializer="json",
+            worker_ttl=20,
+            maintenance_interval=5,
+            log_job_description=False,  # it would show prompts one day
+        )
+        self._workplace = replace(workplace, renew_lease=self._keep_alive)
+        self._engine = engine
+        self._lease_s = lease_s
+        self._janitor = Janitor(workplace.redis, self.queues[0], workplace.worker)
+        self._held: tuple[RqJob, Execution] | None = None
+        self._beat_at = 0.0
+
+    # What RQ asks -------------------------------------------------------------------------------
+
+    def get_heartbeat_ttl(self, job: RqJob, working_time: float = 0.0) -> int:
+        """The lease; RQ's own is job_timeout + 60 and is never renewed."""
+        return self._lease_s
+
+    def kill_horse(self, sig: int = 0) -> None:
+        """RQ's stop-job command, which arrives on another thread."""
+        self._workplace.cancel.set()
+
+    def request_stop(self, signum: int, frame: object) -> None:
+        """First and every later SIGTERM or SIGINT: only flags, everything else is the loops' business."""
+        self._stop_requested = True
+        self._workplace.stop.set()
+
+    def clean_registries(self) -> None:
+        self._janitor.clean(self)
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[RqJob, Queue] | None:
+        """Wait for a job; unlike RQ's own loop, hear a stop within a second."""
+        self.set_state(WorkerStatus.IDLE)
+        while not self._workplace.stop.is_set():
+            try:
+                self._keep_house()
+                found = self.queue_class.dequeue_any(
+                    self.queues, _POLL_S, self.connection, self.job_class, self.serializer
+                )
+                if found is not None:
+                    found[0].redis_server_version = self.get_redis_server_version()
+                    return found
+            except DequeueTimeout:
+                continue
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                _log.warning("waiting for Redis: %s", error)
+                self._workplace.stop.wait(_POLL_S)
+        return None
+
+    def perform_job(self, job: RqJob, queue: Queue, execution: Execution) -> bool:
+        """Run a job with its workplace around it, unless it already runs elsewhere."""
+        if self._janitor.runs_elsewhere(job.id, execution):
+            _log.info("job %s runs elsewhere", job.id)
+            self._let_go(job, queue, execution)
+            return False
+        self._workplace.cancel.clear()
+        self._held = (job, execution)
+        token = WORKPLACE.set(self._workplace)
+        try:
+            return super().perform_job(job, queue, execution)
+        finally:
+            WORKPLACE.reset(token)
+            self._held = None
+
+    def _finalize_success(self, job: RqJob, queue: Queue, execution: Execution, return_value: object) -> None:
+        if return_value == LET_GO:
+            self._let_go(job, queue, execution)
+        else:
+            super()._finalize_success(job, queue, execution, return_value)
+
+    # --------------------------------------------------------------------------------------------
+
+    def _keep_house(self) -> None:
+        if isinstance(self._engine.tend(), Refused):
+            self._workplace.stop.set()
+        self._keep_alive()
+        if self.should_run_maintenance_tasks:
+            self.run_maintenance_tasks()
+
+    def _keep_alive(self) -> None:
+        """Renew the lease and the sign of life, not more often than is of use."""
+        now = time.monotonic()
+        if now - self._beat_at < self._lease_s / _RENEWALS_PER_LEASE:
+            return
+        self._beat_at = now
+        self.connection.set(
+            f"{wire.WORKER_KEY_PREFIX}{self.name}", self._workplace.card.name, ex=max(self._lease_s, 15)
+        )
+        if self._held is None:
+            self.heartbeat()
+        else:
+            self.maintain_heartbeats(*self._held)
+
+    def _let_go(self, job: RqJob, queue: Queue, execution: Execution) -> None:
+        """Forget an execution without a word about the job, which is another worker's."""
+        with self.connection.pipeline() as pipeline:
+            self.cleanup_execution(job, pipeline=pipeline, execution=execution)
+            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+            pipeline.execute()

@@ -1,0 +1,131 @@
+"""The process that owns torch and the device: spawned, persistent, restartable."""
+
+import multiprocessing
+import time
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Self
+
+from worker.errors import EngineLostError
+from worker.messages import Broke, Command, Halted, Report, Sing, Stop, Sung
+from worker.settings import WorkerSettings
+
+_FINAL = Sung | Halted | Broke
+
+
+class EngineProcess:
+    """The consumer's end. Nothing here imports torch; nothing here blocks longer than it is told to."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._busy = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that lives now."""
+        return self._process.pid if self._process else None
+
+    def restart(self) -> None:
+        """Kill what is there and spawn a new process, which loads the model while the caller goes on.
+
+        Call it from the main thread: the process dies with the thread that spawned it.
+        """
+        self.close()
+        spawning = multiprocessing.get_context("spawn")
+        ours, theirs = spawning.Pipe()
+        process = spawning.Process(target=_run, args=(theirs, self._settings), name="engine", daemon=True)
+        process.start()
+        theirs.close()  # else the end of the process would not end the pipe
+        self._process, self._pipe, self._busy = process, ours, False
+
+    def say(self, command: Command) -> None:
+        """Send a command; the process reads it once the model is loaded.
+
+        Raises:
+            EngineLostError: the process died.
+        """
+        if self._pipe is None:
+            raise EngineLostError("the engine process was not started")
+        try:
+            self._pipe.send(command)
+        except OSError as error:
+            raise EngineLostError(self._describe_end()) from error
+        self._busy = self._busy or isinstance(command, Sing)
+
+    def hear(self, timeout_s: float) -> Report | None:
+        """Wait for the next report.
+
+        Raises:
+            EngineLostError: the process died.
+        """
+        if self._pipe is None or self._process is None:
+            raise EngineLostError("the engine process was not started")
+        ready = wait([self._pipe, self._process.sentinel], timeout_s)
+        if self._pipe in ready:
+            return self._receive(self._pipe)
+        if ready:
+            raise EngineLostError(self._describe_end())
+        return None
+
+    def quiet(self, patience_s: float) -> None:
+        """End what is being sung; a process that does not listen in time is replaced."""
+        deadline = time.monotonic() + patience_s
+        try:
+            if self._busy:
+                self.say(Stop(keep=False))
+            while self._busy and time.monotonic() < deadline:
+                self.hear(0.1)
+        except EngineLostError:
+            self._busy = True
+        if self._busy:
+            self.restart()
+
+    def tend(self) -> Report | None:
+        """Between jobs: read what comes, replace a process that died."""
+        try:
+            return self.hear(0)
+        except EngineLostError:
+            self.restart()
+            return None
+
+    def close(self) -> None:
+        """Kill the process; it ignores gentler signals."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def _receive(self, pipe: Connection) -> Report:
+        try:
+            report: Report = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EngineLostError(self._describe_end()) from error
+        if isinstance(report, _FINAL):
+            self._busy = False
+        return report
+
+    def _describe_end(self) -> str:
+        assert self._process is not None
+        self._process.join(1)
+        return f"the engine process {self._process.pid} ended with exit code {self._process.exitcode}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _run(pipe: Connection, settings: WorkerSettings) -> None:
+    # Imported in the new process only: the consumer stays free of torch.
+    from worker.performer import serve
+
+    memory_bytes = settings.decode_memory_mb << 20
+    serve(pipe, settings.model, settings.device, memory_bytes, settings.checkpoint_interval_s)

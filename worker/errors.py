@@ -1,0 +1,80 @@
+"""What can go wrong in the worker.
+
+WorkerError
+├── ModelRefusedError        the engine process says why it cannot serve its model
+├── EngineLostError          the engine process died
+├── EngineStalledError       the engine process shows no progress
+├── HopelessJobError         another attempt would end no better; with the code that clients read
+├── CheckpointError          a checkpoint file cannot be read
+├── ResourceError            something outside is missing; waiting may help
+│   ├── StorageUnavailableError
+│   └── DiskFullError
+├── FencedError              a newer attempt owns the job, or it has ended
+├── CanceledError            somebody asked for the job's end
+└── PreemptedError           the worker has to go; the job has to go on elsewhere
+"""
+
+from api_schemas.errors import ErrorCode
+
+
+class WorkerError(Exception):
+    """Root of the worker's errors."""
+
+
+class ModelRefusedError(WorkerError):
+    """The engine process says why it cannot serve its model."""
+
+
+class EngineLostError(WorkerError):
+    """The engine process died."""
+
+
+class EngineStalledError(WorkerError):
+    """The engine process shows no progress."""
+
+
+class HopelessJobError(WorkerError):
+    """Another attempt would end no better; with the code that clients read."""
+
+    def __init__(self, code: ErrorCode, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+        self.retryable = retryable
+
+
+class CheckpointError(WorkerError):
+    """A checkpoint file cannot be read."""
+
+
+class ResourceError(WorkerError):
+    """Something outside is missing; waiting may help."""
+
+    code: ErrorCode = "service_unavailable"
+
+
+class StorageUnavailableError(ResourceError):
+    """The object store does not answer or refuses."""
+
+    code: ErrorCode = "storage_unavailable"
+
+
+class DiskFullError(ResourceError):
+    """No space left."""
+
+    code: ErrorCode = "disk_full"
+
+
+class FencedError(WorkerError):
+    """A newer attempt owns the job, or it has ended."""
+
+
+class CanceledError(WorkerError):
+    """Somebody asked for the job's end."""
+
+
+class PreemptedError(WorkerError):
+    """The worker has to go; the job has to go on elsewhere."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step

@@ -1,0 +1,205 @@
+"""The one writer of a running job's log."""
+
+import time
+from collections.abc import Iterable
+
+from redis import Redis
+
+from api_schemas import wire
+from api_schemas.events import (
+    BandFinished,
+    BandFinishedData,
+    CanceledData,
+    DelayedData,
+    DurableEvent,
+    FailedData,
+    JobDelayed,
+    JobPreempted,
+    JobResumed,
+    JobStarted,
+    PreemptedData,
+    ResumedData,
+    StageStartedData,
+    StartedData,
+    StepCompleted,
+    StepCompletedData,
+    SucceededData,
+    TilePreviewed,
+    TilePreviewedData,
+    durable_event,
+)
+from api_schemas.job import TERMINAL, Job, apply
+from worker.errors import FencedError
+from worker.messages import PreviewCell
+
+DurableData = (
+    StartedData
+    | ResumedData
+    | StageStartedData
+    | StepCompletedData
+    | BandFinishedData
+    | DelayedData
+    | PreemptedData
+    | SucceededData
+    | FailedData
+    | CanceledData
+)
+_TYPES: dict[type[DurableData], str] = {
+    StartedData: "job.started",
+    ResumedData: "job.resumed",
+    StageStartedData: "stage.started",
+    StepCompletedData: "step.completed",
+    BandFinishedData: "band.finished",
+    DelayedData: "job.delayed",
+    PreemptedData: "job.preempted",
+    SucceededData: "job.succeeded",
+    FailedData: "job.failed",
+    CanceledData: "job.canceled",
+}
+_PREVIEWS_TTL_S = 24 * 3600
+
+
+class EventLog:
+    """Appends events of one job, each only if nobody else wrote since it was read.
+
+    Args:
+        token: names this attempt; once a newer attempt has installed its own, appends are refused.
+    """
+
+    def __init__(self, redis: "Redis", job_id: str) -> None:
+        self._redis = redis
+        self._append = redis.register_script(wire.APPEND_EVENT)
+        self.job_id = job_id
+        self.token = ""
+        self.job = self._read()
+
+    def claim(self, data: StartedData | ResumedData) -> None:
+        """Begin an attempt and make it the job's owner.
+
+        Raises:
+            FencedError: the job has ended.
+        """
+        self._write(data, holder="", install=data.execution)
+        self.token = data.execution
+
+    def append(self, data: DurableData) -> None:
+        """Append an event of the attempt that owns the job.
+
+        Raises:
+            FencedError: a newer attempt owns the job, or it has ended.
+        """
+        self._write(data, holder=self.token, install="")
+
+    def read_events(self) -> list[DurableEvent]:
+        """The log as it stands; its beginning may have been trimmed."""
+        entries = self._redis.xrange(wire.events_key(self.job_id))
+        return [durable_event.validate_json(fields[b"event"]) for _, fields in entries]
+
+    def is_cancel_asked(self) -> bool:
+        return bool(self._redis.exists(wire.cancel_key(self.job_id)))
+
+    def show(self, cells: Iterable[PreviewCell]) -> None:
+        """Publish previews to live readers, and keep them for late ones."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for cell in cells:
+                frame = wire.pack_preview(self._describe(cell), cell.jpeg)
+                place = f"{cell.left_px},{cell.top_px}"
+                pipeline.xadd(
+                    wire.LIVE_KEY,
+                    {"job": self.job_id, "frame": frame},
+                    maxlen=wire.LIVE_MAXLEN,
+                    approximate=True,
+                )
+                pipeline.hset(wire.previews_key(self.job_id), place, frame)
+            pipeline.expire(wire.previews_key(self.job_id), _PREVIEWS_TTL_S)
+            pipeline.execute()
+
+    def _describe(self, cell: PreviewCell) -> TilePreviewed:
+        data = TilePreviewedData(
+            left_px=cell.left_px,
+            top_px=cell.top_px,
+            width_px=cell.width_px,
+            height_px=cell.height_px,
+            stage=cell.stage,
+            step=cell.step,
+        )
+        return TilePreviewed(job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=data)
+
+    def _write(self, data: DurableData, holder: str, install: str) -> None:
+        while True:
+            if self.job.status in TERMINAL:
+                raise FencedError(f"job {self.job_id} is {self.job.status}")
+            event = self._wrap(data)
+            text = event.model_dump_json()
+            changed = apply(self.job, event)
+            answer = self._send(changed, text, holder, install)
+            if answer == "fenced":
+                raise FencedError(f"job {self.job_id} belongs to a newer attempt")
+            if answer != "stale":
+                self.job = changed.model_copy(update={"seq": answer})
+                return
+            if self._read_again(text):
+                return
+
+    def _wrap(self, data: DurableData) -> DurableEvent:
+        begins = isinstance(data, StartedData | ResumedData)
+        attempt = self.job.attempt + 1 if begins else self.job.attempt
+        return durable_event.validate_python(
+            {
+                "type": _TYPES[type(data)],
+                "job_id": self.job_id,
+                "attempt": attempt,
+                "ts": time.time(),
+                "data": data,
+            }
+        )
+
+    def _send(self, job: Job, text: str, holder: str, install: str) -> str:
+        keys = [wire.job_key(self.job_id), wire.events_key(self.job_id), wire.LIVE_KEY]
+        trims = [wire.EVENTS_MAXLEN, wire.LIVE_MAXLEN]
+        record = job.model_dump_json()
+        answer = self._append(keys, [self.job.seq, holder, install, record, text, self.job_id, *trims])
+        return answer.decode()
+
+    def _read_again(self, text: str) -> bool:
+        """Whether the event is there already: the connection broke after it was written."""
+        self.job = self._read()
+        newest = self._redis.xrevrange(wire.events_key(self.job_id), count=1)
+        return bool(newest) and newest[0][1][b"event"].decode() == text
+
+    def _read(self) -> Job:
+        text, seq = self._redis.hmget(wire.job_key(self.job_id), "job", "seq")
+        if text is None or seq is None:
+            raise FencedError(f"job {self.job_id} has no record")
+        return Job.model_validate_json(text).model_copy(update={"seq": seq.decode()})
+
+
+def count_fruitless_attempts(events: Iterable[DurableEvent]) -> int:
+    """Attempts since the job last got further than ever before.
+
+    Attempts that ended by order (preempted) or waited for a resource (delayed) do not count.
+    """
+    fruitless, furthest, step = 0, (0, 0), 0
+    for event in events:
+        match event:
+            case JobStarted() | JobResumed():
+                fruitless += 1
+            case JobPreempted() | JobDelayed():
+                fruitless = max(fruitless - 1, 0)
+            case StepCompleted():
+                step = event.data.step
+                fruitless, furthest = _advance(fruitless, furthest, (step, 0))
+            case BandFinished():
+                # A band is only ever written after the last step.
+                fruitless, furthest = _advance(
+                    fruitless, furthest, (max(step, furthest[0]), event.data.bands_done)
+                )
+            case _:
+                pass
+    return fruitless
+
+
+def _advance(
+    fruitless: int, furthest: tuple[int, int], reached: tuple[int, int]
+) -> tuple[int, tuple[int, int]]:
+    return (0, reached) if reached > furthest else (fruitless, furthest)

@@ -1,0 +1,32 @@
+"""Errors of the engine process in the words that clients read."""
+
+import errno
+import logging
+
+import torch
+
+from worker.engine.errors import NonFiniteLatentError
+from worker.messages import Broke
+
+_log = logging.getLogger(__name__)
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def describe(error: Exception) -> Broke:
+    """Name the error's code; whether another attempt may end better."""
+    match error:
+        case NonFiniteLatentError():
+            return Broke("non_finite_latent", str(error), retryable=False)
+        case OSError(errno=number) if number in _FULL:
+            return Broke("disk_full", "no space left in the work folder", retryable=True)
+        case _ if _is_out_of_memory(error):
+            return Broke("out_of_memory", str(error).splitlines()[0][:300], retryable=False)
+        case _:
+            _log.error("the engine failed", exc_info=error)
+            return Broke("engine_failed", f"{type(error).__name__}: {error}"[:500], retryable=False)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,0 +1,44 @@
+"""The finished rows on disk: memory does not grow with the picture."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import tifffile
+
+
+class ImageFile:
+    """A BigTIFF, RGB, uint8, that is filled from the top.
+
+    tifffile makes the header; rows are plain writes at their offset, not a memory map, whose touched
+    pages would count as this process' memory.
+    """
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        self._row_bytes = width * 3
+        self._offset = _lay_out(path, height, width)
+        self._file = os.open(path, os.O_WRONLY)
+
+    def write(self, top: int, rows: np.ndarray) -> None:
+        """Write rows (h, W, 3), uint8, from row `top` down."""
+        view = memoryview(np.ascontiguousarray(rows)).cast("B")
+        position = self._offset + top * self._row_bytes
+        while view:
+            written = os.pwrite(self._file, view, position)
+            position, view = position + written, view[written:]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+
+def _lay_out(path: Path, height: int, width: int) -> int:
+    path.unlink(missing_ok=True)
+    pixels = tifffile.memmap(path, shape=(height, width, 3), dtype="uint8", photometric="rgb", bigtiff=True)
+    return int(pixels.offset)

@@ -1,0 +1,87 @@
+"""What dead workers left in RQ's registries."""
+
+import logging
+import time
+
+from redis import Redis
+from rq import Queue
+from rq.executions import Execution
+from rq.job import JobStatus
+from rq.registry import FailedJobRegistry, StartedJobRegistry, clean_registries
+from rq.utils import now
+from rq.worker import BaseWorker
+from rq.worker_registration import clean_worker_registry
+
+from api_schemas.errors import JobError
+from api_schemas.events import FailedData
+from worker.errors import FencedError
+from worker.events import EventLog
+
+_LOCK_KEY = "chorale:janitor"
+_EVERY_S = 4
+_STRANDED_S = 10
+_log = logging.getLogger(__name__)
+
+
+class Janitor:
+    """Gives abandoned jobs back to the queue. Workers take turns, under a lock that a crash cannot keep.
+
+    RQ's own lock lives 15 minutes, and so would a crash's consequences.
+    """
+
+    def __init__(self, redis: "Redis", queue: Queue, worker: str) -> None:
+        self._redis = redis
+        self._queue = queue
+        self._worker = worker
+        self._started = StartedJobRegistry(queue=queue)
+        self._stranded_since: dict[str, float] = {}
+
+    def clean(self, worker: BaseWorker) -> None:
+        """Requeue jobs whose lease has run out; stock RQ does it between jobs, and so do we."""
+        worker.last_cleaned_at = now()
+        if not self._redis.set(_LOCK_KEY, self._worker, nx=True, ex=_EVERY_S):
+            return
+        clean_registries(self._queue)
+        clean_worker_registry(self._queue)
+        self._requeue_stranded()
+        self._fail_exhausted()
+
+    def runs_elsewhere(self, job_id: str, mine: Execution) -> bool:
+        """Whether another execution of this job holds a lease that has not run out."""
+        leases = self._redis.zrangebyscore(self._started.key, time.time(), "+inf")
+        others = [lease.decode().split(":") for lease in leases]
+        return any(job == job_id and execution != mine.id for job, execution in others)
+
+    def _requeue_stranded(self) -> None:
+        """A worker died between taking a job and starting it. RQ waits a minute, and spends a retry."""
+        intermediate = self._queue.intermediate_queue
+        started = {job_id for job_id, _ in self._started.get_job_and_execution_ids(cleanup=False)}
+        stranded = set(intermediate.get_job_ids()) - started
+        clock = time.monotonic()
+        self._stranded_since = {job_id: self._stranded_since.get(job_id, clock) for job_id in stranded}
+        for job_id, since in self._stranded_since.items():
+            if clock - since > _STRANDED_S:
+                self._push_back(intermediate.key, job_id)
+
+    def _push_back(self, intermediate_key: str, job_id: str) -> None:
+        _log.warning("job %s was taken but never started", job_id)
+        with self._redis.pipeline() as pipeline:
+            pipeline.lrem(intermediate_key, 1, job_id)
+            pipeline.lpush(self._queue.key, job_id)
+            pipeline.execute()
+
+    def _fail_exhausted(self) -> None:
+        """RQ gave up on a job: say so in its log, or it would be `processing` for ever."""
+        for job_id in FailedJobRegistry(queue=self._queue).get_job_ids():
+            job = self._queue.fetch_job(job_id)
+            if job is not None and job.get_status() == JobStatus.FAILED:
+                self._fail(job_id)
+
+    def _fail(self, job_id: str) -> None:
+        error = JobError(
+            code="too_many_attempts", message="every worker that took the job was lost", retryable=False
+        )
+        try:
+            EventLog(self._redis, job_id).append(FailedData(error=error))
+        except FencedError:
+            return  # it has ended already

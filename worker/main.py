@@ -1,0 +1,139 @@
+"""`python -m worker.main`: load a model, then work until told to stop."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from pathlib import Path
+from threading import Event
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from api_schemas import wire
+from api_schemas.catalog import ModelCard
+from worker.consumer import EngineWorker
+from worker.engine_process import EngineProcess
+from worker.errors import EngineLostError, ModelRefusedError, WorkerError
+from worker.messages import Loaded, Refused
+from worker.pace import Pace
+from worker.scratch import open_scratch
+from worker.settings import WorkerSettings
+from worker.storage import Storage
+from worker.workplace import Patience, Workplace
+
+_REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is away
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 the model is refused."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = WorkerSettings()
+    stop = _listen_for_signals()
+    with open_scratch(settings.work_dir, _name_worker()) as scratch, EngineProcess(settings) as engine:
+        try:
+            loaded = _load(engine, stop)
+        except ModelRefusedError as error:
+            _log.error("model %s is refused: %s", settings.model, error)
+            return 2
+        except EngineLostError as error:
+            _log.error("%s", error)
+            return 1
+        if loaded is not None:
+            _work(settings, engine, loaded, stop, scratch)
+    return 0
+
+
+def _listen_for_signals() -> Event:
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _name_worker() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _load(engine: EngineProcess, stop: Event) -> Loaded | None:
+    """Wait for the model; None if told to stop meanwhile."""
+    engine.restart()
+    while not stop.is_set():
+        match engine.hear(0.5):
+            case Loaded() as loaded:
+                return loaded
+            case Refused(reason=reason):
+                raise ModelRefusedError(reason)
+            case _:
+                pass
+    return None
+
+
+def _work(
+    settings: WorkerSettings, engine: EngineProcess, loaded: Loaded, stop: Event, scratch: Path
+) -> None:
+    """Work until told to stop, also through times without Redis."""
+    pace = Pace(loaded.tile_s, loaded.decode_s)
+    while not stop.is_set():
+        redis = _connect(settings.redis_url)
+        try:
+            card = _publish(redis, loaded)
+            workplace = _arrange(settings, redis, engine, card, pace, stop, scratch)
+            EngineWorker(workplace, engine, settings.lease_s).work(logging_level="WARNING")
+        except (RedisError, WorkerError):
+            _log.exception("the worker starts again")
+        finally:
+            redis.close()
+        stop.wait(1)
+
+
+def _connect(url: str) -> "Redis":
+    retry = Retry(ExponentialBackoff(cap=1, base=0.05), _REDIS_RETRIES)
+    return Redis.from_url(url, retry=retry, socket_timeout=15, socket_connect_timeout=5)
+
+
+def _publish(redis: "Redis", loaded: Loaded) -> ModelCard:
+    """Tell the service about the model. The first model that anybody serves is the default one."""
+    others = [
+        ModelCard.model_validate_json(text)
+        for name, text in redis.hgetall(wire.MODELS_KEY).items()
+        if name.decode() != loaded.card.name
+    ]
+    is_default = not any(card.is_default for card in others)
+    card = loaded.card.model_copy(update={"tile_seconds": round(loaded.tile_s, 4), "is_default": is_default})
+    redis.hset(wire.MODELS_KEY, card.name, card.model_dump_json())
+    return card
+
+
+def _arrange(
+    settings: WorkerSettings,
+    redis: "Redis",
+    engine: EngineProcess,
+    card: ModelCard,
+    pace: Pace,
+    stop: Event,
+    scratch: Path,
+) -> Workplace:
+    return Workplace(
+        redis=redis,
+        storage=Storage.open(settings),
+        engine=engine,
+        card=card,
+        pace=pace,
+        patience=Patience(settings.stall_timeout_s, settings.storage_patience_s, settings.max_attempts),
+        # RQ takes a name once: a worker that comes back after trouble with Redis is a new one.
+        worker=_name_worker(),
+        work_dir=scratch,
+        stop=stop,
+        cancel=Event(),
+        renew_lease=lambda: None,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What the consumer and its engine process say to each other, pickled over a pipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from api_schemas.catalog import ModelCard
+from api_schemas.errors import ErrorCode
+from api_schemas.generation import ResolvedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Sing:
+    """Make this picture, from the checkpoint on if there is one; files go into `folder`."""
+
+    request: ResolvedRequest
+    folder: Path
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End early: with a checkpoint after the step that is being sung, or at once."""
+
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The last previews were published: more may come."""
+
+
+Command = Sing | Stop | Shown
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is in memory; `decode_s` is for one megapixel."""
+
+    card: ModelCard
+    tile_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The model cannot be served; the process ends."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    step: int
+    steps: int
+    bands: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewCell:
+    """A rectangle of the picture, in pixels, and a JPEG of it that may be smaller."""
+
+    left_px: int
+    top_px: int
+    width_px: int
+    height_px: int
+    stage: Literal["denoise", "decode"]
+    step: int
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    cells: tuple[PreviewCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """`step` steps are done; this one took `seconds`."""
+
+    step: int
+    steps: int
+    tiles: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A checkpoint lies on disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BandWritten:
+    top_px: int
+    height_px: int
+    done: int
+    bands: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sung:
+    """The whole picture lies at `path`, a BigTIFF; `engine_s` counts all attempts."""
+
+    path: Path
+    engine_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """Stopped as asked; `step` steps need not be done again."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """The picture could not be made; the process goes on."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+
+
+Report = Loaded | Refused | Began | Previewed | Stepped | Kept | BandWritten | Sung | Halted | Broke

@@ -1,0 +1,175 @@
+"""One picture in the engine process: the caller of the engine's generator."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from math import ceil
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from worker.adapters.model import LoadedModel
+from worker.checkpoint_file import read_checkpoint, write_checkpoint
+from worker.engine.denoise import Checkpoint, Step, TilePredicted
+from worker.engine.generate import Progress, generate
+from worker.engine.stitch import Band
+from worker.errors import CheckpointError
+from worker.image_file import ImageFile
+from worker.messages import BandWritten, Began, Halted, Kept, Previewed, Shown, Sing, Stepped, Stop, Sung
+from worker.planner import plan_generation
+from worker.previews import PreviewCanvas
+
+_log = logging.getLogger(__name__)
+_SHOW_EVERY_S = 0.05
+_SHOW_BYTES = 48_000  # fits the pipe's buffer, so that sending never waits for the consumer
+_LAST_SHOW_S = 2.0
+_KEEP_SHARE = 20  # checkpoints take at most one twentieth of the time
+
+
+class HaltedError(Exception):
+    """The consumer asked for the end."""
+
+    def __init__(self, report: Halted) -> None:
+        super().__init__(f"halted after step {report.step}")
+        self.report = report
+
+
+class Performance:
+    """Sings one job: paints previews, writes checkpoints and rows, obeys commands between tiles."""
+
+    def __init__(
+        self, model: LoadedModel, job: Sing, pipe: Connection, decode_memory_bytes: int, keep_every_s: float
+    ) -> None:
+        self._model, self._job, self._pipe = model, job, pipe
+        self._plan = plan_generation(job.request, model.card, decode_memory_bytes, job.folder)
+        self._resume, self._spent_s = _read(job.checkpoint)
+        self._began = self._lap = time.monotonic()
+        self._keep_every_s = self._keep_pause_s = keep_every_s
+        self._kept_at = self._shown_at = self._began
+        self._kept_step = self._resume.step if self._resume else 0
+        self._may_show = True
+        self._halting = False
+        denoise = self._plan.denoise
+        self._canvas = PreviewCanvas(denoise.height, denoise.width, model.card.vae_scale, model.preview_map)
+
+    def finish(self) -> Sung:
+        """Sing to the end.
+
+        Raises:
+            HaltedError: told to stop.
+        """
+        path = self._job.folder / "image.tif"
+        request = self._job.request
+        self._pipe.send(Began(self._kept_step, request.steps, self._count_bands()))
+        with ImageFile(path, request.height_px, request.width_px) as image, closing(self._open()) as progress:
+            for event in progress:
+                self._take_in(event, image)
+                self._obey()
+                self._show()
+        self._show_rest()
+        return Sung(path, self._engine_s())
+
+    def _open(self) -> Iterator[Progress]:
+        request = self._job.request
+        pipeline = self._model.pipeline(
+            request.prompt,
+            request.negative_prompt,
+            request.guidance_scale,
+            request.steps,
+            request.advanced.num_modules or self._model.card.default_num_modules,
+        )
+        return generate(self._plan, pipeline, self._resume)
+
+    def _take_in(self, event: Progress, image: ImageFile) -> None:
+        match event:
+            case TilePredicted():
+                self._canvas.paint(event.tile, event.clean, event.index + 1)
+            case Step():
+                self._report_step(event)
+            case Band():
+                self._write_band(event, image)
+
+    def _report_step(self, step: Step) -> None:
+        done = step.index + 1
+        self._pipe.send(Stepped(done, step.steps, step.tiles, self._take_lap()))
+        due = time.monotonic() - self._kept_at >= self._keep_pause_s
+        if due or self._halting or done == step.steps:
+            self._keep(step)
+        if self._halting:
+            raise HaltedError(Halted(done))
+
+    def _keep(self, step: Step) -> None:
+        began, path = time.monotonic(), self._job.folder / f"checkpoint-{step.index + 1:04d}.safetensors"
+        write_checkpoint(path, step.checkpoint(), self._engine_s())
+        self._kept_at = time.monotonic()
+        self._kept_step = step.index + 1
+        self._keep_pause_s = max(self._keep_every_s, _KEEP_SHARE * (self._kept_at - began))
+        self._pipe.send(Kept(self._kept_step, path))
+
+    def _write_band(self, band: Band, image: ImageFile) -> None:
+        rows = band.rows.numpy()
+        image.write(band.top, rows)
+        self._canvas.paint_rows(band.top, rows)
+        band_px = self._plan.decode.tile_size * self._model.card.vae_scale
+        report = BandWritten(
+            band.top, len(rows), band.top // band_px + 1, self._count_bands(), self._take_lap()
+        )
+        self._pipe.send(report)
+
+    def _obey(self) -> None:
+        while self._pipe.poll():
+            match self._pipe.recv():
+                case Shown():
+                    self._may_show = True
+                case Stop(keep=True) if not self._has_sung():
+                    self._halting = True
+                case Stop():
+                    raise HaltedError(Halted(self._kept_step))
+                case _:
+                    pass
+
+    def _has_sung(self) -> bool:
+        return self._kept_step == self._job.request.steps
+
+    def _show(self) -> None:
+        """Send changed cells, unless the consumer is still busy with the last ones."""
+        now = time.monotonic()
+        if self._may_show and now - self._shown_at >= _SHOW_EVERY_S:
+            cells = self._canvas.take(_SHOW_BYTES)
+            if cells:
+                self._pipe.send(Previewed(cells))
+                self._may_show, self._shown_at = False, now
+
+    def _show_rest(self) -> None:
+        """Let viewers see the last rows too, but not at any price."""
+        deadline = time.monotonic() + _LAST_SHOW_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            if not self._may_show:
+                self._pipe.poll(left_s)
+                self._obey()
+            elif cells := self._canvas.take(_SHOW_BYTES):
+                self._pipe.send(Previewed(cells))
+                self._may_show = False
+            else:
+                return
+
+    def _count_bands(self) -> int:
+        return ceil(self._plan.denoise.height / self._plan.decode.tile_size)
+
+    def _take_lap(self) -> float:
+        lap, self._lap = self._lap, time.monotonic()
+        return self._lap - lap
+
+    def _engine_s(self) -> float:
+        return self._spent_s + time.monotonic() - self._began
+
+
+def _read(path: Path | None) -> tuple[Checkpoint | None, float]:
+    """A damaged checkpoint costs time, not the picture."""
+    if path is None:
+        return None, 0.0
+    try:
+        return read_checkpoint(path)
+    except CheckpointError:
+        _log.warning("singing from the first step", exc_info=True)
+        return None, 0.0

@@ -1,0 +1,121 @@
+"""The canvas as it stands, cut into JPEG cells that lie on one fixed grid."""
+
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import Tensor
+
+from worker.adapters.model import PreviewMap
+from worker.engine.grid import Tile
+from worker.messages import PreviewCell
+
+CELL_PX = 512
+_CRISP = 2  # decoded pixels per preview pixel and axis
+_QUALITY = 80
+
+
+class PreviewCanvas:
+    """What a viewer should see: latent colours while tiles are sung, half-size pixels once decoded.
+
+    Cells do not follow tiles, which move and wrap, so every cell's newest JPEG together are the
+    whole canvas.
+
+    Args:
+        height: of the canvas, latent pixels; so is `width`.
+        scale: pixels of the picture per latent pixel.
+    """
+
+    def __init__(self, height: int, width: int, scale: int, colors: PreviewMap) -> None:
+        self._scale = scale
+        self._cell = max(CELL_PX // scale, 1)
+        self._weight = colors.weight.float().cpu()
+        self._bias = colors.bias.float().cpu()[:, None, None]
+        self._rough = np.zeros((height, width, 3), np.uint8)
+        self._crisp = np.zeros((self._cell * scale // _CRISP + 1, width * scale // _CRISP, 3), np.uint8)
+        self._dirty: dict[tuple[int, int], None] = {}
+        self._ready: list[PreviewCell] = []
+        self._step = 0
+
+    def paint(self, tile: Tile, clean: Tensor, step: int) -> None:
+        """Put the clean estimate (C, h, w) of a tile onto the canvas."""
+        colors = torch.einsum("rc,chw->rhw", self._weight, clean.float().cpu()) + self._bias
+        levels = (colors.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        self._step = step
+        for outer, inner in tile.pieces(*self._rough.shape[:2]):
+            self._rough[outer.top : outer.top + outer.height, outer.left : outer.left + outer.width] = levels[
+                inner.top : inner.top + inner.height, inner.left : inner.left + inner.width
+            ]
+            self._mark(outer)
+
+    def paint_rows(self, top_px: int, rows: np.ndarray) -> None:
+        """Put finished rows (h, W, 3) onto the canvas; they come from the top, without a gap."""
+        cell_px = self._cell * self._scale
+        bottom_px = top_px + len(rows)
+        while top_px < bottom_px:
+            row, offset = divmod(top_px, cell_px)
+            height = min(cell_px - offset, bottom_px - top_px)
+            self._paint_cell_row(row, offset, _shrink(rows[:height]))
+            rows, top_px = rows[height:], top_px + height
+
+    def take(self, max_bytes: int) -> tuple[PreviewCell, ...]:
+        """Take changed cells, longest waiting first, until they weigh `max_bytes`."""
+        taken: list[PreviewCell] = []
+        weight = 0
+        while weight < max_bytes and (self._ready or self._dirty):
+            cell = self._ready.pop(0) if self._ready else self._cut_rough(self._next_dirty())
+            taken.append(cell)
+            weight += len(cell.jpeg)
+        return tuple(taken)
+
+    def _mark(self, rectangle: Tile) -> None:
+        last_row = (rectangle.top + rectangle.height - 1) // self._cell
+        last_column = (rectangle.left + rectangle.width - 1) // self._cell
+        for row in range(rectangle.top // self._cell, last_row + 1):
+            for column in range(rectangle.left // self._cell, last_column + 1):
+                self._dirty[row, column] = None
+
+    def _next_dirty(self) -> tuple[int, int]:
+        key = next(iter(self._dirty))
+        del self._dirty[key]
+        return key
+
+    def _cut_rough(self, key: tuple[int, int]) -> PreviewCell:
+        top, left = key[0] * self._cell, key[1] * self._cell
+        return self._encode(key, self._rough[top : top + self._cell, left : left + self._cell], "denoise")
+
+    def _paint_cell_row(self, row: int, offset: int, pixels: np.ndarray) -> None:
+        start = offset // _CRISP
+        self._crisp[start : start + len(pixels)] = pixels
+        height, width = self._rough.shape[:2]
+        expected = min(self._cell, height - row * self._cell) * self._scale // _CRISP
+        if start + len(pixels) < expected:
+            return
+        side = self._cell * self._scale // _CRISP
+        for column in range(-(-width // self._cell)):
+            self._dirty.pop((row, column), None)
+            pixels = self._crisp[:expected, column * side : (column + 1) * side]
+            self._ready.append(self._encode((row, column), pixels, "decode"))
+
+    def _encode(
+        self, key: tuple[int, int], pixels: np.ndarray, stage: Literal["denoise", "decode"]
+    ) -> PreviewCell:
+        (row, column), (height, width) = key, self._rough.shape[:2]
+        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
+        return PreviewCell(
+            left_px=column * self._cell * self._scale,
+            top_px=row * self._cell * self._scale,
+            width_px=min(self._cell, width - column * self._cell) * self._scale,
+            height_px=min(self._cell, height - row * self._cell) * self._scale,
+            stage=stage,
+            step=self._step,
+            jpeg=jpeg,
+        )
+
+
+def _shrink(rows: np.ndarray) -> np.ndarray:
+    """The mean of every 2 x 2 pixels; an odd last row or column is left out."""
+    height, width = len(rows) // _CRISP * _CRISP, rows.shape[1] // _CRISP * _CRISP
+    quads = rows[:height, :width].reshape(height // _CRISP, _CRISP, width // _CRISP, _CRISP, 3)
+    return quads.mean(axis=(1, 3), dtype=np.float32).astype(np.uint8)

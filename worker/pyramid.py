@@ -1,0 +1,135 @@
+"""From rows on disk to the finished file and its deep zoom; memory does not grow with the picture."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pyvips
+
+from api_schemas.generation import OutputFormat
+from worker.errors import DiskFullError
+from worker.metadata import PictureMetadata, png_chunks, xmp_packet
+
+TILE_SIZE = 510
+OVERLAP = 1
+_PNG_HEADER_BYTES = 33  # signature and IHDR; text may stand anywhere after them
+_SAVERS: dict[OutputFormat, str] = {
+    "png": ".png[compression=6,keep=none]",
+    "jpeg": ".jpg[Q=92,keep=xmp]",
+    "webp": ".webp[Q=90,keep=xmp]",
+    "tiff": ".tif[compression=deflate,predictor=horizontal,tile=true,bigtiff=true,keep=xmp]",
+}
+SUFFIXES: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
+MEDIA_TYPES: dict[OutputFormat, str] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "tiff": "image/tiff",
+}
+
+
+class Press:
+    """Writes files out of one BigTIFF; `stop` may be called from another thread."""
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Give up at the next row; the running call raises pyvips.Error."""
+        self._stopped.set()
+
+    def write_picture(self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None) -> None:
+        """Write the picture as a client downloads it.
+
+        Raises:
+            DiskFullError: no space left.
+        """
+        image = self._open()
+        try:
+            if kind == "png":
+                _write_png(image, path, b"" if metadata is None else png_chunks(metadata))
+            else:
+                _write_with_xmp(image, path, kind, metadata)
+        except pyvips.Error as error:
+            raise _translate(error) from error
+
+    def write_pyramid(self, base: Path) -> None:
+        """Write `base`.dzi and `base`_files/.
+
+        Raises:
+            DiskFullError: no space left.
+        """
+        try:
+            self._open().dzsave(
+                str(base), tile_size=TILE_SIZE, overlap=OVERLAP, suffix=".jpg[Q=88,keep=none]"
+            )
+        except pyvips.Error as error:
+            raise _translate(error) from error
+
+    def _open(self) -> pyvips.Image:
+        image = pyvips.Image.new_from_file(str(self._source), access="sequential").copy()
+        image.set_progress(True)
+        image.signal_connect("eval", lambda progressing, _: self._check(progressing))
+        return image
+
+    def _check(self, image: pyvips.Image) -> None:
+        if self._stopped.is_set():
+            image.set_kill(True)
+
+
+def _write_png(image: pyvips.Image, path: Path, chunks: bytes) -> None:
+    """libvips writes text as Latin-1 only, so our chunks are slipped in behind the header."""
+    with path.open("wb") as file:
+        sink = _Sink(file.fileno(), chunks)
+        target = pyvips.TargetCustom()
+        target.on_write(sink.write)
+        try:
+            image.write_to_target(target, _SAVERS["png"])
+        except pyvips.Error:
+            if sink.error is not None:
+                raise _translate(sink.error) from None
+            raise
+
+
+class _Sink:
+    """A file that gets extra bytes at one place. libvips swallows exceptions, so the first is kept."""
+
+    def __init__(self, file: int, chunks: bytes) -> None:
+        self._file, self._chunks = file, chunks
+        self._position = 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        given, split = len(data), _PNG_HEADER_BYTES - self._position
+        if self._chunks and given >= split:
+            data = bytes(data[:split]) + self._chunks + bytes(data[split:])
+            self._chunks = b""
+        self._position += given
+        try:
+            _write_all(self._file, data)
+        except OSError as error:
+            self.error = error
+            return -1
+        return given
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _write_with_xmp(
+    image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None
+) -> None:
+    if metadata is not None:
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp_packet(metadata))
+    image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}")
+
+
+def _translate(error: Exception) -> Exception:
+    """libvips gives the system's words only."""
+    full = os.strerror(errno.ENOSPC) in str(error)
+    return DiskFullError("no space left in the work folder") if full else error

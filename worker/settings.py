@@ -1,0 +1,43 @@
+"""What an operator can set, as CHORALE_* in the environment."""
+
+import tempfile
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _bundled_model() -> str:
+    return str(Path(__file__).parent / "bundled")
+
+
+def _default_work_dir() -> Path:
+    return Path(tempfile.gettempdir()) / "chorale-work"
+
+
+def _default_store_url() -> str:
+    return (Path.cwd() / "chorale-data" / "store").as_uri()
+
+
+class WorkerSettings(BaseSettings):
+    """Built once in main, passed down."""
+
+    model_config = SettingsConfigDict(env_prefix="CHORALE_", frozen=True, extra="ignore")
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    store_url: str = Field(default_factory=_default_store_url)
+    store_endpoint: str | None = None
+    store_access_key_id: str | None = None
+    store_secret_access_key: str | None = None
+    store_region: str = "us-east-1"
+    model: str = Field(default_factory=_bundled_model, description="Folder, or `toy`.")
+    device: str = Field(default="auto", description="`cpu`, `cuda:0`; auto takes a GPU where there is one.")
+    work_dir: Path = Field(default_factory=_default_work_dir, description="Scratch space for running jobs.")
+    decode_memory_mb: int = Field(default=1024, ge=64, description="What decoding may hold before it spills.")
+    lease_s: int = Field(default=15, ge=2, le=60, description="A dead worker's job is taken over after this.")
+    stall_timeout_s: float = Field(default=300, gt=0, description="Silence after which the engine is killed.")
+    max_attempts: int = Field(default=5, ge=1, description="Attempts without progress before a job fails.")
+    storage_patience_s: float = Field(
+        default=300, ge=0, description="How long a job waits for a store or disk."
+    )
+    checkpoint_interval_s: float = Field(default=2, ge=0)
