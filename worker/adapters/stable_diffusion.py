@@ -78,7 +78,7 @@ def load_stable_diffusion(folder: Path, device: torch.device) -> StableDiffusion
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True,
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:

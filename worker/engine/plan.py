@@ -11,7 +11,7 @@ DecodeMode = Literal["auto", "exact", "bounded"]
 # Roberts' R2 sequence, the plane's golden ratio: any few shifts in a row lie far apart.
 # M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
 _R2 = (0.7548776662466927, 0.5698402909980532)
-_FINISH_SHARE = 0.2
+_OUTER_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class DenoisePlan:
     Args:
         wrap: whether the canvas continues into itself, (vertically, horizontally).
         overlap: what neighbours share at least.
-        finish_overlap: the same for the last fifth of the steps, after which nothing mends a border.
+        outer_overlap: the same for the first and the last fifth of the steps: at first tiles settle
+            their common tones, at last nothing comes after that would mend a border.
         moving: whether the grid is shifted.
     """
 
@@ -34,18 +35,18 @@ class DenoisePlan:
     wrap: tuple[bool, bool]
     tile_size: int
     overlap: int
-    finish_overlap: int
+    outer_overlap: int
     moving: bool
     seed: int
 
     def grid_at(self, index: int, steps: int) -> TileGrid:
         """The grid of step `index` of `steps`."""
-        finishing = index >= steps - ceil(steps * _FINISH_SHARE)
+        outer = min(index, steps - 1 - index) < ceil(steps * _OUTER_SHARE)
         return TileGrid.lay(
             self.height,
             self.width,
             tile_size=self.tile_size,
-            overlap=self.finish_overlap if finishing else self.overlap,
+            overlap=self.outer_overlap if outer else self.overlap,
             wrap=self.wrap,
             shift=self._shift_at(index) if self.moving else (0, 0),
         )
