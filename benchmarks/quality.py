@@ -1,0 +1,147 @@
+"""Seams and decode error of a model's pictures, one table.
+
+    .venv/bin/python benchmarks/quality.py --size 2048 --prompt "glowing orange lava"
+
+Seam ratio: mean |difference across| the lines where tiles meet, over the same on lines half a stride
+away; again after a Gaussian blur of 8 px, which keeps only steps of tone. 1.00 is no seam. It is
+taken on the borders of every step's grid (the worst is shown), on decode-tile lines and across the
+join of a canvas that wraps. Decode error: tiled against whole, of 255, at 1024 px a side.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from api_schemas.generation import ResolvedRequest
+from worker.adapters.model import LoadedModel
+from worker.adapters.registry import load_model
+from worker.engine.decode import decode
+from worker.engine.denoise import denoise
+from worker.engine.generate import Pipeline
+from worker.engine.noise import initial_noise
+from worker.engine.plan import DecodePlan, GenerationPlan
+from worker.engine.schedule import initial_scale
+from worker.planner import plan_generation
+
+BLUR_PX = 8
+
+
+def main() -> None:
+    options = parse()
+    model = load_model(str(options.model), "cpu")
+    request = ask(model, options)
+    plan = plan_generation(request, model.card, 1 << 30, Path("."))
+    plan = replace(plan, decode=replace(plan.decode, spill_dir=None))
+    pipeline = model.pipeline(request.prompt, "", request.guidance_scale, request.steps, 1)
+    latent = sing(plan, pipeline)
+    image = paint(latent, pipeline, plan.denoise.wrap, plan.decode)
+    print(f"{request.prompt!r}, {options.size} px, {request.steps} steps")
+    for name, lines, stride in seam_lines(plan, model.card.vae_scale, request.steps):
+        sharp, blurred = (seam_ratio(x, lines, stride) for x in (image, blur(image)))
+        print(f"seam ratio, {name:<28} {sharp:5.2f}   blurred {blurred:5.2f}")
+    for mode in ("exact", "bounded"):
+        mean, p99 = decode_error(
+            latent[:, : 1024 // model.card.vae_scale, : 1024 // model.card.vae_scale], pipeline, mode
+        )
+        print(f"decode error, {mode:<10} mean {mean:.4f}/255   p99 {p99:.4f}/255")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=Path("worker/bundled"))
+    parser.add_argument("--prompt", default="glowing orange lava")
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seamless", default="both", choices=["none", "x", "y", "both"])
+    return parser.parse_args()
+
+
+def ask(model: LoadedModel, options: argparse.Namespace) -> ResolvedRequest:
+    return ResolvedRequest(
+        prompt=options.prompt,
+        model=model.card.name,
+        width_px=options.size,
+        height_px=options.size,
+        steps=options.steps or model.card.default_steps,
+        guidance_scale=model.card.default_guidance_scale,
+        seed=options.seed,
+        seamless=options.seamless,
+    )
+
+
+def sing(plan: GenerationPlan, pipeline: Pipeline) -> Tensor:
+    latent = initial_noise(plan.seed, plan.channels, plan.denoise.height, plan.denoise.width)
+    latent *= initial_scale(pipeline.scheduler)
+    generator = torch.Generator().manual_seed(plan.seed)
+    for _ in denoise(latent, plan.denoise, pipeline.ensemble, pipeline.scheduler, generator):
+        pass
+    return latent
+
+
+def paint(latent: Tensor, pipeline: Pipeline, wrap: tuple[bool, bool], plan: DecodePlan) -> Tensor:
+    scale = pipeline.decoder.scale
+    image = torch.empty(3, latent.shape[1] * scale, latent.shape[2] * scale)
+    for tile in decode(latent, pipeline.decoder, wrap, plan):
+        tile.place.slice(image).copy_(tile.image)
+    return image
+
+
+def seam_lines(plan: GenerationPlan, scale: int, steps: int) -> list[tuple[str, list[int], int]]:
+    """(name, columns where tiles meet, stride), pixels."""
+    stride = plan.denoise.tile_size * scale
+    grids = [plan.denoise.grid_at(index, steps) for index in range(steps)]
+    lines = [
+        (f"tile lines of step {index + 1}", sorted({tile.left * scale for tile in grid.tiles}), stride)
+        for index, grid in enumerate(grids)
+    ]
+    decode_px = plan.decode.tile_size * scale
+    lines.append(
+        ("decode-tile lines", list(range(decode_px, plan.denoise.width * scale, decode_px)), decode_px)
+    )
+    if plan.denoise.wrap[1]:
+        lines.append(("the join of the wrap", [0], stride))
+    return lines
+
+
+def seam_ratio(image: Tensor, lines: list[int], stride: int) -> float:
+    """Lines count in both axes of a square picture; it is taken as wrapping, so line 0 has two sides."""
+    across = steps_at(image, lines) + steps_at(image.transpose(1, 2), lines)
+    halfway = [line + stride // 2 for line in lines]
+    beside = steps_at(image, halfway) + steps_at(image.transpose(1, 2), halfway)
+    return across / beside
+
+
+def steps_at(image: Tensor, lines: list[int]) -> float:
+    width = image.shape[2]
+    index = torch.tensor(lines)
+    return float((image[:, :, index % width] - image[:, :, (index - 1) % width]).abs().mean())
+
+
+def blur(image: Tensor) -> Tensor:
+    reach = 3 * BLUR_PX
+    kernel = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * BLUR_PX**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    padded = F.pad(image[None], (reach,) * 4, mode="circular")
+    across = F.conv2d(padded, kernel[:, :, None, :], groups=3)
+    return F.conv2d(across, kernel[:, :, :, None], groups=3)[0]
+
+
+def decode_error(latent: Tensor, pipeline: Pipeline, mode: str) -> tuple[float, float]:
+    """(mean, 99th percentile) of |tiled - whole|, of 255."""
+    whole = paint(
+        latent, pipeline, (False, False), DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40)
+    )
+    tiled = paint(latent, pipeline, (False, False), DecodePlan(tile_size=32, mode=mode, memory_bytes=1 << 24))
+    error = (whole - tiled).abs().flatten() * 127.5
+    return float(error.mean()), float(error.kthvalue(int(len(error) * 0.99)).values)
+
+
+if __name__ == "__main__":
+    main()
