@@ -1,1 +1,1 @@
-"""The HTTP and WebSocket door; never imports torch, diffusers or worker."""
+"""The HTTP side: takes requests, keeps the records, tells the story of each job. Never loads a model."""

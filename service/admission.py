@@ -1,0 +1,89 @@
+"""Whether a job may come in, and what exactly it will be."""
+
+import math
+import secrets
+import time
+from typing import Final
+
+from api_schemas.catalog import ModelCard
+from api_schemas.errors import FieldError
+from api_schemas.events import JobQueued, QueuedData
+from api_schemas.generation import MAX_SEED, GenerationRequest, ResolvedRequest
+from service.drain import DrainMeter
+from service.errors import InvalidRequestError, NoModelError, QueueFullError
+from service.geometry import find_misfits
+from service.job_queue import JobQueue
+from service.model_catalog import ModelCatalog
+
+_NO_MODEL_RETRY_S: Final = 5
+_UNMEASURED_JOB_S: Final = 30.0
+
+
+class Admission:
+    """Makes every choice that a request left open."""
+
+    def __init__(self, catalog: ModelCatalog, queue: JobQueue, drain: DrainMeter, max_queued: int) -> None:
+        self._catalog = catalog
+        self._queue = queue
+        self._drain = drain
+        self._max_queued = max_queued
+
+    async def admit(self, job_id: str, request: GenerationRequest) -> JobQueued:
+        """The first event of the new job.
+
+        Raises:
+            NoModelError: no worker has announced a model yet.
+            InvalidRequestError: the model cannot sing this.
+            QueueFullError: says when a place will be free.
+        """
+        card = _choose(request, await self._catalog.list_cards())
+        resolved = resolve(request, card)
+        await self._check_room()
+        data = QueuedData(request=resolved, cost=card.estimate(resolved))
+        return JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
+
+    async def _check_room(self) -> None:
+        waiting = await self._queue.count()
+        if waiting < self._max_queued:
+            return
+        per_job_s = self._drain.seconds_per_job() or _UNMEASURED_JOB_S
+        workers = max(1, len(await self._catalog.list_workers()))
+        excess = waiting - self._max_queued + 1
+        raise QueueFullError(
+            f"{waiting} jobs are waiting, at most {self._max_queued} may",
+            retry_after_s=max(1, math.ceil(excess * per_job_s / workers)),
+        )
+
+
+def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
+    """Fill in what the client left to us.
+
+    Raises:
+        InvalidRequestError: names each field, its value and what is allowed.
+    """
+    misfits = find_misfits(request, card)
+    if misfits:
+        raise InvalidRequestError(misfits)
+    choices = {
+        "model": card.name,
+        "steps": request.steps or card.default_steps,
+        "guidance_scale": (
+            card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+        ),
+        "seed": secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+    }
+    return ResolvedRequest.model_validate(request.model_dump() | choices)
+
+
+def _choose(request: GenerationRequest, cards: list[ModelCard]) -> ModelCard:
+    if not cards:
+        raise NoModelError("no worker has announced a model yet", retry_after_s=_NO_MODEL_RETRY_S)
+    if request.model is None:
+        return cards[0]
+    for card in cards:
+        if card.name == request.model:
+            return card
+    known = ", ".join(card.name for card in cards)
+    raise InvalidRequestError(
+        [FieldError(field="model", value=request.model[:200], allowed=f"one of: {known}")]
+    )

@@ -1,0 +1,93 @@
+"""What routes may ask for. Everything is built once in main and found here by type."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Path, Query
+from redis.asyncio import Redis
+from starlette.requests import HTTPConnection
+
+from api_schemas.errors import FieldError
+from api_schemas.job import Job
+from service.errors import InvalidRequestError, JobNotFoundError
+from service.event_stream import EventStream
+from service.image_store import ImageStore
+from service.intake import Intake
+from service.job_queue import JobQueue
+from service.job_store import JobStore
+from service.job_views import JobViews
+from service.links import LinkSigner
+from service.metrics import Metrics
+from service.model_catalog import ModelCatalog
+from service.preview_canvas import PreviewCanvas
+from service.settings import ServiceSettings
+from service.stream_id import parse
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One of each, shared by all requests of a process."""
+
+    settings: ServiceSettings
+    redis: Redis
+    jobs: JobStore
+    queue: JobQueue
+    catalog: ModelCatalog
+    intake: Intake
+    views: JobViews
+    events: EventStream
+    images: ImageStore
+    previews: PreviewCanvas
+    links: LinkSigner
+    metrics: Metrics
+
+
+def get_services(connection: HTTPConnection) -> Services:
+    return cast(Services, connection.app.state.services)
+
+
+Rooms = Annotated[Services, Depends(get_services)]
+
+
+async def load_job(
+    rooms: Rooms, job_id: Annotated[str, Path(description="As `POST /v1/jobs` gave it.")]
+) -> Job:
+    """The record of the job in the path.
+
+    Raises:
+        JobNotFoundError: there is none.
+    """
+    # Ids are ours: whatever looks different never reaches Redis.
+    job = await rooms.jobs.get(job_id) if job_id.isascii() and job_id.isalnum() else None
+    if job is None:
+        raise JobNotFoundError(job_id)
+    return job
+
+
+LoadedJob = Annotated[Job, Depends(load_job)]
+
+
+def check_after(
+    after: Annotated[str | None, Query(description="`seq` of the last event already seen.")] = None,
+) -> str | None:
+    """The place to go on from.
+
+    Raises:
+        InvalidRequestError: this is no `seq`.
+    """
+    return require_seq("after", after)
+
+
+After = Annotated[str | None, Depends(check_after)]
+
+
+def require_seq(field: str, value: str | None) -> str | None:
+    """The value, if it has the form of a `seq`.
+
+    Raises:
+        InvalidRequestError: it has not.
+    """
+    if value is None or parse(value) is not None:
+        return value
+    allowed = "the seq of an event, such as 1700000000000-0"
+    raise InvalidRequestError([FieldError(field=field, value=ascii(value)[:200], allowed=allowed)])

@@ -1,0 +1,97 @@
+"""Following a job: first what the log holds, then what happens, without a gap or a duplicate."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, suppress
+from typing import Final, cast
+
+from redis.asyncio import Redis
+
+from api_schemas.job import Job
+from api_schemas.wire import previews_key
+from service.job_log import JobLog, LogGapError
+from service.job_store import JobStore
+from service.live_hub import LiveHub, join_frames
+from service.messages import EventMessage, Idle, Message, PreviewMessage, SnapshotMessage
+from service.subscription import Delivery
+
+_SCAN_COUNT: Final = 64
+
+
+class EventStream:
+    """Joins the durable log, the stored previews and the live stream."""
+
+    def __init__(self, redis: Redis, hub: LiveHub, jobs: JobStore, ping_interval_s: float) -> None:
+        self._redis = redis
+        self._hub = hub
+        self._jobs = jobs
+        self._ping_interval_s = ping_interval_s
+
+    async def follow(self, job: Job, after: str | None, *, previews: bool) -> AsyncGenerator[Message]:
+        """Everything after event `after`; ends after the terminal event or when the server stops."""
+        log = JobLog(self._redis, self._jobs, job, after)
+        with self._hub.subscribe(job.id, previews=previews) as subscription:
+            # The present canvas comes first: a late viewer sees the picture before the story.
+            if previews and not log.ended and job.status != "succeeded":
+                async for message in self._stored_previews(job.id):
+                    yield message
+            async for message in log.replay():
+                yield message
+            while not log.ended:
+                delivery = await subscription.take(self._ping_interval_s)
+                async for message in self._pass_on(job.id, log, delivery):
+                    yield message
+                if delivery.closed:
+                    return
+
+    async def wait(self, job: Job, timeout_s: float) -> None:
+        """Return when the job has ended, or after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with (
+                asyncio.timeout(timeout_s),
+                aclosing(self.follow(job, job.seq, previews=False)) as news,
+            ):
+                async for _ in news:
+                    pass
+
+    async def _pass_on(self, job_id: str, log: JobLog, delivery: Delivery) -> AsyncIterator[Message]:
+        if delivery == Delivery():
+            # Should a live entry ever get lost unnoticed, it is found in the log here.
+            async for message in log.replay():
+                yield message
+            yield Idle()
+        if delivery.stale:
+            async for message in self._stored_previews(job_id):
+                yield message
+        for batch in delivery.previews:
+            yield PreviewMessage(batch)
+        async for message in self._pass_on_events(log, delivery):
+            yield message
+
+    async def _pass_on_events(
+        self, log: JobLog, delivery: Delivery
+    ) -> AsyncIterator[EventMessage | SnapshotMessage]:
+        try:
+            for event in delivery.events:
+                message = log.accept(event)
+                if message is not None:
+                    yield message
+            complete = not delivery.behind
+        except LogGapError:
+            complete = False
+        if not complete:
+            async for message in log.replay():
+                yield message
+
+    async def _stored_previews(self, job_id: str) -> AsyncIterator[PreviewMessage]:
+        """The newest frame of each cell, in pieces: a large canvas' frames may be tens of megabytes."""
+        cursor = 0
+        while True:
+            cursor, frames = await cast(
+                Awaitable[tuple[int, dict[bytes, bytes]]],
+                self._redis.hscan(previews_key(job_id), cursor, count=_SCAN_COUNT),
+            )
+            for batch in join_frames(frames.values()):
+                yield PreviewMessage(batch)
+            if cursor == 0:
+                return

@@ -1,0 +1,58 @@
+"""What a request must respect that only the model's card knows."""
+
+from collections.abc import Iterator
+
+from api_schemas.catalog import ModelCard
+from api_schemas.errors import FieldError
+from api_schemas.generation import GenerationRequest
+
+
+def find_misfits(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
+    """Every value that this model cannot sing, with what it can."""
+    return [*_check_sides(request, card), *_check_steps(request, card), *_check_tiles(request, card)]
+
+
+def _check_sides(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    for field, side_px in (("width_px", request.width_px), ("height_px", request.height_px)):
+        below, above = card.nearest_sides(side_px)
+        if side_px % card.alignment_px or not below <= side_px <= above:
+            nearest = f"{below}" if below == above else f"{below} or {above}"
+            yield FieldError(
+                field=field,
+                value=str(side_px),
+                allowed=f"multiples of {card.alignment_px} from {card.min_side_px} to {card.max_side_px};"
+                f" the nearest are {nearest}",
+            )
+
+
+def _check_steps(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    if request.steps is not None and request.steps > card.max_steps:
+        yield FieldError(
+            field="steps", value=str(request.steps), allowed=f"1 to {card.max_steps} for model {card.name}"
+        )
+
+
+def _check_tiles(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    tile_px, overlap_px = request.advanced.tile_size_px, request.advanced.overlap_px
+    if tile_px is not None and tile_px % card.alignment_px:
+        yield _misaligned("advanced.tile_size_px", tile_px, card.alignment_px)
+    if overlap_px is not None and overlap_px % card.vae_scale:
+        yield _misaligned("advanced.overlap_px", overlap_px, card.vae_scale)
+    full_tile_px = tile_px or card.native_size_px
+    # Beyond three quarters a pixel is sung more than 16 times a step, and the stride may round to nothing.
+    most_px = full_tile_px * 3 // 4
+    if overlap_px is not None and overlap_px > most_px:
+        yield FieldError(
+            field="advanced.overlap_px",
+            value=str(overlap_px),
+            allowed=f"at most {most_px}, three quarters of a tile of {full_tile_px} px",
+        )
+
+
+def _misaligned(field: str, value: int, unit: int) -> FieldError:
+    below = value // unit * unit
+    return FieldError(
+        field=field,
+        value=str(value),
+        allowed=f"multiples of {unit}; the nearest are {below} or {below + unit}",
+    )

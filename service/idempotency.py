@@ -1,0 +1,53 @@
+"""The same Idempotency-Key makes one job, however often and however fast it is sent."""
+
+import hashlib
+from typing import Final, cast
+
+from redis.asyncio import Redis
+
+from api_schemas.generation import GenerationRequest
+from api_schemas.wire import idempotency_key
+from service.errors import ConflictError, IdempotencyMismatchError
+
+_LIFETIME_S: Final = 86_400
+# A process that dies between claim and record blocks its key for so long.
+_IN_FLIGHT_S: Final = 60
+_RETRY_S: Final = 1
+
+
+class IdempotencyStore:
+    """Keys are claimed with the job id that their request will have."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def claim(self, key: str, request: GenerationRequest, job_id: str) -> str:
+        """The id of this key's job: `job_id` if the claim is new, else the earlier one.
+
+        Raises:
+            IdempotencyMismatchError: the key was used for another body.
+        """
+        fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        claim = f"{fingerprint}:{job_id}"
+        name = _name(key)
+        if await self._redis.set(name, claim, nx=True, ex=_IN_FLIGHT_S):
+            return job_id
+        held = cast(bytes | None, await self._redis.get(name))
+        if held is None:  # it expired between the two calls
+            raise ConflictError("this Idempotency-Key is being released", retry_after_s=_RETRY_S)
+        held_fingerprint, _, held_id = held.decode().partition(":")
+        if held_fingerprint != fingerprint:
+            raise IdempotencyMismatchError("this Idempotency-Key was used with another body")
+        return held_id
+
+    async def keep(self, key: str) -> None:
+        """The job is on record: remember the key for a day."""
+        await self._redis.expire(_name(key), _LIFETIME_S)
+
+    async def release(self, key: str) -> None:
+        """The request was refused, so the key may be used again."""
+        await self._redis.delete(_name(key))
+
+
+def _name(key: str) -> str:
+    return idempotency_key(hashlib.sha256(key.encode()).hexdigest())

@@ -1,0 +1,104 @@
+"""The object store, read only: finished pictures and their pyramids."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.store import LocalStore, S3Store
+
+from service.errors import ResultExpiredError
+from service.settings import ServiceSettings
+
+if TYPE_CHECKING:  # obstore has this name for type checkers only
+    from obstore.store import S3Config
+
+_CHUNK_BYTES: Final = 1 << 20
+_PROBE_KEY: Final = "probe-that-need-not-exist"
+
+
+class ImageStore:
+    """Keys come from committed results only, never from a client."""
+
+    def __init__(self, store: LocalStore | S3Store, signer: S3Store | None, link_lifetime_s: int) -> None:
+        self._store = store
+        self._signer = signer
+        self._link_lifetime = timedelta(seconds=link_lifetime_s)
+
+    @classmethod
+    def open(cls, settings: ServiceSettings) -> "ImageStore":
+        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet.
+
+        Raises:
+            ValueError: another kind of URL.
+        """
+        url = urlsplit(settings.store_url)
+        match url.scheme:
+            case "file":
+                folder = Path(unquote(url.path))
+                return cls(LocalStore(folder, mkdir=True), None, settings.link_lifetime_s)
+            case "s3":
+                store = _open_s3(settings, settings.store_endpoint)
+                signer = _open_s3(settings, settings.store_public_endpoint or settings.store_endpoint)
+                return cls(store, signer, settings.link_lifetime_s)
+            case _:
+                raise ValueError(f"store_url {settings.store_url!r} must begin with file:// or s3://")
+
+    async def sign(self, key: str, method: str) -> str | None:
+        """An address that gives this object to anyone for a while; None if the store has no such thing."""
+        if self._signer is None:
+            return None
+        verb = "HEAD" if method == "HEAD" else "GET"
+        return await obstore.sign_async(self._signer, verb, key, self._link_lifetime)
+
+    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Open bytes `start` to `end` (exclusive) of an object.
+
+        Raises:
+            ResultExpiredError: it is no longer there.
+        """
+        try:
+            found = await obstore.get_async(self._store, key, options={"range": (start, end)})
+        except FileNotFoundError as error:
+            raise ResultExpiredError("the picture is no longer stored") from error
+        return aiter(found.stream(min_chunk_size=_CHUNK_BYTES))
+
+    async def read(self, key: str) -> bytes | None:
+        """A small object, whole; None if there is none."""
+        try:
+            found = await obstore.get_async(self._store, key)
+        except FileNotFoundError:
+            return None
+        return bytes(await found.bytes_async())
+
+    async def probe(self) -> None:
+        """Return if the store answers; raises what the store raises."""
+        try:
+            await obstore.head_async(self._store, _PROBE_KEY)
+        except FileNotFoundError:
+            return
+
+
+def _open_s3(settings: ServiceSettings, endpoint: str | None) -> S3Store:
+    url = urlsplit(settings.store_url)
+    return S3Store(
+        url.netloc,
+        prefix=url.path.strip("/") or None,
+        config=_s3_config(settings, endpoint),
+        client_options={"allow_http": True, "connect_timeout": "3s", "timeout": "30s"},
+        # A client waits for us: rather a quick 503 than a long silence.
+        retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=5)},
+    )
+
+
+def _s3_config(settings: ServiceSettings, endpoint: str | None) -> "S3Config":
+    config: S3Config = {"region": settings.store_region}
+    if endpoint:
+        config["endpoint"] = endpoint
+    if settings.store_access_key_id:
+        config["access_key_id"] = settings.store_access_key_id
+    if settings.store_secret_access_key:
+        config["secret_access_key"] = settings.store_secret_access_key.get_secret_value()
+    return config

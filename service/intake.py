@@ -1,0 +1,76 @@
+"""From a valid request to a recorded and queued job, once."""
+
+import secrets
+import time
+from typing import Final
+
+from api_schemas.generation import GenerationRequest
+from api_schemas.job import Job
+from service.admission import Admission
+from service.errors import ConflictError
+from service.idempotency import IdempotencyStore
+from service.job_queue import JobQueue
+from service.job_store import JobStore
+from service.metrics import Metrics
+
+_RETRY_S: Final = 1
+
+
+class Intake:
+    """Record first, enqueue second: what falls between is found by the reconciler."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        idempotency: IdempotencyStore,
+        jobs: JobStore,
+        queue: JobQueue,
+        metrics: Metrics,
+    ) -> None:
+        self._admission = admission
+        self._idempotency = idempotency
+        self._jobs = jobs
+        self._queue = queue
+        self._metrics = metrics
+
+    async def take(self, request: GenerationRequest, key: str | None) -> Job:
+        """The new job, or the one that this Idempotency-Key made before.
+
+        Raises:
+            ConflictError: another request with this key is still being taken in.
+        """
+        job_id = draw_job_id()
+        if key is None:
+            return await self._create(job_id, request)
+        owner = await self._idempotency.claim(key, request, job_id)
+        if owner == job_id:
+            return await self._create_claimed(job_id, request, key)
+        earlier = await self._jobs.get(owner)
+        if earlier is None:
+            raise ConflictError(
+                "the first request with this Idempotency-Key is still in flight", retry_after_s=_RETRY_S
+            )
+        await self._idempotency.keep(key)  # whoever recorded it may have died before saying so
+        return earlier
+
+    async def _create_claimed(self, job_id: str, request: GenerationRequest, key: str) -> Job:
+        try:
+            job = await self._create(job_id, request)
+        except Exception:
+            if await self._jobs.get(job_id) is None:
+                await self._idempotency.release(key)
+            raise
+        await self._idempotency.keep(key)
+        return job
+
+    async def _create(self, job_id: str, request: GenerationRequest) -> Job:
+        event = await self._admission.admit(job_id, request)
+        job = await self._jobs.create(event)
+        await self._queue.enqueue(job_id)
+        self._metrics.jobs_created.inc()
+        return job
+
+
+def draw_job_id() -> str:
+    """28 hex digits: the time first, so that ids grow, then 64 random bits, so that none is guessed."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"

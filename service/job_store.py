@@ -1,0 +1,142 @@
+"""The records of all jobs in Redis: each is a log of events and the state folded from it."""
+
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Final, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
+from api_schemas.job import TERMINAL, Job, apply, begin
+from api_schemas.wire import (
+    APPEND_EVENT,
+    EVENTS_MAXLEN,
+    JOBS_KEY,
+    LIVE_KEY,
+    LIVE_MAXLEN,
+    cancel_key,
+    events_key,
+    job_key,
+)
+
+# Jobs that may not have ended yet: a superset, so that reconciling need not read every record.
+ACTIVE_KEY: Final = "chorale:active"
+_CANCEL_LIFETIME_S: Final = 7 * 86_400
+
+
+class JobStore:
+    """Reads every record; writes only what happens before a worker has the job."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def create(self, event: JobQueued) -> Job:
+        """Write a new record with its first event, whole or not at all."""
+        job = begin(event)
+        async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.sadd(ACTIVE_KEY, job.id)
+            transaction.zadd(JOBS_KEY, {job.id: event.ts})
+            transaction.eval(APPEND_EVENT, 3, *_append_arguments("", job, event))
+            *_, seq = cast(list[bytes], await transaction.execute())
+        return job.model_copy(update={"seq": seq.decode()})
+
+    async def get(self, job_id: str) -> Job | None:
+        return (await self.get_many([job_id]))[0]
+
+    async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
+        """The records of these jobs, None where there is none."""
+        if not job_ids:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(job_key(job_id), ["job", "seq"])
+            rows = cast(list[list[bytes | None]], await pipeline.execute())
+        return [_load(row) for row in rows]
+
+    async def cancel(self, job: Job, reason: str) -> Job:
+        """Ask for a cancellation; a job that no worker has yet ends here."""
+        if job.status in TERMINAL:
+            return job
+        await self._redis.set(cancel_key(job.id), "1", ex=_CANCEL_LIFETIME_S)
+        while job.status == "queued":
+            event = _canceled(job, reason)
+            if await self._append(job, event):
+                break
+            job = await self._reread(job)
+        return await self._reread(job)
+
+    async def list_active(self) -> list[str]:
+        members = await cast(Awaitable[set[bytes]], self._redis.smembers(ACTIVE_KEY))
+        return sorted(member.decode() for member in members)
+
+    async def forget_active(self, job_ids: Sequence[str]) -> None:
+        if job_ids:
+            await self._redis.srem(ACTIVE_KEY, *job_ids)
+
+    async def list_older(self, before: tuple[float, str] | None, count: int) -> list[tuple[float, str]]:
+        """Creation time and id of jobs that come after `before`, newest first.
+
+        Equal times are ordered by id, downwards, as Redis does.
+        """
+        top = "+inf" if before is None else repr(before[0])
+        found: list[tuple[float, str]] = []
+        offset = 0
+        while len(found) < count:
+            rows = await self._read_index(top, offset, count)
+            found += [row for row in rows if before is None or row < before]
+            offset += len(rows)
+            if len(rows) < count:
+                break
+        return found[:count]
+
+    async def _read_index(self, top: str, offset: int, count: int) -> list[tuple[float, str]]:
+        rows = cast(
+            list[tuple[bytes, float]],
+            await self._redis.zrevrangebyscore(  # pyright: ignore[reportUnknownMemberType]
+                JOBS_KEY, top, "-inf", offset, count, withscores=True
+            ),
+        )
+        return [(float(score), member.decode()) for member, score in rows]
+
+    async def _append(self, job: Job, event: DurableEvent) -> bool:
+        """Write one event on top of the state it was made for; False if another writer came first."""
+        changed = apply(job, event)
+        answer = await cast(
+            Awaitable[bytes],
+            self._redis.eval(APPEND_EVENT, 3, *_append_arguments(job.seq, changed, event)),
+        )
+        return answer not in (b"stale", b"fenced")
+
+    async def _reread(self, job: Job) -> Job:
+        current = await self.get(job.id)
+        if current is None:  # an operator emptied Redis in between
+            raise ResponseError(f"the record of job {job.id} is gone")
+        return current
+
+
+def _append_arguments(seq: str, job: Job, event: DurableEvent) -> list[str]:
+    return [
+        job_key(job.id),
+        events_key(job.id),
+        LIVE_KEY,
+        seq,
+        "",
+        "",
+        job.model_dump_json(exclude={"seq"}),
+        event.model_dump_json(),
+        job.id,
+        str(EVENTS_MAXLEN),
+        str(LIVE_MAXLEN),
+    ]
+
+
+def _load(row: Sequence[bytes | None]) -> Job | None:
+    body, seq = row
+    if body is None or seq is None:
+        return None
+    return Job.model_validate_json(body).model_copy(update={"seq": seq.decode()})
+
+
+def _canceled(job: Job, reason: str) -> JobCanceled:
+    return JobCanceled(job_id=job.id, attempt=job.attempt, ts=time.time(), data=CanceledData(reason=reason))

@@ -1,0 +1,176 @@
+"""The API process: wiring only."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from types import FrameType
+
+import redis
+import uvicorn
+from fastapi import FastAPI
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from service import openapi, problems
+from service.admission import Admission
+from service.body_limit import BodyLimitMiddleware
+from service.dependencies import Services
+from service.drain import DrainMeter
+from service.event_stream import EventStream
+from service.idempotency import IdempotencyStore
+from service.image_store import ImageStore
+from service.intake import Intake
+from service.job_queue import JobQueue
+from service.job_store import JobStore
+from service.job_views import JobViews
+from service.links import LinkSigner
+from service.live_hub import LiveHub
+from service.metrics import Metrics
+from service.model_catalog import ModelCatalog
+from service.preview_canvas import PreviewCanvas
+from service.reconciler import Reconciler
+from service.request_id import RequestIdMiddleware
+from service.request_metrics import RequestMetricsMiddleware
+from service.routes import events, images, jobs, models, system, viewer
+from service.settings import ServiceSettings
+
+_REDIS_TIMEOUT_S = 5.0
+_SHUTDOWN_S = 10
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """Build every part once and join them."""
+    metrics, drain = Metrics(), DrainMeter()
+    client, blocking_client = _open_redis(settings), _open_blocking_redis(settings)
+    hub = LiveHub(client, metrics, drain)
+    services = _build_services(settings, client, blocking_client, hub, metrics, drain)
+    reconciler = Reconciler(services.jobs, services.queue, metrics, settings.reconcile_interval_s)
+
+    @asynccontextmanager
+    async def live(_: FastAPI) -> AsyncGenerator[None]:
+        tasks = [asyncio.create_task(hub.run()), asyncio.create_task(reconciler.run())]
+        yield
+        hub.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await client.aclose()
+        blocking_client.close()
+
+    app = FastAPI(
+        title="Chorale", version=version("chorale"), description="Very large pictures, live.", lifespan=live
+    )
+    app.state.services = services
+    app.state.hub = hub
+    _add_doors(app, settings, metrics)
+    return app
+
+
+def main() -> None:
+    """Run until SIGTERM or Ctrl-C, with settings from the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = ServiceSettings()
+    if not settings.is_loopback() and not settings.allow_open_bind:
+        sys.exit(
+            f"CHORALE_HOST={settings.host} would let anyone on the network make pictures here:"
+            " set CHORALE_ALLOW_OPEN_BIND=1 if that is meant, or bind 127.0.0.1"
+        )
+    app = create_app(settings)
+    _Server(app, settings).run()
+
+
+class _Server(uvicorn.Server):
+    """Lets followers go at the first signal, so that stopping does not wait for them."""
+
+    def __init__(self, app: FastAPI, settings: ServiceSettings) -> None:
+        super().__init__(server_config(app, settings))
+        self._hub: LiveHub = app.state.hub
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._hub.close()
+        super().handle_exit(sig, frame)
+
+
+def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
+    """How uvicorn is run."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ws="websockets-sansio",
+        # JPEG does not shrink, and deflating each message for each viewer would cost most of a core.
+        ws_per_message_deflate=False,
+        ws_max_size=64 * 1024,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        access_log=False,
+        server_header=False,
+    )
+
+
+def _build_services(
+    settings: ServiceSettings,
+    client: Redis,
+    blocking_client: redis.Redis,
+    hub: LiveHub,
+    metrics: Metrics,
+    drain: DrainMeter,
+) -> Services:
+    store = JobStore(client)
+    queue = JobQueue(blocking_client, timeout_s=settings.job_timeout_s, retries=settings.job_retries)
+    catalog = ModelCatalog(client)
+    links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
+    admission = Admission(catalog, queue, drain, settings.max_queued)
+    return Services(
+        settings=settings,
+        redis=client,
+        jobs=store,
+        queue=queue,
+        catalog=catalog,
+        intake=Intake(admission, IdempotencyStore(client), store, queue, metrics),
+        views=JobViews(queue, catalog, drain, links),
+        events=EventStream(client, hub, store, settings.ping_interval_s),
+        images=ImageStore.open(settings),
+        previews=PreviewCanvas(client),
+        links=links,
+        metrics=metrics,
+    )
+
+
+def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
+    for routes in (jobs, events, images, models, system, viewer):
+        app.include_router(routes.router)
+    viewer.mount(app)
+    problems.install(app)
+    openapi.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
+    app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
+    app.add_middleware(RequestIdMiddleware)
+
+
+def _open_redis(settings: ServiceSettings) -> Redis:
+    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        settings.redis_url,
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        # One more try for a connection that went stale; a server that is away is said so at once.
+        retry=AsyncRetry(ConstantBackoff(0.05), 1),
+    )
+
+
+def _open_blocking_redis(settings: ServiceSettings) -> redis.Redis:
+    return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        settings.redis_url,
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        retry=Retry(ConstantBackoff(0.05), 1),
+    )
+
+
+if __name__ == "__main__":
+    main()

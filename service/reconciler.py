@@ -1,0 +1,86 @@
+"""Makes records and queue agree again after a crash of either."""
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from redis.exceptions import RedisError
+
+from api_schemas.job import TERMINAL, Job
+from service.job_queue import JobQueue
+from service.job_store import JobStore
+from service.metrics import Metrics
+
+# A record is written a moment after its id is listed; younger ones may just be on their way.
+_SETTLED_S: Final = 60
+_PAGE: Final = 500
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Enqueues what should wait or run and does not; takes out what has no record. Idempotent."""
+
+    def __init__(self, jobs: JobStore, queue: JobQueue, metrics: Metrics, interval_s: float) -> None:
+        self._jobs = jobs
+        self._queue = queue
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._suspects: set[str] = set()
+
+    async def run(self) -> None:
+        """At start and then every `interval_s`, until cancelled."""
+        while True:
+            try:
+                await self.reconcile()
+            except (RedisError, OSError) as error:
+                log.warning("records and queue cannot be compared: %s", error)
+            await asyncio.sleep(self._interval_s)
+
+    async def reconcile(self) -> None:
+        """One pass over all jobs that may not have ended, and over the queue."""
+        active = await self._jobs.list_active()
+        suspects: set[str] = set()
+        for start in range(0, len(active), _PAGE):
+            page = active[start : start + _PAGE]
+            for job_id, job in zip(page, await self._jobs.get_many(page), strict=True):
+                if await self._mend(job_id, job):
+                    suspects.add(job_id)
+        self._suspects = suspects
+        await self._drop_strangers()
+
+    async def _mend(self, job_id: str, job: Job | None) -> bool:
+        """Treat one job; True if it looks wrong and must be looked at again."""
+        if job is None:
+            if _created_at(job_id) < time.time() - _SETTLED_S:
+                await self._jobs.forget_active([job_id])
+            return False
+        if job.status in TERMINAL:
+            await self._jobs.forget_active([job_id])
+            return False
+        return await self._revive(job_id)
+
+    async def _revive(self, job_id: str) -> bool:
+        presence = await self._queue.presence(job_id)
+        if presence == "present":
+            return False
+        # Between two lists of RQ a job is in neither for a moment; only what stays lost is lost.
+        if presence == "adrift" and job_id not in self._suspects:
+            return True
+        if await self._queue.revive(job_id):
+            log.warning("job %s was %s in the queue and is enqueued again", job_id, presence)
+            self._metrics.jobs_revived.inc()
+        return False
+
+    async def _drop_strangers(self) -> None:
+        waiting = await self._queue.list_waiting()
+        for job_id, job in zip(waiting, await self._jobs.get_many(waiting), strict=True):
+            if job is None or job.status in TERMINAL:
+                await self._queue.remove(job_id)
+
+
+def _created_at(job_id: str) -> float:
+    try:
+        return int(job_id[:12], 16) / 1000
+    except ValueError:
+        return 0.0

@@ -1,0 +1,137 @@
+"""Following a job, over server-sent events or a WebSocket."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import anyio
+from fastapi import APIRouter, Header, Response
+from fastapi.sse import EventSourceResponse, format_sse_event
+from redis.exceptions import RedisError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from api_schemas.job import TERMINAL
+from service.dependencies import After, LoadedJob, Rooms, require_seq
+from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError
+from service.messages import EventMessage, Idle, Message, PreviewMessage, SnapshotMessage
+from service.openapi import problems
+from service.stream_id import order
+
+_DONE: Final = 1000
+_RESTARTING: Final = 1012
+_TRY_LATER: Final = 1013
+_RECONNECT_MS: Final = 1000
+
+router = APIRouter(tags=["events"])
+LastEventId = Annotated[
+    str | None,
+    Header(alias="Last-Event-ID", description="Sent by browsers when they reconnect; goes before `after`."),
+]
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Each event's `id` is its `seq`. The stream ends after the terminal event.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        204: {"description": "The job has ended and the client has seen all of it: don't reconnect."},
+        **problems(JobNotFoundError, InvalidRequestError),
+    },
+)
+async def stream_events(
+    job: LoadedJob, rooms: Rooms, after: After = None, last_event_id: LastEventId = None
+) -> Response:
+    """All durable events after the given one, then those that come, until the job ends."""
+    after = require_seq("Last-Event-ID", last_event_id) or after
+    if after and job.status in TERMINAL and order(after) >= order(job.seq):
+        return Response(status_code=204)
+    messages = rooms.events.follow(job, after, previews=False)
+    # Proxies that buffer would hold the events back.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(_encode_all(messages), headers=headers)
+
+
+@router.websocket("/v1/jobs/{job_id}/ws")
+async def follow_job(websocket: WebSocket, job: LoadedJob, rooms: Rooms, after: After = None) -> None:
+    """The same events as JSON text, and previews as binary messages (see api_schemas/wire.py)."""
+    _check_origin(websocket)
+    await websocket.accept()
+    messages = rooms.events.follow(job, after, previews=True)
+    with suppress(WebSocketDisconnect):
+        async with anyio.create_task_group() as group:
+            group.start_soon(_await_disconnect, websocket, group.cancel_scope)
+            await _serve(websocket, messages, rooms.settings.send_timeout_s)
+            group.cancel_scope.cancel()
+
+
+async def _encode_all(messages: AsyncGenerator[Message]) -> AsyncIterator[bytes]:
+    yield format_sse_event(retry=_RECONNECT_MS)
+    async with aclosing(messages):
+        async for message in messages:
+            encoded = _encode(message)
+            if encoded:
+                yield encoded
+
+
+def _encode(message: Message) -> bytes:
+    match message:
+        case EventMessage(type=kind, seq=seq, text=text):
+            return format_sse_event(data_str=text, event=kind, id=seq)
+        case SnapshotMessage(text=text):
+            # No id: a client that loses the connection now must get the event that follows.
+            return format_sse_event(data_str=text, event="snapshot")
+        case Idle():
+            return format_sse_event(comment="still here")
+        case PreviewMessage():
+            return b""
+
+
+def _check_origin(websocket: WebSocket) -> None:
+    """Let pages of other sites not speak in the name of their visitors."""
+    origin = websocket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
+        raise ForbiddenError(f"pages of {origin[:100]!a} may not connect to this server")
+
+
+async def _await_disconnect(websocket: WebSocket, scope: anyio.CancelScope) -> None:
+    """Clients have nothing to say here; what they send is read and dropped."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _serve(websocket: WebSocket, messages: AsyncGenerator[Message], timeout_s: float) -> None:
+    code = await _send_all(websocket, messages, timeout_s)
+    # A stalled connection takes no close frame either, until its reader wakes up.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await websocket.close(code)
+
+
+async def _send_all(websocket: WebSocket, messages: AsyncGenerator[Message], timeout_s: float) -> int:
+    """Send until the job ends; returns the close code."""
+    ended = False
+    try:
+        async with aclosing(messages):
+            async for message in messages:
+                async with asyncio.timeout(timeout_s):
+                    await _send(websocket, message)
+                ended = isinstance(message, EventMessage) and message.is_terminal
+    except (TimeoutError, RedisError, OSError):
+        return _TRY_LATER
+    return _DONE if ended else _RESTARTING
+
+
+async def _send(websocket: WebSocket, message: Message) -> None:
+    match message:
+        case EventMessage(text=text) | SnapshotMessage(text=text):
+            await websocket.send_text(text)
+        case PreviewMessage(data=data):
+            await websocket.send_bytes(data)
+        case Idle():  # the server pings by itself
+            pass

@@ -1,0 +1,147 @@
+"""The picture: whole, by link, and as a deep zoom, which works while it is still being sung."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from api_schemas.events import Result
+from api_schemas.job import TERMINAL, Job
+from service.deep_zoom import Pyramid, Window
+from service.dependencies import LoadedJob, Rooms
+from service.errors import (
+    FileMissingError,
+    ForbiddenError,
+    InvalidRequestError,
+    JobNotFoundError,
+    NotReadyError,
+    RangeNotSatisfiableError,
+    ResultExpiredError,
+    ResultNeverError,
+)
+from service.file_answer import send_file
+from service.openapi import Responses, problems
+
+_NOT_READY_RETRY_S = 2
+_IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+_CHANGING = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_PICTURE: dict[str, object] = dict.fromkeys(("image/png", "image/jpeg", "image/webp", "image/tiff"), _BINARY)
+_FILE_RESPONSES: Responses = {
+    200: {"description": "The picture.", "content": _PICTURE},
+    206: {"description": "A range of its bytes.", "content": _PICTURE},
+    302: {"description": "The store's own expiring address of the picture."},
+    304: {"description": "The client's copy is good."},
+}
+_FILE_PROBLEMS = (
+    JobNotFoundError,
+    InvalidRequestError,
+    NotReadyError,
+    ResultNeverError,
+    ResultExpiredError,
+    RangeNotSatisfiableError,
+)
+_TILE_RESPONSES: Responses = {
+    200: {"description": "The tile.", "content": {"image/jpeg": _BINARY}},
+    **problems(JobNotFoundError, FileMissingError, InvalidRequestError, ResultExpiredError),
+}
+
+router = APIRouter(tags=["images"])
+Index = Annotated[int, Path(ge=0, le=1_000_000)]
+
+
+@router.get(
+    "/v1/jobs/{job_id}/image",
+    response_class=Response,
+    responses={**_FILE_RESPONSES, **problems(*_FILE_PROBLEMS)},
+)
+@router.head(
+    "/v1/jobs/{job_id}/image",
+    response_class=Response,
+    responses={**_FILE_RESPONSES, **problems(*_FILE_PROBLEMS)},
+)
+async def get_image(request: Request, job: LoadedJob, rooms: Rooms) -> Response:
+    """The finished picture, to be shown in place."""
+    return await _answer(request, rooms, job, inline=True)
+
+
+@router.get(
+    "/v1/files/{job_id}",
+    response_class=Response,
+    responses={**_FILE_RESPONSES, **problems(*_FILE_PROBLEMS, ForbiddenError)},
+)
+async def download_image(
+    request: Request, job_id: str, expires: int, signature: str, rooms: Rooms
+) -> Response:
+    """The finished picture, to be saved, for whoever has a link from `urls.download`."""
+    rooms.links.check(job_id, expires, signature)
+    job = await rooms.jobs.get(job_id)
+    if job is None:
+        raise JobNotFoundError(job_id)
+    return await _answer(request, rooms, job, inline=False)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/image.dzi",
+    response_class=Response,
+    responses={
+        200: {"description": "Deep Zoom descriptor.", "content": {"application/xml": {}}},
+        **problems(JobNotFoundError, InvalidRequestError),
+    },
+)
+async def get_descriptor(job: LoadedJob) -> Response:
+    """What deep-zoom viewers open; its tiles are at image_files/{level}/{column}_{row}.jpg beside it."""
+    return Response(_pyramid(job).describe(), media_type="application/xml", headers=_IMMUTABLE)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/tiles/{level}/{column}_{row}", response_class=Response, responses=_TILE_RESPONSES
+)
+@router.get(
+    "/v1/jobs/{job_id}/image_files/{level}/{column}_{row}.jpg",
+    response_class=Response,
+    responses=_TILE_RESPONSES,
+    operation_id="get_tile_of_descriptor",
+)
+async def get_tile(job: LoadedJob, level: Index, column: Index, row: Index, rooms: Rooms) -> Response:
+    """One tile of the deep zoom: of the finished picture, else of the present canvas."""
+    window = _pyramid(job).window(level, column, row)
+    if window is None:
+        raise FileMissingError(f"no tile {column}_{row} at level {level}")
+    if job.result is not None:
+        return await _send_stored_tile(rooms, job.result, f"{level}/{column}_{row}.jpg")
+    return await _send_present_tile(rooms, job, window)
+
+
+async def _answer(request: Request, rooms: Rooms, job: Job, *, inline: bool) -> Response:
+    result = _require_result(job)
+    address = await rooms.images.sign(result.image_key, request.method)
+    if address is not None:
+        return RedirectResponse(address, 302, {"Cache-Control": "no-store"})
+    return await send_file(request, rooms.images, result, name=f"chorale-{job.id}", inline=inline)
+
+
+def _require_result(job: Job) -> Result:
+    if job.result is not None:
+        return job.result
+    if job.status in TERMINAL:
+        raise ResultNeverError(f"the job is {job.status} and has no picture")
+    eta_s = job.progress.eta_s if job.progress else None
+    retry_s = max(1, round(eta_s)) if eta_s else _NOT_READY_RETRY_S
+    raise NotReadyError(f"the job is {job.status}", retry_after_s=retry_s)
+
+
+def _pyramid(job: Job) -> Pyramid:
+    return Pyramid(job.request.width_px, job.request.height_px)
+
+
+async def _send_stored_tile(rooms: Rooms, result: Result, name: str) -> Response:
+    tile = await rooms.images.read(f"{result.pyramid_key.rstrip('/')}/image_files/{name}")
+    if tile is None:
+        raise ResultExpiredError("the deep zoom is no longer stored")
+    return Response(tile, media_type="image/jpeg", headers=_IMMUTABLE)
+
+
+async def _send_present_tile(rooms: Rooms, job: Job, window: Window) -> Response:
+    return Response(await rooms.previews.render(job.id, window), media_type="image/jpeg", headers=_CHANGING)

@@ -1,0 +1,144 @@
+"""Making, reading, listing and cancelling jobs."""
+
+import re
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Query, Response
+
+from api_schemas.answers import JobPage, JobView
+from api_schemas.generation import GenerationRequest
+from api_schemas.job import TERMINAL, Job, JobStatus
+from service.cursor import read_cursor, write_cursor
+from service.dependencies import LoadedJob, Rooms
+from service.errors import (
+    BadRequestError,
+    ConflictError,
+    IdempotencyMismatchError,
+    InvalidRequestError,
+    JobNotFoundError,
+    NoModelError,
+    QueueFullError,
+)
+from service.openapi import problems
+
+MAX_WAIT_S: Final = 60
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
+# A status filter looks through so many jobs a page at most; `next` goes on from there.
+_SCAN_LIMIT: Final = 1000
+
+router = APIRouter(tags=["jobs"])
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same key and body give the same job for a day.",
+    ),
+]
+Prefer = Annotated[
+    str | None, Header(description="`wait=N`: answer with the finished job if it ends within N (up to 60) s.")
+]
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    response_model=JobView,
+    responses={
+        200: {"model": JobView, "description": "The job ended within the time that `Prefer: wait` gave it."},
+        **problems(
+            BadRequestError,
+            ConflictError,
+            InvalidRequestError,
+            IdempotencyMismatchError,
+            QueueFullError,
+            NoModelError,
+        ),
+    },
+)
+async def create_job(
+    body: GenerationRequest,
+    response: Response,
+    rooms: Rooms,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> JobView:
+    """Queue one picture. Follow it at `urls.ws` or `urls.events`; its picture will be at `urls.result`."""
+    job = await rooms.intake.take(body, idempotency_key)
+    wait_s = _read_wait(prefer)
+    if wait_s:
+        await rooms.events.wait(job, wait_s)
+        job = await rooms.jobs.get(job.id) or job
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
+        response.status_code = 200 if job.status in TERMINAL else 202
+    view = await rooms.views.show(job)
+    response.headers["Location"] = view.urls.self
+    return view
+
+
+@router.get(
+    "/v1/jobs/{job_id}", response_model=JobView, responses=problems(JobNotFoundError, InvalidRequestError)
+)
+async def get_job(job: LoadedJob, rooms: Rooms) -> JobView:
+    """One job as it stands now."""
+    return await rooms.views.show(job)
+
+
+@router.get("/v1/jobs", response_model=JobPage, responses=problems(InvalidRequestError))
+async def list_jobs(
+    rooms: Rooms,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
+    status: Annotated[JobStatus | None, Query()] = None,
+) -> JobPage:
+    """Jobs, newest first. New jobs never shift later pages. A page may be short; only `next: null` ends."""
+    jobs, position = await _find_page(rooms, read_cursor(cursor) if cursor else None, limit, status)
+    next_cursor = write_cursor(position) if position else None
+    return JobPage(data=await rooms.views.show_all(jobs), next=next_cursor)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/cancel",
+    response_model=JobView,
+    responses={
+        202: {"model": JobView, "description": "The job is running and stops within one step."},
+        **problems(JobNotFoundError, InvalidRequestError),
+    },
+)
+async def cancel_job(job: LoadedJob, response: Response, rooms: Rooms) -> JobView:
+    """End a job. A job that has ended stays as it is, so this may be repeated."""
+    job = await rooms.jobs.cancel(job, "canceled by a client")
+    if job.status in TERMINAL:
+        await rooms.queue.remove(job.id)
+    else:
+        response.status_code = 202
+    return await rooms.views.show(job)
+
+
+async def _find_page(
+    rooms: Rooms, before: tuple[float, str] | None, limit: int, status: JobStatus | None
+) -> tuple[list[Job], tuple[float, str] | None]:
+    """Up to `limit` jobs, and the position of the last one looked at if there are more."""
+    found: list[Job] = []
+    scanned = 0
+    while scanned < _SCAN_LIMIT:
+        rows = await rooms.jobs.list_older(before, limit + 1)
+        jobs = await rooms.jobs.get_many([job_id for _, job_id in rows])
+        for position, job in list(zip(rows, jobs, strict=True))[:limit]:
+            before = position
+            if job is not None and status in (None, job.status):
+                found.append(job)
+                if len(found) == limit:
+                    break
+        if len(rows) <= limit and before in (None, *rows[-1:]):
+            return found, None
+        if len(found) == limit:
+            break
+        scanned += limit
+    return found, before
+
+
+def _read_wait(prefer: str | None) -> int:
+    match = _WAIT.search(prefer or "")
+    return min(int(match[1]), MAX_WAIT_S) if match else 0

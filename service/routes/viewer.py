@@ -1,0 +1,37 @@
+"""The web page and its files."""
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+_FOLDER: Final = Path(__file__).parent.parent / "viewer"
+# Our own files change with every version and carry no hash: browsers ask each time and get 304.
+_OWN = "no-cache"
+_VENDORED = "public, max-age=86400"
+
+
+class _ViewerFiles(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = _VENDORED if path.startswith("vendor") else _OWN
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
+_files = _ViewerFiles(directory=_FOLDER, check_dir=False)
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+async def show_page(request: Request) -> Response:
+    return await _files.get_response("index.html", request.scope)
+
+
+def mount(app: FastAPI) -> None:
+    """Serve the page's files below /viewer/."""
+    app.mount("/viewer", _files)

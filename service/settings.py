@@ -1,0 +1,73 @@
+"""What an operator may choose, read once from the environment (prefix CHORALE_)."""
+
+import ipaddress
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _none_if_empty(value: object) -> object:
+    # docker-compose passes unset variables on as empty strings.
+    return None if value == "" else value
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
+
+
+def _default_store_url() -> str:
+    return (Path.cwd() / "chorale-data" / "store").as_uri()
+
+
+def _draw_secret() -> SecretStr:
+    return SecretStr(secrets.token_hex(32))
+
+
+class ServiceSettings(BaseSettings):
+    """All settings of the API process."""
+
+    model_config = SettingsConfigDict(env_prefix="CHORALE_", frozen=True, extra="ignore")
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    store_url: str = Field(
+        default_factory=_default_store_url, description="file:///folder or s3://bucket/prefix"
+    )
+    store_endpoint: OptionalText = None
+    store_public_endpoint: OptionalText = Field(
+        default=None, description="How clients reach the S3 store, where that differs from store_endpoint."
+    )
+    store_access_key_id: OptionalText = None
+    store_secret_access_key: OptionalSecret = None
+    store_region: str = "us-east-1"
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    allow_open_bind: bool = False
+    max_queued: int = Field(default=1000, ge=1)
+    max_body_bytes: int = Field(default=256 * 1024, ge=1024)
+    link_secret: SecretStr = Field(
+        default_factory=_draw_secret,
+        description="Signs download links; drawn at start if not given, and links then end with the process.",
+    )
+    link_lifetime_s: int = Field(default=3600, ge=1)
+    job_timeout_s: int = Field(
+        default=86_400, ge=1, description="Longest time one execution of a job may take."
+    )
+    job_retries: int = Field(default=5, ge=0, description="Executions a job may lose to dying workers.")
+    reconcile_interval_s: float = Field(default=30.0, gt=0)
+    ping_interval_s: float = Field(default=15.0, gt=0)
+    send_timeout_s: float = Field(
+        default=30.0, gt=0, description="A reader that takes nothing for so long is let go."
+    )
+
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the bound address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
