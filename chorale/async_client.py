@@ -1,0 +1,260 @@
+"""The same client for asyncio."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from math import inf
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+from httpx_sse import EventSource
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from api_schemas.answers import JobPage, JobView, ModelList, Readiness
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import GenerationRequest
+from api_schemas.job import TERMINAL, JobStatus
+from chorale.errors import NoConnectionError, TimedOutError, UnavailableError
+from chorale.part_file import PartFile
+from chorale.protocol import (
+    DEFAULT_URL,
+    Preview,
+    Update,
+    after_parameters,
+    check,
+    creation_body,
+    creation_headers,
+    finished,
+    is_last,
+    job_path,
+    list_parameters,
+    live_url,
+    read,
+    read_previews,
+    read_readiness,
+    read_update,
+    result_of,
+)
+from chorale.pyramid import Pyramid, PyramidTile
+from chorale.reconnect import Reconnect
+
+# The server speaks at least every 15 s, also when there is nothing to say.
+_TIMEOUT = httpx.Timeout(30, read=60)
+_PARALLEL_TILES = 8
+_LOOK_S = 0.25
+_TRANSIENT = (httpx.TransportError, UnavailableError)
+
+
+class AsyncClient:
+    """Talks to one Chorale server.
+
+    >>> async with AsyncClient("http://127.0.0.1:8000") as chorale:
+    ...     job = await chorale.create(GenerationRequest(prompt="glowing orange lava", seamless="both"))
+    ...     await chorale.wait(job.id)
+    ...     await chorale.download(job.id, Path("lava.png"))
+    """
+
+    def __init__(self, url: str = DEFAULT_URL) -> None:
+        self.url = url.rstrip("/")
+        transport = httpx.AsyncHTTPTransport(retries=2)  # retries connecting only, so nothing is done twice
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, transport=transport)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._http.aclose()
+
+    async def create(self, request: GenerationRequest, *, idempotency_key: str | None = None) -> JobView:
+        """Ask for a picture. With the same key and request the same job is answered again.
+
+        >>> job = await chorale.create(GenerationRequest(prompt="moss", width_px=4096, height_px=4096))
+
+        Raises:
+            InvalidRequestError: a value is out of its limits.
+            UnavailableError: the queue is full, or no worker serves the model.
+        """
+        headers, body = creation_headers(idempotency_key), creation_body(request)
+        return read(await self._send("POST", "/v1/jobs", headers=headers, content=body), JobView)
+
+    async def get(self, job_id: str) -> JobView:
+        """The present state of a job.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        return read(await self._send("GET", job_path(job_id)), JobView)
+
+    async def list(
+        self, *, status: JobStatus | None = None, limit: int = 20, cursor: str | None = None
+    ) -> JobPage:
+        """One page of jobs, newest first; `page.next` is the cursor of the next one.
+
+        >>> page = await chorale.list(status="processing")
+        """
+        return read(
+            await self._send("GET", "/v1/jobs", params=list_parameters(status, limit, cursor)), JobPage
+        )
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Stop a job; it ends within one step. Canceling twice changes nothing."""
+        return read(await self._send("POST", job_path(job_id, "cancel")), JobView)
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        """The models that are served, with their limits."""
+        return tuple(read(await self._send("GET", "/v1/models"), ModelList).data)
+
+    async def readiness(self) -> Readiness:
+        """Whether a job posted now would be made."""
+        return read_readiness(await self._send("GET", "/readyz"))
+
+    async def events(self, job_id: str, *, after: str = "") -> AsyncIterator[Update]:
+        """All that a job reports, from its beginning or after a `seq`, until it ends.
+
+        A broken line is taken up where it broke: nothing is missing, nothing comes twice.
+
+        >>> async for event in chorale.events(job.id):
+        ...     print(event.seq, event.type)
+
+        Raises:
+            NoConnectionError: the server was away for too long.
+        """
+        reconnect = Reconnect(self.url)
+        while True:
+            try:
+                async with self._open(job_path(job_id, "events"), params=after_parameters(after)) as response:
+                    if response.status_code == HTTPStatus.NO_CONTENT:
+                        return  # all was seen
+                    async for message in EventSource(response).aiter_sse():
+                        update = read_update(message.data)
+                        reconnect.succeed()
+                        after = update.seq if update.type != "snapshot" else after
+                        yield update
+                        if is_last(update):
+                            return
+                reconnect.fail()
+            except _TRANSIENT as error:
+                reconnect.fail(error)
+            await asyncio.sleep(reconnect.delay_s)
+
+    async def live(self, job_id: str, *, after: str = "") -> AsyncIterator[Update | Preview]:
+        """The same as `events`, and between them the canvas as it fills.
+
+        Previews of cells that changed while the line was broken arrive in their newest state.
+        """
+        reconnect = Reconnect(self.url)
+        while True:
+            try:
+                async with connect(live_url(self.url, job_id, after), max_size=None) as socket:
+                    async for message in socket:
+                        reconnect.succeed()
+                        if isinstance(message, bytes):
+                            for preview in read_previews(message):
+                                yield preview
+                            continue
+                        update = read_update(message)
+                        after = update.seq if update.type != "snapshot" else after
+                        yield update
+                        if is_last(update):
+                            return
+                reconnect.fail()
+            except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
+                await self.get(job_id)  # an unknown job is not worth waiting for
+                reconnect.fail(error)
+            await asyncio.sleep(reconnect.delay_s)
+
+    async def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
+        """The job with its picture.
+
+        Raises:
+            JobEndedError: it ended without one.
+            TimedOutError: it still runs after `timeout_s`.
+        """
+        deadline = time.monotonic() + (inf if timeout_s is None else timeout_s)
+        reconnect = Reconnect(self.url)
+        while True:
+            try:
+                job = await self.get(job_id)
+                reconnect.succeed()
+                if job.status in TERMINAL:
+                    return finished(job)
+            except (NoConnectionError, UnavailableError) as error:
+                reconnect.fail(error)
+            if time.monotonic() > deadline:
+                raise TimedOutError(f"job {job_id} did not end within {timeout_s} s")
+            await asyncio.sleep(_LOOK_S)
+
+    async def download(self, job_id: str, path: Path) -> Path:
+        """Stream the picture into a file, checked against the job's checksum.
+
+        A broken download is taken up again, also by another call after a crash.
+
+        Raises:
+            JobEndedError: the job has no picture.
+            ConflictError: the job has no picture yet.
+        """
+        part = PartFile(path, result_of(await self.get(job_id)))
+        reconnect = Reconnect(self.url)
+        while not part.is_complete:
+            try:
+                async with self._open(job_path(job_id, "image"), headers=part.headers()) as response:
+                    part.prepare(response)
+                    async for chunk in response.aiter_bytes(1 << 20):
+                        part.append(chunk)
+                        reconnect.succeed()
+            except _TRANSIENT as error:
+                reconnect.fail(error)
+                await asyncio.sleep(reconnect.delay_s)
+        return part.finish()
+
+    async def download_pyramid(self, job_id: str, path: Path) -> Path:
+        """Fetch the deep zoom: a descriptor such as `lava.dzi`, and its tiles in `lava_files/`."""
+        pyramid = Pyramid.parse(check(await self._send("GET", job_path(job_id, "image.dzi"))).content)
+
+        places = asyncio.Semaphore(_PARALLEL_TILES)
+
+        async def fetch(tile: PyramidTile) -> None:
+            where = job_path(job_id, "tiles", str(tile.level), f"{tile.column}_{tile.row}")
+            async with places:
+                image = check(await self._send("GET", where)).content
+            pyramid.write_tile(path, tile, image)
+
+        async with asyncio.TaskGroup() as group:
+            for tile in pyramid.tiles():
+                group.create_task(fetch(tile))
+        return pyramid.write_descriptor(path)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        content: str | None = None,
+    ) -> httpx.Response:
+        try:
+            return await self._http.request(method, path, params=params, headers=headers, content=content)
+        except httpx.TransportError as error:
+            raise NoConnectionError(self.url, str(error) or type(error).__name__) from error
+
+    @asynccontextmanager
+    async def _open(
+        self, path: str, *, params: dict[str, str] | None = None, headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[httpx.Response, None]:
+        async with self._http.stream(
+            "GET", path, params=params, headers=headers, follow_redirects=True
+        ) as response:
+            if response.is_error:
+                await response.aread()
+            yield check(response)

@@ -1,0 +1,252 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http import HTTPStatus
+from math import inf
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+from httpx_sse import EventSource
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import connect
+
+from api_schemas.answers import JobPage, JobView, ModelList, Readiness
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import GenerationRequest
+from api_schemas.job import TERMINAL, JobStatus
+from chorale.errors import NoConnectionError, TimedOutError, UnavailableError
+from chorale.part_file import PartFile
+from chorale.protocol import (
+    DEFAULT_URL,
+    Preview,
+    Update,
+    after_parameters,
+    check,
+    creation_body,
+    creation_headers,
+    finished,
+    is_last,
+    job_path,
+    list_parameters,
+    live_url,
+    read,
+    read_previews,
+    read_readiness,
+    read_update,
+    result_of,
+)
+from chorale.pyramid import Pyramid, PyramidTile
+from chorale.reconnect import Reconnect
+
+# The server speaks at least every 15 s, also when there is nothing to say.
+_TIMEOUT = httpx.Timeout(30, read=60)
+_PARALLEL_TILES = 8
+_LOOK_S = 0.25
+_TRANSIENT = (httpx.TransportError, UnavailableError)
+
+
+class Client:
+    """Talks to one Chorale server.
+
+    >>> with Client("http://127.0.0.1:8000") as chorale:
+    ...     job = chorale.create(GenerationRequest(prompt="glowing orange lava", seamless="both"))
+    ...     chorale.wait(job.id)
+    ...     chorale.download(job.id, Path("lava.png"))
+    """
+
+    def __init__(self, url: str = DEFAULT_URL) -> None:
+        self.url = url.rstrip("/")
+        transport = httpx.HTTPTransport(retries=2)  # retries connecting only, so nothing is done twice
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, transport=transport)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give connections back."""
+        self._http.close()
+
+    def create(self, request: GenerationRequest, *, idempotency_key: str | None = None) -> JobView:
+        """Ask for a picture. With the same key and request the same job is answered again.
+
+        >>> job = chorale.create(GenerationRequest(prompt="moss", width_px=4096, height_px=4096))
+
+        Raises:
+            InvalidRequestError: a value is out of its limits.
+            UnavailableError: the queue is full, or no worker serves the model.
+        """
+        headers, body = creation_headers(idempotency_key), creation_body(request)
+        return read(self._send("POST", "/v1/jobs", headers=headers, content=body), JobView)
+
+    def get(self, job_id: str) -> JobView:
+        """The present state of a job.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        return read(self._send("GET", job_path(job_id)), JobView)
+
+    def list(self, *, status: JobStatus | None = None, limit: int = 20, cursor: str | None = None) -> JobPage:
+        """One page of jobs, newest first; `page.next` is the cursor of the next one.
+
+        >>> [job.id for job in chorale.list(status="processing").data]
+        """
+        return read(self._send("GET", "/v1/jobs", params=list_parameters(status, limit, cursor)), JobPage)
+
+    def cancel(self, job_id: str) -> JobView:
+        """Stop a job; it ends within one step. Canceling twice changes nothing."""
+        return read(self._send("POST", job_path(job_id, "cancel")), JobView)
+
+    def models(self) -> tuple[ModelCard, ...]:
+        """The models that are served, with their limits."""
+        return tuple(read(self._send("GET", "/v1/models"), ModelList).data)
+
+    def readiness(self) -> Readiness:
+        """Whether a job posted now would be made."""
+        return read_readiness(self._send("GET", "/readyz"))
+
+    def events(self, job_id: str, *, after: str = "") -> Iterator[Update]:
+        """All that a job reports, from its beginning or after a `seq`, until it ends.
+
+        A broken line is taken up where it broke: nothing is missing, nothing comes twice.
+
+        >>> for event in chorale.events(job.id):
+        ...     print(event.seq, event.type)
+
+        Raises:
+            NoConnectionError: the server was away for too long.
+        """
+        reconnect = Reconnect(self.url)
+        while True:
+            try:
+                with self._open(job_path(job_id, "events"), params=after_parameters(after)) as response:
+                    if response.status_code == HTTPStatus.NO_CONTENT:
+                        return  # all was seen
+                    for message in EventSource(response).iter_sse():
+                        update = read_update(message.data)
+                        reconnect.succeed()
+                        after = update.seq if update.type != "snapshot" else after
+                        yield update
+                        if is_last(update):
+                            return
+                reconnect.fail()
+            except _TRANSIENT as error:
+                reconnect.fail(error)
+            time.sleep(reconnect.delay_s)
+
+    def live(self, job_id: str, *, after: str = "") -> Iterator[Update | Preview]:
+        """The same as `events`, and between them the canvas as it fills.
+
+        Previews of cells that changed while the line was broken arrive in their newest state.
+        """
+        reconnect = Reconnect(self.url)
+        while True:
+            try:
+                with connect(live_url(self.url, job_id, after), max_size=None) as socket:
+                    for message in socket:
+                        reconnect.succeed()
+                        if isinstance(message, bytes):
+                            yield from read_previews(message)
+                            continue
+                        update = read_update(message)
+                        after = update.seq if update.type != "snapshot" else after
+                        yield update
+                        if is_last(update):
+                            return
+                reconnect.fail()
+            except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
+                self.get(job_id)  # an unknown job is not worth waiting for
+                reconnect.fail(error)
+            time.sleep(reconnect.delay_s)
+
+    def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
+        """The job with its picture.
+
+        Raises:
+            JobEndedError: it ended without one.
+            TimedOutError: it still runs after `timeout_s`.
+        """
+        deadline = time.monotonic() + (inf if timeout_s is None else timeout_s)
+        reconnect = Reconnect(self.url)
+        while True:
+            try:
+                job = self.get(job_id)
+                reconnect.succeed()
+                if job.status in TERMINAL:
+                    return finished(job)
+            except (NoConnectionError, UnavailableError) as error:
+                reconnect.fail(error)
+            if time.monotonic() > deadline:
+                raise TimedOutError(f"job {job_id} did not end within {timeout_s} s")
+            time.sleep(_LOOK_S)
+
+    def download(self, job_id: str, path: Path) -> Path:
+        """Stream the picture into a file, checked against the job's checksum.
+
+        A broken download is taken up again, also by another call after a crash.
+
+        Raises:
+            JobEndedError: the job has no picture.
+            ConflictError: the job has no picture yet.
+        """
+        part = PartFile(path, result_of(self.get(job_id)))
+        reconnect = Reconnect(self.url)
+        while not part.is_complete:
+            try:
+                with self._open(job_path(job_id, "image"), headers=part.headers()) as response:
+                    part.prepare(response)
+                    for chunk in response.iter_bytes(1 << 20):
+                        part.append(chunk)
+                        reconnect.succeed()
+            except _TRANSIENT as error:
+                reconnect.fail(error)
+                time.sleep(reconnect.delay_s)
+        return part.finish()
+
+    def download_pyramid(self, job_id: str, path: Path) -> Path:
+        """Fetch the deep zoom: a descriptor such as `lava.dzi`, and its tiles in `lava_files/`."""
+        pyramid = Pyramid.parse(check(self._send("GET", job_path(job_id, "image.dzi"))).content)
+
+        def fetch(tile: PyramidTile) -> None:
+            where = job_path(job_id, "tiles", str(tile.level), f"{tile.column}_{tile.row}")
+            image = check(self._send("GET", where)).content
+            pyramid.write_tile(path, tile, image)
+
+        with ThreadPoolExecutor(_PARALLEL_TILES) as pool:
+            for _ in pool.map(fetch, pyramid.tiles()):
+                pass
+        return pyramid.write_descriptor(path)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        content: str | None = None,
+    ) -> httpx.Response:
+        try:
+            return self._http.request(method, path, params=params, headers=headers, content=content)
+        except httpx.TransportError as error:
+            raise NoConnectionError(self.url, str(error) or type(error).__name__) from error
+
+    @contextmanager
+    def _open(
+        self, path: str, *, params: dict[str, str] | None = None, headers: dict[str, str] | None = None
+    ) -> Generator[httpx.Response, None, None]:
+        with self._http.stream(
+            "GET", path, params=params, headers=headers, follow_redirects=True
+        ) as response:
+            if response.is_error:
+                response.read()
+            yield check(response)

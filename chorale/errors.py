@@ -1,0 +1,125 @@
+"""What can go wrong for a client or on a machine that runs the stack.
+
+ChoraleError
+├── ProblemError             the server refused; carries its problem body
+│   ├── NotFoundError
+│   ├── ConflictError        a state that does not allow this, or not yet
+│   ├── InvalidRequestError  `problem.errors` names field, value and what is allowed
+│   └── UnavailableError     the server is there, but cannot take this now
+├── NoConnectionError        nobody answers at this address
+├── UnexpectedAnswerError    somebody answers, but not as Chorale does
+├── JobEndedError            the job ended without a picture; carries the job
+├── JobRunningError          the job has no picture yet
+├── DownloadError            what arrived is not what the job promised
+├── TimedOutError            waiting was given up, the job goes on
+└── StackError               the stack of this machine
+    ├── AlreadyRunningError  another one has this data directory
+    ├── NotInstalledError    a part is missing from this environment
+    ├── PortTakenError
+    └── PartFailedError      a process of the stack does not stay up
+"""
+
+from pathlib import Path
+
+from api_schemas.answers import JobView
+from api_schemas.errors import Problem
+
+
+class ChoraleError(Exception):
+    """Root of all errors of this package."""
+
+
+class ProblemError(ChoraleError):
+    """The server refused, and said why."""
+
+    def __init__(self, problem: Problem, retry_after_s: float | None = None) -> None:
+        super().__init__(_describe(problem))
+        self.problem = problem
+        self.retry_after_s = retry_after_s
+
+
+class NotFoundError(ProblemError):
+    """No such job or picture."""
+
+
+class ConflictError(ProblemError):
+    """The job is not in a state for this."""
+
+
+class InvalidRequestError(ProblemError):
+    """A value is out of its limits."""
+
+
+class UnavailableError(ProblemError):
+    """Full queue, no model, or a part that cannot be reached."""
+
+
+class NoConnectionError(ChoraleError):
+    """Nobody answers."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"no answer from {url}: {reason}")
+        self.url = url
+
+
+class UnexpectedAnswerError(ChoraleError):
+    """The answer is not one of Chorale's."""
+
+
+class JobEndedError(ChoraleError):
+    """Failed, canceled or expired."""
+
+    def __init__(self, job: JobView) -> None:
+        reason = f": {job.error.message} ({job.error.code})" if job.error else ""
+        super().__init__(f"job {job.id} {job.status}{reason}")
+        self.job = job
+
+
+class JobRunningError(ChoraleError):
+    """Queued or processing."""
+
+    def __init__(self, job: JobView) -> None:
+        super().__init__(f"job {job.id} is {job.status} and has no picture yet")
+        self.job = job
+
+
+class DownloadError(ChoraleError):
+    """Wrong size or checksum."""
+
+
+class TimedOutError(ChoraleError):
+    """Waiting was given up."""
+
+
+class StackError(ChoraleError):
+    """The stack of this machine does not run."""
+
+
+class AlreadyRunningError(StackError):
+    """One data directory, one stack."""
+
+    def __init__(self, folder: Path, url: str | None) -> None:
+        where = f"at {url}" if url else "and starts just now"
+        super().__init__(f"a stack with the data directory {folder} already runs {where}")
+        self.url = url
+
+
+class NotInstalledError(StackError):
+    """A part is missing from this environment."""
+
+
+class PortTakenError(StackError):
+    """Somebody else listens there."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"port {port} of {host} is taken: give another one by --port, or 0 for any")
+
+
+class PartFailedError(StackError):
+    """A process of the stack does not stay up."""
+
+
+def _describe(problem: Problem) -> str:
+    if not problem.errors:
+        return problem.detail
+    return "; ".join(f"{each.field} {each.value}: {each.allowed}" for each in problem.errors)

@@ -1,0 +1,173 @@
+"""What both clients say and understand, whichever way the bytes travel."""
+
+import uuid
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import httpx
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from api_schemas import wire
+from api_schemas.answers import JobView, Readiness, Snapshot
+from api_schemas.errors import Problem
+from api_schemas.events import TERMINAL_TYPES, DurableEvent, Result, TilePreviewed
+from api_schemas.generation import GenerationRequest
+from api_schemas.job import TERMINAL, JobStatus
+from chorale.errors import (
+    ConflictError,
+    InvalidRequestError,
+    JobEndedError,
+    JobRunningError,
+    NotFoundError,
+    ProblemError,
+    UnavailableError,
+    UnexpectedAnswerError,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+Update = DurableEvent | Snapshot
+Body = TypeVar("Body", bound=BaseModel)
+_update = TypeAdapter[Update](Annotated[Update, Field(discriminator="type")])
+_ERRORS: dict[int, type[ProblemError]] = {
+    404: NotFoundError,
+    409: ConflictError,
+    410: NotFoundError,
+    422: InvalidRequestError,
+    429: UnavailableError,
+    503: UnavailableError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A rectangle of the canvas as it stands; `image` is a JPEG."""
+
+    event: TilePreviewed
+    image: bytes
+
+
+def job_path(job_id: str, *parts: str) -> str:
+    """The path of a job, or of something that belongs to it."""
+    return "/".join(("/v1/jobs", quote(job_id, safe=""), *parts))
+
+
+def list_parameters(status: JobStatus | None, limit: int, cursor: str | None) -> dict[str, str]:
+    """The query of a page of jobs."""
+    given = {"status": status, "limit": str(limit), "cursor": cursor}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def after_parameters(after: str) -> dict[str, str]:
+    """The query that takes a log up again."""
+    return {"after": after} if after else {}
+
+
+def creation_headers(idempotency_key: str | None) -> dict[str, str]:
+    """Every creation has a key, so that it may be sent again when its answer was lost."""
+    return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": "application/json"}
+
+
+def creation_body(request: GenerationRequest) -> str:
+    """What was chosen and nothing else: the rest is for the server to choose."""
+    return request.model_dump_json(exclude_unset=True)
+
+
+def finished(job: JobView) -> JobView:
+    """Let jobs with a picture pass.
+
+    Raises:
+        JobEndedError: it ended without one.
+    """
+    if job.status != "succeeded":
+        raise JobEndedError(job)
+    return job
+
+
+def result_of(job: JobView) -> Result:
+    """The picture of a job.
+
+    Raises:
+        JobEndedError: it ended without one.
+        JobRunningError: it has none yet.
+    """
+    if job.result is not None:
+        return job.result
+    raise JobEndedError(job) if job.status in TERMINAL else JobRunningError(job)
+
+
+def live_url(url: str, job_id: str, after: str) -> str:
+    """The WebSocket address of a job."""
+    parts = urlsplit(url)
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    query = f"after={quote(after)}" if after else ""
+    return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + job_path(job_id, "ws"), query, ""))
+
+
+def check(response: httpx.Response) -> httpx.Response:
+    """Let good answers pass; the body of a bad one must have been read.
+
+    Raises:
+        ProblemError: the server refused.
+        UnexpectedAnswerError: this is no Chorale server.
+    """
+    if response.is_success:
+        return response
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError as error:
+        where = f"{response.request.method} {response.request.url}"
+        raise UnexpectedAnswerError(f"{where} answered {response.status_code} without a reason") from error
+    raise _ERRORS.get(response.status_code, ProblemError)(problem, _retry_after(response))
+
+
+def read(response: httpx.Response, body: type[Body]) -> Body:
+    """The body of a good answer.
+
+    Raises:
+        ProblemError: the server refused.
+        UnexpectedAnswerError: this is no Chorale server, or one of another version.
+    """
+    try:
+        return body.model_validate_json(check(response).content)
+    except ValidationError as error:
+        message = f"{response.request.url} does not answer with a {body.__name__}: is this a Chorale server?"
+        raise UnexpectedAnswerError(message) from error
+
+
+def read_readiness(response: httpx.Response) -> Readiness:
+    """A server that is not ready answers 503 with the same body, which says what is missing."""
+    if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+        return Readiness.model_validate_json(response.content)
+    return read(response, Readiness)
+
+
+def read_update(text: str) -> Update:
+    """One text message of a job's live line.
+
+    Raises:
+        UnexpectedAnswerError: the message is of an unknown kind.
+    """
+    try:
+        return _update.validate_json(text)
+    except ValidationError as error:
+        raise UnexpectedAnswerError(f"unknown message: {text[:200]!r}") from error
+
+
+def read_previews(message: bytes) -> list[Preview]:
+    """One binary message of a job's live line."""
+    try:
+        return [Preview(*wire.unpack_preview(frame)) for frame in wire.unpack_batch(message)]
+    except ValueError as error:
+        raise UnexpectedAnswerError(f"unknown binary message: {error}") from error
+
+
+def is_last(update: Update) -> bool:
+    """Whether nothing can follow."""
+    return update.type in TERMINAL_TYPES
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None

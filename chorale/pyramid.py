@@ -1,0 +1,77 @@
+"""A Deep Zoom picture: one descriptor and a folder of tiles for each halving of the size."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from xml.etree import ElementTree
+
+from chorale.errors import UnexpectedAnswerError
+
+_NAMESPACE = "{http://schemas.microsoft.com/deepzoom/2008}"
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidTile:
+    """Place of one tile; level 0 is a single pixel."""
+
+    level: int
+    column: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """What a Deep Zoom descriptor says."""
+
+    width_px: int
+    height_px: int
+    tile_size_px: int
+    image_format: str
+    descriptor: bytes
+
+    @classmethod
+    def parse(cls, descriptor: bytes) -> "Pyramid":
+        """
+        Raises:
+            UnexpectedAnswerError: this is no Deep Zoom descriptor.
+        """
+        try:
+            image = ElementTree.fromstring(descriptor)
+            size = image.find(f"{_NAMESPACE}Size")
+            if size is None:
+                raise KeyError("Size")
+            return cls(
+                width_px=int(size.attrib["Width"]),
+                height_px=int(size.attrib["Height"]),
+                tile_size_px=int(image.attrib["TileSize"]),
+                image_format=image.attrib["Format"],
+                descriptor=descriptor,
+            )
+        except (ElementTree.ParseError, KeyError, ValueError) as error:
+            raise UnexpectedAnswerError(f"no Deep Zoom descriptor: {error}") from error
+
+    def tiles(self) -> Iterator[PyramidTile]:
+        """All tiles, smallest level first."""
+        top_level = (max(self.width_px, self.height_px) - 1).bit_length()
+        for level in range(top_level + 1):
+            shrink = 2 ** (top_level - level)
+            columns = ceil(ceil(self.width_px / shrink) / self.tile_size_px)
+            rows = ceil(ceil(self.height_px / shrink) / self.tile_size_px)
+            yield from (PyramidTile(level, column, row) for row in range(rows) for column in range(columns))
+
+    def write_tile(self, descriptor_path: Path, tile: PyramidTile, image: bytes) -> None:
+        """Put a tile where viewers look for it."""
+        place = self.place(descriptor_path, tile)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(image)
+
+    def write_descriptor(self, path: Path) -> Path:
+        """Last of all: a picture with a descriptor is whole."""
+        path.write_bytes(self.descriptor)
+        return path
+
+    def place(self, descriptor_path: Path, tile: PyramidTile) -> Path:
+        """Where viewers look for a tile: `lava.dzi` has its tiles in `lava_files/`."""
+        folder = descriptor_path.with_name(f"{descriptor_path.stem}_files") / str(tile.level)
+        return folder / f"{tile.column}_{tile.row}.{self.image_format}"
