@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +19,7 @@ class EngineProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._busy = False
 

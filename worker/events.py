@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from typing import cast
 
 from redis import Redis
 
@@ -44,6 +45,7 @@ DurableData = (
     | FailedData
     | CanceledData
 )
+_Entries = list[tuple[bytes, dict[bytes, bytes]]]
 _TYPES: dict[type[DurableData], str] = {
     StartedData: "job.started",
     ResumedData: "job.resumed",
@@ -92,7 +94,7 @@ class EventLog:
 
     def read_events(self) -> list[DurableEvent]:
         """The log as it stands; its beginning may have been trimmed."""
-        entries = self._redis.xrange(wire.events_key(self.job_id))
+        entries = cast(_Entries, self._redis.xrange(wire.events_key(self.job_id)))
         return [durable_event.validate_json(fields[b"event"]) for _, fields in entries]
 
     def is_cancel_asked(self) -> bool:
@@ -164,11 +166,12 @@ class EventLog:
     def _read_again(self, text: str) -> bool:
         """Whether the event is there already: the connection broke after it was written."""
         self.job = self._read()
-        newest = self._redis.xrevrange(wire.events_key(self.job_id), count=1)
+        newest = cast(_Entries, self._redis.xrevrange(wire.events_key(self.job_id), count=1))
         return bool(newest) and newest[0][1][b"event"].decode() == text
 
     def _read(self) -> Job:
-        text, seq = self._redis.hmget(wire.job_key(self.job_id), "job", "seq")
+        fields = self._redis.hmget(wire.job_key(self.job_id), "job", "seq")
+        text, seq = cast(list[bytes | None], fields)
         if text is None or seq is None:
             raise FencedError(f"job {self.job_id} has no record")
         return Job.model_validate_json(text).model_copy(update={"seq": seq.decode()})

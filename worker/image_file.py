@@ -23,7 +23,7 @@ class ImageFile:
 
     def write(self, top: int, rows: np.ndarray) -> None:
         """Write rows (h, W, 3), uint8, from row `top` down."""
-        view = memoryview(np.ascontiguousarray(rows)).cast("B")
+        view = memoryview(rows.tobytes())
         position = self._offset + top * self._row_bytes
         while view:
             written = os.pwrite(self._file, view, position)

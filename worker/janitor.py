@@ -2,6 +2,7 @@
 
 import logging
 import time
+from typing import cast
 
 from redis import Redis
 from rq import Queue
@@ -48,7 +49,7 @@ class Janitor:
 
     def runs_elsewhere(self, job_id: str, mine: Execution) -> bool:
         """Whether another execution of this job holds a lease that has not run out."""
-        leases = self._redis.zrangebyscore(self._started.key, time.time(), "+inf")
+        leases = cast(list[bytes], self._redis.zrangebyscore(self._started.key, time.time(), "+inf"))
         others = [lease.decode().split(":") for lease in leases]
         return any(job == job_id and execution != mine.id for job, execution in others)
 

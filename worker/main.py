@@ -8,6 +8,7 @@ import sys
 import uuid
 from pathlib import Path
 from threading import Event
+from typing import cast
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -101,7 +102,7 @@ def _publish(redis: "Redis", loaded: Loaded) -> ModelCard:
     """Tell the service about the model. The first model that anybody serves is the default one."""
     others = [
         ModelCard.model_validate_json(text)
-        for name, text in redis.hgetall(wire.MODELS_KEY).items()
+        for name, text in cast(dict[bytes, bytes], redis.hgetall(wire.MODELS_KEY)).items()
         if name.decode() != loaded.card.name
     ]
     is_default = not any(card.is_default for card in others)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from math import ceil
 from multiprocessing.connection import Connection
@@ -69,7 +69,7 @@ class Performance:
         self._show_rest()
         return Sung(path, self._engine_s())
 
-    def _open(self) -> Iterator[Progress]:
+    def _open(self) -> Generator[Progress, None, None]:
         request = self._job.request
         pipeline = self._model.pipeline(
             request.prompt,
@@ -78,7 +78,7 @@ class Performance:
             request.steps,
             request.advanced.num_modules or self._model.card.default_num_modules,
         )
-        return generate(self._plan, pipeline, self._resume)
+        yield from generate(self._plan, pipeline, self._resume)
 
     def _take_in(self, event: Progress, image: ImageFile) -> None:
         match event:

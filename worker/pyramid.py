@@ -101,10 +101,11 @@ class _Sink:
         self._position = 0
         self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
+    def write(self, buffer: bytes | bytearray | memoryview) -> int:
+        data = bytes(buffer)
         given, split = len(data), _PNG_HEADER_BYTES - self._position
         if self._chunks and given >= split:
-            data = bytes(data[:split]) + self._chunks + bytes(data[split:])
+            data = data[:split] + self._chunks + data[split:]
             self._chunks = b""
         self._position += given
         try:
@@ -125,7 +126,9 @@ def _write_with_xmp(
     image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None
 ) -> None:
     if metadata is not None:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp_packet(metadata))
+        packet = xmp_packet(metadata)
+        # pyvips' own types leave out bytes, which is what a blob is.
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", packet)  # pyright: ignore[reportArgumentType]
     image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}")
 
 

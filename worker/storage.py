@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -15,6 +16,9 @@ from obstore.store import LocalStore, S3Store
 
 from worker.errors import DiskFullError, ResourceError, StorageUnavailableError
 from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 _log = logging.getLogger(__name__)
 _CONCURRENT_PUTS = 8
@@ -97,19 +101,16 @@ class Storage:
 
 
 def _open_s3(bucket: str, prefix: str, settings: WorkerSettings) -> S3Store:
+    config: S3Config = {"region": settings.store_region}
+    if settings.store_endpoint:
+        config["endpoint"] = settings.store_endpoint
+    if settings.store_access_key_id and settings.store_secret_access_key:
+        config["access_key_id"] = settings.store_access_key_id
+        config["secret_access_key"] = settings.store_secret_access_key
     return S3Store(
         bucket,
         prefix=prefix or None,
-        config={
-            **({"endpoint": settings.store_endpoint} if settings.store_endpoint else {}),
-            **({"access_key_id": settings.store_access_key_id} if settings.store_access_key_id else {}),
-            **(
-                {"secret_access_key": settings.store_secret_access_key}
-                if settings.store_secret_access_key
-                else {}
-            ),
-            "region": settings.store_region,
-        },
+        config=config,
         client_options={"allow_http": True, "connect_timeout": "5s", "timeout": "60s"},
         retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY_TIMEOUT},
     )

@@ -47,7 +47,9 @@ class Bench:
             "", "", "", begin(event).model_dump_json(), event.model_dump_json(), job_id, 2000, 5000,
         )  # fmt: skip
         queue = Queue(wire.QUEUE_NAME, connection=self.redis, serializer="json")
-        queue.enqueue(wire.RUN_JOB, job_id, job_id=job_id, retry=Retry(max=retries), result_ttl=0, job_timeout=60)
+        queue.enqueue(
+            wire.RUN_JOB, job_id, job_id=job_id, retry=Retry(max=retries), result_ttl=0, job_timeout=60
+        )
         return job_id
 
     def start_worker(self, model: str = "toy", **settings: object) -> subprocess.Popen[bytes]:

@@ -1,8 +1,22 @@
 """Whole jobs through a real worker."""
 
 import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import pyvips
+
+from api_schemas import wire
+from api_schemas.catalog import ModelCard
+from api_schemas.events import BandFinished, StepCompleted
+from tests.conftest import S3Server
 from tests.worker.conftest import Bench, result_of
+from tests.worker.processes import find_engine, is_running
+from worker.settings import WorkerSettings
+from worker.storage import Storage
 
 
 def test_a_job_ends_as_a_picture_with_its_pyramid(bench: Bench) -> None:
@@ -10,6 +24,127 @@ def test_a_job_ends_as_a_picture_with_its_pyramid(bench: Bench) -> None:
     job = bench.await_end(bench.submit(width_px=1024, height_px=768))
     result = result_of(job)
     assert (result.width_px, result.height_px, result.media_type) == (1024, 768, "image/png")
-    assert hashlib.sha256(bench.picture(job)).hexdigest() == result.sha256
+    picture = bench.picture(job)
+    assert hashlib.sha256(picture).hexdigest() == result.sha256
+    assert result.size_bytes == len(picture)
     assert f"{result.pyramid_key}.dzi" in bench.files()
-    assert f"{result.pyramid_key}_files/10/0_0.jpg" in bench.files()
+    assert f"{result.pyramid_key}_files/10/1_1.jpg" in bench.files()
+    image = pyvips.Image.new_from_buffer(picture, "")
+    assert (image.width, image.height, image.bands) == (1024, 768, 3)
+    assert image.deviate() > 10  # waves, not one colour
+
+
+def test_the_log_tells_the_whole_story_in_order(bench: Bench) -> None:
+    bench.start_worker()
+    job_id = bench.submit(width_px=768, height_px=1024, steps=3)
+    bench.await_end(job_id)
+    assert bench.types(job_id) == [
+        "job.queued", "job.started",
+        "stage.started", *["step.completed"] * 3,
+        "stage.started", *["band.finished"] * 2,
+        "stage.started", "job.succeeded",
+    ]  # fmt: skip
+    events = bench.events(job_id)
+    assert [event.data.step for event in events if isinstance(event, StepCompleted)] == [1, 2, 3]
+    bands = [event.data for event in events if isinstance(event, BandFinished)]
+    assert [(band.top_px, band.height_px) for band in bands] == [(0, 512), (512, 512)]
+
+
+def test_the_same_request_gives_the_same_bytes(bench: Bench) -> None:
+    bench.start_worker()
+    assert bench.make() == bench.make()
+    assert bench.make() != bench.make(seed=8) or bench.make() != bench.make(prompt="other")
+
+
+def test_nothing_is_left_but_the_result(bench: Bench, tmp_path: Path) -> None:
+    bench.start_worker()
+    result = result_of(bench.await_end(bench.submit()))
+    prefix = result.image_key.rpartition("/")[0]
+    # The engine's checkpoints are deleted just after the job's last event.
+    bench.await_that(lambda: all(key.startswith(prefix) for key in bench.files()), "tidy store")
+    kept = [path for path in (tmp_path / "work").rglob("*") if path.is_file() and path.name != "lock"]
+    assert kept == []
+
+
+def test_previews_of_the_whole_canvas_are_kept_for_late_viewers(bench: Bench) -> None:
+    bench.start_worker()
+    job_id = bench.submit(width_px=1280, height_px=1024)
+    bench.await_end(job_id)
+    frames = bench.redis.hgetall(wire.previews_key(job_id))
+    cells = {key.decode(): wire.unpack_preview(frame) for key, frame in frames.items()}
+    assert sorted(cells) == ["0,0", "0,512", "1024,0", "1024,512", "512,0", "512,512"]
+    event, jpeg = cells["1024,512"]
+    assert (event.data.width_px, event.data.height_px, event.data.stage) == (256, 512, "decode")
+    assert pyvips.Image.new_from_buffer(jpeg, "").width == 128
+
+
+def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
+    worker = bench.start_worker()
+    pattern = f"{wire.WORKER_KEY_PREFIX}*"
+    bench.await_that(lambda: bench.redis.keys(pattern) != [], "heartbeat")
+    (key,) = bench.redis.keys(pattern)
+    assert 0 < bench.redis.ttl(key) <= 30
+    card = ModelCard.model_validate_json(bench.redis.hget(wire.MODELS_KEY, "toy"))
+    assert card.is_default
+    assert card.tile_seconds is not None
+    worker.terminate()
+    assert worker.wait(10) == 0
+
+
+def test_a_job_for_another_model_fails_and_says_so(bench: Bench) -> None:
+    bench.start_worker()
+    job = bench.await_end(bench.submit(model="opera"))
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "no_model")
+    bench.make()
+
+
+def test_an_impossible_job_fails_and_the_worker_stays_healthy(bench: Bench) -> None:
+    worker = bench.start_worker()
+    job = bench.await_end(bench.submit(advanced={"tile_size_px": 128, "overlap_px": 2048}))
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "engine_failed")
+    engine = find_engine(worker.pid)
+    bench.make()
+    assert find_engine(worker.pid) == engine
+
+
+def test_a_signal_between_jobs_ends_worker_and_engine(bench: Bench) -> None:
+    worker = bench.start_worker()
+    bench.make()
+    engine = find_engine(worker.pid)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        worker.send_signal(number)
+    assert worker.wait(5) == 0
+    assert not is_running(engine)
+
+
+def test_a_folder_with_pickles_is_refused(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (folder / "unet.bin").write_bytes(b"\x80\x04N.")
+    assert bench.start_worker(str(folder)).wait(60) == 2
+    assert "holds pickled weights (unet.bin)" in bench.logs()
+
+
+def test_a_missing_folder_is_refused(bench: Bench, tmp_path: Path) -> None:
+    assert bench.start_worker(str(tmp_path / "nowhere")).wait(60) == 2
+    assert "model_index.json is missing" in bench.logs()
+
+
+def test_the_consumer_is_free_of_torch() -> None:
+    check = "import worker.main, sys; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_a_job_is_stored_in_s3(bench: Bench, s3: S3Server) -> None:
+    settings = {key.removeprefix("CHORALE_").lower(): value for key, value in s3.environment().items()}
+    bench.start_worker(**settings)
+    result = result_of(bench.await_end(bench.submit(width_px=1024, height_px=1024)))
+    storage = Storage.open(WorkerSettings.model_validate(settings))
+    deadline = time.monotonic() + 10
+    while len(keys := storage.list_keys("")) > 30 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert result.image_key in keys
+    assert f"{result.pyramid_key}_files/10/2_2.jpg" in keys

@@ -1,0 +1,197 @@
+"""What is killed, stopped or taken away in the middle of a job does not change its picture."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from redis import Redis
+from rq.command import send_stop_job_command
+from rq.job import Job as RqJob
+
+from api_schemas import wire
+from api_schemas.events import JobDelayed, JobPreempted, JobResumed
+from tests.worker.conftest import Bench
+from tests.worker.processes import find_engine, is_running
+
+SLOW = "toy:delay_ms=60"  # 4 tiles a step
+STEPS = 8
+
+
+def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench) -> None:
+    worker = bench.start_worker(SLOW)
+    undisturbed = bench.make(steps=STEPS)
+    job_id = bench.submit(steps=STEPS)
+    bench.await_event(job_id, "step.completed", 3)
+    os.kill(find_engine(worker.pid), signal.SIGKILL)
+    job = bench.await_end(job_id)
+    (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
+    assert resumed.data.step >= 2
+    assert bench.types(job_id).count("step.completed") <= STEPS + 2
+    assert job.attempt == 2
+    assert bench.picture(job) == undisturbed
+
+
+def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench) -> None:
+    first = bench.start_worker(SLOW)
+    undisturbed = bench.make(steps=STEPS)
+    job_id = bench.submit(steps=STEPS)
+    bench.await_event(job_id, "step.completed", 3)
+    engine = find_engine(first.pid)
+    bench.start_worker(SLOW)
+    first.kill()
+    killed_at = time.time()
+    job = bench.await_end(job_id)
+    (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
+    assert resumed.ts - killed_at < 3 + 5 + 5  # lease, maintenance interval, slack
+    assert resumed.data.step >= 1
+    assert bench.picture(job) == undisturbed
+    assert not is_running(engine)
+
+
+def test_a_terminated_worker_hands_its_job_back(bench: Bench) -> None:
+    first = bench.start_worker(SLOW)
+    undisturbed = bench.make(steps=STEPS)
+    job_id = bench.submit(steps=STEPS)
+    bench.await_event(job_id, "step.completed", 3)
+    first.terminate()
+    assert first.wait(5) == 0
+    (preempted,) = (event for event in bench.events(job_id) if isinstance(event, JobPreempted))
+    assert preempted.data.step >= 3
+    assert bench.job(job_id).status == "queued"
+    waiting = RqJob.fetch(job_id, connection=bench.redis, serializer="json")
+    assert waiting.retries_left == 10  # preemption is nobody's fault
+    bench.start_worker(SLOW)
+    job = bench.await_end(job_id)
+    (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
+    assert resumed.data.step == preempted.data.step
+    assert bench.picture(job) == undisturbed
+
+
+def test_a_canceled_job_stops_within_a_step(bench: Bench) -> None:
+    worker = bench.start_worker("toy:delay_ms=200")
+    job_id = bench.submit(steps=100)
+    bench.await_event(job_id, "step.completed")
+    engine = find_engine(worker.pid)
+    began = time.monotonic()
+    bench.redis.set(wire.cancel_key(job_id), "1")
+    job = bench.await_end(job_id)
+    assert time.monotonic() - began < 0.8 + 1
+    assert job.status == "canceled"
+    bench.await_that(lambda: bench.files() == [], "empty store")
+    bench.make(steps=1)
+    assert find_engine(worker.pid) == engine  # the loaded model was not lost
+
+
+def test_an_operator_can_stop_a_job_through_rq(bench: Bench) -> None:
+    bench.start_worker(SLOW)
+    job_id = bench.submit(steps=100)
+    bench.await_event(job_id, "step.completed")
+    send_stop_job_command(bench.redis, job_id, serializer="json")
+    assert bench.await_end(job_id).status == "canceled"
+    bench.make(steps=1)
+
+
+def test_a_job_that_kills_every_engine_ends(bench: Bench) -> None:
+    worker = bench.start_worker("toy:delay_ms=400", max_attempts=2)
+    job_id = bench.submit(steps=2)
+    bench.await_event(job_id, "job.started")
+    for attempt in range(2):
+        bench.await_event(job_id, "job.resumed", attempt)
+        bench.await_event(job_id, "stage.started", attempt + 1)
+        os.kill(find_engine(worker.pid), signal.SIGKILL)
+    job = bench.await_end(job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "too_many_attempts")
+    bench.make(steps=1)
+
+
+def test_a_job_whose_workers_are_all_lost_ends(bench: Bench) -> None:
+    job_id = bench.submit(steps=50, retries=1)
+    for attempt in range(2):
+        worker = bench.start_worker("toy:delay_ms=200")
+        bench.await_event(job_id, "stage.started", attempt + 1)
+        worker.kill()
+        worker.wait()
+    bench.start_worker()
+    job = bench.await_end(job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "too_many_attempts")
+
+
+def test_a_frozen_engine_is_killed_and_the_job_goes_on(bench: Bench) -> None:
+    worker = bench.start_worker(SLOW, stall_timeout_s=6)
+    undisturbed = bench.make(steps=STEPS)
+    job_id = bench.submit(steps=STEPS)
+    bench.await_event(job_id, "step.completed", 2)
+    os.kill(find_engine(worker.pid), signal.SIGSTOP)
+    job = bench.await_end(job_id)
+    assert "job.resumed" in bench.types(job_id)
+    assert bench.picture(job) == undisturbed
+
+
+def test_a_job_waits_for_a_store_that_comes_back(bench: Bench) -> None:
+    bench.start_worker(SLOW)
+    undisturbed = bench.make(steps=2)
+    job_id = bench.submit(steps=2)
+    bench.await_event(job_id, "job.started")
+    shutil.rmtree(bench.store)
+    bench.store.write_text("a file where a folder should be")
+    bench.await_event(job_id, "job.delayed", 2)
+    assert bench.job(job_id).status == "processing"
+    bench.store.unlink()
+    job = bench.await_end(job_id)
+    delays = [event.data for event in bench.events(job_id) if isinstance(event, JobDelayed)]
+    assert delays[0].reason.startswith("storage_unavailable")
+    assert delays[0].retry_in_s < delays[1].retry_in_s
+    assert bench.picture(job) == undisturbed
+
+
+def test_a_job_fails_when_the_store_stays_away(bench: Bench) -> None:
+    bench.start_worker(storage_patience_s=2)
+    bench.make()
+    shutil.rmtree(bench.store)
+    bench.store.write_text("a file where a folder should be")
+    job = bench.await_end(bench.submit())
+    assert job.error is not None
+    assert (job.status, job.error.code, job.error.retryable) == ("failed", "storage_unavailable", True)
+    bench.store.unlink()
+    bench.make()
+
+
+def test_a_job_that_was_taken_but_never_started_comes_back(bench: Bench) -> None:
+    job_id = bench.submit()
+    # What a worker leaves that is killed between taking a job and starting it.
+    queue = f"rq:queue:{wire.QUEUE_NAME}"
+    bench.redis.lmove(queue, f"{queue}:intermediate")
+    bench.start_worker()
+    assert bench.await_end(job_id).status == "succeeded"
+
+
+def test_a_job_that_runs_is_not_taken_twice(bench: Bench) -> None:
+    bench.start_worker(SLOW)
+    bench.start_worker(SLOW)
+    job_id = bench.submit(steps=STEPS)
+    bench.await_event(job_id, "step.completed")
+    bench.redis.lpush(f"rq:queue:{wire.QUEUE_NAME}", job_id)
+    job = bench.await_end(job_id)
+    assert (job.status, job.attempt) == ("succeeded", 1)
+
+
+@pytest.mark.parametrize("away_s", [0.5, 4.0])
+def test_a_job_survives_a_time_without_redis(bench: Bench, away_s: float) -> None:
+    bench.start_worker(SLOW)
+    undisturbed = bench.make(steps=STEPS)
+    job_id = bench.submit(steps=STEPS)
+    bench.await_event(job_id, "step.completed", 2)
+    server = _server_pid(bench.redis)
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(away_s)
+    os.kill(server, signal.SIGCONT)
+    job = bench.await_end(job_id)
+    assert bench.picture(job) == undisturbed
+
+
+def _server_pid(redis: Redis) -> int:
+    return int(redis.info("server")["process_id"])
