@@ -70,10 +70,10 @@ class Delivery:
         kind = self._request.output_format
         image_key = f"{self._prefix}/image.{SUFFIXES[kind]}"
         self._storage.put_file(image_key, parcel.image, MEDIA_TYPES[kind])
-        self._storage.put_folder(self._prefix, parcel.pyramid, _PYRAMID_TYPES)
+        self._storage.put_folder(self._prefix, parcel.pyramid, _PYRAMID_TYPES, self._stopped.is_set)
         return Result(
             image_key=image_key,
-            pyramid_key=f"{self._prefix}/image",
+            pyramid_key=self._prefix,
             media_type=MEDIA_TYPES[kind],
             width_px=self._request.width_px,
             height_px=self._request.height_px,

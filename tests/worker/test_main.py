@@ -27,8 +27,8 @@ def test_a_job_ends_as_a_picture_with_its_pyramid(bench: Bench) -> None:
     picture = bench.picture(job)
     assert hashlib.sha256(picture).hexdigest() == result.sha256
     assert result.size_bytes == len(picture)
-    assert f"{result.pyramid_key}.dzi" in bench.files()
-    assert f"{result.pyramid_key}_files/10/1_1.jpg" in bench.files()
+    assert f"{result.pyramid_key}/image.dzi" in bench.files()
+    assert f"{result.pyramid_key}/image_files/10/1_1.jpg" in bench.files()
     image = pyvips.Image.new_from_buffer(picture, "")
     assert (image.width, image.height, image.bands) == (1024, 768, 3)
     assert image.deviate() > 10  # waves, not one colour
@@ -147,4 +147,4 @@ def test_a_job_is_stored_in_s3(bench: Bench, s3: S3Server) -> None:
     while len(keys := storage.list_keys("")) > 30 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert result.image_key in keys
-    assert f"{result.pyramid_key}_files/10/2_2.jpg" in keys
+    assert f"{result.pyramid_key}/image_files/10/2_2.jpg" in keys

@@ -1,0 +1,200 @@
+"""The whole line on real parts: HTTP, Valkey, worker and files, from a prompt to what a viewer gets."""
+
+import io
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+
+from api_schemas.events import JobSucceeded, StepCompleted
+from api_schemas.generation import AdvancedSettings, GenerationRequest
+from chorale.client import Client
+from chorale.protocol import Preview, Update
+from tests.conftest import S3Server
+from tests.stack import Stack, running_stack
+from tests.worker.processes import find_engine
+from worker.adapters.registry import load_model
+from worker.engine.generate import generate
+from worker.engine.stitch import Band
+from worker.planner import plan_generation
+
+REQUEST = GenerationRequest(
+    prompt="waves 🌊", width_px=768, height_px=512, seed=11, steps=4, seamless="x", output_format="png"
+)
+
+
+@pytest.fixture
+def stack(tmp_path: Path, valkey: str) -> Iterator[Stack]:
+    with running_stack(tmp_path, valkey, "toy") as stack:
+        yield stack
+
+
+@pytest.fixture
+def slow_stack(tmp_path: Path, valkey: str) -> Iterator[Stack]:
+    with running_stack(tmp_path, valkey, "toy:delay_ms=60", CHORALE_CHECKPOINT_INTERVAL_S="0") as stack:
+        yield stack
+
+
+def expected_picture(request: GenerationRequest) -> np.ndarray:
+    """What the engine alone makes of the request."""
+    model = load_model("toy", "cpu")
+    resolved = _resolve(request)
+    plan = plan_generation(resolved, model.card, 1 << 30, Path("/nonexistent"))
+    pipeline = model.pipeline(resolved.prompt, "", 1.0, resolved.steps, 1)
+    plan = _without_spill(plan)
+    rows = [event.rows for event in generate(plan, pipeline) if isinstance(event, Band)]
+    return torch.cat(rows).numpy()
+
+
+def _resolve(request: GenerationRequest):
+    from api_schemas.generation import ResolvedRequest
+
+    return ResolvedRequest(**request.model_dump() | {"model": "toy", "guidance_scale": 1.0})
+
+
+def _without_spill(plan):
+    from dataclasses import replace
+
+    return replace(plan, decode=replace(plan.decode, spill_dir=None))
+
+
+def open_picture(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_a_prompt_becomes_the_picture_that_the_engine_makes(stack: Stack, tmp_path: Path) -> None:
+    with Client(stack.url) as client:
+        job = client.create(REQUEST)
+        live = list(client.live(job.id))
+        path = client.download(job.id, tmp_path / "waves.png")
+        descriptor = client.download_pyramid(job.id, tmp_path / "waves.dzi")
+    expected = expected_picture(REQUEST)
+    assert np.array_equal(open_picture(path.read_bytes()), expected)
+    assert Image.open(path).text["prompt"] == "waves 🌊"
+    _check_live(live, expected)
+    _check_pyramid(descriptor, expected)
+
+
+def _check_live(live: list[Update | Preview], expected: np.ndarray) -> None:
+    events = [message for message in live if not isinstance(message, Preview)]
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["job.queued", "job.started", "stage.started"]
+    assert kinds.count("step.completed") == 4
+    assert isinstance(events[-1], JobSucceeded)
+    assert [event.data.step for event in events if isinstance(event, StepCompleted)] == [1, 2, 3, 4]
+    canvas = np.zeros_like(expected)
+    for message in live:
+        if isinstance(message, Preview):
+            _paste(canvas, message)
+    # The last previews come from decoded rows, so the viewer's canvas is the picture, but for JPEG.
+    assert np.abs(canvas.astype(int) - expected).mean() < 6
+
+
+def _paste(canvas: np.ndarray, preview: Preview) -> None:
+    place = preview.event.data
+    cell = Image.fromarray(simplejpeg.decode_jpeg(preview.image)).resize((place.width_px, place.height_px))
+    bottom, right = place.top_px + place.height_px, place.left_px + place.width_px
+    canvas[place.top_px : bottom, place.left_px : right] = np.asarray(cell)
+
+
+def _check_pyramid(descriptor: Path, expected: np.ndarray) -> None:
+    tile = np.asarray(Image.open(descriptor.with_name("waves_files") / "10" / "1_0.jpg"))
+    assert np.abs(tile.astype(int) - expected[0:511, 509:768]).mean() < 6
+
+
+def test_followers_by_every_door_see_the_same_events(slow_stack: Stack) -> None:
+    with Client(slow_stack.url) as client:
+        job = client.create(REQUEST)
+        by_socket = [message for message in client.live(job.id) if not isinstance(message, Preview)]
+        by_sse = list(client.events(job.id))
+        middle = by_sse[len(by_sse) // 2].seq
+        assert [event.seq for event in by_sse] == [event.seq for event in by_socket]
+        assert [event.seq for event in client.events(job.id, after=middle)] == [
+            event.seq for event in by_sse[len(by_sse) // 2 + 1 :]
+        ]
+
+
+@pytest.mark.parametrize("victim", ["engine", "worker", "api"])
+def test_a_killed_part_costs_nothing_but_time(slow_stack: Stack, tmp_path: Path, victim: str) -> None:
+    request = REQUEST.model_copy(update={"steps": 12})
+    with Client(slow_stack.url) as client:
+        job = client.create(request)
+        for event in client.events(job.id):
+            if isinstance(event, StepCompleted) and event.data.step == 3:
+                _kill(slow_stack, victim)
+            if isinstance(event, JobSucceeded):
+                break
+        path = client.download(job.id, tmp_path / "waves.png")
+        kinds = [event.type for event in client.events(job.id)]
+    assert np.array_equal(open_picture(path.read_bytes()), expected_picture(request))
+    assert kinds.count("job.resumed") == (victim != "api")
+
+
+def _kill(stack: Stack, victim: str) -> None:
+    match victim:
+        case "engine":
+            os.kill(find_engine(stack.worker.pid), signal.SIGKILL)
+        case "worker":
+            stack.worker.kill()
+            stack.worker.wait()
+            stack.worker = stack.start("worker.main")
+        case "api":
+            stack.api.kill()
+            stack.api.wait()
+            stack.api = stack.start("service.main")
+            stack.await_ready()
+
+
+def test_cancel_stops_a_running_job_within_a_step(slow_stack: Stack) -> None:
+    with Client(slow_stack.url) as client:
+        job = client.create(REQUEST.model_copy(update={"steps": 100}))
+        for event in client.events(job.id):
+            if isinstance(event, StepCompleted) and event.data.step == 2:
+                client.cancel(job.id)
+        steps = [event for event in client.events(job.id) if isinstance(event, StepCompleted)]
+        assert client.get(job.id).status == "canceled"
+        assert len(steps) <= 4
+
+
+def test_the_same_on_s3(tmp_path: Path, valkey: str, s3: S3Server) -> None:
+    with running_stack(tmp_path, valkey, "toy", **s3.environment()) as stack, Client(stack.url) as client:
+        job = client.create(REQUEST)
+        client.wait(job.id, timeout_s=60)
+        answer = httpx.get(f"{stack.url}/v1/jobs/{job.id}/image")
+        assert answer.status_code == 302
+        assert answer.headers["Location"].startswith(s3.endpoint)
+        path = client.download(job.id, tmp_path / "waves.png")
+        descriptor = client.download_pyramid(job.id, tmp_path / "waves.dzi")
+    expected = expected_picture(REQUEST)
+    assert np.array_equal(open_picture(path.read_bytes()), expected)
+    _check_pyramid(descriptor, expected)
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp", "tiff"])
+def test_other_formats(stack: Stack, tmp_path: Path, output_format: str) -> None:
+    request = REQUEST.model_copy(update={"output_format": output_format})
+    with Client(stack.url) as client:
+        job = client.create(request)
+        client.wait(job.id, timeout_s=60)
+        path = client.download(job.id, tmp_path / f"waves.{output_format}")
+    picture = open_picture(path.read_bytes())
+    error = np.abs(picture.astype(int) - expected_picture(request)).mean()
+    assert error == 0 if output_format == "tiff" else error < 4
+
+
+def test_fixed_grid_and_modules_are_the_clients_choice(stack: Stack, tmp_path: Path) -> None:
+    advanced = AdvancedSettings(num_modules=3, tile_size_px=256, overlap_px=64, tile_grid="fixed")
+    request = REQUEST.model_copy(update={"advanced": advanced})
+    with Client(stack.url) as client:
+        job = client.create(request)
+        client.wait(job.id, timeout_s=60)
+        path = client.download(job.id, tmp_path / "waves.png")
+    # The toy is pointwise: however the tiles lie and whoever sings them, the picture is the same.
+    assert np.array_equal(open_picture(path.read_bytes()), expected_picture(REQUEST))
