@@ -1,0 +1,84 @@
+"""The API on a real port, over a real Valkey and real files."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from redis import Redis
+
+from service.main import create_app, server_config
+from service.settings import ServiceSettings
+from tests.story import Story
+
+
+@contextmanager
+def serve(settings: ServiceSettings) -> Iterator[str]:
+    """Run the API in a thread until the end of the `with` block; gives its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(server_config(create_app(settings), settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+Serve = Callable[[ServiceSettings], str]
+
+
+@pytest.fixture
+def serve_with() -> Iterator[Serve]:
+    """For tests that need settings of their own."""
+    with ExitStack() as stack:
+        yield lambda settings: stack.enter_context(serve(settings))
+
+
+@pytest.fixture
+def store_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def settings(valkey: str, store_dir: Path) -> ServiceSettings:
+    return ServiceSettings(
+        redis_url=valkey, store_url=store_dir.as_uri(), reconcile_interval_s=0.2, ping_interval_s=0.5
+    )
+
+
+@pytest.fixture
+def redis(valkey: str) -> Iterator[Redis]:
+    with Redis.from_url(valkey) as client:
+        yield client
+
+
+@pytest.fixture
+def story(redis: Redis) -> Story:
+    """A worker that is alive and has announced the model `glow`."""
+    story = Story(redis)
+    story.publish()
+    return story
+
+
+@pytest.fixture
+def url(settings: ServiceSettings, serve_with: Serve) -> str:
+    return serve_with(settings)
+
+
+@pytest.fixture
+def api(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client

@@ -1,0 +1,161 @@
+"""A stand-in for the worker in tests of the service: tells a job's story through the real script."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import simplejpeg
+from redis import Redis
+
+from api_schemas.catalog import Cost, ModelCard
+from api_schemas.errors import JobError
+from api_schemas.events import (
+    DurableEvent,
+    FailedData,
+    JobFailed,
+    JobQueued,
+    JobStarted,
+    JobSucceeded,
+    QueuedData,
+    Result,
+    StageStarted,
+    StageStartedData,
+    StartedData,
+    StepCompleted,
+    StepCompletedData,
+    SucceededData,
+    TilePreviewed,
+    TilePreviewedData,
+    durable_event,
+)
+from api_schemas.generation import ResolvedRequest
+from api_schemas.job import Job, apply, begin
+from api_schemas.wire import (
+    APPEND_EVENT,
+    EVENTS_MAXLEN,
+    JOBS_KEY,
+    LIVE_KEY,
+    LIVE_MAXLEN,
+    MODELS_KEY,
+    WORKER_KEY_PREFIX,
+    events_key,
+    job_key,
+    pack_preview,
+    previews_key,
+)
+
+CARD = ModelCard(
+    name="glow",
+    family="toy",
+    native_size_px=256,
+    alignment_px=64,
+    latent_channels=4,
+    vae_scale=8,
+    default_steps=12,
+    max_steps=100,
+    default_guidance_scale=5.0,
+    tile_seconds=0.01,
+    is_default=True,
+)
+
+
+@dataclass
+class Story:
+    """Writes events as the worker does: read, fold, compare and set, again if another came first."""
+
+    redis: Redis
+    execution: str = "one"
+    stale: int = field(default=0, init=False)
+
+    def publish(self, card: ModelCard = CARD, worker: str = "w1") -> None:
+        """Announce a model and a worker that is alive."""
+        self.redis.hset(MODELS_KEY, card.name, card.model_dump_json())
+        self.redis.set(WORKER_KEY_PREFIX + worker, "1", ex=600)
+
+    def queue(self, job_id: str, **choices: object) -> str:
+        """Record a job without the service."""
+        request = ResolvedRequest.model_validate(
+            {"model": CARD.name, "steps": 12, "guidance_scale": 5.0, "seed": 7} | choices
+        )
+        cost = Cost(tiles=1, megapixel_steps=1.0, vram_gib=0.1)
+        event = JobQueued(
+            job_id=job_id, attempt=0, ts=time.time(), data=QueuedData(request=request, cost=cost)
+        )
+        self.redis.zadd(JOBS_KEY, {job_id: event.ts})
+        return self._write("", begin(event), event, token="", install="")
+
+    def start(self, job_id: str, attempt: int = 1) -> str:
+        data = StartedData(worker="w1", execution=self.execution)
+        event = JobStarted(job_id=job_id, attempt=attempt, ts=time.time(), data=data)
+        return self.append(event, install=self.execution)
+
+    def stage(self, job_id: str, total: int = 12) -> str:
+        data = StageStartedData(stage="denoise", total=total)
+        return self.append(StageStarted(job_id=job_id, attempt=1, ts=time.time(), data=data))
+
+    def step(self, job_id: str, step: int, steps: int = 12) -> str:
+        data = StepCompletedData(step=step, steps=steps, tiles=4, eta_s=float(steps - step))
+        return self.append(StepCompleted(job_id=job_id, attempt=1, ts=time.time(), data=data))
+
+    def succeed(self, job_id: str, result: Result) -> str:
+        return self.append(
+            JobSucceeded(job_id=job_id, attempt=1, ts=time.time(), data=SucceededData(result=result))
+        )
+
+    def fail(self, job_id: str) -> str:
+        error = JobError(code="engine_failed", message="no luck", retryable=False)
+        return self.append(JobFailed(job_id=job_id, attempt=1, ts=time.time(), data=FailedData(error=error)))
+
+    def append(self, event: DurableEvent, install: str = "") -> str:
+        """Append one event; answers its seq."""
+        while True:
+            body, seq = self.redis.hmget(job_key(event.job_id), ["job", "seq"])
+            job = apply(Job.model_validate_json(body), event)
+            answer = self._write(seq.decode(), job, event, self.execution, install)
+            if answer != "stale":
+                return answer
+            self.stale += 1
+
+    def preview(self, job_id: str, left_px: int, top_px: int, level: int, side_px: int = 512) -> bytes:
+        """Publish a one-coloured cell; answers its frame."""
+        data = TilePreviewedData(
+            left_px=left_px, top_px=top_px, width_px=side_px, height_px=side_px, stage="denoise", step=1
+        )
+        pixels = np.full((side_px // 8, side_px // 8, 3), level, np.uint8)
+        frame = pack_preview(
+            TilePreviewed(job_id=job_id, attempt=1, ts=time.time(), data=data),
+            simplejpeg.encode_jpeg(pixels, quality=90, colorspace="RGB"),
+        )
+        self.redis.hset(previews_key(job_id), f"{left_px},{top_px}", frame)
+        self.redis.xadd(LIVE_KEY, {"job": job_id, "frame": frame}, maxlen=LIVE_MAXLEN)
+        return frame
+
+    def job(self, job_id: str) -> Job:
+        """The stored state."""
+        body, seq = self.redis.hmget(job_key(job_id), ["job", "seq"])
+        return Job.model_validate_json(body).model_copy(update={"seq": seq.decode()})
+
+    def log(self, job_id: str) -> list[DurableEvent]:
+        """The stored events, with their ids."""
+        return [
+            durable_event.validate_json(fields[b"event"]).model_copy(update={"seq": seq.decode()})
+            for seq, fields in self.redis.xrange(events_key(job_id))
+        ]
+
+    def _write(self, seq: str, job: Job, event: DurableEvent, token: str, install: str) -> str:
+        answer = self.redis.eval(
+            APPEND_EVENT,
+            3,
+            job_key(job.id),
+            events_key(job.id),
+            LIVE_KEY,
+            seq,
+            token,
+            install,
+            job.model_dump_json(),
+            event.model_dump_json(),
+            job.id,
+            EVENTS_MAXLEN,
+            LIVE_MAXLEN,
+        )
+        return answer.decode()
