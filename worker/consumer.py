@@ -104,7 +104,8 @@ class EngineWorker(SimpleWorker):
         """Run a job with its workplace around it, unless it already runs elsewhere."""
         if self._janitor.runs_elsewhere(job.id, execution):
             _log.info("job %s runs elsewhere", job.id)
-            self._let_go(job, queue, execution)
+            queue.connection.lrem(queue.intermediate_queue_key, 1, job.id)
+            self._let_go(job, execution)
             return False
         self._workplace.cancel.clear()
         self._held = (job, execution)
@@ -117,7 +118,7 @@ class EngineWorker(SimpleWorker):
 
     def _finalize_success(self, job: RqJob, queue: Queue, execution: Execution, return_value: object) -> None:
         if return_value == LET_GO:
-            self._let_go(job, queue, execution)
+            self._let_go(job, execution)
         else:
             super()._finalize_success(job, queue, execution, return_value)
 
@@ -144,9 +145,8 @@ class EngineWorker(SimpleWorker):
         else:
             self.maintain_heartbeats(*self._held)
 
-    def _let_go(self, job: RqJob, queue: Queue, execution: Execution) -> None:
+    def _let_go(self, job: RqJob, execution: Execution) -> None:
         """Forget an execution without a word about the job, which is another worker's."""
         with self.connection.pipeline() as pipeline:
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
-            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
             pipeline.execute()

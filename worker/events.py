@@ -58,7 +58,7 @@ _TYPES: dict[type[DurableData], str] = {
     FailedData: "job.failed",
     CanceledData: "job.canceled",
 }
-_PREVIEWS_TTL_S = 24 * 3600
+_PREVIEWS_TTL_S = 3600  # then the deep zoom has long taken over
 
 
 class EventLog:

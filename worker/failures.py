@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 
 import torch
 
@@ -17,13 +18,20 @@ def describe(error: Exception) -> Broke:
     match error:
         case NonFiniteLatentError():
             return Broke("non_finite_latent", str(error), retryable=False)
-        case OSError(errno=number) if number in _FULL:
+        case _ if _is_disk_full(error):
             return Broke("disk_full", "no space left in the work folder", retryable=True)
         case _ if _is_out_of_memory(error):
             return Broke("out_of_memory", str(error).splitlines()[0][:300], retryable=False)
         case _:
             _log.error("the engine failed", exc_info=error)
             return Broke("engine_failed", f"{type(error).__name__}: {error}"[:500], retryable=False)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """safetensors gives the system's words only."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

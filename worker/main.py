@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import cast
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
@@ -32,9 +33,13 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 the model is refused."""
+    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = WorkerSettings()
+    try:
+        settings = WorkerSettings()
+    except ValidationError as error:
+        _log.error("%s", error)
+        return 2
     stop = _listen_for_signals()
     with open_scratch(settings.work_dir, _name_worker()) as scratch, EngineProcess(settings) as engine:
         try:

@@ -25,7 +25,7 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CHORALE_", frozen=True, extra="ignore")
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    store_url: str = Field(default_factory=_default_store_url)
+    store_url: str = Field(default_factory=_default_store_url, pattern="^(file:///|s3://)")
     store_endpoint: str | None = None
     store_access_key_id: str | None = None
     store_secret_access_key: str | None = None

@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,19 +38,14 @@ class Storage:
 
     @classmethod
     def open(cls, settings: WorkerSettings) -> "Storage":
-        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet.
-
-        Raises:
-            ValueError: another kind of URL.
-        """
+        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet."""
         url = urlsplit(settings.store_url)
         match url.scheme:
             case "file":
-                return cls(LocalStore(Path(unquote(url.path)), automatic_cleanup=True, mkdir=True))
-            case "s3":
-                return cls(_open_s3(url.netloc, url.path.strip("/"), settings))
+                with _translated():
+                    return cls(LocalStore(Path(unquote(url.path)), automatic_cleanup=True, mkdir=True))
             case _:
-                raise ValueError(f"store_url {settings.store_url!r} must begin with file:// or s3://")
+                return cls(_open_s3(url.netloc, url.path.strip("/"), settings))
 
     def put_file(self, key: str, path: Path, media_type: str = "application/octet-stream") -> None:
         """Store a file, in parts where it is big."""
@@ -58,8 +53,10 @@ class Storage:
         with _translated():
             obstore.put(self._store, key, path, attributes=attributes)
 
-    def put_folder(self, prefix: str, folder: Path, media_types: dict[str, str]) -> None:
-        """Store every file below a folder, several at a time."""
+    def put_folder(
+        self, prefix: str, folder: Path, media_types: dict[str, str], is_stopped: Callable[[], bool]
+    ) -> None:
+        """Store every file below a folder, several at a time, until `is_stopped`."""
         paths = [path for path in folder.rglob("*") if path.is_file()]
         with ThreadPoolExecutor(_CONCURRENT_PUTS) as pool:
             puts = [
@@ -72,6 +69,9 @@ class Storage:
                 for path in paths
             ]
             for put in puts:
+                if is_stopped():
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    return
                 put.result()
 
     def get_file(self, key: str, path: Path) -> bool:

@@ -1,0 +1,43 @@
+"""Requests become plans in latent pixels."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import ResolvedRequest
+from worker.planner import plan_generation
+
+CARD = ModelCard(
+    name="m", family="f", native_size_px=512, alignment_px=64, latent_channels=4, vae_scale=8,
+    default_steps=20, default_guidance_scale=7.5,
+)  # fmt: skip
+
+
+def plan(**changes: object):
+    fields = {"model": "m", "steps": 4, "guidance_scale": 1.0, "seed": 3}
+    request = ResolvedRequest.model_validate(fields | changes)
+    return plan_generation(request, CARD, 1 << 30, Path("spill"))
+
+
+@given(st.integers(4, 128), st.integers(4, 128))
+def test_pixels_become_latent_pixels(rows: int, columns: int) -> None:
+    found = plan(height_px=rows * 64, width_px=columns * 64).denoise
+    assert (found.height * 8, found.width * 8) == (rows * 64, columns * 64)
+    assert found.tile_size * 8 == CARD.native_size_px
+
+
+@pytest.mark.parametrize(
+    ("seamless", "wrap"),
+    [("none", (False, False)), ("x", (False, True)), ("y", (True, False)), ("both", (True, True))],
+)
+def test_seamless_in_x_wraps_columns(seamless: str, wrap: tuple[bool, bool]) -> None:
+    assert plan(seamless=seamless).denoise.wrap == wrap
+
+
+def test_a_grid_that_does_not_move_overlaps_by_itself() -> None:
+    assert plan(advanced={"tile_grid": "fixed"}).denoise.overlap == 16
+    assert plan(advanced={"tile_grid": "fixed", "overlap_px": 0}).denoise.overlap == 0
+    assert plan(advanced={"overlap_px": 64}).denoise.overlap == 8

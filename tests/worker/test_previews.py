@@ -1,0 +1,92 @@
+"""Cells of the preview canvas."""
+
+import numpy as np
+import simplejpeg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.adapters.model import PreviewMap
+from worker.engine.grid import Tile, TileGrid
+from worker.messages import PreviewCell
+from worker.previews import PreviewCanvas
+
+SCALE = 8
+GREY = PreviewMap(torch.full((3, 1), 1.0), torch.zeros(3))  # a latent of one channel is its grey level
+EVERYTHING = 1 << 30
+
+sides = st.integers(4, 200)
+
+
+def canvas_of(height: int, width: int) -> PreviewCanvas:
+    return PreviewCanvas(height, width, SCALE, GREY)
+
+
+def assemble(cells: tuple[PreviewCell, ...], height: int, width: int) -> np.ndarray:
+    """What a viewer sees, at latent resolution; -1 where nothing was shown."""
+    seen = np.full((height, width), -1)
+    for cell in cells:
+        pixels = simplejpeg.decode_jpeg(cell.jpeg)[:, :, 0]
+        top, left = cell.top_px // SCALE, cell.left_px // SCALE
+        rows, columns = cell.height_px // SCALE, cell.width_px // SCALE
+        step = max(pixels.shape[0] // rows, 1)
+        seen[top : top + rows, left : left + columns] = pixels[::step, ::step]
+    return seen
+
+
+@given(sides, sides, st.integers(0, 199), st.integers(0, 199))
+@settings(max_examples=25, deadline=None)
+def test_painted_tiles_are_seen_where_they_lie(height: int, width: int, down: int, right: int) -> None:
+    """Also where they wrap."""
+    canvas = canvas_of(height, width)
+    wanted = torch.linspace(0.2, 0.8, width).repeat(height, 1)[None]
+    grid = TileGrid.lay(height, width, tile_size=64, wrap=(True, True), shift=(down, right))
+    for tile in grid.tiles:
+        canvas.paint(tile, tile.crop(wanted), 1)
+    seen = assemble(canvas.take(EVERYTHING), height, width)
+    assert np.abs(seen - (wanted[0] * 255).numpy()).max() < 12
+
+
+@given(sides, sides)
+@settings(max_examples=25, deadline=None)
+def test_cells_cover_the_picture_once(height: int, width: int) -> None:
+    canvas = canvas_of(height, width)
+    canvas.paint(Tile(0, 0, height, width), torch.zeros(1, height, width), 1)
+    covered = np.zeros((height * SCALE, width * SCALE), int)
+    for cell in canvas.take(EVERYTHING):
+        assert cell.left_px % 512 == cell.top_px % 512 == 0
+        covered[cell.top_px : cell.top_px + cell.height_px, cell.left_px : cell.left_px + cell.width_px] += 1
+    assert (covered == 1).all()
+
+
+@given(sides, sides, st.integers(1, 80))
+@settings(max_examples=25, deadline=None)
+def test_finished_rows_replace_estimates(height: int, width: int, band: int) -> None:
+    canvas = canvas_of(height, width)
+    canvas.paint(Tile(0, 0, height, width), torch.zeros(1, height, width), 1)
+    rows = np.full((height * SCALE, width * SCALE, 3), 200, np.uint8)
+    for top in range(0, height * SCALE, band * SCALE):
+        canvas.paint_rows(top, rows[top : top + band * SCALE])
+    cells = canvas.take(EVERYTHING)
+    assert {cell.stage for cell in cells} == {"decode"}
+    assert np.abs(assemble(cells, height, width) - 200).max() < 4
+
+
+def test_only_changes_are_taken_and_each_once() -> None:
+    canvas = canvas_of(128, 128)
+    canvas.paint(Tile(0, 0, 128, 128), torch.zeros(1, 128, 128), 1)
+    assert len(canvas.take(EVERYTHING)) == 4
+    assert canvas.take(EVERYTHING) == ()
+    canvas.paint(Tile(70, 70, 10, 10), torch.ones(1, 10, 10), 2)
+    (cell,) = canvas.take(EVERYTHING)
+    assert (cell.top_px, cell.left_px, cell.step) == (512, 512, 2)
+
+
+def test_no_cell_starves_when_all_change_faster_than_they_are_taken() -> None:
+    canvas = canvas_of(256, 256)
+    taken: set[tuple[int, int]] = set()
+    for step in range(16):
+        canvas.paint(Tile(0, 0, 256, 256), torch.zeros(1, 256, 256), step)
+        (cell,) = canvas.take(1)
+        taken.add((cell.top_px, cell.left_px))
+    assert len(taken) == 16
