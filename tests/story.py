@@ -89,6 +89,15 @@ class Story:
         event = JobStarted(job_id=job_id, attempt=attempt, ts=time.time(), data=data)
         return self.append(event, install=self.execution)
 
+    def start_if_queued(self, job_id: str) -> bool:
+        """As a worker that took the job from the queue: start it unless it was canceled meanwhile."""
+        while (job := self.job(job_id)).status == "queued":
+            data = StartedData(worker="w1", execution=self.execution)
+            event = JobStarted(job_id=job_id, attempt=1, ts=time.time(), data=data)
+            if self._write(job.seq, apply(job, event), event, self.execution, self.execution) != "stale":
+                return True
+        return False
+
     def stage(self, job_id: str, total: int = 12) -> str:
         data = StageStartedData(stage="denoise", total=total)
         return self.append(StageStarted(job_id=job_id, attempt=1, ts=time.time(), data=data))

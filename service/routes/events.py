@@ -71,11 +71,13 @@ async def follow_job(websocket: WebSocket, job: LoadedJob, rooms: Rooms, after: 
 
 async def _encode_all(messages: AsyncGenerator[Message]) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=_RECONNECT_MS)
-    async with aclosing(messages):
-        async for message in messages:
-            encoded = _encode(message)
-            if encoded:
-                yield encoded
+    # While Redis is away the stream just ends: browsers come back by themselves, with their last id.
+    with suppress(RedisError, OSError):
+        async with aclosing(messages):
+            async for message in messages:
+                encoded = _encode(message)
+                if encoded:
+                    yield encoded
 
 
 def _encode(message: Message) -> bytes:

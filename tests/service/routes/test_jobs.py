@@ -1,0 +1,290 @@
+"""Making, reading, listing and cancelling jobs, over HTTP."""
+
+import re
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from redis import Redis
+from rq import Queue
+
+from api_schemas.answers import JobView
+from api_schemas.wire import QUEUE_NAME, RUN_JOB, cancel_key, job_key
+from service.settings import ServiceSettings
+from tests.service.conftest import Serve
+from tests.story import CARD, Story
+
+
+def create(api: httpx.Client, **choices: object) -> JobView:
+    answer = api.post("/v1/jobs", json={"prompt": "lava", **choices})
+    assert answer.status_code == 202, answer.text
+    return JobView.model_validate_json(answer.content)
+
+
+def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: Story, redis: Redis) -> None:
+    answer = api.post("/v1/jobs", json={"prompt": "glowing orange lava 🌋", "width_px": 2048})
+    job = JobView.model_validate_json(answer.content)
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == job.urls.self == f"/v1/jobs/{job.id}"
+    assert (job.status, job.queue_position) == ("queued", 0)
+    assert (job.request.model, job.request.steps, job.request.guidance_scale) == ("glow", 12, 5.0)
+    assert job.cost.tiles == CARD.estimate(job.request).tiles
+    assert job.eta_s == pytest.approx(job.cost.tiles * 0.01, abs=0.1)
+    queued = Queue(QUEUE_NAME, connection=redis, serializer="json").fetch_job(job.id)
+    assert queued is not None
+    assert (queued.func_name, list(queued.args)) == (RUN_JOB, [job.id])
+    assert queued.retries_left
+    assert story.job(job.id).request == job.request
+    assert api.get(job.urls.self).json()["request"] == job.request.model_dump()
+
+
+def test_a_given_seed_stays_and_a_missing_one_is_drawn(api: httpx.Client, story: Story) -> None:
+    assert create(api, seed=2**63 - 1).request.seed == 2**63 - 1
+    assert create(api, seed=0).request.seed == 0
+    assert create(api).request.seed != create(api).request.seed
+
+
+def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Story) -> None:
+    jobs = [create(api) for _ in range(4)]
+    assert [job.queue_position for job in jobs] == [0, 1, 2, 3]
+    api.post(jobs[1].urls.cancel)
+    assert [api.get(job.urls.self).json()["queue_position"] for job in jobs] == [0, None, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("choices", "field", "words"),
+    [
+        ({"width_px": 1000}, "width_px", "960 or 1024"),
+        ({"height_px": 16_383}, "height_px", "16320 or 16384"),
+        ({"width_px": 255}, "width_px", "256"),
+        ({"steps": 101}, "steps", "100"),
+        ({"steps": 0}, "steps", "1"),
+        ({"model": "unknown"}, "model", "glow"),
+        ({"seed": 2**63}, "seed", "9223372036854775807"),
+        ({"seed": -1}, "seed", "0"),
+        ({"prompt": "x" * 2001}, "prompt", "2000"),
+        ({"prompt": "\x00"}, "prompt", "U+0000"),
+        ({"promt": "x"}, "promt", "prompt"),
+        ({"advanced": {"modules": 3}}, "advanced.modules", "num_modules"),
+        ({"advanced": {"overlap_px": 150}}, "advanced.overlap_px", "144 or 152"),
+        ({"advanced": {"overlap_px": 200}}, "advanced.overlap_px", "at most 192"),
+        ({"advanced": {"tile_size_px": 200}}, "advanced.tile_size_px", "192 or 256"),
+        ({"seamless": "z"}, "seamless", "both"),
+        ({"guidance_scale": 0.5}, "guidance_scale", "1"),
+    ],
+)
+def test_a_refused_value_is_named_with_what_is_allowed(
+    api: httpx.Client, story: Story, choices: dict[str, object], field: str, words: str
+) -> None:
+    answer = api.post("/v1/jobs", json={"prompt": "lava", **choices})
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    errors = {each["field"]: each for each in answer.json()["errors"]}
+    assert words in errors[field]["allowed"]
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("prompt", ["", "日本語のプロンプト", "🌋" * 2000, "a\nb\t\u202e", "x" * 2000])
+def test_any_prompt_in_any_language_is_taken_as_it_is(api: httpx.Client, story: Story, prompt: str) -> None:
+    assert story.job(create(api, prompt=prompt).id).request.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b"nul"],
+    ids=["cut", "empty", "no-utf8", "deep", "huge-number", "word"],
+)
+def test_an_undecodable_body_is_refused(api: httpx.Client, story: Story, body: bytes) -> None:
+    answer = api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.json()["code"] in ("invalid_json", "invalid_request")
+
+
+def test_half_a_character_is_refused_and_the_refusal_can_be_read(api: httpx.Client, story: Story) -> None:
+    answer = api.post(
+        "/v1/jobs", content=rb'{"prompt": "\ud800"}', headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "prompt"
+
+
+def test_a_body_that_is_too_large_is_refused(
+    serve_with: Serve, settings: ServiceSettings, story: Story
+) -> None:
+    url = serve_with(settings.model_copy(update={"max_body_bytes": 2048}))
+    body = b'{"prompt": "' + b"x" * 4000 + b'"}'
+    headers = {"Content-Type": "application/json"}
+    for content in (body, iter([body[:1500], body[1500:]])):  # announced, and in chunks
+        answer = httpx.post(f"{url}/v1/jobs", content=content, headers=headers)
+        assert (answer.status_code, answer.json()["status"]) == (413, 413)
+
+
+def test_without_a_model_the_client_is_told_to_come_back(api: httpx.Client) -> None:
+    answer = api.post("/v1/jobs", json={"prompt": "lava"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_model")
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_full_queue_says_when_to_come_back(
+    serve_with: Serve, settings: ServiceSettings, story: Story
+) -> None:
+    with httpx.Client(base_url=serve_with(settings.model_copy(update={"max_queued": 2}))) as api:
+        create(api)
+        create(api)
+        answer = api.post("/v1/jobs", json={"prompt": "lava"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
+        assert answer.json()["retryable"]
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+        assert len(api.get("/v1/jobs").json()["data"]) == 2  # nothing was recorded for the refused one
+
+
+def test_unknown_jobs_are_404_everywhere(api: httpx.Client) -> None:
+    for name in ("0" * 28, "..", "%00", "a%20b", "ü", "x" * 500):
+        for path in ("", "/image", "/image.dzi", "/tiles/0/0_0", "/events"):
+            answer = api.get(f"/v1/jobs/{name}{path}")
+            assert answer.status_code == 404, (name, path)
+            assert answer.json()["code"] == "not_found"
+        assert api.post(f"/v1/jobs/{name}/cancel").status_code == 404
+
+
+def test_twenty_posts_with_one_key_make_one_job(api: httpx.Client, story: Story) -> None:
+    def post(_: int) -> httpx.Response:
+        return api.post("/v1/jobs", json={"prompt": "lava"}, headers={"Idempotency-Key": "one"})
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(post, range(20)))
+    assert set(Counter(answer.status_code for answer in answers)) <= {202, 409}
+    made = {answer.json()["id"] for answer in answers if answer.status_code == 202}
+    assert len(made) == 1
+    assert all(answer.headers["Retry-After"] for answer in answers if answer.status_code == 409)
+    assert post(0).json()["id"] in made
+    assert len(api.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_a_key_is_bound_to_its_body_and_free_again_after_a_refusal(api: httpx.Client, story: Story) -> None:
+    headers = {"Idempotency-Key": "k"}
+    refused = api.post("/v1/jobs", json={"width_px": 1000}, headers=headers)
+    assert refused.status_code == 422
+    made = api.post("/v1/jobs", json={"prompt": "a"}, headers=headers)
+    assert made.status_code == 202
+    other = api.post("/v1/jobs", json={"prompt": "b"}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+    again = api.post("/v1/jobs", json={"prompt": "a"}, headers=headers)
+    assert again.json()["id"] == made.json()["id"]
+
+
+def test_waiting_answers_with_the_finished_job(api: httpx.Client, story: Story) -> None:
+    def work() -> None:
+        while not (page := api.get("/v1/jobs").json()["data"]):
+            time.sleep(0.02)
+        story.start(page[0]["id"])
+        story.fail(page[0]["id"])
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    answer = api.post("/v1/jobs", json={"prompt": "lava"}, headers={"Prefer": "respond-async, wait=20"})
+    worker.join()
+    assert (answer.status_code, answer.json()["status"]) == (200, "failed")
+    assert answer.headers["Preference-Applied"] == "wait=20"
+    assert answer.elapsed.total_seconds() < 10
+
+
+def test_waiting_ends_in_time(api: httpx.Client, story: Story) -> None:
+    answer = api.post("/v1/jobs", json={"prompt": "lava"}, headers={"Prefer": "wait=1"})
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    assert 0.9 < answer.elapsed.total_seconds() < 3
+
+
+def test_a_queued_job_is_canceled_at_once_and_once(api: httpx.Client, story: Story, redis: Redis) -> None:
+    job = create(api)
+    answers = [api.post(job.urls.cancel) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [answer.json()["status"] for answer in answers] == ["canceled"] * 3
+    assert [event.type for event in story.log(job.id)] == ["job.queued", "job.canceled"]
+    assert len(Queue(QUEUE_NAME, connection=redis, serializer="json")) == 0
+
+
+def test_a_running_job_is_told_to_stop(api: httpx.Client, story: Story, redis: Redis) -> None:
+    job = create(api)
+    story.start(job.id)
+    answer = api.post(job.urls.cancel)
+    assert (answer.status_code, answer.json()["status"]) == (202, "processing")
+    assert redis.exists(cancel_key(job.id))
+    assert [event.type for event in story.log(job.id)] == ["job.queued", "job.started"]
+
+
+def test_a_cancel_that_meets_the_start_leaves_a_sound_log(api: httpx.Client, story: Story) -> None:
+    jobs = [create(api) for _ in range(20)]
+    with ThreadPoolExecutor(2) as pool:
+        starts = pool.submit(lambda: [story.start_if_queued(job.id) for job in jobs])
+        cancels = pool.submit(lambda: [api.post(job.urls.cancel).json()["status"] for job in jobs])
+        starts.result()
+        answers = cancels.result()
+    for job, answered in zip(jobs, answers, strict=True):
+        kinds = [event.type for event in story.log(job.id)]
+        assert kinds in (["job.queued", "job.started"], ["job.queued", "job.canceled"])
+        assert (answered == "canceled") == ("job.canceled" in kinds)
+
+
+def test_pages_are_stable_while_jobs_come_in(api: httpx.Client, story: Story) -> None:
+    early = [create(api).id for _ in range(7)]
+    seen: list[str] = []
+    cursor = None
+    for _ in range(10):
+        page = api.get("/v1/jobs", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [job["id"] for job in page["data"]]
+        create(api)
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert seen == early[::-1]
+
+
+def test_jobs_of_one_moment_are_all_listed_once(api: httpx.Client, story: Story, redis: Redis) -> None:
+    ids = [f"{number:028x}" for number in range(11)]
+    for job_id in ids:
+        story.queue(job_id)
+        redis.zadd("chorale:jobs", {job_id: 1_700_000_000.25})
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = api.get("/v1/jobs", params={"limit": 3} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [job["id"] for job in page["data"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert seen == sorted(ids, reverse=True)
+
+
+def test_the_list_can_be_narrowed_to_a_status(api: httpx.Client, story: Story) -> None:
+    jobs = [create(api).id for _ in range(9)]
+    for job_id in jobs[::3]:
+        api.post(f"/v1/jobs/{job_id}/cancel")
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        params = {"limit": "2", "status": "canceled"} | ({"cursor": cursor} if cursor else {})
+        page = api.get("/v1/jobs", params=params).json()
+        assert {job["status"] for job in page["data"]} <= {"canceled"}
+        seen += [job["id"] for job in page["data"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert seen == jobs[::3][::-1]
+
+
+@pytest.mark.parametrize("cursor", ["x", "bm9wZQ", "bmFuIGE", "aW5mIGE", "ü", "-" * 200])
+def test_a_cursor_we_never_wrote_is_refused(api: httpx.Client, cursor: str) -> None:
+    answer = api.get("/v1/jobs", params={"cursor": cursor})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "cursor")
+
+
+def test_ids_grow_and_cannot_be_guessed(api: httpx.Client, story: Story, redis: Redis) -> None:
+    ids = [create(api).id for _ in range(5)]
+    assert all(re.fullmatch("[0-9a-f]{28}", job_id) for job_id in ids)
+    assert ids == sorted(ids)
+    assert len({job_id[12:] for job_id in ids}) == 5
+    assert all(redis.exists(job_key(job_id)) for job_id in ids)
