@@ -2,9 +2,19 @@
 
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _none_if_empty(value: object) -> object:
+    # docker-compose passes unset variables on as empty strings.
+    return None if value == "" else value
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
 
 
 def _bundled_model() -> str:
@@ -26,9 +36,9 @@ class WorkerSettings(BaseSettings):
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     store_url: str = Field(default_factory=_default_store_url, pattern="^(file:///|s3://)")
-    store_endpoint: str | None = None
-    store_access_key_id: str | None = None
-    store_secret_access_key: str | None = None
+    store_endpoint: OptionalText = None
+    store_access_key_id: OptionalText = None
+    store_secret_access_key: OptionalSecret = None
     store_region: str = "us-east-1"
     model: str = Field(default_factory=_bundled_model, description="Folder, or `toy`.")
     device: str = Field(default="auto", description="`cpu`, `cuda:0`; auto takes a GPU where there is one.")

@@ -106,7 +106,7 @@ def _open_s3(bucket: str, prefix: str, settings: WorkerSettings) -> S3Store:
         config["endpoint"] = settings.store_endpoint
     if settings.store_access_key_id and settings.store_secret_access_key:
         config["access_key_id"] = settings.store_access_key_id
-        config["secret_access_key"] = settings.store_secret_access_key
+        config["secret_access_key"] = settings.store_secret_access_key.get_secret_value()
     return S3Store(
         bucket,
         prefix=prefix or None,

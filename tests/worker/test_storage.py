@@ -74,12 +74,9 @@ def test_the_newest_checkpoint_of_any_attempt_is_found(storage: Storage, tmp_pat
 
 
 def test_a_store_that_is_away_says_so_soon(tmp_path: Path) -> None:
-    settings = WorkerSettings(
-        store_url="s3://chorale",
-        store_endpoint=f"http://127.0.0.1:{free_ports(1)[0]}",
-        store_access_key_id="key",
-        store_secret_access_key="secret",
-    )
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    keys = {"store_access_key_id": "key", "store_secret_access_key": "secret"}
+    settings = WorkerSettings.model_validate(keys | {"store_url": "s3://chorale", "store_endpoint": endpoint})
     (tmp_path / "file").write_text("x")
     began = time.monotonic()
     with pytest.raises(StorageUnavailableError):
