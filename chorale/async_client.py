@@ -136,7 +136,9 @@ class AsyncClient:
                     if response.status_code == HTTPStatus.NO_CONTENT:
                         return  # all was seen
                     async for message in EventSource(response).aiter_sse():
-                        if not message.data:  # a retry time or a comment, which browsers do not dispatch either
+                        if (
+                            not message.data
+                        ):  # a retry time or a comment, which browsers do not dispatch either
                             continue
                         update = read_update(message.data)
                         reconnect.succeed()

@@ -132,7 +132,9 @@ class Client:
                     if response.status_code == HTTPStatus.NO_CONTENT:
                         return  # all was seen
                     for message in EventSource(response).iter_sse():
-                        if not message.data:  # a retry time or a comment, which browsers do not dispatch either
+                        if (
+                            not message.data
+                        ):  # a retry time or a comment, which browsers do not dispatch either
                             continue
                         update = read_update(message.data)
                         reconnect.succeed()

@@ -7,6 +7,7 @@ ChoraleError
 │   ├── InvalidRequestError  `problem.errors` names field, value and what is allowed
 │   └── UnavailableError     the server is there, but cannot take this now
 ├── NoConnectionError        nobody answers at this address
+├── NoServerError            neither an address is given nor does a stack run here
 ├── UnexpectedAnswerError    somebody answers, but not as Chorale does
 ├── JobEndedError            the job ended without a picture; carries the job
 ├── JobRunningError          the job has no picture yet
@@ -60,6 +61,13 @@ class NoConnectionError(ChoraleError):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"no answer from {url}: {reason}")
         self.url = url
+
+
+class NoServerError(ChoraleError):
+    """Nobody to talk to."""
+
+    def __init__(self) -> None:
+        super().__init__("no server: start one with `chorale up`, or give an address by --url or CHORALE_URL")
 
 
 class UnexpectedAnswerError(ChoraleError):

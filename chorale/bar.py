@@ -1,0 +1,67 @@
+"""One progress bar for one job."""
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from chorale.progress import JobProgress
+from chorale.protocol import Update
+
+
+def show_progress(console: Console, updates: Iterable[Update]) -> None:
+    """Draw a bar until the job has ended."""
+    progress, state = _make_bar(console), JobProgress()
+    with progress:
+        task = progress.add_task(state.label, total=None, counts="", ends_at=None)
+        for update in updates:
+            state.note(update)
+            progress.update(
+                task,
+                description=state.label,
+                total=1.0 if state.fraction else None,
+                completed=state.fraction,
+                counts=_counts(state),
+                ends_at=None if state.eta_s is None else _time_of(update) + state.eta_s,
+            )
+
+
+def _time_of(update: Update) -> float:
+    """When it was so; a snapshot tells of now."""
+    return time.time() if update.type == "snapshot" else update.ts
+
+
+class _TimeLeft(ProgressColumn):
+    """Counts down between events."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        ends_at: float | None = task.fields["ends_at"]
+        if ends_at is None:
+            return Text("")
+        seconds = max(0, round(ends_at - time.time()))
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        return Text(f"{clock} left", style="dim")
+
+
+def _make_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[counts]}", style="dim"),
+        _TimeLeft(),
+        console=console,
+        expand=True,
+    )
+
+
+def _counts(state: JobProgress) -> str:
+    if not state.steps:
+        return ""
+    return f"step {state.step}/{state.steps}  tile {state.tiles}/{state.tiles_expected}"

@@ -1,0 +1,218 @@
+"""The command line."""
+
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Argument, Option
+
+from api_schemas.answers import JobView
+from api_schemas.generation import Seamless
+from api_schemas.job import JobStatus
+from chorale import installed
+from chorale.bar import show_progress
+from chorale.client import Client
+from chorale.data_folder import DataFolder
+from chorale.errors import ChoraleError, NoServerError
+from chorale.picture_options import OptionError, build_request, find_format, name_after, parse_size
+from chorale.tables import lay_jobs, lay_models
+
+_FAILED, _WRONG_OPTION = 1, 2
+
+
+app = typer.Typer(
+    name="chorale",
+    help="Very large pictures, sung by many modules that listen to each other.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
+Data = Annotated[
+    Path | None,
+    Option("--data", help="Data directory of the stack of this machine.", show_default="per user"),
+]
+
+
+def main() -> None:
+    """Tell errors in one line, without a trace."""
+    try:
+        app()
+    except ChoraleError as error:
+        _say_error(str(error))
+        sys.exit(_WRONG_OPTION if isinstance(error, OptionError) else _FAILED)
+    except OSError as error:  # a file that cannot be written
+        _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        sys.exit(_FAILED)
+
+
+@app.command()
+def up(
+    data: Data = None,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65_535, help="0 takes any free one.")] = 8000,
+    model: Annotated[
+        str | None, Option(envvar="CHORALE_MODEL", help="Model folder.", show_default="the bundled one")
+    ] = None,
+    device: Annotated[
+        str | None,
+        Option(envvar="CHORALE_DEVICE", help="cpu, cuda:0, …", show_default="a GPU where there is one"),
+    ] = None,
+    workers: Annotated[int, Option(min=1, max=64, help="Worker processes.")] = 1,
+) -> None:
+    """Run queue, API and worker on this machine until Ctrl-C. What is queued survives a restart."""
+    installed.require(installed.STACK, "all")
+    from chorale.local import StackOptions
+    from chorale.start import start_stack
+
+    folder, console = DataFolder(data), _notes()
+    options = StackOptions(host, port, model, device, workers)
+    try:
+        with start_stack(folder, options, console) as stack:
+            print(stack.url, flush=True)
+            console.print(f"data and logs: {folder.path}\nCtrl-C stops; what is queued is kept", style="dim")
+            while True:
+                stack.check()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        console.print("stopped", style="dim")
+
+
+@app.command()
+def serve() -> None:
+    """Run the API alone; CHORALE_* in the environment says where queue and store are."""
+    installed.require(installed.SERVICE, "service")
+    os.execv(sys.executable, [sys.executable, "-m", "service.main"])
+
+
+@app.command()
+def worker() -> None:
+    """Run one worker alone; CHORALE_* in the environment says where queue, store and model are."""
+    installed.require(installed.WORKER, "worker")
+    os.execv(sys.executable, [sys.executable, "-m", "worker.main"])
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, Argument(help="What the picture shows.")],
+    output: Annotated[
+        Path | None, Option("-o", "--output", help="File to write.", show_default="named after the prompt")
+    ] = None,
+    size: Annotated[str, Option(help="WIDTHxHEIGHT in pixels.")] = "1024x1024",
+    seamless: Annotated[Seamless, Option(help="Axes along which the picture goes on into itself.")] = "none",
+    seed: Annotated[
+        int | None, Option(help="The same seed gives the same picture.", show_default="drawn")
+    ] = None,
+    steps: Annotated[int | None, Option(help="Denoising steps.", show_default="the model's")] = None,
+    guidance: Annotated[
+        float | None, Option(help="1.0 switches guidance off.", show_default="the model's")
+    ] = None,
+    negative: Annotated[str | None, Option(help="What the picture should not show.")] = None,
+    model: Annotated[
+        str | None, Option(help="Name of a model that is served.", show_default="default")
+    ] = None,
+    dzi: Annotated[bool, Option("--dzi", help="Write the deep zoom beside the picture.")] = False,
+    url: Url = None,
+    data: Data = None,
+) -> None:
+    """Make one picture, on a running server or on a stack that is started for this call."""
+    path = output or name_after(prompt)
+    wanted = parse_size(size)
+    request = build_request(
+        {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "width_px": wanted.width_px,
+            "height_px": wanted.height_px,
+            "seamless": seamless,
+            "seed": seed,
+            "steps": steps,
+            "guidance_scale": guidance,
+            "model": model,
+            "output_format": find_format(path),
+        }
+    )
+    with _open_server(url, data) as address, Client(address) as client:
+        _make(client, client.create(request), path, dzi)
+
+
+@app.command()
+def jobs(
+    status: Annotated[JobStatus | None, Option(help="Only these.")] = None,
+    limit: Annotated[int, Option(min=1, max=100, help="How many.")] = 20,
+    url: Url = None,
+    data: Data = None,
+) -> None:
+    """List jobs, newest first."""
+    with Client(_find_server(url, data)) as client:
+        Console().print(lay_jobs(client.list(status=status, limit=limit).data))
+
+
+@app.command()
+def cancel(job_id: Annotated[str, Argument(metavar="ID")], url: Url = None, data: Data = None) -> None:
+    """Stop a job."""
+    with Client(_find_server(url, data)) as client:
+        job = client.cancel(job_id)
+    print(f"job {job.id} {'stops within one step' if job.status == 'processing' else 'is ' + job.status}")
+
+
+@app.command()
+def models(url: Url = None, data: Data = None) -> None:
+    """List the models that are served."""
+    with Client(_find_server(url, data)) as client:
+        Console().print(lay_models(client.models()))
+
+
+def _find_server(url: str | None, data: Path | None) -> str:
+    found = url or DataFolder(data).find_running()
+    if found is None:
+        raise NoServerError
+    return found
+
+
+def _open_server(url: str | None, data: Path | None) -> AbstractContextManager[str]:
+    """A server that runs, or else a stack of this machine for one call."""
+    found = url or DataFolder(data).find_running()
+    if found is not None:
+        return nullcontext(found)
+    installed.require(installed.STACK, "all")
+    from chorale.start import stack_for_call
+
+    return stack_for_call(data, _notes())
+
+
+def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
+    """Follow a job to its end and fetch what it made."""
+    console = _notes()
+    request = job.request
+    console.print(f"live: {client.url}/?job={job.id}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{request.width_px}x{request.height_px}, {request.steps} steps, seed {request.seed}", style="dim"
+    )
+    try:
+        show_progress(console, client.events(job.id))
+        client.wait(job.id)
+    except KeyboardInterrupt:
+        console.print(f"no longer followed; on a server that goes on running: chorale cancel {job.id}")
+        raise
+    print(client.download(job.id, path))
+    if dzi:
+        print(client.download_pyramid(job.id, path.with_suffix(".dzi")))
+
+
+def _say_error(message: str) -> None:
+    _notes().print(f"chorale: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _notes() -> Console:
+    """Everything but results goes to standard error."""
+    return Console(stderr=True)
+
+
+if __name__ == "__main__":
+    main()

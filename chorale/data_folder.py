@@ -1,0 +1,108 @@
+"""The folder where a stack of this machine keeps its queue, pictures and logs."""
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from chorale.errors import AlreadyRunningError, StackError
+
+_SOCKET_PATH_LIMIT = 100  # macOS ends a Unix socket's path at 104 bytes, Linux at 108
+
+
+class DataFolder:
+    """Paths below one folder, and the lock that lets one stack have it."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = (path or user_data_path("chorale", appauthor=False)).expanduser().absolute()
+        self._lock = self.path / "stack.lock"
+
+    @property
+    def queue(self) -> Path:
+        return self.path / "queue"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    def log(self, part: str) -> Path:
+        return self.path / "logs" / f"{part}.log"
+
+    def socket(self) -> Path:
+        """Where the queue server listens: beside its data, or in a short place of our own."""
+        beside = self.queue / "queue.sock"
+        if len(os.fsencode(beside)) <= _SOCKET_PATH_LIMIT:
+            return beside
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:12]
+        folder = Path(tempfile.gettempdir()) / f"chorale-{os.getuid()}-{digest}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise StackError(
+                f"{folder} belongs to somebody else: choose a shorter data directory than {self.path}"
+            )
+        return folder / "queue.sock"
+
+    def link_secret(self) -> str:
+        """Signs download links, also those of before a restart."""
+        path = self.path / "link-secret"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_hex(32))
+        return path.read_text()
+
+    def find_running(self) -> str | None:
+        """Address of the stack that has this folder now."""
+        if not self._lock.exists():
+            return None
+        with self._lock.open() as file:
+            return None if _take(file) else _read_url(file)
+
+    @contextmanager
+    def hold(self, url: str) -> Generator[None, None, None]:
+        """Keep other stacks out; the lock ends with the process, however that ends.
+
+        Raises:
+            AlreadyRunningError: another one has the folder.
+        """
+        self._prepare()
+        with self._lock.open("a+") as file:
+            if not _take(file):
+                raise AlreadyRunningError(self.path, _read_url(file))
+            file.truncate(0)
+            file.write(json.dumps({"url": url, "pid": os.getpid()}))
+            file.flush()
+            yield
+            file.truncate(0)
+
+    def _prepare(self) -> None:
+        try:
+            for folder in (self.path, self.queue, self.store, self.work, self.log("").parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StackError(f"{self.path} cannot be the data directory: {error.strerror}") from error
+
+
+def _take(file: TextIOWrapper) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_url(file: TextIOWrapper) -> str | None:
+    file.seek(0)
+    text = file.read()
+    return json.loads(text)["url"] if text else None

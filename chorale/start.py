@@ -1,0 +1,47 @@
+"""Stacks that commands start."""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from chorale.data_folder import DataFolder
+from chorale.errors import NoConnectionError
+from chorale.local import LocalStack, StackOptions
+
+
+@contextmanager
+def stack_for_call(data: Path | None, console: Console) -> Generator[str, None, None]:
+    """The address of a stack that runs for the length of the block."""
+    with _open_folder(data) as folder, start_stack(folder, StackOptions(), console) as stack:
+        try:
+            yield stack.url
+        except NoConnectionError:
+            stack.check()  # says why, if a part was given up
+            raise
+
+
+@contextmanager
+def start_stack(
+    folder: DataFolder, options: StackOptions, console: Console
+) -> Generator[LocalStack, None, None]:
+    """A stack that is ready, with a line that says what it waits for."""
+    with LocalStack(folder, options) as stack:
+        with console.status("starting the queue") as status:
+            stack.await_ready(lambda missing: status.update(missing))
+        try:
+            yield stack
+        finally:
+            console.print("stopping", style="dim")
+
+
+@contextmanager
+def _open_folder(data: Path | None) -> Generator[DataFolder, None, None]:
+    """A stack for one call needs no memory, unless it was given a place for it."""
+    if data is not None:
+        yield DataFolder(data)
+        return
+    with tempfile.TemporaryDirectory(prefix="chorale-") as folder:
+        yield DataFolder(Path(folder))

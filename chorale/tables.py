@@ -1,0 +1,65 @@
+"""Jobs and models as tables."""
+
+import time
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from api_schemas.answers import JobView
+from api_schemas.catalog import ModelCard
+
+_STYLES = {"succeeded": "green", "failed": "red", "processing": "cyan", "canceled": "dim", "expired": "dim"}
+_PROMPT_LENGTH = 48
+
+
+def lay_jobs(jobs: Iterable[JobView]) -> Table:
+    """One line a job."""
+    table = Table("job", "status", "size", "steps", "seed", "when", "prompt", box=None, header_style="dim")
+    for job in jobs:
+        request = job.request
+        table.add_row(
+            Text(job.id),
+            Text(_status(job), style=_STYLES.get(job.status, "")),
+            f"{request.width_px}x{request.height_px}",
+            str(request.steps),
+            str(request.seed),
+            _ago(time.time() - job.created_at),
+            Text(_shorten(request.prompt)),
+        )
+    return table
+
+
+def lay_models(models: Iterable[ModelCard]) -> Table:
+    """One line a model."""
+    table = Table("model", "family", "native", "sides", "steps", "about", box=None, header_style="dim")
+    for card in models:
+        table.add_row(
+            Text(f"{card.name} (default)" if card.is_default else card.name),
+            Text(card.family),
+            f"{card.native_size_px} px",
+            f"{card.min_side_px} to {card.max_side_px} px by {card.alignment_px}",
+            f"{card.default_steps} (up to {card.max_steps})",
+            Text(card.description),
+        )
+    return table
+
+
+def _status(job: JobView) -> str:
+    if job.status == "queued" and job.queue_position is not None:
+        return f"queued, {job.queue_position} before"
+    if job.status == "processing" and job.progress is not None:
+        return f"{job.progress.stage} {job.progress.done}/{job.progress.total}"
+    return job.status
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+def _shorten(prompt: str) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= _PROMPT_LENGTH else line[: _PROMPT_LENGTH - 1] + "…"
