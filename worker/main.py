@@ -29,6 +29,7 @@ from worker.storage import Storage
 from worker.workplace import Patience, Workplace
 
 _REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is away
+_LOAD_ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -67,8 +68,24 @@ def _name_worker() -> str:
 
 
 def _load(engine: EngineProcess, stop: Event) -> Loaded | None:
-    """Wait for the model; None if told to stop meanwhile."""
-    engine.restart()
+    """Wait for the model; None if told to stop meanwhile.
+
+    Raises:
+        ModelRefusedError: the engine process says why.
+        EngineLostError: it died again and again.
+    """
+    for attempt in range(1, _LOAD_ATTEMPTS + 1):
+        engine.restart()
+        try:
+            return _await_model(engine, stop)
+        except EngineLostError:
+            if attempt == _LOAD_ATTEMPTS:
+                raise
+            _log.exception("loading again")
+    return None
+
+
+def _await_model(engine: EngineProcess, stop: Event) -> Loaded | None:
     while not stop.is_set():
         match engine.hear(0.5):
             case Loaded() as loaded:

@@ -24,8 +24,8 @@ def serve(pipe: Connection, address: str, device: str, decode_memory_bytes: int,
     """Answer commands until the consumer is gone."""
     _leave_signals_to_consumer()
     _die_with_consumer()
-    model = _load(pipe, address, device)
     try:
+        model = _load(pipe, address, device)
         while model is not None:
             command = pipe.recv()
             if isinstance(command, Sing):  # a late Stop or Shown belongs to a job that has ended

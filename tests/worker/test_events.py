@@ -24,7 +24,7 @@ from api_schemas.events import (
     StepCompleted,
     StepCompletedData,
 )
-from tests.worker.conftest import Bench
+from tests.worker.bench import Bench
 from worker.errors import FencedError
 from worker.events import EventLog, count_fruitless_attempts
 from worker.messages import PreviewCell

@@ -13,7 +13,7 @@ from api_schemas import wire
 from api_schemas.catalog import ModelCard
 from api_schemas.events import BandFinished, StepCompleted
 from tests.conftest import S3Server
-from tests.worker.conftest import Bench, result_of
+from tests.worker.bench import Bench, result_of
 from tests.worker.processes import find_engine, is_running
 from worker.settings import WorkerSettings
 from worker.storage import Storage

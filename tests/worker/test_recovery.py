@@ -12,7 +12,7 @@ from rq.job import Job as RqJob
 
 from api_schemas import wire
 from api_schemas.events import JobDelayed, JobPreempted, JobResumed
-from tests.worker.conftest import Bench
+from tests.worker.bench import Bench
 from tests.worker.processes import find_engine, is_running
 
 SLOW = "toy:delay_ms=60"  # 4 tiles a step
@@ -195,3 +195,21 @@ def test_a_job_survives_a_time_without_redis(bench: Bench, away_s: float) -> Non
 
 def _server_pid(redis: Redis) -> int:
     return int(redis.info("server")["process_id"])
+
+
+def test_a_zombie_finds_itself_fenced_and_works_on(bench: Bench) -> None:
+    """A consumer that is frozen beyond its lease wakes up when a peer owns its job."""
+    zombie = bench.start_worker(SLOW)
+    undisturbed = bench.make(steps=STEPS)
+    job_id = bench.submit(steps=STEPS)
+    bench.await_event(job_id, "step.completed", 2)
+    zombie.send_signal(signal.SIGSTOP)
+    peer = bench.start_worker(SLOW)
+    bench.await_event(job_id, "job.resumed")
+    zombie.send_signal(signal.SIGCONT)
+    job = bench.await_end(job_id)
+    assert (job.attempt, bench.picture(job)) == (2, undisturbed)
+    assert [event.attempt for event in bench.events(job_id)][-1] == 2
+    peer.terminate()
+    assert peer.wait(10) == 0
+    assert bench.make(steps=STEPS) == undisturbed  # by the former zombie

@@ -1,0 +1,145 @@
+"""Real workers as subprocesses, with the toy model, a real Valkey and real files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq import Queue, Retry
+
+from api_schemas import wire
+from api_schemas.catalog import Cost
+from api_schemas.events import DurableEvent, JobQueued, QueuedData, Result, durable_event
+from api_schemas.generation import ResolvedRequest
+from api_schemas.job import TERMINAL, Job, begin, fold
+from tests.worker.processes import find_children
+
+
+class Bench:
+    """A queue, a store and any number of workers, as `python -m worker.main` runs them."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.redis = Redis.from_url(url)
+        self.store = folder / "store"
+        self._folder = folder
+        self._workers: list[subprocess.Popen[bytes]] = []
+
+    def submit(self, *, retries: int = 10, **changes: object) -> str:
+        """Record and enqueue a job as the service does."""
+        job_id = uuid.uuid4().hex
+        request = ResolvedRequest.model_validate(
+            {"model": "toy", "steps": 4, "guidance_scale": 1.0, "seed": 7, "width_px": 512, "height_px": 512}
+            | changes
+        )
+        cost = Cost(tiles=4, megapixel_steps=1, vram_gib=1)
+        event = JobQueued(
+            job_id=job_id, attempt=0, ts=time.time(), data=QueuedData(request=request, cost=cost)
+        )
+        self.redis.eval(
+            wire.APPEND_EVENT, 3, wire.job_key(job_id), wire.events_key(job_id), wire.LIVE_KEY,
+            "", "", "", begin(event).model_dump_json(), event.model_dump_json(), job_id, 2000, 5000,
+        )  # fmt: skip
+        queue = Queue(wire.QUEUE_NAME, connection=self.redis, serializer="json")
+        queue.enqueue(
+            wire.RUN_JOB, job_id, job_id=job_id, retry=Retry(max=retries), result_ttl=0, job_timeout=60
+        )
+        return job_id
+
+    def start_worker(self, model: str = "toy", **settings: object) -> subprocess.Popen[bytes]:
+        """Start a worker; it is killed when the test ends."""
+        chosen = {
+            "redis_url": self.url, "store_url": self.store.as_uri(), "model": model, "device": "cpu",
+            "work_dir": self._folder / "work", "lease_s": 3, "checkpoint_interval_s": 0,
+        } | settings  # fmt: skip
+        environment = {f"CHORALE_{name.upper()}": str(value) for name, value in chosen.items()}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.main"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            stderr=(self._folder / f"worker-{len(self._workers)}.log").open("wb"),
+        )
+        self._workers.append(process)
+        return process
+
+    def job(self, job_id: str) -> Job:
+        text, seq = self.redis.hmget(wire.job_key(job_id), "job", "seq")
+        return Job.model_validate_json(text).model_copy(update={"seq": seq.decode()})
+
+    def events(self, job_id: str) -> list[DurableEvent]:
+        entries = self.redis.xrange(wire.events_key(job_id))
+        return [
+            durable_event.validate_json(fields[b"event"]).model_copy(update={"seq": seq.decode()})
+            for seq, fields in entries
+        ]
+
+    def types(self, job_id: str) -> list[str]:
+        return [event.type for event in self.events(job_id)]
+
+    def await_event(self, job_id: str, kind: str, count: int = 1, timeout_s: float = 60) -> None:
+        """Wait until the log holds so many events of a type."""
+        self.await_that(lambda: self.types(job_id).count(kind) >= count, f"{count} x {kind}", timeout_s)
+
+    def await_end(self, job_id: str, timeout_s: float = 60) -> Job:
+        """Wait until the job is terminal; its record must be what its log tells."""
+        self.await_that(lambda: self.job(job_id).status in TERMINAL, f"the end of {job_id}", timeout_s)
+        assert fold(self.events(job_id)) == self.job(job_id)
+        return self.job(job_id)
+
+    def await_that(self, holds: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {what} after {timeout_s} s\n{self.logs()}")
+            time.sleep(0.02)
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self._folder.glob("worker-*.log")))
+
+    def picture(self, job: Job) -> bytes:
+        return (self.store / result_of(job).image_key).read_bytes()
+
+    def make(self, **changes: object) -> bytes:
+        """The bytes of an undisturbed job."""
+        job = self.await_end(self.submit(**changes))
+        assert job.status == "succeeded", job.error
+        return self.picture(job)
+
+    def files(self) -> list[str]:
+        """Keys in the store."""
+        paths = self.store.rglob("*") if self.store.exists() else []
+        return sorted(str(path.relative_to(self.store)) for path in paths if path.is_file())
+
+    def close(self) -> None:
+        for worker in self._workers:
+            if worker.poll() is None:
+                children = find_children(worker.pid)
+                worker.kill()
+                worker.wait()
+                for child in children:
+                    _kill(child)
+        self.redis.close()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def result_of(job: Job) -> Result:
+    assert job.result is not None, job.error
+    return job.result
+
+
+@pytest.fixture
+def bench(valkey: str, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(valkey, tmp_path)
+    yield bench
+    bench.close()
