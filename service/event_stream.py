@@ -12,7 +12,7 @@ from api_schemas.wire import previews_key
 from service.job_log import JobLog, LogGapError
 from service.job_store import JobStore
 from service.live_hub import LiveHub, join_frames
-from service.messages import EventMessage, Idle, Message, PreviewMessage, SnapshotMessage
+from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage
 from service.subscription import Delivery
 
 _SCAN_COUNT: Final = 64
@@ -41,7 +41,8 @@ class EventStream:
                 delivery = await subscription.take(self._ping_interval_s)
                 async for message in self._pass_on(job.id, log, delivery):
                     yield message
-                if delivery.closed:
+                if delivery.closed and not log.ended:
+                    yield Restarting()
                     return
 
     async def wait(self, job: Job, timeout_s: float) -> None:

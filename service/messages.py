@@ -38,7 +38,12 @@ class Idle:
     """Nothing happened for a while; the connection is alive."""
 
 
-Message = EventMessage | SnapshotMessage | PreviewMessage | Idle
+@dataclass(frozen=True, slots=True)
+class Restarting:
+    """The server stops; whoever comes back finds another."""
+
+
+Message = EventMessage | SnapshotMessage | PreviewMessage | Idle | Restarting
 
 
 def read_event(seq: str, stored: bytes) -> EventMessage:

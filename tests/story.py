@@ -10,8 +10,10 @@ from redis import Redis
 from api_schemas.catalog import Cost, ModelCard
 from api_schemas.errors import JobError
 from api_schemas.events import (
+    CanceledData,
     DurableEvent,
     FailedData,
+    JobCanceled,
     JobFailed,
     JobQueued,
     JobStarted,
@@ -115,12 +117,23 @@ class Story:
         error = JobError(code="engine_failed", message="no luck", retryable=False)
         return self.append(JobFailed(job_id=job_id, attempt=1, ts=time.time(), data=FailedData(error=error)))
 
+    def cancel(self, job_id: str) -> str:
+        """End a job that no worker has, as the service does."""
+        job = self.job(job_id)
+        event = JobCanceled(job_id=job_id, attempt=0, ts=time.time(), data=CanceledData(reason="by hand"))
+        return self._write(job.seq, apply(job, event), event, token="", install="")
+
     def append(self, event: DurableEvent, install: str = "") -> str:
         """Append one event; answers its seq."""
+        answer = self.try_append(event, install)
+        assert answer != "fenced", f"{event.type} of an execution that does not own the job"
+        return answer
+
+    def try_append(self, event: DurableEvent, install: str = "") -> str:
+        """The same, but answers `fenced` where another execution owns the job."""
         while True:
-            body, seq = self.redis.hmget(job_key(event.job_id), ["job", "seq"])
-            job = apply(Job.model_validate_json(body), event)
-            answer = self._write(seq.decode(), job, event, self.execution, install)
+            job = self.job(event.job_id)
+            answer = self._write(job.seq, apply(job, event), event, self.execution, install)
             if answer != "stale":
                 return answer
             self.stale += 1

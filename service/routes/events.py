@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from api_schemas.job import TERMINAL
 from service.dependencies import After, LoadedJob, Rooms, require_seq
 from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError
-from service.messages import EventMessage, Idle, Message, PreviewMessage, SnapshotMessage
+from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage
 from service.openapi import problems
 from service.stream_id import order
 
@@ -89,7 +89,7 @@ def _encode(message: Message) -> bytes:
             return format_sse_event(data_str=text, event="snapshot")
         case Idle():
             return format_sse_event(comment="still here")
-        case PreviewMessage():
+        case PreviewMessage() | Restarting():
             return b""
 
 
@@ -117,16 +117,16 @@ async def _serve(websocket: WebSocket, messages: AsyncGenerator[Message], timeou
 
 async def _send_all(websocket: WebSocket, messages: AsyncGenerator[Message], timeout_s: float) -> int:
     """Send until the job ends; returns the close code."""
-    ended = False
+    code = _DONE
     try:
         async with aclosing(messages):
             async for message in messages:
                 async with asyncio.timeout(timeout_s):
                     await _send(websocket, message)
-                ended = isinstance(message, EventMessage) and message.is_terminal
+                code = _RESTARTING if isinstance(message, Restarting) else _DONE
     except (TimeoutError, RedisError, OSError):
         return _TRY_LATER
-    return _DONE if ended else _RESTARTING
+    return code
 
 
 async def _send(websocket: WebSocket, message: Message) -> None:
@@ -135,5 +135,5 @@ async def _send(websocket: WebSocket, message: Message) -> None:
             await websocket.send_text(text)
         case PreviewMessage(data=data):
             await websocket.send_bytes(data)
-        case Idle():  # the server pings by itself
+        case Idle() | Restarting():  # the server pings by itself, and closing says the rest
             pass

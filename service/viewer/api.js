@@ -1,0 +1,86 @@
+// Everything that is said to the server.
+
+// A refusal with its problem body (RFC 9457).
+export class Refusal extends Error {
+  constructor(problem) {
+    super(problem.detail);
+    this.status = problem.status;
+    this.code = problem.code;
+    this.errors = problem.errors ?? [];
+    this.retryable = problem.retryable ?? false;
+  }
+}
+
+export const jobPath = (id) => `/v1/jobs/${encodeURIComponent(id)}`;
+
+export const fetchJob = (id) => call(jobPath(id));
+export const fetchJobs = (limit) => call(`/v1/jobs?limit=${limit}`);
+export const fetchModels = () => call("/v1/models");
+export const cancelJob = (id) => call(`${jobPath(id)}/cancel`, { method: "POST" });
+
+export function createJob(request) {
+  return call("/v1/jobs", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "Idempotency-Key": randomWord() },
+    body: writeJson(request),
+  });
+}
+
+export async function fetchPyramid(id) {
+  const response = await reach(`${jobPath(id)}/image.dzi`);
+  const image = new DOMParser().parseFromString(await response.text(), "application/xml").documentElement;
+  const size = image.querySelector("Size");
+  return {
+    width: Number(size.getAttribute("Width")),
+    height: Number(size.getAttribute("Height")),
+    tileSize: Number(image.getAttribute("TileSize")),
+    tileOverlap: Number(image.getAttribute("Overlap")),
+  };
+}
+
+export const tileUrl = (id, level, column, row) => `${jobPath(id)}/tiles/${level}/${column}_${row}`;
+
+export function liveUrl(id, after) {
+  const url = new URL(`${jobPath(id)}/ws`, location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  if (after) url.searchParams.set("after", after);
+  return url;
+}
+
+// Seeds go up to 2^63 - 1, which a JavaScript number cannot hold: they stay text on this side.
+export function readJson(text) {
+  return JSON.parse(text, (key, value, context) =>
+    key === "seed" && typeof value === "number" ? (context?.source ?? String(value)) : value,
+  );
+}
+
+function writeJson(request) {
+  const { seed, ...rest } = request;
+  const text = JSON.stringify(rest);
+  if (seed === undefined) return text;
+  // What is no whole number goes as text, for the server to refuse.
+  const value = /^(0|[1-9]\d{0,30})$/.test(seed) ? seed : JSON.stringify(seed);
+  return `${text.slice(0, -1)}${text === "{}" ? "" : ","}"seed":${value}}`;
+}
+
+async function call(path, options) {
+  const response = await reach(path, options);
+  return readJson(await response.text());
+}
+
+async function reach(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Refusal({ detail: "The server does not answer.", code: "unreachable", status: 0, retryable: true });
+  }
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({ detail: `The server answered ${response.status}.` }));
+  throw new Refusal({ status: response.status, ...problem });
+}
+
+function randomWord() {
+  // crypto.randomUUID is there on secure origins only, and this page is often served to a home network.
+  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(16)).join("-");
+}

@@ -1,0 +1,117 @@
+// A job as the page shows it: the record, and what its events add (api_schemas/job.py folds the same).
+
+const SPANS = { denoise: [0, 0.8], decode: [0.8, 0.97], store: [0.97, 1] };
+
+export class JobState {
+  constructor(job) {
+    this.id = job.id;
+    this.fraction = 0;
+    this.step = 0;
+    this.tiles = 0;
+    this.catchUp(job);
+  }
+
+  get isOver() {
+    return ["succeeded", "failed", "canceled", "expired"].includes(this.status);
+  }
+
+  // Seconds left now, counted down from when it was told.
+  secondsLeft(nowMs) {
+    return this.endsAtMs === null ? null : Math.max(0, (this.endsAtMs - nowMs) / 1000);
+  }
+
+  catchUp(job) {
+    this.status = job.status;
+    this.request = job.request;
+    this.tilesExpected = job.cost.tiles;
+    this.steps = job.request.steps;
+    this.createdAt = job.created_at;
+    this.startedAt = job.started_at;
+    this.finishedAt = job.finished_at;
+    this.result = job.result;
+    this.error = job.error;
+    this.urls = job.urls ?? this.urls;
+    this.queuePosition = job.queue_position ?? null;
+    this.stage = null;
+    this.endsAtMs = null;
+    if (job.progress) {
+      this.enter(job.progress.stage, job.progress.done, job.progress.total);
+      this.step = job.progress.stage === "denoise" ? job.progress.done : job.request.steps;
+      this.expectEnd(job.progress.eta_s);
+    }
+    // Until events tell more exactly.
+    this.tiles = Math.max(this.tiles, Math.round((job.cost.tiles * this.step) / Math.max(this.steps, 1)));
+  }
+
+  note({ type, data, ts, seq }) {
+    switch (type) {
+      case "snapshot":
+        return this.catchUp(data);
+      case "job.queued":
+        // The whole story follows.
+        this.tiles = this.step = 0;
+        break;
+      case "job.started":
+      case "job.resumed":
+        this.status = "processing";
+        this.startedAt ??= ts;
+        this.delay = null;
+        break;
+      case "job.delayed":
+        this.delay = data.reason;
+        break;
+      case "job.preempted":
+        this.status = "queued";
+        this.endsAtMs = null;
+        break;
+      case "stage.started":
+        this.delay = null;
+        this.enter(data.stage, 0, data.total);
+        break;
+      case "step.completed":
+        if (data.step > this.step) this.tiles += data.tiles; // a resumed job sings some steps again
+        this.step = data.step;
+        this.steps = data.steps;
+        this.tilesExpected = Math.max(this.tilesExpected, this.tiles);
+        this.enter("denoise", data.step, data.steps);
+        this.expectEnd(data.eta_s);
+        break;
+      case "band.finished":
+        this.enter("decode", data.bands_done, data.bands);
+        this.expectEnd(data.eta_s);
+        break;
+      case "job.succeeded":
+        this.end("succeeded", ts);
+        this.result = data.result;
+        this.fraction = 1;
+        break;
+      case "job.failed":
+        this.end("failed", ts);
+        this.error = data.error;
+        break;
+      case "job.canceled":
+        this.end("canceled", ts);
+        break;
+    }
+    this.seq = seq;
+  }
+
+  enter(stage, done, total) {
+    const [begin, end] = SPANS[stage];
+    this.stage = stage;
+    this.done = done;
+    this.total = total;
+    this.fraction = Math.max(this.fraction, begin + ((end - begin) * done) / Math.max(total, 1));
+  }
+
+  // Replayed events tell old times, so they count from when they arrive: the newest one wins.
+  expectEnd(seconds) {
+    this.endsAtMs = seconds === null || seconds === undefined ? null : Date.now() + seconds * 1000;
+  }
+
+  end(status, ts) {
+    this.status = status;
+    this.finishedAt = ts;
+    this.endsAtMs = null;
+  }
+}

@@ -1,0 +1,74 @@
+// Numbers and states in words.
+
+const whole = new Intl.NumberFormat("en");
+const SEAMLESS = { none: "", x: "seamless across", y: "seamless down", both: "seamless both ways" };
+
+export const count = (value) => whole.format(value);
+export const size = (width, height) => `${width} × ${height}`;
+
+export function facts({ request, status, startedAt, finishedAt }) {
+  const took = status === "succeeded" && startedAt ? `made in ${duration(finishedAt - startedAt)}` : "";
+  const parts = [
+    size(request.width_px, request.height_px),
+    SEAMLESS[request.seamless],
+    `${request.steps} steps`,
+    `seed ${request.seed}`,
+    request.model,
+    took,
+  ];
+  return parts.filter(Boolean).join(" · ");
+}
+
+export function state(job) {
+  switch (job.status) {
+    case "queued":
+      if (job.queuePosition === null) return "Waiting for a choir";
+      return job.queuePosition === 0 ? "Next in line" : `Waiting, ${job.queuePosition} before this one`;
+    case "processing":
+      return job.delay ? `Waiting: ${job.delay}` : stage(job);
+    case "succeeded":
+      return "Done";
+    case "canceled":
+      return job.step ? `Canceled after step ${job.step} of ${job.steps}` : "Canceled";
+    case "failed":
+      return "Failed";
+    default:
+      return "No longer kept";
+  }
+}
+
+function stage({ stage: name, step, steps, done, total }) {
+  if (name === "denoise") return `Singing, step ${step} of ${steps}`;
+  if (name === "decode") return done ? `Decoding, band ${done} of ${total}` : "Decoding";
+  if (name === "store") return "Storing";
+  return "Starting";
+}
+
+export function counts({ tiles, tilesExpected }) {
+  return tiles || tilesExpected ? `${count(tiles)} of about ${count(tilesExpected)} tiles` : "";
+}
+
+export function left(seconds) {
+  return seconds === null ? "" : `${duration(seconds)} left`;
+}
+
+export function duration(seconds) {
+  const rounded = Math.round(seconds);
+  if (rounded < 60) return `${rounded} s`;
+  const minutes = Math.floor(rounded / 60);
+  if (minutes < 60) return `${minutes} min ${rounded % 60} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export function bytes(value) {
+  return value < 1e6 ? `${Math.max(1, Math.round(value / 1e3))} kB` : `${(value / 1e6).toFixed(1)} MB`;
+}
+
+export function ago(seconds) {
+  if (seconds < 60) return "just now";
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86400)} d ago`;
+}
+
+export const short = { queued: "waiting", processing: "singing", succeeded: "", failed: "failed", canceled: "canceled", expired: "no longer kept" };
