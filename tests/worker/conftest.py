@@ -1,5 +1,5 @@
 """Fixtures for tests that run whole workers."""
 
-from tests.worker.bench import bench
+from tests.worker.bench import bench, shared_bench
 
-__all__ = ["bench"]
+__all__ = ["bench", "shared_bench"]

@@ -19,58 +19,56 @@ from worker.settings import WorkerSettings
 from worker.storage import Storage
 
 
-def test_a_job_ends_as_a_picture_with_its_pyramid(bench: Bench) -> None:
-    bench.start_worker()
-    job = bench.await_end(bench.submit(width_px=1024, height_px=768))
+def test_a_job_ends_as_a_picture_with_its_pyramid(shared_bench: Bench) -> None:
+    job = shared_bench.await_end(shared_bench.submit(width_px=1024, height_px=768))
     result = result_of(job)
     assert (result.width_px, result.height_px, result.media_type) == (1024, 768, "image/png")
-    picture = bench.picture(job)
+    picture = shared_bench.picture(job)
     assert hashlib.sha256(picture).hexdigest() == result.sha256
     assert result.size_bytes == len(picture)
-    assert f"{result.pyramid_key}/image.dzi" in bench.files()
-    assert f"{result.pyramid_key}/image_files/10/1_1.jpg" in bench.files()
+    assert f"{result.pyramid_key}/image.dzi" in shared_bench.files()
+    assert f"{result.pyramid_key}/image_files/10/1_1.jpg" in shared_bench.files()
     image = pyvips.Image.new_from_buffer(picture, "")
     assert (image.width, image.height, image.bands) == (1024, 768, 3)
     assert image.deviate() > 10  # waves, not one colour
 
 
-def test_the_log_tells_the_whole_story_in_order(bench: Bench) -> None:
-    bench.start_worker()
-    job_id = bench.submit(width_px=768, height_px=1024, steps=3)
-    bench.await_end(job_id)
-    assert bench.types(job_id) == [
+def test_the_log_tells_the_whole_story_in_order(shared_bench: Bench) -> None:
+    job_id = shared_bench.submit(width_px=768, height_px=1024, steps=3)
+    shared_bench.await_end(job_id)
+    assert shared_bench.types(job_id) == [
         "job.queued", "job.started",
         "stage.started", *["step.completed"] * 3,
         "stage.started", *["band.finished"] * 2,
         "stage.started", "job.succeeded",
     ]  # fmt: skip
-    events = bench.events(job_id)
+    events = shared_bench.events(job_id)
     assert [event.data.step for event in events if isinstance(event, StepCompleted)] == [1, 2, 3]
     bands = [event.data for event in events if isinstance(event, BandFinished)]
     assert [(band.top_px, band.height_px) for band in bands] == [(0, 512), (512, 512)]
 
 
-def test_the_same_request_gives_the_same_bytes(bench: Bench) -> None:
-    bench.start_worker()
-    assert bench.make() == bench.make()
-    assert bench.make() != bench.make(seed=8) or bench.make() != bench.make(prompt="other")
+def test_the_same_request_gives_the_same_bytes(shared_bench: Bench) -> None:
+    picture = shared_bench.make()
+    assert shared_bench.make() == picture
+    assert shared_bench.make(prompt="other") != picture
 
 
-def test_nothing_is_left_but_the_result(bench: Bench, tmp_path: Path) -> None:
-    bench.start_worker()
-    result = result_of(bench.await_end(bench.submit()))
+def test_nothing_is_left_but_the_result(shared_bench: Bench) -> None:
+    job_id = shared_bench.submit()
+    result = result_of(shared_bench.await_end(job_id))
     prefix = result.image_key.rpartition("/")[0]
-    # The engine's checkpoints are deleted just after the job's last event.
-    bench.await_that(lambda: all(key.startswith(prefix) for key in bench.files()), "tidy store")
-    kept = [path for path in (tmp_path / "work").rglob("*") if path.is_file() and path.name != "lock"]
-    assert kept == []
+    # Checkpoints and scratch files are deleted just after the job's last event.
+    shared_bench.await_that(
+        lambda: all(key.startswith(prefix) for key in shared_bench.files(job_id)), "tidy store", 10
+    )
+    shared_bench.await_that(lambda: shared_bench.scratch() == [], "tidy scratch folder", 10)
 
 
-def test_previews_of_the_whole_canvas_are_kept_for_late_viewers(bench: Bench) -> None:
-    bench.start_worker()
-    job_id = bench.submit(width_px=1280, height_px=1024)
-    bench.await_end(job_id)
-    frames = bench.redis.hgetall(wire.previews_key(job_id))
+def test_previews_of_the_whole_canvas_are_kept_for_late_viewers(shared_bench: Bench) -> None:
+    job_id = shared_bench.submit(width_px=1280, height_px=1024)
+    shared_bench.await_end(job_id)
+    frames = shared_bench.redis.hgetall(wire.previews_key(job_id))
     cells = {key.decode(): wire.unpack_preview(frame) for key, frame in frames.items()}
     assert sorted(cells) == ["0,0", "0,512", "1024,0", "1024,512", "512,0", "512,512"]
     event, jpeg = cells["1024,512"]
@@ -91,12 +89,11 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     assert worker.wait(10) == 0
 
 
-def test_a_job_for_another_model_fails_and_says_so(bench: Bench) -> None:
-    bench.start_worker()
-    job = bench.await_end(bench.submit(model="opera"))
+def test_a_job_for_another_model_fails_and_says_so(shared_bench: Bench) -> None:
+    job = shared_bench.await_end(shared_bench.submit(model="opera"))
     assert job.error is not None
     assert (job.status, job.error.code) == ("failed", "no_model")
-    bench.make()
+    shared_bench.make()
 
 
 def test_an_impossible_job_fails_and_the_worker_stays_healthy(bench: Bench) -> None:
