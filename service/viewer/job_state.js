@@ -8,6 +8,7 @@ export class JobState {
     this.fraction = 0;
     this.step = 0;
     this.tiles = 0;
+    this.skewS = Infinity;
     this.catchUp(job);
   }
 
@@ -43,7 +44,9 @@ export class JobState {
     this.tiles = Math.max(this.tiles, Math.round((job.cost.tiles * this.step) / Math.max(this.steps, 1)));
   }
 
-  note({ type, data, ts, seq }) {
+  note({ type, data, ts }) {
+    // This clock against the server's: events arrive late, never early, so the least delay is nearest.
+    if (ts) this.skewS = Math.min(this.skewS, Date.now() / 1000 - ts);
     switch (type) {
       case "snapshot":
         return this.catchUp(data);
@@ -74,11 +77,11 @@ export class JobState {
         this.steps = data.steps;
         this.tilesExpected = Math.max(this.tilesExpected, this.tiles);
         this.enter("denoise", data.step, data.steps);
-        this.expectEnd(data.eta_s);
+        this.expectEnd(data.eta_s, ts + this.skewS);
         break;
       case "band.finished":
         this.enter("decode", data.bands_done, data.bands);
-        this.expectEnd(data.eta_s);
+        this.expectEnd(data.eta_s, ts + this.skewS);
         break;
       case "job.succeeded":
         this.end("succeeded", ts);
@@ -93,7 +96,6 @@ export class JobState {
         this.end("canceled", ts);
         break;
     }
-    this.seq = seq;
   }
 
   enter(stage, done, total) {
@@ -104,9 +106,8 @@ export class JobState {
     this.fraction = Math.max(this.fraction, begin + ((end - begin) * done) / Math.max(total, 1));
   }
 
-  // Replayed events tell old times, so they count from when they arrive: the newest one wins.
-  expectEnd(seconds) {
-    this.endsAtMs = seconds === null || seconds === undefined ? null : Date.now() + seconds * 1000;
+  expectEnd(seconds, fromS = Date.now() / 1000) {
+    this.endsAtMs = typeof seconds === "number" ? (fromS + seconds) * 1000 : null;
   }
 
   end(status, ts) {

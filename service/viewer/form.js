@@ -1,0 +1,177 @@
+// What is asked for: reading it, filling it in, and showing refusals at their fields.
+
+const SIZES = ["1024", "2048", "4096"];
+const AT = { width_px: "size", height_px: "size" };
+const SHOWN_AT_ADVANCED = new Set([
+  "model",
+  "steps",
+  "guidance_scale",
+  "advanced.num_modules",
+  "output_format",
+  "negative_prompt",
+]);
+
+export class RequestForm {
+  constructor(form, { onSubmit, onChange }) {
+    this.form = form;
+    this.submit = form.querySelector("#submit");
+    this.sides = form.querySelector("#sides");
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      onSubmit(this.read());
+    });
+    form.addEventListener("input", ({ target }) => {
+      this.clearRefusal(target);
+      this.settle();
+      onChange(this.read());
+    });
+    form.elements.prompt.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      form.requestSubmit();
+    });
+    form.querySelector("#dice").addEventListener("click", () => this.rollSeed());
+    this.settle();
+  }
+
+  read() {
+    const { elements } = this.form;
+    const [width, height] = this.readSize();
+    const request = {
+      prompt: elements.prompt.value.trim(),
+      width_px: width,
+      height_px: height,
+      seamless: elements.seamless.value,
+      output_format: elements.output_format.value,
+    };
+    for (const name of ["seed", "model", "negative_prompt"]) {
+      if (elements[name].value.trim()) request[name] = elements[name].value.trim();
+    }
+    for (const name of ["steps", "guidance_scale"]) {
+      if (elements[name].value) request[name] = Number(elements[name].value);
+    }
+    const voices = elements["advanced.num_modules"].value;
+    if (voices) request.advanced = { num_modules: Number(voices) };
+    return request;
+  }
+
+  // Takes the settings of a job over.
+  fill(request) {
+    const { elements } = this.form;
+    elements.prompt.value = request.prompt;
+    const preset = request.width_px === request.height_px && SIZES.includes(String(request.width_px));
+    elements.size.value = preset ? String(request.width_px) : "free";
+    elements.width_px.value = request.width_px;
+    elements.height_px.value = request.height_px;
+    elements.seamless.value = request.seamless;
+    elements.seed.value = request.seed;
+    elements.output_format.value = request.output_format;
+    elements.negative_prompt.value = request.negative_prompt;
+    elements.model.value = request.model;
+    elements.steps.value = request.steps;
+    elements.guidance_scale.value = request.guidance_scale;
+    elements["advanced.num_modules"].value = request.advanced.num_modules ?? "";
+    this.settle();
+    elements.prompt.focus();
+  }
+
+  setModels(cards) {
+    const { model } = this.form.elements;
+    const chosen = model.value;
+    model.replaceChildren(
+      new Option("Default", ""),
+      ...cards.map((card) => new Option(card.is_default ? `${card.name} (default)` : card.name, card.name)),
+    );
+    model.value = cards.some((card) => card.name === chosen) ? chosen : "";
+    this.cards = cards;
+    this.settle();
+  }
+
+  card() {
+    const name = this.form.elements.model.value;
+    return this.cards?.find((card) => (name ? card.name === name : card.is_default)) ?? this.cards?.[0];
+  }
+
+  setBusy(busy) {
+    this.submit.disabled = busy;
+    this.submit.textContent = busy ? "Asking" : "Make the picture";
+  }
+
+  clearRefusals() {
+    for (const line of this.form.querySelectorAll(".refusal")) line.textContent = "";
+    for (const field of this.form.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+  }
+
+  // Shows what the problem body says, where it says it.
+  showRefusal(refusal) {
+    this.clearRefusals();
+    const unplaced = refusal.errors.filter((error) => !this.showAtField(error));
+    const general = unplaced.map(({ field, allowed }) => (field ? `${field}: ${allowed}` : allowed));
+    if (!refusal.errors.length) general.push(refusal.message);
+    this.line("form").textContent = general.join(" ");
+    this.form.querySelector("[aria-invalid]")?.focus();
+  }
+
+  showAtField({ field, value, allowed }) {
+    const name = AT[field] ?? field;
+    const line = this.line(name);
+    if (!line || name === "form") return false;
+    const word = { width_px: `Width ${value}: `, height_px: `Height ${value}: ` }[field] ?? "";
+    line.textContent += `${line.textContent ? " " : ""}${word}${sentence(allowed, word)}`;
+    if (SHOWN_AT_ADVANCED.has(field)) this.form.querySelector("#advanced").open = true;
+    if (name === "size") this.showSides();
+    const input = this.form.elements[field];
+    if (input?.setAttribute) {
+      input.setAttribute("aria-invalid", "true");
+      input.setAttribute("aria-describedby", line.id);
+    }
+    return true;
+  }
+
+  clearRefusal(target) {
+    const place = target.closest("[data-field]");
+    const line = place && this.line(place.dataset.field);
+    if (line) line.textContent = "";
+    this.line("form").textContent = "";
+    for (const each of place?.querySelectorAll("[aria-invalid]") ?? []) each.removeAttribute("aria-invalid");
+  }
+
+  line(name) {
+    return document.getElementById(`refusal-${name}`);
+  }
+
+  readSize() {
+    const { elements } = this.form;
+    if (elements.size.value !== "free") return [Number(elements.size.value), Number(elements.size.value)];
+    return [Number(elements.width_px.value), Number(elements.height_px.value)];
+  }
+
+  rollSeed() {
+    const [high, low] = crypto.getRandomValues(new Uint32Array(2));
+    this.form.elements.seed.value = String((BigInt(high) << 32n | BigInt(low)) % 10n ** 9n);
+    this.clearRefusal(this.form.elements.seed);
+  }
+
+  settle() {
+    const { elements } = this.form;
+    this.sides.hidden = elements.size.value !== "free";
+    elements.prompt.style.height = "auto";
+    elements.prompt.style.height = `${elements.prompt.scrollHeight + 2}px`;
+    const card = this.card();
+    elements.steps.placeholder = card?.default_steps ?? "";
+    elements.guidance_scale.placeholder = card?.default_guidance_scale ?? "";
+    elements["advanced.num_modules"].placeholder = card?.default_num_modules ?? "";
+  }
+
+  showSides() {
+    const { elements } = this.form;
+    if (elements.size.value === "free") return;
+    elements.width_px.value = elements.height_px.value = elements.size.value;
+    elements.size.value = "free";
+    this.settle();
+  }
+}
+
+function sentence(text, before) {
+  return before ? text : text.charAt(0).toUpperCase() + text.slice(1);
+}

@@ -1,0 +1,122 @@
+// One job on the stage, from its first event to its deep zoom.
+
+import { cancelJob, fetchJob } from "./api.js";
+import { JobState } from "./job_state.js";
+import { LiveCanvas } from "./live_canvas.js";
+import { LiveLine } from "./live_line.js";
+import * as words from "./words.js";
+
+const TICK_MS = 500;
+const QUEUE_LOOK_MS = 2000;
+
+export class JobPage {
+  constructor(record, { view, caption, tools, tilePx, onEnd }) {
+    this.view = view;
+    this.caption = caption;
+    this.tools = tools;
+    this.onEnd = onEnd;
+    this.job = new JobState(record);
+    this.canvas = new LiveCanvas(record.request, tilePx);
+    this.redraw = this.redraw.bind(this);
+  }
+
+  async show() {
+    await this.view.open(this.job.request.width_px, this.job.request.height_px);
+    if (this.closed) return;
+    this.redraw();
+    if (this.job.status === "succeeded") return this.showResult();
+    this.view.showLive(this.canvas);
+    // Also after a failure or a cancellation: what was sung by then is still kept for a while.
+    this.line = new LiveLine(this.job.id, {
+      onUpdate: (update) => this.take(update),
+      onPreviews: (previews) => this.canvas.paint(previews),
+      onConnection: (well, failures) => this.tellConnection(well, failures),
+    });
+    this.tick = setInterval(() => this.caption.drawTime(this.job), TICK_MS);
+    this.lookAtQueue();
+  }
+
+  close() {
+    this.closed = true;
+    this.line?.close();
+    clearInterval(this.tick);
+    clearTimeout(this.queueLook);
+    cancelAnimationFrame(this.frame);
+    this.tools.setSeamless("none");
+  }
+
+  async cancel() {
+    try {
+      const record = await cancelJob(this.job.id);
+      if (record.status === "processing") this.caption.setState("Stopping after this step");
+    } catch (refusal) {
+      this.caption.say(refusal.message);
+    }
+  }
+
+  take(update) {
+    const wasOver = this.job.isOver;
+    this.job.note(update);
+    this.frame ??= requestAnimationFrame(this.redraw);
+    if (this.job.isOver && !wasOver) this.end();
+  }
+
+  async end() {
+    clearInterval(this.tick);
+    this.onEnd();
+    if (this.job.status === "succeeded") await this.showResult();
+  }
+
+  async showResult() {
+    try {
+      // The record has the addresses; events don't.
+      this.job.catchUp(await fetchJob(this.job.id));
+      this.redraw();
+      this.tools.setSeamless(this.job.request.seamless);
+      await this.view.showResult(this.job.id);
+    } catch (refusal) {
+      this.caption.say(refusal.message);
+    }
+  }
+
+  redraw() {
+    this.frame = null;
+    if (!this.closed) this.caption.draw(this.job);
+  }
+
+  tellConnection(well, failures) {
+    if (!well) this.verify();
+    if (well !== this.connected && !this.job.isOver) {
+      this.connected = well;
+      if (!well && failures > 1) this.caption.setState("The line is broken; trying again");
+      else this.caption.setState(words.state(this.job));
+    }
+  }
+
+  // A job that the server does not know is not worth waiting for.
+  async verify() {
+    try {
+      await fetchJob(this.job.id);
+    } catch (refusal) {
+      if (refusal.status !== 404) return;
+      this.line.close();
+      this.caption.say(refusal.message);
+    }
+  }
+
+  // Places in line are told by no event.
+  async lookAtQueue() {
+    if (this.closed || this.job.status !== "queued") return;
+    try {
+      const record = await fetchJob(this.job.id);
+      if (this.job.status === "queued") {
+        this.job.queuePosition = record.queue_position;
+        this.job.expectEnd(record.eta_s);
+        this.redraw();
+      }
+    } catch {
+      // The live line tells of trouble.
+    }
+    this.queueLook = setTimeout(() => this.lookAtQueue(), QUEUE_LOOK_MS);
+  }
+}

@@ -1,0 +1,116 @@
+// Wiring: form, address, stage.
+
+import { Refusal, createJob, fetchJob, fetchModels } from "./api.js";
+import { Caption } from "./caption.js";
+import { RequestForm } from "./form.js";
+import { JobPage } from "./job_page.js";
+import { PictureView } from "./picture_view.js";
+import { RecentList } from "./recent_list.js";
+import { drawSheet, hideSheet } from "./sheet.js";
+import { Tools } from "./tools.js";
+
+const LOOK_MS = 15000;
+const DEFAULT_TILE_PX = 512;
+const byId = (id) => document.getElementById(id);
+const house = document.querySelector(".house");
+
+let page = null;
+let view = null;
+let tools = null;
+const caption = new Caption({ onCancel: () => page?.cancel(), onAgain: () => form.fill(page.job.request) });
+const form = new RequestForm(byId("form"), { onSubmit: submit, onChange: (request) => page ?? drawPlan(request) });
+const recent = new RecentList(byId("recent"), byId("recent-empty"), (id) => go(id));
+
+addEventListener("popstate", () => openAddress());
+document.addEventListener("visibilitychange", () => document.hidden || recent.refresh());
+setInterval(() => document.hidden || recent.refresh(), LOOK_MS);
+openAddress();
+// On a phone the keyboard would cover the page.
+if (!location.search && matchMedia("(min-width: 56rem)").matches) byId("prompt").focus();
+recent.refresh();
+loadModels();
+
+async function submit(request) {
+  form.setBusy(true);
+  form.clearRefusals();
+  try {
+    const record = await createJob(request);
+    history.pushState(null, "", `/?job=${encodeURIComponent(record.id)}`);
+    openJob(record);
+    byId("title").focus({ preventScroll: true });
+    byId("stage").scrollIntoView({ block: "nearest" });
+    recent.refresh();
+  } catch (refusal) {
+    form.showRefusal(asRefusal(refusal));
+  } finally {
+    form.setBusy(false);
+  }
+}
+
+function go(jobId) {
+  history.pushState(null, "", `/?job=${encodeURIComponent(jobId)}`);
+  openAddress();
+  scrollTo({ top: 0 });
+}
+
+async function openAddress() {
+  const jobId = new URLSearchParams(location.search).get("job");
+  recent.mark(jobId);
+  if (!jobId) return closeJob();
+  try {
+    const record = await fetchJob(jobId);
+    if (new URLSearchParams(location.search).get("job") === jobId) openJob(record);
+  } catch (refusal) {
+    closeJob();
+    drawPlan(form.read(), refusal.status === 404 ? "This picture is not here (any more)." : refusal.message);
+    house.dataset.open = "";
+  }
+}
+
+function openJob(record) {
+  page?.close();
+  hideSheet();
+  house.dataset.open = "";
+  byId("viewer").hidden = false;
+  view ??= new PictureView(byId("viewer"));
+  tools ??= new Tools(view);
+  tools.show(true);
+  recent.mark(record.id);
+  page = new JobPage(record, { view, caption, tools, tilePx: tilePx(record.request.model), onEnd: () => recent.refresh() });
+  page.show();
+}
+
+function closeJob() {
+  page?.close();
+  page = null;
+  delete house.dataset.open;
+  byId("viewer").hidden = true;
+  tools?.show(false);
+  caption.hide();
+  document.title = "Chorale";
+  drawPlan(form.read());
+}
+
+async function loadModels() {
+  try {
+    form.setModels((await fetchModels()).data);
+    if (!page) drawPlan(form.read());
+  } catch {
+    // The form works without: the server chooses its default model.
+  }
+}
+
+function drawPlan(request, note) {
+  drawSheet(request, tilePx(request.model), note);
+}
+
+function tilePx(model) {
+  const card = form.cards?.find((each) => each.name === model) ?? form.card();
+  return card?.native_size_px ?? DEFAULT_TILE_PX;
+}
+
+function asRefusal(error) {
+  if (error instanceof Refusal) return error;
+  console.error(error);
+  return new Refusal({ detail: `This page failed: ${error.message}`, status: 0 });
+}

@@ -1,0 +1,115 @@
+// One zoomable view: the canvas while it is made, then the deep zoom in the same place.
+
+import { fetchPyramid, tileUrl } from "./api.js";
+
+const { OpenSeadragon } = window;
+const FADE_MS = 700;
+
+export class PictureView {
+  constructor(element) {
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.viewer = OpenSeadragon({
+      element,
+      // The canvas drawer also takes tiles from other hosts, and works without WebGL.
+      drawer: "canvas",
+      showNavigationControl: false,
+      animationTime: still ? 0 : 0.5,
+      blendTime: still ? 0 : 0.2,
+      immediateRender: still,
+      minZoomImageRatio: 0.4,
+      maxZoomPixelRatio: 4,
+      visibilityRatio: 0.5,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+    });
+    this.viewer.canvas.setAttribute("aria-label", "Picture. Arrow keys move, plus and minus zoom, zero shows all.");
+  }
+
+  // Opens an empty picture of the right shape, on which a live canvas may lie.
+  async open(widthPx, heightPx) {
+    this.ratio = heightPx / widthPx;
+    this.image = null;
+    this.live = null;
+    const opened = new Promise((resolve) => this.viewer.addOnceHandler("open", resolve));
+    this.viewer.clearOverlays();
+    this.setRepeat("none");
+    this.viewer.open(emptySource(widthPx, heightPx));
+    await opened;
+    this.viewer.viewport.goHome(true);
+  }
+
+  showLive(canvas) {
+    this.live = canvas.element;
+    this.viewer.addOverlay({ element: this.live, location: this.bounds(1) });
+  }
+
+  // Lays the deep zoom below the live canvas, which fades once all that is looked at is there.
+  async showResult(jobId) {
+    const pyramid = await fetchPyramid(jobId);
+    const source = { ...pyramid, minLevel: 0, getTileUrl: (level, x, y) => tileUrl(jobId, level, x, y) };
+    const image = await new Promise((resolve, reject) =>
+      this.viewer.addTiledImage({
+        tileSource: source,
+        x: 0,
+        y: 0,
+        width: 1,
+        success: ({ item }) => resolve(item),
+        error: ({ message }) => reject(new Error(message)),
+      }),
+    );
+    this.image = image;
+    await loaded(image);
+    if (this.image === image) this.fadeLive();
+  }
+
+  // Shows the picture going on into itself along the axes where it does.
+  setRepeat(axes) {
+    const [across, down] = [axes === "x" || axes === "both", axes === "y" || axes === "both"];
+    this.viewer.viewport.wrapHorizontal = across;
+    this.viewer.viewport.wrapVertical = down;
+    if (!this.image) return;
+    this.image.wrapHorizontal = across;
+    this.image.wrapVertical = down;
+    this.repeated = [across ? 2 : 1, down ? 2 : 1];
+    this.viewer.forceRedraw();
+    this.showAll();
+  }
+
+  showAll() {
+    const [columns, rows] = this.repeated ?? [1, 1];
+    const { Rect } = OpenSeadragon;
+    this.viewer.viewport.fitBounds(new Rect(0, 0, columns, this.ratio * rows));
+  }
+
+  zoomBy(factor) {
+    this.viewer.viewport.zoomBy(factor);
+    this.viewer.viewport.applyConstraints();
+  }
+
+  bounds(width) {
+    return new OpenSeadragon.Rect(0, 0, width, this.ratio * width);
+  }
+
+  fadeLive() {
+    const live = this.live;
+    if (!live) return;
+    this.live = null;
+    live.classList.add("gone");
+    setTimeout(() => this.viewer.removeOverlay(live), FADE_MS);
+  }
+}
+
+function emptySource(width, height) {
+  const tileSize = Math.max(width, height);
+  return { width, height, tileSize, minLevel: 0, maxLevel: 0, tileExists: () => false, getTileUrl: () => "" };
+}
+
+function loaded(image) {
+  if (image.getFullyLoaded()) return Promise.resolve();
+  return new Promise((resolve) =>
+    image.addHandler("fully-loaded-change", function heard({ fullyLoaded }) {
+      if (!fullyLoaded) return;
+      image.removeHandler("fully-loaded-change", heard);
+      resolve();
+    }),
+  );
+}

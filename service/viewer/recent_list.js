@@ -1,0 +1,83 @@
+// Jobs of before, newest first.
+
+import { fetchJobs, tileUrl } from "./api.js";
+import * as words from "./words.js";
+
+const SHOWN = 12;
+const THUMB_LEVEL = 7; // 128 px
+
+export class RecentList {
+  constructor(list, empty, onChoose) {
+    this.list = list;
+    this.empty = empty;
+    this.onChoose = onChoose;
+    this.current = null;
+    this.drawn = "";
+  }
+
+  async refresh() {
+    try {
+      this.draw((await fetchJobs(SHOWN)).data);
+    } catch {
+      // The list stays as it is; the next look may find more.
+    }
+  }
+
+  mark(jobId) {
+    this.current = jobId;
+    for (const link of this.list.querySelectorAll("a")) {
+      if (link.dataset.job === jobId) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+  }
+
+  draw(jobs) {
+    const now = Date.now() / 1000;
+    const lines = jobs.map((job) => [job.id, job.status, words.ago(now - job.created_at)].join());
+    // Drawing anew would take the focus from a line.
+    if (lines.join() === this.drawn) return;
+    this.drawn = lines.join();
+    const focused = document.activeElement?.dataset?.job;
+    this.list.replaceChildren(...jobs.map((job) => this.line(job, now)));
+    this.list.querySelector(`a[data-job="${focused}"]`)?.focus();
+    this.empty.hidden = jobs.length > 0;
+    this.mark(this.current);
+  }
+
+  line(job, now) {
+    const link = document.createElement("a");
+    link.href = `/?job=${encodeURIComponent(job.id)}`;
+    link.dataset.job = job.id;
+    link.addEventListener("click", (event) => {
+      if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+      event.preventDefault();
+      this.onChoose(job.id);
+    });
+    link.append(thumb(job), telling(job, now));
+    const item = document.createElement("li");
+    item.append(link);
+    return item;
+  }
+}
+
+function thumb(job) {
+  if (!job.result) return Object.assign(document.createElement("div"), { className: "thumb" });
+  const image = new Image(96, 96);
+  image.className = "thumb";
+  image.alt = "";
+  image.loading = "lazy";
+  image.src = tileUrl(job.id, THUMB_LEVEL, 0, 0);
+  return image;
+}
+
+function telling(job, now) {
+  const place = document.createElement("div");
+  const prompt = document.createElement("b");
+  prompt.textContent = job.request.prompt || "No prompt";
+  const facts = document.createElement("small");
+  const { width_px, height_px } = job.request;
+  const parts = [words.short[job.status], words.size(width_px, height_px), words.ago(now - job.created_at)];
+  facts.textContent = parts.filter(Boolean).join(" · ");
+  place.append(prompt, facts);
+  return place;
+}

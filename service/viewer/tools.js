@@ -1,0 +1,38 @@
+// Buttons on the stage.
+
+const byId = (id) => document.getElementById(id);
+
+export class Tools {
+  constructor(view) {
+    this.view = view;
+    byId("zoom-in").addEventListener("click", () => view.zoomBy(1.6));
+    byId("zoom-out").addEventListener("click", () => view.zoomBy(1 / 1.6));
+    byId("fit").addEventListener("click", () => view.showAll());
+    byId("full").addEventListener("click", () => toggleFullScreen());
+    byId("full").hidden = !document.fullscreenEnabled;
+    byId("repeat").addEventListener("click", () => this.toggleRepeat());
+    this.setSeamless("none");
+  }
+
+  show(shown) {
+    byId("tools").hidden = !shown;
+  }
+
+  // Offers to repeat a picture that continues into itself.
+  setSeamless(axes) {
+    this.axes = axes;
+    byId("repeat").hidden = axes === "none";
+    byId("repeat").setAttribute("aria-pressed", "false");
+  }
+
+  toggleRepeat() {
+    const pressed = byId("repeat").getAttribute("aria-pressed") === "true";
+    byId("repeat").setAttribute("aria-pressed", String(!pressed));
+    this.view.setRepeat(pressed ? "none" : this.axes);
+  }
+}
+
+function toggleFullScreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else byId("stage").requestFullscreen();
+}
