@@ -12,48 +12,70 @@ from rq.job import Job as RqJob
 
 from api_schemas import wire
 from api_schemas.events import JobDelayed, JobPreempted, JobResumed
+from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench
 from tests.worker.processes import find_engine, is_running
 
 SLOW = "toy:delay_ms=60"  # 4 tiles a step
 STEPS = 8
+TINY_STEPS = 12
 
 
-def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench) -> None:
-    worker = bench.start_worker(SLOW)
-    undisturbed = bench.make(steps=STEPS)
-    job_id = bench.submit(steps=STEPS)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with random weights and a multistep solver: the picture depends on every step's state.
+
+    The toy's does not, it comes to its picture from anywhere.
+    """
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_stable_diffusion(folder)
+    return str(folder)
+
+
+def submit_tiny(bench: Bench) -> str:
+    """64 tiles a step, some tenths of a second each."""
+    return bench.submit(model="tiny", steps=TINY_STEPS, guidance_scale=3.0, prompt="lava")
+
+
+def make_tiny(bench: Bench) -> bytes:
+    return bench.picture(bench.await_end(submit_tiny(bench)))
+
+
+def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench, tiny: str) -> None:
+    worker = bench.start_worker(tiny)
+    undisturbed = make_tiny(bench)
+    job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     os.kill(find_engine(worker.pid), signal.SIGKILL)
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert resumed.data.step >= 2
-    assert bench.types(job_id).count("step.completed") <= STEPS + 2
+    assert bench.types(job_id).count("step.completed") <= TINY_STEPS + 2
     assert job.attempt == 2
     assert bench.picture(job) == undisturbed
 
 
-def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench) -> None:
-    first = bench.start_worker(SLOW)
-    undisturbed = bench.make(steps=STEPS)
-    job_id = bench.submit(steps=STEPS)
+def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str) -> None:
+    first = bench.start_worker(tiny)
+    undisturbed = make_tiny(bench)
+    job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     engine = find_engine(first.pid)
-    bench.start_worker(SLOW)
     first.kill()
     killed_at = time.time()
+    bench.start_worker(tiny)
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
-    assert resumed.ts - killed_at < 3 + 5 + 5  # lease, maintenance interval, slack
+    assert resumed.ts - killed_at < 3 + 5 + 12  # lease, maintenance interval, loading a model, slack
     assert resumed.data.step >= 1
     assert bench.picture(job) == undisturbed
     assert not is_running(engine)
 
 
-def test_a_terminated_worker_hands_its_job_back(bench: Bench) -> None:
-    first = bench.start_worker(SLOW)
-    undisturbed = bench.make(steps=STEPS)
-    job_id = bench.submit(steps=STEPS)
+def test_a_terminated_worker_hands_its_job_back(bench: Bench, tiny: str) -> None:
+    first = bench.start_worker(tiny)
+    undisturbed = make_tiny(bench)
+    job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     first.terminate()
     assert first.wait(5) == 0
@@ -62,7 +84,7 @@ def test_a_terminated_worker_hands_its_job_back(bench: Bench) -> None:
     assert bench.job(job_id).status == "queued"
     waiting = RqJob.fetch(job_id, connection=bench.redis, serializer="json")
     assert waiting.retries_left == 10  # preemption is nobody's fault
-    bench.start_worker(SLOW)
+    bench.start_worker(tiny)
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert resumed.data.step == preempted.data.step
