@@ -32,7 +32,6 @@ class Delivery:
         self._storage = storage
         self._request = request
         self._prefix = f"jobs/{job_id}/{token}"
-        self._jobs_prefix = f"jobs/{job_id}"
         self._press: Press | None = None
         self._stopped = Event()
 
@@ -82,7 +81,13 @@ class Delivery:
             engine_s=round(engine_s, 3),
         )
 
-    def sweep(self) -> None:
-        """Delete what attempts before this one left behind."""
-        keys = self._storage.list_keys(self._jobs_prefix)
-        self._storage.delete([key for key in keys if not key.startswith(f"{self._prefix}/")])
+
+def sweep(storage: Storage, job_id: str, committed: Result | None) -> None:
+    """Delete what attempts of an ended job left behind, all but its result.
+
+    Raises:
+        ResourceError: the store does not answer.
+    """
+    kept = committed.image_key.rpartition("/")[0] if committed else None
+    keys = storage.list_keys(f"jobs/{job_id}")
+    storage.delete([key for key in keys if kept is None or not key.startswith(f"{kept}/")])

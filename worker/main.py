@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 def main() -> int:
     """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
     try:
         settings = WorkerSettings()
     except ValidationError as error:

@@ -24,7 +24,7 @@ from api_schemas.events import (
 from api_schemas.job import TERMINAL
 from worker.attempt import Attempt
 from worker.checkpoints import CheckpointStore
-from worker.delivery import FILES, Delivery, Parcel
+from worker.delivery import FILES, Delivery, Parcel, sweep
 from worker.errors import (
     CanceledError,
     EngineLostError,
@@ -144,7 +144,7 @@ class _Run:
         self._log.append(SucceededData(result=result))
         megapixels = result.width_px * result.height_px / 1e6
         self._workplace.pace.learn_store((time.monotonic() - began) / megapixels)
-        return self._tidy("succeeded", delivery)
+        return self._tidy("succeeded", result)
 
     def _send(self, delivery: Delivery, parcel: Parcel, engine_s: float) -> Result:
         while True:
@@ -183,12 +183,11 @@ class _Run:
             return LET_GO
         return self._tidy(status)
 
-    def _tidy(self, status: str, delivery: Delivery | None = None) -> str:
+    def _tidy(self, status: str, result: Result | None = None) -> str:
         """Delete what the result does not need; what cannot be deleted is garbage that nothing names."""
         try:
             self._checkpoints.delete_all()
-            if delivery is not None:
-                delivery.sweep()
+            sweep(self._workplace.storage, self._log.job_id, result)
         except ResourceError:
             _log.warning("files of job %s stay behind", self._log.job_id)
         return status

@@ -182,6 +182,18 @@ def test_a_job_fails_when_the_store_stays_away(bench: Bench) -> None:
     bench.make()
 
 
+def test_a_job_that_fails_half_stored_leaves_nothing(bench: Bench) -> None:
+    """The picture is stored, its pyramid is not: a folder lies where one of its files belongs."""
+    bench.start_worker(SLOW, storage_patience_s=0)
+    job_id = bench.submit()
+    bench.await_event(job_id, "step.completed")
+    token = bench.redis.hget(wire.job_key(job_id), "execution").decode()
+    obstacle = bench.store / "jobs" / job_id / token / "image.dzi"
+    (obstacle / "folder").mkdir(parents=True)
+    assert bench.await_end(job_id).status == "failed"
+    bench.await_that(lambda: bench.files(job_id) == [], "empty store", 10)
+
+
 def test_a_job_that_was_taken_but_never_started_comes_back(bench: Bench) -> None:
     job_id = bench.submit()
     # What a worker leaves that is killed between taking a job and starting it.
