@@ -1,6 +1,5 @@
 """The API process: wiring only."""
 
-import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator
@@ -10,6 +9,7 @@ from types import FrameType
 
 import redis
 import uvicorn
+from anyio import create_task_group
 from fastapi import FastAPI
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -53,12 +53,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncGenerator[None]:
-        tasks = [asyncio.create_task(hub.run()), asyncio.create_task(reconciler.run())]
-        yield
-        hub.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Work in threads can swallow a plain task's cancellation; a task group's is delivered again.
+        async with create_task_group() as group:
+            group.start_soon(hub.run)
+            group.start_soon(reconciler.run)
+            yield
+            hub.close()
+            group.cancel_scope.cancel()
         await client.aclose()
         blocking_client.close()
 

@@ -23,6 +23,15 @@ _DONE: Final = 1000
 _RESTARTING: Final = 1012
 _TRY_LATER: Final = 1013
 _RECONNECT_MS: Final = 1000
+_SSE_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer"},
+    },
+}
 
 router = APIRouter(tags=["events"])
 LastEventId = Annotated[
@@ -37,7 +46,7 @@ LastEventId = Annotated[
     responses={
         200: {
             "description": "Each event's `id` is its `seq`. The stream ends after the terminal event.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _SSE_EVENT}},
         },
         204: {"description": "The job has ended and the client has seen all of it: don't reconnect."},
         **problems(JobNotFoundError, InvalidRequestError),

@@ -1,0 +1,83 @@
+"""Health, readiness, metrics, request ids, and problem bodies for everything else."""
+
+import httpx
+import pytest
+from redis import Redis
+
+from api_schemas.errors import Problem
+from tests.story import CARD, Story
+
+
+def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> None:
+    answer = api.get("/readyz")
+    assert (answer.status_code, answer.json()["workers"]) == (503, [])
+    Story(redis).publish(worker="w7")
+    answer = api.get("/readyz")
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"]},
+    )
+    redis.delete("chorale:worker:w7")
+    assert api.get("/readyz").status_code == 503
+    assert [card["name"] for card in api.get("/v1/models").json()["data"]] == ["glow"]  # the card stays
+
+
+def test_the_default_model_comes_first(api: httpx.Client, redis: Redis) -> None:
+    for name, default in (("b", False), ("z", True), ("a", False)):
+        Story(redis).publish(CARD.model_copy(update={"name": name, "is_default": default}))
+    assert [card["name"] for card in api.get("/v1/models").json()["data"]] == ["z", "a", "b"]
+    assert api.post("/v1/jobs", json={}).json()["request"]["model"] == "z"
+    assert api.post("/v1/jobs", json={"model": "b"}).json()["request"]["model"] == "b"
+
+
+def test_metrics_count_routes_and_not_paths(api: httpx.Client, story: Story) -> None:
+    for _ in range(3):
+        job = api.post("/v1/jobs", json={"prompt": "lava"}).json()
+        api.get(job["urls"]["self"])
+    text = api.get("/metrics").text
+    assert 'chorale_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"} 3.0' in text
+    assert "chorale_jobs_created_total 3.0" in text
+    assert "chorale_jobs_waiting 3.0" in text
+    assert "chorale_workers 1.0" in text
+    assert job["id"] not in text
+
+
+def test_every_answer_has_a_request_id_and_takes_a_harmless_one(api: httpx.Client) -> None:
+    ids = {api.get("/healthz").headers["X-Request-ID"] for _ in range(5)}
+    assert len(ids) == 5
+    answer = api.get("/nowhere", headers={"X-Request-ID": "my-trace.1"})
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.1"
+    for bad in ("a b", "x" * 65, "<script>", ""):
+        assert api.get("/healthz", headers={"X-Request-ID": bad}).headers["X-Request-ID"] != bad
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/viewer/../settings.py", 404, "not_found"),
+        ("GET", "/viewer/%2e%2e/settings.py", 404, "not_found"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("PATCH", "/v1/jobs", 405, "method_not_allowed"),
+        ("GET", "/v1/jobs?limit=0", 422, "invalid_request"),
+        ("GET", "/v1/jobs?limit=101", 422, "invalid_request"),
+        ("GET", "/v1/jobs?status=sleeping", 422, "invalid_request"),
+    ],
+)
+def test_every_refusal_is_a_problem(
+    api: httpx.Client, method: str, path: str, status: int, code: str
+) -> None:
+    answer = api.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem = Problem.model_validate_json(answer.content)
+    assert (problem.status, problem.code) == (status, code)
+    assert problem.request_id == answer.headers["X-Request-ID"]
+
+
+def test_an_error_inside_tells_nothing_but_its_id(api: httpx.Client, redis: Redis) -> None:
+    redis.hset("chorale:models", "broken", "{}")
+    answer = api.get("/v1/models")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"]
+    assert "ModelCard" not in answer.text

@@ -1,0 +1,60 @@
+"""The description is complete: whatever schemathesis sends, each answer is one that was declared."""
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.story import Story
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+)
+
+
+def test_no_server_error_and_no_undeclared_answer(api: httpx.Client, url: str, story: Story) -> None:
+    ended = "4" * 28
+    story.queue(ended)
+    story.cancel(ended)
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) >= 14
+    for operation in operations:
+        _attack(operation, ended)
+
+
+def _attack(operation: schemathesis.APIOperation, job_id: str) -> None:
+    @settings(
+        max_examples=50,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(case=operation.as_strategy())
+    def attack(case: schemathesis.Case) -> None:
+        if "job_id" in case.path_parameters and len(case.path_parameters["job_id"]) % 2:
+            case.path_parameters["job_id"] = job_id  # as often as not a job that exists
+        case.call_and_validate(checks=CHECKS, timeout=20)
+
+    try:
+        attack()
+    except FailureGroup as failures:
+        pytest.fail(f"{operation.label}: {failures.exceptions}")
+
+
+def test_every_route_declares_what_can_fail_anywhere(api: httpx.Client) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            assert {"413", "500", "503"} <= set(operation["responses"]), (method, path)
