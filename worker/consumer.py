@@ -120,6 +120,7 @@ class EngineWorker(SimpleWorker):
         if return_value == LET_GO:
             self._let_go(job, execution)
         else:
+            self._janitor.forget_lost_executions(job)
             super()._finalize_success(job, queue, execution, return_value)
 
     # --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import cast
 from redis import Redis
 from rq import Queue
 from rq.executions import Execution
+from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.registry import FailedJobRegistry, StartedJobRegistry, clean_registries
 from rq.utils import now
@@ -52,6 +53,18 @@ class Janitor:
         leases = cast(list[bytes], self._redis.zrangebyscore(self._started.key, time.time(), "+inf"))
         others = [lease.decode().split(":") for lease in leases]
         return any(job == job_id and execution != mine.id for job, execution in others)
+
+    def forget_lost_executions(self, job: RqJob) -> None:
+        """Drop executions of dead workers from a job's own list.
+
+        RQ keeps them there a minute longer than their records, and deleting the job in that minute
+        raises ValueError.
+        """
+        registry = job.execution_registry
+        for execution_id in registry.get_execution_ids():
+            execution = Execution(execution_id, job.id, self._redis)
+            if not self._redis.exists(execution.key):
+                self._redis.zrem(registry.key, execution_id)
 
     def _requeue_stranded(self) -> None:
         """A worker died between taking a job and starting it. RQ waits a minute, and spends a retry."""

@@ -70,6 +70,9 @@ def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str) -> None
     assert resumed.data.step >= 1
     assert bench.picture(job) == undisturbed
     assert not is_running(engine)
+    # RQ forgets a job that has ended, and has not tried it once more.
+    bench.await_that(lambda: not bench.redis.exists(f"rq:job:{job_id}"), "forgotten job", 10)
+    assert "ValueError" not in bench.logs()
 
 
 def test_a_terminated_worker_hands_its_job_back(bench: Bench, tiny: str) -> None:
