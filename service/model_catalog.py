@@ -1,12 +1,12 @@
 """The models that workers have announced, and the workers that are alive."""
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import cast
 
 from redis.asyncio import Redis
 
 from api_schemas.catalog import ModelCard
-from api_schemas.wire import MODELS_KEY, WORKER_KEY_PREFIX
+from api_schemas.wire import MODELS_KEY, WORKER_KEY_PREFIX, WORKERS_KEY
 
 
 class ModelCatalog:
@@ -23,10 +23,10 @@ class ModelCatalog:
 
     async def list_workers(self) -> list[str]:
         """Names of the workers whose heartbeat is fresh."""
-        keys = cast(
-            AsyncIterator[bytes],
-            self._redis.scan_iter(  # pyright: ignore[reportUnknownMemberType]
-                match=f"{WORKER_KEY_PREFIX}*", count=1000
-            ),
-        )
-        return sorted([key.decode().removeprefix(WORKER_KEY_PREFIX) async for key in keys])
+        members = await cast(Awaitable[set[bytes]], self._redis.smembers(WORKERS_KEY))
+        names = sorted(member.decode() for member in members)
+        beats = await self._redis.mget([WORKER_KEY_PREFIX + name for name in names]) if names else []
+        alive = [name for name, beat in zip(names, beats, strict=True) if beat is not None]
+        if len(alive) < len(names):
+            await self._redis.srem(WORKERS_KEY, *(set(names) - set(alive)))
+        return alive

@@ -40,6 +40,7 @@ from api_schemas.wire import (
     LIVE_MAXLEN,
     MODELS_KEY,
     WORKER_KEY_PREFIX,
+    WORKERS_KEY,
     events_key,
     job_key,
     pack_preview,
@@ -73,6 +74,7 @@ class Story:
         """Announce a model and a worker that is alive."""
         self.redis.hset(MODELS_KEY, card.name, card.model_dump_json())
         self.redis.set(WORKER_KEY_PREFIX + worker, "1", ex=600)
+        self.redis.sadd(WORKERS_KEY, worker)
 
     def queue(self, job_id: str, **choices: object) -> str:
         """Record a job without the service."""

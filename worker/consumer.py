@@ -141,6 +141,7 @@ class EngineWorker(SimpleWorker):
         self.connection.set(
             f"{wire.WORKER_KEY_PREFIX}{self.name}", self._workplace.card.name, ex=max(self._lease_s, 15)
         )
+        self.connection.sadd(wire.WORKERS_KEY, self.name)
         if self._held is None:
             self.heartbeat()
         else:
