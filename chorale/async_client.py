@@ -213,7 +213,7 @@ class AsyncClient:
             try:
                 async with self._open(job_path(job_id, "image"), headers=part.headers()) as response:
                     part.prepare(response)
-                    async for chunk in response.aiter_bytes(1 << 20):
+                    async for chunk in response.aiter_raw():
                         part.append(chunk)
                         reconnect.succeed()
             except _TRANSIENT as error:

@@ -1,6 +1,7 @@
 """The command line."""
 
 import os
+import signal
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,8 @@ Data = Annotated[
 
 def main() -> None:
     """Tell errors in one line, without a trace."""
+    # Whoever stops us, parts are stopped in their order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except ChoraleError as error:

@@ -208,7 +208,7 @@ class Client:
             try:
                 with self._open(job_path(job_id, "image"), headers=part.headers()) as response:
                     part.prepare(response)
-                    for chunk in response.iter_bytes(1 << 20):
+                    for chunk in response.iter_raw():
                         part.append(chunk)
                         reconnect.succeed()
             except _TRANSIENT as error:

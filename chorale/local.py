@@ -10,14 +10,12 @@ from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 
-from redis import Redis
-from redis.exceptions import RedisError
-
 from api_schemas.answers import Readiness
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError, PartFailedError, PortTakenError
 from chorale.part import Part
+from chorale.queue_server import answers
 
 _LOOK_S = 0.2
 _READY_S = 300.0  # a large model is read from a slow disk
@@ -179,12 +177,9 @@ def _await_queue(queue: Part, path: Path) -> None:
     deadline = time.monotonic() + _QUEUE_READY_S
     while time.monotonic() < deadline:
         queue.look_after()
-        try:
-            with Redis(unix_socket_path=str(path)) as redis:
-                redis.ping()  # pyright: ignore[reportUnknownMemberType]
+        if answers(path):
             return
-        except (RedisError, OSError):
-            time.sleep(0.05)
+        time.sleep(0.05)
     raise PartFailedError(f"the queue server does not answer (log: {queue.log})")
 
 

@@ -32,8 +32,9 @@ class PartFile:
         return self._part.exists() and self.size_bytes >= self._result.size_bytes
 
     def headers(self) -> dict[str, str]:
-        """Ask for what is missing."""
-        return {"Range": f"bytes={self.size_bytes}-"} if self.size_bytes else {}
+        """Ask for what is missing, as it lies in the store."""
+        range_header = {"Range": f"bytes={self.size_bytes}-"} if self.size_bytes else {}
+        return {"Accept-Encoding": "identity", **range_header}
 
     def prepare(self, response: httpx.Response) -> None:
         """Begin anew where the server answers with the whole picture."""

