@@ -11,7 +11,7 @@ import redis
 import uvicorn
 from anyio import create_task_group
 from fastapi import FastAPI
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
@@ -40,7 +40,9 @@ from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
 
 _REDIS_TIMEOUT_S = 5.0
+_REDIS_CONNECTIONS = 50
 _SHUTDOWN_S = 10
+_KEEP_ALIVE_S = 75
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -108,6 +110,9 @@ def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         ws_per_message_deflate=False,
         ws_max_size=64 * 1024,
         timeout_graceful_shutdown=_SHUTDOWN_S,
+        # Longer than clients and proxies keep idle connections: else both end them at the same moment,
+        # and a request that is just being sent gets lost (uvicorn's 5 s are also httpx's).
+        timeout_keep_alive=_KEEP_ALIVE_S,
         access_log=False,
         server_header=False,
     )
@@ -155,13 +160,17 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
 
 
 def _open_redis(settings: ServiceSettings) -> Redis:
-    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+    pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings.redis_url,
+        # Hundreds of viewers come back at the same moment after a restart: they wait for each other.
+        max_connections=_REDIS_CONNECTIONS,
+        timeout=_REDIS_TIMEOUT_S,
         socket_timeout=_REDIS_TIMEOUT_S,
         socket_connect_timeout=_REDIS_TIMEOUT_S,
         # One more try for a connection that went stale; a server that is away is said so at once.
         retry=AsyncRetry(ConstantBackoff(0.05), 1),
     )
+    return Redis.from_pool(pool)
 
 
 def _open_blocking_redis(settings: ServiceSettings) -> redis.Redis:

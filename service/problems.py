@@ -12,6 +12,7 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
 from api_schemas.generation import AdvancedSettings, GenerationRequest
@@ -54,7 +55,7 @@ async def _answer_service_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
-    log.warning("%s %s: %s", request.method, request.url.path, error)
+    log.warning("%s: %s", _describe(request), error)
     part = "object store" if isinstance(error, StoreError) else "queue"
     unavailable = UnavailableError(f"the {part} cannot be reached", retry_after_s=_RETRY_AFTER_S)
     return answer(request_id_of(request), unavailable)
@@ -71,8 +72,10 @@ async def _answer_validation_error(request: Request, error: Exception) -> Respon
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     failure = cast(HTTPException, error)
     code = HTTP_CODES.get(failure.status_code, INTERNAL_ERROR[1])
-    detail = f"{request.method} {request.url.path}: {failure.detail}"
+    detail = f"{_describe(request)}: {failure.detail}"
     headers = dict(failure.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(_allowed_methods(request)) or headers["Allow"]
     return _respond(request_id_of(request), failure.status_code, code, detail, False, [], headers)
 
 
@@ -105,6 +108,18 @@ def _respond(
     )
     headers = headers | {"X-Request-ID": request_id, "Cache-Control": "no-store"}
     return Response(problem.model_dump_json(), status, headers, media_type=MEDIA_TYPE)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of this path: the router names only those of the first route that fits."""
+    paths = cast(dict[str, dict[str, object]], request.app.openapi()["paths"])
+    fitting = [methods for path, methods in paths.items() if compile_path(path)[0].match(request.url.path)]
+    return sorted({name.upper() for methods in fitting for name in methods})
+
+
+def _describe(request: Request) -> str:
+    """Method and path; what is called a request here may be a WebSocket's handshake."""
+    return f"{request.scope.get('method', 'WS')} {request.url.path}"
 
 
 def _describe_json_error(failure: dict[str, object]) -> str:

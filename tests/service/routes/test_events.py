@@ -1,5 +1,6 @@
 """Following a job over SSE and WebSocket: each event once, in order, whatever happens to the connection."""
 
+import asyncio
 import json
 import random
 import threading
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from redis import Redis
+from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -309,6 +311,22 @@ def test_an_unknown_job_is_refused_before_the_handshake(url: str) -> None:
     assert json.loads(refusal.value.response.body)["code"] == "not_found"
 
 
+def test_hundreds_of_viewers_may_come_at_the_same_moment(url: str, story: Story) -> None:
+    story.queue(JOB)
+
+    async def watch() -> list[str]:
+        async with connect_async(ws_url(url), open_timeout=60) as viewer:
+            return [json.loads(message)["type"] async for message in viewer]
+
+    async def watch_all() -> list[list[str]]:
+        viewers = [asyncio.create_task(watch()) for _ in range(300)]
+        await asyncio.to_thread(_await_readers, url, 300)
+        story.cancel(JOB)
+        return await asyncio.gather(*viewers)
+
+    assert asyncio.run(watch_all()) == [["job.queued", "job.canceled"]] * 300
+
+
 def test_what_clients_say_is_ignored(url: str, story: Story) -> None:
     story.queue(JOB)
     with connect(ws_url(url)) as socket:
@@ -317,6 +335,11 @@ def test_what_clients_say_is_ignored(url: str, story: Story) -> None:
             socket.send(b"\x00" * 1000)
         story.cancel(JOB)
         assert [event["type"] for event in read_ws(socket)] == ["job.queued", "job.canceled"]
+
+
+def _await_readers(url: str, count: int) -> None:
+    while _metric(url, "chorale_live_readers") < count:
+        time.sleep(0.05)
 
 
 def _metric(url: str, name: str) -> float:

@@ -75,6 +75,13 @@ def test_every_refusal_is_a_problem(
     assert problem.request_id == answer.headers["X-Request-ID"]
 
 
+def test_a_refused_method_names_all_that_are_allowed(api: httpx.Client) -> None:
+    assert api.delete("/v1/jobs").headers["Allow"] == "GET, POST"
+    assert api.put(f"/v1/jobs/{'0' * 28}/image").headers["Allow"] == "GET, HEAD"
+    assert api.get(f"/v1/jobs/{'0' * 28}/cancel").headers["Allow"] == "POST"
+    assert api.delete("/").headers["Allow"] == "GET"
+
+
 def test_an_error_inside_tells_nothing_but_its_id(api: httpx.Client, redis: Redis) -> None:
     redis.hset("chorale:models", "broken", "{}")
     answer = api.get("/v1/models")
