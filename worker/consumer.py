@@ -45,19 +45,22 @@ class EngineWorker(SimpleWorker):
     death_penalty_class = _NoDeathPenalty
 
     def __init__(self, workplace: Workplace, engine: EngineProcess, lease_s: int) -> None:
+        cleaning_s = max(lease_s // 3, 1)
         super().__init__(
             [wire.QUEUE_NAME],
             name=workplace.worker,
             connection=workplace.redis,
             serializer="json",
             worker_ttl=20,
-            maintenance_interval=5,
+            maintenance_interval=cleaning_s,
             log_job_description=False,  # it would show prompts one day
         )
         self._workplace = replace(workplace, renew_lease=self._keep_alive)
         self._engine = engine
         self._lease_s = lease_s
-        self._janitor = Janitor(workplace.redis, self.queues[0], workplace.worker)
+        self._janitor = Janitor(
+            workplace.redis, self.queues[0], workplace.worker, cleaning_s, stranded_s=lease_s
+        )
         self._held: tuple[RqJob, Execution] | None = None
         self._beat_at = 0.0
 

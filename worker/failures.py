@@ -21,7 +21,9 @@ def describe(error: Exception) -> Broke:
         case _ if _is_disk_full(error):
             return Broke("disk_full", "no space left in the work folder", retryable=True)
         case _ if _is_out_of_memory(error):
-            return Broke("out_of_memory", str(error).splitlines()[0][:300], retryable=False)
+            return Broke(
+                "out_of_memory", (str(error) or "no memory left").splitlines()[0][:300], retryable=False
+            )
         case _:
             _log.error("the engine failed", exc_info=error)
             return Broke("engine_failed", f"{type(error).__name__}: {error}"[:500], retryable=False)

@@ -20,8 +20,6 @@ from worker.errors import FencedError
 from worker.events import EventLog
 
 _LOCK_KEY = "chorale:janitor"
-_EVERY_S = 4
-_STRANDED_S = 10
 _log = logging.getLogger(__name__)
 
 
@@ -29,19 +27,25 @@ class Janitor:
     """Gives abandoned jobs back to the queue. Workers take turns, under a lock that a crash cannot keep.
 
     RQ's own lock lives 15 minutes, and so would a crash's consequences.
+
+    Args:
+        every_s: how often anybody cleans.
+        stranded_s: how long a job may lie between being taken and being started.
     """
 
-    def __init__(self, redis: "Redis", queue: Queue, worker: str) -> None:
+    def __init__(self, redis: "Redis", queue: Queue, worker: str, every_s: int, stranded_s: float) -> None:
         self._redis = redis
         self._queue = queue
         self._worker = worker
+        self._lock_ms = every_s * 800  # free again when the next round is due
+        self._stranded_s = stranded_s
         self._started = StartedJobRegistry(queue=queue)
         self._stranded_since: dict[str, float] = {}
 
     def clean(self, worker: BaseWorker) -> None:
         """Requeue jobs whose lease has run out; stock RQ does it between jobs, and so do we."""
         worker.last_cleaned_at = now()
-        if not self._redis.set(_LOCK_KEY, self._worker, nx=True, ex=_EVERY_S):
+        if not self._redis.set(_LOCK_KEY, self._worker, nx=True, px=self._lock_ms):
             return
         clean_registries(self._queue)
         clean_worker_registry(self._queue)
@@ -74,7 +78,7 @@ class Janitor:
         clock = time.monotonic()
         self._stranded_since = {job_id: self._stranded_since.get(job_id, clock) for job_id in stranded}
         for job_id, since in self._stranded_since.items():
-            if clock - since > _STRANDED_S:
+            if clock - since > self._stranded_s:
                 self._push_back(intermediate.key, job_id)
 
     def _push_back(self, intermediate_key: str, job_id: str) -> None:
