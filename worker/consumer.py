@@ -79,6 +79,12 @@ class EngineWorker(SimpleWorker):
         self._stop_requested = True
         self._workplace.stop.set()
 
+    def register_death(self) -> None:
+        """Also tell the service at once; a killed worker's sign of life runs out by itself."""
+        self.connection.delete(self._life_key())
+        self.connection.srem(wire.WORKERS_KEY, self.name)
+        super().register_death()
+
     def clean_registries(self) -> None:
         self._janitor.clean(self)
 
@@ -141,14 +147,15 @@ class EngineWorker(SimpleWorker):
         if now - self._beat_at < self._lease_s / _RENEWALS_PER_LEASE:
             return
         self._beat_at = now
-        self.connection.set(
-            f"{wire.WORKER_KEY_PREFIX}{self.name}", self._workplace.card.name, ex=max(self._lease_s, 15)
-        )
+        self.connection.set(self._life_key(), self._workplace.card.name, ex=max(self._lease_s, 15))
         self.connection.sadd(wire.WORKERS_KEY, self.name)
         if self._held is None:
             self.heartbeat()
         else:
             self.maintain_heartbeats(*self._held)
+
+    def _life_key(self) -> str:
+        return f"{wire.WORKER_KEY_PREFIX}{self.name}"
 
     def _let_go(self, job: RqJob, execution: Execution) -> None:
         """Forget an execution without a word about the job, which is another worker's."""

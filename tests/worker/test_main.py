@@ -87,6 +87,7 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     assert card.tile_seconds is not None
     worker.terminate()
     assert worker.wait(10) == 0
+    assert bench.redis.keys(pattern) == []
 
 
 def test_a_job_for_another_model_fails_and_says_so(shared_bench: Bench) -> None:
