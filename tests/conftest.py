@@ -77,12 +77,15 @@ def s3() -> Iterator[S3Server]:
     )
     server = S3Server("s3://chorale", f"http://127.0.0.1:{port}", access, secret)
     try:
-        _await_bucket(server)
+        _await_bucket(server, process)
         yield server
     finally:
         process.kill()  # SIGTERM leaves it running for minutes
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+        for number in (port, *others):  # left behind by the kill
+            for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                path.unlink()
 
 
 def free_ports(count: int) -> list[int]:
@@ -116,6 +119,11 @@ def _weed_command(folder: Path, port: int, others: list[int]) -> list[str]:
         f"-s3.config={folder / 's3.json'}",
         f"-s3.port={port}",
         f"-s3.port.grpc={s3_grpc}",
+        # Two more doors, on fixed ports: a second server of this kind on the machine would end at once.
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.localSocket={folder / 's3.sock'}",
+        f"-filer.localSocket={folder / 'filer.sock'}",
         f"-dir={folder}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
@@ -131,7 +139,7 @@ def _weed_command(folder: Path, port: int, others: list[int]) -> list[str]:
     ]
 
 
-def _await_bucket(server: S3Server, timeout_s: float = 60) -> None:
+def _await_bucket(server: S3Server, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -147,6 +155,8 @@ def _await_bucket(server: S3Server, timeout_s: float = 60) -> None:
             ).put("probe", b"ok")
             return
         except (BaseError, OSError) as error:
+            if process.poll() is not None:
+                raise RuntimeError(f"the S3 server ended with code {process.returncode}") from error
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no S3 server after {timeout_s} s") from error
             time.sleep(0.3)
