@@ -56,7 +56,7 @@ class ServiceSettings(BaseSettings):
     job_timeout_s: int = Field(
         default=86_400, ge=1, description="Longest time one execution of a job may take."
     )
-    job_retries: int = Field(default=5, ge=0, description="Executions a job may lose to dying workers.")
+    job_retries: int = Field(default=50, ge=0, description="Executions a job may lose to dying workers.")
     reconcile_interval_s: float = Field(default=30.0, gt=0)
     ping_interval_s: float = Field(default=15.0, gt=0)
     send_timeout_s: float = Field(

@@ -6,7 +6,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan
 
-_FIXED_OVERLAP = 4  # a fixed grid's borders never move, so by default a quarter of a tile is shared
+_SHARED = 4  # by default a quarter of a tile is shared where borders do not move, and in the outer steps
 
 
 def plan_generation(
@@ -27,15 +27,15 @@ def _plan_denoise(request: ResolvedRequest, card: ModelCard) -> DenoisePlan:
     scale, advanced = card.vae_scale, request.advanced
     moving = advanced.tile_grid == "moving"
     tile_px = advanced.tile_size_px or card.native_size_px
-    default_overlap_px = 0 if moving else tile_px // _FIXED_OVERLAP
-    overlap_px = default_overlap_px if advanced.overlap_px is None else advanced.overlap_px
+    outer_px = tile_px // _SHARED if advanced.overlap_px is None else advanced.overlap_px
+    overlap_px = 0 if moving and advanced.overlap_px is None else outer_px
     return DenoisePlan(
         height=request.height_px // scale,
         width=request.width_px // scale,
         wrap=(request.seamless in ("y", "both"), request.seamless in ("x", "both")),
         tile_size=tile_px // scale,
         overlap=overlap_px // scale,
-        outer_overlap=overlap_px // scale,
+        outer_overlap=outer_px // scale,
         moving=moving,
         seed=request.seed,
     )
