@@ -41,4 +41,4 @@ def test_a_grid_that_does_not_move_overlaps_by_itself() -> None:
     assert plan(advanced={"tile_grid": "fixed"}).denoise.overlap == 16
     assert plan(advanced={"tile_grid": "fixed", "overlap_px": 0}).denoise.overlap == 0
     assert plan(advanced={"overlap_px": 64}).denoise.overlap == 8
-    assert plan().denoise.outer_overlap == 8  # the first and last fifth of a moving grid's steps
+    assert plan().denoise.outer_overlap == 16  # the first and last fifth of a moving grid's steps
