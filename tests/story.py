@@ -68,6 +68,7 @@ class Story:
 
     redis: Redis
     execution: str = "one"
+    live_key: str = LIVE_KEY
     stale: int = field(default=0, init=False)
 
     def publish(self, card: ModelCard = CARD, worker: str = "w1") -> None:
@@ -172,7 +173,7 @@ class Story:
             3,
             job_key(job.id),
             events_key(job.id),
-            LIVE_KEY,
+            self.live_key,
             seq,
             token,
             install,

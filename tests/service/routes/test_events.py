@@ -144,6 +144,25 @@ def test_what_was_trimmed_is_told_as_a_snapshot(url: str, story: Story, redis: R
         assert Snapshot.model_validate(events[0]).data == story.job(JOB)
 
 
+@both
+def test_events_that_the_live_stream_lost_are_found_in_the_log(
+    serve_with: Serve, settings: ServiceSettings, redis: Redis, follow: Follow
+) -> None:
+    url = serve_with(settings.model_copy(update={"ping_interval_s": 2.0}))
+    heard, unheard = Story(redis), Story(redis, live_key="chorale:elsewhere")
+    heard.queue(JOB)
+    with ThreadPoolExecutor(1) as pool:
+        follower = pool.submit(follow, url, None)
+        _await_readers(url, 1)
+        time.sleep(0.2)
+        heard.start(JOB)
+        for step in range(1, 20):
+            (unheard if step % 3 else heard).step(JOB, step)
+            time.sleep(0.02)
+        unheard.fail(JOB)  # nothing follows that could show the gap
+        assert [event["seq"] for event in follower.result(timeout=10)] == [e.seq for e in heard.log(JOB)]
+
+
 def test_a_snapshot_of_a_running_job_goes_on_live(url: str, story: Story, redis: Redis) -> None:
     story.queue(JOB)
     story.start(JOB)
