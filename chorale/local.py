@@ -67,6 +67,11 @@ class LocalStack:
             self._closing = starting.pop_all()
         return self
 
+    @property
+    def folder(self) -> Path:
+        """Where queue, pictures and logs are."""
+        return self._folder.path
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

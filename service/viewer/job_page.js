@@ -21,9 +21,9 @@ export class JobPage {
   }
 
   async show() {
+    this.redraw();
     await this.view.open(this.job.request.width_px, this.job.request.height_px);
     if (this.closed) return;
-    this.redraw();
     if (this.job.status === "succeeded") return this.showResult();
     this.view.showLive(this.canvas);
     // Also after a failure or a cancellation: what was sung by then is still kept for a while.

@@ -17,8 +17,9 @@ const house = document.querySelector(".house");
 let page = null;
 let view = null;
 let tools = null;
+let trouble = null;
 const caption = new Caption({ onCancel: () => page?.cancel(), onAgain: () => form.fill(page.job.request) });
-const form = new RequestForm(byId("form"), { onSubmit: submit, onChange: (request) => page ?? drawPlan(request) });
+const form = new RequestForm(byId("form"), { onSubmit: submit, onChange: plan });
 const recent = new RecentList(byId("recent"), byId("recent-empty"), (id) => go(id));
 
 addEventListener("popstate", () => openAddress());
@@ -62,7 +63,8 @@ async function openAddress() {
     if (new URLSearchParams(location.search).get("job") === jobId) openJob(record);
   } catch (refusal) {
     closeJob();
-    drawPlan(form.read(), refusal.status === 404 ? "This picture is not here (any more)." : refusal.message);
+    trouble = refusal.status === 404 ? "This picture is not here (any more)." : refusal.message;
+    drawPlan(form.read());
     house.dataset.open = "";
   }
 }
@@ -83,6 +85,7 @@ function openJob(record) {
 function closeJob() {
   page?.close();
   page = null;
+  trouble = null;
   delete house.dataset.open;
   byId("viewer").hidden = true;
   tools?.show(false);
@@ -100,8 +103,14 @@ async function loadModels() {
   }
 }
 
-function drawPlan(request, note) {
-  drawSheet(request, tilePx(request.model), note);
+function drawPlan(request) {
+  drawSheet(request, tilePx(request.model), trouble);
+}
+
+function plan(request) {
+  if (page) return;
+  trouble = null;
+  drawPlan(request);
 }
 
 function tilePx(model) {

@@ -21,6 +21,12 @@ export class PictureView {
       visibilityRatio: 0.5,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
     });
+    // A stage that changes its size goes on to show the whole picture, unless somebody chose a part of it.
+    for (const moved of ["canvas-drag", "canvas-scroll", "canvas-pinch", "canvas-key", "canvas-double-click"]) {
+      this.viewer.addHandler(moved, () => (this.isMoved = true));
+    }
+    // OpenSeadragon restores its zoom after this event, so the whole picture is shown after that.
+    this.viewer.addHandler("after-resize", () => setTimeout(() => this.isMoved || this.showAll(true)));
     this.viewer.canvas.setAttribute("aria-label", "Picture. Arrow keys move, plus and minus zoom, zero shows all.");
   }
 
@@ -34,7 +40,7 @@ export class PictureView {
     this.setRepeat("none");
     this.viewer.open(emptySource(widthPx, heightPx));
     await opened;
-    this.viewer.viewport.goHome(true);
+    this.showAll(true);
   }
 
   showLive(canvas) {
@@ -66,21 +72,23 @@ export class PictureView {
     const [across, down] = [axes === "x" || axes === "both", axes === "y" || axes === "both"];
     this.viewer.viewport.wrapHorizontal = across;
     this.viewer.viewport.wrapVertical = down;
+    this.repeated = [across ? 2 : 1, down ? 2 : 1];
     if (!this.image) return;
     this.image.wrapHorizontal = across;
     this.image.wrapVertical = down;
-    this.repeated = [across ? 2 : 1, down ? 2 : 1];
     this.viewer.forceRedraw();
     this.showAll();
   }
 
-  showAll() {
-    const [columns, rows] = this.repeated ?? [1, 1];
-    const { Rect } = OpenSeadragon;
-    this.viewer.viewport.fitBounds(new Rect(0, 0, columns, this.ratio * rows));
+  showAll(immediately = false) {
+    if (!this.ratio) return;
+    const [columns, rows] = this.repeated;
+    this.isMoved = false;
+    this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, columns, this.ratio * rows), immediately);
   }
 
   zoomBy(factor) {
+    this.isMoved = true;
     this.viewer.viewport.zoomBy(factor);
     this.viewer.viewport.applyConstraints();
   }

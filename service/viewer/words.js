@@ -29,7 +29,7 @@ export function state(job) {
     case "succeeded":
       return "Done";
     case "canceled":
-      return job.step ? `Canceled after step ${job.step} of ${job.steps}` : "Canceled";
+      return job.step ? `Canceled after step ${job.step} of ${job.steps}` : "Canceled before the first step";
     case "failed":
       return "Failed";
     default:
@@ -38,7 +38,7 @@ export function state(job) {
 }
 
 function stage({ stage: name, step, steps, done, total }) {
-  if (name === "denoise") return `Singing, step ${step} of ${steps}`;
+  if (name === "denoise") return `Singing, step ${Math.min(step + 1, steps)} of ${steps}`;
   if (name === "decode") return done ? `Decoding, band ${done} of ${total}` : "Decoding";
   if (name === "store") return "Storing";
   return "Starting";

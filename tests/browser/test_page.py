@@ -1,0 +1,332 @@
+"""The page, driven through jobs as a visitor does."""
+
+import io
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, WebSocketRoute, expect
+from redis import Redis
+
+from api_schemas.generation import GenerationRequest
+from chorale.client import Client
+from chorale.data_folder import DataFolder
+from chorale.local import LocalStack
+from tests.browser.conftest import OpenPage
+from tests.story import CARD, Story
+
+LONG = GenerationRequest(prompt="a long tide", width_px=1024, height_px=1024, steps=100, seed=3)
+SHORT = GenerationRequest(prompt="waves", width_px=512, height_px=512, steps=3, seed=3, seamless="both")
+
+
+def job_of(page: Page) -> str:
+    return parse_qs(urlsplit(page.url).query)["job"][0]
+
+
+def ask(page: Page, prompt: str, *, width: int, height: int, steps: int, seamless: str = "none") -> None:
+    """Fill the form in and send it."""
+    page.fill("#prompt", prompt)
+    page.check("input[name=size][value=free]")
+    page.fill("#width_px", str(width))
+    page.fill("#height_px", str(height))
+    page.check(f"input[name=seamless][value={seamless}]")
+    page.click("#advanced summary")
+    page.fill("#steps", str(steps))
+    page.click("#submit")
+    page.wait_for_url("**/?job=*")
+
+
+def percent(page: Page) -> int:
+    return int(page.get_attribute("#bar", "aria-valuenow") or 0)
+
+
+def painted(page: Page) -> int:
+    canvas = page.locator(".canvas")
+    return int(canvas.get_attribute("data-painted") or 0) if canvas.count() else 0
+
+
+def await_true(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Look from outside: the page's own policy lets no test evaluate strings in it again and again."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.05)
+
+
+def pixels(place: Locator) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(place.screenshot())).convert("RGB")).astype(int)
+
+
+def await_deep_zoom(page: Page) -> None:
+    """The live canvas has gone: all tiles that are looked at are there."""
+    expect(page.locator("#download")).to_be_visible(timeout=90_000)
+    expect(page.locator(".canvas")).to_have_count(0)
+
+
+def test_a_prompt_becomes_a_picture_before_the_visitors_eyes(
+    open_page: OpenPage, client: Client, tmp_path: Path
+) -> None:
+    page = open_page()
+    ask(page, "waves at dusk", width=1024, height=512, steps=12, seamless="x")
+    expect(page.locator("#state")).to_contain_text("Singing, step")
+    expect(page.locator("#left")).to_contain_text("left")
+    expect(page.locator("#counts")).to_contain_text(re.compile(r"[\d,]+ of about [\d,]+ tiles"))
+    before = painted(page), percent(page)
+    page.screenshot(path=tmp_path / "running.png")
+    await_true(lambda: percent(page) > before[1] + 10)
+    assert painted(page) > before[0]
+    await_deep_zoom(page)
+    page.screenshot(path=tmp_path / "done.png")
+    _check_shown(page, client, tmp_path)
+    with page.expect_download() as download:
+        page.click("#download")
+    picture = client.download(job_of(page), tmp_path / "by-client.png")
+    assert Path(download.value.path()).read_bytes() == picture.read_bytes()
+
+
+def _check_shown(page: Page, client: Client, folder: Path) -> None:
+    """What lies on the stage is the picture, whole and in its middle."""
+    page.evaluate("document.getElementById('tools').hidden = true")
+    shown = pixels(page.locator("#viewer"))
+    page.evaluate("document.getElementById('tools').hidden = false")
+    picture = Image.open(client.download(job_of(page), folder / "picture.png")).convert("RGB")
+    height, width, _ = shown.shape
+    scale = min(width / picture.width, height / picture.height)
+    size = round(picture.width * scale), round(picture.height * scale)
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    part = shown[top : top + size[1], left : left + size[0]]
+    expected = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(part - expected).mean() < 12
+
+
+def test_a_late_viewer_sees_the_whole_canvas_at_once(open_page: OpenPage, client: Client) -> None:
+    job = client.create(LONG)
+    for event in client.events(job.id):
+        if event.type == "step.completed" and event.data.step >= 2:
+            break
+    page = open_page(f"/?job={job.id}")
+    # 1024 px in cells of 512 px: all four are painted, by what was kept and not by what comes.
+    await_true(lambda: painted(page) >= 4)
+    assert client.get(job.id).status == "processing"
+    expect(page.locator("#title")).to_have_text("a long tide")
+    shown = pixels(page.locator("#viewer"))
+    assert shown[shown.shape[0] // 4 :: 40, shown.shape[1] // 2].std() > 10
+
+
+def test_cancel_stops_the_job_within_a_step(open_page: OpenPage, client: Client) -> None:
+    page = open_page()
+    ask(page, "never to be seen", width=1024, height=1024, steps=120)
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing, step ([3-9]|\d\d)"))
+    page.click("#cancel")
+    expect(page.locator("#state")).to_contain_text("Canceled after step")
+    expect(page.locator("#cancel")).to_be_hidden()
+    assert client.get(job_of(page)).status == "canceled"
+
+
+def test_a_seamless_picture_may_be_seen_repeated(open_page: OpenPage, client: Client, tmp_path: Path) -> None:
+    job = client.wait(client.create(SHORT).id)
+    page = open_page(f"/?job={job.id}", width=1400, height=700)
+    await_deep_zoom(page)
+    page.evaluate("document.getElementById('tools').style.opacity = 0")
+    once = pixels(page.locator("#viewer"))
+    page.click("#repeat")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=tmp_path / "repeated.png")
+    repeated = pixels(page.locator("#viewer"))
+    middle = once.shape[0] // 2
+    assert once[middle - 40 : middle + 40, 4].std(axis=0).max() < 1, "beside the picture there is the wall"
+    assert repeated[middle - 40 : middle + 40, 4].std(axis=0).min() > 10, (
+        "beside the picture there is the picture"
+    )
+    page.click("#repeat")
+    page.wait_for_timeout(1500)
+    assert np.abs(pixels(page.locator("#viewer")) - once).mean() < 2
+
+
+def test_the_deep_zoom_shows_pixels_of_the_full_size(open_page: OpenPage, client: Client) -> None:
+    job = client.wait(client.create(SHORT.model_copy(update={"width_px": 2048, "height_px": 2048})).id)
+    page = open_page(f"/?job={job.id}")
+    await_deep_zoom(page)
+    with page.expect_response(re.compile(rf"{job.id}/tiles/11/\d+_\d+$")) as tile:
+        for _ in range(3):
+            page.click("#zoom-in")
+            page.wait_for_timeout(300)
+    assert tile.value.ok
+
+
+def test_a_broken_line_is_taken_up_without_gap_or_duplicate(open_page: OpenPage, client: Client) -> None:
+    heard: list[str] = []
+    lines: list[str] = []
+
+    def break_first_lines(route: WebSocketRoute) -> None:
+        lines.append(route.url)
+        number = len(lines)
+        server = route.connect_to_server()
+
+        def pass_on(message: str | bytes) -> None:
+            if isinstance(message, str):
+                heard.append(re.findall(r'"seq": ?"([^"]+)"', message)[0])
+            route.send(message)
+            if number < 3 and len(heard) >= 4 * number:
+                route.close()
+
+        server.on_message(pass_on)
+
+    page = open_page()
+    page.route_web_socket(re.compile("/ws"), break_first_lines)
+    ask(page, "waves", width=512, height=512, steps=30)
+    await_deep_zoom(page)
+    assert len(lines) >= 3
+    assert [parse_qs(urlsplit(line).query)["after"][0] for line in lines[1:3]]
+    assert list(dict.fromkeys(heard)) == [event.seq for event in client.events(job_of(page))]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "place", "says"),
+    [
+        ("width_px", "1001", "size", "1000 or 1008"),
+        ("height_px", "100", "size", "256"),
+        ("seed", "12.5", "seed", "integer"),
+        ("seed", "9223372036854775808", "seed", "9223372036854775807"),
+        ("steps", "500", "steps", "200"),
+    ],
+)
+def test_refusals_stand_at_their_field(
+    open_page: OpenPage, field: str, value: str, place: str, says: str
+) -> None:
+    page = open_page()
+    page.check("input[name=size][value=free]")
+    page.click("#advanced summary")
+    page.fill(f"#{field}", value)
+    page.click("#submit")
+    expect(page.locator(f"#refusal-{place}")).to_contain_text(says)
+    expect(page.locator(f"#{field}")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator(f"#{field}")).to_be_focused()
+    assert "job=" not in page.url
+    page.fill(f"#{field}", "512")
+    expect(page.locator(f"#refusal-{place}")).to_be_empty()
+
+
+def test_seeds_beyond_53_bits_are_kept_exactly(open_page: OpenPage, client: Client) -> None:
+    page = open_page()
+    page.fill("#seed", "9223372036854775807")
+    ask(page, "waves", width=512, height=512, steps=2)
+    assert client.get(job_of(page)).request.seed == 2**63 - 1
+    expect(page.locator("#facts")).to_contain_text("seed 9223372036854775807")
+    page.fill("#seed", "1")
+    page.click("#again")
+    expect(page.locator("#seed")).to_have_value("9223372036854775807")
+
+
+def test_a_failed_job_says_why(open_page: OpenPage, stack: LocalStack) -> None:
+    socket = DataFolder(stack.folder).socket()
+    with Redis(unix_socket_path=str(socket)) as redis:
+        story = Story(redis)
+        story.queue("f0" * 14, prompt="no luck at all")
+        story.start("f0" * 14)
+        story.fail("f0" * 14)
+        page = open_page("/?job=" + "f0" * 14)
+        expect(page.locator("#failure")).to_contain_text("no luck")
+        expect(page.locator("#cancel")).to_be_hidden()
+    assert CARD.name in (page.text_content("#facts") or "")
+
+
+def test_an_unknown_job_says_so(open_page: OpenPage) -> None:
+    page = open_page("/?job=" + "0" * 28)
+    expect(page.locator("#sheet-note")).to_contain_text("not here")
+
+
+def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, client: Client, tmp_path: Path) -> None:
+    job = client.wait(client.create(SHORT).id)
+    page = open_page(f"/?job={job.id}", width=390, height=844)
+    await_deep_zoom(page)
+    page.click("#advanced summary")
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    stage, form = page.locator("#stage").bounding_box(), page.locator("#form").bounding_box()
+    assert stage
+    assert form
+    assert stage["y"] < form["y"], "the picture comes first"
+    for target in page.locator("button:visible, .primary:visible, select:visible").all():
+        box = target.bounding_box()
+        assert box
+        assert min(box["width"], box["height"]) >= 40, target.evaluate("each => each.outerHTML")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_by_day_and_by_night(
+    open_page: OpenPage, client: Client, scheme: str, tmp_path: Path
+) -> None:
+    job = client.wait(client.create(SHORT).id)
+    page = open_page(f"/?job={job.id}", scheme=scheme)
+    await_deep_zoom(page)
+    page.screenshot(path=tmp_path / f"{scheme}.png")
+    ground = _color(page, "body", "background-color")
+    assert (sum(ground) < 150) == (scheme == "dark")
+    for text in ("#title", "#facts", "label", "#recent small", ".motto"):
+        assert _contrast(_color(page, text, "color"), ground) >= 4.5, text
+    button = _color(page, "#submit", "color"), _color(page, "#submit", "background-color")
+    assert _contrast(*button) >= 4.5
+
+
+def _color(page: Page, selector: str, name: str) -> tuple[int, ...]:
+    style = page.locator(selector).first.evaluate(
+        "(each, name) => getComputedStyle(each).getPropertyValue(name)", name
+    )
+    return tuple(map(int, re.findall(r"\d+", style)[:3]))
+
+
+def _contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """WCAG 2.2, contrast ratio."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(color: tuple[int, ...]) -> float:
+    parts = [(value / 255 + 0.055) / 1.055 for value in color]
+    linear = [
+        part**2.4 if value > 10 else value / 255 / 12.92 for part, value in zip(parts, color, strict=True)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_keyboard_alone_makes_a_picture(open_page: OpenPage, client: Client) -> None:
+    page = open_page()
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.type("by hand")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowLeft")  # from 2048² to 1024²
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")  # seamless across
+    page.locator("#prompt").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?job=*")
+    expect(page.locator("#title")).to_be_focused()
+    request = client.get(job_of(page)).request
+    assert (request.prompt, request.width_px, request.seamless) == ("by hand", 1024, "x")
+    names = _tab_through(page, 30)
+    assert {"cancel", "again", "share", "zoom-in", "fit"} <= names
+
+
+def _tab_through(page: Page, times: int) -> set[str]:
+    names: set[str] = set()
+    for _ in range(times):
+        page.keyboard.press("Tab")
+        names.add(page.evaluate("document.activeElement.id"))
+    return names
+
+
+def test_recent_jobs_lead_back_to_their_picture(open_page: OpenPage, client: Client) -> None:
+    job = client.wait(client.create(SHORT.model_copy(update={"prompt": "to be found again"})).id)
+    page = open_page()
+    page.click("text=to be found again")
+    assert job_of(page) == job.id
+    await_deep_zoom(page)
+    page.go_back()
+    expect(page.locator("#sheet-size")).to_be_visible()
+    expect(page.locator("#caption")).to_be_hidden()
