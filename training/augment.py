@@ -1,0 +1,118 @@
+"""Random crops of the pictures, cut and turned on the training device."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from training.dataset import Picture
+
+# Seen from above, with no up and no grain: a quarter turn gives another true picture.
+ISOTROPIC = frozenset(
+    [
+        "concrete",
+        "dirt",
+        "farmland",
+        "fabric",
+        "forest_floor",
+        "grass",
+        "gravel",
+        "ice",
+        "lava",
+        "marble",
+        "paving",
+        "plaster",
+        "rock",
+        "sand",
+        "snow",
+        "tiles",
+        "underwater",
+        "vegetation",
+        "water",
+    ]
+)
+# These have a sky: upside down they would be false.
+UPRIGHT = frozenset(["landscape", "sky", "underwater"])
+
+
+@dataclass(frozen=True, slots=True)
+class CropRange:
+    """Side of a crop in the source, as a share of the wanted side: `native` of them at exactly 1."""
+
+    low: float
+    high: float
+    native: float
+
+
+def load_images(pictures: list[Picture], device: torch.device) -> list[Tensor]:
+    """Every picture as uint8 (3, H, W) on the device."""
+    with ThreadPoolExecutor() as pool:
+        return [image.to(device) for image in pool.map(_load, pictures)]
+
+
+def _load(picture: Picture) -> Tensor:
+    with Image.open(picture.path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def balance(pictures: list[Picture]) -> list[float]:
+    """Sampling weights: a category counts by the square root of its size, so 309 landscapes don't drown 8 roofs."""
+    counts: dict[str, int] = {}
+    for picture in pictures:
+        counts[picture.category] = counts.get(picture.category, 0) + 1
+    return [counts[picture.category] ** -0.5 for picture in pictures]
+
+
+def sample_crop(image: Tensor, picture: Picture, side_px: int, zoom: CropRange, rng: random.Random) -> Tensor:
+    """One random crop.
+
+    Args:
+        image: uint8 (3, H, W).
+
+    Returns:
+        float (3, side_px, side_px) in [-1, 1]. Tileable pictures wrap around at their edges.
+    """
+    share = 1.0 if rng.random() < zoom.native else rng.uniform(zoom.low, zoom.high)
+    region = round(side_px * share)
+    if not picture.tileable:
+        region = min(region, *image.shape[1:])
+    crop = _cut(image, picture.tileable, region, rng).float().div_(127.5).sub_(1)
+    if region != side_px:
+        crop = _resize(crop, side_px)
+    return _jitter(_turn(crop, picture.category, rng), rng)
+
+
+def _cut(image: Tensor, wraps: bool, region: int, rng: random.Random) -> Tensor:
+    height, width = image.shape[1:]
+    top = rng.randrange(height if wraps else height - region + 1)
+    left = rng.randrange(width if wraps else width - region + 1)
+    if top + region <= height and left + region <= width:
+        return image[:, top : top + region, left : left + region]
+    rows = torch.arange(top, top + region, device=image.device) % height
+    columns = torch.arange(left, left + region, device=image.device) % width
+    return image.index_select(1, rows).index_select(2, columns)
+
+
+def _resize(crop: Tensor, side_px: int) -> Tensor:
+    resized = functional.interpolate(crop[None], size=(side_px, side_px), mode="bicubic", antialias=True)
+    return resized[0].clamp_(-1, 1)
+
+
+def _turn(crop: Tensor, category: str, rng: random.Random) -> Tensor:
+    if rng.random() < 0.5:
+        crop = crop.flip(2)
+    if category not in UPRIGHT and rng.random() < 0.5:
+        crop = crop.flip(1)
+    if category in ISOTROPIC - UPRIGHT and rng.random() < 0.5:
+        crop = crop.transpose(1, 2)
+    return crop
+
+
+def _jitter(crop: Tensor, rng: random.Random) -> Tensor:
+    """A little brightness, so that colour words stay true."""
+    return (crop + rng.uniform(-0.04, 0.04)).clamp_(-1, 1)

@@ -1,0 +1,261 @@
+"""Train the AutoencoderTiny: pictures to latents at an eighth of the size, and back."""
+
+import argparse
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import Tensor
+from torch.nn import functional
+
+from training.augment import CropRange, balance, load_images, sample_crop
+from training.critic import PatchCritic, critic_loss, generator_loss
+from training.dataset import Picture, read_folders
+from training.features import Features, perceptual_distance
+from training.measures import crop_real, measure_psnr
+from training.progress import (
+    Average,
+    Budget,
+    choose_device,
+    half_precision,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    set_learning_rate,
+)
+from training.sheet import draw_sheet
+
+ZOOM = CropRange(low=0.6, high=1.0, native=0.7)
+CROP_PX = 512  # crops are cut once, at this size; a step sees a window of each
+CRITIC_FROM = 0.6  # share of the budget after which the critic speaks
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderOptions:
+    """Sizes of the network and of a step."""
+
+    channels: int = 16
+    width: int = 64
+    encoder_blocks: tuple[int, ...] = (0, 2, 3, 4)
+    decoder_blocks: tuple[int, ...] = (4, 3, 2, 0)
+    batch: int = 64
+    side_px: int = 256
+    crops: int = 12_000
+    disturbed: float = 0.1  # share of steps with halved latents, and of steps with dropped channels
+    peak_rate: float = 6e-4
+    compile: bool = False
+
+
+def build_autoencoder(options: AutoencoderOptions) -> AutoencoderTiny:
+    """No GroupNorm, and a decoder that sees 20 latent pixels to each side: tiles decode exactly with a halo."""
+    return AutoencoderTiny(
+        latent_channels=options.channels,
+        encoder_block_out_channels=(options.width,) * 4,
+        decoder_block_out_channels=(options.width,) * 4,
+        num_encoder_blocks=options.encoder_blocks,
+        num_decoder_blocks=options.decoder_blocks,
+    )
+
+
+class AutoencoderTraining:
+    """The networks of this stage and one step of them."""
+
+    def __init__(self, options: AutoencoderOptions, device: torch.device, start: Path | None) -> None:
+        self.options = options
+        model = AutoencoderTiny.from_pretrained(start).float() if start else build_autoencoder(options)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.features = Features().to(device, memory_format=torch.channels_last)
+        self.critic = PatchCritic(3, 48, (2, 2, 2, 1)).to(device, memory_format=torch.channels_last)
+        fused = device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=fused)
+        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=3e-4, betas=(0.5, 0.95), fused=fused)
+        self.average = Average(self.model, decay=0.999)
+        wrap: Callable[[Callable], Callable] = partial(torch.compile, dynamic=False) if options.compile else lambda f: f
+        self.encode, self.decode = wrap(self.model.encoder.forward), wrap(self.model.decoder.forward)
+        self.distance = wrap(self._distance)
+        self.device = device
+
+    def step(self, image: Tensor, fraction: float, rng: random.Random) -> dict[str, Tensor]:
+        """One update of the autoencoder, and of the critic once it speaks."""
+        half_size = rng.random() < self.options.disturbed
+        with half_precision(self.device):
+            latent = self.encode(image)
+            restored, target = self._restore(latent, image, half_size, rng)
+            losses = self._losses(latent, restored, target)
+            speaks = fraction > CRITIC_FROM and not half_size
+            if speaks:
+                losses["critic"] = 0.01 * generator_loss(self.critic(restored))
+            total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update()
+        if fraction > CRITIC_FROM - 0.05 and not half_size:
+            self._step_critic(target, restored.detach())
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _restore(self, latent: Tensor, image: Tensor, half_size: bool, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Decode a disturbed latent.
+
+        Noise makes the decoder forgive the denoiser; dropped channels put coarse things first (structured latents,
+        DC-AE 1.5, Chen et al. 2025); halved latents must decode to halved pictures (scale equivariance, Skorokhodov
+        et al. 2025): both make latents that a small denoiser learns sooner.
+        """
+        strength = torch.rand(len(latent), 1, 1, 1, device=latent.device) * 0.08 * latent.detach().float().std()
+        latent = latent + strength * torch.randn_like(latent)
+        if rng.random() < self.options.disturbed:
+            kept = rng.choice((4, 8))
+            latent = torch.cat([latent[:, :kept], torch.zeros_like(latent[:, kept:])], dim=1)
+        if half_size:
+            latent, image = functional.avg_pool2d(latent, 2), functional.avg_pool2d(image, 2)
+        return self.decode(latent), image
+
+    def _losses(self, latent: Tensor, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
+        difference = (restored - target).float()
+        return {
+            "absolute": difference.abs().mean(),
+            "square": 6.0 * difference.square().mean(),
+            "perceptual": 0.2 * self.distance(restored, target),
+            "tone": 2.0 * difference.mean(dim=(2, 3)).abs().mean(),
+            "latent": 0.01 * (latent.float().square().mean() - 1).square() + 0.01 * _offset(latent),
+        }
+
+    def _distance(self, restored: Tensor, target: Tensor) -> Tensor:
+        return perceptual_distance(self.features, restored, target).mean()
+
+    def _step_critic(self, real: Tensor, fake: Tensor) -> None:
+        with half_precision(self.device):
+            loss = critic_loss(self.critic(real), self.critic(fake))
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimizer.step()
+
+    def state(self) -> dict[str, object]:
+        """Everything that a later run needs to go on."""
+        return {
+            "model": self.model.state_dict(),
+            "critic": self.critic.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "average": self.average.values,
+        }
+
+    def restore(self, state: dict[str, object]) -> None:
+        """The inverse of `state`."""
+        self.model.load_state_dict(state["model"])
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.average.values = state["average"]
+
+
+def _offset(latent: Tensor) -> Tensor:
+    """Mean square of the channels' means: noise has none, so latents should have little."""
+    return latent.float().mean(dim=(0, 2, 3)).square().mean()
+
+
+def train(
+    folders: list[Path], out: Path, budget: Budget, options: AutoencoderOptions, seed: int, start: Path | None = None
+) -> None:
+    """Train (from the weights in `start`, if given), checkpoint, and write the averaged weights as `out/vae/` (fp16, latents of unit deviation)."""
+    device = choose_device()
+    torch.manual_seed(seed)
+    pictures = [picture for picture in read_folders(folders) if not picture.held_out]
+    rng = random.Random(seed)
+    crops = _cut_crops(pictures, options, rng, device)
+    training = AutoencoderTraining(options, device, start)
+    first = _resume(training, budget, out / "autoencoder.pt", device)
+    for step in budget.steps(first):
+        set_learning_rate(training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.4))
+        batch = _batch(crops, options, rng)
+        losses = training.step(batch, budget.fraction, rng)
+        if step % 100 == 0:
+            print(
+                f"step {step} {budget.elapsed:.0f}s " + " ".join(f"{k} {v:.4f}" for k, v in losses.items()), flush=True
+            )
+        first = step + 1
+    save_checkpoint(out / "autoencoder.pt", training.state() | {"step": first, "spent": budget.elapsed})
+    with training.average.swapped():
+        _scale(training.model, _batch(crops, options, rng))
+        _look(training.model, training.features, [p for p in read_folders(folders) if p.held_out], out, device)
+        training.model.half().save_pretrained(out / "vae")
+
+
+def _resume(training: AutoencoderTraining, budget: Budget, path: Path, device: torch.device) -> int:
+    state = load_checkpoint(path, device)
+    if state is None:
+        return 0
+    training.restore(state)
+    budget.spent = state["spent"]
+    return state["step"]
+
+
+def _cut_crops(
+    pictures: list[Picture], options: AutoencoderOptions, rng: random.Random, device: torch.device
+) -> Tensor:
+    """Random crops, categories balanced, uint8 (N, 3, 512, 512): cutting them one by one at each step was the brake."""
+    images = load_images(pictures, device)
+    chosen = rng.choices(range(len(images)), weights=balance(pictures), k=options.crops)
+    crops = torch.empty(len(chosen), 3, CROP_PX, CROP_PX, dtype=torch.uint8, device=device)
+    for row, i in enumerate(chosen):
+        crops[row] = sample_crop(images[i], pictures[i], CROP_PX, ZOOM, rng).add_(1).mul_(127.5).round_()
+    return crops
+
+
+def _batch(crops: Tensor, options: AutoencoderOptions, rng: random.Random) -> Tensor:
+    chosen = torch.randint(len(crops), (options.batch,), device=crops.device)
+    top, left = rng.randrange(CROP_PX - options.side_px + 1), rng.randrange(CROP_PX - options.side_px + 1)
+    window = crops[:, :, top : top + options.side_px, left : left + options.side_px].index_select(0, chosen)
+    return window.contiguous(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
+
+
+@torch.no_grad()
+def _scale(model: AutoencoderTiny, batch: Tensor) -> None:
+    latent = model.encoder(batch).float()
+    model.register_to_config(scaling_factor=round(1 / latent.std().item(), 4))
+    means = ", ".join(f"{value:.2f}" for value in latent.mean(dim=(0, 2, 3)).tolist())
+    spreads = ", ".join(f"{value:.2f}" for value in latent.std(dim=(0, 2, 3)).tolist())
+    print(f"latent scaling {model.config.scaling_factor}; means {means}; deviations {spreads}")
+
+
+@torch.no_grad()
+def _look(model: AutoencoderTiny, features: Features, held_out: list[Picture], out: Path, device: torch.device) -> None:
+    """Median PSNR and a sheet of held-out crops: the original above what comes back."""
+    crops = crop_real(held_out, device, every=False)
+    restored = [model.decoder(model.encoder(crop.image[None])).clamp(-1, 1) for crop in crops]
+    pairs = [(crop.image[None], back) for crop, back in zip(crops, restored, strict=True)]
+    decibels = torch.cat([measure_psnr(back, image) for image, back in pairs])
+    distance = torch.cat([perceptual_distance(features, back, image) for image, back in pairs])
+    tone = torch.stack([(back - image).mean(dim=(0, 2, 3)) for image, back in pairs]).mean(0) * 127.5
+    print(f"held out: median PSNR {decibels.median():.2f} dB, distance {distance.median():.4f}, tone {tone.tolist()}")
+    shown = range(0, len(pairs), max(1, len(pairs) // 10))
+    images = [image for index in shown for image in (pairs[index][0][0], pairs[index][1][0])]
+    labels = [text for index in shown for text in (crops[index].picture.caption, f"{decibels[index]:.1f} dB")]
+    draw_sheet(images, labels, 4, 400, out / "autoencoder.jpg")
+
+
+def main() -> None:
+    """Command line: `python -m training.autoencoder SHARD [SHARD ...] --out OUT --seconds 360`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=360)
+    parser.add_argument("--call-seconds", type=float, default=float("inf"))
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--crops", type=int, default=12_000)
+    parser.add_argument("--start", type=Path, help="vae folder whose weights to begin with")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    budget = Budget(options.seconds, options.call_seconds)
+    sizes = AutoencoderOptions(batch=options.batch, crops=options.crops, compile=options.compile)
+    train(options.shards, options.out, budget, sizes, options.seed, options.start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Sentences for the text encoder: the captions, templates over word lists, and a general vocabulary."""
+
+import random
+import re
+from functools import cache
+from pathlib import Path
+
+WORDS = Path(__file__).parent / "words"
+TEMPLATES = (
+    "{colour} {surface}",
+    "{quality} {surface}",
+    "{quality} {colour} {surface}",
+    "{quality} {quality} {surface}",
+    "{surface} with {surface}",
+    "{quality} {surface} and {colour} {surface}",
+    "{colour} {surface} on {quality} {surface}",
+    "{surface} under {quality} {surface}",
+    "seamless {surface} texture",
+    "close-up of {quality} {surface}",
+    "{quality} {surface}, {quality} {surface}, {colour} {surface}",
+    "{quality} landscape with {surface}",
+    "{word} {surface}",
+    "{quality} {word}",
+    "{word} and {word}",
+)
+# Most tiles and words of a caption stand alone; these are what people put around them.
+FRAMES = ("{}", "{}", "{}", "{} texture", "seamless {}", "a photo of {}", "{}, highly detailed", "a picture of {}")
+
+
+@cache
+def read_words(name: str) -> tuple[str, ...]:
+    """The words of one list in `words/`."""
+    return tuple((WORDS / f"{name}.txt").read_text(encoding="utf-8").split())
+
+
+def read_synonyms() -> list[tuple[str, str, str]]:
+    """(word that stands in no caption, its twin that does, their category)."""
+    lines = (WORDS / "synonyms.txt").read_text(encoding="utf-8").splitlines()
+    return [(word, twin, category) for word, twin, category in (line.split() for line in lines)]
+
+
+def split_words(sentence: str) -> list[str]:
+    """Lower-case words, hyphens kept inside: 'Close-up of sand' -> close, up, of, sand."""
+    return re.findall(r"[a-z]+", sentence.lower())
+
+
+def build_sentences(captions: list[str], vocabulary: list[str], count: int, rng: random.Random) -> list[str]:
+    """About `count` sentences: every word alone, every caption in many dresses, and templates for the rest."""
+    sentences = [*captions, *vocabulary, *read_words("surfaces"), *read_words("qualities"), *read_words("colours")]
+    sentences += [vary(caption, rng) for caption in captions for _ in range(count // (8 * len(captions)) + 1)]
+    while len(sentences) < count:
+        sentences.append(_fill(rng.choice(TEMPLATES), vocabulary, rng))
+    return sentences[:count]
+
+
+def _fill(template: str, vocabulary: list[str], rng: random.Random) -> str:
+    lists = {"surface": "surfaces", "quality": "qualities", "colour": "colours"}
+
+    def choose(match: re.Match[str]) -> str:
+        kind = match.group(1)
+        return rng.choice(vocabulary if kind == "word" else read_words(lists[kind]))
+
+    return re.sub(r"\{(\w+)\}", choose, template)
+
+
+def vary(caption: str, rng: random.Random) -> str:
+    """The caption with a few words missing and in one of the usual frames; its last word always stays."""
+    *words, last = caption.split()
+    kept = [word for word in words if rng.random() > 0.12]
+    return rng.choice(FRAMES).format(" ".join([*kept, last]))

@@ -1,0 +1,211 @@
+"""Train the denoiser on the bank of latents."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from training.augment import load_images
+from training.dataset import read_folders
+from training.diffusion import Noising, build_noising
+from training.latents import Bank, Captions, encode_bank, encode_captions, load_encoders
+from training.progress import (
+    Average,
+    Budget,
+    choose_device,
+    half_precision,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    set_learning_rate,
+)
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserOptions:
+    """Sizes of the network, of the bank and of a step."""
+
+    widths: tuple[int, ...] = (96, 128, 192)
+    crops: int = 24_000
+    large_crops: int = 3_000
+    batch: int = 256
+    large_every: int = 6  # one step in six is on 1024 px crops, a quarter of the batch
+    empty_share: float = 0.1
+    peak_rate: float = 8e-4
+    compile: bool = False
+    layout: torch.memory_format = torch.channels_last  # which one is faster depends on the kernels of the day
+
+
+def build_denoiser(channels: int, text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel:
+    """Convolutions alone at full size; attention to itself and the text at a half and a quarter."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text_width,
+        attention_head_dim=tuple(max(1, width // 32) for width in widths),
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What a denoiser learns from: small crops, large crops, captions."""
+
+    small: Bank
+    large: Bank
+    captions: Captions
+
+
+def build_lessons(
+    folders: list[Path], encoders: Path, options: DenoiserOptions, device: torch.device, seed: int
+) -> Lessons:
+    """Encode everything once and keep it in `encoders/lessons.pt` for the next run; it stays on the device."""
+    kept = load_checkpoint(encoders / "lessons.pt", device)
+    if kept is not None:
+        return Lessons(Bank(*kept["small"]), Bank(*kept["large"]), Captions(kept["captions"]))
+    lessons = _encode_lessons(folders, encoders, options, device, seed)
+    small, large = lessons.small, lessons.large
+    banks = {"small": (small.latents, small.owners), "large": (large.latents, large.owners)}
+    save_checkpoint(encoders / "lessons.pt", banks | {"captions": lessons.captions.states})
+    return lessons
+
+
+def _encode_lessons(
+    folders: list[Path], encoders: Path, options: DenoiserOptions, device: torch.device, seed: int
+) -> Lessons:
+    vae, text, tokenizer = load_encoders(encoders, device)
+    pictures = [picture for picture in read_folders(folders) if not picture.held_out]
+    images = load_images(pictures, device)
+    return Lessons(
+        encode_bank(vae, images, pictures, 512, options.crops, seed),
+        encode_bank(vae, images, pictures, 1024, options.large_crops, seed + 1),
+        encode_captions(text, tokenizer, pictures, device, seed),
+    )
+
+
+class DenoiserTraining:
+    """The network, its optimizer and one step."""
+
+    def __init__(self, model: UNet2DConditionModel, options: DenoiserOptions, device: torch.device) -> None:
+        self.options, self.device = options, device
+        self.model = model.to(device, memory_format=options.layout)
+        fused = device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
+        self.average = Average(model, decay=0.999)
+        self.noising: Noising = build_noising(device)
+        wrap = partial(torch.compile, dynamic=False) if options.compile else lambda function: function
+        self.predict: Predict = wrap(self._predict)
+
+    def _predict(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        return self.model(noisy, timestep, text, return_dict=False)[0]
+
+    def step(self, latent: Tensor, text: Tensor) -> Tensor:
+        """One update; the loss is the plain error of v, so that the first step from pure noise is learned too."""
+        latent = latent.float().contiguous(memory_format=self.options.layout)
+        noise = torch.randn_like(latent)
+        timestep = torch.randint(1000, (len(latent),), device=self.device)
+        noisy, target = self.noising.add(latent, noise, timestep), self.noising.velocity(latent, noise, timestep)
+        with half_precision(self.device):
+            velocity = self.predict(noisy, timestep, text)
+        loss = (velocity.float() - target).square().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update()
+        return loss.detach()
+
+    def state(self) -> dict[str, object]:
+        """Everything that a later run needs to go on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.values,
+            "average_steps": self.average.steps,
+        }
+
+    def restore(self, state: dict[str, object]) -> None:
+        """The inverse of `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.values, self.average.steps = state["average"], state["average_steps"]
+
+
+def train(lessons: Lessons, out: Path, budget: Budget, options: DenoiserOptions, seed: int) -> None:
+    """Train or go on, checkpoint, and write the averaged weights as `out/unet_full/` (fp16)."""
+    device = lessons.small.latents.device
+    torch.manual_seed(seed)
+    model = build_denoiser(lessons.small.latents.shape[1], lessons.captions.states.shape[2], options.widths)
+    training = DenoiserTraining(model, options, device)
+    first = _resume(training, budget, out / "denoiser.pt", device)
+    torch.manual_seed(seed + first)
+    for step in budget.steps(first):
+        large = step % options.large_every == options.large_every - 1
+        bank, count = (lessons.large, max(1, options.batch // 4)) if large else (lessons.small, options.batch)
+        latent, owners = bank.draw(count)
+        set_learning_rate(training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.5))
+        loss = training.step(latent, lessons.captions.draw(owners, options.empty_share))
+        if step % 100 == 0:
+            print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}", flush=True)
+        first = step + 1
+    save_checkpoint(out / "denoiser.pt", training.state() | {"step": first, "spent": budget.elapsed})
+    with training.average.swapped():
+        write_half(training.model, out / "unet_full")
+
+
+def _resume(training: DenoiserTraining, budget: Budget, path: Path, device: torch.device) -> int:
+    state = load_checkpoint(path, device)
+    if state is None:
+        return 0
+    training.restore(state)
+    budget.spent = state["spent"]
+    return state["step"]
+
+
+def write_half(model: UNet2DConditionModel, folder: Path) -> None:
+    """The weights in fp16; the model itself stays as it is."""
+    copy = UNet2DConditionModel.from_config(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.half().save_pretrained(folder)
+
+
+def main() -> None:
+    """Command line: `python -m training.denoiser SHARD [SHARD ...] --out OUT --seconds 660`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="folder with vae/, text_encoder/ and tokenizer/")
+    parser.add_argument("--seconds", type=float, default=660)
+    parser.add_argument("--call-seconds", type=float, default=float("inf"))
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--crops", type=int, default=24_000)
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--plain-layout", action="store_true", help="NCHW in place of channels last")
+    chosen = parser.parse_args()
+    options = DenoiserOptions(
+        batch=chosen.batch,
+        crops=chosen.crops,
+        large_crops=max(1, chosen.crops // 8),
+        compile=chosen.compile,
+        layout=torch.contiguous_format if chosen.plain_layout else torch.channels_last,
+    )
+    lessons = build_lessons(chosen.shards, chosen.out, options, choose_device(), chosen.seed)
+    print(f"bank of {len(lessons.small.latents)} and {len(lessons.large.latents)} latents", flush=True)
+    train(lessons, chosen.out, Budget(chosen.seconds, chosen.call_seconds), options, chosen.seed)
+
+
+if __name__ == "__main__":
+    main()

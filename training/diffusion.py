@@ -1,0 +1,51 @@
+"""The noise schedule and the few formulas of v-prediction."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+# Shared by training and by every scheduler that we ship; zero terminal SNR (Lin et al. 2024) makes tone follow the text.
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "clip_sample": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Noising:
+    """alpha and sigma by timestep, (1000,), alpha^2 + sigma^2 = 1."""
+
+    alphas: Tensor
+    sigmas: Tensor
+
+    def at(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of each sample, (B, 1, 1, 1)."""
+        return self.alphas[timestep].view(-1, 1, 1, 1), self.sigmas[timestep].view(-1, 1, 1, 1)
+
+    def add(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """The noisy latent."""
+        alpha, sigma = self.at(timestep)
+        return alpha * latent + sigma * noise
+
+    def velocity(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """The target v (Salimans & Ho 2022, appendix D)."""
+        alpha, sigma = self.at(timestep)
+        return alpha * noise - sigma * latent
+
+    def clean(self, noisy: Tensor, velocity: Tensor, timestep: Tensor) -> Tensor:
+        """The clean latent that a predicted v stands for."""
+        alpha, sigma = self.at(timestep)
+        return alpha * noisy - sigma * velocity
+
+
+def build_noising(device: torch.device) -> Noising:
+    """The schedule's alphas and sigmas, as diffusers computes them."""
+    cumulative = DDPMScheduler(**SCHEDULE).alphas_cumprod.clamp(0, 1).to(device)
+    return Noising(cumulative.sqrt(), (1 - cumulative).sqrt())

@@ -1,0 +1,168 @@
+"""Measure the bundled model and the first prototype in one run, on the held-out pictures."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.corpus import read_synonyms, read_words
+from training.dataset import read_folders
+from training.features import Features, perceptual_distance
+from training.measures import Crop, Probe, crop_real, fit_probe, measure_kid, measure_psnr
+from training.painter import BATCH, Painter, load_ours, load_prototype
+from training.progress import choose_device, half_precision
+from training.sheet import draw_sheet
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reality:
+    """Real pictures, measured once.
+
+    Attributes:
+        middles: one crop of each held-out picture, for the autoencoder.
+        held_out: features of every held-out crop, (M, 1280).
+        probe: fitted on the training pictures.
+    """
+
+    middles: list[Crop]
+    held_out: Tensor
+    probe: Probe
+    figures: Figures
+
+
+def observe_reality(folders: list[Path], features: Features, device: torch.device) -> Reality:
+    """Features of real crops, the probe, and how good it is."""
+    pictures = read_folders(folders)
+    known = crop_real([p for p in pictures if not p.held_out], device, every=True)
+    unseen = crop_real([p for p in pictures if p.held_out], device, every=True)
+    known_features, unseen_features = extract(features, known), extract(features, unseen)
+    probe = fit_probe(known_features, [crop.picture.category for crop in known])
+    figures = {
+        "probe_real": probe.share_named(unseen_features, [crop.picture.category for crop in unseen]),
+        "kid_of_training_pictures": measure_kid(known_features, unseen_features),
+    }
+    middles = crop_real([p for p in pictures if p.held_out], device, every=False)
+    return Reality(middles, unseen_features, probe, figures)
+
+
+def extract(features: Features, crops: list[Crop]) -> Tensor:
+    """Pooled features of crops, (N, 1280)."""
+    return torch.cat(
+        [_pool(features, torch.stack([c.image for c in crops[i : i + BATCH]])) for i in range(0, len(crops), BATCH)]
+    )
+
+
+@torch.no_grad()
+def _pool(features: Features, image: Tensor) -> Tensor:
+    with half_precision(image.device):
+        return features(image).float()
+
+
+def measure_autoencoder(painter: Painter, features: Features, crops: list[Crop]) -> Figures:
+    """PSNR, perceptual distance and colour cast of crops that go through the autoencoder."""
+    images = [crop.image[None] for crop in crops]
+    pairs = [(painter.restore(image), image) for image in images]
+    tone = torch.stack([(back - image).mean(dim=(0, 2, 3)) for back, image in pairs]).mean(0) / 2 * 255
+    with torch.no_grad():
+        distances = torch.cat([perceptual_distance(features, back, image) for back, image in pairs])
+    return {
+        "psnr_median_db": torch.cat([measure_psnr(back, image) for back, image in pairs]).median().item(),
+        "perceptual_median": distances.median().item(),
+        "colour_cast_of_255": tone.abs().max().item(),
+    }
+
+
+def measure_pictures(painter: Painter, features: Features, reality: Reality, folders: list[Path], count: int) -> Figures:
+    """KID and the probe's agreement of pictures painted from the held-out captions."""
+    held_out = [picture for picture in read_folders(folders) if picture.held_out]
+    chosen = [held_out[index % len(held_out)] for index in range(count)]
+    painted = paint_features(painter, features, [picture.caption for picture in chosen])
+    return {
+        "kid": measure_kid(painted, reality.held_out),
+        "probe_painted": reality.probe.share_named(painted, [picture.category for picture in chosen]),
+    }
+
+
+def paint_features(painter: Painter, features: Features, captions: list[str]) -> Tensor:
+    """Features of one picture for each caption."""
+    starts = range(0, len(captions), BATCH)
+    return torch.cat([_pool(features, painter.paint(captions[i : i + BATCH], seed=1000 + i)) for i in starts])
+
+
+def measure_synonyms(painter: Painter, features: Features, probe: Probe, each: int) -> Figures:
+    """How often pictures of unseen words, and of their known twins, are named as their category."""
+    rows = [row for row in read_synonyms() for _ in range(each)]
+    categories = [category for *_, category in rows]
+    unseen = paint_features(painter, features, [word for word, _, _ in rows])
+    twins = paint_features(painter, features, [twin for _, twin, _ in rows])
+    return {
+        "synonyms_named": probe.share_named(unseen, categories),
+        "twins_named": probe.share_named(twins, categories),
+    }
+
+
+def draw_prompts(painter: Painter, path: Path, side: int = 64) -> None:
+    """The 40 pictures of the model card."""
+    prompts = read_prompts()
+    starts = range(0, len(prompts), 20)
+    images = [image for i in starts for image in painter.paint(prompts[i : i + 20], seed=7 + i, side=side)]
+    draw_sheet(images, prompts, 8, 256, path)
+
+
+def read_prompts() -> list[str]:
+    """Prompts of the sheet; underscores stand for spaces in the list."""
+    return [word.replace("_", " ") for word in read_words("prompts")]
+
+
+def list_sentences(folders: list[Path]) -> list[str]:
+    """Every sentence that an evaluation needs states of, the empty one too."""
+    captions = [picture.caption for picture in read_folders(folders) if picture.held_out]
+    synonyms = [word for row in read_synonyms() for word in row[:2]]
+    return sorted({"", *captions, *synonyms, *read_prompts()})
+
+
+def evaluate(
+    folders: list[Path], painters: list[Painter], out: Path, count: int, each: int, device: torch.device
+) -> dict[str, Figures]:
+    """All figures by variant; sheets and `figures.json` in `out`."""
+    features = Features().to(device, memory_format=torch.channels_last)
+    reality = observe_reality(folders, features, device)
+    table = {"real": reality.figures}
+    print("real", reality.figures, flush=True)
+    for painter in painters:
+        draw_prompts(painter, out / f"sheet-{painter.name.replace(' ', '-')}.jpg")
+        figures = measure_pictures(painter, features, reality, folders, count)
+        figures |= measure_synonyms(painter, features, reality.probe, each)
+        figures |= measure_autoencoder(painter, features, reality.middles)
+        table[painter.name] = figures
+        print(painter.name, figures, flush=True)
+    (out / "figures.json").write_text(json.dumps(table, indent=1))
+    return table
+
+
+def main() -> None:
+    """Command line: `python -m training.evaluate SHARD [SHARD ...] --model FOLDER --out OUT`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--model", type=Path, required=True, help="folder with vae/, unet/, unet_full/ ...")
+    parser.add_argument("--prototype", type=Path)
+    parser.add_argument("--prototype-states", type=Path, help="written by `python -m training.teacher`")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--each", type=int, default=16, help="pictures of each synonym")
+    chosen = parser.parse_args()
+    device = choose_device()
+    painters = load_ours(chosen.model, device)
+    if chosen.prototype:
+        painters.append(load_prototype(chosen.prototype, chosen.prototype_states, device))
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    evaluate(chosen.shards, painters, chosen.out, chosen.count, chosen.each, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The bank: crops of the training pictures, encoded once, and the states of their captions."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.augment import CropRange, balance, sample_crop
+from training.corpus import vary
+from training.dataset import Picture
+from training.progress import half_precision
+from training.text_encoder import embed_text
+
+# 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
+# picture of 512 px does not simply repeat inside of one.
+ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.6), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
+DRESSES = 8  # versions of each caption
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Latents of one crop size.
+
+    Attributes:
+        latents: (N, C, side, side), unit deviation, bfloat16.
+        owners: (N,), the picture of each.
+    """
+
+    latents: Tensor
+    owners: Tensor
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Random latents and their owners."""
+        chosen = torch.randint(len(self.latents), (count,), device=self.latents.device)
+        return self.latents[chosen], self.owners[chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """Text states: (P * DRESSES + 1, 32, width), the last row is the empty caption."""
+
+    states: Tensor
+
+    def draw(self, owners: Tensor, empty_share: float) -> Tensor:
+        """A random dress of each picture's caption, or the empty caption."""
+        rows = owners * DRESSES + torch.randint_like(owners, DRESSES)
+        empty = torch.rand(len(rows), device=rows.device) < empty_share
+        return self.states[torch.where(empty, len(self.states) - 1, rows)].float()
+
+    def empty(self, count: int) -> Tensor:
+        """The empty caption, repeated."""
+        return self.states[-1:].float().expand(count, -1, -1)
+
+
+@torch.no_grad()
+def encode_bank(
+    vae: AutoencoderTiny, images: list[Tensor], pictures: list[Picture], side_px: int, count: int, seed: int
+) -> Bank:
+    """Encode `count` random crops, categories balanced."""
+    rng = random.Random(seed)
+    owners = rng.choices(range(len(pictures)), weights=balance(pictures), k=count)
+    batch = max(1, 64 * 512**2 // side_px**2)
+    latents = []
+    for start in range(0, count, batch):
+        chosen = owners[start : start + batch]
+        crops = torch.stack([sample_crop(images[i], pictures[i], side_px, ZOOMS[side_px], rng) for i in chosen])
+        latents.append(encode_pixels(vae, crops).bfloat16())
+    return Bank(torch.cat(latents).clone(), torch.tensor(owners, device=latents[0].device))
+
+
+def encode_pixels(vae: AutoencoderTiny, crops: Tensor) -> Tensor:
+    """Pictures in [-1, 1] to scaled latents, (B, C, H/8, W/8)."""
+    with half_precision(crops.device):
+        latent = vae.encoder(crops.contiguous(memory_format=torch.channels_last))
+    return latent.float() * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderTiny, latent: Tensor) -> Tensor:
+    """Scaled latents to pictures in [-1, 1]."""
+    with half_precision(latent.device):
+        return vae.decoder(latent / vae.config.scaling_factor).float().clamp(-1, 1)
+
+
+def encode_captions(
+    model: CLIPTextModel, tokenizer: CLIPTokenizer, pictures: list[Picture], device: torch.device, seed: int
+) -> Captions:
+    """The caption as it is, and seven versions with words missing or in other frames."""
+    rng = random.Random(seed)
+    dressed = [d for p in pictures for d in (p.caption, *(vary(p.caption, rng) for _ in range(DRESSES - 1)))]
+    sentences = [*dressed, ""]
+    parts = [embed_text(model, tokenizer, sentences[i : i + 512], device) for i in range(0, len(sentences), 512)]
+    return Captions(torch.cat(parts).bfloat16().clone())
+
+
+def load_encoders(folder: Path, device: torch.device) -> tuple[AutoencoderTiny, CLIPTextModel, CLIPTokenizer]:
+    """What the earlier stages wrote, in float32."""
+    vae = AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    vae.requires_grad_(False)
+    return vae.to(device, memory_format=torch.channels_last).eval(), text.to(device).eval(), tokenizer

