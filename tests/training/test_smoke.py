@@ -1,0 +1,164 @@
+"""The whole training line on the CPU in seconds, on pictures that the test makes itself."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from training.bundle import write_digests
+from training.dataset import DatasetError, read_pictures
+from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
+from training.diffusion import build_noising
+from training.distill import Distillation, DistillOptions
+from training.latents import Bank, Captions
+from training.measures import Probe, fit_probe, measure_kid, measure_psnr
+from training.prepare import prepare
+from training.progress import Budget, load_checkpoint, save_checkpoint
+from training.sampling import FEW_STEPS, sample
+from training.tokens import train_tokenizer
+
+CATEGORIES = ("grass", "brick")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Twelve pictures of noise with captions."""
+    folder = tmp_path / "dataset"
+    (folder / "images").mkdir(parents=True)
+    rows = [_make_picture(folder, index) for index in range(12)]
+    (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def _make_picture(folder: Path, index: int) -> dict[str, object]:
+    pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    name = f"images/{index}.png"
+    Image.fromarray(pixels).save(folder / name)
+    category = CATEGORIES[index % 2]
+    return {"file": name, "caption": f"green {category}", "category": category, "tileable": True}
+
+
+@pytest.fixture
+def tiny() -> DenoiserOptions:
+    """A denoiser of a few thousand weights."""
+    return DenoiserOptions(widths=(16, 16, 16), batch=2)
+
+
+def test_prepared_shards_hold_every_picture_once(dataset: Path, tmp_path: Path) -> None:
+    prepare(dataset, tmp_path / "out", quality=80, shards=2)
+    names = [p.path.name for index in range(2) for p in read_pictures(tmp_path / "out" / f"shard-{index}")]
+    assert sorted(names) == sorted(f"{index}.png" for index in range(12))
+
+
+def test_the_split_survives_preparing(dataset: Path, tmp_path: Path) -> None:
+    prepare(dataset, tmp_path / "out", quality=80, shards=1)
+    before = {p.path.name: p.held_out for p in read_pictures(dataset)}
+    assert {p.path.name: p.held_out for p in read_pictures(tmp_path / "out" / "shard-0")} == before
+
+
+def test_a_folder_without_captions_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"holds no captions\.jsonl"):
+        read_pictures(tmp_path)
+
+
+def test_a_broken_line_is_named(dataset: Path) -> None:
+    with (dataset / "captions.jsonl").open("a") as lines:
+        lines.write('\n{"file": "images/0.png"')
+    with pytest.raises(DatasetError, match="line 13"):
+        read_pictures(dataset)
+
+
+def test_a_missing_picture_is_named(dataset: Path) -> None:
+    (dataset / "images" / "3.png").unlink()
+    with pytest.raises(DatasetError, match=r"line 4 names images/3\.png"):
+        read_pictures(dataset)
+
+
+def test_broken_pictures_are_named(dataset: Path, tmp_path: Path) -> None:
+    (dataset / "images" / "5.png").write_bytes(b"not a picture")
+    with pytest.raises(DatasetError, match=r"1 of 12 pictures cannot be read: 5\.png"):
+        prepare(dataset, tmp_path / "out", quality=80, shards=1)
+
+
+def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    bank, captions = Bank(torch.randn(4, 4, 16, 16), torch.tensor([0, 1, 0, 1])), Captions(torch.randn(17, 8, 16))
+    training = DenoiserTraining(build_denoiser(4, 16, tiny.widths), tiny, cpu)
+    for _ in range(2):
+        latent, owners = bank.draw(2)
+        assert training.step(latent, captions.draw(owners, empty_share=0.5)).isfinite()
+    save_checkpoint(tmp_path / "denoiser.pt", training.state() | {"step": 2, "spent": 1.0})
+    again = DenoiserTraining(build_denoiser(4, 16, tiny.widths), tiny, cpu)
+    again.restore(load_checkpoint(tmp_path / "denoiser.pt", cpu))
+    assert all(map(torch.equal, again.model.parameters(), training.model.parameters()))
+    write_half(again.model, tmp_path / "unet")
+    picture = sample(again.model, FEW_STEPS, captions.states[:2], captions.empty(1), side=16, seed=1)
+    assert picture.shape == (2, 4, 16, 16)
+    assert picture.isfinite().all()
+
+
+def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
+    torch.manual_seed(0)
+    options = DistillOptions(batch=2, step_counts=(2,), follower_updates=1)
+    distillation = Distillation(build_denoiser(4, 16, tiny.widths), options, torch.device("cpu"))
+    before = [weight.clone() for weight in distillation.teacher.values()]
+    text, empty, real = torch.randn(2, 8, 16), torch.randn(2, 8, 16), torch.randn(2, 4, 16, 16)
+    for seed in range(2):
+        assert distillation.round(text, empty, real, fraction=0.9, rng=random.Random(seed)).isfinite()
+    assert all(map(torch.equal, distillation.teacher.values(), before))
+    assert not all(map(torch.equal, distillation.student.parameters(), before))
+
+
+def test_the_tokenizer_keeps_own_words_whole_and_splits_strange_ones() -> None:
+    tokenizer = train_tokenizer(["grass", "brick", "cobblestones"], ["the", "wall"], size=300)
+    assert tokenizer.tokenize("Brick cobblestones") == ["brick</w>", "cobblestones</w>"]
+    assert len(tokenizer.tokenize("zygote")) > 1
+
+
+def test_digests_name_every_file_but_the_card(tmp_path: Path) -> None:
+    for name in ("a.json", "MODEL_CARD.md"):
+        (tmp_path / name).write_text(name)
+    write_digests(tmp_path)
+    assert (tmp_path / "SHA256SUMS").read_text().split() == [hashlib.sha256(b"a.json").hexdigest(), "a.json"]
+
+
+def test_noising_is_undone_by_the_true_velocity() -> None:
+    noising = build_noising(torch.device("cpu"))
+    latent, noise = torch.randn(5, 4, 8, 8), torch.randn(5, 4, 8, 8)
+    timestep = torch.tensor([0, 250, 500, 750, 999])
+    noisy = noising.add(latent, noise, timestep)
+    restored = noising.clean(noisy, noising.velocity(latent, noise, timestep), timestep)
+    assert torch.allclose(restored, latent, atol=1e-5)
+
+
+def test_a_stage_ends_with_its_budget() -> None:
+    assert list(Budget(seconds=0.0).steps()) == []
+    assert list(Budget(seconds=10.0, spent=11.0).steps(first=5)) == []
+
+
+def test_kid_is_small_for_equal_and_large_for_other_distributions() -> None:
+    torch.manual_seed(0)
+    one, same, other = torch.randn(200, 8), torch.randn(200, 8), torch.randn(200, 8) + 2
+    assert abs(measure_kid(one, same)) < 0.5 < measure_kid(one, other)
+
+
+def test_the_probe_learns_separable_categories() -> None:
+    torch.manual_seed(0)
+    categories = [random.choice(CATEGORIES) for _ in range(100)]
+    features = torch.tensor([[3.0 if name == "grass" else -3.0, 1.0] for name in categories]) + torch.randn(100, 2) / 3
+    probe: Probe = fit_probe(features, categories, steps=100)
+    assert probe.share_named(features, categories) > 0.95
+
+
+def test_psnr_of_a_known_error() -> None:
+    original = torch.zeros(1, 3, 8, 8)
+    assert measure_psnr(original + 0.2, original).item() == pytest.approx(20.0, abs=1e-3)
