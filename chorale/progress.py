@@ -34,6 +34,7 @@ class JobProgress:
     tiles: int = 0
     tiles_expected: int = 0
     eta_s: float | None = None
+    _furthest: int = 0
 
     def note(self, update: Update) -> None:
         """Take one more event in."""
@@ -64,8 +65,9 @@ class JobProgress:
                 self._catch_up(update.data.progress, update.data.request.steps, update.data.cost.tiles)
 
     def _note_step(self, step: int, steps: int, tiles: int) -> None:
-        if step > self.step:  # a resumed job sings some steps again
+        if step > self._furthest:  # a resumed job sings some steps again
             self.tiles += tiles
+            self._furthest = step
         self.step, self.steps = step, steps
         self.tiles_expected = max(self.tiles_expected, self.tiles)
         self._enter("denoise", step, steps)
@@ -80,5 +82,6 @@ class JobProgress:
         if progress is not None:
             self._enter(progress.stage, progress.done, progress.total)
             self.step = progress.done if progress.stage == "denoise" else steps
+            self._furthest = self.step
             self.tiles = tiles * self.step // max(steps, 1)
             self.eta_s = progress.eta_s

@@ -29,10 +29,12 @@ def find_part(owner: int, module: str) -> int:
 
 
 def find_all(word: str) -> list[int]:
-    """Process ids of everything with `word` on its command line."""
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    """Process ids of everything with `word` on its command line or in its environment."""
+    listing = subprocess.run(
+        ["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True, check=True
+    )
     lines = [line.split(maxsplit=1) for line in listing.stdout.splitlines()]
-    return [int(pid) for pid, *rest in lines if rest and word in rest[0] and not rest[0].startswith("ps ")]
+    return [int(pid) for pid, *rest in lines if rest and word in rest[0] and "<defunct>" not in rest[0]]
 
 
 def _arguments(pid: int) -> str:

@@ -8,6 +8,7 @@ export class JobState {
     this.fraction = 0;
     this.step = 0;
     this.tiles = 0;
+    this.furthest = 0;
     this.skewS = Infinity;
     this.catchUp(job);
   }
@@ -41,6 +42,7 @@ export class JobState {
       this.expectEnd(job.progress.eta_s);
     }
     // Until events tell more exactly.
+    this.furthest = this.step;
     this.tiles = Math.max(this.tiles, Math.round((job.cost.tiles * this.step) / Math.max(this.steps, 1)));
   }
 
@@ -52,7 +54,7 @@ export class JobState {
         return this.catchUp(data);
       case "job.queued":
         // The whole story follows.
-        this.tiles = this.step = 0;
+        this.tiles = this.step = this.furthest = 0;
         break;
       case "job.started":
       case "job.resumed":
@@ -72,7 +74,10 @@ export class JobState {
         this.enter(data.stage, 0, data.total);
         break;
       case "step.completed":
-        if (data.step > this.step) this.tiles += data.tiles; // a resumed job sings some steps again
+        if (data.step > this.furthest) {
+          this.tiles += data.tiles; // a resumed job sings some steps again
+          this.furthest = data.step;
+        }
         this.step = data.step;
         this.steps = data.steps;
         this.tilesExpected = Math.max(this.tilesExpected, this.tiles);

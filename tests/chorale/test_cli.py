@@ -1,0 +1,140 @@
+"""The command line, as a user runs it."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from api_schemas.generation import GenerationRequest
+from chorale.client import Client
+from chorale.local import LocalStack
+from tests.local_stack import find_all
+
+SHORT = ("--size", "512x256", "--steps", "3", "--seed", "7")
+
+
+def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CHORALE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "chorale.cli", *arguments],
+        cwd=folder,
+        env={**clean, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_generate_writes_the_picture_and_its_deep_zoom(stack: LocalStack, tmp_path: Path) -> None:
+    done = run(
+        "generate",
+        "waves at dusk",
+        *SHORT,
+        "-o",
+        "out/dusk.png",
+        "--dzi",
+        folder=tmp_path,
+        CHORALE_URL=stack.url,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["out/dusk.png", "out/dusk.dzi"]
+    assert f"{stack.url}/?job=" in done.stderr
+    assert "100%" in done.stderr
+    assert "step 3/3" in done.stderr
+    with Image.open(tmp_path / "out" / "dusk.png") as picture:
+        assert picture.size == (512, 256)
+        assert picture.text["prompt"] == "waves at dusk"
+    assert (tmp_path / "out" / "dusk_files" / "9" / "0_0.jpg").exists()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_a_name_comes_from_the_prompt(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        done = run("generate", "Waves, at dusk!", *SHORT, "--url", stack.url, folder=tmp_path)
+        assert done.stdout.split() == ["waves-at-dusk.png"]
+        (tmp_path / "waves-at-dusk.png").rename(tmp_path / f"{len(list(tmp_path.iterdir()))}.png")
+    first, second = sorted(tmp_path.iterdir())
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_generate_without_a_server_starts_one_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run(
+        "generate", "waves", *SHORT, "-o", "waves.jpg", folder=tmp_path,
+        CHORALE_MODEL="toy", XDG_DATA_HOME=str(tmp_path / "share"), TMPDIR=str(tmp_path), HOME=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = [path.name for path in tmp_path.iterdir() if not path.name.startswith("torch")]
+    assert ours == ["waves.jpg"]
+    assert find_all(str(tmp_path)) == []
+
+
+def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
+    with Client(stack.url) as client:
+        job = client.create(GenerationRequest(prompt="[bold]tide", width_px=1024, height_px=1024, steps=150))
+        listing = run("jobs", "--url", stack.url, folder=tmp_path).stdout
+        assert job.id in listing
+        assert "[bold]tide" in listing
+        canceled = run("cancel", job.id, "--url", stack.url, folder=tmp_path)
+        assert canceled.returncode == 0
+        assert job.id in canceled.stdout
+        assert [event.type for event in client.events(job.id)][-1] == "job.canceled"
+    assert "toy (default)" in run("models", "--url", stack.url, folder=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("generate", "x", "--size", "wide"), 2, "WIDTHxHEIGHT"),
+        (("generate", "x", "--size", "100x100"), 2, "width_px"),
+        (("generate", "x", "-o", "x.gif"), 2, ".png"),
+        (("generate", "x", "--seed", "-1"), 2, "seed"),
+        (("generate", "x", "--size", "1001x512"), 1, "1000 or 1008"),
+        (("generate", "x", "--model", "nobody"), 1, "nobody"),
+        (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),
+        (("cancel", "0000"), 1, "0000"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    stack: LocalStack, arguments: tuple[str, ...], code: int, says: str, tmp_path: Path
+) -> None:
+    done = run(*arguments, folder=tmp_path, CHORALE_URL=stack.url)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_canceled_job_ends_generate_with_its_reason(stack: LocalStack, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chorale.cli", "generate", "tide", "--steps", "150", "--url", stack.url]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        with Client(stack.url) as client:
+            while not (
+                running := [
+                    job
+                    for job in client.list().data
+                    if job.request.prompt == "tide" and job.status == "processing"
+                ]
+            ):
+                assert process.poll() is None
+            client.cancel(running[0].id)
+        assert process.wait(60) == 1
+        assert process.stderr
+        assert "canceled" in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_server_commands_say_how_to_start_one(tmp_path: Path) -> None:
+    for command in (("jobs",), ("models",), ("cancel", "1")):
+        done = run(*command, "--data", str(tmp_path / "none"), folder=tmp_path)
+        assert done.returncode == 1
+        assert "chorale up" in done.stderr
+    with tempfile.TemporaryDirectory() as unused:
+        away = run("jobs", "--url", "http://127.0.0.1:1", folder=Path(unused))
+    assert away.returncode == 1
+    assert len(away.stderr.splitlines()) == 1

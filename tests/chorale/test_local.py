@@ -1,0 +1,153 @@
+"""The stack of one machine: started, looked after, stopped, and leaving nothing behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from api_schemas.generation import GenerationRequest
+from chorale.client import Client
+from chorale.data_folder import DataFolder
+from chorale.errors import AlreadyRunningError, PartFailedError, PortTakenError
+from chorale.local import LocalStack, StackOptions
+from tests.local_stack import find_all, find_part, toy_stack
+
+SHORT = GenerationRequest(prompt="waves", width_px=512, height_px=512, steps=3)
+LONG = GenerationRequest(prompt="tide", width_px=512, height_px=512, steps=60, seed=1)
+
+
+def await_true(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.1)
+
+
+@contextmanager
+def chorale_up(folder: Path, model: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`chorale up` as a user starts it, and the address that it prints."""
+    command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(folder), "--port", "0"]
+    command += ["--model", model, "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield process, process.stdout.readline().strip()
+        finally:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            process.wait(90)
+
+
+def test_a_stack_makes_pictures_and_leaves_no_process(tmp_path: Path) -> None:
+    with toy_stack(tmp_path) as stack, Client(stack.url) as client:
+        job = client.wait(client.create(SHORT).id)
+        assert client.download(job.id, tmp_path / "waves.png").stat().st_size > 100
+        with pytest.raises(AlreadyRunningError, match=stack.url):
+            LocalStack(DataFolder(tmp_path), StackOptions(model="toy")).__enter__()
+        assert DataFolder(tmp_path).find_running() == stack.url
+        assert find_all(str(tmp_path))
+    assert DataFolder(tmp_path).find_running() is None
+    assert find_all(str(tmp_path)) == []
+
+
+def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
+    with toy_stack(tmp_path, delay_ms=30) as stack, Client(stack.url) as client:
+        job = client.create(LONG)
+        os.kill(find_part(os.getpid(), "service.main"), signal.SIGKILL)
+        os.kill(find_part(os.getpid(), "worker.main"), signal.SIGKILL)
+        seen = list(client.events(job.id))
+        assert seen[-1].type == "job.succeeded"
+        assert client.readiness().ready
+
+
+def test_a_killed_owner_leaves_no_process_and_its_queue_lives_on(tmp_path: Path) -> None:
+    with chorale_up(tmp_path, "toy:delay_ms=30") as (process, url):
+        with Client(url) as client:
+            jobs = [client.create(LONG).id, client.create(SHORT).id]
+        process.kill()
+    await_true(lambda: find_all(str(tmp_path)) == [])
+    with toy_stack(tmp_path) as stack, Client(stack.url) as client:
+        assert {client.wait(job, timeout_s=90).status for job in jobs} == {"succeeded"}
+
+
+def test_a_queue_server_that_was_left_behind_is_used_on(tmp_path: Path) -> None:
+    with chorale_up(tmp_path, "toy") as (process, url):
+        with Client(url) as client:
+            job = client.wait(client.create(SHORT).id)
+        (guard,) = set(find_all(str(tmp_path))) & set(find_all("-m chorale.queue_server"))
+        process.kill()
+        os.kill(guard, signal.SIGKILL)
+    left = find_all(str(DataFolder(tmp_path).socket()))
+    assert left, "the queue server has lost its guard"
+    with toy_stack(tmp_path) as stack, Client(stack.url) as client:
+        assert client.get(job.id).status == "succeeded"
+        assert client.wait(client.create(SHORT).id).status == "succeeded"
+    assert find_all(str(DataFolder(tmp_path).socket())) == []
+
+
+def test_ctrl_c_stops_in_order_and_a_second_start_is_refused_meanwhile(tmp_path: Path) -> None:
+    with chorale_up(tmp_path, "toy") as (process, url):
+        second = subprocess.run(
+            [sys.executable, "-m", "chorale.cli", "up", "--data", str(tmp_path), "--port", "0"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert second.returncode == 1
+        assert url in second.stderr
+        assert "Traceback" not in second.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stderr
+        assert "Traceback" not in process.stderr.read()
+    assert find_all(str(tmp_path)) == []
+    assert "Traceback" not in DataFolder(tmp_path).log("worker-1").read_text()
+    assert "Traceback" not in DataFolder(tmp_path).log("service").read_text()
+
+
+def test_a_worker_that_refuses_its_model_says_why(tmp_path: Path) -> None:
+    options = StackOptions(model=str(tmp_path / "no-such-model"), device="cpu")
+    with (
+        LocalStack(DataFolder(tmp_path / "data"), options) as stack,
+        pytest.raises(PartFailedError, match="no-such-model"),
+    ):
+        stack.await_ready()
+    assert find_all(str(tmp_path / "data")) == []
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PortTakenError, match=str(port)):
+            LocalStack(DataFolder(tmp_path), StackOptions(port=port)).__enter__()
+    assert DataFolder(tmp_path).find_running() is None
+
+
+def test_a_long_data_directory_gets_a_short_socket(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / ("long" * 30))
+    assert len(os.fsencode(folder.socket())) <= 100
+    assert folder.socket() == DataFolder(folder.path).socket()
+    assert folder.socket() != DataFolder(tmp_path / ("long" * 31)).socket()
+
+
+def test_the_lock_ends_with_its_owner(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    with (
+        folder.hold("http://one"),
+        pytest.raises(AlreadyRunningError, match="http://one"),
+        DataFolder(tmp_path).hold("http://two"),
+    ):
+        pass
+    with folder.hold("http://three"):
+        assert json.loads((tmp_path / "stack.lock").read_text())["url"] == "http://three"
+    assert folder.find_running() is None
+    assert folder.link_secret() == folder.link_secret()
+    assert (tmp_path / "link-secret").stat().st_mode & 0o077 == 0
