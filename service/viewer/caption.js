@@ -57,6 +57,7 @@ export class Caption {
     link.hidden = !job.result;
     if (!job.result) return;
     const ending = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/tiff": "tif" }[job.result.media_type];
+    // A store of its own host ends the download attribute's power; the picture then opens beside this page.
     link.href = job.urls.result;
     link.setAttribute("download", `chorale-${job.id}.${ending ?? "img"}`);
     link.textContent = `Download ${(ending ?? "picture").toUpperCase()}, ${words.bytes(job.result.size_bytes)}`;

@@ -1,0 +1,18 @@
+"""Exit code 0 while a worker of this host beats in Redis."""
+
+import os
+import socket
+import sys
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from api_schemas.wire import WORKER_KEY_PREFIX
+
+pattern = f"{WORKER_KEY_PREFIX}{socket.gethostname()}-*"
+try:
+    with Redis.from_url(os.environ["CHORALE_REDIS_URL"], socket_timeout=4) as redis:
+        alive = next(redis.scan_iter(pattern, count=1000), None)
+except RedisError as error:
+    sys.exit(f"Redis cannot be asked: {error}")
+sys.exit(None if alive else f"no heartbeat at {pattern}")
