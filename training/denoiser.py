@@ -118,8 +118,10 @@ class DenoiserTraining:
         noise = torch.randn_like(latent)
         timestep = torch.randint(1000, (len(latent),), device=self.device)
         noisy, target = self.noising.add(latent, noise, timestep), self.noising.velocity(latent, noise, timestep)
+        # Only the common shape is compiled: the second one cost 100 s to compile, more than it could give back.
+        predict = self.predict if latent.shape[-1] == 64 else self._predict
         with half_precision(self.device):
-            velocity = self.predict(noisy, timestep, text)
+            velocity = predict(noisy, timestep, text)
         loss = (velocity.float() - target).square().mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
