@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -15,6 +16,7 @@ from chorale.guard import owner_is_gone, stop_on_signals
 # What was acknowledged survives a crash of the machine but for its last second.
 _CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
 _SHUTDOWN_S = 10.0
+_OTHERS_S = 65.0  # longer than the guard's grace
 
 
 def main() -> int:
@@ -26,6 +28,7 @@ def main() -> int:
         _start(folder, socket)
     while answers(socket):
         if stop.is_set() or owner_is_gone():
+            _await_others(socket)
             _shut_down(socket)
             return 0
     return 1
@@ -43,6 +46,23 @@ def answers(socket: Path) -> bool:
 def _start(folder: Path, socket: Path) -> None:
     # Loading a long log takes time; until then the server answers LOADING.
     ValkeyServer(port=0, data_dir=folder, unix_socket_path=socket, config=_CONFIG).start(timeout=60)
+
+
+def _await_others(socket: Path) -> None:
+    """An owner that was killed could not stop its workers first: let them tell where they stopped."""
+    deadline = time.monotonic() + _OTHERS_S
+    while _count_clients(socket) > 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _count_clients(socket: Path) -> int:
+    """Connections, this one too."""
+    try:
+        with _connect(socket) as redis:
+            clients = cast(dict[str, int], redis.info("clients"))  # pyright: ignore[reportUnknownMemberType]
+            return clients["connected_clients"]
+    except (RedisError, OSError):
+        return 0
 
 
 def _shut_down(socket: Path) -> None:

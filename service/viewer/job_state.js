@@ -1,6 +1,6 @@
 // A job as the page shows it: the record, and what its events add (api_schemas/job.py folds the same).
 
-const SPANS = { denoise: [0, 0.8], decode: [0.8, 0.97], store: [0.97, 1] };
+const SPANS = { denoise: [0, 0.88], decode: [0.88, 0.99], store: [0.99, 1] };
 
 export class JobState {
   constructor(job) {
@@ -36,10 +36,12 @@ export class JobState {
     this.queuePosition = job.queue_position ?? null;
     this.stage = null;
     this.endsAtMs = null;
+    // An estimate, until the first step tells more exactly.
+    if (typeof job.eta_s === "number") this.expectEnd(job.eta_s);
     if (job.progress) {
       this.enter(job.progress.stage, job.progress.done, job.progress.total);
       this.step = job.progress.stage === "denoise" ? job.progress.done : job.request.steps;
-      this.expectEnd(job.progress.eta_s);
+      if (typeof job.progress.eta_s === "number") this.expectEnd(job.progress.eta_s);
     }
     // Until events tell more exactly.
     this.furthest = this.step;

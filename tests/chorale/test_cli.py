@@ -1,6 +1,7 @@
 """The command line, as a user runs it."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,6 +128,26 @@ def test_a_canceled_job_ends_generate_with_its_reason(stack: LocalStack, tmp_pat
         assert process.stderr
         assert "canceled" in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_following_and_not_the_job(stack: LocalStack, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chorale.cli", "generate", "flood", "--steps", "150", "--url", stack.url]
+    with (
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process,
+        Client(stack.url) as client,
+    ):
+        while not (found := [job for job in client.list().data if job.request.prompt == "flood"]):
+            assert process.poll() is None
+        assert process.stderr
+        while "live:" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(30) == 130
+        assert f"chorale cancel {found[0].id}" in said
+        assert "Traceback" not in said
+        assert client.get(found[0].id).status in {"queued", "processing"}
+        client.cancel(found[0].id)
 
 
 def test_without_a_server_commands_say_how_to_start_one(tmp_path: Path) -> None:
