@@ -201,7 +201,8 @@ def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
         show_progress(console, client.events(job.id))
         client.wait(job.id)
     except KeyboardInterrupt:
-        console.print(f"no longer followed; on a server that goes on running: chorale cancel {job.id}")
+        told = f"no longer followed; on a server that goes on running: chorale cancel {job.id}"
+        console.print(told, soft_wrap=True, highlight=False)
         raise
     print(client.download(job.id, path))
     if dzi:
