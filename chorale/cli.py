@@ -192,12 +192,8 @@ def _open_server(url: str | None, data: Path | None) -> AbstractContextManager[s
 def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
     """Follow a job to its end and fetch what it made."""
     console = _notes()
-    request = job.request
-    console.print(f"live: {client.url}/?job={job.id}", highlight=False, soft_wrap=True)
-    console.print(
-        f"{request.width_px}x{request.height_px}, {request.steps} steps, seed {request.seed}", style="dim"
-    )
     try:
+        _announce(console, client.url, job)
         show_progress(console, client.events(job.id))
         client.wait(job.id)
     except KeyboardInterrupt:
@@ -207,6 +203,14 @@ def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
     print(client.download(job.id, path))
     if dzi:
         print(client.download_pyramid(job.id, path.with_suffix(".dzi")))
+
+
+def _announce(console: Console, url: str, job: JobView) -> None:
+    request = job.request
+    console.print(f"live: {url}/?job={job.id}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{request.width_px}x{request.height_px}, {request.steps} steps, seed {request.seed}", style="dim"
+    )
 
 
 def _say_error(message: str) -> None:
