@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -85,6 +85,13 @@ class DataFolder:
             file.flush()
             yield
             file.truncate(0)
+        self._leave_short_place()
+
+    def _leave_short_place(self) -> None:
+        place = self.socket().parent
+        if place != self.queue:
+            with suppress(OSError):  # a server that outlived us still listens there
+                place.rmdir()
 
     def _prepare(self) -> None:
         try:

@@ -71,10 +71,16 @@ class AutoencoderTraining:
         self.features = Features().to(device, memory_format=torch.channels_last)
         self.critic = PatchCritic(3, 48, (2, 2, 2, 1)).to(device, memory_format=torch.channels_last)
         fused = device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=fused)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=3e-4, betas=(0.5, 0.95), fused=fused)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=fused
+        )
+        self.critic_optimizer = torch.optim.AdamW(
+            self.critic.parameters(), lr=3e-4, betas=(0.5, 0.95), fused=fused
+        )
         self.average = Average(self.model, decay=0.999)
-        wrap: Callable[[Callable], Callable] = partial(torch.compile, dynamic=False) if options.compile else lambda f: f
+        wrap: Callable[[Callable], Callable] = (
+            partial(torch.compile, dynamic=False) if options.compile else lambda f: f
+        )
         self.encode, self.decode = wrap(self.model.encoder.forward), wrap(self.model.decoder.forward)
         self.distance = wrap(self._distance)
         self.device = device
@@ -99,14 +105,18 @@ class AutoencoderTraining:
             self._step_critic(target, restored.detach())
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _restore(self, latent: Tensor, image: Tensor, half_size: bool, rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _restore(
+        self, latent: Tensor, image: Tensor, half_size: bool, rng: random.Random
+    ) -> tuple[Tensor, Tensor]:
         """Decode a disturbed latent.
 
         Noise makes the decoder forgive the denoiser; dropped channels put coarse things first (structured latents,
         DC-AE 1.5, Chen et al. 2025); halved latents must decode to halved pictures (scale equivariance, Skorokhodov
         et al. 2025): both make latents that a small denoiser learns sooner.
         """
-        strength = torch.rand(len(latent), 1, 1, 1, device=latent.device) * 0.08 * latent.detach().float().std()
+        strength = (
+            torch.rand(len(latent), 1, 1, 1, device=latent.device) * 0.08 * latent.detach().float().std()
+        )
         latent = latent + strength * torch.randn_like(latent)
         if rng.random() < self.options.disturbed:
             kept = rng.choice((4, 8))
@@ -160,7 +170,12 @@ def _offset(latent: Tensor) -> Tensor:
 
 
 def train(
-    folders: list[Path], out: Path, budget: Budget, options: AutoencoderOptions, seed: int, start: Path | None = None
+    folders: list[Path],
+    out: Path,
+    budget: Budget,
+    options: AutoencoderOptions,
+    seed: int,
+    start: Path | None = None,
 ) -> None:
     """Train (from the weights in `start`, if given), checkpoint, and write the averaged weights as `out/vae/` (fp16, latents of unit deviation)."""
     device = choose_device()
@@ -171,18 +186,23 @@ def train(
     training = AutoencoderTraining(options, device, start)
     first = _resume(training, budget, out / "autoencoder.pt", device)
     for step in budget.steps(first):
-        set_learning_rate(training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.4))
+        set_learning_rate(
+            training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.4)
+        )
         batch = _batch(crops, options, rng)
         losses = training.step(batch, budget.fraction, rng)
         if step % 100 == 0:
             print(
-                f"step {step} {budget.elapsed:.0f}s " + " ".join(f"{k} {v:.4f}" for k, v in losses.items()), flush=True
+                f"step {step} {budget.elapsed:.0f}s " + " ".join(f"{k} {v:.4f}" for k, v in losses.items()),
+                flush=True,
             )
         first = step + 1
     save_checkpoint(out / "autoencoder.pt", training.state() | {"step": first, "spent": budget.elapsed})
     with training.average.swapped():
         _scale(training.model, _batch(crops, options, rng))
-        _look(training.model, training.features, [p for p in read_folders(folders) if p.held_out], out, device)
+        _look(
+            training.model, training.features, [p for p in read_folders(folders) if p.held_out], out, device
+        )
         training.model.half().save_pretrained(out / "vae")
 
 
@@ -224,7 +244,9 @@ def _scale(model: AutoencoderTiny, batch: Tensor) -> None:
 
 
 @torch.no_grad()
-def _look(model: AutoencoderTiny, features: Features, held_out: list[Picture], out: Path, device: torch.device) -> None:
+def _look(
+    model: AutoencoderTiny, features: Features, held_out: list[Picture], out: Path, device: torch.device
+) -> None:
     """Median PSNR and a sheet of held-out crops: the original above what comes back."""
     crops = crop_real(held_out, device, every=False)
     restored = [model.decoder(model.encoder(crop.image[None])).clamp(-1, 1) for crop in crops]
@@ -232,7 +254,9 @@ def _look(model: AutoencoderTiny, features: Features, held_out: list[Picture], o
     decibels = torch.cat([measure_psnr(back, image) for image, back in pairs])
     distance = torch.cat([perceptual_distance(features, back, image) for image, back in pairs])
     tone = torch.stack([(back - image).mean(dim=(0, 2, 3)) for image, back in pairs]).mean(0) * 127.5
-    print(f"held out: median PSNR {decibels.median():.2f} dB, distance {distance.median():.4f}, tone {tone.tolist()}")
+    print(
+        f"held out: median PSNR {decibels.median():.2f} dB, distance {distance.median():.4f}, tone {tone.tolist()}"
+    )
     shown = range(0, len(pairs), max(1, len(pairs) // 10))
     images = [image for index in shown for image in (pairs[index][0][0], pairs[index][1][0])]
     labels = [text for index in shown for text in (crops[index].picture.caption, f"{decibels[index]:.1f} dB")]

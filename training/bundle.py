@@ -34,7 +34,9 @@ class BundleError(Exception):
     """The folder would be too large to ship; the message says by how much."""
 
 
-def bundle(parts: Path, shards: list[Path], out: Path, few_steps: bool, steps: int, guidance_scale: float) -> None:
+def bundle(
+    parts: Path, shards: list[Path], out: Path, few_steps: bool, steps: int, guidance_scale: float
+) -> None:
     """Write `out/` from the folders of the stages.
 
     Args:
@@ -101,7 +103,10 @@ def fit_latent_rgb(vae: AutoencoderTiny, shards: list[Path], count: int = 48) ->
 def write_digests(folder: Path) -> None:
     """SHA256SUMS in the format of `sha256sum`, over all files but itself, the card and its pictures."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _is_digested(path))
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in files]
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}"
+        for path in files
+    ]
     (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -117,9 +122,13 @@ def check_sizes(folder: Path) -> None:
     """
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     total, largest = sum(sizes.values()), max(sizes, key=lambda path: sizes[path])
-    print(f"{total / 1e6:.1f} MB in {len(sizes)} files; the largest is {largest.name}, {sizes[largest] / 1e6:.1f} MB")
+    print(
+        f"{total / 1e6:.1f} MB in {len(sizes)} files; the largest is {largest.name}, {sizes[largest] / 1e6:.1f} MB"
+    )
     if total > LIMIT_BYTES or sizes[largest] > FILE_LIMIT_BYTES:
-        raise BundleError(f"{total} bytes of at most {LIMIT_BYTES}; {largest.name} has {sizes[largest]} of {FILE_LIMIT_BYTES}")
+        raise BundleError(
+            f"{total} bytes of at most {LIMIT_BYTES}; {largest.name} has {sizes[largest]} of {FILE_LIMIT_BYTES}"
+        )
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:

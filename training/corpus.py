@@ -24,7 +24,16 @@ TEMPLATES = (
     "{word} and {word}",
 )
 # Most tiles and words of a caption stand alone; these are what people put around them.
-FRAMES = ("{}", "{}", "{}", "{} texture", "seamless {}", "a photo of {}", "{}, highly detailed", "a picture of {}")
+FRAMES = (
+    "{}",
+    "{}",
+    "{}",
+    "{} texture",
+    "seamless {}",
+    "a photo of {}",
+    "{}, highly detailed",
+    "a picture of {}",
+)
 
 
 @cache
@@ -46,7 +55,13 @@ def split_words(sentence: str) -> list[str]:
 
 def build_sentences(captions: list[str], vocabulary: list[str], count: int, rng: random.Random) -> list[str]:
     """About `count` sentences: every word alone, every caption in many dresses, and templates for the rest."""
-    sentences = [*captions, *vocabulary, *read_words("surfaces"), *read_words("qualities"), *read_words("colours")]
+    sentences = [
+        *captions,
+        *vocabulary,
+        *read_words("surfaces"),
+        *read_words("qualities"),
+        *read_words("colours"),
+    ]
     sentences += [vary(caption, rng) for caption in captions for _ in range(count // (8 * len(captions)) + 1)]
     while len(sentences) < count:
         sentences.append(_fill(rng.choice(TEMPLATES), vocabulary, rng))

@@ -39,7 +39,9 @@ def read_pictures(folder: Path) -> list[Picture]:
     if not captions.is_file():
         raise DatasetError(f"{folder} holds no captions.jsonl: training needs one caption for every picture")
     lines = captions.read_text(encoding="utf-8").splitlines()
-    pictures = [_read_line(folder, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    pictures = [
+        _read_line(folder, number, line) for number, line in enumerate(lines, start=1) if line.strip()
+    ]
     if not pictures:
         raise DatasetError(f"{captions} is empty")
     return pictures

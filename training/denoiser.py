@@ -103,7 +103,9 @@ class DenoiserTraining:
         self.options, self.device = options, device
         self.model = model.to(device, memory_format=options.layout)
         fused = device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=fused
+        )
         self.average = Average(model, decay=0.999)
         self.noising: Noising = build_noising(device)
         wrap = partial(torch.compile, dynamic=False) if options.compile else lambda function: function
@@ -117,7 +119,10 @@ class DenoiserTraining:
         latent = latent.float().contiguous(memory_format=self.options.layout)
         noise = torch.randn_like(latent)
         timestep = torch.randint(1000, (len(latent),), device=self.device)
-        noisy, target = self.noising.add(latent, noise, timestep), self.noising.velocity(latent, noise, timestep)
+        noisy, target = (
+            self.noising.add(latent, noise, timestep),
+            self.noising.velocity(latent, noise, timestep),
+        )
         # Only the common shape is compiled: the second one cost 100 s to compile, more than it could give back.
         predict = self.predict if latent.shape[-1] == 64 else self._predict
         with half_precision(self.device):
@@ -158,7 +163,9 @@ def train(lessons: Lessons, out: Path, budget: Budget, options: DenoiserOptions,
         large = step % options.large_every == options.large_every - 1
         bank, count = (lessons.large, max(1, options.batch // 4)) if large else (lessons.small, options.batch)
         latent, owners = bank.draw(count)
-        set_learning_rate(training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.5))
+        set_learning_rate(
+            training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.5)
+        )
         loss = training.step(latent, lessons.captions.draw(owners, options.empty_share))
         if step % 100 == 0:
             print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}", flush=True)
@@ -188,7 +195,9 @@ def main() -> None:
     """Command line: `python -m training.denoiser SHARD [SHARD ...] --out OUT --seconds 660`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True, help="folder with vae/, text_encoder/ and tokenizer/")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder with vae/, text_encoder/ and tokenizer/"
+    )
     parser.add_argument("--seconds", type=float, default=660)
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
     parser.add_argument("--batch", type=int, default=256)

@@ -116,7 +116,9 @@ class Distillation:
         for index in range(stop):
             timestep = torch.full((len(latent),), schedule[index], device=self.device)
             painted = self.clean(weights, latent, timestep, text)
-            latent = self.noising.add(painted, torch.randn_like(latent), torch.full_like(timestep, schedule[index + 1]))
+            latent = self.noising.add(
+                painted, torch.randn_like(latent), torch.full_like(timestep, schedule[index + 1])
+            )
         return latent, torch.full((len(latent),), schedule[stop], device=self.device)
 
     @torch.no_grad()
@@ -125,7 +127,9 @@ class Distillation:
         timestep = torch.randint(20, 981, (len(painted),), device=self.device)
         noisy = self.noising.add(painted, torch.randn_like(painted), timestep)
         plain = self.clean(self.teacher, noisy, timestep, empty)
-        guided = plain + self.options.guidance_scale * (self.clean(self.teacher, noisy, timestep, text) - plain)
+        guided = plain + self.options.guidance_scale * (
+            self.clean(self.teacher, noisy, timestep, text) - plain
+        )
         followed = self.clean(dict(self.follower.named_parameters()), noisy, timestep, text)
         scale = (painted - guided).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-4)
         gradient = (followed - guided) / scale
@@ -148,7 +152,10 @@ class Distillation:
 
     def _follow(self, painted: Tensor, text: Tensor) -> None:
         noise, timestep = torch.randn_like(painted), torch.randint(1000, (len(painted),), device=self.device)
-        noisy, target = self.noising.add(painted, noise, timestep), self.noising.velocity(painted, noise, timestep)
+        noisy, target = (
+            self.noising.add(painted, noise, timestep),
+            self.noising.velocity(painted, noise, timestep),
+        )
         velocity = self.predict(dict(self.follower.named_parameters()), noisy, timestep, text)
         self._step(self.follower_optimizer, (velocity - target).square().mean(), self.follower)
 
@@ -167,7 +174,9 @@ class Distillation:
     def state(self) -> dict[str, object]:
         """What a later run needs to go on; the optimizers start anew."""
         modules = {"student": self.student, "follower": self.follower, "critic": self.critic}
-        return {name: module.state_dict() for name, module in modules.items()} | {"average": self.average.values}
+        return {name: module.state_dict() for name, module in modules.items()} | {
+            "average": self.average.values
+        }
 
     def restore(self, state: dict[str, object]) -> None:
         """The inverse of `state`."""

@@ -53,7 +53,10 @@ def observe_reality(folders: list[Path], features: Features, device: torch.devic
 def extract(features: Features, crops: list[Crop]) -> Tensor:
     """Pooled features of crops, (N, 1280)."""
     return torch.cat(
-        [_pool(features, torch.stack([c.image for c in crops[i : i + BATCH]])) for i in range(0, len(crops), BATCH)]
+        [
+            _pool(features, torch.stack([c.image for c in crops[i : i + BATCH]]))
+            for i in range(0, len(crops), BATCH)
+        ]
     )
 
 
@@ -77,7 +80,9 @@ def measure_autoencoder(painter: Painter, features: Features, crops: list[Crop])
     }
 
 
-def measure_pictures(painter: Painter, features: Features, reality: Reality, folders: list[Path], count: int) -> Figures:
+def measure_pictures(
+    painter: Painter, features: Features, reality: Reality, folders: list[Path], count: int
+) -> Figures:
     """KID and the probe's agreement of pictures painted from the held-out captions."""
     held_out = [picture for picture in read_folders(folders) if picture.held_out]
     chosen = [held_out[index % len(held_out)] for index in range(count)]

@@ -67,7 +67,9 @@ def encode_bank(
     latents = []
     for start in range(0, count, batch):
         chosen = owners[start : start + batch]
-        crops = torch.stack([sample_crop(images[i], pictures[i], side_px, ZOOMS[side_px], rng) for i in chosen])
+        crops = torch.stack(
+            [sample_crop(images[i], pictures[i], side_px, ZOOMS[side_px], rng) for i in chosen]
+        )
         latents.append(encode_pixels(vae, crops).bfloat16())
     return Bank(torch.cat(latents).clone(), torch.tensor(owners, device=latents[0].device))
 
@@ -93,7 +95,9 @@ def encode_captions(
     rng = random.Random(seed)
     dressed = [d for p in pictures for d in (p.caption, *(vary(p.caption, rng) for _ in range(DRESSES - 1)))]
     sentences = [*dressed, ""]
-    parts = [embed_text(model, tokenizer, sentences[i : i + 512], device) for i in range(0, len(sentences), 512)]
+    parts = [
+        embed_text(model, tokenizer, sentences[i : i + 512], device) for i in range(0, len(sentences), 512)
+    ]
     return Captions(torch.cat(parts).bfloat16().clone())
 
 

@@ -73,7 +73,9 @@ def measure_kid(generated: Tensor, real: Tensor) -> float:
         return (square.sum() - square.diagonal().sum()) / (count * (count - 1))
 
     cross = kernel(generated, real).mean()
-    return float(mean_off_diagonal(kernel(generated, generated)) + mean_off_diagonal(kernel(real, real)) - 2 * cross)
+    return float(
+        mean_off_diagonal(kernel(generated, generated)) + mean_off_diagonal(kernel(real, real)) - 2 * cross
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,9 @@ class Painter:
     @torch.no_grad()
     def _decode(self, latent: Tensor) -> Tensor:
         with half_precision(latent.device):
-            parts = [self.vae.decode(part / self.vae.config.scaling_factor).sample for part in latent.split(16)]
+            parts = [
+                self.vae.decode(part / self.vae.config.scaling_factor).sample for part in latent.split(16)
+            ]
         return torch.cat(parts).float().clamp(-1, 1)
 
     @torch.no_grad()

@@ -31,7 +31,9 @@ def prepare(folder: Path, out: Path, quality: int, shards: int) -> None:
         results = list(pool.map(lambda picture: _encode(picture, quality), pictures))
     broken = [result for result in results if isinstance(result, str)]
     if broken:
-        raise DatasetError(f"{len(broken)} of {len(pictures)} pictures cannot be read: " + "; ".join(broken[:10]))
+        raise DatasetError(
+            f"{len(broken)} of {len(pictures)} pictures cannot be read: " + "; ".join(broken[:10])
+        )
     encoded = [result for result in results if isinstance(result, Encoded)]
     for index in range(shards):
         _write_shard(out / f"shard-{index}", encoded[index::shards])

@@ -72,7 +72,9 @@ class Average:
         torch._foreach_copy_([parameter.data for parameter in self.live], values)
 
 
-def learning_rate(peak: float, step: int, fraction: float, warmup: int = 200, decay_from: float = 0.6) -> float:
+def learning_rate(
+    peak: float, step: int, fraction: float, warmup: int = 200, decay_from: float = 0.6
+) -> float:
     """Warm up, hold, then fall linearly to 2 % of the peak over the rest of the budget."""
     fall = max(0.0, (fraction - decay_from) / (1 - decay_from))
     return peak * min(1.0, (step + 1) / warmup) * (1 - 0.98 * fall)

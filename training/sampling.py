@@ -41,7 +41,9 @@ PROTOTYPE = Recipe(build_full_scheduler, steps=20, guidance_scale=3.0)
 
 
 @torch.no_grad()
-def sample(unet: UNet2DConditionModel, recipe: Recipe, text: Tensor, empty: Tensor, side: int, seed: int) -> Tensor:
+def sample(
+    unet: UNet2DConditionModel, recipe: Recipe, text: Tensor, empty: Tensor, side: int, seed: int
+) -> Tensor:
     """Latents for each row of text states.
 
     Args:
@@ -64,7 +66,12 @@ def sample(unet: UNet2DConditionModel, recipe: Recipe, text: Tensor, empty: Tens
 
 
 def _predict(
-    unet: UNet2DConditionModel, latent: Tensor, timestep: Tensor, text: Tensor, empty: Tensor, guidance_scale: float
+    unet: UNet2DConditionModel,
+    latent: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    empty: Tensor,
+    guidance_scale: float,
 ) -> Tensor:
     with half_precision(latent.device):
         if guidance_scale == 1.0:

@@ -69,7 +69,9 @@ def build_lesson(sentences: list[str], tokenizer: CLIPTokenizer, teacher: Teache
     tokens = torch.full((len(sentences), MAX_TOKENS), tokenizer.pad_token_id)
     targets = torch.full((len(sentences), MAX_TOKENS), -1, dtype=torch.int32)
     for index, (sentence, item) in enumerate(zip(sentences, encoded, strict=True)):
-        ids = [i for i in item.ids if i not in (tokenizer.bos_token_id, tokenizer.eos_token_id)][: MAX_TOKENS - 2]
+        ids = [i for i in item.ids if i not in (tokenizer.bos_token_id, tokenizer.eos_token_id)][
+            : MAX_TOKENS - 2
+        ]
         tokens[index, : len(ids) + 1] = torch.tensor([tokenizer.bos_token_id, *ids])
         targets[index, len(ids) + 1 :] = index
         for position, row in _word_ends(sentence.lower(), item.offsets, item.special_tokens_mask, rows):
@@ -105,7 +107,9 @@ def _rotate(vectors: Tensor, width: int) -> Tensor:
     return rotated / rotated.std()
 
 
-def train(lesson: Lesson, model: CLIPTextModel, budget: Budget, options: TextOptions, device: torch.device) -> None:
+def train(
+    lesson: Lesson, model: CLIPTextModel, budget: Budget, options: TextOptions, device: torch.device
+) -> None:
     """Regress the states; words and sentences count the same."""
     model.to(device).train()
     tokens, targets, vectors = lesson.tokens.to(device), lesson.targets.to(device), lesson.vectors.to(device)
@@ -155,13 +159,17 @@ def _count_hits(vectors: Tensor, twins: list[str]) -> str:
 
 
 @torch.no_grad()
-def embed_end(model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[str], device: torch.device) -> Tensor:
+def embed_end(
+    model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[str], device: torch.device
+) -> Tensor:
     """The last state of each sentence, (N, width)."""
     return embed_text(model, tokenizer, sentences, device)[:, -1].float()
 
 
 @torch.no_grad()
-def embed_text(model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[str], device: torch.device) -> Tensor:
+def embed_text(
+    model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[str], device: torch.device
+) -> Tensor:
     """All states, (N, 32, width), as StableDiffusionPipeline gives them to the denoiser."""
     tokens = tokenizer(
         sentences, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
@@ -169,7 +177,9 @@ def embed_text(model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[s
     return model(tokens).last_hidden_state
 
 
-def make(folders: list[Path], teacher_folder: Path, out: Path, seconds: float, options: TextOptions, seed: int) -> None:
+def make(
+    folders: list[Path], teacher_folder: Path, out: Path, seconds: float, options: TextOptions, seed: int
+) -> None:
     """Build the sentences, train, report, and write `out/text_encoder/` and `out/tokenizer/`."""
     device = choose_device()
     torch.manual_seed(seed)
@@ -178,8 +188,12 @@ def make(folders: list[Path], teacher_folder: Path, out: Path, seconds: float, o
     teacher = Teacher(teacher_folder, device)
     general = teacher.vocabulary()
     own = [*read_words("surfaces"), *read_words("qualities"), *read_words("colours")]
-    tokenizer = train_tokenizer([w for c in captions for w in split_words(c)] + own, general, options.vocabulary)
-    lesson = build_lesson(build_sentences(captions, general, options.sentences, rng), tokenizer, teacher, options.width)
+    tokenizer = train_tokenizer(
+        [w for c in captions for w in split_words(c)] + own, general, options.vocabulary
+    )
+    lesson = build_lesson(
+        build_sentences(captions, general, options.sentences, rng), tokenizer, teacher, options.width
+    )
     model = build_text_encoder(tokenizer, options)
     train(lesson, model, Budget(seconds), options, device)
     report(model, tokenizer, teacher, device)

@@ -11,6 +11,7 @@ from rq.executions import Execution
 from rq.job import Job as QueuedJob
 
 from api_schemas.wire import QUEUE_NAME, RUN_JOB, job_key
+from service.settings import ServiceSettings
 from tests.story import Story
 
 
@@ -42,7 +43,7 @@ def test_a_recorded_job_that_the_queue_lost_is_queued_again(
     assert eventually(lambda: sorted(queue.get_job_ids()) == sorted([waiting, running]))
     revived = queue.fetch_job(waiting)
     assert revived is not None
-    assert (revived.func_name, revived.retries_left) == (RUN_JOB, 5)
+    assert (revived.func_name, revived.retries_left) == (RUN_JOB, ServiceSettings().job_retries)
 
 
 def test_a_job_that_is_known_but_in_no_list_is_queued_again(

@@ -91,7 +91,10 @@ def test_broken_pictures_are_named(dataset: Path, tmp_path: Path) -> None:
 def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: Path) -> None:
     torch.manual_seed(0)
     cpu = torch.device("cpu")
-    bank, captions = Bank(torch.randn(4, 4, 16, 16), torch.tensor([0, 1, 0, 1])), Captions(torch.randn(17, 8, 16))
+    bank, captions = (
+        Bank(torch.randn(4, 4, 16, 16), torch.tensor([0, 1, 0, 1])),
+        Captions(torch.randn(17, 8, 16)),
+    )
     training = DenoiserTraining(build_denoiser(4, 16, tiny.widths), tiny, cpu)
     for _ in range(2):
         latent, owners = bank.draw(2)
@@ -154,7 +157,10 @@ def test_kid_is_small_for_equal_and_large_for_other_distributions() -> None:
 def test_the_probe_learns_separable_categories() -> None:
     torch.manual_seed(0)
     categories = [random.choice(CATEGORIES) for _ in range(100)]
-    features = torch.tensor([[3.0 if name == "grass" else -3.0, 1.0] for name in categories]) + torch.randn(100, 2) / 3
+    features = (
+        torch.tensor([[3.0 if name == "grass" else -3.0, 1.0] for name in categories])
+        + torch.randn(100, 2) / 3
+    )
     probe: Probe = fit_probe(features, categories, steps=100)
     assert probe.share_named(features, categories) > 0.95
 

@@ -13,7 +13,9 @@ def find_children(pid: int) -> list[int]:
 def find_engine(worker: int) -> int:
     """The engine process of a worker: its child that is not Python's resource tracker."""
     for child in find_children(worker):
-        line = subprocess.run(["ps", "-o", "args=", "-p", str(child)], capture_output=True, text=True).stdout
+        line = subprocess.run(
+            ["ps", "-ww", "-o", "args=", "-p", str(child)], capture_output=True, text=True
+        ).stdout
         if "spawn_main" in line:
             return child
     raise LookupError(f"worker {worker} has no engine process")
