@@ -113,7 +113,10 @@ def seam_lines(plan: GenerationPlan, scale: int, steps: int) -> list[tuple[str, 
 def seam_ratio(image: Tensor, lines: list[int], stride: int) -> float:
     """Lines count in both axes of a square picture; it is taken as wrapping, so line 0 has two sides."""
     across = steps_at(image, lines) + steps_at(image.transpose(1, 2), lines)
-    halfway = [line + stride // 2 for line in lines]
+    width = image.shape[2]
+    halfway = sorted(
+        {(line + stride // 2 + start) % width for line in lines for start in range(0, width, stride)}
+    )
     beside = steps_at(image, halfway) + steps_at(image.transpose(1, 2), halfway)
     return across / beside
 
