@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from api_schemas.events import JobSucceeded, StepCompleted
-from api_schemas.generation import AdvancedSettings, GenerationRequest
+from api_schemas.generation import AdvancedSettings, GenerationRequest, ResolvedRequest
 from chorale.client import Client
 from chorale.protocol import Preview, Update
 from tests.conftest import S3Server
@@ -45,24 +45,11 @@ def slow_stack(tmp_path: Path, valkey: str) -> Iterator[Stack]:
 def expected_picture(request: GenerationRequest) -> np.ndarray:
     """What the engine alone makes of the request."""
     model = load_model("toy", "cpu")
-    resolved = _resolve(request)
-    plan = plan_generation(resolved, model.card, 1 << 30, Path("/nonexistent"))
+    resolved = ResolvedRequest(**request.model_dump() | {"model": "toy", "guidance_scale": 1.0})
+    plan = plan_generation(resolved, model.card, 1 << 30, Path())
     pipeline = model.pipeline(resolved.prompt, "", 1.0, resolved.steps, 1)
-    plan = _without_spill(plan)
     rows = [event.rows for event in generate(plan, pipeline) if isinstance(event, Band)]
     return torch.cat(rows).numpy()
-
-
-def _resolve(request: GenerationRequest):
-    from api_schemas.generation import ResolvedRequest
-
-    return ResolvedRequest(**request.model_dump() | {"model": "toy", "guidance_scale": 1.0})
-
-
-def _without_spill(plan):
-    from dataclasses import replace
-
-    return replace(plan, decode=replace(plan.decode, spill_dir=None))
 
 
 def open_picture(content: bytes) -> np.ndarray:
