@@ -141,7 +141,7 @@ def decode_error(latent: Tensor, pipeline: Pipeline, mode: str) -> tuple[float, 
     whole = paint(
         latent, pipeline, (False, False), DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40)
     )
-    tiled = paint(latent, pipeline, (False, False), DecodePlan(tile_size=32, mode=mode, memory_bytes=1 << 24))
+    tiled = paint(latent, pipeline, (False, False), DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
     error = (whole - tiled).abs().flatten() * 127.5
     return float(error.mean()), float(error.kthvalue(int(len(error) * 0.99)).values)
 
