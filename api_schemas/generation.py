@@ -38,6 +38,10 @@ class AdvancedSettings(BaseModel):
     tile_grid: Literal["moving", "fixed"] = Field(
         default="moving", description="Whether the grid is shifted at every step."
     )
+    positions: Literal["local", "global"] = Field(
+        default="local",
+        description="Where a transformer believes a tile's pixels to lie: in the tile, or on the canvas.",
+    )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto", description="Exact whole-canvas statistics, or statistics of a sample in less memory."
     )

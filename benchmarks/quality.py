@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from api_schemas.generation import ResolvedRequest
-from worker.adapters.model import LoadedModel
+from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
 from worker.engine.decode import decode
+from worker.engine.decoder import Decoder
 from worker.engine.denoise import denoise
-from worker.engine.generate import Pipeline
+from worker.engine.generate import Singer
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, GenerationPlan
 from worker.engine.schedule import initial_scale
@@ -36,16 +37,16 @@ def main() -> None:
     request = ask(model, options)
     plan = plan_generation(request, model.card, 1 << 30, Path("."))
     plan = replace(plan, decode=replace(plan.decode, spill_dir=None))
-    pipeline = model.pipeline(request.prompt, "", request.guidance_scale, request.steps, 1)
-    latent = sing(plan, pipeline)
-    image = paint(latent, pipeline, plan.denoise.wrap, plan.decode)
+    singer = model.prepare(Conditions(request.prompt, guidance_scale=request.guidance_scale))
+    latent = sing(plan, singer)
+    image = paint(latent, singer.decoder, plan.canvas.wrap, plan.decode)
     print(f"{request.prompt!r}, {options.size} px, {request.steps} steps")
     for name, lines, stride in seam_lines(plan, model.card.vae_scale, request.steps):
         sharp, blurred = (seam_ratio(x, lines, stride) for x in (image, blur(image)))
         print(f"seam ratio, {name:<28} {sharp:5.2f}   blurred {blurred:5.2f}")
     for mode in ("exact", "bounded"):
         mean, p99 = decode_error(
-            latent[:, : 1024 // model.card.vae_scale, : 1024 // model.card.vae_scale], pipeline, mode
+            latent[:, : 1024 // model.card.vae_scale, : 1024 // model.card.vae_scale], singer.decoder, mode
         )
         print(f"decode error, {mode:<10} mean {mean:.4f}/255   p99 {p99:.4f}/255")
 
@@ -76,36 +77,38 @@ def ask(model: LoadedModel, options: argparse.Namespace) -> ResolvedRequest:
     )
 
 
-def sing(plan: GenerationPlan, pipeline: Pipeline) -> Tensor:
-    latent = initial_noise(plan.seed, plan.channels, plan.denoise.height, plan.denoise.width)
-    latent *= initial_scale(pipeline.scheduler)
+def sing(plan: GenerationPlan, singer: Singer) -> Tensor:
+    (stage,) = plan.stages
+    ensemble, scheduler = singer.begin(stage)
+    latent = initial_noise(plan.seed, plan.channels, plan.canvas.height, plan.canvas.width)
+    latent *= initial_scale(scheduler)
     generator = torch.Generator().manual_seed(plan.seed)
-    for _ in denoise(latent, plan.denoise, pipeline.ensemble, pipeline.scheduler, generator):
+    for _ in denoise(latent, stage.denoise, ensemble, scheduler, generator):
         pass
     return latent
 
 
-def paint(latent: Tensor, pipeline: Pipeline, wrap: tuple[bool, bool], plan: DecodePlan) -> Tensor:
-    scale = pipeline.decoder.scale
+def paint(latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan) -> Tensor:
+    scale = decoder.scale
     image = torch.empty(3, latent.shape[1] * scale, latent.shape[2] * scale)
-    for tile in decode(latent, pipeline.decoder, wrap, plan):
+    for tile in decode(latent, decoder, wrap, plan):
         tile.place.slice(image).copy_(tile.image)
     return image
 
 
 def seam_lines(plan: GenerationPlan, scale: int, steps: int) -> list[tuple[str, list[int], int]]:
     """(name, columns where tiles meet, stride), pixels."""
-    stride = plan.denoise.tile_size * scale
-    grids = [plan.denoise.grid_at(index, steps) for index in range(steps)]
+    stride = plan.canvas.tile_size * scale
+    grids = [plan.canvas.grid_at(index, steps) for index in range(steps)]
     lines = [
         (f"tile lines of step {index + 1}", sorted({tile.left * scale for tile in grid.tiles}), stride)
         for index, grid in enumerate(grids)
     ]
     decode_px = plan.decode.tile_size * scale
     lines.append(
-        ("decode-tile lines", list(range(decode_px, plan.denoise.width * scale, decode_px)), decode_px)
+        ("decode-tile lines", list(range(decode_px, plan.canvas.width * scale, decode_px)), decode_px)
     )
-    if plan.denoise.wrap[1]:
+    if plan.canvas.wrap[1]:
         lines.append(("the join of the wrap", [0], stride))
     return lines
 
@@ -136,12 +139,12 @@ def blur(image: Tensor) -> Tensor:
     return F.conv2d(across, kernel[:, :, :, None], groups=3)[0]
 
 
-def decode_error(latent: Tensor, pipeline: Pipeline, mode: str) -> tuple[float, float]:
+def decode_error(latent: Tensor, decoder: Decoder, mode: str) -> tuple[float, float]:
     """(mean, 99th percentile) of |tiled - whole|, of 255."""
     whole = paint(
-        latent, pipeline, (False, False), DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40)
+        latent, decoder, (False, False), DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40)
     )
-    tiled = paint(latent, pipeline, (False, False), DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
+    tiled = paint(latent, decoder, (False, False), DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
     error = (whole - tiled).abs().flatten() * 127.5
     return float(error.mean()), float(error.kthvalue(int(len(error) * 0.99)).values)
 

@@ -8,7 +8,7 @@ from math import ceil
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from worker.adapters.model import LoadedModel
+from worker.adapters.model import Conditions, LoadedModel
 from worker.checkpoint_file import read_checkpoint, write_checkpoint
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import Progress, generate
@@ -49,8 +49,8 @@ class Performance:
         self._kept_step = self._resume.step if self._resume else 0
         self._may_show = True
         self._halting = False
-        denoise = self._plan.denoise
-        self._canvas = PreviewCanvas(denoise.height, denoise.width, model.card.vae_scale, model.preview_map)
+        canvas = self._plan.canvas
+        self._canvas = PreviewCanvas(canvas.height, canvas.width, model.card.vae_scale, model.preview_map)
 
     def finish(self) -> Sung:
         """Sing to the end.
@@ -71,14 +71,10 @@ class Performance:
 
     def _open(self) -> Generator[Progress, None, None]:
         request = self._job.request
-        pipeline = self._model.pipeline(
-            request.prompt,
-            request.negative_prompt,
-            request.guidance_scale,
-            request.steps,
-            request.advanced.num_modules or self._model.card.default_num_modules,
+        conditions = Conditions(
+            request.prompt, request.negative_prompt, request.guidance_scale, request.advanced.positions
         )
-        yield from generate(self._plan, pipeline, self._resume)
+        yield from generate(self._plan, self._model.prepare(conditions), self._resume)
 
     def _take_in(self, event: Progress, image: ImageFile) -> None:
         match event:
@@ -154,7 +150,7 @@ class Performance:
                 return
 
     def _count_bands(self) -> int:
-        return ceil(self._plan.denoise.height / self._plan.decode.tile_size)
+        return ceil(self._plan.canvas.height / self._plan.decode.tile_size)
 
     def _take_lap(self) -> float:
         lap, self._lap = self._lap, time.monotonic()

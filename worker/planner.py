@@ -4,7 +4,7 @@ from pathlib import Path
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 
 _SHARED = 4  # by default a quarter of a tile is shared where borders do not move, and in the outer steps
 
@@ -16,11 +16,16 @@ def plan_generation(
     return GenerationPlan(
         seed=request.seed,
         channels=card.latent_channels,
-        denoise=_plan_denoise(request, card),
+        stages=(_plan_stage(request, card),),
         decode=DecodePlan(
             mode=request.advanced.decode_mode, memory_bytes=decode_memory_bytes, spill_dir=str(spill_dir)
         ),
     )
+
+
+def _plan_stage(request: ResolvedRequest, card: ModelCard) -> StagePlan:
+    modules = request.advanced.num_modules or card.default_num_modules
+    return StagePlan(_plan_denoise(request, card), request.steps, modules=modules)
 
 
 def _plan_denoise(request: ResolvedRequest, card: ModelCard) -> DenoisePlan:

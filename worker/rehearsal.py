@@ -2,10 +2,10 @@
 
 import time
 
-from worker.adapters.model import LoadedModel
+from worker.adapters.model import Conditions, LoadedModel
 from worker.engine.denoise import Step
 from worker.engine.generate import generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 
 _STEPS = 2  # the first step of a process also pays for choosing kernels
 
@@ -21,9 +21,9 @@ def rehearse(model: LoadedModel) -> tuple[float, float]:
     """
     card = model.card
     modules = card.default_num_modules
-    pipeline = model.pipeline("", "", card.default_guidance_scale, _STEPS, modules)
+    singer = model.prepare(Conditions("", guidance_scale=card.default_guidance_scale))
     times = [time.perf_counter()]
-    for progress in generate(_plan(model), pipeline):
+    for progress in generate(_plan(model), singer):
         if isinstance(progress, Step):
             times.append(time.perf_counter())
     times.append(time.perf_counter())
@@ -34,4 +34,5 @@ def rehearse(model: LoadedModel) -> tuple[float, float]:
 def _plan(model: LoadedModel) -> GenerationPlan:
     side = model.card.native_size_px // model.card.vae_scale
     denoise = DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=0)
-    return GenerationPlan(0, model.card.latent_channels, denoise, DecodePlan(mode="bounded"))
+    stage = StagePlan(denoise, _STEPS, modules=model.card.default_num_modules)
+    return GenerationPlan(0, model.card.latent_channels, (stage,), DecodePlan(mode="bounded"))

@@ -24,7 +24,7 @@ def plan(**changes: object):
 
 @given(st.integers(4, 128), st.integers(4, 128))
 def test_pixels_become_latent_pixels(rows: int, columns: int) -> None:
-    found = plan(height_px=rows * 64, width_px=columns * 64).denoise
+    found = plan(height_px=rows * 64, width_px=columns * 64).canvas
     assert (found.height * 8, found.width * 8) == (rows * 64, columns * 64)
     assert found.tile_size * 8 == CARD.native_size_px
 
@@ -34,11 +34,11 @@ def test_pixels_become_latent_pixels(rows: int, columns: int) -> None:
     [("none", (False, False)), ("x", (False, True)), ("y", (True, False)), ("both", (True, True))],
 )
 def test_seamless_in_x_wraps_columns(seamless: str, wrap: tuple[bool, bool]) -> None:
-    assert plan(seamless=seamless).denoise.wrap == wrap
+    assert plan(seamless=seamless).canvas.wrap == wrap
 
 
 def test_a_grid_that_does_not_move_overlaps_by_itself() -> None:
-    assert plan(advanced={"tile_grid": "fixed"}).denoise.overlap == 16
-    assert plan(advanced={"tile_grid": "fixed", "overlap_px": 0}).denoise.overlap == 0
-    assert plan(advanced={"overlap_px": 64}).denoise.overlap == 8
-    assert plan().denoise.outer_overlap == 16  # the first and last fifth of a moving grid's steps
+    assert plan(advanced={"tile_grid": "fixed"}).canvas.overlap == 16
+    assert plan(advanced={"tile_grid": "fixed", "overlap_px": 0}).canvas.overlap == 0
+    assert plan(advanced={"overlap_px": 64}).canvas.overlap == 8
+    assert plan().canvas.outer_overlap == 16  # the first and last fifth of a moving grid's steps

@@ -1,12 +1,14 @@
 """What the worker gets from an adapter."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from api_schemas.catalog import ModelCard
-from worker.engine.generate import Pipeline
+from worker.engine.generate import Singer
+
+Positions = Literal["local", "global"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,22 @@ class PreviewMap:
 
     weight: Tensor
     bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """All that a model is told about one picture.
+
+    Args:
+        guidance_scale: 1.0 is off: one prediction a tile instead of two.
+        positions: what a transformer is told about where a tile's pixels lie: counted from the
+            tile's corner, as in training, or from the canvas' corner.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    guidance_scale: float = 1.0
+    positions: Positions = "local"
 
 
 class LoadedModel(Protocol):
@@ -26,12 +44,6 @@ class LoadedModel(Protocol):
     @property
     def preview_map(self) -> PreviewMap: ...
 
-    def pipeline(
-        self, prompt: str, negative_prompt: str, guidance_scale: float, steps: int, num_modules: int
-    ) -> Pipeline:
-        """Encode the prompt and set up a fresh scheduler.
-
-        Args:
-            guidance_scale: 1.0 is off: one prediction a tile instead of two.
-        """
+    def prepare(self, conditions: Conditions) -> Singer:
+        """Encode what the model is told, once for all stages."""
         ...

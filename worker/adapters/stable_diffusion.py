@@ -11,14 +11,15 @@ from torch import Tensor
 
 from api_schemas.catalog import ModelCard
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.model import PreviewMap
+from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.settings import FolderSettings, read_settings
 from worker.adapters.vae import flatten_decoder
 from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Ensemble
-from worker.engine.generate import Pipeline
 from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
+from worker.engine.schedule import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +27,49 @@ class StableDiffusionReplica:
     """One UNet with one prompt.
 
     Args:
-        states: text states, (2, tokens, width): empty prompt, prompt; (1, tokens, width) unguided.
+        states: text states of each branch, (branches, tokens, width): negative prompt, prompt; unguided
+            the prompt's alone.
     """
 
     unet: UNet2DConditionModel
     states: Tensor
     guidance_scale: float
 
-    def predict(self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Tensor:
-        """Guided as Ho & Salimans 2022, eq. 6, in the form ε = ε₀ + s (ε₁ - ε₀)."""
-        halves = len(self.states)
-        states = self.states.repeat_interleave(len(crops), dim=0)
-        inputs = crops.to(states.dtype).repeat(halves, 1, 1, 1)
-        prediction = self.unet(inputs, timestep, encoder_hidden_states=states, return_dict=False)[0].float()
-        if halves == 1:
-            return prediction
-        free, prompted = prediction.chunk(2)
+    @property
+    def branches(self) -> int:
+        return len(self.states)
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
+        states = self.states[list(branches)]
+        inputs = crops.to(states.dtype)
+        return self.unet(inputs, timestep, encoder_hidden_states=states, return_dict=False)[0].float()
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        """Ho & Salimans 2022, eq. 6, in the form ε = ε₀ + s (ε₁ - ε₀)."""
+        if len(predictions) == 1:
+            return predictions[0]
+        free, prompted = predictions
         return free + self.guidance_scale * (prompted - free)
+
+
+@dataclass(frozen=True, slots=True)
+class StableDiffusionSinger:
+    """A pipeline with one prompt."""
+
+    pipe: StableDiffusionPipeline
+    replica: StableDiffusionReplica
+    decoder: Decoder
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
+        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+        scheduler.set_timesteps(stage.steps, device=self.pipe.device)
+        return Ensemble(self.replica, stage.modules), scheduler
 
 
 class StableDiffusion:
@@ -54,14 +81,11 @@ class StableDiffusion:
         self.card = _describe(pipe, settings, name)
         self.preview_map = _preview_map(pipe, settings, self._decoder)
 
-    def pipeline(
-        self, prompt: str, negative_prompt: str, guidance_scale: float, steps: int, num_modules: int
-    ) -> Pipeline:
-        states = self._encode(prompt, negative_prompt, guided=guidance_scale != 1.0)
-        replica = StableDiffusionReplica(self._pipe.unet, states, guidance_scale)
-        scheduler = type(self._pipe.scheduler).from_config(self._pipe.scheduler.config)
-        scheduler.set_timesteps(steps, device=self._pipe.device)
-        return Pipeline(Ensemble([replica], num_modules), scheduler, self._decoder, self._pipe.device)
+    def prepare(self, conditions: Conditions) -> StableDiffusionSinger:
+        guided = conditions.guidance_scale != 1.0
+        states = self._encode(conditions.prompt, conditions.negative_prompt, guided=guided)
+        replica = StableDiffusionReplica(self._pipe.unet, states, conditions.guidance_scale)
+        return StableDiffusionSinger(self._pipe, replica, self._decoder)
 
     @torch.inference_mode()
     def _encode(self, prompt: str, negative_prompt: str, *, guided: bool) -> Tensor:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from api_schemas.catalog import ModelCard
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.model import PreviewMap
+from worker.adapters.model import Conditions, PreviewMap
 from worker.engine.decoder import Decoder, Local
 from worker.engine.ensemble import Ensemble
-from worker.engine.generate import Pipeline
 from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
 from worker.engine.schedule import Scheduler
 
 CHANNELS = 4
@@ -52,13 +52,42 @@ class ToyReplica:
     alphas_cumprod: Tensor
     delay_s: float = 0.0
 
-    def predict(self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Tensor:
+    @property
+    def branches(self) -> int:
+        return 1
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
         time.sleep(self.delay_s * len(tiles))
         wanted = torch.stack(
             [target(self.prompt, tile.top, tile.left, tile.height, tile.width) for tile in tiles]
         )
         signal = self.alphas_cumprod[int(timestep)]
         return (crops - signal.sqrt() * wanted) / (1 - signal).sqrt()
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return predictions[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ToySinger:
+    prompt: str
+    delay_s: float = 0.0
+
+    @property
+    def decoder(self) -> Decoder:
+        return toy_decoder()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
+        scheduler = DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=True)
+        scheduler.set_timesteps(stage.steps)
+        replica = ToyReplica(self.prompt, scheduler.alphas_cumprod, self.delay_s)
+        return Ensemble(replica, stage.modules), cast(Scheduler, scheduler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +115,8 @@ class Toy:
     def preview_map(self) -> PreviewMap:
         return PreviewMap(_COLORS / 2, torch.full((3,), 0.5))
 
-    def pipeline(
-        self, prompt: str, negative_prompt: str, guidance_scale: float, steps: int, num_modules: int
-    ) -> Pipeline:
-        scheduler = DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=True)
-        scheduler.set_timesteps(steps)
-        replica = ToyReplica(prompt, scheduler.alphas_cumprod, self.delay_s)
-        return Pipeline(
-            Ensemble([replica], num_modules), cast(Scheduler, scheduler), toy_decoder(), torch.device("cpu")
-        )
+    def prepare(self, conditions: Conditions) -> ToySinger:
+        return ToySinger(conditions.prompt, self.delay_s)
 
 
 # Each RGB channel shows one latent channel; the fourth dims all three.

@@ -1,34 +1,52 @@
 """All modules of one worker. Here tiles are shared out; nothing else knows how many there are."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from worker.engine.grid import Tile
+from worker.engine.sync import Alone, Group
 
 
 class Replica(Protocol):
     """The weights on one device, with the prompt already encoded."""
 
-    def predict(self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Tensor:
-        """Predict (B, C, h, w) for crops of that shape, guidance applied; `tiles` says where they lie."""
+    @property
+    def branches(self) -> int:
+        """Predictions that a tile takes: 1, or 2 with guidance (without the prompt, with it)."""
         ...
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
+        """Predict (B, C, h, w) for crops of that shape, float32, each under its branch; `tiles` says where they lie."""
+        ...
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        """One prediction (C, h, w) out of all branches' (branches, C, h, w)."""
+        ...
+
+
+Voice = tuple[Tile, int]
 
 
 class Ensemble:
     """Modules that denoise tiles at the same time.
 
-    Each replica sings `modules_per_replica` tiles as one batch. The last batch is filled up with
-    copies of its last tile: one batch shape means one choice of kernels, hence the same bytes
+    What is shared out are single predictions: each branch of each tile. The last batch is filled up
+    with copies of its last: one batch shape means one choice of kernels, hence the same bytes
     however the tiles are shared out.
+
+    Args:
+        modules: tiles that one rank denoises at the same time, as one batch.
     """
 
-    def __init__(self, replicas: Sequence[Replica], modules_per_replica: int) -> None:
-        self._replicas = replicas
-        self._batch_size = modules_per_replica
+    def __init__(self, replica: Replica, modules: int, group: Group | None = None) -> None:
+        self._replica = replica
+        self._batch_size = modules * replica.branches
+        self._group = group or Alone()
 
     def predict(
         self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]
@@ -36,34 +54,31 @@ class Ensemble:
         """Predict every tile's crop of the canvas (C, H, W).
 
         Yields:
-            each tile in the order given, with its prediction (C, h, w).
+            each tile in the order given, with its prediction (C, h, w), guidance applied.
         """
-        batches = [
-            tiles[start : start + self._batch_size] for start in range(0, len(tiles), self._batch_size)
-        ]
-        if len(self._replicas) == 1:
-            for batch in batches:
-                yield from self._sing(self._replicas[0], batch, latent, timestep)
-        else:
-            yield from self._sing_together(batches, latent, timestep)
+        branches = self._replica.branches
+        heard: list[Tensor] = []
+        waiting = iter(tiles)
+        for batch in self._sing_in_rounds(latent, timestep, tiles):
+            heard.extend(batch)
+            while len(heard) >= branches:
+                yield next(waiting), self._replica.guide(torch.stack(heard[:branches]))
+                del heard[:branches]
 
-    def _sing_together(
-        self, batches: Sequence[Sequence[Tile]], latent: Tensor, timestep: Tensor
-    ) -> Iterator[tuple[Tile, Tensor]]:
-        count = len(self._replicas)
-        with ThreadPoolExecutor(count) as pool:
-            for start in range(0, len(batches), count):
-                futures = [
-                    pool.submit(self._sing, replica, batch, latent, timestep)
-                    for replica, batch in zip(self._replicas, batches[start : start + count], strict=False)
-                ]
-                for future in futures:
-                    yield from future.result()
+    def _sing_in_rounds(self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Iterator[Tensor]:
+        """In each round every rank sings one batch; all hear all of them, in order."""
+        voices = [(tile, branch) for tile in tiles for branch in range(self._replica.branches)]
+        group, size = self._group, self._batch_size
+        for first in range(0, len(voices), size * group.size):
+            group.meet()
+            start = first + group.rank * size
+            batch = voices[start : start + size] or voices[-1:]  # with nothing to sing, sing along
+            for rank, predictions in enumerate(group.gather(self._sing(batch, latent, timestep))):
+                yield predictions[: max(len(voices) - first - rank * size, 0)]
 
     @torch.inference_mode()
-    def _sing(
-        self, replica: Replica, batch: Sequence[Tile], latent: Tensor, timestep: Tensor
-    ) -> list[tuple[Tile, Tensor]]:
+    def _sing(self, batch: Sequence[Voice], latent: Tensor, timestep: Tensor) -> Tensor:
         padded = [*batch, *[batch[-1]] * (self._batch_size - len(batch))]
-        crops = torch.stack([tile.crop(latent) for tile in padded])
-        return list(zip(batch, replica.predict(crops, timestep, padded), strict=False))
+        tiles, branches = zip(*padded, strict=True)
+        crops = torch.stack([tile.crop(latent) for tile in tiles])
+        return self._replica.predict(crops, timestep, tiles, branches)

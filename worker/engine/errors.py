@@ -1,6 +1,7 @@
 """What can go wrong inside the engine.
 
 EngineError
+├── DismissedError         the leader of a group of ranks has stopped
 ├── GridError              a tile does not fit its canvas
 ├── NonFiniteLatentError   a step produced NaN or infinity
 └── SchedulerStateError    a scheduler keeps something that cannot be checkpointed
@@ -9,6 +10,10 @@ EngineError
 
 class EngineError(Exception):
     """Root of the engine's errors."""
+
+
+class DismissedError(EngineError):
+    """The leader of a group of ranks has stopped."""
 
 
 class GridError(EngineError):

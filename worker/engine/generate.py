@@ -1,7 +1,7 @@
 """The straight line: plan -> noise -> denoise -> decode -> stitch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,26 +11,28 @@ from worker.engine.decoder import Decoder
 from worker.engine.denoise import Checkpoint, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble
 from worker.engine.noise import initial_noise
-from worker.engine.plan import GenerationPlan
+from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.schedule import Scheduler, initial_scale, restore_state
 from worker.engine.stitch import Band, stitch
 
 Progress = TilePredicted | Step | Band
 
 
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """A model with its prompt: who predicts, who advances the canvas, who paints."""
+class Singer(Protocol):
+    """A model that knows its prompt: who predicts, who advances the canvas, who paints."""
 
-    ensemble: Ensemble
-    scheduler: Scheduler
-    decoder: Decoder
-    device: torch.device
+    @property
+    def decoder(self) -> Decoder: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
+        """Get ready for one stage: all modules, and a fresh scheduler with its timesteps set."""
+        ...
 
 
-def generate(
-    plan: GenerationPlan, pipeline: Pipeline, resume: Checkpoint | None = None
-) -> Iterator[Progress]:
+def generate(plan: GenerationPlan, singer: Singer, resume: Checkpoint | None = None) -> Iterator[Progress]:
     """Sing one picture; with `resume`, from there on and to the same bytes.
 
     The caller drives, and cancels by closing the iterator.
@@ -38,23 +40,30 @@ def generate(
     Raises:
         NonFiniteLatentError: a step broke.
     """
+    (stage,) = plan.stages
+    ensemble, scheduler = singer.begin(stage)
     generator = torch.Generator().manual_seed(plan.seed)
-    latent = _begin(plan, pipeline) if resume is None else _resume(resume, pipeline, generator)
+    latent = (
+        _begin(plan, scheduler) if resume is None else _resume(resume, scheduler, generator, singer.device)
+    )
     first_step = resume.step if resume else 0
-    yield from denoise(latent, plan.denoise, pipeline.ensemble, pipeline.scheduler, generator, first_step)
-    tiles = decode(latent, pipeline.decoder, plan.denoise.wrap, plan.decode)
-    yield from stitch(tiles, plan.denoise.width * pipeline.decoder.scale)
+    latent = latent.to(singer.device)
+    yield from denoise(latent, stage.denoise, ensemble, scheduler, generator, first_step)
+    tiles = decode(latent, singer.decoder, plan.canvas.wrap, plan.decode)
+    yield from stitch(tiles, plan.canvas.width * singer.decoder.scale)
 
 
-def _begin(plan: GenerationPlan, pipeline: Pipeline) -> Tensor:
-    noise = initial_noise(plan.seed, plan.channels, plan.denoise.height, plan.denoise.width)
-    return noise.to(pipeline.device) * initial_scale(pipeline.scheduler)
+def _begin(plan: GenerationPlan, scheduler: Scheduler) -> Tensor:
+    noise = initial_noise(plan.seed, plan.channels, plan.canvas.height, plan.canvas.width)
+    return noise * initial_scale(scheduler)
 
 
-def _resume(checkpoint: Checkpoint, pipeline: Pipeline, generator: torch.Generator) -> Tensor:
+def _resume(
+    checkpoint: Checkpoint, scheduler: Scheduler, generator: torch.Generator, device: torch.device
+) -> Tensor:
     generator.set_state(checkpoint.tensors["generator"])
     kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
-    latent = kept.pop("latent").to(pipeline.device)
+    latent = kept.pop("latent")
     del kept["generator"]
-    restore_state(pipeline.scheduler, kept, checkpoint.scalars, pipeline.device)
+    restore_state(scheduler, kept, checkpoint.scalars, device)
     return latent

@@ -58,6 +58,23 @@ class DenoisePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One denoising of the whole canvas at one size.
+
+    Args:
+        steps: that are sung.
+        strength: share of the schedule that they cover, from the end; 1 begins with pure noise, less
+            with the picture of the stage before.
+        modules: tiles that one rank denoises at the same time.
+    """
+
+    denoise: DenoisePlan
+    steps: int
+    strength: float = 1.0
+    modules: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class DecodePlan:
     """How the clean canvas becomes pixels.
 
@@ -76,9 +93,19 @@ class DecodePlan:
 
 @dataclass(frozen=True, slots=True)
 class GenerationPlan:
-    """One picture, ready to be sung: `channels` x `denoise.height` x `denoise.width`."""
+    """One picture, ready to be sung.
+
+    Args:
+        channels: of the latent.
+        stages: from the smallest canvas to the picture's own; at least one.
+    """
 
     seed: int
     channels: int
-    denoise: DenoisePlan
+    stages: tuple[StagePlan, ...]
     decode: DecodePlan = field(default_factory=DecodePlan)
+
+    @property
+    def canvas(self) -> DenoisePlan:
+        """Of the last stage: the picture's own size."""
+        return self.stages[-1].denoise

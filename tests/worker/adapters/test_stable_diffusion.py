@@ -7,13 +7,16 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 
 from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.errors import DamagedModelError, ModelFolderError, UnknownFamilyError
+from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.engine.denoise import denoise
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DenoisePlan, GenerationPlan
+from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.schedule import initial_scale
 from worker.engine.stitch import Band
+
+ONE_TILE = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +33,10 @@ def test_one_tile_equals_diffusers_own_pipeline(folder: Path, guidance_scale: fl
         "brick wall", negative_prompt="moss", latents=noise[None], num_inference_steps=5,
         guidance_scale=guidance_scale, output_type="latent",
     ).images[0]  # fmt: skip
-    pipeline = load_model(str(folder), "cpu").pipeline("brick wall", "moss", guidance_scale, 5, 1)
-    ours = noise * initial_scale(pipeline.scheduler)
-    plan = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
-    list(denoise(ours, plan, pipeline.ensemble, pipeline.scheduler, torch.Generator()))
+    singer = load_model(str(folder), "cpu").prepare(Conditions("brick wall", "moss", guidance_scale))
+    ensemble, scheduler = singer.begin(StagePlan(ONE_TILE, 5))
+    ours = noise * initial_scale(scheduler)
+    list(denoise(ours, ONE_TILE, ensemble, scheduler, torch.Generator()))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
@@ -43,9 +46,9 @@ def test_one_tile_picture_equals_diffusers_own_picture(folder: Path) -> None:
     theirs = pipe(
         "dune", latents=noise[None], num_inference_steps=3, guidance_scale=2.0, output_type="np"
     ).images[0]
-    plan = GenerationPlan(9, 4, DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9))
-    pipeline = load_model(str(folder), "cpu").pipeline("dune", "", 2.0, 3, 1)
-    ours = torch.cat([event.rows for event in generate(plan, pipeline) if isinstance(event, Band)])
+    plan = GenerationPlan(9, 4, (StagePlan(ONE_TILE, 3),))
+    singer = load_model(str(folder), "cpu").prepare(Conditions("dune", guidance_scale=2.0))
+    ours = torch.cat([event.rows for event in generate(plan, singer) if isinstance(event, Band)])
     assert (ours.float() - torch.from_numpy(theirs) * 255).abs().max() <= 0.51
 
 

@@ -1,4 +1,4 @@
-"""A replica that knows the clean canvas and says whatever its scheduler asks for."""
+"""A replica that knows the clean canvas and says whatever its scheduler asks for, and a singer around any replica."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from worker.engine.decoder import Decoder, Local
+from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
+from worker.engine.schedule import Scheduler
+from worker.engine.sync import Group
 
 
 @dataclass
@@ -15,7 +19,14 @@ class KnownAnswer:
     answer: Tensor
     scheduler: object
 
-    def predict(self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Tensor:
+    branches = 1
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return predictions[0]
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
         clean = torch.stack([tile.crop(self.answer) for tile in tiles])
         config = self.scheduler.config
         if "FlowMatch" in type(self.scheduler).__name__:
@@ -32,6 +43,20 @@ class KnownAnswer:
         below = timestep.long().clamp(0, len(table) - 1)
         squared = table[below]
         return squared.sqrt().float(), (1 - squared).sqrt().float()
+
+
+@dataclass
+class Soloist:
+    """One replica with one scheduler, whatever the stage asks for."""
+
+    replica: Replica
+    scheduler: Scheduler
+    decoder: Decoder
+    group: Group | None = None
+    device = torch.device("cpu")
+
+    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
+        return Ensemble(self.replica, stage.modules, self.group), self.scheduler
 
 
 def plain_decoder() -> Decoder:

@@ -4,11 +4,10 @@ import diffusers
 import pytest
 import torch
 
-from tests.worker.engine.known_answer import KnownAnswer, plain_decoder
+from tests.worker.engine.known_answer import KnownAnswer, Soloist, plain_decoder
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
-from worker.engine.ensemble import Ensemble
-from worker.engine.generate import Pipeline, generate
-from worker.engine.plan import DenoisePlan, GenerationPlan
+from worker.engine.generate import generate
+from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
 
 SCHEDULERS = [
@@ -30,41 +29,42 @@ SCHEDULERS = [
 ]  # fmt: skip
 
 
-def _pipeline(name: str, options: dict[str, object], steps: int = 6) -> tuple[Pipeline, torch.Tensor]:
+def _singer(name: str, options: dict[str, object], steps: int = 6) -> tuple[Soloist, torch.Tensor]:
     scheduler = getattr(diffusers, name)(**options)
     scheduler.set_timesteps(steps)
     answer = torch.sin(torch.arange(2 * 24 * 32, dtype=torch.float32)).reshape(2, 24, 32)
     replica = KnownAnswer(answer, scheduler)
-    return Pipeline(Ensemble([replica], 2), scheduler, plain_decoder(), torch.device("cpu")), answer
+    return Soloist(replica, scheduler, plain_decoder()), answer
 
 
-PLAN = GenerationPlan(11, 2, DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11))
+GRIDS = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11)
+PLAN = GenerationPlan(11, 2, (StagePlan(GRIDS, 6, modules=2),))
 
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 def test_clean_estimate_is_the_known_answer_at_every_step(name: str, options: dict[str, object]) -> None:
-    pipeline, answer = _pipeline(name, options)
-    for event in generate(PLAN, pipeline):
-        if isinstance(event, TilePredicted) and _is_noisy_enough(pipeline, event.index):
+    singer, answer = _singer(name, options)
+    for event in generate(PLAN, singer):
+        if isinstance(event, TilePredicted) and _is_noisy_enough(singer, event.index):
             torch.testing.assert_close(event.clean, event.tile.crop(answer), rtol=0, atol=2e-2)
 
 
-def _is_noisy_enough(pipeline: Pipeline, index: int) -> bool:
+def _is_noisy_enough(singer: Soloist, index: int) -> bool:
     """Where nearly nothing or nearly everything is noise, dividing by it says little."""
-    return 20 < float(pipeline.scheduler.timesteps[index]) < 950
+    return 20 < float(singer.scheduler.timesteps[index]) < 950
 
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 @pytest.mark.parametrize("stop", [1, 4])
 def test_resumed_equals_never_stopped(name: str, options: dict[str, object], stop: int) -> None:
-    whole = _picture(generate(PLAN, _pipeline(name, options)[0]))
-    resumed = _picture(generate(PLAN, _pipeline(name, options)[0], _checkpoint_after(stop, name, options)))
+    whole = _picture(generate(PLAN, _singer(name, options)[0]))
+    resumed = _picture(generate(PLAN, _singer(name, options)[0], _checkpoint_after(stop, name, options)))
     assert torch.equal(whole, resumed)
     assert whole.float().std() > 0
 
 
 def _checkpoint_after(stop: int, name: str, options: dict[str, object]) -> Checkpoint:
-    for event in generate(PLAN, _pipeline(name, options)[0]):
+    for event in generate(PLAN, _singer(name, options)[0]):
         if isinstance(event, Step) and event.index + 1 == stop:
             return event.checkpoint()
     raise AssertionError(f"no step {stop}")
