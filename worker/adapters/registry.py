@@ -1,13 +1,24 @@
 """From a model's address to a loaded model: the one list of families."""
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from worker.adapters.errors import UnknownFamilyError
 from worker.adapters.integrity import check_folder
 from worker.adapters.model import LoadedModel
+from worker.adapters.settings import read_settings
+
+if TYPE_CHECKING:
+    from worker.adapters.family import Family
+
+# Pipeline class -> module with `load(folder, device) -> Family`, imported when it is asked for: each
+# pulls its own part of diffusers.
+_FAMILIES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+}
 
 
 def load_model(address: str, device: str) -> LoadedModel:
@@ -21,19 +32,14 @@ def load_model(address: str, device: str) -> LoadedModel:
 
         return load_toy(address)
     folder = Path(address)
-    family = check_folder(folder)
-    if family not in _FAMILIES:
-        raise UnknownFamilyError(f"{folder} holds a {family}; known families: {', '.join(_FAMILIES)}")
-    return _FAMILIES[family](folder, torch.device(device))
+    return _load_folder(folder, torch.device(device))
 
 
-def _load_stable_diffusion(folder: Path, device: torch.device) -> LoadedModel:
-    from worker.adapters.stable_diffusion import load_stable_diffusion
+def _load_folder(folder: Path, device: torch.device) -> LoadedModel:
+    from worker.adapters.family import FamilyModel
 
-    return load_stable_diffusion(folder, device)
-
-
-# A family is imported when it is asked for: each pulls its own part of diffusers.
-_FAMILIES: dict[str, Callable[[Path, torch.device], LoadedModel]] = {
-    "StableDiffusionPipeline": _load_stable_diffusion,
-}
+    kind = check_folder(folder)
+    if kind not in _FAMILIES:
+        raise UnknownFamilyError(f"{folder} holds a {kind}; known families: {', '.join(_FAMILIES)}")
+    family: Family = import_module(f"worker.adapters.{_FAMILIES[kind]}").load(folder, device)
+    return FamilyModel(family, read_settings(folder), folder.resolve().name)

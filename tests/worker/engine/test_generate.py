@@ -8,7 +8,7 @@ from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.engine.known_answer import Soloist
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions
-from worker.adapters.stable_diffusion import load_stable_diffusion
+from worker.adapters.stable_diffusion import load
 from worker.adapters.toy import CHANNELS, Toy, toy_decoder
 from worker.engine.denoise import Step, denoise
 from worker.engine.ensemble import Replica
@@ -18,6 +18,8 @@ from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
 from worker.engine.sync import Group
+
+GRIDS = DenoisePlan(32, 64, (False, False), 16, 0, 0, moving=True, seed=3)
 
 
 def plan(
@@ -43,8 +45,8 @@ def test_tiled_equals_untiled_for_a_pointwise_model(moving: bool, wrap: bool) ->
 def replica(tmp_path_factory: pytest.TempPathFactory) -> Replica:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_stable_diffusion(folder)
-    model = load_stable_diffusion(folder, torch.device("cpu"))
-    return model.prepare(Conditions("brick wall", guidance_scale=3.0)).replica
+    family = load(folder, torch.device("cpu"))
+    return family.encode(Conditions("brick wall", guidance_scale=3.0))(StagePlan(GRIDS, 4))
 
 
 def choir(replica: Replica, group: Group | None = None) -> Soloist:
@@ -80,10 +82,9 @@ def _difference_from_a_touched_corner(replica: Replica, steps: int) -> torch.Ten
     plain = initial_noise(3, CHANNELS, 32, 64)
     touched = plain.clone()
     touched[:, :4, :4] += 1
-    grids = DenoisePlan(32, 64, (False, False), 16, 0, 0, moving=True, seed=3)
     for latent in (plain, touched):
-        ensemble, scheduler = choir(replica).begin(StagePlan(grids, 4))
-        loop = denoise(latent, grids, ensemble, scheduler, torch.Generator())
+        ensemble, scheduler = choir(replica).begin(StagePlan(GRIDS, 4))
+        loop = denoise(latent, GRIDS, ensemble, scheduler, torch.Generator())
         done = (event for event in loop if isinstance(event, Step))
         for _ in range(steps):
             next(done)

@@ -1,0 +1,119 @@
+"""What all model families share. A family's own file holds only what differs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+from api_schemas.catalog import ModelCard
+from worker.adapters.model import Conditions, PreviewMap
+from worker.adapters.preview_map import fit_preview_map, read_preview_map
+from worker.adapters.settings import FolderSettings
+from worker.engine.decoder import Decoder
+from worker.engine.ensemble import Ensemble, Replica
+from worker.engine.plan import StagePlan
+from worker.engine.schedule import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a family's latent.
+
+    Args:
+        scale: pixels per latent pixel and axis.
+        alignment_px: sides of a picture are multiples of this.
+        native_size_px: side of the pictures that the model was trained on.
+    """
+
+    channels: int
+    scale: int
+    alignment_px: int
+    native_size_px: int
+
+
+class Family(Protocol):
+    """One loaded diffusers pipeline, and what is special about it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pipe(self) -> DiffusionPipeline: ...
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def build_decoder(self) -> Decoder: ...
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        """Encode what the model is told; a stage then adds what depends on its canvas."""
+        ...
+
+    def make_scheduler(self, steps: int) -> Scheduler:
+        """A fresh one, its timesteps set."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySinger:
+    """A family's model that knows its prompt."""
+
+    decoder: Decoder
+    device: torch.device
+    make_replica: Callable[[StagePlan], Replica]
+    make_scheduler: Callable[[int], Scheduler]
+
+    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
+        return Ensemble(self.make_replica(stage), stage.modules), self.make_scheduler(stage.steps)
+
+
+class FamilyModel:
+    """A loaded folder of any family."""
+
+    def __init__(self, family: Family, settings: FolderSettings, name: str) -> None:
+        self._family = family
+        self._decoder = family.build_decoder()
+        self.card = _describe(family, settings, name)
+        self.preview_map = _preview_map(family, settings, self._decoder)
+
+    @torch.inference_mode()
+    def prepare(self, conditions: Conditions) -> FamilySinger:
+        family = self._family
+        return FamilySinger(
+            self._decoder, family.pipe.device, family.encode(conditions), family.make_scheduler
+        )
+
+
+def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
+    shape = family.shape
+    native_size_px = settings.native_size_px or shape.native_size_px
+    return ModelCard(
+        name=settings.name or name,
+        family=family.name,
+        description=settings.description,
+        license=settings.license,
+        native_size_px=native_size_px,
+        alignment_px=shape.alignment_px,
+        latent_channels=shape.channels,
+        vae_scale=shape.scale,
+        tile_sizes_px=settings.tile_sizes_px or [native_size_px],
+        default_steps=settings.default_steps,
+        max_steps=settings.max_steps,
+        default_guidance_scale=settings.default_guidance_scale,
+        default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 8),
+        weights_gib=round(_count_bytes(family.pipe.components.values()) / 2**30, 3),
+    )
+
+
+def _count_bytes(parts: Iterable[object]) -> int:
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return sum(parameter.nbytes for module in modules for parameter in module.parameters())
+
+
+def _preview_map(family: Family, settings: FolderSettings, decoder: Decoder) -> PreviewMap:
+    if settings.latent_rgb is not None:
+        return read_preview_map(settings.latent_rgb)
+    return fit_preview_map(decoder, family.shape.channels, family.pipe.device)
