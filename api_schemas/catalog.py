@@ -40,6 +40,9 @@ class ModelCard(BaseModel):
     weights_gib: float = 0.0
     tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False
+    loras: list[str] = Field(default=[], description="Names that `loras[].name` may have.")
+    controlnets: list[str] = Field(default=[], description="Names that `control.name` may have.")
+    ip_adapters: list[str] = Field(default=[], description="Names that `ip_adapter.name` may have.")
 
     def nearest_sides(self, side_px: int) -> tuple[int, int]:
         """The allowed sides just below and above `side_px`."""

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MIN_SIDE_PX = 256
 MAX_SIDE_PX = 16_384
 MAX_SEED = 2**63 - 1
+MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
 
 Seamless = Literal["none", "x", "y", "both"]
@@ -20,6 +21,7 @@ def _refuse_nul(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=2000), AfterValidator(_refuse_nul)]
+AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
 
@@ -47,6 +49,47 @@ class AdvancedSettings(BaseModel):
     )
 
 
+class LoraChoice(BaseModel):
+    """A LoRA of the model's card and how strongly it speaks; negative weights turn it round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: AddOnName
+    weight: float = Field(default=1.0, ge=-4.0, le=4.0, allow_inf_nan=False)
+
+
+class ControlSettings(BaseModel):
+    """A ControlNet that follows the picture sent as the part `control_image`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: AddOnName
+    scale: float = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False)
+    start: float = Field(
+        default=0.0, ge=0.0, le=1.0, allow_inf_nan=False, description="Share of the steps before it begins."
+    )
+    end: float = Field(
+        default=1.0, ge=0.0, le=1.0, allow_inf_nan=False, description="Share of the steps when it ends."
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "ControlSettings":
+        if self.start >= self.end:
+            raise ValueError(f"control.start {self.start} must be less than control.end {self.end}")
+        return self
+
+
+class IpAdapterSettings(BaseModel):
+    """An IP-Adapter that takes its style from the picture sent as the part `ip_adapter_image`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: AddOnName
+    scale: float = Field(
+        default=0.6, ge=0.0, le=1.0, allow_inf_nan=False, description="1.0 all but drowns the prompt."
+    )
+
+
 class GenerationRequest(BaseModel):
     """One picture. Sides must also be multiples of the model's `alignment_px`."""
 
@@ -71,7 +114,25 @@ class GenerationRequest(BaseModel):
     embed_metadata: bool = Field(
         default=True, description="Write prompt, seed, model and settings into the file."
     )
+    loras: list[LoraChoice] = Field(
+        default=[], max_length=MAX_LORAS, description="Names from `loras` of the model's card, each once."
+    )
+    control: ControlSettings | None = Field(
+        default=None, description="Needs the picture part `control_image`, so the request is multipart."
+    )
+    ip_adapter: IpAdapterSettings | None = Field(
+        default=None, description="Needs the picture part `ip_adapter_image`, so the request is multipart."
+    )
     advanced: AdvancedSettings = AdvancedSettings()
+
+    @field_validator("loras")
+    @classmethod
+    def _refuse_twins(cls, loras: list[LoraChoice]) -> list[LoraChoice]:
+        names = [lora.name for lora in loras]
+        twins = {name for name in names if names.count(name) > 1}
+        if twins:
+            raise ValueError(f"each LoRA once; named more often: {', '.join(sorted(twins))}")
+        return loras
 
     @model_validator(mode="after")
     def _check_format_fits(self) -> "GenerationRequest":
