@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.dataset import Picture
+from training.tint import apply_tint
 
 # Seen from above, with no up and no grain: a quarter turn gives another true picture.
 ISOTROPIC = frozenset(
@@ -84,6 +85,8 @@ def sample_crop(image: Tensor, picture: Picture, side_px: int, zoom: CropRange, 
     crop = _cut(image, picture.tileable, region, rng).float().div_(127.5).sub_(1)
     if region != side_px:
         crop = _resize(crop, side_px)
+    if picture.tint is not None:
+        crop = apply_tint(crop, picture.tint)
     return _jitter(_turn(crop, picture.category, rng), rng)
 
 

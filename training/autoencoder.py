@@ -27,6 +27,7 @@ from training.progress import (
     save_checkpoint,
     set_learning_rate,
 )
+from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
 from training.sheet import draw_sheet
 
 ZOOM = CropRange(low=0.6, high=1.0, native=0.7)
@@ -38,7 +39,7 @@ CRITIC_FROM = 0.6  # share of the budget after which the critic speaks
 class AutoencoderOptions:
     """Sizes of the network and of a step."""
 
-    channels: int = 16
+    channels: int = 24
     width: int = 64
     encoder_blocks: tuple[int, ...] = (0, 2, 3, 4)
     decoder_blocks: tuple[int, ...] = (4, 3, 2, 0)
@@ -46,6 +47,7 @@ class AutoencoderOptions:
     side_px: int = 256
     crops: int = 12_000
     disturbed: float = 0.1  # share of steps with halved latents, and of steps with dropped channels
+    noise: float = 0.08  # at most, of the latents' deviation; it fades with the budget
     peak_rate: float = 6e-4
     compile: bool = False
 
@@ -66,7 +68,9 @@ class AutoencoderTraining:
 
     def __init__(self, options: AutoencoderOptions, device: torch.device, start: Path | None) -> None:
         self.options = options
-        model = AutoencoderTiny.from_pretrained(start).float() if start else build_autoencoder(options)
+        model = build_autoencoder(options)
+        if start:
+            _begin_with(model, AutoencoderTiny.from_pretrained(start).float())
         self.model = model.to(device, memory_format=torch.channels_last)
         self.features = Features().to(device, memory_format=torch.channels_last)
         self.critic = PatchCritic(3, 48, (2, 2, 2, 1)).to(device, memory_format=torch.channels_last)
@@ -90,7 +94,7 @@ class AutoencoderTraining:
         half_size = rng.random() < self.options.disturbed
         with half_precision(self.device):
             latent = self.encode(image)
-            restored, target = self._restore(latent, image, half_size, rng)
+            restored, target = self._restore(latent, image, half_size, fraction, rng)
             losses = self._losses(latent, restored, target)
             speaks = fraction > CRITIC_FROM and not half_size
             if speaks:
@@ -98,6 +102,7 @@ class AutoencoderTraining:
             total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        average_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.average.update()
@@ -106,7 +111,7 @@ class AutoencoderTraining:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _restore(
-        self, latent: Tensor, image: Tensor, half_size: bool, rng: random.Random
+        self, latent: Tensor, image: Tensor, half_size: bool, fraction: float, rng: random.Random
     ) -> tuple[Tensor, Tensor]:
         """Decode a disturbed latent.
 
@@ -114,12 +119,11 @@ class AutoencoderTraining:
         DC-AE 1.5, Chen et al. 2025); halved latents must decode to halved pictures (scale equivariance, Skorokhodov
         et al. 2025): both make latents that a small denoiser learns sooner.
         """
-        strength = (
-            torch.rand(len(latent), 1, 1, 1, device=latent.device) * 0.08 * latent.detach().float().std()
-        )
+        most = self.options.noise * (1 - fraction) * latent.detach().float().std()
+        strength = torch.rand(len(latent), 1, 1, 1, device=latent.device) * most
         latent = latent + strength * torch.randn_like(latent)
         if rng.random() < self.options.disturbed:
-            kept = rng.choice((4, 8))
+            kept = rng.choice((4, 8, 16))
             latent = torch.cat([latent[:, :kept], torch.zeros_like(latent[:, kept:])], dim=1)
         if half_size:
             latent, image = functional.avg_pool2d(latent, 2), functional.avg_pool2d(image, 2)
@@ -143,6 +147,7 @@ class AutoencoderTraining:
             loss = critic_loss(self.critic(real), self.critic(fake))
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self.critic)
         self.critic_optimizer.step()
 
     def state(self) -> dict[str, object]:
@@ -164,6 +169,15 @@ class AutoencoderTraining:
         self.average.values = state["average"]
 
 
+@torch.no_grad()
+def _begin_with(model: AutoencoderTiny, trained: AutoencoderTiny) -> None:
+    """Take over a trained autoencoder; latent channels that it lacks begin as they are, but hardly heard."""
+    for own, known in zip(model.parameters(), trained.parameters(), strict=True):
+        if own.shape != known.shape:
+            own.mul_(0.1)
+        own[tuple(slice(side) for side in known.shape)] = known
+
+
 def _offset(latent: Tensor) -> Tensor:
     """Mean square of the channels' means: noise has none, so latents should have little."""
     return latent.float().mean(dim=(0, 2, 3)).square().mean()
@@ -178,12 +192,13 @@ def train(
     start: Path | None = None,
 ) -> None:
     """Train (from the weights in `start`, if given), checkpoint, and write the averaged weights as `out/vae/` (fp16, latents of unit deviation)."""
-    device = choose_device()
+    rank, device = join_ranks(), choose_device()
     torch.manual_seed(seed)
     pictures = [picture for picture in read_folders(folders) if not picture.held_out]
     rng = random.Random(seed)
-    crops = _cut_crops(pictures, options, rng, device)
     training = AutoencoderTraining(options, device, start)
+    crops = _cut_crops(pictures, options, random.Random(seed + rank), device)
+    torch.manual_seed(seed + rank)
     first = _resume(training, budget, out / "autoencoder.pt", device)
     for step in budget.steps(first):
         set_learning_rate(
@@ -191,12 +206,14 @@ def train(
         )
         batch = _batch(crops, options, rng)
         losses = training.step(batch, budget.fraction, rng)
-        if step % 100 == 0:
+        if step % 100 == 0 and is_leader():
             print(
                 f"step {step} {budget.elapsed:.0f}s " + " ".join(f"{k} {v:.4f}" for k, v in losses.items()),
                 flush=True,
             )
         first = step + 1
+    if not is_leader():
+        return
     save_checkpoint(out / "autoencoder.pt", training.state() | {"step": first, "spent": budget.elapsed})
     with training.average.swapped():
         _scale(training.model, _batch(crops, options, rng))
@@ -279,6 +296,7 @@ def main() -> None:
     budget = Budget(options.seconds, options.call_seconds)
     sizes = AutoencoderOptions(batch=options.batch, crops=options.crops, compile=options.compile)
     train(options.shards, options.out, budget, sizes, options.seed, options.start)
+    leave_ranks()
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("shards", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--few-steps", action="store_true", help="ship the distilled denoiser")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     chosen = parser.parse_args()
     try:

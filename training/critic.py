@@ -2,14 +2,13 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class PatchCritic(nn.Module):
     """Judges overlapping patches (PatchGAN, Isola et al. 2017) without batch statistics.
 
     Args:
-        channels: of the input; 3 for pictures, more for latents.
+        channels: of the input.
         strides: of the 4x4 convolutions; their product is the step between patches.
     """
 
@@ -35,8 +34,3 @@ def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """The other side of the hinge."""
     return -fake.mean()
-
-
-def smooth_critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Logistic loss, for critics of noised latents."""
-    return functional.softplus(-real).mean() + functional.softplus(fake).mean()

@@ -14,13 +14,14 @@ class DatasetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One captioned picture; `path` is absolute, `source` names the file that it was made from."""
+    """One captioned picture; `path` is absolute, `source` names the file that it was made from, `tint` what it is painted in."""
 
     path: Path
     caption: str
     category: str
     source: str
     tileable: bool
+    tint: tuple[float, float, float] | None = None
 
     @property
     def held_out(self) -> bool:

@@ -1,9 +1,8 @@
 """Train the denoiser on the bank of latents."""
 
 import argparse
-from collections.abc import Callable
+import random
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,14 +17,15 @@ from training.progress import (
     Average,
     Budget,
     choose_device,
+    compile_for_all_sizes,
     half_precision,
     learning_rate,
     load_checkpoint,
     save_checkpoint,
     set_learning_rate,
 )
-
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+from training.ranks import average_gradients, count_ranks, is_leader, join_ranks, leave_ranks
+from training.tint import add_tints
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,11 @@ class DenoiserOptions:
 
     widths: tuple[int, ...] = (96, 128, 192)
     crops: int = 24_000
-    large_crops: int = 3_000
     batch: int = 256
-    large_every: int = 6  # one step in six is on 1024 px crops, a quarter of the batch
+    small_until: float = 0.5  # share of the budget on 256 px crops, twice as many a step
+    large_every: int = 6  # after that one step in six is on 1024 px crops, a quarter as many
     empty_share: float = 0.1
+    tints: int = 2  # painted versions of each picture of a made thing
     peak_rate: float = 8e-4
     compile: bool = False
     layout: torch.memory_format = torch.channels_last  # which one is faster depends on the kernels of the day
@@ -62,24 +63,25 @@ def build_denoiser(channels: int, text_width: int, widths: tuple[int, ...]) -> U
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """What a denoiser learns from: small crops, large crops, captions."""
+    """What a denoiser learns from: crops by their side in pixels, and captions."""
 
-    small: Bank
-    large: Bank
+    banks: dict[int, Bank]
     captions: Captions
 
 
 def build_lessons(
     folders: list[Path], encoders: Path, options: DenoiserOptions, device: torch.device, seed: int
 ) -> Lessons:
-    """Encode everything once and keep it in `encoders/lessons.pt` for the next run; it stays on the device."""
-    kept = load_checkpoint(encoders / "lessons.pt", device)
+    """Encode once and keep it in `encoders/` for the next run; every rank has crops of its own."""
+    path = encoders / f"lessons-{seed}.pt"
+    kept = load_checkpoint(path, device)
     if kept is not None:
-        return Lessons(Bank(*kept["small"]), Bank(*kept["large"]), Captions(kept["captions"]))
+        return Lessons(
+            {side: Bank(*bank) for side, bank in kept["banks"].items()}, Captions(kept["captions"])
+        )
     lessons = _encode_lessons(folders, encoders, options, device, seed)
-    small, large = lessons.small, lessons.large
-    banks = {"small": (small.latents, small.owners), "large": (large.latents, large.owners)}
-    save_checkpoint(encoders / "lessons.pt", banks | {"captions": lessons.captions.states})
+    banks = {side: (bank.latents, bank.owners) for side, bank in lessons.banks.items()}
+    save_checkpoint(path, {"banks": banks, "captions": lessons.captions.states})
     return lessons
 
 
@@ -87,13 +89,15 @@ def _encode_lessons(
     folders: list[Path], encoders: Path, options: DenoiserOptions, device: torch.device, seed: int
 ) -> Lessons:
     vae, text, tokenizer = load_encoders(encoders, device)
-    pictures = [picture for picture in read_folders(folders) if not picture.held_out]
+    real = [picture for picture in read_folders(folders) if not picture.held_out]
+    pictures = add_tints(real, options.tints, random.Random(seed))
     images = load_images(pictures, device)
-    return Lessons(
-        encode_bank(vae, images, pictures, 512, options.crops, seed),
-        encode_bank(vae, images, pictures, 1024, options.large_crops, seed + 1),
-        encode_captions(text, tokenizer, pictures, device, seed),
-    )
+    counts = {512: options.crops // count_ranks(), 1024: options.crops // 8 // count_ranks()}
+    banks = {
+        side: encode_bank(vae, images, pictures, side, max(1, count), seed + side)
+        for side, count in counts.items()
+    }
+    return Lessons(banks, encode_captions(text, tokenizer, pictures, device, seed))
 
 
 class DenoiserTraining:
@@ -108,14 +112,13 @@ class DenoiserTraining:
         )
         self.average = Average(model, decay=0.999)
         self.noising: Noising = build_noising(device)
-        wrap = partial(torch.compile, dynamic=False) if options.compile else lambda function: function
-        self.predict: Predict = wrap(self._predict)
+        self.predict = compile_for_all_sizes(self._predict, really=options.compile)
 
     def _predict(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         return self.model(noisy, timestep, text, return_dict=False)[0]
 
     def step(self, latent: Tensor, text: Tensor) -> Tensor:
-        """One update; the loss is the plain error of v, so that the first step from pure noise is learned too."""
+        """One update."""
         latent = latent.float().contiguous(memory_format=self.options.layout)
         noise = torch.randn_like(latent)
         timestep = torch.randint(1000, (len(latent),), device=self.device)
@@ -123,13 +126,13 @@ class DenoiserTraining:
             self.noising.add(latent, noise, timestep),
             self.noising.velocity(latent, noise, timestep),
         )
-        # Only the common shape is compiled: the second one cost 100 s to compile, more than it could give back.
-        predict = self.predict if latent.shape[-1] == 64 else self._predict
         with half_precision(self.device):
-            velocity = predict(noisy, timestep, text)
-        loss = (velocity.float() - target).square().mean()
+            velocity = self.predict(noisy, timestep, text)
+        errors = (velocity.float() - target).square().mean(dim=(1, 2, 3))
+        loss = (self.noising.weight(timestep) * errors).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.average.update()
@@ -151,28 +154,43 @@ class DenoiserTraining:
         self.average.values, self.average.steps = state["average"], state["average_steps"]
 
 
-def train(lessons: Lessons, out: Path, budget: Budget, options: DenoiserOptions, seed: int) -> None:
+def train(
+    lessons: Lessons, out: Path, budget: Budget, options: DenoiserOptions, seed: int, rank: int
+) -> None:
     """Train or go on, checkpoint, and write the averaged weights as `out/unet_full/` (fp16)."""
-    device = lessons.small.latents.device
+    native = lessons.banks[512].latents
     torch.manual_seed(seed)
-    model = build_denoiser(lessons.small.latents.shape[1], lessons.captions.states.shape[2], options.widths)
-    training = DenoiserTraining(model, options, device)
-    first = _resume(training, budget, out / "denoiser.pt", device)
-    torch.manual_seed(seed + first)
+    model = build_denoiser(native.shape[1], lessons.captions.states.shape[2], options.widths)
+    training = DenoiserTraining(model, options, native.device)
+    first = _resume(training, budget, out / "denoiser.pt", native.device)
+    torch.manual_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
-        large = step % options.large_every == options.large_every - 1
-        bank, count = (lessons.large, max(1, options.batch // 4)) if large else (lessons.small, options.batch)
-        latent, owners = bank.draw(count)
+        bank, side, count = choose_crops(step, budget.fraction, options)
+        latent, owners = lessons.banks[bank].draw(count, side)
         set_learning_rate(
-            training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.5)
+            training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.6)
         )
         loss = training.step(latent, lessons.captions.draw(owners, options.empty_share))
-        if step % 100 == 0:
-            print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}", flush=True)
+        if step % 100 == 0 and is_leader():
+            print(f"step {step} {budget.elapsed:.0f}s side {side} loss {loss.item():.4f}", flush=True)
         first = step + 1
+    if not is_leader():
+        return
     save_checkpoint(out / "denoiser.pt", training.state() | {"step": first, "spent": budget.elapsed})
     with training.average.swapped():
         write_half(training.model, out / "unet_full")
+
+
+def choose_crops(step: int, fraction: float, options: DenoiserOptions) -> tuple[int, int, int]:
+    """A step's bank, side in latent pixels, and number of crops.
+
+    Quarters of 512 px crops come first: they teach most of it for a quarter of the price.
+    """
+    if fraction < options.small_until:
+        return 512, 32, 2 * options.batch
+    if step % options.large_every == options.large_every - 1:
+        return 1024, 128, max(1, options.batch // 4)
+    return 512, 64, options.batch
 
 
 def _resume(training: DenoiserTraining, budget: Budget, path: Path, device: torch.device) -> int:
@@ -209,13 +227,15 @@ def main() -> None:
     options = DenoiserOptions(
         batch=chosen.batch,
         crops=chosen.crops,
-        large_crops=max(1, chosen.crops // 8),
         compile=chosen.compile,
         layout=torch.contiguous_format if chosen.plain_layout else torch.channels_last,
     )
-    lessons = build_lessons(chosen.shards, chosen.out, options, choose_device(), chosen.seed)
-    print(f"bank of {len(lessons.small.latents)} and {len(lessons.large.latents)} latents", flush=True)
-    train(lessons, chosen.out, Budget(chosen.seconds, chosen.call_seconds), options, chosen.seed)
+    rank, device = join_ranks(), choose_device()
+    lessons = build_lessons(chosen.shards, chosen.out, options, device, chosen.seed + 1000 * rank)
+    sizes = {side: len(bank.latents) for side, bank in lessons.banks.items()}
+    print(f"rank {rank}: latents by side {sizes}", flush=True)
+    train(lessons, chosen.out, Budget(chosen.seconds, chosen.call_seconds), options, chosen.seed, rank)
+    leave_ranks()
 
 
 if __name__ == "__main__":

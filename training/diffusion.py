@@ -39,6 +39,14 @@ class Noising:
         alpha, sigma = self.at(timestep)
         return alpha * noise - sigma * latent
 
+    def weight(self, timestep: Tensor) -> Tensor:
+        """Of the error of v: min-SNR-5 (Hang et al. 2023), plus one on both sides, so that pure noise counts too.
+
+        Without it most of the effort goes into fine noise, which a small network never gets right.
+        """
+        ratio = (self.alphas[timestep] / self.sigmas[timestep].clamp(min=1e-4)).square()
+        return (ratio.clamp(max=5) + 1) / (ratio + 1)
+
     def clean(self, noisy: Tensor, velocity: Tensor, timestep: Tensor) -> Tensor:
         """The clean latent that a predicted v stands for."""
         alpha, sigma = self.at(timestep)

@@ -1,13 +1,20 @@
 """What every training stage shares: a time budget, averaged weights, and checkpoints to go on from."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor, nn
+
+from training.ranks import hear_leader
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+_LOOK_EVERY = 10
 
 
 @dataclass(slots=True)
@@ -22,6 +29,7 @@ class Budget:
     call_seconds: float = float("inf")
     spent: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    noted: float = 0.0  # seconds at the last look at the leader's clock
 
     @property
     def elapsed(self) -> float:
@@ -30,15 +38,18 @@ class Budget:
 
     @property
     def fraction(self) -> float:
-        """Share of the stage done, 0 to 1."""
-        return min(1.0, self.elapsed / self.seconds)
+        """Share of the stage done at the last look, 0 to 1; the same on every rank."""
+        return min(1.0, (self.spent + self.noted) / self.seconds)
 
     def steps(self, first: int = 0) -> Iterator[int]:
         """Step numbers from `first` on, until the stage or this run is over."""
-        step = first
-        while self.elapsed < self.seconds and time.monotonic() - self.started < self.call_seconds:
+        for step in count(first):
+            # Now and then only: with several ranks a look makes them wait for each other.
+            if step == first or step % _LOOK_EVERY == 0:
+                self.noted = hear_leader(time.monotonic() - self.started)
+            if self.spent + self.noted >= self.seconds or self.noted >= self.call_seconds:
+                return
             yield step
-            step += 1
 
 
 class Average:
@@ -99,6 +110,13 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, object] | Non
     if not path.is_file():
         return None
     return torch.load(path, map_location=device, weights_only=True)
+
+
+def compile_for_all_sizes(function: Predict, *, really: bool) -> Predict:
+    """Compile once for all batches and sides: each graph costs a minute."""
+    # Else sizes that are equal by chance, like 32 tokens and 32 latent pixels, are taken for one and the same.
+    torch.fx.experimental._config.use_duck_shape = False
+    return torch.compile(function, dynamic=True) if really else function
 
 
 def choose_device() -> torch.device:

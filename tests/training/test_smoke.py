@@ -13,6 +13,7 @@ from PIL import Image
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from training.autoencoder import AutoencoderOptions, AutoencoderTraining, _begin_with, build_autoencoder
 from training.bundle import write_digests
 from training.dataset import DatasetError, read_pictures
 from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
@@ -22,7 +23,9 @@ from training.latents import Bank, Captions
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
 from training.prepare import prepare
 from training.progress import Budget, load_checkpoint, save_checkpoint
+from training.ranks import average_gradients
 from training.sampling import FEW_STEPS, sample
+from training.tint import COLOURS, add_tints, apply_tint
 from training.tokens import train_tokenizer
 
 CATEGORIES = ("grass", "brick")
@@ -111,14 +114,42 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
 
 def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
     torch.manual_seed(0)
-    options = DistillOptions(batch=2, step_counts=(2,), follower_updates=1)
-    distillation = Distillation(build_denoiser(4, 16, tiny.widths), options, torch.device("cpu"))
-    before = [weight.clone() for weight in distillation.teacher.values()]
+    distillation = Distillation(
+        build_denoiser(4, 16, tiny.widths), DistillOptions(steps=2, teacher_steps=2), torch.device("cpu")
+    )
+    before = [weight.clone() for weight in distillation.teacher.parameters()]
     text, empty, real = torch.randn(2, 8, 16), torch.randn(2, 8, 16), torch.randn(2, 4, 16, 16)
-    for seed in range(2):
-        assert distillation.round(text, empty, real, fraction=0.9, rng=random.Random(seed)).isfinite()
-    assert all(map(torch.equal, distillation.teacher.values(), before))
+    for _ in range(2):
+        assert distillation.step(real, text, empty).isfinite()
+    assert all(map(torch.equal, distillation.teacher.parameters(), before))
     assert not all(map(torch.equal, distillation.student.parameters(), before))
+
+
+class Perfect(torch.nn.Module):
+    """Knows the one clean latent that there is, with and without a prompt."""
+
+    def __init__(self, clean: torch.Tensor) -> None:
+        super().__init__()
+        self.clean, self.noising = clean, build_noising(torch.device("cpu"))
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = self.noising.at(timestep)
+        return (alpha * noisy - self.clean) / sigma
+
+
+def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: DenoiserOptions) -> None:
+    torch.manual_seed(0)
+    clean, options = torch.randn(1, 4, 8, 8), DistillOptions(steps=5, teacher_steps=3)
+    distillation = Distillation(build_denoiser(4, 16, tiny.widths), options, torch.device("cpu"))
+    distillation.ask_teacher = Perfect(clean)
+    index = torch.arange(5)
+    start = 999 - 200 * index
+    noisy = distillation.noising.add(clean.expand(5, -1, -1, -1), torch.randn(5, 4, 8, 8), start)
+    velocity = distillation._lead(noisy, index, torch.zeros(5, 8, 16), torch.zeros(5, 8, 16))
+    # A teacher who is never wrong walks straight to the clean latent, so one step must say the same.
+    torch.testing.assert_close(
+        distillation.noising.clean(noisy, velocity, start), clean.expand(5, -1, -1, -1), rtol=0, atol=1e-3
+    )
 
 
 def test_the_tokenizer_keeps_own_words_whole_and_splits_strange_ones() -> None:
@@ -163,6 +194,57 @@ def test_the_probe_learns_separable_categories() -> None:
     )
     probe: Probe = fit_probe(features, categories, steps=100)
     assert probe.share_named(features, categories) > 0.95
+
+
+def test_a_tint_gives_its_colour_and_keeps_light_and_dark() -> None:
+    crop = torch.linspace(-0.5, 0.5, 64).expand(3, 64, 64)
+    blue = apply_tint(crop, COLOURS["blue"])
+    torch.testing.assert_close(blue.add(1).div(2).mean(dim=(1, 2)), torch.tensor(COLOURS["blue"]))
+    assert (blue[:, :, 1:] > blue[:, :, :-1]).all()
+
+
+def test_painted_pictures_are_named_by_their_colour(dataset: Path) -> None:
+    pictures = add_tints(read_pictures(dataset), 2, random.Random(0))
+    painted = [picture for picture in pictures if picture.tint is not None]
+    assert len(painted) == 2 * sum(picture.category == "brick" for picture in pictures) / 3
+    assert {len(picture.caption.split()) for picture in painted} == {2}
+    assert all(COLOURS[picture.caption.split()[0]] == picture.tint for picture in painted)
+
+
+def test_an_autoencoder_trains_with_its_critic() -> None:
+    torch.manual_seed(0)
+    options = AutoencoderOptions(channels=4, width=8, batch=2, side_px=64, noise=0.1)
+    training = AutoencoderTraining(options, torch.device("cpu"), start=None)
+    before = [weight.clone() for weight in training.model.parameters()]
+    losses = training.step(torch.rand(2, 3, 64, 64) * 2 - 1, fraction=0.9, rng=random.Random(2))
+    assert {"absolute", "perceptual", "critic"} <= set(losses)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert not all(map(torch.equal, training.model.parameters(), before))
+
+
+def test_a_wider_latent_begins_with_what_the_narrow_one_knew() -> None:
+    torch.manual_seed(0)
+    narrow, wide = (build_autoencoder(AutoencoderOptions(channels=count, width=8)) for count in (4, 6))
+    _begin_with(wide, narrow)
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(wide.encoder(image)[:, :4], narrow.encoder(image))
+
+
+def test_ranks_hear_the_mean_gradient(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_train_as_rank, (2, tmp_path), nprocs=2)
+    gradients = [torch.load(tmp_path / f"{rank}.pt").flatten().tolist() for rank in range(2)]
+    assert gradients == [[0.5, 0.5]] * 2
+
+
+def _train_as_rank(rank: int, ranks: int, folder: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks
+    )
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer(torch.full((1, 2), float(rank))).sum().backward()
+    average_gradients(layer)
+    torch.save(layer.weight.grad, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def test_psnr_of_a_known_error() -> None:
