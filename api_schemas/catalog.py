@@ -4,7 +4,7 @@ from math import ceil
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.generation import GenerationRequest
+from api_schemas.generation import GenerationRequest, Positions
 
 
 class Cost(BaseModel):
@@ -37,6 +37,8 @@ class ModelCard(BaseModel):
     max_steps: int = 200
     default_guidance_scale: float
     default_num_modules: int = 1
+    positions: list[Positions] = Field(default=["local"], description="What `advanced.positions` may be.")
+    negative_prompt: bool = Field(default=True, description="Whether `negative_prompt` is heard.")
     weights_gib: float = 0.0
     tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False

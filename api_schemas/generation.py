@@ -10,6 +10,7 @@ MAX_SEED = 2**63 - 1
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
 
+Positions = Literal["local", "global"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 
@@ -40,7 +41,7 @@ class AdvancedSettings(BaseModel):
     tile_grid: Literal["moving", "fixed"] = Field(
         default="moving", description="Whether the grid is shifted at every step."
     )
-    positions: Literal["local", "global"] = Field(
+    positions: Positions = Field(
         default="local",
         description="Where a transformer believes a tile's pixels to lie: in the tile, or on the canvas.",
     )

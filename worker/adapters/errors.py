@@ -1,9 +1,10 @@
-"""Why a model cannot be served.
+"""Why a model cannot be served, or not as asked.
 
 ModelError
-├── ModelFolderError     missing, incomplete, or holding pickled weights
-├── DamagedModelError    a file does not have the digest that the folder states
-└── UnknownFamilyError   no adapter for this pipeline class
+├── ModelFolderError           missing, incomplete, or holding pickled weights
+├── DamagedModelError          a file does not have the digest that the folder states
+├── UnknownFamilyError         no adapter for this pipeline class
+└── UnsupportedConditionError  the family cannot be told that
 """
 
 
@@ -21,3 +22,7 @@ class DamagedModelError(ModelError):
 
 class UnknownFamilyError(ModelError):
     """No adapter for this pipeline class."""
+
+
+class UnsupportedConditionError(ModelError):
+    """The family cannot be told that; names field, value and what is allowed."""

@@ -9,6 +9,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from api_schemas.catalog import ModelCard
+from api_schemas.generation import Positions
+from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.settings import FolderSettings
@@ -34,6 +36,23 @@ class Shape:
     native_size_px: int
 
 
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a family is used, where the folder's `chorale.json` does not say otherwise.
+
+    Args:
+        steps: as in diffusers' own pipeline.
+        guidance_scale: the same; 1.0 is off.
+        positions: what its transformer can be told about where a tile lies.
+        negative_prompt: whether it listens to one.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    positions: tuple[Positions, ...] = ("local",)
+    negative_prompt: bool = True
+
+
 class Family(Protocol):
     """One loaded diffusers pipeline, and what is special about it."""
 
@@ -46,13 +65,16 @@ class Family(Protocol):
     @property
     def shape(self) -> Shape: ...
 
+    @property
+    def habits(self) -> Habits: ...
+
     def build_decoder(self) -> Decoder: ...
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         """Encode what the model is told; a stage then adds what depends on its canvas."""
         ...
 
-    def make_scheduler(self, steps: int) -> Scheduler:
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
         """A fresh one, its timesteps set."""
         ...
 
@@ -64,10 +86,10 @@ class FamilySinger:
     decoder: Decoder
     device: torch.device
     make_replica: Callable[[StagePlan], Replica]
-    make_scheduler: Callable[[int], Scheduler]
+    make_scheduler: Callable[[StagePlan], Scheduler]
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        return Ensemble(self.make_replica(stage), stage.modules), self.make_scheduler(stage.steps)
+        return Ensemble(self.make_replica(stage), stage.modules), self.make_scheduler(stage)
 
 
 class FamilyModel:
@@ -81,14 +103,34 @@ class FamilyModel:
 
     @torch.inference_mode()
     def prepare(self, conditions: Conditions) -> FamilySinger:
+        """Encode what the model is told, once for all stages.
+
+        Raises:
+            UnsupportedConditionError: the family cannot be told that.
+        """
         family = self._family
+        _check(conditions, family)
         return FamilySinger(
             self._decoder, family.pipe.device, family.encode(conditions), family.make_scheduler
         )
 
 
+def _check(conditions: Conditions, family: Family) -> None:
+    habits = family.habits
+    if conditions.positions not in habits.positions:
+        allowed = ", ".join(habits.positions)
+        raise UnsupportedConditionError(
+            f"advanced.positions: {conditions.positions!r} means nothing to {family.name}; allowed: {allowed}"
+        )
+    if conditions.negative_prompt and not habits.negative_prompt:
+        raise UnsupportedConditionError(
+            f"negative_prompt: {conditions.negative_prompt[:80]!r} would not be heard, since {family.name} "
+            "guides without one; allowed: empty"
+        )
+
+
 def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
-    shape = family.shape
+    shape, habits = family.shape, family.habits
     native_size_px = settings.native_size_px or shape.native_size_px
     return ModelCard(
         name=settings.name or name,
@@ -100,10 +142,16 @@ def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
         latent_channels=shape.channels,
         vae_scale=shape.scale,
         tile_sizes_px=settings.tile_sizes_px or [native_size_px],
-        default_steps=settings.default_steps,
+        default_steps=settings.default_steps or habits.steps,
         max_steps=settings.max_steps,
-        default_guidance_scale=settings.default_guidance_scale,
+        default_guidance_scale=(
+            habits.guidance_scale
+            if settings.default_guidance_scale is None
+            else settings.default_guidance_scale
+        ),
         default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 8),
+        positions=list(habits.positions),
+        negative_prompt=habits.negative_prompt,
         weights_gib=round(_count_bytes(family.pipe.components.values()) / 2**30, 3),
     )
 

@@ -1,14 +1,13 @@
 """What the worker gets from an adapter."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from api_schemas.catalog import ModelCard
+from api_schemas.generation import Positions
 from worker.engine.generate import Singer
-
-Positions = Literal["local", "global"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ class LatentRgb(BaseModel):
 
 
 class FolderSettings(BaseModel):
-    """Every field may be left out; then the adapter takes what diffusers' configs say."""
+    """Every field may be left out; then the family's habits and diffusers' configs count."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -24,9 +24,9 @@ class FolderSettings(BaseModel):
     license: str = ""
     native_size_px: int | None = None
     tile_sizes_px: list[int] = []
-    default_steps: int = 25
+    default_steps: int | None = None
     max_steps: int = 200
-    default_guidance_scale: float = 7.5
+    default_guidance_scale: float | None = None
     default_num_modules: int | None = None
     latent_rgb: LatentRgb | None = None
 

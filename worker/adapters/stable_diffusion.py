@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
 
-from worker.adapters.family import Shape
+from worker.adapters.family import Habits, Shape
 from worker.adapters.guidance import guide_classifier_free
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
@@ -54,6 +54,7 @@ class StableDiffusion:
 
     pipe: StableDiffusionPipeline
     name = "stable-diffusion"
+    habits = Habits()
 
     @property
     def shape(self) -> Shape:
@@ -72,9 +73,9 @@ class StableDiffusion:
         states = prompted if free is None else torch.cat([free, prompted])
         return lambda stage: StableDiffusionReplica(self.pipe.unet, states, scale)
 
-    def make_scheduler(self, steps: int) -> Scheduler:
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
         scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(steps, device=self.pipe.device)
+        scheduler.set_timesteps(stage.steps, device=self.pipe.device)
         return scheduler
 
 
