@@ -171,9 +171,9 @@ class AutoencoderTraining:
 
 @torch.no_grad()
 def _begin_with(model: AutoencoderTiny, trained: AutoencoderTiny) -> None:
-    """Take over a trained autoencoder; latent channels that it lacks begin as they are, but hardly heard."""
+    """Take over a trained autoencoder; the decoder hardly hears latent channels that are new at first."""
     for own, known in zip(model.parameters(), trained.parameters(), strict=True):
-        if own.shape != known.shape:
+        if own.shape[1:] != known.shape[1:]:
             own.mul_(0.1)
         own[tuple(slice(side) for side in known.shape)] = known
 
@@ -289,13 +289,13 @@ def main() -> None:
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--crops", type=int, default=12_000)
-    parser.add_argument("--start", type=Path, help="vae folder whose weights to begin with")
+    parser.add_argument("--begin-with", type=Path, help="vae folder whose weights to begin with")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     budget = Budget(options.seconds, options.call_seconds)
     sizes = AutoencoderOptions(batch=options.batch, crops=options.crops, compile=options.compile)
-    train(options.shards, options.out, budget, sizes, options.seed, options.start)
+    train(options.shards, options.out, budget, sizes, options.seed, options.begin_with)
     leave_ranks()
 
 
