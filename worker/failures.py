@@ -4,9 +4,8 @@ import errno
 import logging
 import os
 
-import torch
-
 from worker.engine.errors import NonFiniteLatentError
+from worker.engine.shortage import is_out_of_memory
 from worker.messages import Broke
 
 _log = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ def describe(error: Exception) -> Broke:
             return Broke("non_finite_latent", str(error), retryable=False)
         case _ if _is_disk_full(error):
             return Broke("disk_full", "no space left in the work folder", retryable=True)
-        case _ if _is_out_of_memory(error):
+        case _ if is_out_of_memory(error):
             return Broke(
                 "out_of_memory", (str(error) or "no memory left").splitlines()[0][:300], retryable=False
             )
@@ -34,9 +33,3 @@ def _is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return os.strerror(errno.ENOSPC) in str(error)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

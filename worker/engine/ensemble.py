@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from worker.engine.grid import Tile
+from worker.engine.shortage import is_out_of_memory, release_unused_memory
 from worker.engine.sync import Alone, Group
+from worker.engine.warned import Warned
 
 
 class Replica(Protocol):
@@ -37,16 +39,26 @@ class Ensemble:
 
     What is shared out are single predictions: each branch of each tile. The last batch is filled up
     with copies of its last: one batch shape means one choice of kernels, hence the same bytes
-    however the tiles are shared out.
+    however the tiles are shared out. Where a batch does not fit into memory, all ranks halve theirs.
 
     Args:
         modules: tiles that one rank denoises at the same time, as one batch.
     """
 
-    def __init__(self, replica: Replica, modules: int, group: Group | None = None) -> None:
+    def __init__(self, replica: Replica, modules: int) -> None:
         self._replica = replica
         self._batch_size = modules * replica.branches
-        self._group = group or Alone()
+        self._group: Group = Alone()
+        self._warnings: list[Warned] = []
+
+    def join(self, group: Group) -> None:
+        """Share the tiles out among these ranks."""
+        self._group = group
+
+    def take_warnings(self) -> list[Warned]:
+        """What was made good since this was asked last."""
+        taken, self._warnings = self._warnings, []
+        return taken
 
     def predict(
         self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]
@@ -55,6 +67,9 @@ class Ensemble:
 
         Yields:
             each tile in the order given, with its prediction (C, h, w), guidance applied.
+
+        Raises:
+            Exception: whatever the replica raises, except for want of memory while a batch can be halved.
         """
         branches = self._replica.branches
         heard: list[Tensor] = []
@@ -68,13 +83,33 @@ class Ensemble:
     def _sing_in_rounds(self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Iterator[Tensor]:
         """In each round every rank sings one batch; all hear all of them, in order."""
         voices = [(tile, branch) for tile in tiles for branch in range(self._replica.branches)]
-        group, size = self._group, self._batch_size
-        for first in range(0, len(voices), size * group.size):
-            group.meet()
+        group, first = self._group, 0
+        while first < len(voices):
+            size = self._batch_size
             start = first + group.rank * size
             batch = voices[start : start + size] or voices[-1:]  # with nothing to sing, sing along
-            for rank, predictions in enumerate(group.gather(self._sing(batch, latent, timestep))):
+            own = self._try_to_sing(batch, latent, timestep)
+            if not group.meet(fine=own is not None) or own is None:
+                self._halve_batch()
+                continue
+            for rank, predictions in enumerate(group.gather(own)):
                 yield predictions[: max(len(voices) - first - rank * size, 0)]
+            first += size * group.size
+
+    def _try_to_sing(self, batch: Sequence[Voice], latent: Tensor, timestep: Tensor) -> Tensor | None:
+        """None for want of memory, which the host learns at once: nothing here waits for the device."""
+        try:
+            return self._sing(batch, latent, timestep)
+        except (RuntimeError, MemoryError) as error:
+            if self._batch_size == 1 or not is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve_batch(self) -> None:
+        release_unused_memory()
+        size, self._batch_size = self._batch_size, self._batch_size // 2
+        message = f"no memory for batches of {size} predictions; going on with {self._batch_size}"
+        self._warnings.append(Warned("batch_halved", message))
 
     @torch.inference_mode()
     def _sing(self, batch: Sequence[Voice], latent: Tensor, timestep: Tensor) -> Tensor:

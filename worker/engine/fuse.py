@@ -10,12 +10,13 @@ from worker.engine.grid import Tile
 
 
 @lru_cache(maxsize=32)
-def blending_window(height: int, width: int) -> Tensor:
+def blending_window(height: int, width: int, device: torch.device) -> Tensor:
     """Raised cosine in both axes, (height, width), float32, in (0, 1].
 
-    Sampled at half pixels, so that no weight is zero and every pixel that a tile covers counts.
+    Sampled at half pixels, so that no weight is zero and every pixel that a tile covers counts. Made
+    on the CPU and kept on the device: a copy for each tile would hold up the host.
     """
-    return torch.outer(_raised_cosine(height), _raised_cosine(width))
+    return torch.outer(_raised_cosine(height), _raised_cosine(width)).to(device)
 
 
 def _raised_cosine(length: int) -> Tensor:
@@ -36,7 +37,7 @@ class Fusion:
 
     def add(self, tile: Tile, prediction: Tensor) -> None:
         """Add the prediction (C, h, w) of one tile."""
-        window = blending_window(tile.height, tile.width).to(prediction.device)
+        window = blending_window(tile.height, tile.width, prediction.device)
         weighted = prediction.float() * window
         for outer, inner in tile.pieces(*self._weight.shape):
             outer.slice(self._sum).add_(inner.slice(weighted))

@@ -14,8 +14,10 @@ from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.schedule import Scheduler, initial_scale, restore_state
 from worker.engine.stitch import Band, stitch
+from worker.engine.sync import Alone, Group
+from worker.engine.warned import Warned
 
-Progress = TilePredicted | Step | Band
+Progress = TilePredicted | Step | Band | Warned
 
 
 class Singer(Protocol):
@@ -32,16 +34,19 @@ class Singer(Protocol):
         ...
 
 
-def generate(plan: GenerationPlan, singer: Singer, resume: Checkpoint | None = None) -> Iterator[Progress]:
+def generate(
+    plan: GenerationPlan, singer: Singer, resume: Checkpoint | None = None, group: Group | None = None
+) -> Iterator[Progress]:
     """Sing one picture; with `resume`, from there on and to the same bytes.
 
-    The caller drives, and cancels by closing the iterator.
+    The caller drives, and cancels by closing the iterator. All ranks of a group walk this line alike.
 
     Raises:
         NonFiniteLatentError: a step broke.
     """
     (stage,) = plan.stages
     ensemble, scheduler = singer.begin(stage)
+    ensemble.join(group or Alone())
     generator = torch.Generator().manual_seed(plan.seed)
     latent = (
         _begin(plan, scheduler) if resume is None else _resume(resume, scheduler, generator, singer.device)

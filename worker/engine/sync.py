@@ -20,16 +20,16 @@ class Group(Protocol):
     @property
     def size(self) -> int: ...
 
-    def meet(self) -> None:
-        """Wait until the leader goes on.
+    def meet(self, *, fine: bool = True) -> bool:
+        """Wait until all ranks are here; whether all of them could do what they had to.
 
         Raises:
-            DismissedError: the leader's caller has stopped.
+            DismissedError: the leader's caller has stopped, or another rank broke.
         """
         ...
 
     def gather(self, own: Tensor) -> list[Tensor]:
-        """Every rank's tensor, by rank; all have one shape and type."""
+        """Every rank's tensor, by rank; all have one shape and type. Meet first: nobody may be missing."""
         ...
 
 
@@ -40,8 +40,8 @@ class Alone:
     rank: int = 0
     size: int = 1
 
-    def meet(self) -> None:
-        return
+    def meet(self, *, fine: bool = True) -> bool:
+        return fine
 
     def gather(self, own: Tensor) -> list[Tensor]:
         return [own]

@@ -11,7 +11,6 @@ from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
 from worker.engine.schedule import Scheduler
-from worker.engine.sync import Group
 
 
 @dataclass
@@ -52,11 +51,10 @@ class Soloist:
     replica: Replica
     scheduler: Scheduler
     decoder: Decoder
-    group: Group | None = None
     device = torch.device("cpu")
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        return Ensemble(self.replica, stage.modules, self.group), self.scheduler
+        return Ensemble(self.replica, stage.modules), self.scheduler
 
 
 def plain_decoder() -> Decoder:

@@ -1,4 +1,6 @@
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from worker.engine.denoise import Step, denoise
 from worker.engine.ensemble import Replica
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.generate import Singer, generate
+from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
 from worker.engine.sync import Group
+from worker.engine.warned import Warned
 
 GRIDS = DenoisePlan(32, 64, (False, False), 16, 0, 0, moving=True, seed=3)
 
@@ -29,8 +33,9 @@ def plan(
     return GenerationPlan(3, CHANNELS, (StagePlan(denoise, 4, modules=modules),), DecodePlan(tile_size=16))
 
 
-def picture(plan: GenerationPlan, singer: Singer) -> torch.Tensor:
-    return torch.cat([event.rows for event in generate(plan, singer) if isinstance(event, Band)])
+def picture(plan: GenerationPlan, singer: Singer, group: Group | None = None) -> torch.Tensor:
+    events = generate(plan, singer, group=group)
+    return torch.cat([event.rows for event in events if isinstance(event, Band)])
 
 
 @pytest.mark.parametrize("moving", [True, False])
@@ -49,10 +54,10 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Replica:
     return family.encode(Conditions("brick wall", guidance_scale=3.0))(StagePlan(GRIDS, 4))
 
 
-def choir(replica: Replica, group: Group | None = None) -> Soloist:
+def choir(replica: Replica) -> Soloist:
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(4)
-    return Soloist(replica, scheduler, toy_decoder(), group)
+    return Soloist(replica, scheduler, toy_decoder())
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -61,7 +66,7 @@ def test_bytes_do_not_depend_on_how_tiles_are_shared_out(replica: Replica, ranks
     alone = picture(plan(16, modules=modules), choir(replica))
     groups = thread_groups(ranks)
     with ThreadPoolExecutor(ranks) as pool:
-        together = pool.map(lambda group: picture(plan(16, modules=modules), choir(replica, group)), groups)
+        together = pool.map(lambda group: picture(plan(16, modules=modules), choir(replica), group), groups)
     assert all(torch.equal(alone, each) for each in together)
 
 
@@ -92,7 +97,7 @@ def _difference_from_a_touched_corner(replica: Replica, steps: int) -> torch.Ten
 
 
 class Broken:
-    """Says NaN at the third step and after."""
+    """Says NaN from the third step on, in the tile that begins at a place."""
 
     branches = 1
 
@@ -100,11 +105,68 @@ class Broken:
         return predictions[0]
 
     def predict(
-        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: object, branches: object
+        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: Sequence[Tile], branches: object
     ) -> torch.Tensor:
-        return crops * (torch.nan if int(timestep) < 300 else 1.0)
+        broken = torch.tensor([int(timestep) < 300 and (tile.top, tile.left) == (16, 32) for tile in tiles])
+        return crops.masked_fill(broken[:, None, None, None], torch.nan)
 
 
-def test_a_broken_step_is_named() -> None:
-    with pytest.raises(NonFiniteLatentError, match="step 3 of 4, timestep 250"):
-        picture(plan(16), choir(Broken()))
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_broken_step_and_tile_are_named_by_every_rank(ranks: int) -> None:
+    place = "rows 16 to 32, columns 32 to 48"
+    message = rf"step 3 of 4, timestep 250: tile 7 of 8 \({place} of the latent\) is not finite"
+    with ThreadPoolExecutor(ranks) as pool:
+        pictures = [
+            pool.submit(picture, plan(16, moving=False), choir(Broken()), group)
+            for group in thread_groups(ranks)
+        ]
+        for each in pictures:
+            with pytest.raises(NonFiniteLatentError, match=message):
+                each.result()
+
+
+@dataclass
+class Narrow:
+    """Has room for so many predictions at a time, and counts how many came."""
+
+    replica: Replica
+    room: int
+    batches: list[int] = field(default_factory=list)
+
+    @property
+    def branches(self) -> int:
+        return self.replica.branches
+
+    def guide(self, predictions: torch.Tensor) -> torch.Tensor:
+        return self.replica.guide(predictions)
+
+    def predict(
+        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> torch.Tensor:
+        self.batches.append(len(tiles))
+        if len(tiles) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return self.replica.predict(crops, timestep, tiles, branches)
+
+
+def test_ranks_halve_their_batches_together_where_one_lacks_memory(replica: Replica) -> None:
+    rooms = [Narrow(replica, 3), Narrow(replica, 99)]
+    alone = picture(plan(16, modules=1), choir(replica))
+    with ThreadPoolExecutor(2) as pool:
+        together = pool.map(
+            lambda room, group: picture(plan(16, modules=4), choir(room), group), rooms, thread_groups(2)
+        )
+        assert all(torch.equal(alone, each) for each in together)
+    assert rooms[0].batches[:3] == rooms[1].batches[:3] == [8, 4, 2]
+    assert set(rooms[0].batches[3:]) == set(rooms[1].batches[3:]) == {2}
+
+
+def test_a_halved_batch_is_told(replica: Replica) -> None:
+    events = list(generate(plan(16, modules=4), choir(Narrow(replica, 5))))
+    (warning,) = (event for event in events if isinstance(event, Warned))
+    assert warning == Warned("batch_halved", "no memory for batches of 8 predictions; going on with 4")
+
+
+def test_a_single_prediction_without_room_is_an_error(replica: Replica) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        picture(plan(16), choir(Narrow(replica, 0)))

@@ -63,7 +63,7 @@ def test_overlap_as_large_as_the_tile_is_refused() -> None:
 
 
 def test_window_is_symmetric_in_both_axes_and_never_zero() -> None:
-    window = blending_window(48, 64)
+    window = blending_window(48, 64, torch.device("cpu"))
     torch.testing.assert_close(window, window.flip(0))
     torch.testing.assert_close(window, window.flip(1))
     assert window.min() > 0

@@ -12,9 +12,14 @@ class ThreadGroup:
     size: int
     barrier: Barrier
     board: dict[int, Tensor]
+    verdicts: dict[int, bool]
 
-    def meet(self) -> None:
-        return
+    def meet(self, *, fine: bool = True) -> bool:
+        self.verdicts[self.rank] = fine
+        self.barrier.wait()
+        all_fine = all(self.verdicts.values())
+        self.barrier.wait()
+        return all_fine
 
     def gather(self, own: Tensor) -> list[Tensor]:
         self.board[self.rank] = own
@@ -26,5 +31,5 @@ class ThreadGroup:
 
 def thread_groups(size: int) -> list[ThreadGroup]:
     """All ranks of one group; run each in its own thread."""
-    barrier, board = Barrier(size), dict[int, Tensor]()
-    return [ThreadGroup(rank, size, barrier, board) for rank in range(size)]
+    barrier, board, verdicts = Barrier(size), dict[int, Tensor](), dict[int, bool]()
+    return [ThreadGroup(rank, size, barrier, board, verdicts) for rank in range(size)]

@@ -1,0 +1,14 @@
+"""Something went wrong and was made good: the picture goes on, but somebody should know."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+WarningCode = Literal["batch_halved", "decode_widened"]
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """What happened, in words for people."""
+
+    code: WarningCode
+    message: str
