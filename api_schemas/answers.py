@@ -50,6 +50,7 @@ class Readiness(_Answer):
     queue: Literal["ok", "unreachable"]
     store: Literal["ok", "unreachable"]
     workers: list[str] = Field(description="Names of the workers whose heartbeat is fresh.")
+    models: list[str] = Field(description="Models that these workers serve.")
 
 
 class Snapshot(_Answer):

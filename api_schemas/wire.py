@@ -7,7 +7,7 @@ chorale:cancel:{id}     string set while a cancellation is asked for
 chorale:jobs            zset   job id by creation time
 chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
 chorale:models          hash   model name -> ModelCard JSON
-chorale:worker:{name}   string expires when the worker stops beating
+chorale:worker:{name}   string name of the model that it serves; expires when the worker stops beating
 chorale:workers         set    names that have beaten lately, so that nobody need scan all keys
 chorale:idempotency:{k} string job id, or "" while the first request is in flight
 """
@@ -16,10 +16,11 @@ import json
 import struct
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import quote, unquote
 
 from api_schemas.events import TilePreviewed
 
-QUEUE_NAME: Final = "chorale"
+QUEUE_PREFIX: Final = "chorale:"
 RUN_JOB: Final = "worker.runner.run_job"
 
 JOBS_KEY: Final = "chorale:jobs"
@@ -29,6 +30,19 @@ WORKER_KEY_PREFIX: Final = "chorale:worker:"
 WORKERS_KEY: Final = "chorale:workers"
 LIVE_MAXLEN: Final = 5_000
 EVENTS_MAXLEN: Final = 2_000
+
+
+def queue_name(model: str) -> str:
+    """The queue of one model's jobs, so that each waits for a worker that can sing it.
+
+    RQ appends `:intermediate` to names, so no name may hold a colon of its own.
+    """
+    return QUEUE_PREFIX + quote(model, safe="")
+
+
+def model_of_queue(name: str) -> str | None:
+    """Inverse of `queue_name`; None if the queue is not one of ours."""
+    return unquote(name.removeprefix(QUEUE_PREFIX)) if name.startswith(QUEUE_PREFIX) else None
 
 
 def job_key(job_id: str) -> str:

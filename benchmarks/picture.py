@@ -32,7 +32,9 @@ def main() -> None:
     for size_px in options.sizes:
         with (
             tempfile.TemporaryDirectory(prefix="ch-") as folder,
-            LocalStack(DataFolder(Path(folder)), StackOptions(model=options.model)) as stack,
+            LocalStack(
+                DataFolder(Path(folder)), StackOptions(models=(options.model,) if options.model else ())
+            ) as stack,
         ):
             stack.await_ready()
             print(measure(stack.url, ask(options, size_px)), flush=True)

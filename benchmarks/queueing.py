@@ -44,7 +44,7 @@ def server(url: str | None) -> Generator[str]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="ch-") as folder,
-        LocalStack(DataFolder(Path(folder)), StackOptions(model="toy")) as stack,
+        LocalStack(DataFolder(Path(folder)), StackOptions(models=("toy",))) as stack,
     ):
         stack.await_ready()
         yield stack.url

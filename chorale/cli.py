@@ -60,13 +60,17 @@ def up(
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65_535, help="0 takes any free one.")] = 8000,
     model: Annotated[
-        str | None, Option(envvar="CHORALE_MODEL", help="Model folder.", show_default="the bundled one")
+        list[str] | None,
+        Option(
+            help="Name on the allow-list, or a model folder; once for each model.",
+            show_default="CHORALE_MODEL, or the bundled one",
+        ),
     ] = None,
     device: Annotated[
         str | None,
         Option(envvar="CHORALE_DEVICE", help="cpu, cuda:0, …", show_default="a GPU where there is one"),
     ] = None,
-    workers: Annotated[int, Option(min=1, max=64, help="Worker processes.")] = 1,
+    workers: Annotated[int, Option(min=1, max=64, help="Worker processes for each model.")] = 1,
 ) -> None:
     """Run queue, API and worker on this machine until Ctrl-C. What is queued survives a restart."""
     installed.require(installed.STACK, "all")
@@ -74,7 +78,7 @@ def up(
     from chorale.start import start_stack
 
     folder, console = DataFolder(data), _notes()
-    options = StackOptions(host, port, model, device, workers)
+    options = StackOptions(host, port, tuple(model or ()), device, workers)
     try:
         with start_stack(folder, options, console) as stack:
             print(stack.url, flush=True)

@@ -26,11 +26,11 @@ _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What a user may choose; port 0 takes any free one."""
+    """What a user may choose; port 0 takes any free one, `workers` counts for each model."""
 
     host: str = "127.0.0.1"
     port: int = 0
-    model: str | None = None
+    models: tuple[str, ...] = ()
     device: str | None = None
     workers: int = 1
 
@@ -96,7 +96,7 @@ class LocalStack:
             while time.monotonic() < deadline:
                 self.check()
                 readiness = _ask(client)
-                if readiness is not None and readiness.ready:
+                if readiness is not None and self._serves_all(readiness):
                     return readiness
                 report(_describe(readiness))
                 time.sleep(_LOOK_S)
@@ -112,9 +112,16 @@ class LocalStack:
             )
             _await_queue(queue, path)
         self._add("service", ("service.main",), environment, True)
-        for number in range(1, self._options.workers + 1):
-            self._add(f"worker-{number}", ("worker.main",), environment, True)
+        for number, chosen in enumerate(self._models() * self._options.workers, start=1):
+            self._add(f"worker-{number}", ("worker.main",), environment | chosen, True)
         self._watcher.start()
+
+    def _models(self) -> list[dict[str, str]]:
+        """What each model adds to a worker's environment; without a choice, what is there decides."""
+        return [{"CHORALE_MODEL": model} for model in self._options.models] or [{}]
+
+    def _serves_all(self, readiness: Readiness) -> bool:
+        return readiness.ready and len(readiness.models) >= len(set(self._options.models))
 
     def _add(
         self, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], guarded: bool
@@ -125,7 +132,7 @@ class LocalStack:
         return part
 
     def _environment(self) -> Mapping[str, str]:
-        chosen = {"CHORALE_MODEL": self._options.model, "CHORALE_DEVICE": self._options.device}
+        chosen = {"CHORALE_DEVICE": self._options.device}
         fixed = {
             "CHORALE_HOST": self._options.host,
             "CHORALE_PORT": str(self._port),

@@ -38,19 +38,19 @@ class Admission:
         """
         card = _choose(request, await self._catalog.list_cards())
         resolved = resolve(request, card)
-        await self._check_room()
+        await self._check_room(card.name)
         data = QueuedData(request=resolved, cost=card.estimate(resolved))
         return JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
 
-    async def _check_room(self) -> None:
-        waiting = await self._queue.count()
+    async def _check_room(self, model: str) -> None:
+        waiting = await self._queue.count(model)
         if waiting < self._max_queued:
             return
-        per_job_s = self._drain.seconds_per_job() or _UNMEASURED_JOB_S
-        workers = max(1, len(await self._catalog.list_workers()))
+        per_job_s = self._drain.seconds_per_job(model) or _UNMEASURED_JOB_S
+        workers = max(1, await self._catalog.count_workers(model))
         excess = waiting - self._max_queued + 1
         raise QueueFullError(
-            f"{waiting} jobs are waiting, at most {self._max_queued} may",
+            f"{waiting} jobs are waiting for {model}, at most {self._max_queued} may",
             retry_after_s=max(1, math.ceil(excess * per_job_s / workers)),
         )
 

@@ -66,7 +66,7 @@ class Intake:
     async def _create(self, job_id: str, request: GenerationRequest) -> Job:
         event = await self._admission.admit(job_id, request)
         job = await self._jobs.create(event)
-        await self._queue.enqueue(job_id)
+        await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
         return job
 

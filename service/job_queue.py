@@ -1,6 +1,6 @@
-"""The line of jobs that wait for a worker: RQ, by dotted name, so that no worker code is loaded here."""
+"""The lines of jobs that wait, one a model: RQ, by dotted name, so that no worker code is loaded here."""
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
 from anyio import to_thread
@@ -10,9 +10,17 @@ from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job as QueuedJob
 from rq.serializers import JSONSerializer
 
-from api_schemas.wire import QUEUE_NAME, RUN_JOB
+from api_schemas.wire import RUN_JOB, model_of_queue, queue_name
 
 Presence = Literal["present", "lost", "adrift"]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Jobs of one model that wait, and that a worker holds."""
+
+    waiting: int
+    running: int
 
 
 class JobQueue:
@@ -20,47 +28,68 @@ class JobQueue:
 
     def __init__(self, redis: Redis, *, timeout_s: int, retries: int) -> None:
         self._redis = redis
-        # With pickle, whoever can write to Redis could run code in the worker.
-        self._queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
         self._timeout_s = timeout_s
         self._retries = retries
 
-    async def enqueue(self, job_id: str) -> bool:
-        """Put a job at the end of the line; False if it is known there already."""
-        return await to_thread.run_sync(self._enqueue, job_id)
+    async def enqueue(self, job_id: str, model: str) -> bool:
+        """Put a job at the end of its model's line; False if it is known there already."""
+        return await to_thread.run_sync(self._enqueue, job_id, model)
 
-    async def presence(self, job_id: str) -> Presence:
+    async def presence(self, job_id: str, model: str) -> Presence:
         """Whether the job waits or runs, is unknown here, or is known but in no list of live jobs."""
-        return await to_thread.run_sync(self._presence, job_id)
+        return await to_thread.run_sync(self._presence, job_id, model)
 
-    async def revive(self, job_id: str) -> bool:
+    async def revive(self, job_id: str, model: str) -> bool:
         """Enqueue a job afresh, whatever is left of it; False if someone else just did."""
-        return await to_thread.run_sync(self._revive, job_id)
+        return await to_thread.run_sync(self._revive, job_id, model)
 
     async def remove(self, job_id: str) -> None:
-        """Take a job out of the line; nothing happens if it is not there."""
+        """Take a job out of its line; nothing happens if it is not there."""
         await to_thread.run_sync(self._remove, job_id)
 
-    async def count(self) -> int:
-        """Jobs that wait."""
-        return await to_thread.run_sync(len, self._queue)
+    async def forget(self, job_id: str) -> None:
+        """Delete all that RQ still knows about an ended job."""
+        await to_thread.run_sync(self._forget, job_id)
 
-    async def count_running(self) -> int:
-        """Jobs that a worker holds."""
-        return await to_thread.run_sync(
-            partial(self._queue.started_job_registry.get_job_count, cleanup=False)
-        )
+    async def count(self, model: str) -> int:
+        """Jobs that wait for this model."""
+        return await to_thread.run_sync(len, self._queue(model))
 
-    async def position(self, job_id: str) -> int | None:
+    async def measure(self) -> dict[str, Load]:
+        """What waits and runs, by model."""
+        return await to_thread.run_sync(self._measure)
+
+    async def position(self, job_id: str, model: str) -> int | None:
         """Jobs before this one, None if it does not wait."""
-        return await to_thread.run_sync(self._queue.get_job_position, job_id)
+        return await to_thread.run_sync(self._queue(model).get_job_position, job_id)
 
     async def list_waiting(self) -> list[str]:
-        return await to_thread.run_sync(self._queue.get_job_ids)
+        """Ids of all jobs that wait, for whichever model."""
+        return await to_thread.run_sync(self._list_waiting)
 
-    def _enqueue(self, job_id: str) -> bool:
+    def _queue(self, model: str) -> Queue:
+        # With pickle, whoever can write to Redis could run code in the worker.
+        return Queue(queue_name(model), connection=self._redis, serializer=JSONSerializer)
+
+    def _queues(self) -> dict[str, Queue]:
+        """Every queue that ever held a job of ours, by model."""
+        known = Queue.all(  # pyright: ignore[reportUnknownMemberType]
+            connection=self._redis, serializer=JSONSerializer
+        )
+        return {model: queue for queue in known if (model := model_of_queue(queue.name)) is not None}
+
+    def _measure(self) -> dict[str, Load]:
+        return {
+            model: Load(len(queue), queue.started_job_registry.get_job_count(cleanup=False))
+            for model, queue in self._queues().items()
+        }
+
+    def _list_waiting(self) -> list[str]:
+        return [job_id for queue in self._queues().values() for job_id in queue.get_job_ids()]
+
+    def _enqueue(self, job_id: str, model: str) -> bool:
         try:
-            self._queue.enqueue(  # pyright: ignore[reportUnknownMemberType]
+            self._queue(model).enqueue(  # pyright: ignore[reportUnknownMemberType]
                 RUN_JOB,
                 job_id,
                 job_id=job_id,
@@ -74,7 +103,7 @@ class JobQueue:
             return False
         return True
 
-    def _presence(self, job_id: str) -> Presence:
+    def _presence(self, job_id: str, model: str) -> Presence:
         known = self._fetch(job_id)
         if known is None:
             return "lost"
@@ -82,14 +111,18 @@ class JobQueue:
             ended = known.is_finished or known.is_failed or known.is_canceled or known.is_stopped
             return "adrift" if ended else "present"
         # Popped but not yet started, it is in the intermediate list, which RQ's own workers clean.
-        waits = self._queue.get_job_position(job_id) is not None
-        return "present" if waits or job_id in self._queue.intermediate_queue.get_job_ids() else "adrift"
+        queue = self._queue(model)
+        waits = queue.get_job_position(job_id) is not None
+        return "present" if waits or job_id in queue.intermediate_queue.get_job_ids() else "adrift"
 
-    def _revive(self, job_id: str) -> bool:
+    def _revive(self, job_id: str, model: str) -> bool:
+        self._forget(job_id)
+        return self._enqueue(job_id, model)
+
+    def _forget(self, job_id: str) -> None:
         known = self._fetch(job_id)
         if known is not None:
             known.delete()
-        return self._enqueue(job_id)
 
     def _remove(self, job_id: str) -> None:
         known = self._fetch(job_id)

@@ -23,7 +23,8 @@ class JobViews:
         self._links = links
 
     async def show(self, job: Job) -> JobView:
-        position = await self._queue.position(job.id) if job.status == "queued" else None
+        waits = job.status == "queued"
+        position = await self._queue.position(job.id, job.request.model) if waits else None
         return JobView(
             **dict(job),
             queue_position=position,
@@ -49,10 +50,10 @@ class JobViews:
             return None
         cards = {card.name: card for card in await self._catalog.list_cards()}
         own_s = _own_seconds(job, cards.get(job.request.model))
-        per_job_s = self._drain.seconds_per_job() or own_s
+        per_job_s = self._drain.seconds_per_job(job.request.model) or own_s
         if per_job_s is None:
             return None
-        workers = max(1, len(await self._catalog.list_workers()))
+        workers = max(1, await self._catalog.count_workers(job.request.model))
         return round(position * per_job_s / workers + (own_s or per_job_s), 1)
 
     def _urls(self, job: Job) -> JobUrls:

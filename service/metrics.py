@@ -34,9 +34,15 @@ class Metrics:
             "chorale_previews_dropped", "Preview messages that slow readers missed.", registry=self.registry
         )
         self.queue_up = Gauge("chorale_queue_up", "1 while Redis answers.", registry=self.registry)
-        self.jobs_waiting = Gauge("chorale_jobs_waiting", "Jobs in the queue.", registry=self.registry)
-        self.jobs_running = Gauge("chorale_jobs_running", "Jobs that a worker holds.", registry=self.registry)
-        self.workers = Gauge("chorale_workers", "Workers whose heartbeat is fresh.", registry=self.registry)
+        self.jobs_waiting = Gauge(
+            "chorale_jobs_waiting", "Jobs in a model's queue.", ["model"], registry=self.registry
+        )
+        self.jobs_running = Gauge(
+            "chorale_jobs_running", "Jobs that a worker holds.", ["model"], registry=self.registry
+        )
+        self.workers = Gauge(
+            "chorale_workers", "Workers whose heartbeat is fresh.", ["model"], registry=self.registry
+        )
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

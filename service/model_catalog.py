@@ -16,17 +16,30 @@ class ModelCatalog:
         self._redis = redis
 
     async def list_cards(self) -> list[ModelCard]:
-        """All cards, the default model first, then by name."""
+        """All cards, the default model first, then those that are served now, then by name.
+
+        A model that nobody serves now is the default one only while none is served at all: who asks
+        for no model by name does not wait for one that may never come back.
+        """
         bodies = await cast(Awaitable[list[bytes]], self._redis.hvals(MODELS_KEY))
         cards = [ModelCard.model_validate_json(body) for body in bodies]
-        return sorted(cards, key=lambda card: (not card.is_default, card.name))
+        served = set((await self.list_workers()).values())
+        cards.sort(key=lambda card: (card.name not in served, not card.is_default, card.name))
+        return [card.model_copy(update={"is_default": card is cards[0]}) for card in cards]
 
-    async def list_workers(self) -> list[str]:
-        """Names of the workers whose heartbeat is fresh."""
+    async def list_workers(self) -> dict[str, str]:
+        """Names of the workers whose heartbeat is fresh, each with the model that it serves."""
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(WORKERS_KEY))
         names = sorted(member.decode() for member in members)
-        beats = await self._redis.mget([WORKER_KEY_PREFIX + name for name in names]) if names else []
-        alive = [name for name, beat in zip(names, beats, strict=True) if beat is not None]
+        beats = cast(
+            list[bytes | None],
+            await self._redis.mget([WORKER_KEY_PREFIX + name for name in names]) if names else [],
+        )
+        alive = {name: beat.decode() for name, beat in zip(names, beats, strict=True) if beat is not None}
         if len(alive) < len(names):
             await self._redis.srem(WORKERS_KEY, *(set(names) - set(alive)))
         return alive
+
+    async def count_workers(self, model: str) -> int:
+        """Live workers that serve this model."""
+        return list((await self.list_workers()).values()).count(model)

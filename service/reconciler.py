@@ -38,7 +38,7 @@ class Reconciler:
             await asyncio.sleep(self._interval_s)
 
     async def reconcile(self) -> None:
-        """One pass over all jobs that may not have ended, and over the queue."""
+        """One pass over all jobs that may not have ended, and over the queues."""
         active = await self._jobs.list_active()
         suspects: set[str] = set()
         for start in range(0, len(active), _PAGE):
@@ -58,16 +58,16 @@ class Reconciler:
         if job.status in TERMINAL:
             await self._jobs.forget_active([job_id])
             return False
-        return await self._revive(job_id)
+        return await self._revive(job_id, job.request.model)
 
-    async def _revive(self, job_id: str) -> bool:
-        presence = await self._queue.presence(job_id)
+    async def _revive(self, job_id: str, model: str) -> bool:
+        presence = await self._queue.presence(job_id, model)
         if presence == "present":
             return False
         # Between two lists of RQ a job is in neither for a moment; only what stays lost is lost.
         if presence == "adrift" and job_id not in self._suspects:
             return True
-        if await self._queue.revive(job_id):
+        if await self._queue.revive(job_id, model):
             log.warning("job %s was %s in the queue and is enqueued again", job_id, presence)
             self._metrics.jobs_revived.inc()
         return False

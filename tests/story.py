@@ -74,7 +74,7 @@ class Story:
     def publish(self, card: ModelCard = CARD, worker: str = "w1") -> None:
         """Announce a model and a worker that is alive."""
         self.redis.hset(MODELS_KEY, card.name, card.model_dump_json())
-        self.redis.set(WORKER_KEY_PREFIX + worker, "1", ex=600)
+        self.redis.set(WORKER_KEY_PREFIX + worker, card.name, ex=600)
         self.redis.sadd(WORKERS_KEY, worker)
 
     def queue(self, job_id: str, **choices: object) -> str:

@@ -38,7 +38,7 @@ class _NoDeathPenalty(BaseDeathPenalty):
 class EngineWorker(SimpleWorker):
     """A SimpleWorker with short leases, one queue, and no work of its own.
 
-    One queue: with two, RQ pops without the safety of an intermediate list, and a worker killed
+    One queue, that of its model: with two, RQ pops without the safety of an intermediate list, and a worker killed
     between pop and start would lose the job for ever.
     """
 
@@ -47,7 +47,7 @@ class EngineWorker(SimpleWorker):
     def __init__(self, workplace: Workplace, engine: EngineProcess, lease_s: int) -> None:
         cleaning_s = max(lease_s // 3, 1)
         super().__init__(
-            [wire.QUEUE_NAME],
+            [wire.queue_name(workplace.card.name)],
             name=workplace.worker,
             connection=workplace.redis,
             serializer="json",

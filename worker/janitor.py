@@ -19,12 +19,11 @@ from api_schemas.events import FailedData
 from worker.errors import FencedError
 from worker.events import EventLog
 
-_LOCK_KEY = "chorale:janitor"
 _log = logging.getLogger(__name__)
 
 
 class Janitor:
-    """Gives abandoned jobs back to the queue. Workers take turns, under a lock that a crash cannot keep.
+    """Gives abandoned jobs back to the queue. Workers of one queue take turns, under a lock that a crash cannot keep.
 
     RQ's own lock lives 15 minutes, and so would a crash's consequences.
 
@@ -39,13 +38,14 @@ class Janitor:
         self._worker = worker
         self._lock_ms = every_s * 800  # free again when the next round is due
         self._stranded_s = stranded_s
+        self._lock_key = f"chorale:janitor:{queue.name}"
         self._started = StartedJobRegistry(queue=queue)
         self._stranded_since: dict[str, float] = {}
 
     def clean(self, worker: BaseWorker) -> None:
         """Requeue jobs whose lease has run out; stock RQ does it between jobs, and so do we."""
         worker.last_cleaned_at = now()
-        if not self._redis.set(_LOCK_KEY, self._worker, nx=True, px=self._lock_ms):
+        if not self._redis.set(self._lock_key, self._worker, nx=True, px=self._lock_ms):
             return
         clean_registries(self._queue)
         clean_worker_registry(self._queue)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -12,6 +13,7 @@ from redis.exceptions import RedisError
 
 from api_schemas.answers import Readiness
 from service.dependencies import Rooms, Services
+from service.job_queue import Load
 from service.openapi import problems
 
 _TIMEOUT_S = 3.0
@@ -41,11 +43,12 @@ async def check_health() -> Health:
 async def check_readiness(response: Response, rooms: Rooms) -> Readiness:
     """Whether a job posted now would be made."""
     queue, store = await asyncio.gather(_reach_queue(rooms), _reach_store(rooms))
-    workers = await rooms.catalog.list_workers() if queue == "ok" else []
+    workers = await rooms.catalog.list_workers() if queue == "ok" else {}
     ready = queue == store == "ok" and bool(workers)
     if not ready:
         response.status_code = 503
-    return Readiness(ready=ready, queue=queue, store=store, workers=workers)
+    models = sorted(set(workers.values()))
+    return Readiness(ready=ready, queue=queue, store=store, workers=list(workers), models=models)
 
 
 @router.get(
@@ -56,13 +59,21 @@ async def check_readiness(response: Response, rooms: Rooms) -> Readiness:
 async def show_metrics(rooms: Rooms) -> Response:
     """Counts, times and the state of the queue. Answers also while Redis is away."""
     try:
-        rooms.metrics.jobs_waiting.set(await rooms.queue.count())
-        rooms.metrics.jobs_running.set(await rooms.queue.count_running())
-        rooms.metrics.workers.set(len(await rooms.catalog.list_workers()))
+        await _measure_queues(rooms)
         rooms.metrics.queue_up.set(1)
     except (RedisError, OSError):
         rooms.metrics.queue_up.set(0)
     return Response(rooms.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _measure_queues(rooms: Services) -> None:
+    load = await rooms.queue.measure()
+    workers = Counter((await rooms.catalog.list_workers()).values())
+    for model in {*load, *workers, *(card.name for card in await rooms.catalog.list_cards())}:
+        line = load.get(model, Load(0, 0))
+        rooms.metrics.jobs_waiting.labels(model).set(line.waiting)
+        rooms.metrics.jobs_running.labels(model).set(line.running)
+        rooms.metrics.workers.labels(model).set(workers[model])
 
 
 async def _reach_queue(rooms: Services) -> Reach:

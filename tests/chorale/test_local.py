@@ -32,10 +32,10 @@ def await_true(condition: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 @contextmanager
-def chorale_up(folder: Path, model: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def chorale_up(folder: Path, *models: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`chorale up` as a user starts it, and the address that it prints."""
     command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(folder), "--port", "0"]
-    command += ["--model", model, "--device", "cpu"]
+    command += ["--device", "cpu", *(word for model in models for word in ("--model", model))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
@@ -51,7 +51,7 @@ def test_a_stack_makes_pictures_and_leaves_no_process(tmp_path: Path) -> None:
         job = client.wait(client.create(SHORT).id)
         assert client.download(job.id, tmp_path / "waves.png").stat().st_size > 100
         with pytest.raises(AlreadyRunningError, match=stack.url):
-            LocalStack(DataFolder(tmp_path), StackOptions(model="toy")).__enter__()
+            LocalStack(DataFolder(tmp_path), StackOptions(models=("toy",))).__enter__()
         assert DataFolder(tmp_path).find_running() == stack.url
         assert find_all(str(tmp_path))
     assert DataFolder(tmp_path).find_running() is None
@@ -76,6 +76,19 @@ def test_a_killed_owner_leaves_no_process_and_its_queue_lives_on(tmp_path: Path)
     await_true(lambda: find_all(str(tmp_path)) == [])
     with toy_stack(tmp_path) as stack, Client(stack.url) as client:
         assert {client.wait(job, timeout_s=90).status for job in jobs} == {"succeeded"}
+
+
+def test_two_models_are_sung_side_by_side(tmp_path: Path) -> None:
+    with (
+        chorale_up(tmp_path, "toy:name=slow,delay_ms=300", "toy:name=quick") as (_, url),
+        Client(url) as client,
+    ):
+        assert {card.name for card in client.models()} == {"slow", "quick"}
+        slow = client.create(LONG.model_copy(update={"model": "slow"}))
+        quick = client.wait(client.create(SHORT.model_copy(update={"model": "quick"})).id, timeout_s=60)
+        assert quick.request.model == "quick"
+        assert client.get(slow.id).status in ("queued", "processing")
+        client.cancel(slow.id)
 
 
 def test_a_queue_server_that_was_left_behind_is_used_on(tmp_path: Path) -> None:
@@ -114,7 +127,7 @@ def test_ctrl_c_stops_in_order_and_a_second_start_is_refused_meanwhile(tmp_path:
 
 
 def test_a_worker_that_refuses_its_model_says_why(tmp_path: Path) -> None:
-    options = StackOptions(model=str(tmp_path / "no-such-model"), device="cpu")
+    options = StackOptions(models=(str(tmp_path / "no-such-model"),), device="cpu")
     with (
         LocalStack(DataFolder(tmp_path / "data"), options) as stack,
         pytest.raises(PartFailedError, match="no-such-model"),

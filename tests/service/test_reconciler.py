@@ -10,14 +10,14 @@ from rq import Queue
 from rq.executions import Execution
 from rq.job import Job as QueuedJob
 
-from api_schemas.wire import QUEUE_NAME, RUN_JOB, job_key
+from api_schemas.wire import RUN_JOB, job_key, queue_name
 from service.settings import ServiceSettings
-from tests.story import Story
+from tests.story import CARD, Story
 
 
 @pytest.fixture
 def queue(redis: Redis) -> Queue:
-    return Queue(QUEUE_NAME, connection=redis, serializer="json")
+    return Queue(queue_name(CARD.name), connection=redis, serializer="json")
 
 
 def eventually(true: Callable[[], bool], timeout_s: float = 5) -> bool:
@@ -52,6 +52,16 @@ def test_a_job_that_is_known_but_in_no_list_is_queued_again(
     job_id = post(api)
     redis.delete(queue.key)  # popped by a worker that died in that moment, and its intermediate list lost
     assert eventually(lambda: queue.get_job_ids() == [job_id])
+
+
+def test_a_job_in_the_queue_of_earlier_versions_moves_to_its_models(
+    api: httpx.Client, story: Story, queue: Queue, redis: Redis
+) -> None:
+    job_id = post(api)
+    QueuedJob.fetch(job_id, connection=redis, serializer="json").delete()
+    Queue("chorale", connection=redis, serializer="json").enqueue(RUN_JOB, job_id, job_id=job_id)
+    assert eventually(lambda: queue.get_job_ids() == [job_id])
+    assert len(Queue("chorale", connection=redis, serializer="json")) == 0
 
 
 def test_an_ended_job_is_not_queued_again(

@@ -48,7 +48,7 @@ class Bench:
             wire.APPEND_EVENT, 3, wire.job_key(job_id), wire.events_key(job_id), wire.LIVE_KEY,
             "", "", "", begin(event).model_dump_json(), event.model_dump_json(), job_id, 2000, 5000,
         )  # fmt: skip
-        queue = Queue(wire.QUEUE_NAME, connection=self.redis, serializer="json")
+        queue = Queue(wire.queue_name(request.model), connection=self.redis, serializer="json")
         queue.enqueue(
             wire.RUN_JOB, job_id, job_id=job_id, retry=Retry(max=retries), result_ttl=0, job_timeout=60
         )

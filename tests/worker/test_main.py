@@ -107,6 +107,15 @@ def test_an_impossible_job_fails_and_the_worker_stays_healthy(bench: Bench) -> N
     assert find_engine(worker.pid) == engine
 
 
+def test_a_job_waits_for_the_worker_of_its_model(bench: Bench) -> None:
+    bench.start_worker()
+    waiting = bench.submit(model="late")
+    assert bench.await_end(bench.submit()).status == "succeeded"
+    assert bench.types(waiting) == ["job.queued"]
+    bench.start_worker("toy:name=late")
+    assert bench.await_end(waiting).status == "succeeded"
+
+
 def test_a_signal_between_jobs_ends_worker_and_engine(bench: Bench) -> None:
     worker = bench.start_worker()
     bench.make()

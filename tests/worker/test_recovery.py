@@ -200,7 +200,7 @@ def test_a_job_that_fails_half_stored_leaves_nothing(bench: Bench) -> None:
 def test_a_job_that_was_taken_but_never_started_comes_back(bench: Bench) -> None:
     job_id = bench.submit()
     # What a worker leaves that is killed between taking a job and starting it.
-    queue = f"rq:queue:{wire.QUEUE_NAME}"
+    queue = f"rq:queue:{wire.queue_name('toy')}"
     bench.redis.lmove(queue, f"{queue}:intermediate")
     bench.start_worker()
     assert bench.await_end(job_id).status == "succeeded"
@@ -212,7 +212,7 @@ def test_a_job_that_runs_is_not_taken_twice(bench: Bench) -> None:
     bench.start_worker(SLOW)
     job_id = bench.submit(steps=45)  # 11 s; the lease is 3 s, and the other worker looks every 5 s
     bench.await_event(job_id, "step.completed")
-    bench.redis.lpush(f"rq:queue:{wire.QUEUE_NAME}", job_id)
+    bench.redis.lpush(f"rq:queue:{wire.queue_name('toy')}", job_id)
     job = bench.await_end(job_id)
     assert (job.status, job.attempt) == ("succeeded", 1)
 

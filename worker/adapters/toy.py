@@ -95,11 +95,12 @@ class Toy:
     """The loaded model."""
 
     delay_s: float = 0.0
+    name: str = "toy"
 
     @property
     def card(self) -> ModelCard:
         return ModelCard(
-            name="toy",
+            name=self.name,
             family="toy",
             description="Waves in closed form, for tests.",
             native_size_px=256,
@@ -131,13 +132,15 @@ def toy_decoder() -> Decoder:
 
 
 def load_toy(address: str) -> Toy:
-    """`toy` or `toy:delay_ms=N`.
+    """`toy`, or with options: `toy:delay_ms=50,name=slow`.
 
     Raises:
         ModelFolderError: another option.
     """
-    _, _, options = address.partition(":")
-    key, _, value = options.partition("=")
-    if options and (key != "delay_ms" or not value.isdigit()):
-        raise ModelFolderError(f"toy takes delay_ms=N, not {options!r}")
-    return Toy(int(value or 0) / 1000)
+    _, _, text = address.partition(":")
+    parts = (option.partition("=") for option in text.split(",") if option)
+    options = {key: value for key, _, value in parts}
+    delay_ms, name = options.pop("delay_ms", "0"), options.pop("name", "toy")
+    if options or not delay_ms.isdigit() or not name:
+        raise ModelFolderError(f"toy takes delay_ms=N and name=WORD, not {text!r}")
+    return Toy(int(delay_ms) / 1000, name)

@@ -12,7 +12,7 @@ from redis import Redis
 from rq import Queue
 
 from api_schemas.answers import JobView
-from api_schemas.wire import QUEUE_NAME, RUN_JOB, cancel_key, job_key
+from api_schemas.wire import RUN_JOB, cancel_key, job_key, queue_name
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.story import CARD, Story
@@ -33,7 +33,7 @@ def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: 
     assert (job.request.model, job.request.steps, job.request.guidance_scale) == ("glow", 12, 5.0)
     assert job.cost.tiles == CARD.estimate(job.request).tiles
     assert job.eta_s == pytest.approx(job.cost.tiles * 0.01, abs=0.1)
-    queued = Queue(QUEUE_NAME, connection=redis, serializer="json").fetch_job(job.id)
+    queued = Queue(queue_name("glow"), connection=redis, serializer="json").fetch_job(job.id)
     assert queued is not None
     assert (queued.func_name, list(queued.args)) == (RUN_JOB, [job.id])
     assert queued.retries_left
@@ -141,6 +141,19 @@ def test_a_full_queue_says_when_to_come_back(
         assert len(api.get("/v1/jobs").json()["data"]) == 2  # nothing was recorded for the refused one
 
 
+def test_each_model_has_its_own_line(serve_with: Serve, settings: ServiceSettings, story: Story) -> None:
+    story.publish(CARD.model_copy(update={"name": "slow/one:2", "is_default": False}), worker="w2")
+    with httpx.Client(base_url=serve_with(settings.model_copy(update={"max_queued": 2}))) as api:
+        slow = [create(api, model="slow/one:2") for _ in range(2)]
+        other = create(api)
+        assert [job.queue_position for job in (*slow, other)] == [0, 1, 0]
+        refused = api.post("/v1/jobs", json={"model": "slow/one:2"})
+        assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+        assert 'chorale_jobs_waiting{model="slow/one:2"} 2.0' in api.get("/metrics").text
+        assert api.post(slow[0].urls.cancel).json()["status"] == "canceled"
+        assert api.get(slow[1].urls.self).json()["queue_position"] == 0
+
+
 def test_unknown_jobs_are_404_everywhere(api: httpx.Client) -> None:
     for name in ("0" * 28, "..", "%00", "a%20b", "ü", "x" * 500):
         for path in ("", "/image", "/image.dzi", "/tiles/0/0_0", "/events"):
@@ -204,7 +217,7 @@ def test_a_queued_job_is_canceled_at_once_and_once(api: httpx.Client, story: Sto
     assert [answer.status_code for answer in answers] == [200, 200, 200]
     assert [answer.json()["status"] for answer in answers] == ["canceled"] * 3
     assert [event.type for event in story.log(job.id)] == ["job.queued", "job.canceled"]
-    assert len(Queue(QUEUE_NAME, connection=redis, serializer="json")) == 0
+    assert len(Queue(queue_name("glow"), connection=redis, serializer="json")) == 0
 
 
 def test_a_running_job_is_told_to_stop(api: httpx.Client, story: Story, redis: Redis) -> None:

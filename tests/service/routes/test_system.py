@@ -15,7 +15,7 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"]},
+        {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"], "models": ["glow"]},
     )
     redis.delete("chorale:worker:w7")
     assert api.get("/readyz").status_code == 503
@@ -24,10 +24,21 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
 
 def test_the_default_model_comes_first(api: httpx.Client, redis: Redis) -> None:
     for name, default in (("b", False), ("z", True), ("a", False)):
-        Story(redis).publish(CARD.model_copy(update={"name": name, "is_default": default}))
+        Story(redis).publish(
+            CARD.model_copy(update={"name": name, "is_default": default}), worker=f"w-{name}"
+        )
     assert [card["name"] for card in api.get("/v1/models").json()["data"]] == ["z", "a", "b"]
     assert api.post("/v1/jobs", json={}).json()["request"]["model"] == "z"
     assert api.post("/v1/jobs", json={"model": "b"}).json()["request"]["model"] == "b"
+
+
+def test_a_model_that_nobody_serves_is_not_the_default_one(api: httpx.Client, redis: Redis) -> None:
+    Story(redis).publish(CARD.model_copy(update={"name": "old"}), worker="gone")
+    Story(redis).publish(CARD.model_copy(update={"name": "new", "is_default": False}))
+    redis.delete("chorale:worker:gone")
+    cards = api.get("/v1/models").json()["data"]
+    assert [(card["name"], card["is_default"]) for card in cards] == [("new", True), ("old", False)]
+    assert api.post("/v1/jobs", json={}).json()["request"]["model"] == "new"
 
 
 def test_metrics_count_routes_and_not_paths(api: httpx.Client, story: Story) -> None:
@@ -37,8 +48,8 @@ def test_metrics_count_routes_and_not_paths(api: httpx.Client, story: Story) -> 
     text = api.get("/metrics").text
     assert 'chorale_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"} 3.0' in text
     assert "chorale_jobs_created_total 3.0" in text
-    assert "chorale_jobs_waiting 3.0" in text
-    assert "chorale_workers 1.0" in text
+    assert 'chorale_jobs_waiting{model="glow"} 3.0' in text
+    assert 'chorale_workers{model="glow"} 1.0' in text
     assert job["id"] not in text
 
 
