@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # pulls its own part of diffusers.
 _FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "FluxPipeline": "flux",
 }
 
 

@@ -1,0 +1,69 @@
+"""The transformer families: how each is built, tiny, and how its own diffusers pipeline is asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+
+from tests.tiny_transformers import tiny_flux, tiny_stable_diffusion_3
+
+PROMPT, NEGATIVE, STEPS = "brick wall", "moss", 4
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyCase:
+    """One family.
+
+    Args:
+        build: saves a tiny pipeline to a folder.
+        noise: shape of a native tile's latent, (C, h, w).
+        ask: (pipeline, noise (C, h, w), our guidance scale, diffusers' output type) -> latent (C, h, w)
+            or picture (H, W, 3) in [0, 1].
+    """
+
+    name: str
+    build: Callable[[Path], DiffusionPipeline]
+    noise: tuple[int, int, int]
+    ask: Callable[[DiffusionPipeline, Tensor, float, str], Tensor]
+    guidance_scales: tuple[float, ...] = (1.0, 5.0)
+    negative_prompt: str = NEGATIVE
+
+
+def ask_stable_diffusion_3(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+    side_px = noise.shape[-1] * pipe.vae_scale_factor
+    images = pipe(
+        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
+        guidance_scale=scale, height=side_px, width=side_px, output_type=output,
+    ).images  # fmt: skip
+    return torch.as_tensor(images[0])
+
+
+def ask_flux(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+    channels, height, width = noise.shape
+    images = pipe(
+        PROMPT, latents=pipe._pack_latents(noise[None], 1, channels, height, width),
+        num_inference_steps=STEPS, guidance_scale=scale, height=height * pipe.vae_scale_factor,
+        width=width * pipe.vae_scale_factor, output_type=output,
+        max_sequence_length=512 if pipe.transformer.config.guidance_embeds else 256,
+    ).images  # fmt: skip
+    return (
+        pipe._unpack_latents(images, height, width, 1)[0]
+        if output == "latent"
+        else torch.as_tensor(images[0])
+    )
+
+
+CASES = (
+    FamilyCase("stable-diffusion-3", tiny_stable_diffusion_3, (16, 16, 16), ask_stable_diffusion_3),
+    FamilyCase(
+        "flux-dev", lambda folder: tiny_flux(folder, distilled_guidance=True), (4, 16, 16), ask_flux,
+        guidance_scales=(3.5,), negative_prompt="",
+    ),
+    FamilyCase(
+        "flux-schnell", lambda folder: tiny_flux(folder, distilled_guidance=False), (4, 16, 16), ask_flux,
+        guidance_scales=(1.0,), negative_prompt="",
+    ),
+)  # fmt: skip

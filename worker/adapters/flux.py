@@ -1,0 +1,135 @@
+"""FLUX.1: dev, schnell and their kin."""
+
+# diffusers types tensors as FloatTensor, and as optional what is always there.
+# pyright: reportArgumentType=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from torch import Tensor
+
+from api_schemas.generation import Positions
+from worker.adapters.family import Habits, Shape
+from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler, shift_by_tokens
+from worker.adapters.loading import load_pipeline
+from worker.adapters.model import Conditions
+from worker.adapters.vae import flatten_decoder
+from worker.engine.decoder import Decoder
+from worker.engine.ensemble import Replica
+from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
+from worker.engine.schedule import Scheduler
+
+PATCH = 2  # latent pixels a side that are packed into one token
+
+
+@dataclass(frozen=True, slots=True)
+class FluxReplica:
+    """One transformer with one prompt; guidance was distilled into it, so there is one branch.
+
+    Args:
+        states: of the text, (1, tokens, width).
+        pooled: (1, width).
+        guidance_scale: that the transformer is told, or None where it cannot be told one.
+        positions: `global` counts token positions from the canvas' corner, in halves where a tile
+            begins between two tokens; a tile that runs over the edge of a wrapping canvas counts on
+            beyond it, so there alone neighbours' positions jump. All tiles of a batch share one
+            table of positions, so each is then a batch of its own.
+    """
+
+    transformer: FluxTransformer2DModel
+    states: Tensor
+    pooled: Tensor
+    guidance_scale: float | None
+    positions: Positions
+
+    @property
+    def branches(self) -> int:
+        return 1
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
+        if self.positions == "local":
+            return self._predict(crops, timestep, 0, 0)
+        alone = zip(crops.split(1), tiles, strict=True)
+        return torch.cat([self._predict(crop, timestep, tile.top, tile.left) for crop, tile in alone])
+
+    def _predict(self, crops: Tensor, timestep: Tensor, top: int, left: int) -> Tensor:
+        count, channels, height, width = crops.shape
+        dtype = self.states.dtype
+        tokens = self.transformer(
+            hidden_states=FluxPipeline._pack_latents(crops.to(dtype), count, channels, height, width),
+            timestep=timestep.expand(count).to(dtype) / 1000,
+            guidance=self._guidance(crops),
+            pooled_projections=self.pooled.expand(count, -1),
+            encoder_hidden_states=self.states.expand(count, -1, -1),
+            txt_ids=crops.new_zeros(self.states.shape[1], 3),
+            img_ids=place_tokens(height, width, top, left, crops.device),
+            return_dict=False,
+        )[0]
+        return FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1).float()
+
+    def _guidance(self, crops: Tensor) -> Tensor | None:
+        scale = self.guidance_scale
+        return None if scale is None else torch.full((len(crops),), scale, device=crops.device)
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return predictions[0]
+
+
+def place_tokens(height: int, width: int, top: int, left: int, device: torch.device) -> Tensor:
+    """Positions (tokens, 3) of a tile's tokens; float32, since bfloat16 cannot tell 257 from 256."""
+    ids = FluxPipeline._prepare_latent_image_ids(1, height // PATCH, width // PATCH, device, torch.float32)
+    return ids + torch.tensor([0.0, top / PATCH, left / PATCH], device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class Flux:
+    """A loaded folder."""
+
+    pipe: FluxPipeline
+    name = "flux"
+
+    @property
+    def habits(self) -> Habits:
+        """Without embedded guidance it is a model of few steps, as FLUX.1-schnell."""
+        steps, scale = (28, 3.5) if self.pipe.transformer.config.guidance_embeds else (4, 1.0)
+        return Habits(steps, scale, positions=("local", "global"), negative_prompt=False)
+
+    @property
+    def shape(self) -> Shape:
+        scale = self.pipe.vae_scale_factor
+        channels = self.pipe.transformer.config.in_channels // PATCH**2
+        return Shape(channels, scale, scale * PATCH, self.pipe.default_sample_size * scale)
+
+    def build_decoder(self) -> Decoder:
+        return flatten_decoder(self.pipe.vae)
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        transformer = self.pipe.transformer
+        distilled = transformer.config.guidance_embeds
+        # FLUX.1-schnell was trained on 256 text tokens, FLUX.1-dev on 512.
+        states, pooled, _ = self.pipe.encode_prompt(
+            conditions.prompt, device=self.pipe.device, max_sequence_length=512 if distilled else 256
+        )
+        scale = conditions.guidance_scale if distilled else None
+        return lambda stage: FluxReplica(transformer, states, pooled, scale, conditions.positions)
+
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+        kept = self.pipe.scheduler
+        shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
+        return make_flow_scheduler(kept, stage, self.pipe.device, shift, even_sigmas(stage.steps))
+
+
+def load(folder: Path, device: torch.device) -> Flux:
+    """Load a folder.
+
+    Raises:
+        ModelFolderError: diffusers cannot load the folder.
+    """
+    return Flux(load_pipeline(FluxPipeline, folder, device))

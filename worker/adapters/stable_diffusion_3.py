@@ -1,0 +1,102 @@
+"""Stable Diffusion 3 and 3.5."""
+
+# diffusers types tensors as FloatTensor, and as optional what is always there.
+# pyright: reportArgumentType=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from torch import Tensor
+
+from worker.adapters.family import Habits, Shape
+from worker.adapters.flow import count_tokens, make_flow_scheduler, shift_by_tokens
+from worker.adapters.guidance import guide_classifier_free
+from worker.adapters.loading import load_pipeline
+from worker.adapters.model import Conditions
+from worker.adapters.vae import flatten_decoder
+from worker.engine.decoder import Decoder
+from worker.engine.ensemble import Replica
+from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
+from worker.engine.schedule import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class StableDiffusion3Replica:
+    """One transformer with one prompt.
+
+    Args:
+        states: text states of each branch, (branches, tokens, width).
+        pooled: (branches, width).
+    """
+
+    transformer: SD3Transformer2DModel
+    states: Tensor
+    pooled: Tensor
+    guidance_scale: float
+
+    @property
+    def branches(self) -> int:
+        return len(self.states)
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
+        chosen = list(branches)
+        return self.transformer(
+            hidden_states=crops.to(self.states.dtype),
+            timestep=timestep.expand(len(crops)),
+            encoder_hidden_states=self.states[chosen],
+            pooled_projections=self.pooled[chosen],
+            return_dict=False,
+        )[0].float()
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return guide_classifier_free(predictions, self.guidance_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class StableDiffusion3:
+    """A loaded folder. Its table of positions is centred on what it sees: on each tile."""
+
+    pipe: StableDiffusion3Pipeline
+    name = "stable-diffusion-3"
+    habits = Habits(steps=28, guidance_scale=7.0)
+
+    @property
+    def shape(self) -> Shape:
+        config, scale = self.pipe.transformer.config, self.pipe.vae_scale_factor
+        return Shape(config.in_channels, scale, scale * config.patch_size, config.sample_size * scale)
+
+    def build_decoder(self) -> Decoder:
+        return flatten_decoder(self.pipe.vae)
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        scale = conditions.guidance_scale
+        prompted, free, pooled, free_pooled = self.pipe.encode_prompt(
+            *[conditions.prompt] * 3,
+            device=self.pipe.device,
+            do_classifier_free_guidance=scale != 1.0,
+            negative_prompt=conditions.negative_prompt,
+        )
+        states = prompted if free is None else torch.cat([free, prompted])
+        pools = pooled if free_pooled is None else torch.cat([free_pooled, pooled])
+        return lambda stage: StableDiffusion3Replica(self.pipe.transformer, states, pools, scale)
+
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+        kept = self.pipe.scheduler
+        tokens = count_tokens(stage.denoise, self.pipe.transformer.config.patch_size)
+        return make_flow_scheduler(kept, stage, self.pipe.device, shift_by_tokens(kept, tokens))
+
+
+def load(folder: Path, device: torch.device) -> StableDiffusion3:
+    """Load a folder.
+
+    Raises:
+        ModelFolderError: diffusers cannot load the folder.
+    """
+    return StableDiffusion3(load_pipeline(StableDiffusion3Pipeline, folder, device))
