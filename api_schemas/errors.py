@@ -20,6 +20,7 @@ ErrorCode = Literal[
     "forbidden",
     "internal_error",
     # reported by job.failed events
+    "input_missing",
     "engine_failed",
     "non_finite_latent",
     "out_of_memory",

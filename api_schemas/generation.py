@@ -13,6 +13,8 @@ WEBP_MAX_SIDE_PX = 16_383
 Positions = Literal["local", "global"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
+# Names of multipart parts; each needs the request's field of the same name without `_image`.
+PicturePart = Literal["control_image", "ip_adapter_image"]
 
 
 def _refuse_nul(text: str) -> str:
@@ -145,6 +147,16 @@ class GenerationRequest(BaseModel):
         return self
 
 
+class SentPicture(BaseModel):
+    """A picture that came with a request. It is kept as PNG, without what else its file held."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(description="Of the file as it was sent.")
+    width_px: int
+    height_px: int
+
+
 class ResolvedRequest(GenerationRequest):
     """A request with every choice made: what the worker sings and what the job reports."""
 
@@ -152,3 +164,4 @@ class ResolvedRequest(GenerationRequest):
     steps: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     guidance_scale: float  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     seed: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    pictures: dict[PicturePart, SentPicture] = {}

@@ -1,4 +1,4 @@
-"""Where things lie in Redis, and the one script that writes a job's log.
+"""Where things lie in Redis and in the object store, and the one script that writes a job's log.
 
 chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
 chorale:events:{id}     stream field `event`: durable events
@@ -10,6 +10,10 @@ chorale:models          hash   model name -> ModelCard JSON
 chorale:worker:{name}   string name of the model that it serves; expires when the worker stops beating
 chorale:workers         set    names that have beaten lately, so that nobody need scan all keys
 chorale:idempotency:{k} string job id, or "" while the first request is in flight
+
+jobs/{id}/{execution}/  picture and deep zoom
+inputs/{id}/            pictures that came with the request, as PNG
+checkpoints/{id}/       of a running job
 """
 
 import json
@@ -19,6 +23,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from api_schemas.events import TilePreviewed
+from api_schemas.generation import PicturePart
 
 QUEUE_PREFIX: Final = "chorale:"
 RUN_JOB: Final = "worker.runner.run_job"
@@ -59,6 +64,16 @@ def previews_key(job_id: str) -> str:
 
 def cancel_key(job_id: str) -> str:
     return f"chorale:cancel:{job_id}"
+
+
+def input_key(job_id: str, part: PicturePart) -> str:
+    """Where a picture that came with a request lies in the object store."""
+    return f"inputs/{job_id}/{part}.png"
+
+
+def job_folders(job_id: str) -> tuple[str, ...]:
+    """All that a job may have in the object store."""
+    return f"jobs/{job_id}", f"inputs/{job_id}", f"checkpoints/{job_id}"
 
 
 def idempotency_key(key: str) -> str:

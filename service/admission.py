@@ -2,18 +2,18 @@
 
 import math
 import secrets
-import time
 from typing import Final
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
-from api_schemas.events import JobQueued, QueuedData
+from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_SEED, GenerationRequest, ResolvedRequest
 from service.drain import DrainMeter
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.geometry import find_misfits
 from service.job_queue import JobQueue
 from service.model_catalog import ModelCatalog
+from service.support import find_unsupported
 
 _NO_MODEL_RETRY_S: Final = 5
 _UNMEASURED_JOB_S: Final = 30.0
@@ -28,8 +28,8 @@ class Admission:
         self._drain = drain
         self._max_queued = max_queued
 
-    async def admit(self, job_id: str, request: GenerationRequest) -> JobQueued:
-        """The first event of the new job.
+    async def admit(self, request: GenerationRequest) -> QueuedData:
+        """What the new job will be.
 
         Raises:
             NoModelError: no worker has announced a model yet.
@@ -39,8 +39,7 @@ class Admission:
         card = _choose(request, await self._catalog.list_cards())
         resolved = resolve(request, card)
         await self._check_room(card.name)
-        data = QueuedData(request=resolved, cost=card.estimate(resolved))
-        return JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
+        return QueuedData(request=resolved, cost=card.estimate(resolved))
 
     async def _check_room(self, model: str) -> None:
         waiting = await self._queue.count(model)
@@ -61,7 +60,7 @@ def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
     Raises:
         InvalidRequestError: names each field, its value and what is allowed.
     """
-    misfits = find_misfits(request, card)
+    misfits = [*find_misfits(request, card), *find_unsupported(request, card)]
     if misfits:
         raise InvalidRequestError(misfits)
     choices = {

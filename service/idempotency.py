@@ -5,7 +5,6 @@ from typing import Final, cast
 
 from redis.asyncio import Redis
 
-from api_schemas.generation import GenerationRequest
 from api_schemas.wire import idempotency_key
 from service.errors import ConflictError, IdempotencyMismatchError
 
@@ -21,13 +20,15 @@ class IdempotencyStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def claim(self, key: str, request: GenerationRequest, job_id: str) -> str:
+    async def claim(self, key: str, fingerprint: str, job_id: str) -> str:
         """The id of this key's job: `job_id` if the claim is new, else the earlier one.
+
+        Args:
+            fingerprint: the same for the same body.
 
         Raises:
             IdempotencyMismatchError: the key was used for another body.
         """
-        fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         claim = f"{fingerprint}:{job_id}"
         name = _name(key)
         if await self._redis.set(name, claim, nx=True, ex=_IN_FLIGHT_S):

@@ -1,6 +1,7 @@
-"""The object store, read only: finished pictures and their pyramids."""
+"""The object store: finished pictures and their pyramids, and the pictures that came with requests."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ _PROBE_KEY: Final = "probe-that-need-not-exist"
 
 
 class ImageStore:
-    """Keys come from committed results only, never from a client."""
+    """Keys come from committed results and from ids of our own, never from a client."""
 
     def __init__(self, store: LocalStore | S3Store, signer: S3Store | None, link_lifetime_s: int) -> None:
         self._store = store
@@ -38,7 +39,9 @@ class ImageStore:
         match url.scheme:
             case "file":
                 folder = Path(unquote(url.path))
-                return cls(LocalStore(folder, mkdir=True), None, settings.link_lifetime_s)
+                return cls(
+                    LocalStore(folder, mkdir=True, automatic_cleanup=True), None, settings.link_lifetime_s
+                )
             case "s3":
                 store = _open_s3(settings, settings.store_endpoint)
                 signer = _open_s3(settings, settings.store_public_endpoint or settings.store_endpoint)
@@ -72,6 +75,18 @@ class ImageStore:
         except FileNotFoundError:
             return None
         return bytes(await found.bytes_async())
+
+    async def put(self, key: str, content: bytes) -> None:
+        """Store an object, all or nothing."""
+        await obstore.put_async(self._store, key, content)
+
+    async def delete_folder(self, prefix: str) -> None:
+        """Delete every object below a folder; nothing happens if there is none."""
+        found = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]
+        keys = [entry["path"] for entry in await found.collect_async()]
+        with suppress(FileNotFoundError):  # somebody else deletes the same
+            if keys:
+                await obstore.delete_async(self._store, keys)
 
     async def probe(self) -> None:
         """Return if the store answers; raises what the store raises."""

@@ -4,7 +4,7 @@ import secrets
 import time
 from typing import Final
 
-from api_schemas.generation import GenerationRequest
+from api_schemas.events import JobQueued
 from api_schemas.job import Job
 from service.admission import Admission
 from service.errors import ConflictError
@@ -12,6 +12,8 @@ from service.idempotency import IdempotencyStore
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.metrics import Metrics
+from service.pictures import Pictures
+from service.submission import Submission
 
 _RETRY_S: Final = 1
 
@@ -23,17 +25,19 @@ class Intake:
         self,
         admission: Admission,
         idempotency: IdempotencyStore,
+        pictures: Pictures,
         jobs: JobStore,
         queue: JobQueue,
         metrics: Metrics,
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
+        self._pictures = pictures
         self._jobs = jobs
         self._queue = queue
         self._metrics = metrics
 
-    async def take(self, request: GenerationRequest, key: str | None) -> Job:
+    async def take(self, submission: Submission, key: str | None) -> Job:
         """The new job, or the one that this Idempotency-Key made before.
 
         Raises:
@@ -41,10 +45,10 @@ class Intake:
         """
         job_id = draw_job_id()
         if key is None:
-            return await self._create(job_id, request)
-        owner = await self._idempotency.claim(key, request, job_id)
+            return await self._create(job_id, submission)
+        owner = await self._idempotency.claim(key, submission.fingerprint(), job_id)
         if owner == job_id:
-            return await self._create_claimed(job_id, request, key)
+            return await self._create_claimed(job_id, submission, key)
         earlier = await self._jobs.get(owner)
         if earlier is None:
             raise ConflictError(
@@ -53,9 +57,9 @@ class Intake:
         await self._idempotency.keep(key)  # whoever recorded it may have died before saying so
         return earlier
 
-    async def _create_claimed(self, job_id: str, request: GenerationRequest, key: str) -> Job:
+    async def _create_claimed(self, job_id: str, submission: Submission, key: str) -> Job:
         try:
-            job = await self._create(job_id, request)
+            job = await self._create(job_id, submission)
         except Exception:
             if await self._jobs.get(job_id) is None:
                 await self._idempotency.release(key)
@@ -63,9 +67,14 @@ class Intake:
         await self._idempotency.keep(key)
         return job
 
-    async def _create(self, job_id: str, request: GenerationRequest) -> Job:
-        event = await self._admission.admit(job_id, request)
-        job = await self._jobs.create(event)
+    async def _create(self, job_id: str, submission: Submission) -> Job:
+        data = await self._admission.admit(submission.request)
+        if submission.files:
+            # Before the record: a job that can be seen can be sung.
+            pictures = await self._pictures.keep(job_id, submission)
+            request = data.request.model_copy(update={"pictures": pictures})
+            data = data.model_copy(update={"request": request})
+        job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
         return job

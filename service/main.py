@@ -32,12 +32,14 @@ from service.links import LinkSigner
 from service.live_hub import LiveHub
 from service.metrics import Metrics
 from service.model_catalog import ModelCatalog
+from service.pictures import Pictures
 from service.preview_canvas import PreviewCanvas
 from service.reconciler import Reconciler
 from service.request_id import RequestIdMiddleware
 from service.request_metrics import RequestMetricsMiddleware
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
+from service.submission import PICTURE_PARTS
 
 _REDIS_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50
@@ -131,16 +133,18 @@ def _build_services(
     catalog = ModelCatalog(client)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     admission = Admission(catalog, queue, drain, settings.max_queued)
+    images = ImageStore.open(settings)
+    pictures = Pictures(images, settings.max_picture_megapixels)
     return Services(
         settings=settings,
         redis=client,
         jobs=store,
         queue=queue,
         catalog=catalog,
-        intake=Intake(admission, IdempotencyStore(client), store, queue, metrics),
+        intake=Intake(admission, IdempotencyStore(client), pictures, store, queue, metrics),
         views=JobViews(queue, catalog, drain, links),
         events=EventStream(client, hub, store, settings.ping_interval_s),
-        images=ImageStore.open(settings),
+        images=images,
         previews=PreviewCanvas(client),
         links=links,
         metrics=metrics,
@@ -154,7 +158,8 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
     problems.install(app)
     openapi.install(app)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
+    upload_limit = settings.max_body_bytes + len(PICTURE_PARTS) * settings.max_picture_bytes
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)
 

@@ -6,11 +6,34 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api_schemas.errors import Problem
+from api_schemas.generation import GenerationRequest
 from service.errors import INTERNAL_ERROR, STATUS, BodyTooLargeError, ServiceError, UnavailableError
 from service.problems import MEDIA_TYPE
+from service.submission import PICTURE_PARTS, REQUEST_PART
 
 Responses = dict[int | str, dict[str, object]]
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
+_REQUEST_REFERENCE = {"$ref": "#/components/schemas/GenerationRequest"}
+_PICTURE = {"type": "string", "format": "binary"}
+# A route that reads its body itself declares it here.
+SUBMISSION_BODY: dict[str, object] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": _REQUEST_REFERENCE},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {REQUEST_PART: _REQUEST_REFERENCE, **dict.fromkeys(PICTURE_PARTS, _PICTURE)},
+                "required": [REQUEST_PART],
+                "additionalProperties": False,
+            },
+            "encoding": {
+                REQUEST_PART: {"contentType": "application/json"},
+                **{part: {"contentType": "image/png, image/jpeg, image/webp"} for part in PICTURE_PARTS},
+            },
+        },
+    },
+}
 
 
 def problems(*errors: type[ServiceError]) -> Responses:
@@ -23,7 +46,7 @@ def problems(*errors: type[ServiceError]) -> Responses:
 
 
 def install(app: FastAPI) -> None:
-    """Complete the generated description with the schema of problem bodies."""
+    """Complete the generated description with the schemas of problems and of what is posted."""
 
     def describe() -> dict[str, object]:
         if not app.openapi_schema:
@@ -47,4 +70,9 @@ def _complete(schema: dict[str, object]) -> dict[str, object]:
     schemas = components.setdefault("schemas", {})
     schemas.update(cast(dict[str, object], problem.pop("$defs", {})))
     schemas["Problem"] = problem
+    # What may be left out of a request is always there in an answer, so the parts differ.
+    asked = GenerationRequest.model_json_schema(ref_template="#/components/schemas/{model}-Input")
+    parts = cast(dict[str, object], asked.pop("$defs", {}))
+    schemas.update({f"{name}-Input": part for name, part in parts.items()})
+    schemas["GenerationRequest"] = asked
     return schema

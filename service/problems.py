@@ -15,7 +15,13 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
-from api_schemas.generation import AdvancedSettings, GenerationRequest
+from api_schemas.generation import (
+    AdvancedSettings,
+    ControlSettings,
+    GenerationRequest,
+    IpAdapterSettings,
+    LoraChoice,
+)
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -29,6 +35,12 @@ from service.request_id import request_id_of
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = 5
+_PARTS = {
+    "advanced": AdvancedSettings,
+    "control": ControlSettings,
+    "ip_adapter": IpAdapterSettings,
+    "loras": LoraChoice,
+}
 _VALUE_LENGTH = 200
 
 log = logging.getLogger(__name__)
@@ -141,7 +153,7 @@ def _field_error(failure: dict[str, object]) -> FieldError:
 def _allowed(failure: dict[str, object], location: list[str]) -> str:
     if failure["type"] != "extra_forbidden":
         return str(failure["msg"])
-    model = AdvancedSettings if "advanced" in location[:-1] else GenerationRequest
+    model = _PARTS.get(location[1], GenerationRequest) if len(location) > 2 else GenerationRequest
     return "no such field; known are " + ", ".join(model.model_fields)
 
 

@@ -48,6 +48,8 @@ class ServiceSettings(BaseSettings):
     allow_open_bind: bool = False
     max_queued: int = Field(default=1000, ge=1)
     max_body_bytes: int = Field(default=256 * 1024, ge=1024)
+    max_picture_bytes: int = Field(default=32 << 20, ge=1024, description="Of each picture sent with a job.")
+    max_picture_megapixels: float = Field(default=64.0, gt=0)
     link_secret: SecretStr = Field(
         default_factory=_draw_secret,
         description="Signs download links; drawn at start if not given, and links then end with the process.",

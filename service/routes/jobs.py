@@ -3,10 +3,9 @@
 import re
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api_schemas.answers import JobPage, JobView
-from api_schemas.generation import GenerationRequest
 from api_schemas.job import TERMINAL, Job, JobStatus
 from service.cursor import read_cursor, write_cursor
 from service.dependencies import LoadedJob, Rooms
@@ -19,7 +18,8 @@ from service.errors import (
     NoModelError,
     QueueFullError,
 )
-from service.openapi import problems
+from service.openapi import SUBMISSION_BODY, problems
+from service.submission import Submission, read_submission
 
 MAX_WAIT_S: Final = 60
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
@@ -41,10 +41,15 @@ Prefer = Annotated[
 ]
 
 
+async def take_submission(request: Request, rooms: Rooms) -> Submission:
+    return await read_submission(request, rooms.settings.max_body_bytes, rooms.settings.max_picture_bytes)
+
+
 @router.post(
     "/v1/jobs",
     status_code=202,
     response_model=JobView,
+    openapi_extra={"requestBody": SUBMISSION_BODY},
     responses={
         200: {"model": JobView, "description": "The job ended within the time that `Prefer: wait` gave it."},
         **problems(
@@ -58,14 +63,14 @@ Prefer = Annotated[
     },
 )
 async def create_job(
-    body: GenerationRequest,
+    submission: Annotated[Submission, Depends(take_submission)],
     response: Response,
     rooms: Rooms,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> JobView:
-    """Queue one picture. Follow it at `urls.ws` or `urls.events`; its picture will be at `urls.result`."""
-    job = await rooms.intake.take(body, idempotency_key)
+    """Queue one picture: JSON, or a form with the JSON as `request` beside the pictures it needs. Follow it at `urls.ws` or `urls.events`; its picture will be at `urls.result`."""
+    job = await rooms.intake.take(submission, idempotency_key)
     wait_s = _read_wait(prefer)
     if wait_s:
         await rooms.events.wait(job, wait_s)

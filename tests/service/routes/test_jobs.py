@@ -73,6 +73,12 @@ def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Stor
         ({"advanced": {"overlap_px": 200}}, "advanced.overlap_px", "at most 192"),
         ({"advanced": {"tile_size_px": 200}}, "advanced.tile_size_px", "192 or 256"),
         ({"seamless": "z"}, "seamless", "both"),
+        ({"loras": [{"name": "ink"}]}, "loras.0.name", "none; the LoRAs that model glow"),
+        ({"loras": [{"name": "ink", "weight": 4.1}]}, "loras.0.weight", "4"),
+        ({"loras": [{"name": "ink"}, {"name": "ink"}]}, "loras", "each LoRA once"),
+        ({"loras": [{"name": str(number)} for number in range(9)]}, "loras", "8"),
+        ({"loras": [{"nam": "ink"}]}, "loras.0.nam", "name, weight"),
+        ({"advanced": {"positions": "global"}}, "advanced.positions", "local"),
         ({"guidance_scale": 0.5}, "guidance_scale", "1"),
     ],
 )
@@ -85,6 +91,12 @@ def test_a_refused_value_is_named_with_what_is_allowed(
     errors = {each["field"]: each for each in answer.json()["errors"]}
     assert words in errors[field]["allowed"]
     assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_negative_prompt_that_would_not_be_heard_is_refused(api: httpx.Client, story: Story) -> None:
+    story.publish(CARD.model_copy(update={"negative_prompt": False}))
+    answer = api.post("/v1/jobs", json={"negative_prompt": "frogs"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "negative_prompt")
 
 
 @pytest.mark.parametrize("prompt", ["", "日本語のプロンプト", "🌋" * 2000, "a\nb\t\u202e", "x" * 2000])

@@ -1,0 +1,70 @@
+"""Pictures that come with requests: nothing of them is believed before it was decoded in a cage."""
+
+import os
+import struct
+import sys
+from subprocess import PIPE
+from typing import Final
+
+from anyio import CapacityLimiter, fail_after, run_process
+
+from api_schemas.errors import FieldError
+from api_schemas.generation import PicturePart, SentPicture
+from api_schemas.wire import input_key
+from service.errors import InvalidRequestError
+from service.image_store import ImageStore
+from service.submission import Submission
+
+_AT_ONCE: Final = 2
+_CPU_S: Final = 60
+_PATIENCE_S: Final = 120
+_INTERPRETER_BYTES: Final = 512 << 20
+_BYTES_PER_PIXEL: Final = 16  # decoded, turned, with an alpha channel, and the PNG
+_PNG_SIZE: Final = struct.Struct(">16xII")
+# The decoder needs none of our secrets.
+_INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG")
+
+
+class Pictures:
+    """Cleans pictures and stores them for the worker."""
+
+    def __init__(self, images: ImageStore, megapixels: float) -> None:
+        self._images = images
+        self._megapixels = megapixels
+        self._limiter = CapacityLimiter(_AT_ONCE)
+
+    async def keep(self, job_id: str, submission: Submission) -> dict[PicturePart, SentPicture]:
+        """Store all pictures of a job that is not yet on record.
+
+        Raises:
+            InvalidRequestError: names the part that is no picture, or too large a one.
+        """
+        digests = submission.digests()
+        cleaned: dict[PicturePart, bytes] = {}
+        for part, file in submission.files.items():
+            cleaned[part] = await self._clean(part, file)
+        sent: dict[PicturePart, SentPicture] = {}
+        for part, png in cleaned.items():
+            await self._images.put(input_key(job_id, part), png)
+            width_px, height_px = _PNG_SIZE.unpack_from(png)
+            sent[part] = SentPicture(sha256=digests[part], width_px=width_px, height_px=height_px)
+        return sent
+
+    async def _clean(self, part: PicturePart, file: bytes) -> bytes:
+        async with self._limiter:
+            code, png, words = await self._decode(file)
+        if code == 0:
+            return png
+        allowed = words if code == 1 else f"a picture that can be decoded within {_CPU_S} s"
+        raise InvalidRequestError([FieldError(field=part, value=f"{len(file)} bytes", allowed=allowed)])
+
+    async def _decode(self, file: bytes) -> tuple[int, bytes, str]:
+        memory_bytes = _INTERPRETER_BYTES + int(_BYTES_PER_PIXEL * self._megapixels * 1e6)
+        command = [sys.executable, "-m", "service.picture_decoder"]
+        command += [str(self._megapixels), str(memory_bytes), str(_CPU_S)]
+        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        with fail_after(_PATIENCE_S):
+            done = await run_process(
+                command, input=file, stdout=PIPE, stderr=PIPE, check=False, env=environment
+            )
+        return done.returncode, done.stdout, done.stderr.decode(errors="replace")[-300:]

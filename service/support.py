@@ -1,0 +1,41 @@
+"""What a request asks for beyond a canvas, against what the model's card says it supports."""
+
+from collections.abc import Iterator, Sequence
+
+from api_schemas.catalog import ModelCard
+from api_schemas.errors import FieldError
+from api_schemas.generation import GenerationRequest
+
+
+def find_unsupported(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
+    """Every choice that this model does not know, with those that it knows."""
+    return [*_check_add_ons(request, card), *_check_conditions(request, card)]
+
+
+def _check_add_ons(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    for index, lora in enumerate(request.loras):
+        yield from _check_name(f"loras.{index}.name", lora.name, card.loras, "LoRA", card)
+    if request.control is not None:
+        yield from _check_name("control.name", request.control.name, card.controlnets, "ControlNet", card)
+    if request.ip_adapter is not None:
+        name = request.ip_adapter.name
+        yield from _check_name("ip_adapter.name", name, card.ip_adapters, "IP-Adapter", card)
+
+
+def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    positions = request.advanced.positions
+    if positions not in card.positions:
+        allowed = f"{' or '.join(card.positions)}: all that model {card.name} ({card.family}) understands"
+        yield FieldError(field="advanced.positions", value=positions, allowed=allowed)
+    if request.negative_prompt and not card.negative_prompt:
+        allowed = f"nothing: model {card.name} ({card.family}) guides without a negative prompt"
+        yield FieldError(field="negative_prompt", value=request.negative_prompt[:200], allowed=allowed)
+
+
+def _check_name(
+    field: str, name: str, known: Sequence[str], kind: str, card: ModelCard
+) -> Iterator[FieldError]:
+    if name not in known:
+        allowed = f"one of: {', '.join(known)}" if known else "none"
+        allowed = f"{allowed}; the {kind}s that model {card.name} ({card.family}) is served with"
+        yield FieldError(field=field, value=name[:200], allowed=allowed)
