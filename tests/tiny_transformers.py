@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
@@ -18,6 +17,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from tests.tiny_autoencoders import tiny_kl
 from tests.tiny_models import tiny_tokenizer
 
 WIDTH = 32  # of all text states
@@ -73,22 +73,6 @@ def tiny_flux(folder: Path, *, distilled_guidance: bool) -> FluxPipeline:
     )
     pipe.save_pretrained(folder)
     return pipe
-
-
-def tiny_kl(channels: int) -> AutoencoderKL:
-    """Latents with a shift, no convolution before the decoder, as in SD3, FLUX.1 and Z-Image."""
-    torch.manual_seed(1)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=channels,
-        norm_num_groups=4,
-        scaling_factor=0.36,
-        shift_factor=0.11,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
 
 
 def tiny_clip_config(words: int, width: int) -> CLIPTextConfig:

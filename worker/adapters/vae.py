@@ -6,24 +6,30 @@
 # pyright: reportOptionalMemberAccess=false, reportOptionalCall=false, reportOptionalSubscript=false
 # pyright: reportReturnType=false
 
-from collections.abc import Iterator
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from worker.adapters.errors import UnknownFamilyError
-from worker.engine.decoder import Attend, Decoder, Fork, Join, Local, Normalize, Operation
+from worker.adapters.vae_dc import walk_dc
+from worker.adapters.vae_qwen_image import walk_qwen_image
+from worker.adapters.vae_walk import Walk, walk_convolution
+from worker.engine.decoder import Attend, Decoder, Fork, Join, Local, Normalize
 
-Walk = Iterator[tuple[Operation, int]]
+Autoencoder = AutoencoderKL | AutoencoderKLFlux2 | AutoencoderKLQwenImage | AutoencoderDC | AutoencoderTiny
 
 
-def flatten_decoder(vae: AutoencoderKL | AutoencoderTiny) -> Decoder:
-    """List the operations of `vae.decode(latent / scaling_factor + shift_factor)`.
+def flatten_decoder(vae: Autoencoder) -> Decoder:
+    """List the operations from a canvas to its picture, taking back how the latent was scaled.
 
     Raises:
         UnknownFamilyError: the autoencoder is of another class.
@@ -31,23 +37,44 @@ def flatten_decoder(vae: AutoencoderKL | AutoencoderTiny) -> Decoder:
     match vae:
         case AutoencoderKL():
             walk = list(_walk_kl(vae))
+        case AutoencoderKLFlux2():
+            walk = list(_walk_flux_2(vae))
+        case AutoencoderKLQwenImage():
+            walk = list(walk_qwen_image(vae))
+        case AutoencoderDC():
+            walk = list(walk_dc(vae))
         case AutoencoderTiny():
             walk = list(_walk_tiny(vae))
         case _:
-            raise UnknownFamilyError(
-                f"autoencoder {type(vae).__name__}; known: AutoencoderKL, AutoencoderTiny"
-            )
+            known = ", ".join(kind.__name__ for kind in get_args(Autoencoder))
+            raise UnknownFamilyError(f"autoencoder {type(vae).__name__}; known: {known}")
     operations, channels = zip(*walk, strict=True)
     return Decoder(operations, channels)
 
 
 def _walk_kl(vae: AutoencoderKL) -> Walk:
-    decoder, config = vae.decoder, vae.config
+    config = vae.config
     shift = config.shift_factor or 0.0
     yield Local(lambda latent: (latent / config.scaling_factor + shift).to(vae.dtype)), config.latent_channels
+    yield from _walk_from_plain_latent(vae)
+
+
+def _walk_flux_2(vae: AutoencoderKLFlux2) -> Walk:
+    """Its canvas holds patches of 2 x 2, row by row, each of their channels normalised on its own."""
+    mean = vae.bn.running_mean[:, None, None]
+    spread = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()[:, None, None]
+    yield (
+        Local(lambda latent: F.pixel_shuffle(latent * spread + mean, 2).to(vae.dtype), scale=2),
+        len(mean) // 4,
+    )
+    yield from _walk_from_plain_latent(vae)
+
+
+def _walk_from_plain_latent(vae: AutoencoderKL | AutoencoderKLFlux2) -> Walk:
+    decoder = vae.decoder
     if vae.post_quant_conv is not None:
-        yield _convolution(vae.post_quant_conv)
-    yield _convolution(decoder.conv_in)
+        yield walk_convolution(vae.post_quant_conv)
+    yield walk_convolution(decoder.conv_in)
     yield from _walk_middle(decoder.mid_block)
     for block in decoder.up_blocks:
         for resnet in block.resnets:
@@ -56,7 +83,7 @@ def _walk_kl(vae: AutoencoderKL) -> Walk:
             yield Local(upsampler, reach=1, scale=2), upsampler.out_channels
     yield Normalize(decoder.conv_norm_out), decoder.conv_norm_out.num_channels
     yield Local(decoder.conv_act), decoder.conv_norm_out.num_channels
-    yield _convolution(decoder.conv_out)
+    yield walk_convolution(decoder.conv_out)
 
 
 def _walk_middle(block: nn.Module) -> Walk:
@@ -95,10 +122,6 @@ def _attend(attention: Attention, asking: Tensor, answering: Tensor) -> Tensor:
     ]
     mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
     return attention.to_out[0](mixed).transpose(1, 2).unflatten(-1, asking.shape[-2:])
-
-
-def _convolution(layer: nn.Conv2d) -> tuple[Local, int]:
-    return Local(layer, reach=layer.kernel_size[0] // 2), layer.out_channels
 
 
 def _walk_tiny(vae: AutoencoderTiny) -> Walk:

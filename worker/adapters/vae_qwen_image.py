@@ -1,0 +1,88 @@
+"""Qwen-Image's decoder: a video decoder, of which a picture needs the first frame."""
+
+# diffusers types the parts of its autoencoders as bare modules; which ones are there is checked by the
+# tests, which compare the walk with the autoencoder's own decode.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
+    AutoencoderKLQwenImage,
+    QwenImageAttentionBlock,
+    QwenImageCausalConv3d,
+    QwenImageResidualBlock,
+    QwenImageRMS_norm,
+)
+from torch import Tensor, nn
+
+from worker.adapters.vae_walk import Walk, walk_convolution
+from worker.engine.decoder import Attend, Fork, Join, Local
+
+
+def walk_qwen_image(vae: AutoencoderKLQwenImage) -> Walk:
+    """Every layer is local but one attention: its norms are taken pixel by pixel."""
+    decoder, config = vae.decoder, vae.config
+    mean, spread = (
+        torch.tensor(levels, device=vae.device)[:, None, None]
+        for levels in (config.latents_mean, config.latents_std)
+    )
+    yield Local(lambda latent: (latent * spread + mean).to(vae.dtype)), config.z_dim
+    yield _walk_frame(vae.post_quant_conv)
+    yield _walk_frame(decoder.conv_in)
+    yield from _walk_middle(decoder.mid_block)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            yield from _walk_resnet(resnet)
+        for upsampler in block.upsamplers or []:
+            # Frames are made more from the second frame on only, so what enlarges in time is at rest.
+            yield Local(upsampler.resample, reach=1, scale=2), upsampler.resample[1].out_channels
+    yield _walk_norm(decoder.norm_out)
+    yield Local(decoder.nonlinearity), decoder.norm_out.gamma.shape[0]
+    yield _walk_frame(decoder.conv_out)
+    yield Local(lambda image: image.clamp(-1.0, 1.0)), config.input_channels
+
+
+def _walk_middle(block: nn.Module) -> Walk:
+    first, *rest = block.resnets
+    yield from _walk_resnet(first)
+    for attention, resnet in zip(block.attentions, rest, strict=True):
+        yield from _walk_attention(attention)
+        yield from _walk_resnet(resnet)
+
+
+def _walk_resnet(resnet: QwenImageResidualBlock) -> Walk:
+    shortcut = resnet.conv_shortcut
+    local = _walk_frame(shortcut)[0].apply if isinstance(shortcut, QwenImageCausalConv3d) else nn.Identity()
+    yield Fork(local), max(resnet.in_dim, resnet.out_dim)
+    for norm, convolution in ((resnet.norm1, resnet.conv1), (resnet.norm2, resnet.conv2)):
+        yield _walk_norm(norm)
+        yield Local(resnet.nonlinearity), norm.gamma.shape[0]
+        yield _walk_frame(convolution)
+    yield Join(), resnet.out_dim
+
+
+def _walk_attention(attention: QwenImageAttentionBlock) -> Walk:
+    yield Fork(nn.Identity()), attention.dim
+    yield Local(attention.norm), attention.dim
+    yield Attend(lambda asking, answering: _attend(attention, asking, answering)), attention.dim
+    yield walk_convolution(attention.proj)
+    yield Join(), attention.dim
+
+
+def _attend(attention: QwenImageAttentionBlock, asking: Tensor, answering: Tensor) -> Tensor:
+    """Vaswani et al. 2017, eq. 1, with one head, over pixels."""
+    asked, answered = (attention.to_qkv(value).flatten(2).transpose(1, 2) for value in (asking, answering))
+    query, (_, key, value) = asked.chunk(3, dim=-1)[0], answered.chunk(3, dim=-1)
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return mixed.transpose(1, 2).unflatten(-1, asking.shape[-2:])
+
+
+def _walk_frame(layer: QwenImageCausalConv3d) -> tuple[Local, int]:
+    """The first frame sees nothing but zeros before itself: only the kernel's last moment counts."""
+    reach = layer.kernel_size[-1] // 2
+    local = Local(lambda value: F.conv2d(value, layer.weight[:, :, -1], layer.bias, padding=reach), reach)
+    return local, layer.out_channels
+
+
+def _walk_norm(norm: QwenImageRMS_norm) -> tuple[Local, int]:
+    return Local(lambda value: norm(value[:, :, None])[:, :, 0]), norm.gamma.shape[0]
