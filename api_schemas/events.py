@@ -8,6 +8,8 @@ from api_schemas.catalog import Cost
 from api_schemas.errors import JobError
 from api_schemas.generation import ResolvedRequest
 
+WarningCode = Literal["batch_halved", "decode_widened"]
+
 
 class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +57,13 @@ class ResumedData(_Data):
 class DelayedData(_Data):
     reason: str
     retry_in_s: float
+
+
+class WarnedData(_Data):
+    """Something went wrong and was made good: the job goes on."""
+
+    code: WarningCode
+    message: str
 
 
 class PreemptedData(_Data):
@@ -141,6 +150,11 @@ class JobDelayed(Event):
     data: DelayedData
 
 
+class JobWarned(Event):
+    type: Literal["job.warned"] = "job.warned"
+    data: WarnedData
+
+
 class JobPreempted(Event):
     type: Literal["job.preempted"] = "job.preempted"
     data: PreemptedData
@@ -173,6 +187,7 @@ DurableEvent = Annotated[
     | StepCompleted
     | JobResumed
     | JobDelayed
+    | JobWarned
     | JobPreempted
     | BandFinished
     | JobSucceeded

@@ -33,6 +33,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Devices = Annotated[
+    str | None,
+    Option(
+        envvar="CHORALE_DEVICES",
+        help="cpu, cuda:0, or several GPUs that sing each picture together: 0,1",
+        show_default="a GPU where there is one",
+    ),
+]
 Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
 Data = Annotated[
     Path | None,
@@ -66,10 +74,7 @@ def up(
             show_default="CHORALE_MODEL, or the bundled one",
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        Option(envvar="CHORALE_DEVICE", help="cpu, cuda:0, …", show_default="a GPU where there is one"),
-    ] = None,
+    devices: Devices = None,
     workers: Annotated[int, Option(min=1, max=64, help="Worker processes for each model.")] = 1,
 ) -> None:
     """Run queue, API and worker on this machine until Ctrl-C. What is queued survives a restart."""
@@ -78,7 +83,7 @@ def up(
     from chorale.start import start_stack
 
     folder, console = DataFolder(data), _notes()
-    options = StackOptions(host, port, tuple(model or ()), device, workers)
+    options = StackOptions(host, port, tuple(model or ()), devices, workers)
     try:
         with start_stack(folder, options, console) as stack:
             print(stack.url, flush=True)
@@ -98,10 +103,11 @@ def serve() -> None:
 
 
 @app.command()
-def worker() -> None:
+def worker(devices: Devices = None) -> None:
     """Run one worker alone; CHORALE_* in the environment says where queue, store and model are."""
     installed.require(installed.WORKER, "worker")
-    os.execv(sys.executable, [sys.executable, "-m", "worker.main"])
+    chosen = {} if devices is None else {"CHORALE_DEVICES": devices}
+    os.execve(sys.executable, [sys.executable, "-m", "worker.main"], os.environ | chosen)
 
 
 @app.command()

@@ -31,7 +31,7 @@ class StackOptions:
     host: str = "127.0.0.1"
     port: int = 0
     models: tuple[str, ...] = ()
-    device: str | None = None
+    devices: str | None = None
     workers: int = 1
 
 
@@ -132,7 +132,7 @@ class LocalStack:
         return part
 
     def _environment(self) -> Mapping[str, str]:
-        chosen = {"CHORALE_DEVICE": self._options.device}
+        chosen = {"CHORALE_DEVICES": self._options.devices}
         fixed = {
             "CHORALE_HOST": self._options.host,
             "CHORALE_PORT": str(self._port),

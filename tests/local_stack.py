@@ -13,7 +13,7 @@ from tests.worker.processes import find_children
 @contextmanager
 def toy_stack(folder: Path, *, delay_ms: int = 0) -> Iterator[LocalStack]:
     """A ready stack that takes `delay_ms` for each tile."""
-    options = StackOptions(models=(f"toy:delay_ms={delay_ms}" if delay_ms else "toy",), device="cpu")
+    options = StackOptions(models=(f"toy:delay_ms={delay_ms}" if delay_ms else "toy",), devices="cpu")
     with LocalStack(DataFolder(folder), options) as stack:
         stack.await_ready()
         yield stack

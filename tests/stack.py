@@ -60,7 +60,7 @@ def running_stack(folder: Path, valkey: str, model: str, **environment: str) -> 
         "CHORALE_STORE_URL": (folder / "store").as_uri(),
         "CHORALE_WORK_DIR": str(folder / "work"),
         "CHORALE_MODEL": model,
-        "CHORALE_DEVICE": "cpu",
+        "CHORALE_DEVICES": "cpu",
         "CHORALE_LEASE_S": "3",
     }
     stack = Stack(folder, settings | environment)

@@ -2,7 +2,7 @@
 
 import time
 
-from api_schemas.events import BandFinishedData, StageStartedData, StepCompletedData
+from api_schemas.events import BandFinishedData, StageStartedData, StepCompletedData, WarnedData
 from worker.checkpoints import CheckpointStore
 from worker.errors import DiskFullError, EngineStalledError, HopelessJobError, PreemptedError
 from worker.events import EventLog
@@ -20,6 +20,7 @@ from worker.messages import (
     Stepped,
     Stop,
     Sung,
+    Warned,
 )
 from worker.watch import Watch
 from worker.workplace import Workplace
@@ -97,6 +98,8 @@ class Attempt:
                 self._checkpoints.keep(report, self._log.job.attempt)
             case BandWritten():
                 self._report_band(report)
+            case Warned():
+                self._log.append(WarnedData(code=report.code, message=report.message))
             case Previewed():
                 self._log.show(report.cells)
                 self._workplace.engine.say(Shown())

@@ -1,5 +1,6 @@
 """The process that owns torch and the device: spawned, persistent, restartable."""
 
+import logging
 import multiprocessing
 import time
 from multiprocessing.connection import Connection, wait
@@ -8,10 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from worker.errors import EngineLostError
-from worker.messages import Broke, Command, Halted, Report, Sing, Stop, Sung
+from worker.messages import LOST_RANK_EXIT, Broke, Command, Halted, Report, Sing, Stop, Sung
 from worker.settings import WorkerSettings
 
 _FINAL = Sung | Halted | Broke
+_log = logging.getLogger(__name__)
 
 
 class EngineProcess:
@@ -19,6 +21,8 @@ class EngineProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._devices = settings.devices.split(",")
+        self._lost: list[str] = []
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._busy = False
@@ -28,15 +32,25 @@ class EngineProcess:
         """Of the process that lives now."""
         return self._process.pid if self._process else None
 
+    @property
+    def trouble(self) -> str | None:
+        """How this worker is less than its operator asked for."""
+        if not self._lost:
+            return None
+        return f"degraded: lost {', '.join(self._lost)}; sings on {', '.join(self._devices)}"
+
     def restart(self) -> None:
         """Kill what is there and spawn a new process, which loads the model while the caller goes on.
 
-        Call it from the main thread: the process dies with the thread that spawned it.
+        A rank that died by itself is left out from then on: its device may be what killed it. Call this
+        from the main thread: the process dies with the thread that spawned it.
         """
+        self._leave_out_lost_rank()
         self.close()
         spawning = multiprocessing.get_context("spawn")
         ours, theirs = spawning.Pipe()
-        process = spawning.Process(target=_run, args=(theirs, self._settings), name="engine", daemon=True)
+        # Not a daemon, for those may not have children, and the other ranks are its children.
+        process = spawning.Process(target=_run, args=(theirs, self._settings, self._devices), name="engine")
         process.start()
         theirs.close()  # else the end of the process would not end the pipe
         self._process, self._pipe, self._busy = process, ours, False
@@ -101,6 +115,13 @@ class EngineProcess:
             self._pipe.close()
         self._process = self._pipe = None
 
+    def _leave_out_lost_rank(self) -> None:
+        code = self._process.exitcode if self._process else None
+        rank = (code or 0) - LOST_RANK_EXIT
+        if 0 < rank < len(self._devices):
+            self._lost.append(self._devices.pop(rank))
+            _log.error("rank %d died; this worker is %s", rank, self.trouble)
+
     def _receive(self, pipe: Connection) -> Report:
         try:
             report: Report = pipe.recv()
@@ -124,9 +145,9 @@ class EngineProcess:
         self.close()
 
 
-def _run(pipe: Connection, settings: WorkerSettings) -> None:
+def _run(pipe: Connection, settings: WorkerSettings, devices: list[str]) -> None:
     # Imported in the new process only: the consumer stays free of torch.
     from worker.performer import serve
 
     memory_bytes = settings.decode_memory_mb << 20
-    serve(pipe, settings.model, settings.device, memory_bytes, settings.checkpoint_interval_s)
+    serve(pipe, settings.model, devices, memory_bytes, settings.checkpoint_interval_s)

@@ -1,6 +1,7 @@
 """What can go wrong in the worker.
 
 WorkerError
+├── DeviceRefusedError       a device does not exist or has no room
 ├── ModelRefusedError        the engine process says why it cannot serve its model
 ├── EngineLostError          the engine process died
 ├── EngineStalledError       the engine process shows no progress
@@ -19,6 +20,10 @@ from api_schemas.errors import ErrorCode
 
 class WorkerError(Exception):
     """Root of the worker's errors."""
+
+
+class DeviceRefusedError(WorkerError):
+    """A device does not exist or has no room."""
 
 
 class ModelRefusedError(WorkerError):

@@ -27,6 +27,7 @@ from api_schemas.events import (
     SucceededData,
     TilePreviewed,
     TilePreviewedData,
+    WarnedData,
     durable_event,
 )
 from api_schemas.job import TERMINAL, Job, apply
@@ -41,6 +42,7 @@ DurableData = (
     | BandFinishedData
     | DelayedData
     | PreemptedData
+    | WarnedData
     | SucceededData
     | FailedData
     | CanceledData
@@ -54,6 +56,7 @@ _TYPES: dict[type[DurableData], str] = {
     BandFinishedData: "band.finished",
     DelayedData: "job.delayed",
     PreemptedData: "job.preempted",
+    WarnedData: "job.warned",
     SucceededData: "job.succeeded",
     FailedData: "job.failed",
     CanceledData: "job.canceled",

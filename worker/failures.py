@@ -4,8 +4,9 @@ import errno
 import logging
 import os
 
-from worker.engine.errors import NonFiniteLatentError
+from worker.engine.errors import NonFiniteImageError, NonFiniteLatentError
 from worker.engine.shortage import is_out_of_memory
+from worker.errors import HopelessJobError
 from worker.messages import Broke
 
 _log = logging.getLogger(__name__)
@@ -15,8 +16,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 def describe(error: Exception) -> Broke:
     """Name the error's code; whether another attempt may end better."""
     match error:
-        case NonFiniteLatentError():
+        case NonFiniteLatentError() | NonFiniteImageError():
             return Broke("non_finite_latent", str(error), retryable=False)
+        case HopelessJobError():  # another rank has described its error already
+            return Broke(error.code, str(error), retryable=error.retryable)
         case _ if _is_disk_full(error):
             return Broke("disk_full", "no space left in the work folder", retryable=True)
         case _ if is_out_of_memory(error):

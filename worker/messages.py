@@ -6,16 +6,22 @@ from typing import Literal
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import ErrorCode
-from api_schemas.generation import ResolvedRequest
+from api_schemas.events import WarningCode
+from api_schemas.generation import PicturePart, ResolvedRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Sing:
-    """Make this picture, from the checkpoint on if there is one; files go into `folder`."""
+    """Make this picture, from the checkpoint on if there is one; files go into `folder`.
+
+    Args:
+        inputs: the pictures that came with the job, PNG files in `folder`.
+    """
 
     request: ResolvedRequest
     folder: Path
     checkpoint: Path | None
+    inputs: dict[PicturePart, Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,4 +131,15 @@ class Broke:
     retryable: bool
 
 
-Report = Loaded | Refused | Began | Previewed | Stepped | Kept | BandWritten | Sung | Halted | Broke
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something went wrong and was made good."""
+
+    code: WarningCode
+    message: str
+
+
+# The engine process ends so, plus the rank's number, when another rank has died.
+LOST_RANK_EXIT = 100
+
+Report = Loaded | Refused | Began | Previewed | Stepped | Kept | BandWritten | Warned | Sung | Halted | Broke

@@ -8,16 +8,21 @@ from math import ceil
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from worker.adapters.model import Conditions, LoadedModel
+from worker import messages
+from worker.adapters.model import LoadedModel
 from worker.checkpoint_file import read_checkpoint, write_checkpoint
+from worker.choir import Choir
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
-from worker.engine.generate import Progress, generate
+from worker.engine.generate import Progress
 from worker.engine.stitch import Band
+from worker.engine.warned import Warned
 from worker.errors import CheckpointError
+from worker.follower import Follow
 from worker.image_file import ImageFile
 from worker.messages import BandWritten, Began, Halted, Kept, Previewed, Shown, Sing, Stepped, Stop, Sung
 from worker.planner import plan_generation
 from worker.previews import PreviewCanvas
+from worker.singing import sing
 
 _log = logging.getLogger(__name__)
 _SHOW_EVERY_S = 0.05
@@ -38,9 +43,15 @@ class Performance:
     """Sings one job: paints previews, writes checkpoints and rows, obeys commands between tiles."""
 
     def __init__(
-        self, model: LoadedModel, job: Sing, pipe: Connection, decode_memory_bytes: int, keep_every_s: float
+        self,
+        model: LoadedModel,
+        job: Sing,
+        pipe: Connection,
+        choir: Choir,
+        decode_memory_bytes: int,
+        keep_every_s: float,
     ) -> None:
-        self._model, self._job, self._pipe = model, job, pipe
+        self._model, self._job, self._pipe, self._choir = model, job, pipe, choir
         self._plan = plan_generation(job.request, model.card, decode_memory_bytes, job.folder)
         self._resume, self._spent_s = _read(job.checkpoint)
         self._began = self._lap = time.monotonic()
@@ -70,11 +81,9 @@ class Performance:
         return Sung(path, self._engine_s())
 
     def _open(self) -> Generator[Progress, None, None]:
-        request = self._job.request
-        conditions = Conditions(
-            request.prompt, request.negative_prompt, request.guidance_scale, request.advanced.positions
-        )
-        yield from generate(self._plan, self._model.prepare(conditions), self._resume)
+        checkpoint = self._job.checkpoint if self._resume else None
+        with self._choir.begin(Follow(self._job, self._plan, checkpoint)) as group:
+            yield from sing(self._model, self._job, self._plan, self._resume, group)
 
     def _take_in(self, event: Progress, image: ImageFile) -> None:
         match event:
@@ -84,6 +93,9 @@ class Performance:
                 self._report_step(event)
             case Band():
                 self._write_band(event, image)
+            case Warned():
+                _log.warning("%s", event.message)
+                self._pipe.send(messages.Warned(event.code, event.message))
 
     def _report_step(self, step: Step) -> None:
         done = step.index + 1

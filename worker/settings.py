@@ -4,8 +4,10 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.devices import parse_devices
 
 
 def _none_if_empty(value: object) -> object:
@@ -13,6 +15,11 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
+def _check_devices(text: str) -> str:
+    return ",".join(parse_devices(text))
+
+
+Devices = Annotated[str, AfterValidator(_check_devices)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
 
@@ -41,7 +48,9 @@ class WorkerSettings(BaseSettings):
     store_secret_access_key: OptionalSecret = None
     store_region: str = "us-east-1"
     model: str = Field(default_factory=_bundled_model, description="Folder, or `toy`.")
-    device: str = Field(default="auto", description="`cpu`, `cuda:0`; auto takes a GPU where there is one.")
+    devices: Devices = Field(
+        default="auto", description="`cpu`, `cuda:0`, or several: `0,1`; auto takes a GPU where there is one."
+    )
     work_dir: Path = Field(default_factory=_default_work_dir, description="Scratch space for running jobs.")
     decode_memory_mb: int = Field(default=1024, ge=64, description="What decoding may hold before it spills.")
     lease_s: int = Field(default=15, ge=2, le=60, description="A dead worker's job is taken over after this.")

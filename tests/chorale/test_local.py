@@ -127,7 +127,7 @@ def test_ctrl_c_stops_in_order_and_a_second_start_is_refused_meanwhile(tmp_path:
 
 
 def test_a_worker_that_refuses_its_model_says_why(tmp_path: Path) -> None:
-    options = StackOptions(models=(str(tmp_path / "no-such-model"),), device="cpu")
+    options = StackOptions(models=(str(tmp_path / "no-such-model"),), devices="cpu")
     with (
         LocalStack(DataFolder(tmp_path / "data"), options) as stack,
         pytest.raises(PartFailedError, match="no-such-model"),

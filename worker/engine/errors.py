@@ -3,7 +3,9 @@
 EngineError
 ├── DismissedError         the leader of a group of ranks has stopped
 ├── GridError              a tile does not fit its canvas
+├── NonFiniteImageError    a decode tile holds NaN or infinity, in float32 too
 ├── NonFiniteLatentError   a step produced NaN or infinity
+├── RankLostError          a rank of the ensemble has died
 └── SchedulerStateError    a scheduler keeps something that cannot be checkpointed
 """
 
@@ -22,6 +24,14 @@ class GridError(EngineError):
 
 class NonFiniteLatentError(EngineError):
     """A step produced NaN or infinity."""
+
+
+class NonFiniteImageError(EngineError):
+    """A decode tile holds NaN or infinity, in float32 too."""
+
+
+class RankLostError(EngineError):
+    """A rank of the ensemble has died."""
 
 
 class SchedulerStateError(EngineError):

@@ -28,6 +28,10 @@ class Group(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """Say, instead of meeting once more, that this rank will not go on."""
+        ...
+
     def gather(self, own: Tensor) -> list[Tensor]:
         """Every rank's tensor, by rank; all have one shape and type. Meet first: nobody may be missing."""
         ...
@@ -42,6 +46,9 @@ class Alone:
 
     def meet(self, *, fine: bool = True) -> bool:
         return fine
+
+    def leave(self) -> None:
+        return
 
     def gather(self, own: Tensor) -> list[Tensor]:
         return [own]

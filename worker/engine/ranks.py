@@ -1,0 +1,86 @@
+"""Ranks as processes of one machine, over torch.distributed: NCCL between GPUs, gloo between CPUs."""
+
+import os
+import sys
+from datetime import timedelta
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worker.engine.errors import DismissedError, RankLostError
+
+# The leader may wait for its consumer, the others then wait for the leader. Death is noticed at once.
+_PATIENCE = timedelta(hours=24)
+
+
+class _Verdict(IntEnum):
+    """What a rank says where all meet; the lowest word of all counts."""
+
+    DISMISSED = 0
+    BROKEN = 1
+    SHORT = 2
+    FINE = 3
+
+
+class Ranks:
+    """One process of several, each with its own device.
+
+    What ranks decide together goes between hosts (gloo); what they have computed goes between
+    devices and is queued there: `gather` on GPUs does not wait for it.
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device, meeting_point: Path) -> None:
+        """
+        Args:
+            meeting_point: a file that all ranks can write and that does not exist yet.
+        """
+        self.rank, self.size = rank, size
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # Nothing of this is for other machines, whatever their names resolve to.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store = dist.FileStore(str(meeting_point), size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+
+    def meet(self, *, fine: bool = True) -> bool:
+        """Wait until all ranks are here; whether all of them could do what they had to.
+
+        Raises:
+            DismissedError: the leader's caller has stopped, or another rank broke.
+            RankLostError: a rank has died.
+        """
+        verdict = self._agree(_Verdict.FINE if fine else _Verdict.SHORT)
+        if verdict <= _Verdict.BROKEN:
+            raise DismissedError("the leader has stopped" if not verdict else "another rank broke")
+        return verdict is _Verdict.FINE
+
+    def leave(self) -> None:
+        """Say, instead of meeting once more, that this rank will not go on: the leader's word ends the job
+        for all, another's makes the leader ask why."""
+        self._agree(_Verdict.BROKEN if self.rank else _Verdict.DISMISSED)
+
+    def gather(self, own: Tensor) -> list[Tensor]:
+        """Every rank's tensor, by rank; all have one shape and type. Meet first: nobody may be missing.
+
+        Raises:
+            RankLostError: a rank has died.
+        """
+        octets = own.contiguous().flatten().view(torch.uint8)  # gloo does not know every type
+        heard = octets.new_empty(self.size * octets.numel())
+        try:
+            dist.all_gather_into_tensor(heard, octets)
+        except RuntimeError as error:
+            raise RankLostError(str(error)) from error
+        return list(heard.view(own.dtype).view(self.size, *own.shape).unbind())
+
+    def _agree(self, own: _Verdict) -> _Verdict:
+        word = torch.tensor([int(own)])
+        try:
+            dist.all_reduce(word, dist.ReduceOp.MIN)
+        except RuntimeError as error:
+            raise RankLostError(str(error)) from error
+        return _Verdict(int(word))

@@ -1,0 +1,21 @@
+"""What every rank of a worker does for one job."""
+
+from collections.abc import Iterator
+
+from worker.adapters.model import Conditions, LoadedModel
+from worker.engine.denoise import Checkpoint
+from worker.engine.generate import Progress, generate
+from worker.engine.plan import GenerationPlan
+from worker.engine.sync import Group
+from worker.messages import Sing
+
+
+def sing(
+    model: LoadedModel, job: Sing, plan: GenerationPlan, resume: Checkpoint | None, group: Group
+) -> Iterator[Progress]:
+    """Encode what the request says, then walk the straight line."""
+    request = job.request
+    conditions = Conditions(
+        request.prompt, request.negative_prompt, request.guidance_scale, request.advanced.positions
+    )
+    yield from generate(plan, model.prepare(conditions), resume, group)
