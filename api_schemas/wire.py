@@ -66,14 +66,17 @@ def cancel_key(job_id: str) -> str:
     return f"chorale:cancel:{job_id}"
 
 
+INPUTS_FOLDER: Final = "inputs"
+
+
 def input_key(job_id: str, part: PicturePart) -> str:
     """Where a picture that came with a request lies in the object store."""
-    return f"inputs/{job_id}/{part}.png"
+    return f"{INPUTS_FOLDER}/{job_id}/{part}.png"
 
 
 def job_folders(job_id: str) -> tuple[str, ...]:
     """All that a job may have in the object store."""
-    return f"jobs/{job_id}", f"inputs/{job_id}", f"checkpoints/{job_id}"
+    return f"jobs/{job_id}", f"{INPUTS_FOLDER}/{job_id}", f"checkpoints/{job_id}"
 
 
 def idempotency_key(key: str) -> str:

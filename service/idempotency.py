@@ -17,8 +17,10 @@ _RETRY_S: Final = 1
 class IdempotencyStore:
     """Keys are claimed with the job id that their request will have."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, jobs_kept_s: float) -> None:
         self._redis = redis
+        # A key that outlives its job would find nothing.
+        self._lifetime_s = max(_IN_FLIGHT_S, min(_LIFETIME_S, int(jobs_kept_s) or _LIFETIME_S))
 
     async def claim(self, key: str, fingerprint: str, job_id: str) -> str:
         """The id of this key's job: `job_id` if the claim is new, else the earlier one.
@@ -42,8 +44,8 @@ class IdempotencyStore:
         return held_id
 
     async def keep(self, key: str) -> None:
-        """The job is on record: remember the key for a day."""
-        await self._redis.expire(_name(key), _LIFETIME_S)
+        """The job is on record: remember the key for a day, or as long as the job."""
+        await self._redis.expire(_name(key), self._lifetime_s)
 
     async def release(self, key: str) -> None:
         """The request was refused, so the key may be used again."""

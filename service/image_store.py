@@ -80,6 +80,13 @@ class ImageStore:
         """Store an object, all or nothing."""
         await obstore.put_async(self._store, key, content)
 
+    async def list_folders(self, prefix: str) -> list[str]:
+        """Names of the folders right below a folder."""
+        found = await obstore.list_with_delimiter_async(  # pyright: ignore[reportUnknownMemberType]
+            self._store, f"{prefix}/"
+        )
+        return [folder.rstrip("/").rpartition("/")[2] for folder in found["common_prefixes"]]
+
     async def delete_folder(self, prefix: str) -> None:
         """Delete every object below a folder; nothing happens if there is none."""
         found = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]

@@ -18,6 +18,7 @@ from api_schemas.wire import (
     cancel_key,
     events_key,
     job_key,
+    previews_key,
 )
 
 # Jobs that may not have ended yet: a superset, so that reconciling need not read every record.
@@ -90,6 +91,35 @@ class JobStore:
                 break
         return found[:count]
 
+    async def list_newer(
+        self, after: tuple[float, str] | None, until: float, count: int
+    ) -> list[tuple[float, str]]:
+        """Creation time and id of jobs created up to `until` that come after `after`, oldest first."""
+        bottom = "-inf" if after is None else repr(after[0])
+        found: list[tuple[float, str]] = []
+        offset = 0
+        while len(found) < count:
+            rows = cast(
+                list[tuple[bytes, float]],
+                await self._redis.zrangebyscore(  # pyright: ignore[reportUnknownMemberType]
+                    JOBS_KEY, bottom, repr(until), offset, count, withscores=True
+                ),
+            )
+            named = [(float(score), member.decode()) for member, score in rows]
+            found += [row for row in named if after is None or row > after]
+            offset += len(rows)
+            if len(rows) < count:
+                break
+        return found[:count]
+
+    async def delete(self, job_id: str) -> None:
+        """Forget an ended job; followers of its log are told by the record's absence."""
+        async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.delete(job_key(job_id), events_key(job_id), previews_key(job_id), cancel_key(job_id))
+            transaction.zrem(JOBS_KEY, job_id)
+            transaction.srem(ACTIVE_KEY, job_id)
+            await transaction.execute()
+
     async def _read_index(self, top: str, offset: int, count: int) -> list[tuple[float, str]]:
         rows = cast(
             list[tuple[bytes, float]],
@@ -113,6 +143,14 @@ class JobStore:
         if current is None:  # an operator emptied Redis in between
             raise ResponseError(f"the record of job {job.id} is gone")
         return current
+
+
+def read_time(job_id: str) -> float:
+    """When the id was drawn; 0 if it is not one of ours."""
+    try:
+        return int(job_id[:12], 16) / 1000
+    except ValueError:
+        return 0.0
 
 
 def _append_arguments(seq: str, job: Job, event: DurableEvent) -> list[str]:

@@ -37,6 +37,7 @@ from service.preview_canvas import PreviewCanvas
 from service.reconciler import Reconciler
 from service.request_id import RequestIdMiddleware
 from service.request_metrics import RequestMetricsMiddleware
+from service.retention import Retention
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
 from service.submission import PICTURE_PARTS
@@ -45,6 +46,7 @@ _REDIS_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50
 _SHUTDOWN_S = 10
 _KEEP_ALIVE_S = 75
+_DAY_S = 86_400
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -54,6 +56,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     hub = LiveHub(client, metrics, drain)
     services = _build_services(settings, client, blocking_client, hub, metrics, drain)
     reconciler = Reconciler(services.jobs, services.queue, metrics, settings.reconcile_interval_s)
+    retention = _build_retention(settings, services)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncGenerator[None]:
@@ -61,6 +64,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         async with create_task_group() as group:
             group.start_soon(hub.run)
             group.start_soon(reconciler.run)
+            group.start_soon(retention.run)
             yield
             hub.close()
             group.cancel_scope.cancel()
@@ -134,6 +138,7 @@ def _build_services(
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     admission = Admission(catalog, queue, drain, settings.max_queued)
     images = ImageStore.open(settings)
+    idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S)
     pictures = Pictures(images, settings.max_picture_megapixels)
     return Services(
         settings=settings,
@@ -141,7 +146,7 @@ def _build_services(
         jobs=store,
         queue=queue,
         catalog=catalog,
-        intake=Intake(admission, IdempotencyStore(client), pictures, store, queue, metrics),
+        intake=Intake(admission, idempotency, pictures, store, queue, metrics),
         views=JobViews(queue, catalog, drain, links),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
@@ -149,6 +154,11 @@ def _build_services(
         links=links,
         metrics=metrics,
     )
+
+
+def _build_retention(settings: ServiceSettings, services: Services) -> Retention:
+    keep_s = settings.retention_days * _DAY_S
+    return Retention(services.jobs, services.queue, services.images, keep_s, settings.reconcile_interval_s)
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:

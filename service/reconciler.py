@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from api_schemas.job import TERMINAL, Job
 from service.job_queue import JobQueue
-from service.job_store import JobStore
+from service.job_store import JobStore, read_time
 from service.metrics import Metrics
 
 # A record is written a moment after its id is listed; younger ones may just be on their way.
@@ -52,7 +52,7 @@ class Reconciler:
     async def _mend(self, job_id: str, job: Job | None) -> bool:
         """Treat one job; True if it looks wrong and must be looked at again."""
         if job is None:
-            if _created_at(job_id) < time.time() - _SETTLED_S:
+            if read_time(job_id) < time.time() - _SETTLED_S:
                 await self._jobs.forget_active([job_id])
             return False
         if job.status in TERMINAL:
@@ -77,10 +77,3 @@ class Reconciler:
         for job_id, job in zip(waiting, await self._jobs.get_many(waiting), strict=True):
             if job is None or job.status in TERMINAL:
                 await self._queue.remove(job_id)
-
-
-def _created_at(job_id: str) -> float:
-    try:
-        return int(job_id[:12], 16) / 1000
-    except ValueError:
-        return 0.0

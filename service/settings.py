@@ -59,6 +59,9 @@ class ServiceSettings(BaseSettings):
         default=86_400, ge=1, description="Longest time one execution of a job may take."
     )
     job_retries: int = Field(default=50, ge=0, description="Executions a job may lose to dying workers.")
+    retention_days: float = Field(
+        default=30.0, ge=0, description="How long ended jobs and their pictures are kept; 0 is for ever."
+    )
     reconcile_interval_s: float = Field(default=30.0, gt=0)
     ping_interval_s: float = Field(default=15.0, gt=0)
     send_timeout_s: float = Field(

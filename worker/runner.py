@@ -21,6 +21,7 @@ from api_schemas.events import (
     StartedData,
     SucceededData,
 )
+from api_schemas.generation import PicturePart
 from api_schemas.job import TERMINAL
 from worker.attempt import Attempt
 from worker.checkpoints import CheckpointStore
@@ -35,6 +36,7 @@ from worker.errors import (
     ResourceError,
 )
 from worker.events import DurableData, EventLog, count_fruitless_attempts
+from worker.inputs import fetch_inputs
 from worker.messages import Sing, Sung
 from worker.watch import Watch
 from worker.workplace import WORKPLACE, Workplace
@@ -119,14 +121,19 @@ class _Run:
             message = f"this worker serves {workplace.card.name}, not {request.model}"
             raise HopelessJobError("no_model", message, retryable=True)
         token = uuid.uuid4().hex
+        inputs = self._watch.run(self._fetch_inputs, _nothing)
         if self._log.job.attempt == 0:
             self._log.claim(StartedData(worker=workplace.worker, execution=token))
-            return Sing(request, self._folder, None)
+            return Sing(request, self._folder, None, inputs)
         self._refuse_poison()
         found = self._watch.run(lambda: self._checkpoints.find_newest(self._folder), _nothing)
         self._step, path = found or (0, None)
         self._log.claim(ResumedData(worker=workplace.worker, execution=token, step=self._step))
-        return Sing(request, self._folder, path)
+        return Sing(request, self._folder, path, inputs)
+
+    def _fetch_inputs(self) -> dict[PicturePart, Path]:
+        log = self._log
+        return fetch_inputs(self._workplace.storage, log.job_id, log.job.request, self._folder)
 
     def _refuse_poison(self) -> None:
         fruitless = count_fruitless_attempts(self._log.read_events())

@@ -1,6 +1,7 @@
 """Whole jobs through a real worker."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -114,6 +115,26 @@ def test_a_job_waits_for_the_worker_of_its_model(bench: Bench) -> None:
     assert bench.types(waiting) == ["job.queued"]
     bench.start_worker("toy:name=late")
     assert bench.await_end(waiting).status == "succeeded"
+
+
+PICTURE = {"control_image": {"sha256": "5" * 64, "width_px": 8, "height_px": 8}}
+
+
+def test_pictures_that_came_with_a_job_are_fetched_and_named_in_the_result(shared_bench: Bench) -> None:
+    png = pyvips.Image.black(8, 8, bands=3).write_to_buffer(".png")
+    job = shared_bench.await_end(shared_bench.submit(stored={"control_image": png}, pictures=PICTURE))
+    assert job.status == "succeeded", job.error
+    picture = pyvips.Image.new_from_buffer(shared_bench.picture(job), "")
+    settings = next(picture.get(name) for name in picture.get_fields() if name.endswith("settings"))
+    assert json.loads(settings)["pictures"] == PICTURE
+    assert shared_bench.files(f"inputs/{job.id}") == [f"inputs/{job.id}/control_image.png"]  # for a retry
+
+
+def test_a_job_whose_picture_is_gone_fails_and_says_so(shared_bench: Bench) -> None:
+    job = shared_bench.await_end(shared_bench.submit(pictures=PICTURE))
+    assert job.error is not None
+    assert (job.error.code, job.error.retryable) == ("input_missing", False)
+    assert "control_image" in job.error.message
 
 
 def test_a_signal_between_jobs_ends_worker_and_engine(bench: Bench) -> None:
