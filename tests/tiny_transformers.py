@@ -3,22 +3,36 @@
 from pathlib import Path
 
 import torch
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
-from tests.tiny_autoencoders import tiny_kl
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_qwen_image
+from tests.tiny_models import tiny_tokenizer, tiny_vae
 
 WIDTH = 32  # of all text states
 
@@ -75,6 +89,87 @@ def tiny_flux(folder: Path, *, distilled_guidance: bool) -> FluxPipeline:
     return pipe
 
 
+def tiny_pixart_sigma(folder: Path) -> PixArtSigmaPipeline:
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=2,
+        cross_attention_dim=32,
+        sample_size=16,
+        caption_channels=WIDTH,
+        use_additional_conditions=False,
+    )
+    pipe = PixArtSigmaPipeline(
+        tiny_t5_tokenizer(), tiny_t5(), tiny_vae(), transformer, DPMSolverMultistepScheduler()
+    )
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def tiny_sana(folder: Path) -> SanaPipeline:
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=8,
+        cross_attention_dim=32,
+        caption_channels=WIDTH,
+        sample_size=8,
+    )
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    tokenizer = tiny_gemma_tokenizer()
+    text_encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=37,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    ).eval()
+    pipe = SanaPipeline(tokenizer, text_encoder, tiny_dc(8), transformer, scheduler)
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def tiny_qwen_image(folder: Path) -> QwenImagePipeline:
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )
+    tokenizer = tiny_qwen_tokenizer()
+    text_encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=tiny_qwen_text(len(tokenizer))
+            | {"rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}},
+            vision_config={
+                "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH,
+            },
+        )
+    ).eval()  # fmt: skip
+    pipe = QwenImagePipeline(scheduler, tiny_kl_qwen_image(4), text_encoder, tokenizer, transformer)
+    pipe.save_pretrained(folder)
+    return pipe
+
+
 def tiny_clip_config(words: int, width: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=words,
@@ -103,3 +198,26 @@ def tiny_t5_tokenizer() -> T5Tokenizer:
         extra_ids=0,
         model_max_length=512,
     )
+
+
+def tiny_gemma_tokenizer() -> GemmaTokenizer:
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *letters]
+    return GemmaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=4096)
+
+
+def tiny_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Byte by byte; its chat template writes only the user's words."""
+    pieces = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Qwen2Tokenizer(
+        vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], model_max_length=4096
+    )
+    tokenizer.chat_template = "{% for message in messages %}<|im_start|>{{ message.role }} {{ message.content }}<|im_end|>{% endfor %}"
+    return tokenizer
+
+
+def tiny_qwen_text(words: int) -> dict[str, int]:
+    return {
+        "vocab_size": words, "hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip

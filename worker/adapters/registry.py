@@ -20,6 +20,9 @@ _FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "FluxPipeline": "flux",
+    "PixArtSigmaPipeline": "pixart_sigma",
+    "SanaPipeline": "sana",
+    "QwenImagePipeline": "qwen_image",
 }
 
 

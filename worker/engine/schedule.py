@@ -108,10 +108,10 @@ def estimate_clean(latent: Tensor, prediction: Tensor, timestep: Tensor, schedul
     Args:
         latent: unscaled crop (C, h, w) that the prediction, same shape, was made for.
     """
-    if not hasattr(scheduler, "alphas_cumprod"):
+    kind = str(getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon"))
+    if kind == "flow_prediction" or not hasattr(scheduler, "alphas_cumprod"):
         return latent - _flow_sigma(scheduler) * prediction
     alpha, sigma = _noise_level(scheduler, timestep)
-    kind = str(getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon"))
     preserving = latent * alpha if _scaling(scheduler, timestep) != 1.0 else latent
     if kind == "v_prediction":
         return alpha * preserving - sigma * prediction

@@ -8,7 +8,13 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
-from tests.tiny_transformers import tiny_flux, tiny_stable_diffusion_3
+from tests.tiny_transformers import (
+    tiny_flux,
+    tiny_pixart_sigma,
+    tiny_qwen_image,
+    tiny_sana,
+    tiny_stable_diffusion_3,
+)
 
 PROMPT, NEGATIVE, STEPS = "brick wall", "moss", 4
 
@@ -41,6 +47,28 @@ def ask_stable_diffusion_3(pipe: DiffusionPipeline, noise: Tensor, scale: float,
     return torch.as_tensor(images[0])
 
 
+def ask_pixart_or_sana(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+    side_px = noise.shape[-1] * pipe.vae_scale_factor
+    images = pipe(
+        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
+        guidance_scale=scale, height=side_px, width=side_px, output_type=output,
+        use_resolution_binning=False, clean_caption=False,
+    ).images  # fmt: skip
+    return torch.as_tensor(images[0])
+
+
+def ask_qwen_image(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+    channels, height, width = noise.shape
+    images = pipe(
+        PROMPT, negative_prompt=NEGATIVE, latents=pipe._pack_latents(noise[None], 1, channels, height, width),
+        num_inference_steps=STEPS, true_cfg_scale=scale, height=height * pipe.vae_scale_factor,
+        width=width * pipe.vae_scale_factor, output_type=output,
+    ).images  # fmt: skip
+    if output == "latent":
+        return pipe._unpack_latents(images, height, width, 1)[0, :, 0]
+    return torch.as_tensor(images[0])
+
+
 def ask_flux(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
     channels, height, width = noise.shape
     images = pipe(
@@ -66,4 +94,7 @@ CASES = (
         "flux-schnell", lambda folder: tiny_flux(folder, distilled_guidance=False), (4, 16, 16), ask_flux,
         guidance_scales=(1.0,), negative_prompt="",
     ),
+    FamilyCase("pixart-sigma", tiny_pixart_sigma, (4, 16, 16), ask_pixart_or_sana),
+    FamilyCase("sana", tiny_sana, (8, 16, 16), ask_pixart_or_sana),
+    FamilyCase("qwen-image", tiny_qwen_image, (4, 16, 16), ask_qwen_image),
 )  # fmt: skip
