@@ -14,6 +14,7 @@ from typing import Self
 
 import torch
 
+from worker.adapters.source import ModelSource
 from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.ranks import Ranks
 from worker.engine.sync import Alone, Group
@@ -32,13 +33,13 @@ class Choir:
         devices: one for each rank; the first is the leader's own.
     """
 
-    def __init__(self, address: str, devices: Sequence[str]) -> None:
+    def __init__(self, source: ModelSource, devices: Sequence[str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ch-ranks-", ignore_cleanup_errors=True)
         self._meeting_point = Path(self._folder.name) / "store"
         self._group: Group = Alone()
         self._closing = threading.Event()
         self._followers = [
-            self._spawn(address, Seat(rank, len(devices), device, self._meeting_point))
+            self._spawn(source, Seat(rank, len(devices), device, self._meeting_point))
             for rank, device in enumerate(devices)
             if rank > 0
         ]
@@ -110,11 +111,11 @@ class Choir:
                 raise DeviceRefusedError(answer.reason)
         return [answer.broke for answer in answers if isinstance(answer, Waiting) and answer.broke]
 
-    def _spawn(self, address: str, seat: Seat) -> tuple[SpawnProcess, Connection]:
+    def _spawn(self, source: ModelSource, seat: Seat) -> tuple[SpawnProcess, Connection]:
         spawning = multiprocessing.get_context("spawn")
         ours, theirs = spawning.Pipe()
         process = spawning.Process(
-            target=follow, args=(theirs, address, seat), name=f"rank-{seat.rank}", daemon=True
+            target=follow, args=(theirs, source, seat), name=f"rank-{seat.rank}", daemon=True
         )
         process.start()
         theirs.close()  # else the end of the process would not end the pipe

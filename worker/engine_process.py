@@ -147,7 +147,9 @@ class EngineProcess:
 
 def _run(pipe: Connection, settings: WorkerSettings, devices: list[str]) -> None:
     # Imported in the new process only: the consumer stays free of torch.
+    from worker.adapters.source import ModelSource
     from worker.performer import serve
 
     memory_bytes = settings.decode_memory_mb << 20
-    serve(pipe, settings.model, devices, memory_bytes, settings.checkpoint_interval_s)
+    source = ModelSource(settings.model, settings.models_file)
+    serve(pipe, source, devices, memory_bytes, settings.checkpoint_interval_s)

@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from worker.adapters.model import LoadedModel
+from worker.adapters.source import ModelSource
 from worker.checkpoint_file import read_checkpoint
 from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.plan import GenerationPlan
@@ -43,12 +44,12 @@ class Waiting:
     broke: Broke | None = None
 
 
-def follow(pipe: Connection, address: str, seat: Seat) -> None:
+def follow(pipe: Connection, source: ModelSource, seat: Seat) -> None:
     """Answer the leader until it is gone."""
     tie_to_parent()
     try:
         try:
-            ready = make_ready(address, seat.device)
+            ready = make_ready(source, seat.device)
         except REFUSALS as error:
             pipe.send(Refused(f"{type(error).__name__}: {error}"))
             pipe.recv()  # to go now would look like death

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
+from worker.adapters.source import ModelSource
 from worker.choir import Choir
 from worker.engine.errors import RankLostError
 from worker.failures import describe
@@ -14,13 +15,17 @@ from worker.readiness import REFUSALS, Ready, make_ready
 
 
 def serve(
-    pipe: Connection, address: str, devices: Sequence[str], decode_memory_bytes: int, keep_every_s: float
+    pipe: Connection,
+    source: ModelSource,
+    devices: Sequence[str],
+    decode_memory_bytes: int,
+    keep_every_s: float,
 ) -> None:
     """Answer commands until the consumer is gone; this process is the leader of all ranks."""
     tie_to_parent()
-    with Choir(address, devices) as choir:
+    with Choir(source, devices) as choir:
         try:
-            ready = _load(pipe, address, devices[0], choir)
+            ready = _load(pipe, source, devices[0], choir)
             while ready is not None:
                 command = pipe.recv()
                 if isinstance(command, Sing):  # a late Stop or Shown belongs to a job that has ended
@@ -31,9 +36,9 @@ def serve(
             choir.end_for_loss()
 
 
-def _load(pipe: Connection, address: str, device: str, choir: Choir) -> Ready | None:
+def _load(pipe: Connection, source: ModelSource, device: str, choir: Choir) -> Ready | None:
     try:
-        ready = make_ready(address, device)
+        ready = make_ready(source, device)
         choir.assemble(ready.device)
     except RankLostError:
         raise

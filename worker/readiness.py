@@ -1,4 +1,4 @@
-"""From a model's address to a model that has sung once on its device."""
+"""From a model's source to a model that has sung once on its device."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,8 @@ import torch
 from worker.adapters.errors import ModelError
 from worker.adapters.footprint import weigh
 from worker.adapters.model import LoadedModel
-from worker.adapters.registry import load_model
+from worker.adapters.registry import load_found
+from worker.adapters.source import ModelSource, find_model
 from worker.engine.errors import EngineError
 from worker.errors import DeviceRefusedError
 from worker.rehearsal import rehearse
@@ -29,15 +30,16 @@ class Ready:
     decode_s: float
 
 
-def make_ready(address: str, device_name: str) -> Ready:
+def make_ready(source: ModelSource, device_name: str) -> Ready:
     """Load and rehearse, if the device exists and has room.
 
     Raises:
         Exception: one of REFUSALS; the message says why.
     """
     device = find_device(device_name)
-    needed = weigh(address, device) + _TO_WORK_BYTES.get(device.type, _TO_WORK_ELSEWHERE_BYTES)
-    require_room(measure_room(device), needed, f"model {address}")
-    model = load_model(address, str(device))
+    found = find_model(source)
+    needed = weigh(found.address, device) + _TO_WORK_BYTES.get(device.type, _TO_WORK_ELSEWHERE_BYTES)
+    require_room(measure_room(device), needed, f"model {source.model}")
+    model = load_found(found, device)
     tile_s, decode_s = rehearse(model)
     return Ready(model, device, tile_s, decode_s)

@@ -20,6 +20,7 @@ def _check_devices(text: str) -> str:
 
 
 Devices = Annotated[str, AfterValidator(_check_devices)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
 
@@ -47,7 +48,12 @@ class WorkerSettings(BaseSettings):
     store_access_key_id: OptionalText = None
     store_secret_access_key: OptionalSecret = None
     store_region: str = "us-east-1"
-    model: str = Field(default_factory=_bundled_model, description="Folder, or `toy`.")
+    model: str = Field(
+        default_factory=_bundled_model, description="Name on the allow-list, folder, or `toy`."
+    )
+    models_file: OptionalPath = Field(
+        default=None, description="The allow-list that `chorale models` writes."
+    )
     devices: Devices = Field(
         default="auto", description="`cpu`, `cuda:0`, or several: `0,1`; auto takes a GPU where there is one."
     )

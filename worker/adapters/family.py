@@ -14,6 +14,7 @@ from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.settings import FolderSettings
+from worker.adapters.source import AddOns
 from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.plan import StagePlan
@@ -95,10 +96,13 @@ class FamilySinger:
 class FamilyModel:
     """A loaded folder of any family."""
 
-    def __init__(self, family: Family, settings: FolderSettings, name: str) -> None:
+    def __init__(
+        self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
+    ) -> None:
         self._family = family
+        self._add_ons = add_ons or AddOns()
         self._decoder = family.build_decoder()
-        self.card = _describe(family, settings, name)
+        self.card = _describe(family, settings, name).model_copy(update=self._add_ons.announce())
         self.preview_map = _preview_map(family, settings, self._decoder)
 
     @torch.inference_mode()

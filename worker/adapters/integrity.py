@@ -4,9 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from api_schemas.allow_list import AllowedModel, covered_files, refused_files
 from worker.adapters.errors import DamagedModelError, ModelFolderError
 
-_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack"}
 _DIGESTS = "SHA256SUMS"
 
 
@@ -20,24 +20,37 @@ def check_folder(folder: Path) -> str:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelFolderError(f"{folder} is not a model folder: {index.name} is missing")
-    pickles = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in _PICKLES)
-    if pickles:
+    if refused := refused_files(folder):
         raise ModelFolderError(
-            f"{folder} holds pickled weights ({', '.join(pickles)}); only safetensors are loaded"
+            f"{folder} holds what would run code when loaded, such as pickled weights ({', '.join(refused)}); only safetensors are loaded"
         )
     if (folder / _DIGESTS).is_file():
-        _check_digests(folder)
+        for line in (folder / _DIGESTS).read_text().splitlines():
+            expected, name = line.split(maxsplit=1)
+            _check_digest(folder / name.lstrip("*"), expected)
     return str(json.loads(index.read_text())["_class_name"])
 
 
-def _check_digests(folder: Path) -> None:
-    for line in (folder / _DIGESTS).read_text().splitlines():
-        expected, name = line.split(maxsplit=1)
-        path = folder / name.lstrip("*")
-        if not path.is_file():
-            raise DamagedModelError(f"{path} is missing; expected a file with SHA-256 {expected}")
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-        if actual != expected:
-            raise DamagedModelError(
-                f"{path} has SHA-256 {actual}, expected {expected}: damaged or incomplete"
-            )
+def check_listed(name: str, entry: AllowedModel) -> Path:
+    """Check an entry of the allow-list and answer its path.
+
+    Raises:
+        DamagedModelError: a file is missing, changed, or was not there when the entry was made.
+    """
+    for file, expected in entry.files.items():
+        _check_digest(entry.root / file, expected)
+    added = sorted(set(covered_files(entry.path)) - set(entry.files))
+    if added:
+        raise DamagedModelError(
+            f"{name} holds files that are not on the allow-list: {', '.join(added)}; if they are meant, add it again"
+        )
+    return entry.path
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise DamagedModelError(f"{path} is missing; expected a file with SHA-256 {expected}")
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise DamagedModelError(f"{path} has SHA-256 {actual}, expected {expected}: damaged or changed")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.adapters.errors import UnknownFamilyError
-from worker.adapters.integrity import check_folder
+from worker.adapters.integrity import check_folder, check_listed
 from worker.adapters.model import LoadedModel
 from worker.adapters.settings import read_settings
+from worker.adapters.source import FoundModel, ModelSource, find_model
 
 if TYPE_CHECKING:
     from worker.adapters.family import Family
@@ -23,6 +24,9 @@ _FAMILIES = {
     "PixArtSigmaPipeline": "pixart_sigma",
     "SanaPipeline": "sana",
     "QwenImagePipeline": "qwen_image",
+    "ZImagePipeline": "z_image",
+    "Flux2Pipeline": "flux_2",
+    "Flux2KleinPipeline": "flux_2",
 }
 
 
@@ -32,19 +36,33 @@ def load_model(address: str, device: str) -> LoadedModel:
     Raises:
         ModelError: the folder cannot be served; the message says why.
     """
-    if address == "toy" or address.startswith("toy:"):
+    return load_found(find_model(ModelSource(address)), torch.device(device))
+
+
+def load_found(found: FoundModel, device: torch.device) -> LoadedModel:
+    """Load what `find_model` found, with the add-ons that fit its family.
+
+    Raises:
+        ModelError: it cannot be served; the message says why.
+    """
+    if found.name is not None and found.entry is not None:
+        check_listed(found.name, found.entry)
+    if found.address.partition(":")[0] == "toy":
         from worker.adapters.toy import load_toy
 
-        return load_toy(address)
-    folder = Path(address)
-    return _load_folder(folder, torch.device(device))
+        return load_toy(found.address, found.add_ons("toy"))
+    return _load_folder(found, device)
 
 
-def _load_folder(folder: Path, device: torch.device) -> LoadedModel:
+def _load_folder(found: FoundModel, device: torch.device) -> LoadedModel:
     from worker.adapters.family import FamilyModel
 
+    folder = Path(found.address)
     kind = check_folder(folder)
     if kind not in _FAMILIES:
         raise UnknownFamilyError(f"{folder} holds a {kind}; known families: {', '.join(_FAMILIES)}")
     family: Family = import_module(f"worker.adapters.{_FAMILIES[kind]}").load(folder, device)
-    return FamilyModel(family, read_settings(folder), folder.resolve().name)
+    settings = read_settings(folder)
+    if found.name is not None:  # what the operator calls it goes before what the folder says
+        settings = settings.model_copy(update={"name": found.name})
+    return FamilyModel(family, settings, folder.resolve().name, found.add_ons(family.name))

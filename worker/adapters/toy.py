@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from api_schemas.catalog import ModelCard
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, PreviewMap
+from worker.adapters.source import AddOns
 from worker.engine.decoder import Decoder, Local
 from worker.engine.ensemble import Ensemble
 from worker.engine.grid import Tile
@@ -119,6 +120,7 @@ class Toy:
     """The loaded model."""
 
     options: ToyOptions = ToyOptions()
+    add_ons: AddOns = field(default_factory=AddOns)
 
     @property
     def card(self) -> ModelCard:
@@ -134,7 +136,7 @@ class Toy:
             default_steps=8,
             default_guidance_scale=1.0,
             weights_gib=self.options.weights_gib,
-        )
+        ).model_copy(update=self.add_ons.announce())
 
     @property
     def preview_map(self) -> PreviewMap:
@@ -155,13 +157,13 @@ def toy_decoder() -> Decoder:
     return Decoder((colors, enlarge), (3, 3))
 
 
-def load_toy(address: str) -> Toy:
+def load_toy(address: str, add_ons: AddOns) -> Toy:
     """`toy`, or with options: `toy:delay_ms=50,nan_at_step=3`.
 
     Raises:
         ModelFolderError: there is no such option.
     """
-    return Toy(parse_toy(address))
+    return Toy(parse_toy(address), add_ons)
 
 
 def parse_toy(address: str) -> ToyOptions:

@@ -1,0 +1,117 @@
+"""From what the operator asked for to the model and the add-ons that are meant."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from api_schemas.allow_list import AllowedModel, AllowList
+from worker.adapters.errors import ModelFolderError
+from worker.adapters.integrity import check_listed
+
+AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A name on the allow-list, a folder, or `toy`.
+
+    Args:
+        models_file: the allow-list; there need not be one.
+    """
+
+    model: str
+    models_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddOns:
+    """The allow-list's LoRAs, ControlNets and IP-Adapters that fit one family."""
+
+    entries: dict[str, AllowedModel] = field(default_factory=dict)
+
+    def announce(self) -> dict[str, list[str]]:
+        """The fields of a model's card that list them."""
+        return {
+            "loras": self.names("lora"),
+            "controlnets": self.names("controlnet"),
+            "ip_adapters": self.names("ip_adapter"),
+        }
+
+    def names(self, kind: AddOnKind) -> list[str]:
+        """All of one kind."""
+        return sorted(name for name, entry in self.entries.items() if entry.kind == kind)
+
+    def open(self, kind: AddOnKind, name: str) -> Path:
+        """A file or folder whose digests are as listed.
+
+        Raises:
+            ModelFolderError: there is no such add-on.
+            DamagedModelError: it was changed.
+        """
+        entry = self.entries.get(name)
+        if entry is None or entry.kind != kind:
+            raise ModelFolderError(f"no {kind} {name!r} is on the allow-list for this model's family")
+        return check_listed(name, entry)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model that may be loaded.
+
+    Args:
+        address: its folder, or `toy` with its options.
+        name: on the allow-list; None for a bare folder.
+    """
+
+    address: str
+    name: str | None
+    entry: AllowedModel | None
+    allow_list: AllowList
+
+    def add_ons(self, family: str) -> AddOns:
+        """Those that fit; one that is gone from the disk is left out, loudly."""
+        fitting = {
+            name: entry
+            for name, entry in self.allow_list.models.items()
+            if entry.kind != "model" and entry.base == family
+        }
+        gone = [name for name, entry in fitting.items() if not entry.path.exists()]
+        for name in gone:
+            _log.error("%s is on the allow-list, but %s is gone", name, fitting[name].path)
+        return AddOns({name: entry for name, entry in fitting.items() if name not in gone})
+
+
+def find_model(source: ModelSource) -> FoundModel:
+    """The allow-list goes before folders of the same name.
+
+    Raises:
+        ModelFolderError: neither has it, or the allow-list cannot be read.
+    """
+    allow_list = _read(source.models_file)
+    entry = allow_list.models.get(source.model)
+    if entry is not None and entry.kind == "model":
+        return FoundModel(str(entry.path), source.model, entry, allow_list)
+    if source.model.partition(":")[0] != "toy" and not Path(source.model).is_dir():
+        known = _join(name for name, each in allow_list.models.items() if each.kind == "model")
+        raise ModelFolderError(
+            f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"
+        )
+    return FoundModel(source.model, None, None, allow_list)
+
+
+def _read(path: Path | None) -> AllowList:
+    if path is None or not path.is_file():
+        return AllowList()
+    try:
+        return AllowList.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ModelFolderError(f"{path} is no allow-list: {error}") from error
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
