@@ -6,13 +6,18 @@ import torch
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from tokenizers import pre_tokenizers
@@ -23,15 +28,20 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
-from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_qwen_image
+from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
 from tests.tiny_models import tiny_tokenizer, tiny_vae
 
 WIDTH = 32  # of all text states
@@ -168,6 +178,80 @@ def tiny_qwen_image(folder: Path) -> QwenImagePipeline:
     pipe = QwenImagePipeline(scheduler, tiny_kl_qwen_image(4), text_encoder, tokenizer, transformer)
     pipe.save_pretrained(folder)
     return pipe
+
+
+def tiny_z_image(folder: Path) -> ZImagePipeline:
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 6, 6],
+        axes_lens=[512, 32, 32],
+    )
+    torch.nn.init.normal_(transformer.x_pad_token)
+    torch.nn.init.normal_(transformer.cap_pad_token)
+    tokenizer = tiny_qwen_tokenizer()
+    text_encoder = Qwen3Model(Qwen3Config(**tiny_qwen_text(len(tokenizer)), head_dim=8)).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe = ZImagePipeline(scheduler, tiny_kl(4), text_encoder, tokenizer, transformer)
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def tiny_flux_2(folder: Path) -> Flux2Pipeline:
+    """Its tokenizer is read alone: with its companion for pictures it would need torchvision."""
+    tokenizer = tiny_qwen_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    text = {"model_type": "mistral", **tiny_qwen_text(len(tokenizer)), "num_hidden_layers": 30}
+    vision = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    text_encoder = Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config=vision, image_token_index=1)
+    ).eval()
+    pipe = Flux2Pipeline(
+        tiny_flux_2_scheduler(), tiny_kl_flux_2(4), text_encoder, tokenizer, tiny_flux_2_transformer(True)
+    )
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def tiny_flux_2_klein(folder: Path, *, distilled: bool) -> Flux2KleinPipeline:
+    torch.manual_seed(0)
+    tokenizer = tiny_qwen_tokenizer()
+    text = tiny_qwen_text(len(tokenizer)) | {"num_hidden_layers": 27}
+    text_encoder = Qwen3ForCausalLM(Qwen3Config(**text, head_dim=8)).eval()
+    transformer = tiny_flux_2_transformer(guidance_embeds=False)
+    pipe = Flux2KleinPipeline(
+        tiny_flux_2_scheduler(), tiny_kl_flux_2(4), text_encoder, tokenizer, transformer, distilled
+    )
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def tiny_flux_2_transformer(guidance_embeds: bool) -> Flux2Transformer2DModel:
+    torch.manual_seed(0)
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+
+
+def tiny_flux_2_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
 
 def tiny_clip_config(words: int, width: int) -> CLIPTextConfig:

@@ -17,6 +17,7 @@ from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler, shift_by_tokens
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.positions import predict_in_place
 from worker.adapters.vae import flatten_decoder
 from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
@@ -35,10 +36,7 @@ class FluxReplica:
         states: of the text, (1, tokens, width).
         pooled: (1, width).
         guidance_scale: that the transformer is told, or None where it cannot be told one.
-        positions: `global` counts token positions from the canvas' corner, in halves where a tile
-            begins between two tokens; a tile that runs over the edge of a wrapping canvas counts on
-            beyond it, so there alone neighbours' positions jump. All tiles of a batch share one
-            table of positions, so each is then a batch of its own.
+        positions: of the image tokens; globally in halves where a tile begins between two.
     """
 
     transformer: FluxTransformer2DModel
@@ -54,12 +52,12 @@ class FluxReplica:
     def predict(
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
-        if self.positions == "local":
-            return self._predict(crops, timestep, 0, 0)
-        alone = zip(crops.split(1), tiles, strict=True)
-        return torch.cat([self._predict(crop, timestep, tile.top, tile.left) for crop, tile in alone])
+        return predict_in_place(
+            lambda alike, _, corner: self._predict(alike, timestep, corner),
+            self.positions, crops, tiles, branches,
+        )  # fmt: skip
 
-    def _predict(self, crops: Tensor, timestep: Tensor, top: int, left: int) -> Tensor:
+    def _predict(self, crops: Tensor, timestep: Tensor, corner: tuple[int, int]) -> Tensor:
         count, channels, height, width = crops.shape
         dtype = self.states.dtype
         tokens = self.transformer(
@@ -69,7 +67,7 @@ class FluxReplica:
             pooled_projections=self.pooled.expand(count, -1),
             encoder_hidden_states=self.states.expand(count, -1, -1),
             txt_ids=crops.new_zeros(self.states.shape[1], 3),
-            img_ids=place_tokens(height, width, top, left, crops.device),
+            img_ids=place_tokens(height, width, corner, crops.device),
             return_dict=False,
         )[0]
         return FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1).float()
@@ -82,10 +80,10 @@ class FluxReplica:
         return predictions[0]
 
 
-def place_tokens(height: int, width: int, top: int, left: int, device: torch.device) -> Tensor:
+def place_tokens(height: int, width: int, corner: tuple[int, int], device: torch.device) -> Tensor:
     """Positions (tokens, 3) of a tile's tokens; float32, since bfloat16 cannot tell 257 from 256."""
     ids = FluxPipeline._prepare_latent_image_ids(1, height // PATCH, width // PATCH, device, torch.float32)
-    return ids + torch.tensor([0.0, top / PATCH, left / PATCH], device=device)
+    return ids + torch.tensor([0.0, corner[0] / PATCH, corner[1] / PATCH], device=device)
 
 
 @dataclass(frozen=True, slots=True)

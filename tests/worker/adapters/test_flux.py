@@ -36,10 +36,10 @@ def test_global_positions_tell_tiles_apart(flux: Flux) -> None:
 
 
 def test_positions_of_a_tile_are_the_canvas_own() -> None:
-    canvas = place_tokens(32, 48, 0, 0, CPU).unflatten(0, (16, 24))
-    tile = place_tokens(8, 12, 6, 20, CPU).unflatten(0, (4, 6))
+    canvas = place_tokens(32, 48, (0, 0), CPU).unflatten(0, (16, 24))
+    tile = place_tokens(8, 12, (6, 20), CPU).unflatten(0, (4, 6))
     assert torch.equal(tile, canvas[3:7, 10:16])
-    between = place_tokens(8, 12, 7, 20, CPU).unflatten(0, (4, 6))
+    between = place_tokens(8, 12, (7, 20), CPU).unflatten(0, (4, 6))
     assert torch.equal(between - tile, torch.tensor([0.0, 0.5, 0.0]).expand_as(tile))
 
 

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from tests.tiny_transformers import (
     tiny_flux,
+    tiny_flux_2,
+    tiny_flux_2_klein,
     tiny_pixart_sigma,
     tiny_qwen_image,
     tiny_sana,
     tiny_stable_diffusion_3,
+    tiny_z_image,
 )
 
 PROMPT, NEGATIVE, STEPS = "brick wall", "moss", 4
@@ -84,6 +87,30 @@ def ask_flux(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) 
     )
 
 
+def ask_z_image(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+    side_px = noise.shape[-1] * pipe.vae_scale_factor
+    images = pipe(
+        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
+        guidance_scale=scale - 1.0, height=side_px, width=side_px, output_type=output,
+    ).images  # fmt: skip
+    return torch.as_tensor(images[0])
+
+
+def ask_flux_2(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+    """Dev answers with packed latents, klein with unpacked ones that are no longer normalised."""
+    side_px = noise.shape[-1] * pipe.vae_scale_factor * 2
+    images = pipe(
+        prompt=PROMPT, latents=noise[None], num_inference_steps=STEPS, guidance_scale=scale,
+        height=side_px, width=side_px, output_type=output,
+    ).images  # fmt: skip
+    if output != "latent":
+        return torch.as_tensor(images[0])
+    if "is_distilled" not in pipe.config:
+        return images[0].T.unflatten(-1, noise.shape[-2:])
+    mean, variance = (each[:, None, None] for each in (pipe.vae.bn.running_mean, pipe.vae.bn.running_var))
+    return (pipe._patchify_latents(images)[0] - mean) / torch.sqrt(variance + pipe.vae.config.batch_norm_eps)
+
+
 CASES = (
     FamilyCase("stable-diffusion-3", tiny_stable_diffusion_3, (16, 16, 16), ask_stable_diffusion_3),
     FamilyCase(
@@ -97,4 +124,16 @@ CASES = (
     FamilyCase("pixart-sigma", tiny_pixart_sigma, (4, 16, 16), ask_pixart_or_sana),
     FamilyCase("sana", tiny_sana, (8, 16, 16), ask_pixart_or_sana),
     FamilyCase("qwen-image", tiny_qwen_image, (4, 16, 16), ask_qwen_image),
+    FamilyCase("z-image", tiny_z_image, (4, 16, 16), ask_z_image),
+    FamilyCase(
+        "flux-2", tiny_flux_2, (16, 8, 8), ask_flux_2, guidance_scales=(4.0,), negative_prompt="",
+    ),
+    FamilyCase(
+        "flux-2-klein", lambda folder: tiny_flux_2_klein(folder, distilled=False), (16, 8, 8), ask_flux_2,
+        negative_prompt="",
+    ),
+    FamilyCase(
+        "flux-2-klein-distilled", lambda folder: tiny_flux_2_klein(folder, distilled=True), (16, 8, 8),
+        ask_flux_2, guidance_scales=(1.0,), negative_prompt="",
+    ),
 )  # fmt: skip

@@ -1,0 +1,148 @@
+"""FLUX.2: dev, whose guidance is embedded, and klein, which is guided by two branches or not at all."""
+
+# diffusers types tensors as FloatTensor, and as optional what is always there.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline, compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+
+from api_schemas.generation import Positions
+from worker.adapters.family import Habits, Shape
+from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler
+from worker.adapters.guidance import guide_classifier_free
+from worker.adapters.loading import load_pipeline
+from worker.adapters.model import Conditions
+from worker.adapters.positions import predict_in_place
+from worker.adapters.vae import flatten_decoder
+from worker.engine.decoder import Decoder
+from worker.engine.ensemble import Replica
+from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
+from worker.engine.schedule import Scheduler
+
+PATCH = 2  # of the autoencoder's pixels a side are one pixel of the canvas, which is one token
+
+
+@dataclass(frozen=True, slots=True)
+class Flux2Replica:
+    """One transformer with one prompt.
+
+    Args:
+        states: text states of each branch, (branches, tokens, width), filled up by the tokenizer.
+        text_ids: positions of the text, (1, tokens, 4).
+        embedded_scale: that the transformer is told, or None.
+        guidance_scale: between the branches.
+    """
+
+    transformer: Flux2Transformer2DModel
+    states: Tensor
+    text_ids: Tensor
+    embedded_scale: float | None
+    guidance_scale: float
+    positions: Positions
+
+    @property
+    def branches(self) -> int:
+        return len(self.states)
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
+        return predict_in_place(
+            lambda alike, chosen, corner: self._predict(alike, timestep, chosen, corner),
+            self.positions, crops, tiles, branches,
+        )  # fmt: skip
+
+    def _predict(
+        self, crops: Tensor, timestep: Tensor, branches: Sequence[int], corner: tuple[int, int]
+    ) -> Tensor:
+        inputs = crops.to(self.states.dtype)
+        tokens = self.transformer(
+            hidden_states=Flux2Pipeline._pack_latents(inputs),
+            timestep=timestep.expand(len(crops)).to(inputs.dtype) / 1000,
+            guidance=self._guidance(crops),
+            encoder_hidden_states=self.states[list(branches)],
+            txt_ids=self.text_ids,
+            img_ids=_place_tokens(crops, corner),
+            return_dict=False,
+        )[0]
+        return tokens.transpose(1, 2).unflatten(-1, crops.shape[-2:]).float()
+
+    def _guidance(self, crops: Tensor) -> Tensor | None:
+        scale = self.embedded_scale
+        return None if scale is None else torch.full((len(crops),), scale, device=crops.device)
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return guide_classifier_free(predictions, self.guidance_scale)
+
+
+def _place_tokens(crops: Tensor, corner: tuple[int, int]) -> Tensor:
+    """(1, tokens, 4): time, row, column, layer."""
+    ids = Flux2Pipeline._prepare_latent_ids(crops[:1])
+    return (ids + torch.tensor([0, *corner, 0])).to(crops.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Flux2:
+    """A loaded folder."""
+
+    pipe: Flux2Pipeline | Flux2KleinPipeline
+    name = "flux-2"
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        return isinstance(self.pipe, Flux2Pipeline)
+
+    @property
+    def _distilled(self) -> bool:
+        return self._embeds_guidance or bool(self.pipe.config["is_distilled"])
+
+    @property
+    def habits(self) -> Habits:
+        few = self._distilled and not self._embeds_guidance
+        steps, scale = (4, 1.0) if few else (50, 4.0)
+        return Habits(steps, scale, ("local", "global"), negative_prompt=not self._distilled)
+
+    @property
+    def shape(self) -> Shape:
+        scale = self.pipe.vae_scale_factor * PATCH
+        native_size_px = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        return Shape(self.pipe.transformer.config.in_channels, scale, scale, native_size_px)
+
+    def build_decoder(self) -> Decoder:
+        return flatten_decoder(self.pipe.vae)
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        scale = conditions.guidance_scale
+        alone = self._distilled or scale == 1.0
+        prompts = [conditions.prompt] if alone else [conditions.negative_prompt, conditions.prompt]
+        encoded = [self.pipe.encode_prompt(prompt, self.pipe.device) for prompt in prompts]
+        states, text_ids = torch.cat([states for states, _ in encoded]), encoded[0][1]
+        embedded = scale if self._embeds_guidance else None
+        return lambda stage: Flux2Replica(
+            self.pipe.transformer, states, text_ids, embedded, scale, conditions.positions
+        )
+
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+        shift = compute_empirical_mu(count_tokens(stage.denoise, 1), stage.steps)
+        sigmas = even_sigmas(stage.steps)
+        return make_flow_scheduler(self.pipe.scheduler, stage, self.pipe.device, shift, sigmas)
+
+
+def load(folder: Path, device: torch.device) -> Flux2:
+    """Load a folder.
+
+    Raises:
+        ModelFolderError: diffusers cannot load the folder.
+    """
+    stated = DiffusionPipeline.load_config(str(folder))["_class_name"]
+    kinds = {kind.__name__: kind for kind in (Flux2Pipeline, Flux2KleinPipeline)}
+    return Flux2(load_pipeline(kinds[stated], folder, device))
