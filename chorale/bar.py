@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from api_schemas.events import JobWarned
 from chorale.progress import JobProgress
 from chorale.protocol import Update
 
@@ -18,6 +19,8 @@ def show_progress(console: Console, updates: Iterable[Update]) -> None:
         task = progress.add_task(state.label, total=None, counts="", ends_at=None)
         for update in updates:
             state.note(update)
+            if isinstance(update, JobWarned):
+                console.print(update.data.message, style="yellow", highlight=False, markup=False)
             progress.update(
                 task,
                 description=state.label,

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +14,14 @@ from typer import Argument, Option
 from api_schemas.answers import JobView
 from api_schemas.generation import Seamless
 from api_schemas.job import JobStatus
-from chorale import installed
+from chorale import installed, models_command
 from chorale.bar import show_progress
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, NoServerError
+from chorale.errors import ChoraleError
 from chorale.picture_options import OptionError, build_request, find_format, name_after, parse_size
-from chorale.tables import lay_jobs, lay_models
+from chorale.server_options import Data, Url, find_server, open_notes, open_server
+from chorale.tables import lay_jobs
 
 _FAILED, _WRONG_OPTION = 1, 2
 
@@ -33,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models_command.app, name="models")
 Devices = Annotated[
     str | None,
     Option(
@@ -40,11 +41,6 @@ Devices = Annotated[
         help="cpu, cuda:0, or several GPUs that sing each picture together: 0,1",
         show_default="a GPU where there is one",
     ),
-]
-Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
-Data = Annotated[
-    Path | None,
-    Option("--data", help="Data directory of the stack of this machine.", show_default="per user"),
 ]
 
 
@@ -82,7 +78,7 @@ def up(
     from chorale.local import StackOptions
     from chorale.start import start_stack
 
-    folder, console = DataFolder(data), _notes()
+    folder, console = DataFolder(data), open_notes()
     options = StackOptions(host, port, tuple(model or ()), devices, workers)
     try:
         with start_stack(folder, options, console) as stack:
@@ -103,11 +99,24 @@ def serve() -> None:
 
 
 @app.command()
-def worker(devices: Devices = None) -> None:
-    """Run one worker alone; CHORALE_* in the environment says where queue, store and model are."""
+def worker(
+    model: Annotated[
+        str | None,
+        Option(
+            envvar="CHORALE_MODEL",
+            help="Name on the allow-list, or a model folder.",
+            show_default="the bundled one",
+        ),
+    ] = None,
+    devices: Devices = None,
+    data: Data = None,
+) -> None:
+    """Run one worker alone; CHORALE_* in the environment says where queue and store are."""
     installed.require(installed.WORKER, "worker")
-    chosen = {} if devices is None else {"CHORALE_DEVICES": devices}
-    os.execve(sys.executable, [sys.executable, "-m", "worker.main"], os.environ | chosen)
+    given = {"CHORALE_MODEL": model, "CHORALE_DEVICES": devices}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    defaults = {"CHORALE_MODELS_FILE": str(DataFolder(data).models_file)}
+    os.execve(sys.executable, [sys.executable, "-m", "worker.main"], defaults | os.environ | chosen)
 
 
 @app.command()
@@ -150,7 +159,7 @@ def generate(
             "output_format": find_format(path),
         }
     )
-    with _open_server(url, data) as address, Client(address) as client:
+    with open_server(url, data) as address, Client(address) as client:
         _make(client, client.create(request), path, dzi)
 
 
@@ -162,46 +171,21 @@ def jobs(
     data: Data = None,
 ) -> None:
     """List jobs, newest first."""
-    with Client(_find_server(url, data)) as client:
+    with Client(find_server(url, data)) as client:
         Console().print(lay_jobs(client.list(status=status, limit=limit).data))
 
 
 @app.command()
 def cancel(job_id: Annotated[str, Argument(metavar="ID")], url: Url = None, data: Data = None) -> None:
     """Stop a job."""
-    with Client(_find_server(url, data)) as client:
+    with Client(find_server(url, data)) as client:
         job = client.cancel(job_id)
     print(f"job {job.id} {'stops within one step' if job.status == 'processing' else 'is ' + job.status}")
 
 
-@app.command()
-def models(url: Url = None, data: Data = None) -> None:
-    """List the models that are served."""
-    with Client(_find_server(url, data)) as client:
-        Console().print(lay_models(client.models()))
-
-
-def _find_server(url: str | None, data: Path | None) -> str:
-    found = url or DataFolder(data).find_running()
-    if found is None:
-        raise NoServerError
-    return found
-
-
-def _open_server(url: str | None, data: Path | None) -> AbstractContextManager[str]:
-    """A server that runs, or else a stack of this machine for one call."""
-    found = url or DataFolder(data).find_running()
-    if found is not None:
-        return nullcontext(found)
-    installed.require(installed.STACK, "all")
-    from chorale.start import stack_for_call
-
-    return stack_for_call(data, _notes())
-
-
 def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
     """Follow a job to its end and fetch what it made."""
-    console = _notes()
+    console = open_notes()
     try:
         _announce(console, client.url, job)
         show_progress(console, client.events(job.id))
@@ -224,12 +208,7 @@ def _announce(console: Console, url: str, job: JobView) -> None:
 
 
 def _say_error(message: str) -> None:
-    _notes().print(f"chorale: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def _notes() -> Console:
-    """Everything but results goes to standard error."""
-    return Console(stderr=True)
+    open_notes().print(f"chorale: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ class DataFolder:
     def work(self) -> Path:
         return self.path / "work"
 
+    @property
+    def models_file(self) -> Path:
+        """The allow-list of models."""
+        return self.path / "models.json"
+
     def log(self, part: str) -> Path:
         return self.path / "logs" / f"{part}.log"
 

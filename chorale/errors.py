@@ -12,6 +12,7 @@ ChoraleError
 ├── JobEndedError            the job ended without a picture; carries the job
 ├── JobRunningError          the job has no picture yet
 ├── DownloadError            what arrived is not what the job promised
+├── AllowListError           the operator's list, or what shall be on it, is not sound
 ├── TimedOutError            waiting was given up, the job goes on
 └── StackError               the stack of this machine
     ├── AlreadyRunningError  another one has this data directory
@@ -93,6 +94,10 @@ class JobRunningError(ChoraleError):
 
 class DownloadError(ChoraleError):
     """Wrong size or checksum."""
+
+
+class AllowListError(ChoraleError):
+    """Not on the list, or not fit for it."""
 
 
 class TimedOutError(ChoraleError):

@@ -139,6 +139,7 @@ class LocalStack:
             "CHORALE_WORK_DIR": str(self._folder.work),
         }
         defaults = {
+            "CHORALE_MODELS_FILE": str(self._folder.models_file),
             "CHORALE_STORE_URL": self._folder.store.as_uri(),
             "CHORALE_LINK_SECRET": self._folder.link_secret(),
         }

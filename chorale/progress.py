@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from api_schemas.answers import Snapshot
 from api_schemas.events import (
     BandFinished,
     JobCanceled,
@@ -12,6 +13,7 @@ from api_schemas.events import (
     JobResumed,
     JobStarted,
     JobSucceeded,
+    JobWarned,
     StageStarted,
     StepCompleted,
 )
@@ -61,8 +63,10 @@ class JobProgress:
                 self.label, self.fraction, self.eta_s = "done", 1.0, 0.0
             case JobFailed() | JobCanceled():
                 self.label, self.eta_s = update.type.removeprefix("job."), None
-            case _:  # a snapshot stands for events that are gone
-                self._catch_up(update.data.progress, update.data.request.steps, update.data.cost.tiles)
+            case JobWarned():
+                pass  # it was made good
+            case Snapshot(data=job):  # it stands for events that are gone
+                self._catch_up(job.progress, job.request.steps, job.cost.tiles)
 
     def _note_step(self, step: int, steps: int, tiles: int) -> None:
         if step > self._furthest:  # a resumed job sings some steps again

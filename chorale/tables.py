@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
+from api_schemas.allow_list import AllowList
 from api_schemas.answers import JobView
 from api_schemas.catalog import ModelCard
 
@@ -41,6 +42,16 @@ def lay_models(models: Iterable[ModelCard]) -> Table:
             f"{card.min_side_px} to {card.max_side_px} px by {card.alignment_px}",
             f"{card.default_steps} (up to {card.max_steps})",
             Text(card.description),
+        )
+    return table
+
+
+def lay_allowed(allow_list: AllowList) -> Table:
+    """One line an entry of the operator's list."""
+    table = Table("name", "kind", "for", "files", "path", box=None, header_style="dim")
+    for name, entry in sorted(allow_list.models.items()):
+        table.add_row(
+            Text(name), entry.kind, Text(entry.base or ""), str(len(entry.files)), Text(str(entry.path))
         )
     return table
 

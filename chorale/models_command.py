@@ -1,0 +1,63 @@
+"""`chorale models`: what is served, and what this machine's workers may load."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Argument, Option
+
+from api_schemas.allow_list import ModelKind
+from chorale.allow_list import AllowListFile
+from chorale.client import Client
+from chorale.data_folder import DataFolder
+from chorale.server_options import Data, Url, find_server
+from chorale.tables import lay_allowed, lay_models
+
+app = typer.Typer(help="List the models that are served, or see to the allow-list of this machine.")
+File = Annotated[
+    Path | None,
+    Option(
+        "--file", envvar="CHORALE_MODELS_FILE", help="The allow-list.", show_default="in the data directory"
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def show_served(context: typer.Context, url: Url = None, data: Data = None) -> None:
+    """List the models that are served, or see to the allow-list of this machine."""
+    if context.invoked_subcommand is None:
+        with Client(find_server(url, data)) as client:
+            Console().print(lay_models(client.models()))
+
+
+@app.command()
+def add(
+    name: Annotated[str, Argument(help="What clients will call it.")],
+    path: Annotated[Path, Argument(help="A diffusers folder; for a LoRA or IP-Adapter also one file.")],
+    kind: Annotated[ModelKind, Option(help="What it is.")] = "model",
+    base: Annotated[
+        str | None,
+        Option(help="Family that an add-on fits, as `chorale models` shows it.", show_default=False),
+    ] = None,
+    file: File = None,
+    data: Data = None,
+) -> None:
+    """Let workers load a model or an add-on. Digests of its files are kept, and checked at each load."""
+    allow_list = AllowListFile(file or DataFolder(data).models_file)
+    entry = allow_list.add(name, path, kind, base)
+    print(f"{name}: {len(entry.files)} files of {entry.path}")
+
+
+@app.command("list")
+def show_allowed(file: File = None, data: Data = None) -> None:
+    """List what workers may load."""
+    allow_list = AllowListFile(file or DataFolder(data).models_file)
+    Console().print(lay_allowed(allow_list.read()))
+
+
+@app.command()
+def remove(name: Annotated[str, Argument()], file: File = None, data: Data = None) -> None:
+    """Take a model or an add-on from the list. Workers that have loaded it keep it until they end."""
+    AllowListFile(file or DataFolder(data).models_file).remove(name)
+    print(f"{name} is removed")

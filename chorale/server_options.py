@@ -1,0 +1,45 @@
+"""How a command finds its server, and says what is no result."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Option
+
+from chorale import installed
+from chorale.data_folder import DataFolder
+from chorale.errors import NoServerError
+
+Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
+Data = Annotated[
+    Path | None,
+    Option("--data", help="Data directory of the stack of this machine.", show_default="per user"),
+]
+
+
+def find_server(url: str | None, data: Path | None) -> str:
+    """
+    Raises:
+        NoServerError: none was named, and none runs here.
+    """
+    found = url or DataFolder(data).find_running()
+    if found is None:
+        raise NoServerError
+    return found
+
+
+def open_server(url: str | None, data: Path | None) -> AbstractContextManager[str]:
+    """A server that runs, or else a stack of this machine for one call."""
+    found = url or DataFolder(data).find_running()
+    if found is not None:
+        return nullcontext(found)
+    installed.require(installed.STACK, "all")
+    from chorale.start import stack_for_call
+
+    return stack_for_call(data, open_notes())
+
+
+def open_notes() -> Console:
+    """Everything but results goes to standard error."""
+    return Console(stderr=True)

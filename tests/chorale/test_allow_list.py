@@ -1,0 +1,161 @@
+"""The operator's list: what gets on it, what a worker makes of it, and what a changed file does."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from api_schemas.allow_list import AllowList
+from api_schemas.generation import GenerationRequest, LoraChoice
+from chorale.client import Client
+from chorale.errors import InvalidRequestError
+from tests.chorale.test_cli import run
+from tests.chorale.test_local import chorale_up
+from tests.tiny_models import tiny_stable_diffusion
+from worker.adapters.errors import DamagedModelError, ModelFolderError
+from worker.adapters.registry import load_found
+from worker.adapters.source import ModelSource, find_model
+
+DIGEST = hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that looks like a model."""
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (folder / "unet" / "weights.safetensors").write_bytes(b"weights")
+    (folder / "README.md").write_text("no weights")
+    return folder
+
+
+def models(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("models", *arguments, "--data", str(folder / "data"), folder=folder)
+
+
+def listed(folder: Path) -> AllowList:
+    return AllowList.model_validate_json((folder / "data" / "models.json").read_bytes())
+
+
+def source(folder: Path, name: str) -> ModelSource:
+    return ModelSource(name, folder / "data" / "models.json")
+
+
+def test_an_entry_holds_a_digest_of_each_file_that_decides(model: Path, tmp_path: Path) -> None:
+    done = models(tmp_path, "add", "mine", str(model))
+    assert (done.returncode, done.stdout) == (0, f"mine: 2 files of {model}\n")
+    (entry,) = listed(tmp_path).models.values()
+    assert sorted(entry.files) == ["model_index.json", "unet/weights.safetensors"]
+    assert entry.files["unet/weights.safetensors"] == DIGEST
+    shown = models(tmp_path, "list").stdout
+    assert "mine" in shown
+    assert str(model) in shown
+    assert models(tmp_path, "remove", "mine").returncode == 0
+    assert listed(tmp_path).models == {}
+    gone = models(tmp_path, "remove", "mine")
+    assert (gone.returncode, gone.stderr) == (1, "chorale: mine is not on the allow-list; listed are none\n")
+
+
+def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
+    for name in ("unet/weights.bin", "pipeline.py"):
+        (model / name).write_bytes(b"")
+        done = models(tmp_path, "add", "mine", str(model))
+        assert (done.returncode, name in done.stderr) == (1, True)
+        (model / name).unlink()
+    (model / "model_index.json").write_text('{"unet": ["my_own_code", "Network"]}')
+    assert "unet is of my_own_code" in models(tmp_path, "add", "mine", str(model)).stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("add", "../up", "model"), "letters, digits"),
+        (("add", "mine", "nowhere"), "a model is a folder"),
+        (("add", "mine", "model/unet"), "model_index.json is missing"),
+        (("add", "mine", "model", "--base", "toy"), "a model has no --base"),
+        (("add", "mine", "model", "--kind", "lora"), "needs --base"),
+        (("add", "mine", "model", "--kind", "controlnet", "--base", "x"), "config.json is missing"),
+        (("add", "mine", "model/unet/weights.safetensors"), "a model is a folder"),
+    ],
+)
+def test_what_is_not_sound_is_refused_in_one_line(
+    model: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    done = models(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_changed_missing_or_added_file_is_named(model: Path, tmp_path: Path) -> None:
+    models(tmp_path, "add", "mine", str(model))
+    cpu = torch.device("cpu")
+    weights = model / "unet" / "weights.safetensors"
+    weights.write_bytes(b"other")
+    other = hashlib.sha256(b"other").hexdigest()
+    with pytest.raises(
+        DamagedModelError, match=f"weights.safetensors has SHA-256 {other}, expected {DIGEST}"
+    ):
+        load_found(find_model(source(tmp_path, "mine")), cpu)
+    weights.unlink()
+    with pytest.raises(DamagedModelError, match=r"weights.safetensors is missing; expected .* " + DIGEST):
+        load_found(find_model(source(tmp_path, "mine")), cpu)
+    weights.write_bytes(b"weights")
+    (model / "unet" / "more.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedModelError, match=r"not on the allow-list: unet/more.safetensors"):
+        load_found(find_model(source(tmp_path, "mine")), cpu)
+
+
+def test_a_name_that_is_not_listed_names_those_that_are(model: Path, tmp_path: Path) -> None:
+    models(tmp_path, "add", "mine", str(model))
+    with pytest.raises(ModelFolderError, match=r"nobody is neither .* listed are mine"):
+        find_model(source(tmp_path, "nobody"))
+    (tmp_path / "data" / "models.json").write_text('{"models": 3}')
+    with pytest.raises(ModelFolderError, match=r"models.json is no allow-list"):
+        find_model(source(tmp_path, "mine"))
+
+
+def test_add_ons_fit_their_family_and_are_checked_when_opened(model: Path, tmp_path: Path) -> None:
+    weights = model / "unet" / "weights.safetensors"
+    for name, kind, base in (("ink", "lora", "toy"), ("face", "ip_adapter", "toy"), ("xl", "lora", "other")):
+        assert models(tmp_path, "add", name, str(weights), "--kind", kind, "--base", base).returncode == 0
+    found = find_model(source(tmp_path, "toy"))
+    card = load_found(found, torch.device("cpu")).card
+    assert (card.loras, card.controlnets, card.ip_adapters) == (["ink"], [], ["face"])
+    add_ons = found.add_ons("toy")
+    assert add_ons.open("lora", "ink") == weights
+    for kind, name in (("lora", "xl"), ("lora", "face"), ("controlnet", "ink")):
+        with pytest.raises(ModelFolderError, match=name):
+            add_ons.open(kind, name)
+    weights.write_bytes(b"other")
+    with pytest.raises(DamagedModelError, match=DIGEST):
+        add_ons.open("lora", "ink")
+    weights.unlink()
+    assert found.add_ons("toy").names("lora") == []
+
+
+def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    tiny_stable_diffusion(folder)
+    lora = tmp_path / "ink.safetensors"
+    lora.write_bytes(b"weights")
+    assert models(tmp_path, "add", "tiny", str(folder)).returncode == 0
+    added = models(tmp_path, "add", "ink", str(lora), "--kind", "lora", "--base", "stable-diffusion")
+    assert added.returncode == 0, added.stderr
+    request = GenerationRequest(prompt="a", width_px=256, height_px=256, steps=1, model="tiny")
+    with chorale_up(tmp_path / "data", "tiny") as (_, url), Client(url) as client:
+        (card,) = client.models()
+        assert (card.name, card.loras) == ("tiny", ["ink"])
+        with pytest.raises(InvalidRequestError, match=r"loras.0.name brush: one of: ink"):
+            client.create(request.model_copy(update={"loras": [LoraChoice(name="brush")]}))
+        assert client.wait(client.create(request).id, timeout_s=60).status == "succeeded"
+    settings = folder / "unet" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"sample_size": 64}))
+    refused = run("up", "--data", str(tmp_path / "data"), "--port", "0", "--model", "tiny", folder=tmp_path)
+    assert refused.returncode == 1
+    assert "unet/config.json has SHA-256" in refused.stderr
