@@ -8,8 +8,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 def tiny_vae(*, attention: bool = True) -> AutoencoderKL:
@@ -52,23 +55,26 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     )
 
 
+def tiny_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        projection_dim=32,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
 def tiny_stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     """A StableDiffusionPipeline of random weights, saved to `folder`."""
     tokenizer = tiny_tokenizer(folder.with_name(folder.name + "-tokenizer"))
     torch.manual_seed(0)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=16,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    )
+    text_encoder = CLIPTextModel(tiny_text_config(tokenizer))
     unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(8, 16),
@@ -82,6 +88,36 @@ def tiny_stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     scheduler = DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     pipe = StableDiffusionPipeline(
         tiny_vae(), text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def tiny_stable_diffusion_xl(folder: Path, *, consistency: bool = False) -> StableDiffusionXLPipeline:
+    """A StableDiffusionXLPipeline of random weights, saved to `folder`; LCM's kind with `consistency`."""
+    tokenizer = tiny_tokenizer(folder.with_name(folder.name + "-tokenizer"))
+    torch.manual_seed(0)
+    config = tiny_text_config(tokenizer)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        norm_num_groups=4,
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        use_linear_projection=True,
+        time_cond_proj_dim=16 if consistency else None,
+    )
+    schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    pipe = StableDiffusionXLPipeline(
+        tiny_vae(), CLIPTextModel(config), CLIPTextModelWithProjection(config), tokenizer, tokenizer, unet,
+        LCMScheduler(**schedule) if consistency else EulerDiscreteScheduler(**schedule), add_watermarker=False,
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return pipe

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # pulls its own part of diffusers.
 _FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "FluxPipeline": "flux",
     "PixArtSigmaPipeline": "pixart_sigma",
