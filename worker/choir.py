@@ -34,8 +34,12 @@ class Choir:
     """
 
     def __init__(self, source: ModelSource, devices: Sequence[str]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ch-ranks-", ignore_cleanup_errors=True)
-        self._meeting_point = Path(self._folder.name) / "store"
+        self._folder = (  # none without others to meet: a killed process would leave it behind
+            tempfile.TemporaryDirectory(prefix="ch-ranks-", ignore_cleanup_errors=True)
+            if len(devices) > 1
+            else None
+        )
+        self._meeting_point = Path(self._folder.name if self._folder else "") / "store"
         self._group: Group = Alone()
         self._closing = threading.Event()
         self._followers = [
@@ -138,4 +142,5 @@ class Choir:
             process.kill()
             process.join()
             pipe.close()
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()

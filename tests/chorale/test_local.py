@@ -35,7 +35,7 @@ def await_true(condition: Callable[[], bool], timeout_s: float = 60) -> None:
 def chorale_up(folder: Path, *models: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`chorale up` as a user starts it, and the address that it prints."""
     command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(folder), "--port", "0"]
-    command += ["--device", "cpu", *(word for model in models for word in ("--model", model))]
+    command += ["--devices", "cpu", *(word for model in models for word in ("--model", model))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
