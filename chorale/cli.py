@@ -19,7 +19,16 @@ from chorale.bar import show_progress
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError
-from chorale.picture_options import OptionError, build_request, find_format, name_after, parse_size
+from chorale.picture_options import (
+    OptionError,
+    build_request,
+    find_format,
+    name_add_on,
+    name_after,
+    name_pictures,
+    parse_lora,
+    parse_size,
+)
 from chorale.server_options import Data, Url, find_server, open_notes, open_server
 from chorale.tables import lay_jobs
 
@@ -138,6 +147,19 @@ def generate(
     model: Annotated[
         str | None, Option(help="Name of a model that is served.", show_default="default")
     ] = None,
+    lora: Annotated[
+        list[str] | None, Option(metavar="NAME[:WEIGHT]", help="LoRA of the model's card; may be repeated.")
+    ] = None,
+    control: Annotated[str | None, Option(metavar="NAME", help="ControlNet of the model's card.")] = None,
+    control_image: Annotated[
+        Path | None, Option(help="Picture that it follows.", exists=True, dir_okay=False)
+    ] = None,
+    control_scale: Annotated[float | None, Option(help="How strictly, 0 to 2.", show_default="1")] = None,
+    ip_adapter: Annotated[str | None, Option(metavar="NAME", help="IP-Adapter of the model's card.")] = None,
+    ip_adapter_image: Annotated[
+        Path | None, Option(help="Picture that it takes after.", exists=True, dir_okay=False)
+    ] = None,
+    ip_adapter_scale: Annotated[float | None, Option(help="How closely, 0 to 1.", show_default="0.6")] = None,
     dzi: Annotated[bool, Option("--dzi", help="Write the deep zoom beside the picture.")] = False,
     url: Url = None,
     data: Data = None,
@@ -156,11 +178,15 @@ def generate(
             "steps": steps,
             "guidance_scale": guidance,
             "model": model,
+            "loras": [parse_lora(text) for text in lora] if lora else None,
+            "control": name_add_on("control", control, control_scale, control_image),
+            "ip_adapter": name_add_on("ip-adapter", ip_adapter, ip_adapter_scale, ip_adapter_image),
             "output_format": find_format(path),
         }
     )
+    pictures = name_pictures(control_image, ip_adapter_image)
     with open_server(url, data) as address, Client(address) as client:
-        _make(client, client.create(request), path, dzi)
+        _make(client, client.create(request, pictures=pictures), path, dzi)
 
 
 @app.command()
@@ -208,7 +234,9 @@ def _announce(console: Console, url: str, job: JobView) -> None:
 
 
 def _say_error(message: str) -> None:
-    open_notes().print(f"chorale: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    open_notes().print(
+        f"chorale: {message}", style="red", markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The blocking client."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -14,10 +14,12 @@ from httpx_sse import EventSource
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
-from api_schemas.answers import JobPage, JobView, ModelList, Readiness
+from api_schemas.answers import JobPage, JobView, Readiness
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import GenerationRequest
+from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import TERMINAL, JobStatus
+from chorale import calls
+from chorale.calls import Answer, Call
 from chorale.errors import NoConnectionError, TimedOutError, UnavailableError
 from chorale.part_file import PartFile
 from chorale.protocol import (
@@ -26,16 +28,11 @@ from chorale.protocol import (
     Update,
     after_parameters,
     check,
-    creation_body,
-    creation_headers,
     finished,
     is_last,
     job_path,
-    list_parameters,
     live_url,
-    read,
     read_previews,
-    read_readiness,
     read_update,
     result_of,
 )
@@ -75,8 +72,17 @@ class Client:
         """Give connections back."""
         self._http.close()
 
-    def create(self, request: GenerationRequest, *, idempotency_key: str | None = None) -> JobView:
+    def create(
+        self,
+        request: GenerationRequest,
+        *,
+        pictures: Mapping[PicturePart, Path] | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobView:
         """Ask for a picture. With the same key and request the same job is answered again.
+
+        Args:
+            pictures: what the request's `control` and `ip_adapter` need, PNG, JPEG or WebP.
 
         >>> job = chorale.create(GenerationRequest(prompt="moss", width_px=4096, height_px=4096))
 
@@ -84,8 +90,7 @@ class Client:
             InvalidRequestError: a value is out of its limits.
             UnavailableError: the queue is full, or no worker serves the model.
         """
-        headers, body = creation_headers(idempotency_key), creation_body(request)
-        return read(self._send("POST", "/v1/jobs", headers=headers, content=body), JobView)
+        return self._do(calls.create_job(request, pictures, idempotency_key))
 
     def get(self, job_id: str) -> JobView:
         """The present state of a job.
@@ -93,26 +98,26 @@ class Client:
         Raises:
             NotFoundError: no such job.
         """
-        return read(self._send("GET", job_path(job_id)), JobView)
+        return self._do(calls.get_job(job_id))
 
     def list(self, *, status: JobStatus | None = None, limit: int = 20, cursor: str | None = None) -> JobPage:
         """One page of jobs, newest first; `page.next` is the cursor of the next one.
 
         >>> [job.id for job in chorale.list(status="processing").data]
         """
-        return read(self._send("GET", "/v1/jobs", params=list_parameters(status, limit, cursor)), JobPage)
+        return self._do(calls.list_jobs(status, limit, cursor))
 
     def cancel(self, job_id: str) -> JobView:
         """Stop a job; it ends within one step. Canceling twice changes nothing."""
-        return read(self._send("POST", job_path(job_id, "cancel")), JobView)
+        return self._do(calls.cancel_job(job_id))
 
     def models(self) -> tuple[ModelCard, ...]:
         """The models that are served, with their limits."""
-        return tuple(read(self._send("GET", "/v1/models"), ModelList).data)
+        return self._do(calls.list_models())
 
     def readiness(self) -> Readiness:
         """Whether a job posted now would be made."""
-        return read_readiness(self._send("GET", "/readyz"))
+        return self._do(calls.ask_readiness())
 
     def events(self, job_id: str, *, after: str = "") -> Iterator[Update]:
         """All that a job reports, from its beginning or after a `seq`, until it ends.
@@ -218,11 +223,11 @@ class Client:
 
     def download_pyramid(self, job_id: str, path: Path) -> Path:
         """Fetch the deep zoom: a descriptor such as `lava.dzi`, and its tiles in `lava_files/`."""
-        pyramid = Pyramid.parse(check(self._send("GET", job_path(job_id, "image.dzi"))).content)
+        pyramid = Pyramid.parse(self._do(calls.fetch("image.dzi", job_id=job_id)))
 
         def fetch(tile: PyramidTile) -> None:
-            where = job_path(job_id, "tiles", str(tile.level), f"{tile.column}_{tile.row}")
-            image = check(self._send("GET", where)).content
+            place = ("tiles", str(tile.level), f"{tile.column}_{tile.row}")
+            image = self._do(calls.fetch(*place, job_id=job_id))
             pyramid.write_tile(path, tile, image)
 
         with ThreadPoolExecutor(_PARALLEL_TILES) as pool:
@@ -230,19 +235,19 @@ class Client:
                 pass
         return pyramid.write_descriptor(path)
 
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-        content: str | None = None,
-    ) -> httpx.Response:
+    def _do(self, call: Call[Answer]) -> Answer:
         try:
-            return self._http.request(method, path, params=params, headers=headers, content=content)
+            response = self._http.request(
+                call.method,
+                call.path,
+                params=call.params,
+                headers=call.headers,
+                content=call.content,
+                files=call.files,
+            )
         except httpx.TransportError as error:
             raise NoConnectionError(self.url, str(error) or type(error).__name__) from error
+        return call.read(response)
 
     @contextmanager
     def _open(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from api_schemas.generation import GenerationRequest, OutputFormat
+from api_schemas.generation import GenerationRequest, OutputFormat, PicturePart
 from chorale.errors import ChoraleError
 
 _SIZE = re.compile(r"(\d{1,6})(?:\s*[x×X,]\s*(\d{1,6}))?")
@@ -58,6 +58,46 @@ def name_after(prompt: str) -> Path:
     """A file for a picture that was given none."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")
     return Path(f"{words[:_LONGEST_NAME].rstrip('-') or 'picture'}.png")
+
+
+def parse_lora(text: str) -> dict[str, object]:
+    """`ink` or `ink:0.6`.
+
+    Raises:
+        OptionError: what follows the colon is no number.
+    """
+    name, colon, weight = text.partition(":")
+    if not colon:
+        return {"name": name}
+    try:
+        return {"name": name, "weight": float(weight)}
+    except ValueError as error:
+        raise OptionError(f"--lora {text}: NAME or NAME:WEIGHT, for example ink:0.6") from error
+
+
+def name_add_on(
+    option: str, name: str | None, scale: float | None, image: Path | None
+) -> dict[str, object] | None:
+    """A ControlNet or an IP-Adapter; None if there is none.
+
+    Raises:
+        OptionError: name or picture comes without the other.
+    """
+    if name is None and image is None and scale is None:
+        return None
+    if name is None or image is None:
+        raise OptionError(f"--{option} NAME and --{option}-image FILE come together")
+    return {"name": name} if scale is None else {"name": name, "scale": scale}
+
+
+def name_pictures(control_image: Path | None, ip_adapter_image: Path | None) -> dict[PicturePart, Path]:
+    """Those that were given, by the parts that they are sent as."""
+    pictures: dict[PicturePart, Path] = {}
+    if control_image is not None:
+        pictures["control_image"] = control_image
+    if ip_adapter_image is not None:
+        pictures["ip_adapter_image"] = ip_adapter_image
+    return pictures
 
 
 def build_request(given: dict[str, object]) -> GenerationRequest:

@@ -1,6 +1,5 @@
 """What both clients say and understand, whichever way the bytes travel."""
 
-import uuid
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, TypeVar
@@ -13,8 +12,7 @@ from api_schemas import wire
 from api_schemas.answers import JobView, Readiness, Snapshot
 from api_schemas.errors import Problem
 from api_schemas.events import TERMINAL_TYPES, DurableEvent, Result, TilePreviewed
-from api_schemas.generation import GenerationRequest
-from api_schemas.job import TERMINAL, JobStatus
+from api_schemas.job import TERMINAL
 from chorale.errors import (
     ConflictError,
     InvalidRequestError,
@@ -53,25 +51,9 @@ def job_path(job_id: str, *parts: str) -> str:
     return "/".join(("/v1/jobs", quote(job_id, safe=""), *parts))
 
 
-def list_parameters(status: JobStatus | None, limit: int, cursor: str | None) -> dict[str, str]:
-    """The query of a page of jobs."""
-    given = {"status": status, "limit": str(limit), "cursor": cursor}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def after_parameters(after: str) -> dict[str, str]:
     """The query that takes a log up again."""
     return {"after": after} if after else {}
-
-
-def creation_headers(idempotency_key: str | None) -> dict[str, str]:
-    """Every creation has a key, so that it may be sent again when its answer was lost."""
-    return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": "application/json"}
-
-
-def creation_body(request: GenerationRequest) -> str:
-    """What was chosen and nothing else: the rest is for the server to choose."""
-    return request.model_dump_json(exclude_unset=True)
 
 
 def finished(job: JobView) -> JobView:

@@ -4,8 +4,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from api_schemas.generation import GenerationRequest
+from api_schemas.answers import JobView
+from api_schemas.generation import GenerationRequest, IpAdapterSettings
 from chorale.async_client import AsyncClient
 from chorale.client import Client
 from chorale.errors import JobEndedError, NoConnectionError, NotFoundError
@@ -49,6 +51,19 @@ def test_a_broken_network_leaves_no_gap_and_no_duplicate(stack: LocalStack, clie
         heard = asyncio.run(follow(url, job.id))
     assert len(cuts) > 3
     assert heard == [event.seq for event in client.events(job.id)]
+
+
+def test_pictures_go_along(stack: LocalStack, tmp_path: Path) -> None:
+    picture = tmp_path / "me.png"
+    Image.new("RGB", (16, 8)).save(picture)
+    request = REQUEST.model_copy(update={"ip_adapter": IpAdapterSettings(name="face")})
+
+    async def send() -> JobView:
+        async with AsyncClient(stack.url) as far:
+            job = await far.create(request, pictures={"ip_adapter_image": picture})
+            return await far.cancel(job.id)
+
+    assert asyncio.run(send()).request.pictures["ip_adapter_image"].width_px == 16
 
 
 def test_refusals_and_silence_are_errors(stack: LocalStack) -> None:

@@ -1,5 +1,7 @@
 """The command line, as a user runs it."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +65,19 @@ def test_the_same_seed_gives_the_same_bytes_and_a_name_comes_from_the_prompt(
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_generate_sends_pictures_and_names_add_ons(stack: LocalStack, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 24), "teal").save(tmp_path / "me.webp")
+    options = ("--lora", "ink:-0.5", "--ip-adapter", "face", "--ip-adapter-image", "me.webp")
+    done = run("generate", "waves", *SHORT, *options, "--url", stack.url, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "waves.png") as picture:
+        settings = json.loads(picture.text["settings"])
+    assert settings["loras"] == [{"name": "ink", "weight": -0.5}]
+    assert settings["ip_adapter"] == {"name": "face", "scale": 0.6}
+    digest = hashlib.sha256((tmp_path / "me.webp").read_bytes()).hexdigest()
+    assert settings["pictures"] == {"ip_adapter_image": {"sha256": digest, "width_px": 32, "height_px": 24}}
+
+
 def test_generate_without_a_server_starts_one_and_leaves_nothing(tmp_path: Path) -> None:
     done = run(
         "generate", "waves", *SHORT, "-o", "waves.jpg", folder=tmp_path,
@@ -97,6 +112,12 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--size", "1001x512"), 1, "1000 or 1008"),
         (("generate", "x", "--model", "nobody"), 1, "nobody"),
         (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),
+        (("generate", "x", "--lora", "ink:x:"), 2, "--lora ink:x:"),
+        (("generate", "x", "--lora", "brush"), 1, "one of: ink"),
+        (("generate", "x", "--lora", "ink:5"), 2, "loras.0.weight"),
+        (("generate", "x", "--control", "edges"), 2, "--control-image"),
+        (("generate", "x", "--ip-adapter-image", __file__), 2, "--ip-adapter NAME"),
+        (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 1, "PNG, JPEG or WebP"),
         (("cancel", "0000"), 1, "0000"),
     ],
 )

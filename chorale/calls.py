@@ -1,0 +1,78 @@
+"""What both clients ask a server, whichever way the bytes travel."""
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import httpx
+
+from api_schemas.answers import JobPage, JobView, ModelList, Readiness
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import GenerationRequest, PicturePart
+from api_schemas.job import JobStatus
+from chorale.protocol import check, job_path, read, read_readiness
+
+Answer = TypeVar("Answer")
+Part = tuple[str | None, bytes, str]  # file name, content, media type
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Answer]):
+    """One request, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], Answer]
+    params: dict[str, str] | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    content: bytes | None = None
+    files: dict[str, Part] | None = None
+
+
+def create_job(
+    request: GenerationRequest, pictures: Mapping[PicturePart, Path] | None, idempotency_key: str | None
+) -> Call[JobView]:
+    """JSON, or a form where pictures come along. Every creation has a key, so that it may be sent again."""
+    # What was chosen and nothing else: the rest is for the server to choose.
+    body = request.model_dump_json(exclude_unset=True).encode()
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    if not pictures:
+        headers["Content-Type"] = "application/json"
+        return Call("POST", "/v1/jobs", _read_job, headers=headers, content=body)
+    files: dict[str, Part] = {"request": (None, body, "application/json")}
+    for part, path in pictures.items():
+        files[part] = (path.name, path.read_bytes(), "application/octet-stream")
+    return Call("POST", "/v1/jobs", _read_job, headers=headers, files=files)
+
+
+def get_job(job_id: str) -> Call[JobView]:
+    return Call("GET", job_path(job_id), _read_job)
+
+
+def list_jobs(status: JobStatus | None, limit: int, cursor: str | None) -> Call[JobPage]:
+    given = {"status": status, "limit": str(limit), "cursor": cursor}
+    params = {name: value for name, value in given.items() if value is not None}
+    return Call("GET", "/v1/jobs", lambda response: read(response, JobPage), params)
+
+
+def cancel_job(job_id: str) -> Call[JobView]:
+    return Call("POST", job_path(job_id, "cancel"), _read_job)
+
+
+def list_models() -> Call[tuple[ModelCard, ...]]:
+    return Call("GET", "/v1/models", lambda response: tuple(read(response, ModelList).data))
+
+
+def ask_readiness() -> Call[Readiness]:
+    return Call("GET", "/readyz", read_readiness)
+
+
+def fetch(*path: str, job_id: str) -> Call[bytes]:
+    """A small file of a job, whole."""
+    return Call("GET", job_path(job_id, *path), lambda response: check(response).content)
+
+
+def _read_job(response: httpx.Response) -> JobView:
+    return read(response, JobView)
