@@ -10,9 +10,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def tiny_vae(*, attention: bool = True) -> AutoencoderKL:
@@ -70,8 +73,8 @@ def tiny_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def tiny_stable_diffusion(folder: Path) -> StableDiffusionPipeline:
-    """A StableDiffusionPipeline of random weights, saved to `folder`."""
+def tiny_stable_diffusion(folder: Path, *, predicts: str = "epsilon") -> StableDiffusionPipeline:
+    """A StableDiffusionPipeline of random weights, saved to `folder`; 2.1's kind predicts v."""
     tokenizer = tiny_tokenizer(folder.with_name(folder.name + "-tokenizer"))
     torch.manual_seed(0)
     text_encoder = CLIPTextModel(tiny_text_config(tokenizer))
@@ -85,7 +88,7 @@ def tiny_stable_diffusion(folder: Path) -> StableDiffusionPipeline:
         attention_head_dim=4,
         norm_num_groups=4,
     )
-    scheduler = DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler = DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=predicts)
     pipe = StableDiffusionPipeline(
         tiny_vae(), text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )  # fmt: skip
@@ -93,8 +96,15 @@ def tiny_stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     return pipe
 
 
-def tiny_stable_diffusion_xl(folder: Path, *, consistency: bool = False) -> StableDiffusionXLPipeline:
-    """A StableDiffusionXLPipeline of random weights, saved to `folder`; LCM's kind with `consistency`."""
+def tiny_stable_diffusion_xl(
+    folder: Path, *, consistency: bool = False, few_steps: bool = False
+) -> StableDiffusionXLPipeline:
+    """A StableDiffusionXLPipeline of random weights, saved to `folder`.
+
+    Args:
+        consistency: as LCM has it.
+        few_steps: as turbo has it.
+    """
     tokenizer = tiny_tokenizer(folder.with_name(folder.name + "-tokenizer"))
     torch.manual_seed(0)
     config = tiny_text_config(tokenizer)
@@ -114,10 +124,15 @@ def tiny_stable_diffusion_xl(folder: Path, *, consistency: bool = False) -> Stab
         use_linear_projection=True,
         time_cond_proj_dim=16 if consistency else None,
     )
-    schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    if consistency:
+        scheduler = LCMScheduler(**SCHEDULE)
+    elif few_steps:
+        scheduler = EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
+    else:
+        scheduler = EulerDiscreteScheduler(**SCHEDULE)
     pipe = StableDiffusionXLPipeline(
         tiny_vae(), CLIPTextModel(config), CLIPTextModelWithProjection(config), tokenizer, tokenizer, unet,
-        LCMScheduler(**schedule) if consistency else EulerDiscreteScheduler(**schedule), add_watermarker=False,
+        scheduler, add_watermarker=False,
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return pipe

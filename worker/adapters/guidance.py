@@ -1,6 +1,17 @@
 """Classifier-free guidance."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+
+def pick_branches(states: Tensor, branches: Sequence[int]) -> Tensor:
+    """Each prediction's own states (B, ...) out of all branches' (branches, ...).
+
+    Indexing with a list would copy the list to the device, and wait for it.
+    """
+    return torch.stack([states[branch] for branch in branches])
 
 
 def guide_classifier_free(predictions: Tensor, scale: float) -> Tensor:
