@@ -6,12 +6,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from obstore.store import S3Store
 from redis import Redis
 
 from api_schemas.events import Result
 from api_schemas.wire import input_key
 from service.intake import draw_job_id
 from service.settings import ServiceSettings
+from tests.conftest import S3Server
 from tests.service.conftest import Serve
 from tests.service.test_reconciler import eventually
 from tests.story import Story
@@ -104,3 +106,31 @@ def test_a_picture_without_a_job_leaves_after_an_hour(
     fresh = put(store_dir, input_key(draw_job_id(), "control_image"))
     assert eventually(lambda: not stranded.exists())
     assert fresh.exists()
+
+
+def test_files_in_s3_leave_too(
+    s3: S3Server, valkey: str, story: Story, serve_with: Serve, redis: Redis
+) -> None:
+    names = {"store_endpoint": s3.endpoint, "store_access_key_id": s3.access_key_id}
+    settings = ServiceSettings.model_validate(
+        {"redis_url": valkey, "store_url": s3.url, "store_secret_access_key": s3.secret_access_key}
+        | {"reconcile_interval_s": 0.2, "retention_days": KEEP_S / 86_400}
+        | names
+    )
+    store = S3Store(
+        "chorale", endpoint=s3.endpoint, access_key_id=s3.access_key_id, region=s3.region,
+        secret_access_key=s3.secret_access_key, client_options={"allow_http": True},
+    )  # fmt: skip
+    job_id = draw_job_id()
+    for number in range(60):
+        store.put(f"jobs/{job_id}/one/image_files/5/{number}_0.jpg", b"x")
+    store.put(input_key(job_id, "control_image"), b"x")
+    other = f"jobs/{draw_job_id()}/one/image.png"
+    store.put(other, b"x")
+    story.queue(job_id)
+    story.cancel(job_id)
+    serve_with(settings)
+    assert eventually(lambda: not redis.exists("chorale:jobs"), timeout_s=20)
+    assert not [entry["path"] for batch in store.list(f"jobs/{job_id}/") for entry in batch]
+    assert not [entry["path"] for batch in store.list(f"inputs/{job_id}/") for entry in batch]
+    assert store.head(other)["size"] == 1

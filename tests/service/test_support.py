@@ -1,0 +1,45 @@
+"""What a card does not promise is refused by field, value and what is allowed."""
+
+import pytest
+
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import AdvancedSettings, GenerationRequest
+from service.geometry import find_misfits
+from service.support import find_unsupported
+
+CARD = ModelCard(
+    name="few-steps", family="flux", native_size_px=1024, alignment_px=16, latent_channels=16, vae_scale=8,
+    default_steps=4, default_guidance_scale=1.0, negative_prompt=False, guidance=False, max_tile_size_px=1536,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "value", "allowed"),
+    [
+        (GenerationRequest(guidance_scale=3.5), "guidance_scale", "3.5", "1: model few-steps (flux)"),
+        (GenerationRequest(negative_prompt="moss"), "negative_prompt", "moss", "nothing: model few-steps"),
+        (
+            GenerationRequest(advanced=AdvancedSettings(positions="global")),
+            "advanced.positions",
+            "global",
+            "local: all that model few-steps (flux) understands",
+        ),
+        (
+            GenerationRequest(advanced=AdvancedSettings(tile_size_px=2048)),
+            "advanced.tile_size_px",
+            "2048",
+            "at most 1536 for model few-steps",
+        ),
+    ],
+)
+def test_what_the_model_cannot_do_is_named(
+    request_: GenerationRequest, field: str, value: str, allowed: str
+) -> None:
+    (error,) = [*find_unsupported(request_, CARD), *find_misfits(request_, CARD)]
+    assert (error.field, error.value) == (field, value)
+    assert error.allowed.startswith(allowed)
+
+
+@pytest.mark.parametrize("guidance_scale", [None, 1.0])
+def test_guidance_that_is_off_is_no_guidance(guidance_scale: float | None) -> None:
+    assert not find_unsupported(GenerationRequest(guidance_scale=guidance_scale), CARD)
