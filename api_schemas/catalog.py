@@ -4,7 +4,7 @@ from math import ceil
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.generation import GenerationRequest, Positions
+from api_schemas.generation import MAX_TILE_SIZE_PX, GenerationRequest, Positions
 
 
 class Cost(BaseModel):
@@ -33,12 +33,14 @@ class ModelCard(BaseModel):
     latent_channels: int
     vae_scale: int = Field(description="Pixels per latent pixel and axis.")
     tile_sizes_px: list[int] = []
+    max_tile_size_px: int = Field(default=MAX_TILE_SIZE_PX, description="The most that a tile's side may be.")
     default_steps: int
     max_steps: int = 200
     default_guidance_scale: float
     default_num_modules: int = 1
     positions: list[Positions] = Field(default=["local"], description="What `advanced.positions` may be.")
     negative_prompt: bool = Field(default=True, description="Whether `negative_prompt` is heard.")
+    guidance: bool = Field(default=True, description="Whether `guidance_scale` may be other than 1.")
     weights_gib: float = 0.0
     tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 MIN_SIDE_PX = 256
 MAX_SIDE_PX = 16_384
+MAX_TILE_SIZE_PX = 4096
 MAX_SEED = 2**63 - 1
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
@@ -36,7 +37,9 @@ class AdvancedSettings(BaseModel):
     num_modules: int | None = Field(
         default=None, ge=1, le=64, description="Tiles denoised at the same time, as one batch a device."
     )
-    tile_size_px: int | None = Field(default=None, ge=128, le=4096, description="Side of a denoising tile.")
+    tile_size_px: int | None = Field(
+        default=None, ge=128, le=MAX_TILE_SIZE_PX, description="Side of a denoising tile."
+    )
     overlap_px: int | None = Field(
         default=None, ge=0, le=2048, description="Pixels that neighbouring tiles share at least."
     )

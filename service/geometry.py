@@ -36,6 +36,12 @@ def _check_tiles(request: GenerationRequest, card: ModelCard) -> Iterator[FieldE
     tile_px, overlap_px = request.advanced.tile_size_px, request.advanced.overlap_px
     if tile_px is not None and tile_px % card.alignment_px:
         yield _misaligned("advanced.tile_size_px", tile_px, card.alignment_px)
+    if tile_px is not None and tile_px > card.max_tile_size_px:
+        yield FieldError(
+            field="advanced.tile_size_px",
+            value=str(tile_px),
+            allowed=f"at most {card.max_tile_size_px} for model {card.name}",
+        )
     if overlap_px is not None and overlap_px % card.vae_scale:
         yield _misaligned("advanced.overlap_px", overlap_px, card.vae_scale)
     full_tile_px = tile_px or card.native_size_px

@@ -30,6 +30,9 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
     if request.negative_prompt and not card.negative_prompt:
         allowed = f"nothing: model {card.name} ({card.family}) guides without a negative prompt"
         yield FieldError(field="negative_prompt", value=request.negative_prompt[:200], allowed=allowed)
+    if request.guidance_scale not in (None, 1.0) and not card.guidance:
+        allowed = f"1: model {card.name} ({card.family}) was trained to do without guidance"
+        yield FieldError(field="guidance_scale", value=f"{request.guidance_scale:g}", allowed=allowed)
 
 
 def _check_name(

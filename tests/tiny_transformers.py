@@ -73,8 +73,17 @@ def tiny_stable_diffusion_3(folder: Path) -> StableDiffusion3Pipeline:
     return pipe
 
 
-def tiny_flux(folder: Path, *, distilled_guidance: bool) -> FluxPipeline:
-    """Guidance embedded and shifted by resolution as in FLUX.1-dev, or neither as in FLUX.1-schnell."""
+def tiny_flux(folder: Path) -> FluxPipeline:
+    """As FLUX.1-dev: its guidance is embedded, its schedule shifted by resolution."""
+    return _tiny_flux(folder, distilled_guidance=True)
+
+
+def tiny_flux_schnell(folder: Path) -> FluxPipeline:
+    """Neither."""
+    return _tiny_flux(folder, distilled_guidance=False)
+
+
+def _tiny_flux(folder: Path, *, distilled_guidance: bool) -> FluxPipeline:
     tokenizer = tiny_tokenizer(folder.with_name(folder.name + "-tokenizer"))
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
@@ -222,7 +231,16 @@ def tiny_flux_2(folder: Path) -> Flux2Pipeline:
     return pipe
 
 
-def tiny_flux_2_klein(folder: Path, *, distilled: bool) -> Flux2KleinPipeline:
+def tiny_flux_2_klein(folder: Path) -> Flux2KleinPipeline:
+    return _tiny_flux_2_klein(folder, distilled=False)
+
+
+def tiny_flux_2_klein_few(folder: Path) -> Flux2KleinPipeline:
+    """Trained to do without guidance, in few steps."""
+    return _tiny_flux_2_klein(folder, distilled=True)
+
+
+def _tiny_flux_2_klein(folder: Path, *, distilled: bool) -> Flux2KleinPipeline:
     torch.manual_seed(0)
     tokenizer = tiny_qwen_tokenizer()
     text = tiny_qwen_text(len(tokenizer)) | {"num_hidden_layers": 27}

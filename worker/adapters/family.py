@@ -9,7 +9,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import Positions
+from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
@@ -29,12 +29,14 @@ class Shape:
         scale: pixels per latent pixel and axis.
         alignment_px: sides of a picture are multiples of this.
         native_size_px: side of the pictures that the model was trained on.
+        max_tile_px: side of the largest tile that it can be given.
     """
 
     channels: int
     scale: int
     alignment_px: int
     native_size_px: int
+    max_tile_px: int = MAX_TILE_SIZE_PX
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,14 @@ class Habits:
         guidance_scale: the same; 1.0 is off.
         positions: what its transformer can be told about where a tile lies.
         negative_prompt: whether it listens to one.
+        guidance: whether it can be guided, by two branches or by a scale that it is told.
     """
 
     steps: int = 25
     guidance_scale: float = 7.5
     positions: tuple[Positions, ...] = ("local",)
     negative_prompt: bool = True
+    guidance: bool = True
 
 
 class Family(Protocol):
@@ -131,6 +135,11 @@ def _check(conditions: Conditions, family: Family) -> None:
             f"negative_prompt: {conditions.negative_prompt[:80]!r} would not be heard, since {family.name} "
             "guides without one; allowed: empty"
         )
+    if conditions.guidance_scale != 1.0 and not habits.guidance:
+        raise UnsupportedConditionError(
+            f"guidance_scale: {conditions.guidance_scale:g} would not be heard, since {family.name} was "
+            "trained to do without; allowed: 1"
+        )
 
 
 def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
@@ -156,6 +165,8 @@ def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
         default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 8),
         positions=list(habits.positions),
         negative_prompt=habits.negative_prompt,
+        guidance=habits.guidance,
+        max_tile_size_px=shape.max_tile_px,
         weights_gib=round(_count_bytes(family.pipe.components.values()) / 2**30, 3),
     )
 

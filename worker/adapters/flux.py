@@ -82,8 +82,13 @@ class FluxReplica:
 
 def place_tokens(height: int, width: int, corner: tuple[int, int], device: torch.device) -> Tensor:
     """Positions (tokens, 3) of a tile's tokens; float32, since bfloat16 cannot tell 257 from 256."""
-    ids = FluxPipeline._prepare_latent_image_ids(1, height // PATCH, width // PATCH, device, torch.float32)
-    return ids + torch.tensor([0.0, corner[0] / PATCH, corner[1] / PATCH], device=device)
+    with device:  # made there: nothing has to wait for a copy
+        ids = FluxPipeline._prepare_latent_image_ids(
+            1, height // PATCH, width // PATCH, device, torch.float32
+        )
+    for axis, start in enumerate(corner, start=1):
+        ids[:, axis] += start / PATCH
+    return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,9 @@ class Flux:
     @property
     def habits(self) -> Habits:
         """Without embedded guidance it is a model of few steps, as FLUX.1-schnell."""
-        steps, scale = (28, 3.5) if self.pipe.transformer.config.guidance_embeds else (4, 1.0)
-        return Habits(steps, scale, positions=("local", "global"), negative_prompt=False)
+        guided = self.pipe.transformer.config.guidance_embeds
+        steps, scale = (28, 3.5) if guided else (4, 1.0)
+        return Habits(steps, scale, ("local", "global"), negative_prompt=False, guidance=guided)
 
     @property
     def shape(self) -> Shape:

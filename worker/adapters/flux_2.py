@@ -86,8 +86,11 @@ class Flux2Replica:
 
 def _place_tokens(crops: Tensor, corner: tuple[int, int]) -> Tensor:
     """(1, tokens, 4): time, row, column, layer."""
-    ids = Flux2Pipeline._prepare_latent_ids(crops[:1])
-    return (ids + torch.tensor([0, *corner, 0])).to(crops.device)
+    with crops.device:  # made there: nothing has to wait for a copy
+        ids = Flux2Pipeline._prepare_latent_ids(crops[:1]).clone()
+    for axis, start in enumerate(corner, start=1):
+        ids[..., axis] += start
+    return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class Flux2:
     def habits(self) -> Habits:
         few = self._distilled and not self._embeds_guidance
         steps, scale = (4, 1.0) if few else (50, 4.0)
-        return Habits(steps, scale, ("local", "global"), negative_prompt=not self._distilled)
+        return Habits(steps, scale, ("local", "global"), not self._distilled, guidance=not few)
 
     @property
     def shape(self) -> Shape:

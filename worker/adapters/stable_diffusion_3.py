@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from torch import Tensor
 
+from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, make_flow_scheduler, shift_by_tokens
 from worker.adapters.guidance import guide_classifier_free
@@ -70,7 +71,9 @@ class StableDiffusion3:
     @property
     def shape(self) -> Shape:
         config, scale = self.pipe.transformer.config, self.pipe.vae_scale_factor
-        return Shape(config.in_channels, scale, scale * config.patch_size, config.sample_size * scale)
+        patch_px = scale * config.patch_size
+        most_px = min(config.pos_embed_max_size * patch_px, MAX_TILE_SIZE_PX)
+        return Shape(config.in_channels, scale, patch_px, config.sample_size * scale, most_px)
 
     def build_decoder(self) -> Decoder:
         return flatten_decoder(self.pipe.vae)

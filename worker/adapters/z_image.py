@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_z_image import ZImageTransformer2
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline, get_default_z_image_sigmas
 from torch import Tensor
 
+from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, make_flow_scheduler, shift_by_tokens
 from worker.adapters.guidance import guide_classifier_free
@@ -72,7 +73,9 @@ class ZImage:
     @property
     def shape(self) -> Shape:
         scale = self.pipe.vae_scale_factor
-        return Shape(self.pipe.transformer.config.in_channels, scale, scale * PATCH, 1024)
+        config = self.pipe.transformer.config
+        most_px = min(*config.axes_lens[1:], MAX_TILE_SIZE_PX // (scale * PATCH)) * scale * PATCH
+        return Shape(config.in_channels, scale, scale * PATCH, 1024, most_px)
 
     def build_decoder(self) -> Decoder:
         return flatten_decoder(self.pipe.vae)

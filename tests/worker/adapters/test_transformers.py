@@ -1,6 +1,7 @@
 """What holds for every transformer family."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,24 @@ from torch import Tensor
 from tests.worker.adapters.transformers import CASES, PROMPT, STEPS, FamilyCase
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.errors import UnsupportedConditionError
+from worker.adapters.family import Family, FamilyModel, FamilySinger
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.adapters.settings import FolderSettings
 from worker.engine.denoise import TilePredicted, denoise
+from worker.engine.ensemble import Replica
 from worker.engine.generate import Singer, generate
+from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
 from worker.engine.sync import Group
 
 ASKED = [(case, scale) for case in CASES for scale in case.guidance_scales]
+
+
+def named(case: FamilyCase) -> str:
+    return case.name
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,7 @@ def test_one_tile_equals_diffusers_own_pipeline(
     torch.testing.assert_close(believed, ours, rtol=1e-2, atol=1e-2)  # no noise is left to be told apart
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=named)
 def test_one_tile_picture_equals_diffusers_own_picture(case: FamilyCase, folders: dict[str, Path]) -> None:
     channels, side, _ = case.noise
     scale = case.guidance_scales[-1]
@@ -71,7 +80,7 @@ def test_one_tile_picture_equals_diffusers_own_picture(case: FamilyCase, folders
     assert (ours.float() - theirs * 255).abs().max() <= 0.51
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=named)
 def test_many_tiles_do_not_depend_on_who_sings_them(case: FamilyCase, folders: dict[str, Path]) -> None:
     """On a canvas of odd tile starts that wraps one way and pulls tiles back the other."""
     channels, side, _ = case.noise
@@ -91,7 +100,7 @@ def test_many_tiles_do_not_depend_on_who_sings_them(case: FamilyCase, folders: d
     assert (alone.int() - sing(plan(3), singer).int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=named)
 def test_what_a_family_cannot_be_told_is_refused_by_name(case: FamilyCase, folders: dict[str, Path]) -> None:
     model = load(case, folders)
     if "global" not in model.card.positions:
@@ -102,7 +111,70 @@ def test_what_a_family_cannot_be_told_is_refused_by_name(case: FamilyCase, folde
     if not model.card.negative_prompt:
         with pytest.raises(UnsupportedConditionError, match=r"negative_prompt: 'moss' .* allowed: empty"):
             model.prepare(Conditions(PROMPT, "moss"))
+    if not model.card.guidance:
+        with pytest.raises(UnsupportedConditionError, match=r"guidance_scale: 2.5 .* allowed: 1"):
+            model.prepare(Conditions(PROMPT, guidance_scale=2.5))
     assert "local" in model.card.positions
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.guidance_scales) > 1], ids=named)
+@torch.inference_mode()
+def test_a_branch_does_not_hear_whom_it_shares_a_batch_with(
+    case: FamilyCase, folders: dict[str, Path]
+) -> None:
+    """Though the branches' texts differ in length."""
+    replica = replica_of(load(case, folders), conditions(case, 5.0), case)
+    crop, tile = initial_noise(1, *case.noise)[None], Tile(0, 0, *case.noise[1:])
+    timestep = torch.tensor(500)
+    together = replica.predict(crop.expand(3, -1, -1, -1), timestep, [tile] * 3, [1, 0, 1])
+    for row, branch in enumerate([1, 0, 1]):
+        alone = replica.predict(crop, timestep, [tile], [branch])[0]
+        torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "flux" in case.name], ids=named)
+@torch.inference_mode()
+def test_global_positions_tell_tiles_apart(case: FamilyCase, folders: dict[str, Path]) -> None:
+    model, told = load(case, folders), conditions(case, case.guidance_scales[-1])
+    crops = initial_noise(1, *case.noise)[None].expand(3, -1, -1, -1)
+    tiles = [Tile(0, 0, *case.noise[1:]), Tile(5, 16, *case.noise[1:]), Tile(0, 0, *case.noise[1:])]
+    local, placed = (
+        replica_of(model, replace(told, positions=positions), case).predict(
+            crops, torch.tensor(500.0), tiles, [0] * 3
+        )
+        for positions in ("local", "global")
+    )
+    assert torch.allclose(local[0], local[1], atol=1e-6)
+    assert torch.allclose(placed[0], local[0], atol=1e-5)
+    assert torch.equal(placed[0], placed[2])
+    assert (placed[1] - placed[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_weights_of_half_the_width_paint_nearly_the_same(case: FamilyCase, tmp_path: Path) -> None:
+    """As they are loaded on a GPU: every place where two widths meet is met here."""
+    case.build(tmp_path / case.name)
+    family = case.load(tmp_path / case.name, torch.device("cpu"))
+    plan = GenerationPlan(
+        9, case.noise[0], (StagePlan(one_tile(case.noise[-1]), STEPS),), DecodePlan(tile_size=8)
+    )
+    full, half = (
+        sing(plan, _at(family, dtype).prepare(conditions(case, case.guidance_scales[-1])))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert 0 < (full.float() - half.float()).abs().mean() < 2
+
+
+def _at(family: Family, dtype: torch.dtype) -> FamilyModel:
+    family.pipe.to(dtype)
+    return FamilyModel(family, FolderSettings(), "tiny")
+
+
+def replica_of(model: LoadedModel, conditions: Conditions, case: FamilyCase) -> Replica:
+    singer = model.prepare(conditions)
+    assert isinstance(singer, FamilySinger)
+    return singer.make_replica(StagePlan(one_tile(case.noise[-1]), STEPS))
 
 
 def sing(plan: GenerationPlan, singer: Singer, group: Group | None = None) -> Tensor:
