@@ -129,7 +129,8 @@ class Choir:
         sentinels = [process.sentinel for process, _ in self._followers]
         gone = wait(sentinels)
         if not self._closing.is_set():
-            os._exit(LOST_RANK_EXIT + 1 + sentinels.index(next(iter(gone))))
+            rank = next(rank for rank, sentinel in enumerate(sentinels, start=1) if sentinel in gone)
+            os._exit(LOST_RANK_EXIT + rank)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,8 @@
 # pyright: reportOptionalMemberAccess=false, reportOptionalCall=false, reportOptionalSubscript=false
 # pyright: reportReturnType=false
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -49,7 +51,18 @@ def flatten_decoder(vae: Autoencoder) -> Decoder:
             known = ", ".join(kind.__name__ for kind in get_args(Autoencoder))
             raise UnknownFamilyError(f"autoencoder {type(vae).__name__}; known: {known}")
     operations, channels = zip(*walk, strict=True)
-    return Decoder(operations, channels)
+    return Decoder(operations, channels, vae.dtype, lambda: _widened(vae))
+
+
+@contextmanager
+def _widened(vae: Autoencoder) -> Iterator[None]:
+    """Compute in float32 for a while; narrowing again gives back the very same weights."""
+    dtype = vae.dtype
+    nn.Module.to(vae, torch.float32)  # diffusers' own would warn
+    try:
+        yield
+    finally:
+        nn.Module.to(vae, dtype)
 
 
 def _walk_kl(vae: AutoencoderKL) -> Walk:

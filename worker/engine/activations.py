@@ -1,5 +1,7 @@
-"""Tiles of a half-decoded canvas, held in memory while it lasts and in files after that."""
+"""Tiles of a half-decoded canvas, held where there is room: on the device, in main memory, in files."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ class Activation:
     Args:
         value: (1, C, h, w), halo included.
         core: the owned pixels within `value`.
-        aside: what the last `Fork` set aside, at most one at a time.
+        aside: what the last `Fork` set aside, at most one at a time; often `value` itself.
     """
 
     value: Tensor
@@ -29,7 +31,8 @@ class Activation:
 
     @property
     def size_bytes(self) -> int:
-        return self.value.nbytes + (0 if self.aside is None else self.aside.nbytes)
+        own = self.aside is not None and self.aside.data_ptr() != self.value.data_ptr()
+        return self.value.nbytes + (self.aside.nbytes if own and self.aside is not None else 0)
 
     def enlarged(self, value: Tensor, scale: int) -> "Activation":
         return replace(self, value=value, core=self.core.scaled(scale))
@@ -39,7 +42,8 @@ class Activation:
 
     def joined(self, divisor: float) -> "Activation":
         assert self.aside is not None
-        return replace(self, value=(self.value + self.aside) / divisor, aside=None)
+        total = self.value + self.aside
+        return replace(self, value=total if divisor == 1 else total.div_(divisor), aside=None)
 
     def trimmed(self, halo: int) -> "Activation":
         """The same with at most `halo` pixels around the core."""
@@ -48,33 +52,88 @@ class Activation:
         core = replace(self.core, top=self.core.top - top, left=self.core.left - left)
         return replace(self, value=self.value[..., top:bottom, left:right], core=core)
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Activation":
+        value = move(self.value)
+        shared = self.aside is not None and self.aside.data_ptr() == self.value.data_ptr()
+        aside = value if shared else None if self.aside is None else move(self.aside)
+        return replace(self, value=value, aside=aside)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one activation is held, and behind how many operations it stands; None: in a file."""
+
+    position: int
+    size_bytes: int
+    core: Tile
+    activation: Activation | None = None
+    on_device: bool = True
+
 
 class Held:
-    """A list of activations, of which about `memory_bytes` stay in memory."""
+    """Activations by tile: as many as fit stay on the device, then in main memory, the rest in files.
 
-    def __init__(self, memory_bytes: int, spill_dir: Path) -> None:
-        self._free = memory_bytes
+    Args:
+        device_bytes: what may stay on the device; for a CPU, in main memory.
+        host_bytes: what a GPU's activations may take of main memory.
+    """
+
+    def __init__(self, device_bytes: int, host_bytes: int, spill_dir: Path) -> None:
+        self.device_bytes = device_bytes
+        self._device_free = device_bytes
+        self._host_free = host_bytes
         self._spill_dir = spill_dir
-        self._kept: dict[int, Activation] = {}
+        self._places: dict[int, _Place] = {}
 
-    def put(self, index: int, activation: Activation) -> None:
-        if activation.size_bytes <= self._free:
-            self._kept[index] = activation
-            self._free -= activation.size_bytes
+    def put(self, index: int, position: int, activation: Activation) -> None:
+        """Hold a tile, instead of what was held of it."""
+        self.drop(index)
+        size = activation.size_bytes
+        if size <= self._device_free:
+            self._device_free -= size
+            self._places[index] = _Place(position, size, activation.core, activation)
+        elif activation.value.is_cuda and size <= self._host_free:
+            self._host_free -= size
+            self._places[index] = _Place(position, size, activation.core, activation.moved(_to_pinned), False)
         else:
-            torch.save((activation.value, activation.core, activation.aside), self._path(index))
+            self._places[index] = _Place(position, size, activation.core)
+            torch.save((activation.value, activation.aside), self._path(index))
 
-    def take(self, index: int) -> Activation:
-        """Give an activation back; it is held no longer."""
-        if index in self._kept:
-            activation = self._kept.pop(index)
-            self._free += activation.size_bytes
-            return activation
-        path = self._path(index)
-        with torch.serialization.safe_globals([Tile]):
-            value, core, aside = torch.load(path, weights_only=True)
-        path.unlink()
+    def read(self, index: int, device: torch.device) -> tuple[int, Activation] | None:
+        """A tile that is held, and the position behind which it stands."""
+        place = self._places.get(index)
+        if place is None:
+            return None
+        activation = place.activation or self._load(index, place.core, device)
+        if not place.on_device:
+            activation = activation.moved(lambda tensor: tensor.to(device, non_blocking=True))
+        return place.position, activation
+
+    def drop(self, index: int) -> None:
+        """Hold a tile no longer."""
+        place = self._places.pop(index, None)
+        if place is None:
+            return
+        if place.activation is None:
+            self._path(index).unlink()
+        elif place.on_device:
+            self._device_free += place.size_bytes
+        else:
+            self._host_free += place.size_bytes
+
+    def _load(self, index: int, core: Tile, device: torch.device) -> Activation:
+        value, aside = torch.load(self._path(index), map_location=device, weights_only=True)
         return Activation(value, core, aside)
 
     def _path(self, index: int) -> Path:
         return self._spill_dir / f"{index}.pt"
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    """A copy that the device makes while the host goes on; only page-locked memory allows that."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def spare_host_bytes() -> int:
+    """Half of the main memory that nobody uses."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

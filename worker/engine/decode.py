@@ -5,63 +5,81 @@ halo, all tiles in step with each other, so that every group normalisation sees 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from worker.engine.activations import Activation, Held
-from worker.engine.decoder import (
-    Attend,
-    Decoder,
-    Fork,
-    Join,
-    Local,
-    Normalize,
-    Operation,
-    Trim,
-    halo_of,
-    scale_of,
-)
+from worker.engine.activations import Held, spare_host_bytes
+from worker.engine.decoder import Decoder, Local, Operation, Trim, halo_of, scale_of
+from worker.engine.errors import NonFiniteImageError
 from worker.engine.grid import Tile
 from worker.engine.memory import choose_mode, choose_split
-from worker.engine.moments import Moments
 from worker.engine.plan import DecodePlan
+from worker.engine.sync import Alone, Group
+from worker.engine.tail import Tail
+from worker.engine.walk import cut, run
 
 SAMPLE_TILES = 16
-
-Cut = Callable[[Tile], Activation]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedTile:
-    """RGB in [-1, 1] of one decode tile, (3, h, w), and where it lies on the picture, in pixels."""
+    """RGB in [-1, 1] of one decode tile, (3, h, w), and where it lies on the picture, in pixels.
+
+    Args:
+        widened: whether it was not finite in the decoder's own type, and decoded again in float32.
+    """
 
     place: Tile
     image: Tensor
+    widened: bool = False
 
 
 @torch.inference_mode()
 def decode(
-    latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan
+    latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan, group: Group | None = None
 ) -> Iterator[DecodedTile]:
     """Decode a canvas (C, H, W) into tiles, row by row from the top.
 
     In exact mode the result equals an untiled decode up to float rounding. In bounded mode the
-    statistics come from a sample of tiles, the same for all tiles, so no seam is possible.
+    statistics come from a sample of tiles, the same for all tiles, so no seam is possible. Ranks
+    share the tiles out; every rank gets all of them, and the bytes do not depend on how many there are.
+
+    Raises:
+        NonFiniteImageError: NaN or infinity, in float32 too.
     """
+    group = group or Alone()
     split = choose_split(latent, decoder, plan)
     head, tail = decoder.operations[:split], _with_trims(decoder.operations[split:])
-    canvas = _decode_whole(latent, head, wrap)
-    tiles = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head))
-    halo = halo_of(tail)
-    exact = choose_mode(latent, decoder, plan) == "exact"
-    for tile, activation in _decode_tiles(
-        tiles, lambda tile: cut(canvas, tile, halo, wrap), tail, exact, plan
-    ):
-        yield DecodedTile(tile.scaled(scale_of(tail)), activation.owned[0])
+    canvas = _decode_whole(latent, decoder, head, wrap, group)
+    wide = canvas.dtype is not decoder.dtype and split > 0
+    tiles, halo = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head)), halo_of(tail)
+    with tempfile.TemporaryDirectory(dir=plan.spill_dir, prefix="decode-") as folder:
+        held = Held(plan.memory_bytes, spare_host_bytes(), Path(folder))
+        recompute = latent.is_cuda if plan.recompute is None else plan.recompute
+        walk = Tail(
+            decoder, tail, tiles, lambda tile: cut(canvas, tile, halo, wrap), held, group,
+            recompute=recompute, wide=wide,
+        )  # fmt: skip
+        _settle(walk, tiles, exact=choose_mode(latent, decoder, plan) == "exact")
+        for _, row in groupby(range(len(tiles)), key=lambda index: tiles[index].top):
+            indices = list(row)
+            for index, done in zip(indices, walk.finish(indices), strict=True):
+                yield DecodedTile(tiles[index].scaled(scale_of(tail)), done.image, done.widened)
+
+
+def _settle(walk: Tail, tiles: Sequence[Tile], *, exact: bool) -> None:
+    everything = range(len(tiles))
+    if exact or len(tiles) <= SAMPLE_TILES:
+        walk.settle(everything)
+    else:
+        sample = everything[:: -(-len(tiles) // SAMPLE_TILES)]
+        walk.settle(sample)
+        walk.forget(sample)
 
 
 def _with_trims(operations: Sequence[Operation]) -> list[Operation]:
@@ -74,25 +92,18 @@ def _with_trims(operations: Sequence[Operation]) -> list[Operation]:
     return trimmed
 
 
-def _decode_whole(latent: Tensor, head: Sequence[Operation], wrap: tuple[bool, bool]) -> Tensor:
-    whole = Tile(0, 0, latent.shape[-2], latent.shape[-1])
-    return _run(head, cut(latent[None], whole, halo_of(head), wrap)).owned
-
-
-def cut(canvas: Tensor, tile: Tile, halo: int, wrap: tuple[bool, bool]) -> Activation:
-    """A tile of (1, C, H, W) with a halo that goes round a wrapping axis and ends at a border."""
-    rows, above = _reach(tile.top, tile.height, canvas.shape[-2], halo, wrap[0])
-    columns, before = _reach(tile.left, tile.width, canvas.shape[-1], halo, wrap[1])
-    value = canvas[..., rows.to(canvas.device), :][..., columns.to(canvas.device)]
-    return Activation(value, Tile(above, before, tile.height, tile.width))
-
-
-def _reach(start: int, extent: int, length: int, halo: int, wraps: bool) -> tuple[Tensor, int]:
-    """Indices on one axis, and how many of them lie before the tile."""
-    if wraps:
-        return torch.arange(start - halo, start + extent + halo) % length, halo
-    first = max(start - halo, 0)
-    return torch.arange(first, min(start + extent + halo, length)), start - first
+def _decode_whole(
+    latent: Tensor, decoder: Decoder, head: Sequence[Operation], wrap: tuple[bool, bool], group: Group
+) -> Tensor:
+    """The canvas (1, C, H, W) behind the head; in float32 if it is not finite in the decoder's own type."""
+    whole = cut(latent[None], Tile(0, 0, latent.shape[-2], latent.shape[-1]), halo_of(head), wrap)
+    canvas = run(head, whole, group).owned
+    if not canvas.isfinite().all() and decoder.dtype is not torch.float32:
+        with decoder.widened():
+            canvas = run(head, whole, group).owned
+    if not canvas.isfinite().all():
+        raise NonFiniteImageError("the half-decoded canvas is not finite")
+    return canvas
 
 
 def _lay_decode_tiles(canvas: Tensor, size: int) -> list[Tile]:
@@ -102,61 +113,3 @@ def _lay_decode_tiles(canvas: Tensor, size: int) -> list[Tile]:
         for top in range(0, height, size)
         for left in range(0, width, size)
     ]
-
-
-def _decode_tiles(
-    tiles: Sequence[Tile], cut_tile: Cut, tail: list[Operation], exact: bool, plan: DecodePlan
-) -> Iterator[tuple[Tile, Activation]]:
-    barriers = [index for index, operation in enumerate(tail) if isinstance(operation, Normalize)]
-    with tempfile.TemporaryDirectory(dir=plan.spill_dir, prefix="decode-") as folder:
-        if barriers and (exact or len(tiles) <= SAMPLE_TILES):
-            held = Held(plan.memory_bytes, Path(folder))
-            _settle_statistics(tiles, cut_tile, tail, barriers, held)
-            rest = tail[barriers[-1] :]
-            yield from ((tile, _run(rest, held.take(index))) for index, tile in enumerate(tiles))
-        else:
-            sample = tiles[:: -(-len(tiles) // SAMPLE_TILES)]
-            _settle_statistics(sample, cut_tile, tail, barriers, Held(plan.memory_bytes, Path(folder)))
-            yield from ((tile, _run(tail, cut_tile(tile))) for tile in tiles)
-
-
-def _settle_statistics(
-    tiles: Sequence[Tile], cut_tile: Cut, tail: list[Operation], barriers: Sequence[int], held: Held
-) -> None:
-    """Walk the tiles in step; each normalisation in `tail` becomes a local operation with pooled moments."""
-    start = 0
-    for barrier in barriers:
-        normalize = tail[barrier]
-        assert isinstance(normalize, Normalize)
-        moments = Moments(normalize.norm)
-        for index, tile in enumerate(tiles):
-            activation = _run(tail[start:barrier], held.take(index) if start else cut_tile(tile))
-            moments.add(activation.owned)
-            held.put(index, activation)
-        tail[barrier] = Local(moments.apply)
-        start = barrier
-
-
-def _run(operations: Sequence[Operation], activation: Activation) -> Activation:
-    for operation in operations:
-        activation = _apply(operation, activation)
-    return activation
-
-
-def _apply(operation: Operation, activation: Activation) -> Activation:
-    value = activation.value
-    match operation:
-        case Local(apply=apply, scale=scale):
-            return activation.enlarged(apply(value), scale)
-        case Trim(halo=halo):
-            return activation.trimmed(halo)
-        case Fork(shortcut=shortcut):
-            return activation.forked(shortcut(value))
-        case Join(divisor=divisor):
-            return activation.joined(divisor)
-        case Attend(apply=attend):
-            return activation.enlarged(attend(value, activation.owned), 1)
-        case Normalize(norm=norm):
-            moments = Moments(norm)
-            moments.add(activation.owned)
-            return activation.enlarged(moments.apply(value), 1)

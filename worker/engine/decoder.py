@@ -5,8 +5,10 @@ needs the whole canvas itself. The list says which is which; decode.py acts on i
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -73,10 +75,14 @@ class Decoder:
 
     Args:
         channels: of each operation's output, for the memory plan.
+        dtype: that the operations compute in.
+        widened: within this context they compute in float32.
     """
 
     operations: Sequence[Operation]
     channels: Sequence[int]
+    dtype: torch.dtype = torch.float32
+    widened: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def scale(self) -> int:

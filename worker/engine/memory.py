@@ -39,7 +39,7 @@ def choose_mode(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> Literal["
 
 def _walk(latent: Tensor, decoder: Decoder) -> Iterator[tuple[int, bool]]:
     """(bytes of the whole canvas behind it, whether something is set aside) for each operation."""
-    plane_bytes = latent[0].numel() * latent.element_size()
+    plane_bytes = latent[0].numel() * decoder.dtype.itemsize
     inside_fork = False
     for operation, channels in zip(decoder.operations, decoder.channels, strict=True):
         plane_bytes *= operation.scale**2 if isinstance(operation, Local) else 1

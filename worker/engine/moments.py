@@ -1,38 +1,54 @@
 """Statistics of one group normalisation over a whole canvas, gathered tile by tile."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, linalg, nn
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def measure(norm: nn.GroupNorm, core: Tensor) -> Tensor:
+    """n, Σx, Σx² of each group over the pixels that one tile owns: (3, groups), float64, on the device.
+
+    Half types are widened inside the reduction, so nothing of the tile's size is written; float32 is
+    summed in float64, since Σx² alone cancels where the mean is large.
+
+    Args:
+        core: (1, C, h, w), without its halo, so that no pixel counts twice.
+    """
+    groups = torch.unflatten(core[0], 0, (norm.num_groups, -1))
+    wide = torch.float32 if core.dtype in _NARROW else torch.float64
+    total = groups.sum((1, 2, 3), dtype=wide).double()
+    length = cast(Tensor, linalg.vector_norm(groups, dim=(1, 2, 3), dtype=wide))  # pyright: ignore[reportUnknownMemberType]
+    return torch.stack([torch.full_like(total, groups[0].numel()), total, length.double().square()])
 
 
 class Moments:
-    """Pools n, Σx, Σx² of each group in float64 over the pixels that tiles own.
+    """Mean and variance of the whole canvas (Chan et al. 1979), out of all tiles' sums in tile order."""
 
-    The halo is left out, so no pixel counts twice (Chan et al. 1979, parallel variance).
-    """
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(self, norm: nn.GroupNorm, sums: Sequence[Tensor]) -> None:
+        """
+        Args:
+            sums: what `measure` says of each tile.
+        """
+        count, total, squares = torch.stack(list(sums)).sum(0)
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        per_group = norm.num_channels // norm.num_groups
         self._norm = norm
-        self._count = 0
-        self._sums: Tensor | None = None
-
-    def add(self, core: Tensor) -> None:
-        """Count in the owned pixels (1, C, h, w) of one tile."""
-        groups = core.float().reshape(self._norm.num_groups, -1)
-        size = groups.shape[1]
-        mean = groups.mean(dim=1)
-        # Centred in float32 first: Σx² alone would cancel where the mean is large.
-        square = (groups - mean[:, None]).square().mean(dim=1).double() + mean.double().square()
-        sums = torch.stack([mean.double(), square]) * size
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._count += size
+        self._mean, self._variance = (
+            each.repeat_interleave(per_group, output_size=norm.num_channels).float()
+            for each in (mean, variance)
+        )
 
     def apply(self, activation: Tensor) -> Tensor:
-        """Normalise (1, C, h, w) with the pooled mean and variance; Wu & He 2018, eq. 1."""
-        if self._sums is None:
-            raise RuntimeError("no tile was added")
-        mean, square = self._sums / self._count
-        spread = (square - mean.square()).clamp(min=0).add(self._norm.eps).rsqrt()
-        per_group = self._norm.num_channels // self._norm.num_groups
-        scale = spread.repeat_interleave(per_group).float() * self._norm.weight.float()
-        offset = self._norm.bias.float() - mean.repeat_interleave(per_group).float() * scale
-        return (activation.float() * scale[:, None, None] + offset[:, None, None]).to(activation.dtype)
+        """Normalise (1, C, h, w); Wu & He 2018, eq. 1.
+
+        With statistics that are given, that is what batch normalisation does when it is not learning,
+        and PyTorch does it in float32 within one pass over the activation, in whatever type it is.
+        """
+        weight, bias = self._norm.weight.float(), self._norm.bias.float()
+        return F.batch_norm(activation, self._mean, self._variance, weight, bias, False, 0.0, self._norm.eps)

@@ -1,6 +1,6 @@
 """Everything that is decided before the first step. Sizes are latent pixels, order (height, width)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
@@ -58,6 +58,20 @@ class DenoisePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LowBandPlan:
+    """How firmly a stage holds on to the large forms of the one before.
+
+    Args:
+        start: weight of the reference at the first step; falls in a straight line to `end` at the last.
+        cutoff: share of the highest frequency of each axis up to which the reference counts.
+    """
+
+    start: float = 1.0
+    end: float = 0.0
+    cutoff: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
     """One denoising of the whole canvas at one size.
 
@@ -66,12 +80,19 @@ class StagePlan:
         strength: share of the schedule that they cover, from the end; 1 begins with pure noise, less
             with the picture of the stage before.
         modules: tiles that one rank denoises at the same time.
+        low_band: how the picture of the stage before guides this one, if there is one and it does.
     """
 
     denoise: DenoisePlan
     steps: int
     strength: float = 1.0
     modules: int = 1
+    low_band: LowBandPlan | None = None
+
+    @property
+    def whole(self) -> "StagePlan":
+        """The same from pure noise on: what a scheduler must be set to, so that `steps` are its tail."""
+        return replace(self, steps=ceil(self.steps / self.strength - 1e-6), strength=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +103,17 @@ class DecodePlan:
         tile_size: side of a decode tile, halo not counted.
         mode: statistics of the whole canvas, or of a sample of tiles; `auto` is exact while what
             must be held stays under four times `memory_bytes`.
-        memory_bytes: what held activations may take before they are spilled to `spill_dir`.
+        memory_bytes: what held activations may take of the device before they are spilled: to main
+            memory from a GPU, then to `spill_dir`.
+        recompute: rather than spill what is much larger than what it came from; None: on a GPU, where
+            computing is cheaper than moving.
     """
 
     tile_size: int = 64
     mode: DecodeMode = "auto"
     memory_bytes: int = 1 << 30
     spill_dir: str | None = None
+    recompute: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

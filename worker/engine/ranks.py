@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore
 
 from worker.engine.errors import DismissedError, RankLostError
 
@@ -43,7 +44,7 @@ class Ranks:
         # Nothing of this is for other machines, whatever their names resolve to.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store = dist.FileStore(str(meeting_point), size)
+        store = FileStore(str(meeting_point), size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
     def meet(self, *, fine: bool = True) -> bool:
@@ -72,7 +73,8 @@ class Ranks:
         octets = own.contiguous().flatten().view(torch.uint8)  # gloo does not know every type
         heard = octets.new_empty(self.size * octets.numel())
         try:
-            dist.all_gather_into_tensor(heard, octets)
+            # Its successor, all_gather_single, is younger than the releases that people run.
+            dist.all_gather_into_tensor(heard, octets)  # pyright: ignore[reportUnknownMemberType, reportDeprecated]
         except RuntimeError as error:
             raise RankLostError(str(error)) from error
         return list(heard.view(own.dtype).view(self.size, *own.shape).unbind())
@@ -80,7 +82,7 @@ class Ranks:
     def _agree(self, own: _Verdict) -> _Verdict:
         word = torch.tensor([int(own)])
         try:
-            dist.all_reduce(word, dist.ReduceOp.MIN)
+            dist.all_reduce(word, dist.ReduceOp.MIN)  # pyright: ignore[reportUnknownMemberType]
         except RuntimeError as error:
             raise RankLostError(str(error)) from error
         return _Verdict(int(word))

@@ -1,12 +1,13 @@
 """Decoded tiles to finished rows: nothing of full height is ever held."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from worker.engine.decode import DecodedTile
+from worker.engine.warned import Warned
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +19,34 @@ class Band:
 
 
 @torch.inference_mode()
-def stitch(tiles: Iterator[DecodedTile], width: int) -> Iterator[Band]:
-    """Put the tiles of each row side by side.
+def stitch(tiles: Iterator[DecodedTile], width: int) -> Iterator[Band | Warned]:
+    """Put the tiles of each row side by side; tell of rows that needed float32.
 
     Args:
         tiles: row by row from the top, each row from the left.
         width: of the picture, pixels.
     """
-    rows: list[Tensor] = []
+    row: list[DecodedTile] = []
     for tile in tiles:
-        rows.append(_to_bytes(tile.image))
+        row.append(tile)
         if tile.place.left + tile.place.width == width:
-            yield Band(tile.place.top, torch.cat(rows, dim=1))
-            rows.clear()
+            yield from _tell_widened(row)
+            yield Band(tile.place.top, torch.cat([_to_bytes(each.image) for each in row], dim=1).cpu())
+            row.clear()
+
+
+def _tell_widened(row: Sequence[DecodedTile]) -> Iterator[Warned]:
+    places = [tile.place for tile in row if tile.widened]
+    if places:
+        top, bottom = places[0].top, places[0].top + places[0].height
+        columns = ", ".join(f"{place.left} to {place.left + place.width}" for place in places)
+        yield Warned(
+            "decode_widened",
+            f"the decoder overflowed in rows {top} to {bottom}, columns {columns} px; decoded them in float32",
+        )
 
 
 def _to_bytes(image: Tensor) -> Tensor:
+    """RGB in [-1, 1], (3, h, w), to (h, w, 3), uint8, still on the device."""
     levels = (image.float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(1, 2, 0).cpu()
+    return levels.permute(1, 2, 0)

@@ -34,5 +34,5 @@ class ThreadGroup:
 
 def thread_groups(size: int) -> list[ThreadGroup]:
     """All ranks of one group; run each in its own thread."""
-    barrier, board, verdicts = Barrier(size), dict[int, Tensor](), dict[int, bool]()
+    barrier, board, verdicts = Barrier(size, timeout=30), dict[int, Tensor](), dict[int, bool]()
     return [ThreadGroup(rank, size, barrier, board, verdicts) for rank in range(size)]
