@@ -17,7 +17,7 @@ from torch import Tensor
 from api_schemas.generation import Positions
 from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler
-from worker.adapters.guidance import guide_classifier_free
+from worker.adapters.guidance import guide_classifier_free, pick_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.positions import predict_in_place
@@ -69,7 +69,7 @@ class Flux2Replica:
             hidden_states=Flux2Pipeline._pack_latents(inputs),
             timestep=timestep.expand(len(crops)).to(inputs.dtype) / 1000,
             guidance=self._guidance(crops),
-            encoder_hidden_states=self.states[list(branches)],
+            encoder_hidden_states=pick_branches(self.states, branches),
             txt_ids=self.text_ids,
             img_ids=_place_tokens(crops, corner),
             return_dict=False,

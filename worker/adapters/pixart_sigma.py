@@ -10,7 +10,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPi
 from torch import Tensor
 
 from worker.adapters.family import Habits, Shape
-from worker.adapters.guidance import guide_classifier_free
+from worker.adapters.guidance import guide_classifier_free, pick_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.vae import flatten_decoder
@@ -42,11 +42,10 @@ class PixArtSigmaReplica:
     def predict(
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
-        chosen = list(branches)
         prediction = self.transformer(
             crops.to(self.states.dtype),
-            encoder_hidden_states=self.states[chosen],
-            encoder_attention_mask=self.mask[chosen],
+            encoder_hidden_states=pick_branches(self.states, branches),
+            encoder_attention_mask=pick_branches(self.mask, branches),
             timestep=timestep.expand(len(crops)),
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler, shift_by_tokens
-from worker.adapters.guidance import guide_classifier_free
+from worker.adapters.guidance import guide_classifier_free, pick_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.vae import flatten_decoder
@@ -51,14 +51,13 @@ class QwenImageReplica:
     def predict(
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
-        chosen = list(branches)
         height, width = crops.shape[-2:]
         inputs = crops.to(self.states.dtype)
         tokens = self.transformer(
             hidden_states=_pack(inputs),
             timestep=timestep.expand(len(crops)).to(inputs.dtype) / 1000,
-            encoder_hidden_states=self.states[chosen],
-            encoder_hidden_states_mask=None if self.mask is None else self.mask[chosen],
+            encoder_hidden_states=pick_branches(self.states, branches),
+            encoder_hidden_states_mask=None if self.mask is None else pick_branches(self.mask, branches),
             img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(crops),
             return_dict=False,
         )[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, make_flow_scheduler, shift_by_tokens
-from worker.adapters.guidance import guide_classifier_free
+from worker.adapters.guidance import guide_classifier_free, pick_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.vae import flatten_decoder
@@ -47,12 +47,11 @@ class StableDiffusion3Replica:
     def predict(
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
-        chosen = list(branches)
         return self.transformer(
             hidden_states=crops.to(self.states.dtype),
             timestep=timestep.expand(len(crops)),
-            encoder_hidden_states=self.states[chosen],
-            pooled_projections=self.pooled[chosen],
+            encoder_hidden_states=pick_branches(self.states, branches),
+            pooled_projections=pick_branches(self.pooled, branches),
             return_dict=False,
         )[0].float()
 
