@@ -1,6 +1,7 @@
 """All modules of one worker. Here tiles are shared out; nothing else knows how many there are."""
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Protocol
 
 import torch
@@ -37,17 +38,20 @@ Voice = tuple[Tile, int]
 class Ensemble:
     """Modules that denoise tiles at the same time.
 
-    What is shared out are single predictions: each branch of each tile. The last batch is filled up
-    with copies of its last: one batch shape means one choice of kernels, hence the same bytes
-    however the tiles are shared out. Where a batch does not fit into memory, all ranks halve theirs.
+    What is shared out are single predictions: each branch of each tile, in batches of one size, the
+    last filled up with copies of its last. One batch shape means one choice of kernels, hence the same
+    bytes however many ranks share the batches. Where one does not fit into memory, all ranks halve theirs.
 
     Args:
         modules: tiles that one rank denoises at the same time, as one batch.
+        even: make batches smaller where that fills them evenly and gives every rank as many: faster,
+            but then their shape, and with it the last bit of a byte, follows the number of ranks.
     """
 
-    def __init__(self, replica: Replica, modules: int) -> None:
+    def __init__(self, replica: Replica, modules: int, *, even: bool = False) -> None:
         self._replica = replica
-        self._batch_size = modules * replica.branches
+        self._largest_batch = modules * replica.branches
+        self._even = even
         self._group: Group = Alone()
         self._warnings: list[Warned] = []
 
@@ -85,35 +89,45 @@ class Ensemble:
         voices = [(tile, branch) for tile in tiles for branch in range(self._replica.branches)]
         group, first = self._group, 0
         while first < len(voices):
-            size = self._batch_size
+            size = self._choose_batch(len(voices))
             start = first + group.rank * size
             batch = voices[start : start + size] or voices[-1:]  # with nothing to sing, sing along
-            own = self._try_to_sing(batch, latent, timestep)
+            own = self._try_to_sing(batch, size, latent, timestep)
             if not group.meet(fine=own is not None) or own is None:
-                self._halve_batch()
+                self._halve_batch(size)
                 continue
             for rank, predictions in enumerate(group.gather(own)):
                 yield predictions[: max(len(voices) - first - rank * size, 0)]
             first += size * group.size
 
-    def _try_to_sing(self, batch: Sequence[Voice], latent: Tensor, timestep: Tensor) -> Tensor | None:
+    def _choose_batch(self, voices: int) -> int:
+        """50 voices in batches of up to 16: four of 13 for one rank, two or four; eight of 7 for eight."""
+        if not self._even:
+            return self._largest_batch
+        ranks = self._group.size
+        rounds = ceil(voices / (self._largest_batch * ranks))
+        return ceil(voices / (rounds * ranks))
+
+    def _try_to_sing(
+        self, batch: Sequence[Voice], size: int, latent: Tensor, timestep: Tensor
+    ) -> Tensor | None:
         """None for want of memory, which the host learns at once: nothing here waits for the device."""
         try:
-            return self._sing(batch, latent, timestep)
+            return self._sing(batch, size, latent, timestep)
         except (RuntimeError, MemoryError) as error:
-            if self._batch_size == 1 or not is_out_of_memory(error):
+            if size == 1 or not is_out_of_memory(error):
                 raise
             return None
 
-    def _halve_batch(self) -> None:
+    def _halve_batch(self, size: int) -> None:
         release_unused_memory()
-        size, self._batch_size = self._batch_size, self._batch_size // 2
-        message = f"no memory for batches of {size} predictions; going on with {self._batch_size}"
+        self._largest_batch = max(size // 2, 1)
+        message = f"no memory for batches of {size} predictions; going on with {self._largest_batch}"
         self._warnings.append(Warned("batch_halved", message))
 
     @torch.inference_mode()
-    def _sing(self, batch: Sequence[Voice], latent: Tensor, timestep: Tensor) -> Tensor:
-        padded = [*batch, *[batch[-1]] * (self._batch_size - len(batch))]
+    def _sing(self, batch: Sequence[Voice], size: int, latent: Tensor, timestep: Tensor) -> Tensor:
+        padded = [*batch, *[batch[-1]] * (size - len(batch))]
         tiles, branches = zip(*padded, strict=True)
         crops = torch.stack([tile.crop(latent) for tile in tiles])
         return self._replica.predict(crops, timestep, tiles, branches)

@@ -13,7 +13,7 @@ from worker.adapters.model import Conditions
 from worker.adapters.stable_diffusion import load
 from worker.adapters.toy import CHANNELS, Toy, toy_decoder
 from worker.engine.denoise import Step, denoise
-from worker.engine.ensemble import Replica
+from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.generate import Singer, generate
 from worker.engine.grid import Tile
@@ -170,3 +170,45 @@ def test_a_halved_batch_is_told(replica: Replica) -> None:
 def test_a_single_prediction_without_room_is_an_error(replica: Replica) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         picture(plan(16), choir(Narrow(replica, 0)))
+
+
+class Counting(Broken):
+    """Remembers how large its batches were."""
+
+    branches = 2
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def guide(self, predictions: torch.Tensor) -> torch.Tensor:
+        return predictions.sum(0)
+
+    def predict(
+        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: object, branches: object
+    ) -> torch.Tensor:
+        self.batches.append(len(crops))
+        return crops
+
+
+@pytest.mark.parametrize(
+    ("even", "ranks", "batches"),
+    [(False, 1, [16] * 4), (True, 1, [13] * 4), (True, 2, [13] * 2), (True, 8, [7])],
+)
+def test_even_batches_waste_little_and_give_every_rank_as_many(
+    even: bool, ranks: int, batches: list[int]
+) -> None:
+    """25 tiles with guidance: 50 voices, at most 16 at a time."""
+    tiles = [Tile(0, left, 4, 4) for left in range(25)]
+    replicas = [Counting() for _ in range(ranks)]
+
+    def predict(replica: Counting, group: Group) -> list[tuple[Tile, torch.Tensor]]:
+        ensemble = Ensemble(replica, 8, even=even)
+        ensemble.join(group)
+        return list(ensemble.predict(torch.arange(128.0).expand(1, 4, -1), torch.tensor(0), tiles))
+
+    with ThreadPoolExecutor(ranks) as pool:
+        heard = list(pool.map(predict, replicas, thread_groups(ranks)))
+    assert [replica.batches for replica in replicas] == [batches] * ranks
+    for each in heard:
+        assert [tile for tile, _ in each] == tiles
+        assert all(float(prediction[0, 0, 0]) == 2 * tile.left for tile, prediction in each)
