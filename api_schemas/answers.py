@@ -51,6 +51,9 @@ class Readiness(_Answer):
     store: Literal["ok", "unreachable"]
     workers: list[str] = Field(description="Names of the workers whose heartbeat is fresh.")
     models: list[str] = Field(description="Models that these workers serve.")
+    degraded: dict[str, str] = Field(
+        default={}, description="Workers that go on with less than they were given, and what they lost."
+    )
 
 
 class Snapshot(_Answer):

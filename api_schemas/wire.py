@@ -8,6 +8,7 @@ chorale:jobs            zset   job id by creation time
 chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
 chorale:models          hash   model name -> ModelCard JSON
 chorale:worker:{name}   string name of the model that it serves; expires when the worker stops beating
+chorale:trouble:{name}  string how the worker is less than it should be, if it is; expires like its beat
 chorale:workers         set    names that have beaten lately, so that nobody need scan all keys
 chorale:idempotency:{k} string job id, or "" while the first request is in flight
 
@@ -32,6 +33,7 @@ JOBS_KEY: Final = "chorale:jobs"
 LIVE_KEY: Final = "chorale:live"
 MODELS_KEY: Final = "chorale:models"
 WORKER_KEY_PREFIX: Final = "chorale:worker:"
+TROUBLE_KEY_PREFIX: Final = "chorale:trouble:"
 WORKERS_KEY: Final = "chorale:workers"
 LIVE_MAXLEN: Final = 5_000
 EVENTS_MAXLEN: Final = 2_000

@@ -43,6 +43,11 @@ class Metrics:
         self.workers = Gauge(
             "chorale_workers", "Workers whose heartbeat is fresh.", ["model"], registry=self.registry
         )
+        self.workers_degraded = Gauge(
+            "chorale_workers_degraded",
+            "Workers that go on with less than they were given.",
+            registry=self.registry,
+        )
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

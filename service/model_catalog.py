@@ -1,12 +1,12 @@
 """The models that workers have announced, and the workers that are alive."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import cast
 
 from redis.asyncio import Redis
 
 from api_schemas.catalog import ModelCard
-from api_schemas.wire import MODELS_KEY, WORKER_KEY_PREFIX, WORKERS_KEY
+from api_schemas.wire import MODELS_KEY, TROUBLE_KEY_PREFIX, WORKER_KEY_PREFIX, WORKERS_KEY
 
 
 class ModelCatalog:
@@ -39,6 +39,13 @@ class ModelCatalog:
         if len(alive) < len(names):
             await self._redis.srem(WORKERS_KEY, *(set(names) - set(alive)))
         return alive
+
+    async def list_troubles(self, workers: Iterable[str]) -> dict[str, str]:
+        """What those of these workers say that go on with less than they were given."""
+        names = list(workers)
+        keys = [TROUBLE_KEY_PREFIX + name for name in names]
+        said = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
+        return {name: text.decode() for name, text in zip(names, said, strict=True) if text is not None}
 
     async def count_workers(self, model: str) -> int:
         """Live workers that serve this model."""

@@ -81,7 +81,7 @@ class EngineWorker(SimpleWorker):
 
     def register_death(self) -> None:
         """Also tell the service at once; a killed worker's sign of life runs out by itself."""
-        self.connection.delete(self._life_key())
+        self.connection.delete(self._life_key(), self._trouble_key())
         self.connection.srem(wire.WORKERS_KEY, self.name)
         super().register_death()
 
@@ -147,12 +147,18 @@ class EngineWorker(SimpleWorker):
         if now - self._beat_at < self._lease_s / _RENEWALS_PER_LEASE:
             return
         self._beat_at = now
-        self.connection.set(self._life_key(), self._workplace.card.name, ex=max(self._lease_s, 15))
+        expiry_s = max(self._lease_s, 15)
+        self.connection.set(self._life_key(), self._workplace.card.name, ex=expiry_s)
+        if self._engine.trouble is not None:
+            self.connection.set(self._trouble_key(), self._engine.trouble, ex=expiry_s)
         self.connection.sadd(wire.WORKERS_KEY, self.name)
         if self._held is None:
             self.heartbeat()
         else:
             self.maintain_heartbeats(*self._held)
+
+    def _trouble_key(self) -> str:
+        return f"{wire.TROUBLE_KEY_PREFIX}{self.name}"
 
     def _life_key(self) -> str:
         return f"{wire.WORKER_KEY_PREFIX}{self.name}"

@@ -47,8 +47,14 @@ async def check_readiness(response: Response, rooms: Rooms) -> Readiness:
     ready = queue == store == "ok" and bool(workers)
     if not ready:
         response.status_code = 503
-    models = sorted(set(workers.values()))
-    return Readiness(ready=ready, queue=queue, store=store, workers=list(workers), models=models)
+    return Readiness(
+        ready=ready,
+        queue=queue,
+        store=store,
+        workers=list(workers),
+        models=sorted(set(workers.values())),
+        degraded=await rooms.catalog.list_troubles(workers),
+    )
 
 
 @router.get(
@@ -68,7 +74,9 @@ async def show_metrics(rooms: Rooms) -> Response:
 
 async def _measure_queues(rooms: Services) -> None:
     load = await rooms.queue.measure()
-    workers = Counter((await rooms.catalog.list_workers()).values())
+    alive = await rooms.catalog.list_workers()
+    workers = Counter(alive.values())
+    rooms.metrics.workers_degraded.set(len(await rooms.catalog.list_troubles(alive)))
     for model in {*load, *workers, *(card.name for card in await rooms.catalog.list_cards())}:
         line = load.get(model, Load(0, 0))
         rooms.metrics.jobs_waiting.labels(model).set(line.waiting)

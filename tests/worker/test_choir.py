@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -16,38 +17,82 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A multistep solver: the picture depends on every step's state."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_stable_diffusion(folder)
     return str(folder)
 
 
-def submit(bench: Bench) -> str:
-    """16 tiles a step, two predictions each."""
+def submit(bench: Bench, steps: int = STEPS) -> str:
+    """4 tiles a step and more, two predictions each."""
     return bench.submit(
-        model="tiny", steps=STEPS, guidance_scale=3.0, prompt="lava", width_px=256, height_px=256
+        model="tiny", steps=steps, guidance_scale=3.0, prompt="lava", width_px=256, height_px=256
     )
 
 
-def find_ranks(engine: int) -> list[int]:
-    """The followers, by rank; process ids rise in the order of spawning."""
-    return sorted(find_children(engine))[-1:]
+def find_followers(engine: int) -> list[int]:
+    """By rank: process ids rise in the order of spawning."""
+    return sorted(find_children(engine))
 
 
-def test_two_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny: str) -> None:
+def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny: str) -> None:
     alone = bench.start_worker(tiny)
     picture = bench.picture(bench.await_end(submit(bench)))
     alone.terminate()
-    alone.wait()
+    assert alone.wait(10) == 0
     worker = bench.start_worker(tiny, devices="cpu,cpu")
-    job = bench.await_end(submit(bench))
-    assert bench.picture(job) == picture, bench.logs()
+    assert bench.picture(bench.await_end(submit(bench))) == picture
     engine = find_engine(worker.pid)
-    (follower,) = find_ranks(engine)
+    (follower,) = find_followers(engine)
     job_id = submit(bench)
     bench.await_event(job_id, "step.completed", 3)
+    assert bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*") == []
     os.kill(follower, signal.SIGKILL)
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert resumed.data.step >= 2
     assert bench.picture(job) == picture
-    assert "degraded: lost cpu; sings on cpu" in bench.logs()
+    assert find_followers(find_engine(worker.pid)) == []
+    trouble = "degraded: lost cpu; sings on cpu"
+    assert trouble in bench.logs()
+    bench.await_that(lambda: bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*") != [], "word of the loss", 10)
+    (key,) = bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*")
+    assert bench.redis.get(key).decode() == trouble
+
+
+def test_ranks_stop_within_a_step_and_wait_with_the_model_loaded(bench: Bench) -> None:
+    worker = bench.start_worker("toy:delay_ms=200", devices="cpu,cpu,cpu")
+    job_id = bench.submit(steps=100)
+    bench.await_event(job_id, "step.completed")
+    engine = find_engine(worker.pid)
+    followers = find_followers(engine)
+    began = time.monotonic()
+    bench.redis.set(wire.cancel_key(job_id), "1")
+    assert bench.await_end(job_id).status == "canceled"
+    assert time.monotonic() - began < 0.8 + 1
+    bench.make(steps=1)
+    assert find_engine(worker.pid) == engine
+    assert find_followers(engine) == followers
+    # A job that is handed back stops them too, and no rank outlives its worker.
+    handed_back = bench.submit(steps=100)
+    bench.await_event(handed_back, "step.completed")
+    worker.terminate()
+    assert worker.wait(10) == 0
+    assert bench.job(handed_back).status == "queued"
+    assert not any(map(is_running, [engine, *followers]))
+
+
+def test_no_rank_outlives_a_killed_worker_or_engine(bench: Bench) -> None:
+    worker = bench.start_worker(devices="cpu,cpu")
+    bench.make(steps=1)
+    engine = find_engine(worker.pid)
+    ranks = [engine, *find_followers(engine)]
+    os.kill(engine, signal.SIGKILL)
+    bench.await_that(lambda: not any(map(is_running, ranks)), "end of the ranks", 10)
+    bench.make(steps=1)
+    engine = find_engine(worker.pid)
+    ranks = [engine, *find_followers(engine)]
+    assert len(ranks) == 2  # the leader's death is no follower's fault: nobody is left out
+    worker.kill()
+    worker.wait()
+    bench.await_that(lambda: not any(map(is_running, ranks)), "end of the ranks", 10)

@@ -15,8 +15,13 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"], "models": ["glow"]},
+        {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"], "models": ["glow"], "degraded": {}},
     )
+    redis.set("chorale:trouble:w7", "degraded: lost cuda:1; sings on cuda:0")
+    answer = api.get("/readyz")
+    assert answer.json()["degraded"] == {"w7": "degraded: lost cuda:1; sings on cuda:0"}
+    assert answer.json()["ready"]
+    assert "chorale_workers_degraded 1.0" in api.get("/metrics").text
     redis.delete("chorale:worker:w7")
     assert api.get("/readyz").status_code == 503
     assert [card["name"] for card in api.get("/v1/models").json()["data"]] == ["glow"]  # the card stays
