@@ -9,16 +9,21 @@ from rich.text import Text
 
 from api_schemas.events import JobWarned
 from chorale.progress import JobProgress
-from chorale.protocol import Update
+from chorale.protocol import Preview, Update
 
 
-def show_progress(console: Console, updates: Iterable[Update]) -> None:
+def show_progress(console: Console, updates: Iterable[Update | Preview]) -> None:
     """Draw a bar until the job has ended."""
     progress, state = _make_bar(console), JobProgress()
     with progress:
         task = progress.add_task(state.label, total=None, counts="", ends_at=None)
         for update in updates:
-            state.note(update)
+            if isinstance(update, Preview):
+                state.glimpse(update.event.data)
+            else:
+                state.note(update)
+                ends_at = None if state.eta_s is None else _time_of(update) + state.eta_s
+                progress.update(task, ends_at=ends_at)
             if isinstance(update, JobWarned):
                 console.print(update.data.message, style="yellow", highlight=False, markup=False)
             progress.update(
@@ -27,7 +32,6 @@ def show_progress(console: Console, updates: Iterable[Update]) -> None:
                 total=1.0 if state.fraction else None,
                 completed=state.fraction,
                 counts=_counts(state),
-                ends_at=None if state.eta_s is None else _time_of(update) + state.eta_s,
             )
 
 
@@ -67,4 +71,5 @@ def _make_bar(console: Console) -> Progress:
 def _counts(state: JobProgress) -> str:
     if not state.steps:
         return ""
-    return f"step {state.step}/{state.steps}  tile {state.tiles}/{state.tiles_expected}"
+    begun = f" and {state.within_step:.0%} of the next" if state.within_step else ""
+    return f"step {state.step}/{state.steps}{begun}  tile {state.tiles}/{state.tiles_expected}"

@@ -214,7 +214,7 @@ def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
     console = open_notes()
     try:
         _announce(console, client.url, job)
-        show_progress(console, client.events(job.id))
+        show_progress(console, client.live(job.id))
         client.wait(job.id)
     except KeyboardInterrupt:
         told = f"no longer followed; on a server that goes on running: chorale cancel {job.id}"

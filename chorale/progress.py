@@ -1,8 +1,9 @@
 """How far a job is, from what it reports."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from api_schemas.answers import Snapshot
+from api_schemas.catalog import Cost
 from api_schemas.events import (
     BandFinished,
     JobCanceled,
@@ -16,7 +17,9 @@ from api_schemas.events import (
     JobWarned,
     StageStarted,
     StepCompleted,
+    TilePreviewedData,
 )
+from api_schemas.generation import ResolvedRequest
 from api_schemas.job import Progress
 from chorale.protocol import Update
 
@@ -36,17 +39,28 @@ class JobProgress:
     tiles: int = 0
     tiles_expected: int = 0
     eta_s: float | None = None
+    within_step: float = 0.0
     _furthest: int = 0
+    _canvas_px: int = 1
+    _glimpsed: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
+
+    def glimpse(self, cell: TilePreviewedData) -> None:
+        """A part of the canvas shows the step that is being sung: a step of a large picture takes long."""
+        if cell.stage == "denoise" and cell.step == self.step + 1:
+            self._glimpsed[cell.left_px, cell.top_px] = cell.width_px * cell.height_px
+            self.within_step = min(sum(self._glimpsed.values()) / self._canvas_px, 1.0)
+            self._enter("denoise", self.step + self.within_step, self.steps)
 
     def note(self, update: Update) -> None:
         """Take one more event in."""
         match update:
             case JobQueued(data=data):
-                self.steps, self.tiles_expected = data.request.steps, data.cost.tiles
+                self._begin(data.request, data.cost)
             case JobStarted():
                 self.label = "starting"
             case JobResumed(data=data):
-                self.label, self.step = "resuming", data.step
+                self.label = "resuming"
+                self._move_to(data.step)
             case JobPreempted():
                 self.label, self.eta_s = "waiting", None
             case JobDelayed(data=data):
@@ -66,26 +80,35 @@ class JobProgress:
             case JobWarned():
                 pass  # it was made good
             case Snapshot(data=job):  # it stands for events that are gone
-                self._catch_up(job.progress, job.request.steps, job.cost.tiles)
+                self._begin(job.request, job.cost)
+                if job.progress is not None:
+                    self._catch_up(job.progress)
+
+    def _begin(self, request: ResolvedRequest, cost: Cost) -> None:
+        self.steps, self.tiles_expected = request.steps, cost.tiles
+        self._canvas_px = request.width_px * request.height_px
+
+    def _move_to(self, step: int) -> None:
+        self.step, self.within_step = step, 0.0
+        self._glimpsed.clear()
 
     def _note_step(self, step: int, steps: int, tiles: int) -> None:
         if step > self._furthest:  # a resumed job sings some steps again
             self.tiles += tiles
             self._furthest = step
-        self.step, self.steps = step, steps
+        self.steps = steps
+        self._move_to(step)
         self.tiles_expected = max(self.tiles_expected, self.tiles)
         self._enter("denoise", step, steps)
 
-    def _enter(self, stage: str, done: int, total: int) -> None:
+    def _enter(self, stage: str, done: float, total: int) -> None:
         begin, end = _SPANS[stage]
         self.label = _STAGES[stage]
         self.fraction = max(self.fraction, begin + (end - begin) * done / max(total, 1))
 
-    def _catch_up(self, progress: Progress | None, steps: int, tiles: int) -> None:
-        self.steps, self.tiles_expected = steps, tiles
-        if progress is not None:
-            self._enter(progress.stage, progress.done, progress.total)
-            self.step = progress.done if progress.stage == "denoise" else steps
-            self._furthest = self.step
-            self.tiles = tiles * self.step // max(steps, 1)
-            self.eta_s = progress.eta_s
+    def _catch_up(self, progress: Progress) -> None:
+        self._enter(progress.stage, progress.done, progress.total)
+        self._move_to(progress.done if progress.stage == "denoise" else self.steps)
+        self._furthest = self.step
+        self.tiles = self.tiles_expected * self.step // max(self.steps, 1)
+        self.eta_s = progress.eta_s

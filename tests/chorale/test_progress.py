@@ -16,6 +16,7 @@ from api_schemas.events import (
     StageStartedData,
     StepCompleted,
     StepCompletedData,
+    TilePreviewedData,
 )
 from api_schemas.generation import ResolvedRequest
 from chorale.progress import JobProgress
@@ -45,7 +46,14 @@ def resumed(at: int) -> JobResumed:
     return JobResumed(job_id="j", attempt=2, ts=0, data=data)
 
 
+def cell(number: int, step: int, left_px: int) -> TilePreviewedData:
+    return TilePreviewedData(
+        left_px=left_px, top_px=number * 512, width_px=512, height_px=512, stage="denoise", step=step
+    )
+
+
 anything = st.one_of(
+    st.builds(cell, st.integers(0, 1), st.integers(1, STEPS), st.sampled_from((0, 512))),
     st.builds(step, st.integers(1, STEPS)),
     st.builds(band, st.integers(0, 5)),
     st.builds(resumed, st.integers(0, STEPS)),
@@ -54,12 +62,15 @@ anything = st.one_of(
 
 
 @given(st.lists(anything))
-def test_the_bar_never_goes_back(events: list[DurableEvent]) -> None:
+def test_the_bar_never_goes_back(events: list[DurableEvent | TilePreviewedData]) -> None:
     progress = JobProgress()
     progress.note(queued())
     fractions = [0.0]
     for event in events:
-        progress.note(event)
+        if isinstance(event, TilePreviewedData):
+            progress.glimpse(event)
+        else:
+            progress.note(event)
         fractions.append(progress.fraction)
     assert fractions == sorted(fractions)
     assert fractions[-1] <= 1
@@ -71,3 +82,22 @@ def test_steps_that_are_sung_again_after_a_kill_are_counted_once() -> None:
     for event in (queued(), step(1), step(2), step(3), resumed(1), step(2), step(3), step(4)):
         progress.note(event)
     assert (progress.step, progress.tiles) == (4, 4 * TILES)
+
+
+def test_a_step_is_told_while_it_is_sung() -> None:
+    progress = JobProgress()
+    progress.note(queued())
+    progress.note(step(1))
+    after_one = progress.fraction
+    for _ in range(2):  # the same cell again is no more
+        progress.glimpse(cell(0, 2, 0))
+    assert progress.within_step == 0.25
+    progress.glimpse(cell(1, 1, 0))  # of a step that is over
+    assert progress.within_step == 0.25
+    for number, left_px in ((1, 0), (0, 512), (1, 512)):
+        progress.glimpse(cell(number, 2, left_px))
+    sung = progress.fraction
+    assert progress.within_step == 1.0
+    progress.note(step(2))
+    assert progress.within_step == 0.0
+    assert after_one < sung == progress.fraction
