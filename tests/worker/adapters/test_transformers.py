@@ -46,8 +46,9 @@ def conditions(case: FamilyCase, scale: float) -> Conditions:
     return Conditions(PROMPT, case.negative_prompt, scale)
 
 
-def one_tile(side: int) -> DenoisePlan:
-    return DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=9)
+def one_tile(case: FamilyCase) -> DenoisePlan:
+    _, height, width = case.noise
+    return DenoisePlan(height, width, (False, False), max(height, width), 0, 0, moving=False, seed=9)
 
 
 @pytest.mark.parametrize(("case", "scale"), ASKED, ids=[f"{case.name}-{scale:g}" for case, scale in ASKED])
@@ -57,7 +58,7 @@ def test_one_tile_equals_diffusers_own_pipeline(
     pipe = case.build(folders[case.name])
     noise = initial_noise(9, *case.noise)
     theirs = case.ask(pipe, noise, scale, "latent")
-    plan = one_tile(case.noise[-1])
+    plan = one_tile(case)
     singer = load(case, folders).prepare(conditions(case, scale))
     ensemble, scheduler = singer.begin(StagePlan(plan, STEPS))
     ours = noise.clone()
@@ -70,11 +71,10 @@ def test_one_tile_equals_diffusers_own_pipeline(
 
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_one_tile_picture_equals_diffusers_own_picture(case: FamilyCase, folders: dict[str, Path]) -> None:
-    channels, side, _ = case.noise
     scale = case.guidance_scales[-1]
     pipe = case.build(folders[case.name])
     theirs = case.ask(pipe, initial_noise(9, *case.noise), scale, "np")
-    plan = GenerationPlan(9, channels, (StagePlan(one_tile(side), STEPS),), DecodePlan(tile_size=8))
+    plan = GenerationPlan(9, case.noise[0], (StagePlan(one_tile(case), STEPS),), DecodePlan(tile_size=8))
     ours = sing(plan, load(case, folders).prepare(conditions(case, scale)))
     assert theirs.std() > 0.01
     assert (ours.float() - theirs * 255).abs().max() <= 0.51
@@ -156,9 +156,7 @@ def test_weights_of_half_the_width_paint_nearly_the_same(case: FamilyCase, tmp_p
     """As they are loaded on a GPU: every place where two widths meet is met here."""
     case.build(tmp_path / case.name)
     family = case.load(tmp_path / case.name, torch.device("cpu"))
-    plan = GenerationPlan(
-        9, case.noise[0], (StagePlan(one_tile(case.noise[-1]), STEPS),), DecodePlan(tile_size=8)
-    )
+    plan = GenerationPlan(9, case.noise[0], (StagePlan(one_tile(case), STEPS),), DecodePlan(tile_size=8))
     full, half = (
         sing(plan, _at(family, dtype).prepare(conditions(case, case.guidance_scales[-1])))
         for dtype in (torch.float32, torch.bfloat16)
@@ -174,7 +172,7 @@ def _at(family: Family, dtype: torch.dtype) -> FamilyModel:
 def replica_of(model: LoadedModel, conditions: Conditions, case: FamilyCase) -> Replica:
     singer = model.prepare(conditions)
     assert isinstance(singer, FamilySinger)
-    return singer.make_replica(StagePlan(one_tile(case.noise[-1]), STEPS))
+    return singer.make_replica(StagePlan(one_tile(case), STEPS))
 
 
 def sing(plan: GenerationPlan, singer: Singer, group: Group | None = None) -> Tensor:

@@ -34,7 +34,7 @@ class FamilyCase:
     Args:
         load: the adapter's.
         build: saves a tiny pipeline to a folder.
-        noise: shape of a native tile's latent, (C, h, w).
+        noise: shape of a latent, (C, h, w), that one tile covers; not square, so that axes cannot be mistaken.
         ask: (pipeline, noise (C, h, w), our guidance scale, diffusers' output type) -> latent (C, h, w)
             or picture (H, W, 3) in [0, 1].
     """
@@ -49,19 +49,19 @@ class FamilyCase:
 
 
 def ask_stable_diffusion_3(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
-    side_px = noise.shape[-1] * pipe.vae_scale_factor
+    height_px, width_px = (side * pipe.vae_scale_factor for side in noise.shape[1:])
     images = pipe(
         PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
-        guidance_scale=scale, height=side_px, width=side_px, output_type=output,
+        guidance_scale=scale, height=height_px, width=width_px, output_type=output,
     ).images  # fmt: skip
     return torch.as_tensor(images[0])
 
 
 def ask_pixart_or_sana(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
-    side_px = noise.shape[-1] * pipe.vae_scale_factor
+    height_px, width_px = (side * pipe.vae_scale_factor for side in noise.shape[1:])
     images = pipe(
         PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
-        guidance_scale=scale, height=side_px, width=side_px, output_type=output,
+        guidance_scale=scale, height=height_px, width=width_px, output_type=output,
         use_resolution_binning=False, clean_caption=False,
     ).images  # fmt: skip
     return torch.as_tensor(images[0])
@@ -95,20 +95,20 @@ def ask_flux(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) 
 
 
 def ask_z_image(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
-    side_px = noise.shape[-1] * pipe.vae_scale_factor
+    height_px, width_px = (side * pipe.vae_scale_factor for side in noise.shape[1:])
     images = pipe(
         PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
-        guidance_scale=scale - 1.0, height=side_px, width=side_px, output_type=output,
+        guidance_scale=scale - 1.0, height=height_px, width=width_px, output_type=output,
     ).images  # fmt: skip
     return torch.as_tensor(images[0])
 
 
 def ask_flux_2(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
     """Dev answers with packed latents, klein with unpacked ones that are no longer normalised."""
-    side_px = noise.shape[-1] * pipe.vae_scale_factor * 2
+    height_px, width_px = (side * pipe.vae_scale_factor * 2 for side in noise.shape[1:])
     images = pipe(
         prompt=PROMPT, latents=noise[None], num_inference_steps=STEPS, guidance_scale=scale,
-        height=side_px, width=side_px, output_type=output,
+        height=height_px, width=width_px, output_type=output,
     ).images  # fmt: skip
     if output != "latent":
         return torch.as_tensor(images[0])
@@ -123,16 +123,16 @@ CASES = (
         "stable-diffusion-3",
         stable_diffusion_3.load,
         tiny_stable_diffusion_3,
-        (16, 16, 16),
+        (16, 16, 12),
         ask_stable_diffusion_3,
     ),
-    FamilyCase("flux-dev", flux.load, tiny_flux, (4, 16, 16), ask_flux, (3.5,), ""),
-    FamilyCase("flux-schnell", flux.load, tiny_flux_schnell, (4, 16, 16), ask_flux, (1.0,), ""),
-    FamilyCase("pixart-sigma", pixart_sigma.load, tiny_pixart_sigma, (4, 16, 16), ask_pixart_or_sana),
-    FamilyCase("sana", sana.load, tiny_sana, (8, 16, 16), ask_pixart_or_sana),
-    FamilyCase("qwen-image", qwen_image.load, tiny_qwen_image, (4, 16, 16), ask_qwen_image),
-    FamilyCase("z-image", z_image.load, tiny_z_image, (4, 16, 16), ask_z_image),
-    FamilyCase("flux-2", flux_2.load, tiny_flux_2, (16, 8, 8), ask_flux_2, (4.0,), ""),
-    FamilyCase("flux-2-klein", flux_2.load, tiny_flux_2_klein, (16, 8, 8), ask_flux_2, negative_prompt=""),
-    FamilyCase("flux-2-klein-few", flux_2.load, tiny_flux_2_klein_few, (16, 8, 8), ask_flux_2, (1.0,), ""),
+    FamilyCase("flux-dev", flux.load, tiny_flux, (4, 16, 12), ask_flux, (3.5,), ""),
+    FamilyCase("flux-schnell", flux.load, tiny_flux_schnell, (4, 16, 12), ask_flux, (1.0,), ""),
+    FamilyCase("pixart-sigma", pixart_sigma.load, tiny_pixart_sigma, (4, 16, 12), ask_pixart_or_sana),
+    FamilyCase("sana", sana.load, tiny_sana, (8, 16, 8), ask_pixart_or_sana),
+    FamilyCase("qwen-image", qwen_image.load, tiny_qwen_image, (4, 16, 12), ask_qwen_image),
+    FamilyCase("z-image", z_image.load, tiny_z_image, (4, 16, 12), ask_z_image),
+    FamilyCase("flux-2", flux_2.load, tiny_flux_2, (16, 8, 6), ask_flux_2, (4.0,), ""),
+    FamilyCase("flux-2-klein", flux_2.load, tiny_flux_2_klein, (16, 8, 6), ask_flux_2, negative_prompt=""),
+    FamilyCase("flux-2-klein-few", flux_2.load, tiny_flux_2_klein_few, (16, 8, 6), ask_flux_2, (1.0,), ""),
 )
