@@ -20,7 +20,7 @@ class DenoisePlan:
 
     A moving grid is shifted at every step, so that no line of the picture is a border twice
     (Frolov et al., "SpotDiffusion", 2024, here in two dimensions). On an axis that does not wrap a
-    shifted grid needs one tile more, so there aligned and shifted grids alternate.
+    shifted grid needs one tile more, so there the axes take turns: every step costs the same.
 
     Args:
         wrap: whether the canvas continues into itself, (vertically, horizontally).
@@ -53,7 +53,7 @@ class DenoisePlan:
 
     def _shift_at(self, index: int) -> tuple[int, int]:
         down, right = (int((self.seed % 997 / 997 + index * ratio) % 1.0 * self.tile_size) for ratio in _R2)
-        moves = [wraps or index % 2 == 1 for wraps in self.wrap]
+        moves = [wraps or index % 2 == axis for axis, wraps in enumerate(self.wrap)]
         return down * moves[0], right * moves[1]
 
 

@@ -75,10 +75,20 @@ def test_moving_grid_never_puts_a_border_twice_on_a_line() -> None:
     assert all(not first & second for first in lines for second in lines if first is not second)
 
 
-def test_aligned_and_shifted_grids_alternate_where_the_canvas_ends() -> None:
+def test_the_axes_take_turns_where_the_canvas_ends() -> None:
     plan = DenoisePlan(256, 256, (False, False), 64, 0, 0, moving=True, seed=5)
-    counts = [len(plan.grid_at(index, 8).tiles) for index in range(8)]
-    assert counts == [16, 25] * 4
+    grids = [plan.grid_at(index, 8).tiles for index in range(8)]
+    assert [len(tiles) for tiles in grids] == [20] * 8
+    rows, columns = ([len({each(tile) for tile in tiles}) for tiles in grids] for each in (_top, _left))
+    assert (rows, columns) == ([5, 4] * 4, [4, 5] * 4)
+
+
+def _top(tile: Tile) -> int:
+    return tile.top
+
+
+def _left(tile: Tile) -> int:
+    return tile.left
 
 
 def test_a_wrapping_crop_goes_on_at_the_other_side() -> None:
