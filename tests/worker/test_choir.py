@@ -57,7 +57,7 @@ def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny:
     assert trouble in bench.logs()
     bench.await_that(lambda: bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*") != [], "word of the loss", 10)
     (key,) = bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*")
-    assert bench.redis.get(key).decode() == trouble
+    assert bench.redis.get(key) == trouble.encode()
 
 
 def test_ranks_stop_within_a_step_and_wait_with_the_model_loaded(bench: Bench) -> None:

@@ -87,12 +87,16 @@ class ToyReplica:
         )
         signal = self.scheduler.alphas_cumprod[int(timestep)]
         predictions = (crops - signal.sqrt() * wanted) / (1 - signal).sqrt()
-        if self.options.nan_at_step and timestep == self.scheduler.timesteps[self.options.nan_at_step - 1]:
+        if self._breaks_at(timestep):
             predictions[[tile.top > 0 for tile in tiles]] = torch.nan
         return predictions
 
     def guide(self, predictions: Tensor) -> Tensor:
         return predictions[0]
+
+    def _breaks_at(self, timestep: Tensor) -> bool:
+        step, timesteps = self.options.nan_at_step, self.scheduler.timesteps
+        return 0 < step <= len(timesteps) and bool(timestep == timesteps[step - 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,10 @@ class ToySinger:
     @property
     def decoder(self) -> Decoder:
         return toy_decoder()
+
+    @property
+    def encoder(self) -> None:
+        """Three colours do not tell four channels: latents themselves are enlarged."""
 
     @property
     def device(self) -> torch.device:
