@@ -33,7 +33,9 @@ def lay_jobs(jobs: Iterable[JobView]) -> Table:
 
 def lay_models(models: Iterable[ModelCard]) -> Table:
     """One line a model."""
-    table = Table("model", "family", "native", "sides", "steps", "about", box=None, header_style="dim")
+    table = Table(
+        "model", "family", "native", "sides", "steps", "add-ons", "about", box=None, header_style="dim"
+    )
     for card in models:
         table.add_row(
             Text(f"{card.name} (default)" if card.is_default else card.name),
@@ -41,6 +43,7 @@ def lay_models(models: Iterable[ModelCard]) -> Table:
             f"{card.native_size_px} px",
             f"{card.min_side_px} to {card.max_side_px} px by {card.alignment_px}",
             f"{card.default_steps} (up to {card.max_steps})",
+            Text(", ".join((*card.loras, *card.controlnets, *card.ip_adapters))),
             Text(card.description),
         )
     return table
