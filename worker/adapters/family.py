@@ -15,7 +15,9 @@ from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOns
+from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.decoder import Decoder
+from worker.engine.encoder import Encoder
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.plan import StagePlan
 from worker.engine.schedule import Scheduler
@@ -89,6 +91,7 @@ class FamilySinger:
     """A family's model that knows its prompt."""
 
     decoder: Decoder
+    encoder: Encoder | None
     device: torch.device
     make_replica: Callable[[StagePlan], Replica]
     make_scheduler: Callable[[StagePlan], Scheduler]
@@ -106,6 +109,7 @@ class FamilyModel:
         self._family = family
         self._add_ons = add_ons or AddOns()
         self._decoder = family.build_decoder()
+        self._encoder = flatten_encoder(family.pipe.components.get("vae"))
         self.card = _describe(family, settings, name).model_copy(update=self._add_ons.announce())
         self.preview_map = _preview_map(family, settings, self._decoder)
 
@@ -119,7 +123,7 @@ class FamilyModel:
         family = self._family
         _check(conditions, family)
         return FamilySinger(
-            self._decoder, family.pipe.device, family.encode(conditions), family.make_scheduler
+            self._decoder, self._encoder, family.pipe.device, family.encode(conditions), family.make_scheduler
         )
 
 

@@ -51,11 +51,11 @@ def flatten_decoder(vae: Autoencoder) -> Decoder:
             known = ", ".join(kind.__name__ for kind in get_args(Autoencoder))
             raise UnknownFamilyError(f"autoencoder {type(vae).__name__}; known: {known}")
     operations, channels = zip(*walk, strict=True)
-    return Decoder(operations, channels, vae.dtype, lambda: _widened(vae))
+    return Decoder(operations, channels, vae.dtype, lambda: widened(vae))
 
 
 @contextmanager
-def _widened(vae: Autoencoder) -> Iterator[None]:
+def widened(vae: Autoencoder) -> Iterator[None]:
     """Compute in float32 for a while; narrowing again gives back the very same weights."""
     dtype = vae.dtype
     nn.Module.to(vae, torch.float32)  # diffusers' own would warn
@@ -88,10 +88,10 @@ def _walk_from_plain_latent(vae: AutoencoderKL | AutoencoderKLFlux2) -> Walk:
     if vae.post_quant_conv is not None:
         yield walk_convolution(vae.post_quant_conv)
     yield walk_convolution(decoder.conv_in)
-    yield from _walk_middle(decoder.mid_block)
+    yield from walk_middle(decoder.mid_block)
     for block in decoder.up_blocks:
         for resnet in block.resnets:
-            yield from _walk_resnet(resnet)
+            yield from walk_resnet(resnet)
         for upsampler in block.upsamplers or []:
             yield Local(upsampler, reach=1, scale=2), upsampler.out_channels
     yield Normalize(decoder.conv_norm_out), decoder.conv_norm_out.num_channels
@@ -99,16 +99,16 @@ def _walk_from_plain_latent(vae: AutoencoderKL | AutoencoderKLFlux2) -> Walk:
     yield walk_convolution(decoder.conv_out)
 
 
-def _walk_middle(block: nn.Module) -> Walk:
+def walk_middle(block: nn.Module) -> Walk:
     first, *rest = block.resnets
-    yield from _walk_resnet(first)
+    yield from walk_resnet(first)
     for attention, resnet in zip(block.attentions, rest, strict=True):
         if attention is not None:
             yield from _walk_attention(attention)
-        yield from _walk_resnet(resnet)
+        yield from walk_resnet(resnet)
 
 
-def _walk_resnet(resnet: ResnetBlock2D) -> Walk:
+def walk_resnet(resnet: ResnetBlock2D) -> Walk:
     width = resnet.out_channels
     yield Fork(resnet.conv_shortcut or nn.Identity()), max(width, resnet.in_channels)
     yield Normalize(resnet.norm1), resnet.in_channels

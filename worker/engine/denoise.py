@@ -11,6 +11,7 @@ from worker.engine.ensemble import Ensemble
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.fuse import Fusion
 from worker.engine.grid import Tile
+from worker.engine.low_band import LowBand
 from worker.engine.plan import DenoisePlan
 from worker.engine.schedule import Scalars, Scheduler, capture_state, estimate_clean, scale_input
 from worker.engine.warned import Warned
@@ -18,7 +19,7 @@ from worker.engine.warned import Warned
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All that a later process needs to go on, to the same bytes. `step` steps are done."""
+    """All that a later process needs to go on, to the same bytes. `step` steps of all stages are done."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -39,12 +40,30 @@ class TilePredicted:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All tiles of a step were fused and the canvas advanced. `checkpoint()` keeps this moment."""
+    """All tiles of a step were fused and the canvas advanced. `checkpoint()` keeps this moment.
+
+    `index` and `steps` count over all stages.
+    """
 
     index: int
     steps: int
     tiles: int
     checkpoint: Callable[[], Checkpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which steps of the picture a stage sings.
+
+    Args:
+        first: index of its first timestep in its scheduler's list.
+        before: steps of the stages before.
+        total: steps of all stages; None: no other stage comes before or after.
+    """
+
+    first: int = 0
+    before: int = 0
+    total: int | None = None
 
 
 @torch.inference_mode()
@@ -55,6 +74,8 @@ def denoise(
     scheduler: Scheduler,
     generator: torch.Generator,
     first_step: int = 0,
+    span: Span = Span(),
+    low_band: LowBand | None = None,
 ) -> Iterator[TilePredicted | Step | Warned]:
     """Carry a noisy canvas to a clean one, all tiles in step with each other.
 
@@ -64,14 +85,16 @@ def denoise(
     Args:
         latent: noisy canvas, (C, H, W), float32, latent pixels; overwritten with each step's result.
         generator: source of the scheduler's own noise, one draw for the whole canvas.
+        first_step: of this stage, whose steps before are done.
 
     Raises:
         NonFiniteLatentError: names the first broken step and tile.
     """
-    steps = len(scheduler.timesteps)
-    clocks = scheduler.timesteps.cpu()
+    timesteps = scheduler.timesteps[span.first :]
+    clocks, steps = timesteps.cpu(), len(timesteps)
+    total = span.total or steps
     for index in range(first_step, steps):
-        timestep = scheduler.timesteps[index]
+        timestep, done = timesteps[index], span.before + index
         tiles = plan.grid_at(index, steps).tiles
         fusion, heard = Fusion(like=latent), list[tuple[Tile, Tensor]]()
         scaled = scale_input(scheduler, latent, timestep)
@@ -79,14 +102,19 @@ def denoise(
             fusion.add(tile, prediction)
             heard.append((tile, prediction))
             clean = estimate_clean(tile.crop(latent), prediction, clocks[index], scheduler)
-            yield TilePredicted(index, tile, clean)
+            yield TilePredicted(done, tile, clean)
         yield from ensemble.take_warnings()
-        latent.copy_(advance(scheduler, fusion.mean(), timestep, latent, generator))
+        prediction = fusion.mean()
+        if low_band is not None:
+            prediction = low_band.guide(prediction, latent, clocks[index], scheduler, index, steps)
+        latent.copy_(advance(scheduler, prediction, timestep, latent, generator))
         if not latent.isfinite().all():
             raise NonFiniteLatentError(
-                f"step {index + 1} of {steps}, timestep {float(clocks[index]):g}: {_name_broken(heard)}"
+                f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(heard)}"
             )
-        yield Step(index, steps, len(tiles), lambda done=index + 1: keep(done, latent, scheduler, generator))
+        yield Step(
+            done, total, len(tiles), lambda done=done + 1: keep(done, latent, scheduler, generator, low_band)
+        )
 
 
 def _name_broken(heard: list[tuple[Tile, Tensor]]) -> str:
@@ -107,9 +135,17 @@ def advance(
     return scheduler.step(prediction[None], timestep, latent[None], **options).prev_sample[0]
 
 
-def keep(step: int, latent: Tensor, scheduler: Scheduler, generator: torch.Generator) -> Checkpoint:
+def keep(
+    step: int,
+    latent: Tensor,
+    scheduler: Scheduler,
+    generator: torch.Generator,
+    low_band: LowBand | None = None,
+) -> Checkpoint:
     """The checkpoint after `step` steps."""
     tensors, scalars = capture_state(scheduler)
     kept = {f"scheduler.{name}": tensor.clone() for name, tensor in tensors.items()}
     kept |= {"latent": latent.cpu().clone(), "generator": generator.get_state()}
+    if low_band is not None:
+        kept["reference"] = low_band.reference.cpu().clone()
     return Checkpoint(step, kept, scalars)

@@ -1,37 +1,67 @@
-"""The straight line: plan -> noise -> denoise -> decode -> stitch."""
+"""The straight line: plan -> noise -> denoise -> decode -> stitch, over one stage or a cascade of them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from worker.engine.ascend import Painter, ascend
 from worker.engine.decode import decode
-from worker.engine.decoder import Decoder
-from worker.engine.denoise import Checkpoint, Step, TilePredicted, denoise
+from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble
+from worker.engine.low_band import LowBand
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, StagePlan
-from worker.engine.schedule import Scheduler, initial_scale, restore_state
+from worker.engine.schedule import Scheduler, add_noise, initial_scale, restore_state, skip_to_tail
 from worker.engine.stitch import Band, stitch
 from worker.engine.sync import Alone, Group
 from worker.engine.warned import Warned
 
-Progress = TilePredicted | Step | Band | Warned
+
+@dataclass(frozen=True, slots=True)
+class StageBegan:
+    """A canvas of a new size is to be sung.
+
+    Args:
+        level: 1 for the smallest, up to `levels`.
+        height: of the canvas, latent pixels; so is `width`.
+        before: steps of the stages before.
+        steps: of this stage, as its scheduler takes them.
+        total: steps of all stages.
+    """
+
+    level: int
+    levels: int
+    height: int
+    width: int
+    before: int
+    steps: int
+    total: int
 
 
-class Singer(Protocol):
+Progress = StageBegan | TilePredicted | Step | Band | Warned
+
+
+class Singer(Painter, Protocol):
     """A model that knows its prompt: who predicts, who advances the canvas, who paints."""
 
-    @property
-    def decoder(self) -> Decoder: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        """Get ready for one stage: all modules, and a fresh scheduler with its timesteps set."""
+        """Get ready for one stage: all modules, and a fresh scheduler set to `stage.steps`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A stage that is ready to be sung."""
+
+    stage: StagePlan
+    ensemble: Ensemble
+    scheduler: Scheduler
+    span: Span
+    began: StageBegan
 
 
 def generate(
@@ -43,32 +73,72 @@ def generate(
 
     Raises:
         NonFiniteLatentError: a step broke.
+        NonFiniteImageError: a decode tile broke, in float32 too.
     """
-    (stage,) = plan.stages
-    ensemble, scheduler = singer.begin(stage)
-    ensemble.join(group or Alone())
+    group = group or Alone()
     generator = torch.Generator().manual_seed(plan.seed)
-    latent = (
-        _begin(plan, scheduler) if resume is None else _resume(resume, scheduler, generator, singer.device)
-    )
-    first_step = resume.step if resume else 0
-    latent = latent.to(singer.device)
-    yield from denoise(latent, stage.denoise, ensemble, scheduler, generator, first_step)
-    tiles = decode(latent, singer.decoder, plan.canvas.wrap, plan.decode)
+    latent: Tensor | None = None
+    for part in _get_ready(plan, singer, group):
+        if resume and resume.step > part.began.before + part.began.steps:
+            continue
+        yield part.began
+        if resume and resume.step > part.began.before:
+            latent, low_band = _resume(resume, part, generator, singer.device)
+            first_step = resume.step - part.began.before
+        else:
+            latent, low_band = yield from _begin(plan, part, latent, singer, group)
+            first_step = 0
+        yield from denoise(
+            latent, part.stage.denoise, part.ensemble, part.scheduler, generator, first_step, part.span, low_band
+        )  # fmt: skip
+    assert latent is not None
+    tiles = decode(latent, singer.decoder, plan.canvas.wrap, plan.decode, group)
     yield from stitch(tiles, plan.canvas.width * singer.decoder.scale)
 
 
-def _begin(plan: GenerationPlan, scheduler: Scheduler) -> Tensor:
-    noise = initial_noise(plan.seed, plan.channels, plan.canvas.height, plan.canvas.width)
-    return noise * initial_scale(scheduler)
+def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part]:
+    """All stages at once, since only their schedulers know how many steps they take."""
+    begun = [(stage, *singer.begin(stage.whole)) for stage in plan.stages]
+    firsts = [skip_to_tail(scheduler, stage.whole.steps - stage.steps) for stage, _, scheduler in begun]
+    counts = [len(each[2].timesteps) - first for each, first in zip(begun, firsts, strict=True)]
+    befores, total = [0, *accumulate(counts)], sum(counts)
+    parts: list[_Part] = []
+    for index, (stage, ensemble, scheduler) in enumerate(begun):
+        ensemble.join(group)
+        span = Span(firsts[index], befores[index], total)
+        canvas = stage.denoise
+        began = StageBegan(
+            index + 1, len(begun), canvas.height, canvas.width, befores[index], counts[index], total
+        )
+        parts.append(_Part(stage, ensemble, scheduler, span, began))
+    return parts
+
+
+def _begin(
+    plan: GenerationPlan, part: _Part, before: Tensor | None, singer: Singer, group: Group
+) -> Generator[Warned, None, tuple[Tensor, LowBand | None]]:
+    """The noisy canvas: pure noise, or the enlarged picture of the stage before under as much as it takes."""
+    canvas, level = part.stage.denoise, part.began.level
+    noise = initial_noise(plan.seed, plan.channels, canvas.height, canvas.width, stage=level - 1)
+    if before is None:
+        return (noise * initial_scale(part.scheduler)).to(singer.device), None
+    reference = yield from ascend(before, canvas, singer, plan.decode, group)
+    latent = add_noise(part.scheduler, reference, noise.to(singer.device), part.span.first)
+    return latent, _listen(part, reference)
+
+
+def _listen(part: _Part, reference: Tensor) -> LowBand | None:
+    low_band = part.stage.low_band
+    return None if low_band is None else LowBand(low_band, reference, part.stage.denoise.wrap)
 
 
 def _resume(
-    checkpoint: Checkpoint, scheduler: Scheduler, generator: torch.Generator, device: torch.device
-) -> Tensor:
+    checkpoint: Checkpoint, part: _Part, generator: torch.Generator, device: torch.device
+) -> tuple[Tensor, LowBand | None]:
     generator.set_state(checkpoint.tensors["generator"])
     kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
-    latent = kept.pop("latent")
+    latent, reference = kept.pop("latent"), kept.pop("reference", None)
     del kept["generator"]
-    restore_state(scheduler, kept, checkpoint.scalars, device)
-    return latent
+    restore_state(part.scheduler, kept, checkpoint.scalars, device)
+    low_band = None if reference is None else _listen(part, reference.to(device))
+    return latent.to(device), low_band

@@ -10,8 +10,10 @@ from worker.engine.grid import Tile
 BLOCK = 64
 
 
-def initial_noise(seed: int, channels: int, height: int, width: int, top: int = 0, left: int = 0) -> Tensor:
-    """Standard normal noise of a window of the endless plane that `seed` names.
+def initial_noise(
+    seed: int, channels: int, height: int, width: int, top: int = 0, left: int = 0, stage: int = 0
+) -> Tensor:
+    """Standard normal noise of a window of the endless plane that `seed` and `stage` name.
 
     Drawn in blocks of 64 x 64, each from its own generator, so a crop of a large canvas starts from
     the same noise as a small canvas at that place, whatever their sizes.
@@ -20,14 +22,15 @@ def initial_noise(seed: int, channels: int, height: int, width: int, top: int = 
         (channels, height, width), float32.
     """
     noise = torch.empty(channels, height, width)
+    name = f"{seed}.{stage}" if stage else str(seed)
     for row in range(top // BLOCK, (top + height - 1) // BLOCK + 1):
         for column in range(left // BLOCK, (left + width - 1) // BLOCK + 1):
-            _place(noise, _block(seed, channels, row, column), row * BLOCK - top, column * BLOCK - left)
+            _place(noise, _block(name, channels, row, column), row * BLOCK - top, column * BLOCK - left)
     return noise
 
 
-def _block(seed: int, channels: int, row: int, column: int) -> Tensor:
-    digest = hashlib.blake2b(f"{seed}/{row}/{column}".encode(), digest_size=8).digest()
+def _block(name: str, channels: int, row: int, column: int) -> Tensor:
+    digest = hashlib.blake2b(f"{name}/{row}/{column}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return torch.randn(channels, BLOCK, BLOCK, generator=generator)
 

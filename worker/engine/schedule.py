@@ -35,6 +35,40 @@ def initial_scale(scheduler: Scheduler) -> float:
     return float(getattr(scheduler, "init_noise_sigma", 1.0))
 
 
+def skip_to_tail(scheduler: Scheduler, skipped: int) -> int:
+    """Leave out the first steps, as diffusers' image-to-image pipelines do.
+
+    Returns:
+        the index of the first timestep that is left; a step of second order has two.
+    """
+    if skipped == 0:
+        return 0
+    if hasattr(scheduler, "plms_timesteps"):
+        return _skip_plms(scheduler, skipped)
+    first = skipped * int(getattr(scheduler, "order", 1))
+    begin_at: Callable[[int], None] | None = getattr(scheduler, "set_begin_index", None)
+    if begin_at is not None:
+        begin_at(first)
+    return first
+
+
+def _skip_plms(scheduler: Scheduler, skipped: int) -> int:
+    """PNDM sings its second timestep twice, so a tail has to repeat its own second one."""
+    plain = torch.cat([scheduler.timesteps[:2], scheduler.timesteps[3:]])[skipped:]
+    scheduler.timesteps = torch.cat([plain[:2], plain[1:2], plain[2:]])
+    return 0
+
+
+def add_noise(scheduler: Scheduler, clean: Tensor, noise: Tensor, first: int) -> Tensor:
+    """A clean canvas (C, H, W) as noisy as timestep `first` expects it, by the scheduler's own formula."""
+    timestep = scheduler.timesteps[first : first + 1]
+    if hasattr(scheduler, "scale_noise"):
+        mix: Callable[[Tensor, Tensor, Tensor], Tensor] = getattr(scheduler, "scale_noise")  # noqa: B009
+        return mix(clean[None], timestep, noise[None])[0]
+    add: Callable[[Tensor, Tensor, Tensor], Tensor] = getattr(scheduler, "add_noise")  # noqa: B009
+    return add(clean[None], noise[None], timestep)[0]
+
+
 def scale_input(scheduler: Scheduler, latent: Tensor, timestep: Tensor) -> Tensor:
     """The latent as the model wants to see it."""
     scale: Callable[[Tensor, Tensor], Tensor] | None = getattr(scheduler, "scale_model_input", None)
@@ -118,9 +152,20 @@ def estimate_clean(latent: Tensor, prediction: Tensor, timestep: Tensor, schedul
     return prediction if kind == "sample" else (preserving - sigma * prediction) / max(alpha, 1e-3)
 
 
+def guide_clean(prediction: Tensor, change: Tensor, timestep: Tensor, scheduler: Scheduler) -> Tensor:
+    """The prediction that implies a clean latent changed by `change`: `estimate_clean` the other way round.
+
+    That is linear in the prediction, so what it makes of 1 is its slope, whatever the parametrisation.
+    """
+    one = torch.ones(1)
+    slope = float(estimate_clean(torch.zeros(1), one, timestep, scheduler))
+    return prediction + change / slope
+
+
 def _flow_sigma(scheduler: object) -> float:
     sigmas: Tensor = getattr(scheduler, "sigmas")  # noqa: B009
-    return float(sigmas[getattr(scheduler, "step_index", None) or 0])
+    step = getattr(scheduler, "step_index", None)
+    return float(sigmas[(getattr(scheduler, "begin_index", None) or 0) if step is None else step])
 
 
 def _noise_level(scheduler: Scheduler, timestep: Tensor) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.decoder import Decoder, Local
+from worker.engine.encoder import Encoder
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
@@ -51,6 +52,7 @@ class Soloist:
     replica: Replica
     scheduler: Scheduler
     decoder: Decoder
+    encoder: Encoder | None = None
     device = torch.device("cpu")
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:

@@ -1,0 +1,90 @@
+"""diffusers' encoders, written out as the engine's list of operations."""
+
+# As in vae.py: diffusers types the parts of its autoencoders as bare modules or optionals.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import nn
+
+from worker.adapters.vae import walk_middle, walk_resnet, widened
+from worker.adapters.vae_walk import walk_convolution
+from worker.engine.decoder import Local, Normalize, Operation
+from worker.engine.encoder import Encoder, Shrink
+
+Walk = Iterator[Operation | Shrink]
+
+
+def flatten_encoder(vae: object) -> Encoder | None:
+    """List the operations from a picture to its latent's mean, scaled as the canvas holds it.
+
+    Returns:
+        None for an autoencoder of another class: latents of such a model are enlarged themselves.
+    """
+    match vae:
+        case AutoencoderKL():
+            operations, last = list(_walk_to_mean(vae)), _scale_kl(vae)
+        case AutoencoderKLFlux2():
+            operations, last = list(_walk_to_mean(vae)), _scale_flux_2(vae)
+        case AutoencoderTiny():
+            operations, last = list(_walk_tiny(vae)), _scale_tiny(vae)
+        case _:
+            return None
+    split = 1 + max(index for index, each in enumerate(operations) if isinstance(each, Shrink))
+    whole = [*operations[split:], last]
+    return Encoder(operations[:split], whole, vae.dtype, lambda: widened(vae))
+
+
+def _scale_kl(vae: AutoencoderKL) -> Local:
+    scaling, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+    return Local(lambda mean: (mean.float() - shift) * scaling)
+
+
+def _scale_flux_2(vae: AutoencoderKLFlux2) -> Shrink:
+    """Its canvas holds patches of 2 x 2, row by row, each of their channels normalised on its own."""
+    mean = vae.bn.running_mean[:, None, None].float()
+    spread = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()[:, None, None]
+    return Shrink(lambda latent: (F.pixel_unshuffle(latent.float(), 2) - mean) / spread)
+
+
+def _scale_tiny(vae: AutoencoderTiny) -> Local:
+    scaling = vae.config.scaling_factor
+    return Local(lambda latent: latent.float() * scaling)
+
+
+def _walk_to_mean(vae: AutoencoderKL | AutoencoderKLFlux2) -> Walk:
+    encoder, channels = vae.encoder, vae.config.latent_channels
+    yield Local(lambda image: encoder.conv_in(image.to(vae.dtype)), reach=1)
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            yield from _operations(walk_resnet(resnet))
+        for downsampler in block.downsamplers or []:
+            yield Shrink(downsampler)
+    yield from _operations(walk_middle(encoder.mid_block))
+    yield Normalize(encoder.conv_norm_out)
+    yield Local(lambda value: encoder.conv_out(encoder.conv_act(value)), reach=1)
+    if vae.quant_conv is not None:
+        yield from _operations([walk_convolution(vae.quant_conv)])
+    yield Local(lambda moments: moments[:, :channels])
+
+
+def _walk_tiny(vae: AutoencoderTiny) -> Walk:
+    """No statistics anywhere: every layer is local or a convolution with a stride."""
+    yield Local(lambda image: image.to(vae.dtype).add(1).div(2))
+    for layer in vae.encoder.layers:
+        if isinstance(layer, nn.Conv2d) and layer.stride[0] > 1:
+            yield Shrink(layer, layer.stride[0])
+        else:
+            convolutions = [part for part in layer.modules() if isinstance(part, nn.Conv2d)]
+            yield Local(layer, sum(part.kernel_size[0] // 2 for part in convolutions))
+
+
+def _operations(walk: object) -> Walk:
+    """Without the channels that a decoder's walk tells for its memory plan."""
+    for operation, _ in walk:
+        yield operation

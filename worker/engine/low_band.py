@@ -1,0 +1,73 @@
+"""Low-band guidance: a stage keeps the large forms of the stage before, and is free in the small ones."""
+
+# torch.fft carries no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import torch
+from torch import Tensor
+
+from worker.engine.plan import LowBandPlan
+from worker.engine.schedule import Scheduler, estimate_clean, guide_clean
+
+_ORDER = 4  # of the Butterworth filter, as in FreeInit (Wu et al. 2024) and HiFlow
+
+
+class LowBand:
+    """Pulls the clean estimate's low band to a reference: x̂0 += α(step) · LP(x̂0_ref - x̂0).
+
+    Bu et al., "HiFlow" (2025), eq. 5, where α falls in a straight line to 0; the filter is linear, so
+    the difference is filtered once.
+
+    Args:
+        reference: clean latent (C, H, W) of the stage before, at this stage's size.
+        wrap: whether the canvas continues into itself, (vertically, horizontally).
+    """
+
+    def __init__(self, plan: LowBandPlan, reference: Tensor, wrap: tuple[bool, bool]) -> None:
+        self._plan, self._wrap = plan, wrap
+        self.reference = reference
+
+    def guide(
+        self,
+        prediction: Tensor,
+        latent: Tensor,
+        timestep: Tensor,
+        scheduler: Scheduler,
+        index: int,
+        steps: int,
+    ) -> Tensor:
+        """The fused prediction (C, H, W), guided, at step `index` of `steps`."""
+        plan = self._plan
+        weight = plan.start + (plan.end - plan.start) * index / max(steps - 1, 1)
+        if weight == 0:
+            return prediction
+        clean = estimate_clean(latent, prediction, timestep, scheduler)
+        change = low_pass(self.reference - clean, plan.cutoff, self._wrap).mul_(weight)
+        return guide_clean(prediction, change, timestep, scheduler)
+
+
+def low_pass(canvas: Tensor, cutoff: float, wrap: tuple[bool, bool]) -> Tensor:
+    """Butterworth low-pass of a canvas (C, H, W), channel by channel: nothing larger than a channel's spectrum.
+
+    A Fourier transform takes every axis for a ring. On an axis that does not wrap the canvas is
+    mirrored first, so that the two ends of that ring are alike.
+
+    Args:
+        cutoff: where half is left, as a share of the highest frequency of each axis.
+    """
+    height, width = (side if wraps else 2 * side for side, wraps in zip(canvas.shape[-2:], wrap, strict=True))
+    response = _butterworth(height, width, cutoff).to(canvas.device)
+    filtered = torch.empty_like(canvas)
+    for channel, plane in zip(filtered, canvas, strict=True):
+        for axis in (axis for axis in (0, 1) if not wrap[axis]):
+            plane = torch.cat([plane, plane.flip(axis)], dim=axis)
+        ring = torch.fft.irfft2(torch.fft.rfft2(plane).mul_(response), s=(height, width))
+        channel.copy_(ring[: channel.shape[0], : channel.shape[1]])
+    return filtered
+
+
+def _butterworth(height: int, width: int, cutoff: float) -> Tensor:
+    """Response for a `rfft2` of that size, float32: 1 / (1 + (d / cutoff)^(2n))."""
+    down, right = 2 * torch.fft.fftfreq(height), 2 * torch.fft.rfftfreq(width)
+    squared = down[:, None].square() + right[None, :].square()
+    return 1 / (1 + (squared / cutoff**2) ** _ORDER)
