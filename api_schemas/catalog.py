@@ -1,10 +1,13 @@
 """What a worker says about a model it serves, and what a request costs on it."""
 
 from math import ceil
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from api_schemas.generation import MAX_TILE_SIZE_PX, GenerationRequest, Positions
+
+AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
 
 
 class Cost(BaseModel):
@@ -44,6 +47,9 @@ class ModelCard(BaseModel):
     weights_gib: float = 0.0
     tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False
+    supports: list[AddOnKind] = Field(
+        default=[], description="Kinds of add-ons that its family can take; what may be named follows."
+    )
     loras: list[str] = Field(default=[], description="Names that `loras[].name` may have.")
     controlnets: list[str] = Field(default=[], description="Names that `control.name` may have.")
     ip_adapters: list[str] = Field(default=[], description="Names that `ip_adapter.name` may have.")

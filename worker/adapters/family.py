@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -11,10 +11,11 @@ from torch import nn
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.errors import UnsupportedConditionError
+from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.settings import FolderSettings
-from worker.adapters.source import AddOns
+from worker.adapters.source import AddOnKind, AddOns
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.decoder import Decoder
 from worker.engine.encoder import Encoder
@@ -46,11 +47,12 @@ class Habits:
     """How a family is used, where the folder's `chorale.json` does not say otherwise.
 
     Args:
-        steps: as in diffusers' own pipeline.
+        steps: what is usual for the family.
         guidance_scale: the same; 1.0 is off.
         positions: what its transformer can be told about where a tile lies.
         negative_prompt: whether it listens to one.
         guidance: whether it can be guided, by two branches or by a scale that it is told.
+        add_ons: kinds that it can take.
     """
 
     steps: int = 25
@@ -58,6 +60,7 @@ class Habits:
     positions: tuple[Positions, ...] = ("local",)
     negative_prompt: bool = True
     guidance: bool = True
+    add_ons: tuple[AddOnKind, ...] = ()
 
 
 class Family(Protocol):
@@ -107,10 +110,11 @@ class FamilyModel:
         self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
     ) -> None:
         self._family = family
-        self._add_ons = add_ons or AddOns()
+        self.add_ons = (add_ons or AddOns()).only(family.habits.add_ons)
+        self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in family.habits.add_ons else None
         self._decoder = family.build_decoder()
         self._encoder = flatten_encoder(family.pipe.components.get("vae"))
-        self.card = _describe(family, settings, name).model_copy(update=self._add_ons.announce())
+        self.card = _describe(family, settings, name).model_copy(update=self.add_ons.announce())
         self.preview_map = _preview_map(family, settings, self._decoder)
 
     @torch.inference_mode()
@@ -119,15 +123,19 @@ class FamilyModel:
 
         Raises:
             UnsupportedConditionError: the family cannot be told that.
+            ModelFolderError: an add-on is not for this model.
         """
         family = self._family
         _check(conditions, family)
+        if self._loras is not None:
+            self._loras.wear(conditions.loras)
         return FamilySinger(
             self._decoder, self._encoder, family.pipe.device, family.encode(conditions), family.make_scheduler
         )
 
 
 def _check(conditions: Conditions, family: Family) -> None:
+    _check_add_ons(conditions, family)
     habits = family.habits
     if conditions.positions not in habits.positions:
         allowed = ", ".join(habits.positions)
@@ -144,6 +152,18 @@ def _check(conditions: Conditions, family: Family) -> None:
             f"guidance_scale: {conditions.guidance_scale:g} would not be heard, since {family.name} was "
             "trained to do without; allowed: 1"
         )
+
+
+def _check_add_ons(conditions: Conditions, family: Family) -> None:
+    asked: dict[AddOnKind, object] = {
+        "lora": conditions.loras, "controlnet": conditions.control, "ip_adapter": conditions.ip_adapter,
+    }  # fmt: skip
+    for kind, value in asked.items():
+        if value and kind not in family.habits.add_ons:
+            allowed = ", ".join(family.habits.add_ons) or "none"
+            raise UnsupportedConditionError(
+                f"{kind}: a model of family {family.name} takes none; add-ons that it takes: {allowed}"
+            )
 
 
 def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
@@ -170,6 +190,7 @@ def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
         positions=list(habits.positions),
         negative_prompt=habits.negative_prompt,
         guidance=habits.guidance,
+        supports=list(habits.add_ons),
         max_tile_size_px=shape.max_tile_px,
         weights_gib=round(_count_bytes(family.pipe.components.values()) / 2**30, 3),
     )

@@ -31,8 +31,8 @@ def check_folder(folder: Path) -> str:
     return str(json.loads(index.read_text())["_class_name"])
 
 
-def check_listed(name: str, entry: AllowedModel) -> Path:
-    """Check an entry of the allow-list and answer its path.
+def check_listed(name: str, entry: AllowedModel) -> None:
+    """Check an entry of the allow-list.
 
     Raises:
         DamagedModelError: a file is missing, changed, or was not there when the entry was made.
@@ -44,7 +44,6 @@ def check_listed(name: str, entry: AllowedModel) -> Path:
         raise DamagedModelError(
             f"{name} holds files that are not on the allow-list: {', '.join(added)}; if they are meant, add it again"
         )
-    return entry.path
 
 
 def _check_digest(path: Path, expected: str) -> None:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import Positions
+from worker.adapters.add_ons import Control, IpAdapter, Lora
+from worker.adapters.source import AddOns
 from worker.engine.generate import Singer
 
 
@@ -32,6 +34,9 @@ class Conditions:
     negative_prompt: str = ""
     guidance_scale: float = 1.0
     positions: Positions = "local"
+    loras: tuple[Lora, ...] = ()
+    control: Control | None = None
+    ip_adapter: IpAdapter | None = None
 
 
 class LoadedModel(Protocol):
@@ -42,6 +47,11 @@ class LoadedModel(Protocol):
 
     @property
     def preview_map(self) -> PreviewMap: ...
+
+    @property
+    def add_ons(self) -> AddOns:
+        """Those that a request may name."""
+        ...
 
     def prepare(self, conditions: Conditions) -> Singer:
         """Encode what the model is told, once for all stages."""

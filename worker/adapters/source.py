@@ -1,18 +1,18 @@
 """From what the operator asked for to the model and the add-ons that are meant."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 
-from api_schemas.allow_list import AllowedModel, AllowList
+from api_schemas.allow_list import AllowedModel, AllowList, covered_files
+from api_schemas.catalog import AddOnKind
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.integrity import check_listed
 
-AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
+Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +33,8 @@ class AddOns:
     """The allow-list's LoRAs, ControlNets and IP-Adapters that fit one family."""
 
     entries: dict[str, AllowedModel] = field(default_factory=dict)
+    # What files looked like when their digests were found right: some weigh gigabytes.
+    _checked: dict[str, Stamp] = field(default_factory=dict, compare=False)
 
     def announce(self) -> dict[str, list[str]]:
         """The fields of a model's card that list them."""
@@ -41,6 +43,10 @@ class AddOns:
             "controlnets": self.names("controlnet"),
             "ip_adapters": self.names("ip_adapter"),
         }
+
+    def only(self, kinds: Sequence[AddOnKind]) -> "AddOns":
+        """Those that a family can take."""
+        return AddOns({name: entry for name, entry in self.entries.items() if entry.kind in kinds})
 
     def names(self, kind: AddOnKind) -> list[str]:
         """All of one kind."""
@@ -56,7 +62,11 @@ class AddOns:
         entry = self.entries.get(name)
         if entry is None or entry.kind != kind:
             raise ModelFolderError(f"no {kind} {name!r} is on the allow-list for this model's family")
-        return check_listed(name, entry)
+        stamp = _stamp(entry)
+        if self._checked.get(name) != stamp:
+            check_listed(name, entry)
+            self._checked[name] = stamp
+        return entry.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,14 @@ def find_model(source: ModelSource) -> FoundModel:
             f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"
         )
     return FoundModel(source.model, None, None, allow_list)
+
+
+def _stamp(entry: AllowedModel) -> Stamp:
+    names = sorted({*entry.files, *covered_files(entry.path)})
+    states = ((name, entry.root / name) for name in names)
+    return tuple(
+        (name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in states if path.exists()
+    )
 
 
 def _read(path: Path | None) -> AllowList:

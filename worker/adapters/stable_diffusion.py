@@ -7,17 +7,13 @@ from pathlib import Path
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+from worker.adapters.control_net import ControlNets
 from worker.adapters.family import Habits, Shape
+from worker.adapters.ip_adapter import IpAdapters
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
-from worker.adapters.unet import (
-    UNetReplica,
-    embed_strength,
-    is_guided,
-    make_scheduler,
-    read_habits,
-    read_shape,
-)
+from worker.adapters.unet import UNetReplica
+from worker.adapters.unet_pipeline import embed_strength, is_guided, make_scheduler, read_habits, read_shape
 from worker.adapters.vae import flatten_decoder
 from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
@@ -30,6 +26,8 @@ class StableDiffusion:
     """A loaded folder."""
 
     pipe: StableDiffusionPipeline
+    control_nets: ControlNets
+    ip_adapters: IpAdapters
     name = "stable-diffusion"
 
     @property
@@ -38,18 +36,22 @@ class StableDiffusion:
 
     @property
     def habits(self) -> Habits:
-        return read_habits(self.pipe, Habits())
+        return read_habits(self.pipe, Habits(add_ons=("lora", "controlnet", "ip_adapter")))
 
     def build_decoder(self) -> Decoder:
         return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         pipe, scale = self.pipe, conditions.guidance_scale
+        guided = is_guided(pipe, scale)
+        seen = self.ip_adapters.wear(conditions.ip_adapter, guided=guided)
+        lay = self.control_nets.open(conditions.control)
         prompted, free = pipe.encode_prompt(
-            conditions.prompt, pipe.device, 1, is_guided(pipe, scale), conditions.negative_prompt
+            conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
         )
         states = prompted if free is None else torch.cat([free, prompted])
-        return lambda stage: UNetReplica(pipe.unet, states, scale, embed_strength(pipe, scale))
+        strength = embed_strength(pipe, scale)
+        return lambda stage: UNetReplica(pipe.unet, states, scale, strength, seen=seen, control=lay(stage))
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         return make_scheduler(self.pipe, stage)
@@ -65,4 +67,4 @@ def load(folder: Path, device: torch.device) -> StableDiffusion:
         StableDiffusionPipeline, folder, device,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    return StableDiffusion(pipe)
+    return StableDiffusion(pipe, ControlNets(pipe), IpAdapters(pipe))

@@ -8,18 +8,14 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor
 
+from worker.adapters.control_net import ControlNets
 from worker.adapters.family import Habits, Shape
 from worker.adapters.guidance import pick_branches
+from worker.adapters.ip_adapter import IpAdapters
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
-from worker.adapters.unet import (
-    UNetReplica,
-    embed_strength,
-    is_guided,
-    make_scheduler,
-    read_habits,
-    read_shape,
-)
+from worker.adapters.unet import UNetReplica
+from worker.adapters.unet_pipeline import embed_strength, is_guided, make_scheduler, read_habits, read_shape
 from worker.adapters.vae import flatten_decoder
 from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
@@ -68,6 +64,8 @@ class StableDiffusionXL:
     """A loaded folder."""
 
     pipe: StableDiffusionXLPipeline
+    control_nets: ControlNets
+    ip_adapters: IpAdapters
     name = "stable-diffusion-xl"
 
     @property
@@ -76,7 +74,7 @@ class StableDiffusionXL:
 
     @property
     def habits(self) -> Habits:
-        return read_habits(self.pipe, Habits(steps=50, guidance_scale=5.0))
+        return read_habits(self.pipe, Habits(50, 5.0, add_ons=("lora", "controlnet", "ip_adapter")))
 
     def build_decoder(self) -> Decoder:
         return flatten_decoder(self.pipe.vae)
@@ -84,18 +82,22 @@ class StableDiffusionXL:
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         """Without a negative prompt the base model was trained on states of zeros, not of ""."""
         pipe, scale = self.pipe, conditions.guidance_scale
+        guided = is_guided(pipe, scale)
+        seen = self.ip_adapters.wear(conditions.ip_adapter, guided=guided)
+        lay = self.control_nets.open(conditions.control)
         prompted, free, pooled, free_pooled = pipe.encode_prompt(
             conditions.prompt,
             device=pipe.device,
-            do_classifier_free_guidance=is_guided(pipe, scale),
+            do_classifier_free_guidance=guided,
             negative_prompt=conditions.negative_prompt or None,
         )
         states = prompted if free is None else torch.cat([free, prompted])
         pools = pooled if free_pooled is None else torch.cat([free_pooled, pooled])
+        strength = embed_strength(pipe, scale)
 
         def begin(stage: StagePlan) -> Replica:
             caption = Caption(pools, stage.denoise, self.shape.scale)
-            return UNetReplica(pipe.unet, states, scale, embed_strength(pipe, scale), caption.tell)
+            return UNetReplica(pipe.unet, states, scale, strength, caption.tell, seen, lay(stage))
 
         return begin
 
@@ -109,4 +111,5 @@ def load(folder: Path, device: torch.device) -> StableDiffusionXL:
     Raises:
         ModelFolderError: diffusers cannot load the folder.
     """
-    return StableDiffusionXL(load_pipeline(StableDiffusionXLPipeline, folder, device, add_watermarker=False))
+    pipe = load_pipeline(StableDiffusionXLPipeline, folder, device, add_watermarker=False)
+    return StableDiffusionXL(pipe, ControlNets(pipe), IpAdapters(pipe))

@@ -43,6 +43,7 @@ CASES = (
         asked=(("", 1.0), ("", 8.5)),
     ),
 )  # fmt: skip
+ADD_ON_CASES = (CASES[0], CASES[2])
 
 
 def ask(pipe: DiffusionPipeline, noise: Tensor, asked: tuple[str, float], **told: object) -> Tensor:

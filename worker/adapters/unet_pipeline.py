@@ -1,0 +1,61 @@
+"""What a folder with a UNet says of itself."""
+
+# diffusers types tensors as FloatTensor, and as optional what is always there.
+# pyright: reportArgumentType=false
+
+from dataclasses import replace
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from torch import Tensor
+
+from worker.adapters.family import Habits, Shape
+from worker.engine.plan import StagePlan
+from worker.engine.schedule import Scheduler
+
+UNetPipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+
+
+def is_guided(pipe: UNetPipeline, scale: float) -> bool:
+    """Whether a tile takes two predictions: not where guidance was distilled into the UNet."""
+    return scale != 1.0 and pipe.unet.config.time_cond_proj_dim is None
+
+
+def embed_strength(pipe: UNetPipeline, scale: float) -> Tensor | None:
+    """For latent consistency models (Luo et al. 2023, section 4.2)."""
+    width = pipe.unet.config.time_cond_proj_dim
+    if width is None:
+        return None
+    embedded = pipe.get_guidance_scale_embedding(torch.tensor([scale - 1.0]), embedding_dim=width)
+    return embedded.to(pipe.device, pipe.unet.dtype)
+
+
+def read_shape(pipe: UNetPipeline) -> Shape:
+    unet, scale = pipe.unet.config, pipe.vae_scale_factor
+    alignment_px = scale * 2 ** (len(unet.block_out_channels) - 1)
+    return Shape(unet.in_channels, scale, alignment_px, unet.sample_size * scale)
+
+
+def read_habits(pipe: UNetPipeline, usual: Habits) -> Habits:
+    """A folder does not say that its model was distilled to few steps, but its scheduler does.
+
+    Latent consistency models have their own scheduler; turbo and lightning space their timesteps from the
+    last on, which others do only together with zero terminal signal (Lin et al. 2024).
+    """
+    config = pipe.scheduler.config
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        return replace(usual, steps=4, guidance_scale=8.5, negative_prompt=False)
+    trailing = config.get("timestep_spacing") == "trailing" and config.get("prediction_type") == "epsilon"
+    if type(pipe.scheduler).__name__ == "LCMScheduler" or (
+        trailing and not config.get("rescale_betas_zero_snr")
+    ):
+        return replace(usual, steps=4, guidance_scale=1.0)
+    return usual
+
+
+def make_scheduler(pipe: UNetPipeline, stage: StagePlan) -> Scheduler:
+    """A fresh one after the folder's, its timesteps set."""
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(stage.steps, device=pipe.device)
+    return scheduler
