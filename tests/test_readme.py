@@ -31,7 +31,8 @@ def test_make_targets_exist(target: str) -> None:
 @pytest.mark.parametrize("command", CHORALE)
 def test_chorale_commands_are_known(command: str) -> None:
     _, name, *arguments = shlex.split(command)
-    usage = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+    words = [name, arguments[0]] if name == "models" and arguments else [name]
+    usage = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
     assert usage.exit_code == 0
     for option in (argument for argument in arguments if argument.startswith("-")):
         assert re.search(rf"(?<!\w){option}\b", usage.output), f"{name} has no {option}"
