@@ -1,4 +1,4 @@
-"""Sana's decoder, the deep compression autoencoder (Chen et al. 2024)."""
+"""Sana's autoencoder, the deep compression autoencoder (Chen et al. 2024)."""
 
 # diffusers types the parts of its autoencoders as bare modules; which ones are there is checked by the
 # tests, which compare the walk with the autoencoder's own decode.
@@ -7,11 +7,17 @@
 
 import torch
 from diffusers.models.attention_processor import SanaMultiscaleLinearAttention
-from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC, DCUpBlock2d, EfficientViTBlock
+from diffusers.models.autoencoders.autoencoder_dc import (
+    AutoencoderDC,
+    DCDownBlock2d,
+    DCUpBlock2d,
+    EfficientViTBlock,
+)
 from torch import Tensor, nn
 
-from worker.adapters.vae_walk import Walk, walk_convolution
+from worker.adapters.vae_walk import EncoderWalk, Walk, walk_convolution, without_channels
 from worker.engine.decoder import Attend, Fork, Join, Local
+from worker.engine.encoder import Shrink
 
 
 def walk_dc(vae: AutoencoderDC) -> Walk:
@@ -27,6 +33,31 @@ def walk_dc(vae: AutoencoderDC) -> Walk:
         yield from _walk_block(decoder.conv_out)
     else:
         yield walk_convolution(decoder.conv_out)
+
+
+def walk_dc_encoder(vae: AutoencoderDC) -> EncoderWalk:
+    """To the latent, scaled as the canvas holds it."""
+    encoder, config = vae.encoder, vae.config
+    yield Local(lambda image: image.to(vae.dtype))
+    if isinstance(encoder.conv_in, DCDownBlock2d):
+        yield Shrink(encoder.conv_in)
+    else:
+        yield walk_convolution(encoder.conv_in)[0]
+    for level in encoder.down_blocks:
+        for block in level:
+            if isinstance(block, DCDownBlock2d):
+                yield Shrink(block)
+            else:
+                yield from without_channels(_walk_block(block))
+    yield Local(lambda value: _settle(encoder, value), reach=1)
+    yield Local(lambda latent: latent.float() * config.scaling_factor)
+
+
+def _settle(encoder: nn.Module, value: Tensor) -> Tensor:
+    latent = encoder.conv_out(value)
+    if encoder.out_shortcut:
+        latent = latent + value.unflatten(1, (-1, encoder.out_shortcut_average_group_size)).mean(dim=2)
+    return latent
 
 
 def _enter(decoder: nn.Module, latent: Tensor) -> Tensor:

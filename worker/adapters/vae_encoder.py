@@ -4,20 +4,22 @@
 # pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportArgumentType=false
 # pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import nn
 
 from worker.adapters.vae import walk_middle, walk_resnet, widened
-from worker.adapters.vae_walk import walk_convolution
-from worker.engine.decoder import Local, Normalize, Operation
+from worker.adapters.vae_dc import walk_dc_encoder
+from worker.adapters.vae_qwen_image import walk_qwen_image_encoder
+from worker.adapters.vae_walk import EncoderWalk, walk_convolution, without_channels
+from worker.engine.decoder import Attend, Fork, Local, Normalize, Operation
 from worker.engine.encoder import Encoder, Shrink
-
-Walk = Iterator[Operation | Shrink]
 
 
 def flatten_encoder(vae: object) -> Encoder | None:
@@ -28,16 +30,27 @@ def flatten_encoder(vae: object) -> Encoder | None:
     """
     match vae:
         case AutoencoderKL():
-            operations, last = list(_walk_to_mean(vae)), _scale_kl(vae)
+            operations = [*_walk_to_mean(vae), _scale_kl(vae)]
         case AutoencoderKLFlux2():
-            operations, last = list(_walk_to_mean(vae)), _scale_flux_2(vae)
+            operations = [*_walk_to_mean(vae), _scale_flux_2(vae)]
+        case AutoencoderKLQwenImage():
+            operations = list(walk_qwen_image_encoder(vae))
+        case AutoencoderDC():
+            operations = list(walk_dc_encoder(vae))
         case AutoencoderTiny():
-            operations, last = list(_walk_tiny(vae)), _scale_tiny(vae)
+            operations = [*_walk_tiny(vae), _scale_tiny(vae)]
         case _:
             return None
-    split = 1 + max(index for index, each in enumerate(operations) if isinstance(each, Shrink))
-    whole = [*operations[split:], last]
-    return Encoder(operations[:split], whole, vae.dtype, lambda: widened(vae))
+    split = _find_split(operations)
+    return Encoder(operations[:split], operations[split:], vae.dtype, lambda: widened(vae))
+
+
+def _find_split(operations: Sequence[Operation | Shrink]) -> int:
+    """Behind the last stride of the network, or where an earlier attention begins: it needs the whole canvas."""
+    strides = [index for index, each in enumerate(operations[:-1]) if isinstance(each, Shrink)]
+    behind = strides[-1] + 1
+    first = next((index for index, each in enumerate(operations) if isinstance(each, Attend)), behind)
+    return behind if first >= behind else max(i for i in range(first) if isinstance(operations[i], Fork))
 
 
 def _scale_kl(vae: AutoencoderKL) -> Local:
@@ -57,23 +70,23 @@ def _scale_tiny(vae: AutoencoderTiny) -> Local:
     return Local(lambda latent: latent.float() * scaling)
 
 
-def _walk_to_mean(vae: AutoencoderKL | AutoencoderKLFlux2) -> Walk:
+def _walk_to_mean(vae: AutoencoderKL | AutoencoderKLFlux2) -> EncoderWalk:
     encoder, channels = vae.encoder, vae.config.latent_channels
     yield Local(lambda image: encoder.conv_in(image.to(vae.dtype)), reach=1)
     for block in encoder.down_blocks:
         for resnet in block.resnets:
-            yield from _operations(walk_resnet(resnet))
+            yield from without_channels(walk_resnet(resnet))
         for downsampler in block.downsamplers or []:
             yield Shrink(downsampler)
-    yield from _operations(walk_middle(encoder.mid_block))
+    yield from without_channels(walk_middle(encoder.mid_block))
     yield Normalize(encoder.conv_norm_out)
     yield Local(lambda value: encoder.conv_out(encoder.conv_act(value)), reach=1)
     if vae.quant_conv is not None:
-        yield from _operations([walk_convolution(vae.quant_conv)])
+        yield from without_channels([walk_convolution(vae.quant_conv)])
     yield Local(lambda moments: moments[:, :channels])
 
 
-def _walk_tiny(vae: AutoencoderTiny) -> Walk:
+def _walk_tiny(vae: AutoencoderTiny) -> EncoderWalk:
     """No statistics anywhere: every layer is local or a convolution with a stride."""
     yield Local(lambda image: image.to(vae.dtype).add(1).div(2))
     for layer in vae.encoder.layers:
@@ -82,9 +95,3 @@ def _walk_tiny(vae: AutoencoderTiny) -> Walk:
         else:
             convolutions = [part for part in layer.modules() if isinstance(part, nn.Conv2d)]
             yield Local(layer, sum(part.kernel_size[0] // 2 for part in convolutions))
-
-
-def _operations(walk: object) -> Walk:
-    """Without the channels that a decoder's walk tells for its memory plan."""
-    for operation, _ in walk:
-        yield operation

@@ -1,4 +1,4 @@
-"""Qwen-Image's decoder: a video decoder, of which a picture needs the first frame."""
+"""Qwen-Image's autoencoder: one of videos, of which a picture is the first frame."""
 
 # diffusers types the parts of its autoencoders as bare modules; which ones are there is checked by the
 # tests, which compare the walk with the autoencoder's own decode.
@@ -15,17 +15,15 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
 )
 from torch import Tensor, nn
 
-from worker.adapters.vae_walk import Walk, walk_convolution
+from worker.adapters.vae_walk import EncoderWalk, Walk, walk_convolution, without_channels
 from worker.engine.decoder import Attend, Fork, Join, Local
+from worker.engine.encoder import Shrink
 
 
 def walk_qwen_image(vae: AutoencoderKLQwenImage) -> Walk:
     """Every layer is local but one attention: its norms are taken pixel by pixel."""
     decoder, config = vae.decoder, vae.config
-    mean, spread = (
-        torch.tensor(levels, device=vae.device)[:, None, None]
-        for levels in (config.latents_mean, config.latents_std)
-    )
+    mean, spread = _read_scaling(vae)
     yield Local(lambda latent: (latent * spread + mean).to(vae.dtype)), config.z_dim
     yield _walk_frame(vae.post_quant_conv)
     yield _walk_frame(decoder.conv_in)
@@ -40,6 +38,34 @@ def walk_qwen_image(vae: AutoencoderKLQwenImage) -> Walk:
     yield Local(decoder.nonlinearity), decoder.norm_out.gamma.shape[0]
     yield _walk_frame(decoder.conv_out)
     yield Local(lambda image: image.clamp(-1.0, 1.0)), config.input_channels
+
+
+def walk_qwen_image_encoder(vae: AutoencoderKLQwenImage) -> EncoderWalk:
+    """To the mean of the latent, scaled as the canvas holds it."""
+    encoder, channels = vae.encoder, vae.config.z_dim
+    mean, spread = _read_scaling(vae)
+    yield Local(lambda image: image.to(vae.dtype))
+    yield _walk_frame(encoder.conv_in)[0]
+    for layer in encoder.down_blocks:
+        match layer:
+            case QwenImageResidualBlock():
+                yield from without_channels(_walk_resnet(layer))
+            case QwenImageAttentionBlock():
+                yield from without_channels(_walk_attention(layer))
+            case _:  # what makes fewer frames is at rest, as above
+                yield Shrink(layer.resample)
+    yield from without_channels(_walk_middle(encoder.mid_block))
+    yield _walk_norm(encoder.norm_out)[0]
+    yield Local(encoder.nonlinearity)
+    yield from (_walk_frame(layer)[0] for layer in (encoder.conv_out, vae.quant_conv))
+    yield Local(lambda moments: (moments[:, :channels].float() - mean) / spread)
+
+
+def _read_scaling(vae: AutoencoderKLQwenImage) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of a latent, (C, 1, 1)."""
+    levels = (vae.config.latents_mean, vae.config.latents_std)
+    mean, spread = (torch.tensor(level, device=vae.device)[:, None, None] for level in levels)
+    return mean, spread
 
 
 def _walk_middle(block: nn.Module) -> Walk:

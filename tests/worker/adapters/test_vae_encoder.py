@@ -1,9 +1,11 @@
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
 
-from tests.tiny_autoencoders import tiny_kl, tiny_kl_flux_2
+from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
 from tests.tiny_models import tiny_autoencoder, tiny_vae
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
@@ -17,6 +19,8 @@ KINDS = {
     "shift": lambda: tiny_kl(4),
     "patches": lambda: tiny_kl_flux_2(4),
     "tiny": lambda: tiny_autoencoder(),
+    "frames": lambda: tiny_kl_qwen_image(4),
+    "attention before a stride": lambda: tiny_dc(16),
 }
 
 
@@ -31,6 +35,12 @@ def whole(vae: nn.Module, image: Tensor) -> Tensor:
     """By diffusers' own encode, scaled as a pipeline would."""
     if isinstance(vae, AutoencoderTiny):
         return vae.encode(image[None]).latents[0] * vae.config.scaling_factor
+    if isinstance(vae, AutoencoderDC):
+        return vae.encode(image[None]).latent[0] * vae.config.scaling_factor
+    if isinstance(vae, AutoencoderKLQwenImage):
+        levels = (vae.config.latents_mean, vae.config.latents_std)
+        center, spread = (torch.tensor(level)[:, None, None] for level in levels)
+        return (vae.encode(image[None, :, None]).latent_dist.mode()[0, :, 0] - center) / spread
     mean = vae.encode(image[None]).latent_dist.mode()
     if hasattr(vae, "bn"):
         patches = torch.nn.functional.pixel_unshuffle(mean, 2)
@@ -61,7 +71,7 @@ def test_tiles_equal_diffusers_own_encode_of_the_whole(kind: str, tile_size: int
     torch.testing.assert_close(tiled(vae, image, tile_size), whole(vae, image), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["attention", "tiny"])
+@pytest.mark.parametrize("kind", ["attention", "tiny", "frames", "attention before a stride"])
 def test_a_wrapping_picture_has_no_edge(kind: str) -> None:
     """Turned by half, it is encoded to the same latent, turned by half."""
     vae = KINDS[kind]()
