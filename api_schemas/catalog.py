@@ -45,6 +45,8 @@ class ModelCard(BaseModel):
     negative_prompt: bool = Field(default=True, description="Whether `negative_prompt` is heard.")
     guidance: bool = Field(default=True, description="Whether `guidance_scale` may be other than 1.")
     weights_gib: float = 0.0
+    tile_gib: float = Field(default=0.0, description="Memory that one module takes while it sings.")
+    decode_gib: float = Field(default=0.5, description="Memory that decoding takes at the most.")
     tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False
     supports: list[AddOnKind] = Field(
@@ -62,14 +64,15 @@ class ModelCard(BaseModel):
         return below, min(below + self.alignment_px, highest)
 
     def estimate(self, request: GenerationRequest) -> Cost:
-        """Count tiles as a moving grid lays them, memory as weights, canvas and one batch."""
+        """Count tiles as a moving grid lays them, memory as weights, canvas, and the batch or the decode."""
         tile_px = request.advanced.tile_size_px or self.native_size_px
         steps = request.steps or self.default_steps
         tiles = ceil(request.width_px / tile_px) * ceil(request.height_px / tile_px) * steps
+        modules = request.advanced.num_modules or self.default_num_modules
         megapixels = request.width_px * request.height_px / 1e6
         canvas_gib = 6 * 4 * self.latent_channels * megapixels * 1e6 / self.vae_scale**2 / 2**30
         return Cost(
             tiles=tiles,
             megapixel_steps=round(megapixels * steps, 3),
-            vram_gib=round(self.weights_gib + canvas_gib + 0.5, 2),
+            vram_gib=round(self.weights_gib + canvas_gib + max(modules * self.tile_gib, self.decode_gib), 2),
         )

@@ -150,6 +150,5 @@ def _run(pipe: Connection, settings: WorkerSettings, devices: list[str]) -> None
     from worker.adapters.source import ModelSource
     from worker.performer import serve
 
-    memory_bytes = settings.decode_memory_mb << 20
     source = ModelSource(settings.model, settings.models_file)
-    serve(pipe, source, devices, memory_bytes, settings.checkpoint_interval_s)
+    serve(pipe, source, devices, settings.decode_memory_mb, settings.checkpoint_interval_s)

@@ -9,11 +9,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from worker import messages
-from worker.adapters.model import LoadedModel
 from worker.checkpoint_file import read_checkpoint, write_checkpoint
 from worker.choir import Choir
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
-from worker.engine.generate import Progress
+from worker.engine.generate import Progress, StageBegan
 from worker.engine.stitch import Band
 from worker.engine.warned import Warned
 from worker.errors import CheckpointError
@@ -22,6 +21,7 @@ from worker.image_file import ImageFile
 from worker.messages import BandWritten, Began, Halted, Kept, Previewed, Shown, Sing, Stepped, Stop, Sung
 from worker.planner import plan_generation
 from worker.previews import PreviewCanvas
+from worker.readiness import Ready
 from worker.singing import sing
 
 _log = logging.getLogger(__name__)
@@ -44,15 +44,15 @@ class Performance:
 
     def __init__(
         self,
-        model: LoadedModel,
+        ready: Ready,
         job: Sing,
         pipe: Connection,
         choir: Choir,
-        decode_memory_bytes: int,
         keep_every_s: float,
     ) -> None:
+        model, card = ready.model, ready.card
         self._model, self._job, self._pipe, self._choir = model, job, pipe, choir
-        self._plan = plan_generation(job.request, model.card, decode_memory_bytes, job.folder)
+        self._plan = plan_generation(job.request, card, ready.decode_memory, job.folder)
         self._resume, self._spent_s = _read(job.checkpoint)
         self._began = self._lap = time.monotonic()
         self._keep_every_s = self._keep_pause_s = keep_every_s
@@ -60,6 +60,8 @@ class Performance:
         self._kept_step = self._resume.step if self._resume else 0
         self._may_show = True
         self._halting = False
+        self._stage: StageBegan | None = None
+        self._is_fresh = False
         canvas = self._plan.canvas
         self._canvas = PreviewCanvas(canvas.height, canvas.width, model.card.vae_scale, model.preview_map)
 
@@ -71,7 +73,6 @@ class Performance:
         """
         path = self._job.folder / "image.tif"
         request = self._job.request
-        self._pipe.send(Began(self._kept_step, request.steps, self._count_bands()))
         with ImageFile(path, request.height_px, request.width_px) as image, closing(self._open()) as progress:
             for event in progress:
                 self._take_in(event, image)
@@ -87,7 +88,12 @@ class Performance:
 
     def _take_in(self, event: Progress, image: ImageFile) -> None:
         match event:
+            case StageBegan():
+                self._begin_stage(event)
             case TilePredicted():
+                if self._is_fresh:
+                    self._take_lap()  # what the way to this canvas took is not the pace of its tiles
+                    self._is_fresh = False
                 self._canvas.paint(event.tile, event.clean, event.index + 1)
             case Step():
                 self._report_step(event)
@@ -97,14 +103,37 @@ class Performance:
                 _log.warning("%s", event.message)
                 self._pipe.send(messages.Warned(event.code, event.message))
 
+    def _begin_stage(self, stage: StageBegan) -> None:
+        """A stage of which nothing is left to sing goes unreported, unless it is the last."""
+        self._stage, self._is_fresh = stage, True
+        self._canvas.begin(stage.height, stage.width)
+        done, scale = max(self._kept_step, stage.before), self._model.card.vae_scale
+        if done < stage.before + stage.steps or stage.level == stage.levels:
+            self._pipe.send(
+                Began(
+                    done, stage.total, self._count_bands(), stage.level, stage.levels,
+                    stage.width * scale, stage.height * scale, stage.steps,
+                )
+            )  # fmt: skip
+
     def _report_step(self, step: Step) -> None:
         done = step.index + 1
-        self._pipe.send(Stepped(done, step.steps, step.tiles, self._take_lap()))
+        left = self._count_tiles_left(step)
+        self._pipe.send(Stepped(done, step.steps, step.tiles, left, self._take_lap()))
         due = time.monotonic() - self._kept_at >= self._keep_pause_s
         if due or self._halting or done == step.steps:
             self._keep(step)
         if self._halting:
             raise HaltedError(Halted(done))
+
+    def _count_tiles_left(self, step: Step) -> int:
+        """Of this stage as this step had, of later ones as their first steps will have."""
+        assert self._stage is not None
+        here = (self._stage.before + self._stage.steps - step.index - 1) * step.tiles
+        later = self._plan.stages[self._stage.level :]
+        return here + sum(
+            len(stage.denoise.grid_at(0, stage.steps).tiles) * stage.steps for stage in later
+        )
 
     def _keep(self, step: Step) -> None:
         began, path = time.monotonic(), self._job.folder / f"checkpoint-{step.index + 1:04d}.safetensors"
@@ -137,7 +166,7 @@ class Performance:
                     pass
 
     def _has_sung(self) -> bool:
-        return self._kept_step == self._job.request.steps
+        return self._stage is not None and self._kept_step == self._stage.total
 
     def _show(self) -> None:
         """Send changed cells, unless the consumer is still busy with the last ones."""

@@ -18,34 +18,36 @@ def serve(
     pipe: Connection,
     source: ModelSource,
     devices: Sequence[str],
-    decode_memory_bytes: int,
+    decode_memory_mb: int | None,
     keep_every_s: float,
 ) -> None:
     """Answer commands until the consumer is gone; this process is the leader of all ranks."""
     tie_to_parent()
     with Choir(source, devices) as choir:
         try:
-            ready = _load(pipe, source, devices[0], choir)
+            ready = _load(pipe, source, devices[0], decode_memory_mb, choir)
             while ready is not None:
                 command = pipe.recv()
                 if isinstance(command, Sing):  # a late Stop or Shown belongs to a job that has ended
-                    pipe.send(_perform(ready, command, pipe, choir, decode_memory_bytes, keep_every_s))
+                    pipe.send(_perform(ready, command, pipe, choir, keep_every_s))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the consumer is gone
         except RankLostError:
             choir.end_for_loss()
 
 
-def _load(pipe: Connection, source: ModelSource, device: str, choir: Choir) -> Ready | None:
+def _load(
+    pipe: Connection, source: ModelSource, device: str, decode_memory_mb: int | None, choir: Choir
+) -> Ready | None:
     try:
-        ready = make_ready(source, device)
+        ready = make_ready(source, device, decode_memory_mb)
         choir.assemble(ready.device)
     except RankLostError:
         raise
     except REFUSALS as error:
         pipe.send(Refused(f"{type(error).__name__}: {error}"))
         return None
-    pipe.send(Loaded(ready.model.card, ready.tile_s / choir.size, ready.decode_s / choir.size))
+    pipe.send(Loaded(ready.card, ready.tile_s / choir.size, ready.decode_s / choir.size))
     return ready
 
 
@@ -54,12 +56,11 @@ def _perform(
     job: Sing,
     pipe: Connection,
     choir: Choir,
-    decode_memory_bytes: int,
     keep_every_s: float,
 ) -> Report:
     """Every error becomes a report, so one bad job does not cost the loaded model."""
     try:
-        return Performance(ready.model, job, pipe, choir, decode_memory_bytes, keep_every_s).finish()
+        return Performance(ready, job, pipe, choir, keep_every_s).finish()
     except HaltedError as halt:
         return halt.report
     except RankLostError:

@@ -1,20 +1,40 @@
-"""One small picture before the first job: the model works, and how fast it is."""
+"""One small picture before the first job: the model works, how fast it is, and what memory it takes."""
 
 import time
+from dataclasses import dataclass
+
+import torch
 
 from worker.adapters.model import Conditions, LoadedModel
 from worker.engine.denoise import Step
 from worker.engine.generate import generate
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.warned import Warned
+from worker.peak import Peak
 
 _STEPS = 2  # the first step of a process also pays for choosing kernels
 
 
-def rehearse(model: LoadedModel) -> tuple[float, float]:
-    """Sing one tile.
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What was measured.
 
-    Returns:
-        seconds per tile prediction, seconds to decode a megapixel.
+    Args:
+        tile_s: seconds per tile prediction; `decode_s` to decode a megapixel.
+        tile_bytes: memory that one module takes while it sings.
+        decode_bytes: memory that decoding a picture of the model's native size takes.
+        modules: that had room; no more than the card asks for.
+    """
+
+    tile_s: float
+    decode_s: float
+    tile_bytes: int
+    decode_bytes: int
+    modules: int
+
+
+def rehearse(model: LoadedModel, device: torch.device) -> Rehearsal:
+    """Sing one tile.
 
     Raises:
         EngineError: the model does not make finite pictures.
@@ -22,13 +42,21 @@ def rehearse(model: LoadedModel) -> tuple[float, float]:
     card = model.card
     modules = card.default_num_modules
     singer = model.prepare(Conditions("", guidance_scale=card.default_guidance_scale))
-    times = [time.perf_counter()]
+    times, peak, batch_bytes = [time.perf_counter()], Peak(device), 0
     for progress in generate(_plan(model), singer):
-        if isinstance(progress, Step):
-            times.append(time.perf_counter())
+        match progress:
+            case Step():
+                times.append(time.perf_counter())
+                batch_bytes = max(batch_bytes, peak.rise())
+                peak.restart()
+            case Warned(code="batch_halved"):
+                modules = max(modules // 2, 1)
+            case _:
+                pass
     times.append(time.perf_counter())
     megapixels = card.native_size_px**2 / 1e6
-    return (times[-2] - times[-3]) / modules, (times[-1] - times[-2]) / megapixels
+    tile_s, decode_s = (times[-2] - times[-3]) / modules, (times[-1] - times[-2]) / megapixels
+    return Rehearsal(tile_s, decode_s, batch_bytes // modules, peak.rise(), modules)
 
 
 def _plan(model: LoadedModel) -> GenerationPlan:

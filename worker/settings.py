@@ -22,6 +22,7 @@ def _check_devices(text: str) -> str:
 Devices = Annotated[str, AfterValidator(_check_devices)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
+OptionalNumber = Annotated[int | None, BeforeValidator(_none_if_empty)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
 
 
@@ -58,7 +59,11 @@ class WorkerSettings(BaseSettings):
         default="auto", description="`cpu`, `cuda:0`, or several: `0,1`; auto takes a GPU where there is one."
     )
     work_dir: Path = Field(default_factory=_default_work_dir, description="Scratch space for running jobs.")
-    decode_memory_mb: int = Field(default=1024, ge=64, description="What decoding may hold before it spills.")
+    decode_memory_mb: OptionalNumber = Field(
+        default=None,
+        ge=64,
+        description="What decoding may hold of the device before it spills; else by room.",
+    )
     lease_s: int = Field(default=15, ge=2, le=60, description="A dead worker's job is taken over after this.")
     stall_timeout_s: float = Field(default=300, gt=0, description="Silence after which the engine is killed.")
     max_attempts: int = Field(default=5, ge=1, description="Attempts without progress before a job fails.")

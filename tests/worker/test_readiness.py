@@ -1,0 +1,73 @@
+"""What a device's memory makes of a model's card."""
+
+import pytest
+import torch
+
+from api_schemas.generation import GenerationRequest
+from worker.adapters.source import ModelSource
+from worker.adapters.toy import Toy
+from worker.devices import parse_devices
+from worker.errors import DeviceRefusedError
+from worker.readiness import choose_decode_memory, describe_needs, make_ready
+from worker.rehearsal import Rehearsal
+from worker.room import Room, require_room
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(("free_gib", "modules"), [(80, 8), (9, 8), (8, 7), (4, 3), (1, 1), (0, 1)])
+def test_as_many_modules_as_fit_the_free_memory(free_gib: int, modules: int) -> None:
+    rehearsal = Rehearsal(0.1, 0.1, tile_bytes=GIB, decode_bytes=GIB // 2, modules=8)
+    card = describe_needs(Toy().card, rehearsal, free_gib * GIB, decode_memory=4 * GIB)
+    assert card.default_num_modules == modules
+    assert (card.tile_gib, card.decode_gib) == (1.0, 5.5)
+
+
+def test_the_predicted_peak_is_weights_canvas_and_the_larger_of_batch_and_decode() -> None:
+    card = Toy().card.model_copy(
+        update={"weights_gib": 7.0, "tile_gib": 1.0, "decode_gib": 5.5, "default_num_modules": 2}
+    )
+    few, many = (
+        card.estimate(
+            GenerationRequest.model_validate({"width_px": 4096, "height_px": 4096, "advanced": advanced})
+        )
+        for advanced in ({}, {"num_modules": 8})
+    )
+    assert 12.5 < few.vram_gib < 12.6
+    assert many.vram_gib == pytest.approx(few.vram_gib + 2.5)
+
+
+def test_rehearsing_measures_what_the_card_then_says() -> None:
+    ready = make_ready(ModelSource("toy"), "cpu")
+    assert ready.device == torch.device("cpu")
+    assert ready.card.decode_gib >= 1.25 * ready.decode_memory / GIB - 0.001
+    assert 0 <= ready.card.tile_gib < 4
+    assert make_ready(ModelSource("toy"), "cpu", decode_memory_mb=64).decode_memory == 64 << 20
+
+
+def test_decoding_holds_a_share_of_what_is_free() -> None:
+    assert choose_decode_memory(Room("cuda:0", 141 * GIB, 141 * GIB)) == 4 * GIB
+    assert choose_decode_memory(Room("cuda:0", 8 * GIB, 24 * GIB)) == 2 * GIB
+    assert choose_decode_memory(Room("cpu", 64 * GIB, 64 * GIB)) == GIB
+
+
+def test_the_second_worker_on_a_full_device_hears_how_much_is_missing() -> None:
+    room = Room("cuda:0", free=3 * GIB, total=24 * GIB)
+    require_room(room, 3 * GIB, "model painter")
+    with pytest.raises(
+        DeviceRefusedError, match=r"cuda:0 has 3\.0 of 24\.0 GiB free, and model painter needs about 8\.5"
+    ):
+        require_room(room, int(8.5 * GIB), "model painter")
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ("", ("auto",)),
+        ("cpu, cpu", ("cpu", "cpu")),
+        ("0,cuda:1", ("cuda:0", "cuda:1")),
+        ("cuda:01", ("cuda:1",)),
+    ],
+)
+def test_devices_are_named_as_torch_names_them(text: str, devices: tuple[str, ...]) -> None:
+    assert parse_devices(text) == devices

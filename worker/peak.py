@@ -1,0 +1,44 @@
+"""How much memory something takes at the most."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+class Peak:
+    """Counts from its making, or from the last `restart`.
+
+    A GPU's figure is PyTorch's own and exact. Main memory's is the process' high-water mark over what
+    it held at the beginning: never too low, too high where loading took more than what came after.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+        self.restart()
+
+    def restart(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            self._before = _read_resident()
+
+    def rise(self) -> int:
+        """Bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return max(_read_highest() - self._before, 0)
+
+
+def _read_resident() -> int:
+    """Linux tells; elsewhere the high-water mark has to do, and the rise is that over the mark so far."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else _read_highest()
+
+
+def _read_highest() -> int:
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return mark if sys.platform == "darwin" else mark << 10
