@@ -15,12 +15,12 @@ from worker.adapters.family import Family, FamilyModel, FamilySinger
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
 from worker.adapters.settings import FolderSettings
-from worker.engine.denoise import TilePredicted, denoise
+from worker.engine.denoise import Checkpoint, Step, TilePredicted, denoise
 from worker.engine.ensemble import Replica
 from worker.engine.generate import Singer, generate
 from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
 from worker.engine.stitch import Band
 from worker.engine.sync import Group
 
@@ -98,6 +98,32 @@ def test_many_tiles_do_not_depend_on_who_sings_them(case: FamilyCase, folders: d
     assert alone.shape == (side * scale, (side + 4) * scale, 3)
     assert all(torch.equal(alone, each) for each in together)
     assert (alone.int() - sing(plan(3), singer).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(
+    case: FamilyCase, folders: dict[str, Path]
+) -> None:
+    """In its second stage, whose schedule is a tail and whose low band is the first stage's."""
+    channels, height, width = case.noise
+    small = DenoisePlan(height, width, (False, True), max(height, width), 0, 0, moving=True, seed=3)
+    large = replace(small, height=2 * height, width=2 * width)
+    second = StagePlan(large, 2, strength=0.5, low_band=LowBandPlan())
+    plan = GenerationPlan(3, channels, (StagePlan(small, 2), second), DecodePlan(tile_size=8))
+    singer = load(case, folders).prepare(conditions(case, case.guidance_scales[-1]))
+    rows: list[Tensor] = []
+    kept: list[Checkpoint] = []
+    for event in generate(plan, singer):
+        match event:
+            case Step():
+                kept.append(event.checkpoint())
+            case Band():
+                rows.append(event.rows)
+            case _:
+                pass
+    assert len(kept) == 4
+    resumed = [event.rows for event in generate(plan, singer, kept[2]) if isinstance(event, Band)]
+    assert torch.equal(torch.cat(resumed), torch.cat(rows))
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
