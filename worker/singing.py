@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from worker.adapters.model import Conditions, LoadedModel
+from worker.adapters.model import LoadedModel
+from worker.conditions import read_conditions
 from worker.engine.denoise import Checkpoint
 from worker.engine.generate import Progress, generate
 from worker.engine.plan import GenerationPlan
@@ -14,8 +15,4 @@ def sing(
     model: LoadedModel, job: Sing, plan: GenerationPlan, resume: Checkpoint | None, group: Group
 ) -> Iterator[Progress]:
     """Encode what the request says, then walk the straight line."""
-    request = job.request
-    conditions = Conditions(
-        request.prompt, request.negative_prompt, request.guidance_scale, request.advanced.positions
-    )
-    yield from generate(plan, model.prepare(conditions), resume, group)
+    yield from generate(plan, model.prepare(read_conditions(model, job)), resume, group)
