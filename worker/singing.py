@@ -8,6 +8,7 @@ from worker.engine.denoise import Checkpoint
 from worker.engine.generate import Progress, generate
 from worker.engine.plan import GenerationPlan
 from worker.engine.sync import Group
+from worker.engine.warned import Warned
 from worker.messages import Sing
 
 
@@ -15,4 +16,6 @@ def sing(
     model: LoadedModel, job: Sing, plan: GenerationPlan, resume: Checkpoint | None, group: Group
 ) -> Iterator[Progress]:
     """Encode what the request says, then walk the straight line."""
-    yield from generate(plan, model.prepare(read_conditions(model, job)), resume, group)
+    conditions = read_conditions(model, job)
+    yield from (Warned("prompt_cut", cut) for cut in model.find_cuts(conditions))
+    yield from generate(plan, model.prepare(conditions), resume, group)

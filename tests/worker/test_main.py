@@ -12,8 +12,9 @@ import pyvips
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.events import BandFinished, StepCompleted
+from api_schemas.events import BandFinished, JobWarned, StepCompleted
 from tests.conftest import S3Server
+from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench, result_of
 from tests.worker.processes import find_engine, is_running
 from worker.settings import WorkerSettings
@@ -135,6 +136,20 @@ def test_a_job_whose_picture_is_gone_fails_and_says_so(shared_bench: Bench) -> N
     assert job.error is not None
     assert (job.error.code, job.error.retryable) == ("input_missing", False)
     assert "control_image" in job.error.message
+
+
+def test_a_prompt_that_is_too_long_is_sung_with_a_warning(bench: Bench, tmp_path: Path) -> None:
+    tiny_stable_diffusion(tmp_path / "tiny")  # its text encoder reads 16 tokens
+    bench.start_worker(str(tmp_path / "tiny"))
+    options = {"model": "tiny", "width_px": 256, "height_px": 256, "steps": 1}
+    short, long = (bench.submit(prompt=prompt, **options) for prompt in ("a b", "a b c d " * 5))
+    assert bench.await_end(short).status == bench.await_end(long).status == "succeeded"
+    assert "job.warned" not in bench.types(short)
+    (warning,) = [event.data for event in bench.events(long) if isinstance(event, JobWarned)]
+    assert (warning.code, warning.message) == (
+        "prompt_cut",
+        "prompt has 22 tokens; the model reads the first 16 and not the rest",
+    )
 
 
 def test_a_signal_between_jobs_ends_worker_and_engine(bench: Bench) -> None:

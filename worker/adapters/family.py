@@ -14,6 +14,7 @@ from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
+from worker.adapters.prompt_length import find_cut_prompts
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOnKind, AddOns
 from worker.adapters.vae_encoder import flatten_encoder
@@ -116,6 +117,9 @@ class FamilyModel:
         self._encoder = flatten_encoder(family.pipe.components.get("vae"))
         self.card = _describe(family, settings, name).model_copy(update=self.add_ons.announce())
         self.preview_map = _preview_map(family, settings, self._decoder)
+
+    def find_cuts(self, conditions: Conditions) -> list[str]:
+        return list(find_cut_prompts(self._family.pipe, conditions))
 
     @torch.inference_mode()
     def prepare(self, conditions: Conditions) -> FamilySinger:

@@ -53,6 +53,10 @@ class LoadedModel(Protocol):
         """Those that a request may name."""
         ...
 
+    def find_cuts(self, conditions: Conditions) -> list[str]:
+        """What of the prompts is too long to be read, in words for people."""
+        ...
+
     def prepare(self, conditions: Conditions) -> Singer:
         """Encode what the model is told, once for all stages."""
         ...

@@ -150,6 +150,9 @@ class Toy:
     def preview_map(self) -> PreviewMap:
         return PreviewMap(_COLORS / 2, torch.full((3,), 0.5))
 
+    def find_cuts(self, conditions: Conditions) -> list[str]:
+        return []
+
     def prepare(self, conditions: Conditions) -> ToySinger:
         return ToySinger(conditions.prompt, self.options)
 
