@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from worker import messages
+from worker.arrivals import Arrivals
 from worker.checkpoint_file import read_checkpoint, write_checkpoint
 from worker.choir import Choir
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
@@ -58,6 +59,7 @@ class Performance:
         self._keep_every_s = self._keep_pause_s = keep_every_s
         self._kept_at = self._shown_at = self._began
         self._kept_step = self._resume.step if self._resume else 0
+        self._arrivals = Arrivals()
         self._may_show = True
         self._halting = False
         self._stage: StageBegan | None = None
@@ -87,6 +89,8 @@ class Performance:
             yield from sing(self._model, self._job, self._plan, self._resume, group)
 
     def _take_in(self, event: Progress, image: ImageFile) -> None:
+        if not isinstance(event, TilePredicted | Step):
+            self._paint_arrived(wait=True)  # what comes now lies on another canvas, or over this one
         match event:
             case StageBegan():
                 self._begin_stage(event)
@@ -94,7 +98,8 @@ class Performance:
                 if self._is_fresh:
                     self._take_lap()  # what the way to this canvas took is not the pace of its tiles
                     self._is_fresh = False
-                self._canvas.paint(event.tile, event.clean, event.index + 1)
+                self._arrivals.expect(event)
+                self._paint_arrived()
             case Step():
                 self._report_step(event)
             case Band():
@@ -102,6 +107,10 @@ class Performance:
             case Warned():
                 _log.warning("%s", event.message)
                 self._pipe.send(messages.Warned(event.code, event.message))
+
+    def _paint_arrived(self, *, wait: bool = False) -> None:
+        for tile, clean in self._arrivals.take(wait=wait):
+            self._canvas.paint(tile.tile, clean, tile.index + 1)
 
     def _begin_stage(self, stage: StageBegan) -> None:
         """A stage of which nothing is left to sing goes unreported, unless it is the last."""
@@ -123,6 +132,8 @@ class Performance:
         due = time.monotonic() - self._kept_at >= self._keep_pause_s
         if due or self._halting or done == step.steps:
             self._keep(step)
+        if done == step.steps:
+            self._paint_arrived(wait=True)
         if self._halting:
             raise HaltedError(Halted(done))
 
@@ -131,9 +142,7 @@ class Performance:
         assert self._stage is not None
         here = (self._stage.before + self._stage.steps - step.index - 1) * step.tiles
         later = self._plan.stages[self._stage.level :]
-        return here + sum(
-            len(stage.denoise.grid_at(0, stage.steps).tiles) * stage.steps for stage in later
-        )
+        return here + sum(len(stage.denoise.grid_at(0, stage.steps).tiles) * stage.steps for stage in later)
 
     def _keep(self, step: Step) -> None:
         began, path = time.monotonic(), self._job.folder / f"checkpoint-{step.index + 1:04d}.safetensors"
