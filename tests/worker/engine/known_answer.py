@@ -29,9 +29,10 @@ class KnownAnswer:
     ) -> Tensor:
         clean = torch.stack([tile.crop(self.answer) for tile in tiles])
         config = self.scheduler.config
-        if "FlowMatch" in type(self.scheduler).__name__:
+        kind = getattr(config, "prediction_type", "epsilon")
+        if "FlowMatch" in type(self.scheduler).__name__ or kind == "flow_prediction":
             return (crops - clean) / (timestep / 1000)
-        if getattr(config, "prediction_type", "epsilon") == "v_prediction":
+        if kind == "v_prediction":
             alpha, sigma = self._level(timestep)
             return (alpha * crops - clean) / sigma
         alpha, sigma = self._level(timestep)

@@ -26,6 +26,10 @@ SCHEDULERS = [
     ("PNDMScheduler", {"skip_prk_steps": True}),
     ("LCMScheduler", {}),
     ("FlowMatchEulerDiscreteScheduler", {}),
+    (
+        "DPMSolverMultistepScheduler",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
+    ),
 ]  # fmt: skip
 
 
