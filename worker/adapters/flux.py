@@ -119,7 +119,9 @@ class Flux:
         distilled = transformer.config.guidance_embeds
         # FLUX.1-schnell was trained on 256 text tokens, FLUX.1-dev on 512.
         states, pooled, _ = self.pipe.encode_prompt(
-            conditions.prompt, device=self.pipe.device, max_sequence_length=512 if distilled else 256
+            conditions.prompt,
+            device=self.pipe._execution_device,
+            max_sequence_length=512 if distilled else 256,
         )
         scale = conditions.guidance_scale if distilled else None
         return lambda stage: FluxReplica(transformer, states, pooled, scale, conditions.positions)
@@ -127,7 +129,7 @@ class Flux:
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         kept = self.pipe.scheduler
         shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
-        return make_flow_scheduler(kept, stage, self.pipe.device, shift, even_sigmas(stage.steps))
+        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift, even_sigmas(stage.steps))
 
 
 def load(folder: Path, device: torch.device) -> Flux:

@@ -127,7 +127,7 @@ class Flux2:
         scale = conditions.guidance_scale
         alone = self._distilled or scale == 1.0
         prompts = [conditions.prompt] if alone else [conditions.negative_prompt, conditions.prompt]
-        encoded = [self.pipe.encode_prompt(prompt, self.pipe.device) for prompt in prompts]
+        encoded = [self.pipe.encode_prompt(prompt, self.pipe._execution_device) for prompt in prompts]
         states, text_ids = torch.cat([states for states, _ in encoded]), encoded[0][1]
         embedded = scale if self._embeds_guidance else None
         return lambda stage: Flux2Replica(
@@ -137,7 +137,7 @@ class Flux2:
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         shift = compute_empirical_mu(count_tokens(stage.denoise, 1), stage.steps)
         sigmas = even_sigmas(stage.steps)
-        return make_flow_scheduler(self.pipe.scheduler, stage, self.pipe.device, shift, sigmas)
+        return make_flow_scheduler(self.pipe.scheduler, stage, self.pipe._execution_device, shift, sigmas)
 
 
 def load(folder: Path, device: torch.device) -> Flux2:

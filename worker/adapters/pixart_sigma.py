@@ -75,7 +75,7 @@ class PixArtSigma:
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
         prompted, mask, free, free_mask = self.pipe.encode_prompt(
-            conditions.prompt, scale != 1.0, conditions.negative_prompt, device=self.pipe.device
+            conditions.prompt, scale != 1.0, conditions.negative_prompt, device=self.pipe._execution_device
         )
         states = prompted if free is None else torch.cat([free, prompted])
         masks = mask if free_mask is None else torch.cat([free_mask, mask])
@@ -83,7 +83,7 @@ class PixArtSigma:
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(stage.steps, device=self.pipe.device)
+        scheduler.set_timesteps(stage.steps, device=self.pipe._execution_device)
         return scheduler
 
 

@@ -113,7 +113,9 @@ class QwenImage:
         prompts = [conditions.prompt] if scale == 1.0 else [conditions.negative_prompt, conditions.prompt]
         # One by one: filling is added after the text encoder, which need not know of it.
         texts = [
-            self.pipe.encode_prompt(prompt, self.pipe.device, max_sequence_length=MAX_TEXT_TOKENS)[0][0]
+            self.pipe.encode_prompt(prompt, self.pipe._execution_device, max_sequence_length=MAX_TEXT_TOKENS)[
+                0
+            ][0]
             for prompt in prompts
         ]
         states, mask = _fill(texts)
@@ -122,7 +124,7 @@ class QwenImage:
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         kept = self.pipe.scheduler
         shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
-        return make_flow_scheduler(kept, stage, self.pipe.device, shift, even_sigmas(stage.steps))
+        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift, even_sigmas(stage.steps))
 
 
 def load(folder: Path, device: torch.device) -> QwenImage:

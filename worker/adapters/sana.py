@@ -78,7 +78,7 @@ class Sana:
             conditions.prompt,
             scale != 1.0,
             conditions.negative_prompt,
-            device=self.pipe.device,
+            device=self.pipe._execution_device,
             complex_human_instruction=_read_instruction(),
         )
         states = prompted if free is None else torch.cat([free, prompted])
@@ -87,7 +87,7 @@ class Sana:
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(stage.steps, device=self.pipe.device)
+        scheduler.set_timesteps(stage.steps, device=self.pipe._execution_device)
         return scheduler
 
 

@@ -81,7 +81,7 @@ class StableDiffusion3:
         scale = conditions.guidance_scale
         prompted, free, pooled, free_pooled = self.pipe.encode_prompt(
             *[conditions.prompt] * 3,
-            device=self.pipe.device,
+            device=self.pipe._execution_device,
             do_classifier_free_guidance=scale != 1.0,
             negative_prompt=conditions.negative_prompt,
         )
@@ -92,7 +92,7 @@ class StableDiffusion3:
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         kept = self.pipe.scheduler
         tokens = count_tokens(stage.denoise, self.pipe.transformer.config.patch_size)
-        return make_flow_scheduler(kept, stage, self.pipe.device, shift_by_tokens(kept, tokens))
+        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift_by_tokens(kept, tokens))
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusion3:

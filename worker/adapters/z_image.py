@@ -83,7 +83,7 @@ class ZImage:
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
         prompted, free = self.pipe.encode_prompt(
-            conditions.prompt, self.pipe.device, scale != 1.0, conditions.negative_prompt
+            conditions.prompt, self.pipe._execution_device, scale != 1.0, conditions.negative_prompt
         )
         return lambda stage: ZImageReplica(self.pipe.transformer, [*(free or []), *prompted], scale)
 
@@ -91,7 +91,7 @@ class ZImage:
         kept = self.pipe.scheduler
         shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
         sigmas = get_default_z_image_sigmas(stage.steps)
-        return make_flow_scheduler(kept, stage, self.pipe.device, shift, sigmas)
+        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift, sigmas)
 
 
 def load(folder: Path, device: torch.device) -> ZImage:
