@@ -34,9 +34,19 @@ class Bench:
         self._workers: list[subprocess.Popen[bytes]] = []
 
     def submit(
-        self, *, retries: int = 10, stored: dict[PicturePart, bytes] | None = None, **changes: object
+        self,
+        *,
+        retries: int = 10,
+        stored: dict[PicturePart, bytes] | None = None,
+        queue_of: str | None = None,
+        **changes: object,
     ) -> str:
-        """Record and enqueue a job as the service does; `stored` are pictures that came with it."""
+        """Record and enqueue a job as the service does.
+
+        Args:
+            stored: pictures that came with it.
+            queue_of: another model, whose queue it gets into.
+        """
         job_id = uuid.uuid4().hex
         for part, png in (stored or {}).items():
             path = self.store / wire.input_key(job_id, part)
@@ -54,7 +64,7 @@ class Bench:
             wire.APPEND_EVENT, 3, wire.job_key(job_id), wire.events_key(job_id), wire.LIVE_KEY,
             "", "", "", begin(event).model_dump_json(), event.model_dump_json(), job_id, 2000, 5000,
         )  # fmt: skip
-        queue = Queue(wire.queue_name(request.model), connection=self.redis, serializer="json")
+        queue = Queue(wire.queue_name(queue_of or request.model), connection=self.redis, serializer="json")
         queue.enqueue(
             wire.RUN_JOB, job_id, job_id=job_id, retry=Retry(max=retries), result_ttl=0, job_timeout=60
         )

@@ -92,8 +92,8 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     assert bench.redis.keys(pattern) == []
 
 
-def test_a_job_for_another_model_fails_and_says_so(shared_bench: Bench) -> None:
-    job = shared_bench.await_end(shared_bench.submit(model="opera"))
+def test_a_job_in_another_models_queue_fails_and_says_so(shared_bench: Bench) -> None:
+    job = shared_bench.await_end(shared_bench.submit(model="opera", queue_of="toy"))
     assert job.error is not None
     assert (job.status, job.error.code) == ("failed", "no_model")
     shared_bench.make()
