@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.generation import MAX_TILE_SIZE_PX, GenerationRequest, Positions
+from api_schemas.cascade import Cascade, Stage, fit_one_tile, lay_sizes
+from api_schemas.generation import MAX_TILE_SIZE_PX, GenerationRequest, Positions, StageSettings
 
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
 
@@ -16,7 +17,8 @@ class Cost(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tiles: int = Field(description="Tile predictions over all steps.")
-    megapixel_steps: float = Field(description="Width x height x steps, in millions.")
+    steps: int = Field(default=0, description="Of all stages; 0 in records from before there were stages.")
+    megapixel_steps: float = Field(description="Width x height x steps, in millions, over all stages.")
     vram_gib: float = Field(description="Predicted peak memory of the device.")
 
 
@@ -41,6 +43,8 @@ class ModelCard(BaseModel):
     max_steps: int = 200
     default_guidance_scale: float
     default_num_modules: int = 1
+    layout: Literal["cascade", "flat"] = Field(default="flat", description="What the layout `auto` means.")
+    cascade: Cascade = Cascade()
     positions: list[Positions] = Field(default=["local"], description="What `advanced.positions` may be.")
     negative_prompt: bool = Field(default=True, description="Whether `negative_prompt` is heard.")
     guidance: bool = Field(default=True, description="Whether `guidance_scale` may be other than 1.")
@@ -63,16 +67,41 @@ class ModelCard(BaseModel):
         below = min(max(side_px // self.alignment_px * self.alignment_px, lowest), highest)
         return below, min(below + self.alignment_px, highest)
 
+    def lay_stages(self, request: GenerationRequest) -> list[Stage]:
+        """What is sung for this request, from the smallest canvas to the picture's own."""
+        whole = (request.width_px, request.height_px)
+        layout = self.layout if request.layout == "auto" else request.layout
+        sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px) if layout == "cascade" else [whole]
+        return [self._lay_stage(request, level, size, len(sizes)) for level, size in enumerate(sizes)]
+
+    def _lay_stage(self, request: GenerationRequest, level: int, size: tuple[int, int], levels: int) -> Stage:
+        asked = request.advanced.stages[level] if level < len(request.advanced.stages) else StageSettings()
+        steps = asked.steps or max(
+            1, round((request.steps or self.default_steps) * self.cascade.share(level))
+        )
+        strength = 1.0 if level == 0 else asked.strength or self.cascade.strength
+        tile_px = request.advanced.tile_size_px
+        if tile_px is None and level == 0 and levels > 1:
+            tile_px = fit_one_tile(*size, self.native_size_px, self.max_tile_size_px)
+        return Stage(*size, tile_px or self.native_size_px, steps, strength)
+
     def estimate(self, request: GenerationRequest) -> Cost:
         """Count tiles as a moving grid lays them, memory as weights, canvas, and the batch or the decode."""
-        tile_px = request.advanced.tile_size_px or self.native_size_px
-        steps = request.steps or self.default_steps
-        tiles = ceil(request.width_px / tile_px) * ceil(request.height_px / tile_px) * steps
+        stages = self.lay_stages(request)
+        counts = [
+            ceil(stage.width_px / stage.tile_size_px)
+            * ceil(stage.height_px / stage.tile_size_px)
+            * stage.steps
+            for stage in stages
+        ]
         modules = request.advanced.num_modules or self.default_num_modules
         megapixels = request.width_px * request.height_px / 1e6
         canvas_gib = 6 * 4 * self.latent_channels * megapixels * 1e6 / self.vae_scale**2 / 2**30
         return Cost(
-            tiles=tiles,
-            megapixel_steps=round(megapixels * steps, 3),
+            tiles=sum(counts),
+            steps=sum(stage.steps for stage in stages),
+            megapixel_steps=round(
+                sum(stage.width_px * stage.height_px / 1e6 * stage.steps for stage in stages), 3
+            ),
             vram_gib=round(self.weights_gib + canvas_gib + max(modules * self.tile_gib, self.decode_gib), 2),
         )

@@ -26,8 +26,16 @@ class StartedData(_Data):
 
 
 class StageStartedData(_Data):
+    """Denoising starts once for each canvas of a cascade; its steps count over all of them."""
+
     stage: Literal["denoise", "decode", "store"]
-    total: int = Field(description="Steps, bands or files of this stage.")
+    total: int = Field(description="Steps (of all canvases), bands or files.")
+    done: int = Field(default=0, description="Of `total`, before this.")
+    level: int = Field(default=1, description="Which canvas is denoised: 1 is the smallest.")
+    levels: int = Field(default=1, description="How many canvases are denoised, one after the other.")
+    width_px: int | None = Field(default=None, description="Of the canvas that is denoised.")
+    height_px: int | None = Field(default=None, description="Of the canvas that is denoised.")
+    steps: int | None = Field(default=None, description="On this canvas.")
 
 
 class StepCompletedData(_Data):

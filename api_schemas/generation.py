@@ -7,11 +7,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 MIN_SIDE_PX = 256
 MAX_SIDE_PX = 16_384
 MAX_TILE_SIZE_PX = 4096
+MAX_STAGES = 8
 MAX_SEED = 2**63 - 1
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
 
 Positions = Literal["local", "global"]
+Layout = Literal["auto", "cascade", "flat"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 # Names of multipart parts; each needs the request's field of the same name without `_image`.
@@ -27,6 +29,21 @@ def _refuse_nul(text: str) -> str:
 Prompt = Annotated[str, Field(max_length=2000), AfterValidator(_refuse_nul)]
 AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
+
+
+class StageSettings(BaseModel):
+    """One stage of a cascade, from the smallest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(default=None, ge=1, le=200, description="Steps that are sung.")
+    strength: float | None = Field(
+        default=None,
+        ge=0.05,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Share of the schedule that they cover, from its end: how much of the smaller picture is sung anew.",
+    )
 
 
 class AdvancedSettings(BaseModel):
@@ -49,6 +66,11 @@ class AdvancedSettings(BaseModel):
     positions: Positions = Field(
         default="local",
         description="Where a transformer believes a tile's pixels to lie: in the tile, or on the canvas.",
+    )
+    stages: list[StageSettings] = Field(
+        default=[],
+        max_length=MAX_STAGES,
+        description="Of a cascade, from the smallest; what is left out, the model's card decides.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto", description="Exact whole-canvas statistics, or statistics of a sample in less memory."
@@ -115,6 +137,11 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn by the service if left out.")
     seamless: Seamless = Field(
         default="none", description="Axes along which the picture continues into itself."
+    )
+    layout: Layout = Field(
+        default="auto",
+        description="Whether the picture is first sung at the model's native size and then enlarged and sung"
+        " again (cascade), or sung at its full size at once (flat: textures, panoramas). By the model's card: auto.",
     )
     output_format: OutputFormat = "png"
     embed_metadata: bool = Field(

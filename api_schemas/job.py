@@ -35,6 +35,8 @@ class Progress(BaseModel):
     done: int
     total: int
     eta_s: float | None = None
+    level: int = Field(default=1, description="Which canvas of a cascade is denoised: 1 is the smallest.")
+    levels: int = 1
 
 
 class Job(BaseModel):
@@ -98,9 +100,19 @@ def _ending(status: JobStatus, ts: float) -> dict[str, object]:
 def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
     match event:
         case StageStarted(data=data):
-            return {"progress": Progress(stage=data.stage, done=0, total=data.total)}
+            return {
+                "progress": Progress(
+                    stage=data.stage,
+                    done=data.done,
+                    total=data.total,
+                    level=data.level,
+                    levels=data.levels,
+                )
+            }
         case StepCompleted(data=data):
-            return {"progress": Progress(stage="denoise", done=data.step, total=data.steps, eta_s=data.eta_s)}
+            changes = {"stage": "denoise", "done": data.step, "total": data.steps, "eta_s": data.eta_s}
+            progress = job.progress or Progress(stage="denoise", done=0, total=0)
+            return {"progress": progress.model_copy(update=changes)}
         case BandFinished(data=data):
             return {
                 "progress": Progress(stage="decode", done=data.bands_done, total=data.bands, eta_s=data.eta_s)

@@ -58,7 +58,7 @@ class _TimeLeft(ProgressColumn):
 
 def _make_bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description:<9}"),
+        TextColumn("{task.description:<11}"),
         BarColumn(bar_width=None),
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[counts]}", style="dim"),

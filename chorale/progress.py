@@ -39,6 +39,8 @@ class JobProgress:
     tiles: int = 0
     tiles_expected: int = 0
     eta_s: float | None = None
+    level: int = 1
+    levels: int = 1
     within_step: float = 0.0
     _furthest: int = 0
     _canvas_px: int = 1
@@ -66,7 +68,8 @@ class JobProgress:
             case JobDelayed(data=data):
                 self.label = f"waiting: {data.reason}"
             case StageStarted(data=data):
-                self._enter(data.stage, 0, data.total)
+                self.level, self.levels = data.level, data.levels
+                self._enter(data.stage, data.done, data.total)
             case StepCompleted(data=data):
                 self._note_step(data.step, data.steps, data.tiles)
                 self.eta_s = data.eta_s
@@ -85,7 +88,7 @@ class JobProgress:
                     self._catch_up(job.progress)
 
     def _begin(self, request: ResolvedRequest, cost: Cost) -> None:
-        self.steps, self.tiles_expected = request.steps, cost.tiles
+        self.steps, self.tiles_expected = cost.steps or request.steps, cost.tiles
         self._canvas_px = request.width_px * request.height_px
 
     def _move_to(self, step: int) -> None:
@@ -104,9 +107,12 @@ class JobProgress:
     def _enter(self, stage: str, done: float, total: int) -> None:
         begin, end = _SPANS[stage]
         self.label = _STAGES[stage]
+        if stage == "denoise" and self.levels > 1:
+            self.label += f" {self.level}/{self.levels}"
         self.fraction = max(self.fraction, begin + (end - begin) * done / max(total, 1))
 
     def _catch_up(self, progress: Progress) -> None:
+        self.level, self.levels = progress.level, progress.levels
         self._enter(progress.stage, progress.done, progress.total)
         self._move_to(progress.done if progress.stage == "denoise" else self.steps)
         self._furthest = self.step

@@ -65,7 +65,7 @@ def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
         raise InvalidRequestError(misfits)
     choices = {
         "model": card.name,
-        "steps": request.steps or card.default_steps,
+        "steps": card.lay_stages(request)[0].steps,
         "guidance_scale": (
             card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),

@@ -5,11 +5,17 @@ from collections.abc import Iterator
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
+from service.stages import find_stage_misfits
 
 
 def find_misfits(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
     """Every value that this model cannot sing, with what it can."""
-    return [*_check_sides(request, card), *_check_steps(request, card), *_check_tiles(request, card)]
+    return [
+        *_check_sides(request, card),
+        *_check_steps(request, card),
+        *_check_tiles(request, card),
+        *find_stage_misfits(request, card),
+    ]
 
 
 def _check_sides(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:

@@ -91,7 +91,7 @@ class Attempt:
         match report:
             case Began():
                 self._bands = report.bands
-                self._begin_stage(report.step, report.steps)
+                self._begin_canvas(report)
             case Stepped():
                 self._report_step(report)
             case Kept():
@@ -106,21 +106,34 @@ class Attempt:
             case _:
                 pass
 
-    def _begin_stage(self, step: int, steps: int) -> None:
-        if step < steps:
-            self._log.append(StageStartedData(stage="denoise", total=steps))
-        else:
-            self._log.append(StageStartedData(stage="decode", total=self._bands))
+    def _begin_canvas(self, began: Began) -> None:
+        if began.step == began.steps:
+            self._begin_decoding()
+            return
+        data = StageStartedData(
+            stage="denoise",
+            total=began.steps,
+            done=began.step,
+            level=began.level,
+            levels=began.levels,
+            width_px=began.width_px,
+            height_px=began.height_px,
+            steps=began.own_steps,
+        )
+        self._log.append(data)
+
+    def _begin_decoding(self) -> None:
+        self._log.append(StageStartedData(stage="decode", total=self._bands))
 
     def _report_step(self, report: Stepped) -> None:
         pace = self._workplace.pace
         pace.learn_tile(report.seconds / report.tiles)
-        eta_s = pace.after_steps((report.steps - report.step) * report.tiles, self._megapixels)
+        eta_s = pace.after_steps(report.tiles_left, self._megapixels)
         self._log.append(
             StepCompletedData(step=report.step, steps=report.steps, tiles=report.tiles, eta_s=eta_s)
         )
         if report.step == report.steps:
-            self._begin_stage(report.step, report.steps)
+            self._begin_decoding()
 
     def _report_band(self, report: BandWritten) -> None:
         pace = self._workplace.pace

@@ -57,9 +57,21 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Began:
+    """A canvas is about to be denoised, or, with all steps done, decoded.
+
+    Args:
+        step: steps of all canvases that are done; so many of `steps`.
+        own_steps: of this canvas.
+    """
+
     step: int
     steps: int
     bands: int
+    level: int
+    levels: int
+    width_px: int
+    height_px: int
+    own_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +94,17 @@ class Previewed:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """`step` steps are done; this one took `seconds`."""
+    """`step` steps of all canvases are done; this one took `seconds`.
+
+    Args:
+        tiles: in this step.
+        tiles_left: in all that follow.
+    """
 
     step: int
     steps: int
     tiles: int
+    tiles_left: int
     seconds: float
 
 

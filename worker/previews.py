@@ -1,5 +1,6 @@
 """The canvas as it stands, cut into JPEG cells that lie on one fixed grid."""
 
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from worker.adapters.model import PreviewMap
 from worker.engine.grid import Tile
+from worker.engine.resample import enlarge
 from worker.messages import PreviewCell
 
 CELL_PX = 512
@@ -32,11 +34,17 @@ class PreviewCanvas:
         self._cell = max(CELL_PX // scale, 1)
         self._weight = colors.weight.float().cpu()
         self._bias = colors.bias.float().cpu()[:, None, None]
+        self._height, self._width = height, width
         self._rough = np.zeros((height, width, 3), np.uint8)
         self._crisp = np.zeros((self._cell * scale // _CRISP + 1, width * scale // _CRISP, 3), np.uint8)
         self._dirty: dict[tuple[int, int], None] = {}
         self._ready: list[PreviewCell] = []
         self._step = 0
+
+    def begin(self, height: int, width: int) -> None:
+        """Go on with a canvas of another size, which shows what was painted before, enlarged."""
+        if self._rough.shape[:2] != (height, width):
+            self._rough = _enlarge(self._rough, height, width, Tile(0, 0, height, width))
 
     def paint(self, tile: Tile, clean: Tensor, step: int) -> None:
         """Put the clean estimate (C, h, w) of a tile onto the canvas."""
@@ -70,11 +78,15 @@ class PreviewCanvas:
         return tuple(taken)
 
     def _mark(self, rectangle: Tile) -> None:
-        last_row = (rectangle.top + rectangle.height - 1) // self._cell
-        last_column = (rectangle.left + rectangle.width - 1) // self._cell
-        for row in range(rectangle.top // self._cell, last_row + 1):
-            for column in range(rectangle.left // self._cell, last_column + 1):
-                self._dirty[row, column] = None
+        rows = self._cells_under(rectangle.top, rectangle.height, self._rough.shape[0], self._height)
+        columns = self._cells_under(rectangle.left, rectangle.width, self._rough.shape[1], self._width)
+        for row, column in product(rows, columns):
+            self._dirty[row, column] = None
+
+    def _cells_under(self, start: int, extent: int, length: int, whole: int) -> range:
+        """On one axis, of `length` on the present canvas and of `whole` on the picture's own."""
+        last = ((start + extent) * whole - 1) // length
+        return range(start * whole // length // self._cell, last // self._cell + 1)
 
     def _next_dirty(self) -> tuple[int, int]:
         key = next(iter(self._dirty))
@@ -83,12 +95,14 @@ class PreviewCanvas:
 
     def _cut_rough(self, key: tuple[int, int]) -> PreviewCell:
         top, left = key[0] * self._cell, key[1] * self._cell
-        return self._encode(key, self._rough[top : top + self._cell, left : left + self._cell], "denoise")
+        height, width = min(self._cell, self._height - top), min(self._cell, self._width - left)
+        pixels = _enlarge(self._rough, self._height, self._width, Tile(top, left, height, width))
+        return self._encode(key, pixels, "denoise")
 
     def _paint_cell_row(self, row: int, offset: int, pixels: np.ndarray) -> None:
         start = offset // _CRISP
         self._crisp[start : start + len(pixels)] = pixels
-        height, width = self._rough.shape[:2]
+        height, width = self._height, self._width
         expected = min(self._cell, height - row * self._cell) * self._scale // _CRISP
         if start + len(pixels) < expected:
             return
@@ -101,7 +115,7 @@ class PreviewCanvas:
     def _encode(
         self, key: tuple[int, int], pixels: np.ndarray, stage: Literal["denoise", "decode"]
     ) -> PreviewCell:
-        (row, column), (height, width) = key, self._rough.shape[:2]
+        (row, column), height, width = key, self._height, self._width
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
         return PreviewCell(
             left_px=column * self._cell * self._scale,
@@ -112,6 +126,15 @@ class PreviewCanvas:
             step=self._step,
             jpeg=jpeg,
         )
+
+
+def _enlarge(pixels: np.ndarray, height: int, width: int, part: Tile) -> np.ndarray:
+    """A part of `pixels` (h, w, 3) as it would be at that size; the same, if it has it."""
+    if pixels.shape[:2] == (height, width):
+        return pixels[part.top : part.top + part.height, part.left : part.left + part.width]
+    source = torch.from_numpy(pixels).permute(2, 0, 1)
+    larger = enlarge(source, height, width, part, (False, False))
+    return larger.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def _shrink(rows: np.ndarray) -> np.ndarray:

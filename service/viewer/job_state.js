@@ -26,7 +26,7 @@ export class JobState {
     this.status = job.status;
     this.request = job.request;
     this.tilesExpected = job.cost.tiles;
-    this.steps = job.request.steps;
+    this.steps = job.cost.steps || job.request.steps;
     this.createdAt = job.created_at;
     this.startedAt = job.started_at;
     this.finishedAt = job.finished_at;
@@ -35,12 +35,16 @@ export class JobState {
     this.urls = job.urls ?? this.urls;
     this.queuePosition = job.queue_position ?? null;
     this.stage = null;
+    this.level = this.levels = 1;
+    this.canvas = null;
     this.endsAtMs = null;
     // An estimate, until the first step tells more exactly.
     if (typeof job.eta_s === "number") this.expectEnd(job.eta_s);
     if (job.progress) {
+      this.level = job.progress.level;
+      this.levels = job.progress.levels;
       this.enter(job.progress.stage, job.progress.done, job.progress.total);
-      this.step = job.progress.stage === "denoise" ? job.progress.done : job.request.steps;
+      this.step = job.progress.stage === "denoise" ? job.progress.done : this.steps;
       if (typeof job.progress.eta_s === "number") this.expectEnd(job.progress.eta_s);
     }
     // Until events tell more exactly.
@@ -73,7 +77,10 @@ export class JobState {
         break;
       case "stage.started":
         this.delay = null;
-        this.enter(data.stage, 0, data.total);
+        this.level = data.level;
+        this.levels = data.levels;
+        this.canvas = data.width_px ? [data.width_px, data.height_px] : null;
+        this.enter(data.stage, data.done, data.total);
         break;
       case "step.completed":
         if (data.step > this.furthest) {

@@ -37,8 +37,11 @@ export function state(job) {
   }
 }
 
-function stage({ stage: name, step, steps, done, total }) {
-  if (name === "denoise") return `Singing, step ${Math.min(step + 1, steps)} of ${steps}`;
+function stage({ stage: name, step, steps, done, total, level, levels, canvas }) {
+  if (name === "denoise") {
+    const at = levels > 1 ? ` ${canvas ? `at ${size(...canvas)}` : `canvas ${level} of ${levels}`}` : "";
+    return `Singing${at}, step ${Math.min(step + 1, steps)} of ${steps}`;
+  }
   if (name === "decode") return done ? `Decoding, band ${done} of ${total}` : "Decoding";
   if (name === "store") return "Storing";
   return "Starting";

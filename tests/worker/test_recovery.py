@@ -11,7 +11,7 @@ from rq.command import send_stop_job_command
 from rq.job import Job as RqJob
 
 from api_schemas import wire
-from api_schemas.events import JobDelayed, JobPreempted, JobResumed
+from api_schemas.events import JobDelayed, JobPreempted, JobResumed, StageStarted, StepCompleted
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench
 from tests.worker.processes import find_engine, is_running
@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def submit_tiny(bench: Bench) -> str:
     """64 tiles a step, some tenths of a second each."""
-    return bench.submit(model="tiny", steps=TINY_STEPS, guidance_scale=3.0, prompt="lava")
+    return bench.submit(model="tiny", steps=TINY_STEPS, guidance_scale=3.0, prompt="lava", layout="flat")
 
 
 def make_tiny(bench: Bench) -> bytes:
@@ -53,6 +53,42 @@ def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench, tiny: str) -> Non
     assert bench.types(job_id).count("step.completed") <= TINY_STEPS + 2
     assert job.attempt == 2
     assert bench.picture(job) == undisturbed
+
+
+def submit_cascade(bench: Bench) -> str:
+    """64 px, then 128, 256 and 512: 6, 3, 2 and 2 steps of 1, 4, 16 and 64 tiles."""
+    return bench.submit(
+        model="tiny", steps=6, guidance_scale=3.0, prompt="lava", layout="cascade",
+        advanced={"stages": [{}, {"strength": 0.5}]},
+    )  # fmt: skip
+
+
+def test_a_cascade_that_was_killed_twice_goes_on_to_the_same_bytes(bench: Bench, tiny: str) -> None:
+    """In the second stage, and on the way to the last."""
+    worker = bench.start_worker(tiny)
+    undisturbed = bench.await_end(submit_cascade(bench))
+    job_id = submit_cascade(bench)
+    for after in (7, 11):
+        bench.await_that(lambda after=after: _furthest(bench, job_id) >= after, f"step {after}")
+        os.kill(find_engine(worker.pid), signal.SIGKILL)
+    job = bench.await_end(job_id)
+    assert bench.picture(job) == bench.picture(undisturbed)
+    assert [event.data.step >= 6 for event in bench.events(job_id) if isinstance(event, JobResumed)] == [
+        True
+    ] * 2
+    stages = [event.data for event in bench.events(undisturbed.id) if isinstance(event, StageStarted)]
+    assert [(data.level, data.width_px, data.done, data.steps) for data in stages[:-2]] == [
+        (1, 64, 0, 6),
+        (2, 128, 6, 3),
+        (3, 256, 9, 2),
+        (4, 512, 11, 2),
+    ]
+    assert {data.total for data in stages[:-2]} == {13}
+
+
+def _furthest(bench: Bench, job_id: str) -> int:
+    steps = [event.data.step for event in bench.events(job_id) if isinstance(event, StepCompleted)]
+    return max(steps, default=0)
 
 
 def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str) -> None:

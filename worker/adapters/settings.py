@@ -1,9 +1,11 @@
 """What a model folder may say about itself beside diffusers' own files: `chorale.json`."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from api_schemas.cascade import Cascade
 from worker.adapters.errors import ModelFolderError
 
 
@@ -29,6 +31,8 @@ class FolderSettings(BaseModel):
     default_guidance_scale: float | None = None
     default_num_modules: int | None = None
     latent_rgb: LatentRgb | None = None
+    layout: Literal["cascade", "flat"] = "cascade"
+    cascade: Cascade | None = None
 
 
 def read_settings(folder: Path) -> FolderSettings:

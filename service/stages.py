@@ -1,0 +1,42 @@
+"""What a request says about single stages, against those that its picture is sung in."""
+
+from collections.abc import Iterator
+
+from api_schemas.catalog import ModelCard
+from api_schemas.errors import FieldError
+from api_schemas.generation import GenerationRequest
+
+_SCHEDULE_STEPS = 1000  # the clocks of all models know no more
+
+
+def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    """Every choice in `advanced.stages` that cannot be sung, with what can."""
+    stages = card.lay_stages(request)
+    asked = request.advanced.stages
+    if len(asked) > len(stages):
+        sizes = ", then ".join(f"{stage.width_px}x{stage.height_px}" for stage in stages)
+        yield FieldError(
+            field="advanced.stages",
+            value=f"{len(asked)} stages",
+            allowed=f"at most {len(stages)}: model {card.name} sings this picture at {sizes} px",
+        )
+    yield from _check_first(request)
+    for level, (settings, stage) in enumerate(zip(asked, stages, strict=False)):
+        field = f"advanced.stages.{level}"
+        if settings.steps is not None and settings.steps > card.max_steps:
+            allowed = f"1 to {card.max_steps} for model {card.name}"
+            yield FieldError(field=f"{field}.steps", value=str(settings.steps), allowed=allowed)
+        elif stage.schedule_steps > _SCHEDULE_STEPS:
+            least = stage.steps / _SCHEDULE_STEPS
+            allowed = f"at least {least:g} with {stage.steps} steps: a schedule has {_SCHEDULE_STEPS}"
+            yield FieldError(field=f"{field}.strength", value=f"{stage.strength:g}", allowed=allowed)
+
+
+def _check_first(request: GenerationRequest) -> Iterator[FieldError]:
+    for first in request.advanced.stages[:1]:
+        if first.strength not in (None, 1.0):
+            allowed = "1: the first stage begins with noise alone"
+            yield FieldError(field="advanced.stages.0.strength", value=f"{first.strength:g}", allowed=allowed)
+        if first.steps is not None and request.steps not in (None, first.steps):
+            allowed = f"{request.steps}, as the field steps says, or only one of the two"
+            yield FieldError(field="advanced.stages.0.steps", value=str(first.steps), allowed=allowed)
