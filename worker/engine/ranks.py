@@ -71,13 +71,12 @@ class Ranks:
             RankLostError: a rank has died.
         """
         octets = own.contiguous().flatten().view(torch.uint8)  # gloo does not know every type
-        heard = octets.new_empty(self.size * octets.numel())
+        heard = [torch.empty_like(octets) for _ in range(self.size)]
         try:
-            # Its successor, all_gather_single, is younger than the releases that people run.
-            dist.all_gather_into_tensor(heard, octets)  # pyright: ignore[reportUnknownMemberType, reportDeprecated]
+            dist.all_gather(heard, octets)  # pyright: ignore[reportUnknownMemberType]
         except RuntimeError as error:
             raise RankLostError(str(error)) from error
-        return list(heard.view(own.dtype).view(self.size, *own.shape).unbind())
+        return [each.view(own.dtype).view(own.shape) for each in heard]
 
     def _agree(self, own: _Verdict) -> _Verdict:
         word = torch.tensor([int(own)])
