@@ -103,7 +103,9 @@ class Flux:
         """Without embedded guidance it is a model of few steps, as FLUX.1-schnell."""
         guided = self.pipe.transformer.config.guidance_embeds
         steps, scale = (28, 3.5) if guided else (4, 1.0)
-        return Habits(steps, scale, ("local", "global"), negative_prompt=False, guidance=guided)
+        return Habits(
+            steps, scale, ("local", "global"), negative_prompt=False, guidance=guided, add_ons=("lora",)
+        )
 
     @property
     def shape(self) -> Shape:

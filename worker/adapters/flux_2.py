@@ -112,7 +112,10 @@ class Flux2:
     def habits(self) -> Habits:
         few = self._distilled and not self._embeds_guidance
         steps, scale = (4, 1.0) if few else (50, 4.0)
-        return Habits(steps, scale, ("local", "global"), not self._distilled, guidance=not few)
+        return Habits(
+            steps, scale, ("local", "global"),
+            negative_prompt=not self._distilled, guidance=not few, add_ons=("lora",),
+        )  # fmt: skip
 
     @property
     def shape(self) -> Shape:

@@ -97,7 +97,7 @@ class QwenImage:
 
     pipe: QwenImagePipeline
     name = "qwen-image"
-    habits = Habits(steps=50, guidance_scale=4.0)
+    habits = Habits(steps=50, guidance_scale=4.0, add_ons=("lora",))
 
     @property
     def shape(self) -> Shape:

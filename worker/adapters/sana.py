@@ -62,7 +62,7 @@ class Sana:
 
     pipe: SanaPipeline
     name = "sana"
-    habits = Habits(steps=20, guidance_scale=4.5)
+    habits = Habits(steps=20, guidance_scale=4.5, add_ons=("lora",))
 
     @property
     def shape(self) -> Shape:

@@ -65,7 +65,7 @@ class StableDiffusion3:
 
     pipe: StableDiffusion3Pipeline
     name = "stable-diffusion-3"
-    habits = Habits(steps=28, guidance_scale=7.0)
+    habits = Habits(steps=28, guidance_scale=7.0, add_ons=("lora",))
 
     @property
     def shape(self) -> Shape:

@@ -68,7 +68,7 @@ class ZImage:
 
     pipe: ZImagePipeline
     name = "z-image"
-    habits = Habits(steps=50, guidance_scale=6.0)
+    habits = Habits(steps=50, guidance_scale=6.0, add_ons=("lora",))
 
     @property
     def shape(self) -> Shape:
