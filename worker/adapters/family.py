@@ -1,6 +1,6 @@
 """What all model families share. A family's own file holds only what differs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -112,11 +112,13 @@ class FamilyModel:
         self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
     ) -> None:
         self._family = family
-        self.add_ons = (add_ons or AddOns()).only(family.habits.add_ons)
-        self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in family.habits.add_ons else None
+        self._supported = _find_supported(family, settings)
+        self.add_ons = (add_ons or AddOns()).only(self._supported)
+        self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None
         self._decoder = family.build_decoder()
         self._encoder = flatten_encoder(family.pipe.components.get("vae"))
-        self.card = _describe(family, settings, name).model_copy(update=self.add_ons.announce())
+        announced = {"supports": list(self._supported), **self.add_ons.announce()}
+        self.card = _describe(family, settings, name).model_copy(update=announced)
         self.preview_map = _preview_map(family, settings, self._decoder)
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
@@ -132,6 +134,7 @@ class FamilyModel:
         """
         family = self._family
         _check(conditions, family)
+        _check_add_ons(conditions, family.name, self._supported)
         if self._loras is not None:
             self._loras.wear(conditions.loras)
         return FamilySinger(
@@ -140,7 +143,6 @@ class FamilyModel:
 
 
 def _check(conditions: Conditions, family: Family) -> None:
-    _check_add_ons(conditions, family)
     habits = family.habits
     if conditions.positions not in habits.positions:
         allowed = ", ".join(habits.positions)
@@ -159,15 +161,20 @@ def _check(conditions: Conditions, family: Family) -> None:
         )
 
 
-def _check_add_ons(conditions: Conditions, family: Family) -> None:
+def _find_supported(family: Family, settings: FolderSettings) -> tuple[AddOnKind, ...]:
+    """What changes a model's own layers needs them plain; a ControlNet is a network of its own."""
+    return tuple(kind for kind in family.habits.add_ons if settings.is_plain or kind == "controlnet")
+
+
+def _check_add_ons(conditions: Conditions, name: str, supported: Sequence[AddOnKind]) -> None:
     asked: dict[AddOnKind, object] = {
         "lora": conditions.loras, "controlnet": conditions.control, "ip_adapter": conditions.ip_adapter,
     }  # fmt: skip
     for kind, value in asked.items():
-        if value and kind not in family.habits.add_ons:
-            allowed = ", ".join(family.habits.add_ons) or "none"
+        if value and kind not in supported:
+            allowed = ", ".join(supported) or "none"
             raise UnsupportedConditionError(
-                f"{kind}: a model of family {family.name} takes none; add-ons that it takes: {allowed}"
+                f"{kind}: this {name} model takes none; add-ons that it takes: {allowed}"
             )
 
 
@@ -197,7 +204,6 @@ def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
         positions=list(habits.positions),
         negative_prompt=habits.negative_prompt,
         guidance=habits.guidance,
-        supports=list(habits.add_ons),
         max_tile_size_px=shape.max_tile_px,
         weights_gib=round(_count_bytes(family.pipe.components.values()) / 2**30, 3),
     )

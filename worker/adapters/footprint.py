@@ -5,20 +5,39 @@ from pathlib import Path
 
 import torch
 
+from worker.adapters.placement import DENOISERS, choose_dtypes
+from worker.adapters.settings import FolderSettings, read_settings
 from worker.adapters.toy import parse_toy
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 
 
 def weigh(address: str, device: torch.device) -> int:
-    """Bytes of all weights as `load_pipeline` will hold them: float32 on a CPU, bfloat16 elsewhere.
+    """Bytes of weights that are on the device at the same time, as `load_pipeline` will hold them.
 
     Files with a variant in their name (`model.fp16.safetensors`) are not loaded, so not counted.
     """
     if address.partition(":")[0] == "toy":
         return int(parse_toy(address).weights_gib * (1 << 30))
-    files = [path for path in Path(address).glob("*/*.safetensors") if path.name.count(".") == 1]
-    return sum(_count_numbers(path) for path in files) * (4 if device.type == "cpu" else 2)
+    folder = Path(address)
+    settings = read_settings(folder)
+    parts = {path.name: _weigh_part(path, settings, device) for path in folder.iterdir() if path.is_dir()}
+    decoder = parts.pop("vae", 0)
+    match settings.offload:
+        case "none":
+            return decoder + sum(parts.values())
+        case "model":
+            return decoder + max(parts.values(), default=0)
+        case _:
+            return decoder
+
+
+def _weigh_part(part: Path, settings: FolderSettings, device: torch.device) -> int:
+    numbers = sum(_count_numbers(path) for path in part.glob("*.safetensors") if path.name.count(".") == 1)
+    if settings.quantization != "none" and part.name in DENOISERS:
+        return numbers
+    dtypes = choose_dtypes(part.parent, settings, device)
+    return numbers * dtypes.get(part.name, dtypes["default"]).itemsize
 
 
 def _count_numbers(path: Path) -> int:

@@ -7,24 +7,38 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.placement import (
+    check_offload,
+    choose_dtypes,
+    choose_quantization,
+    place,
+    store_in_float8,
+)
+from worker.adapters.settings import read_settings
 
 Pipe = TypeVar("Pipe", bound=DiffusionPipeline)
 
 
 def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts: bool | None) -> Pipe:
-    """Load in float32 on a CPU, in bfloat16 elsewhere; safetensors only.
+    """Load as the folder's `chorale.json` asks; safetensors only.
 
     Args:
         parts: of the pipeline that are to be left out.
 
     Raises:
-        ModelFolderError: diffusers cannot load the folder.
+        ModelFolderError: diffusers cannot load the folder, or not as asked.
     """
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    settings = read_settings(folder)
+    check_offload(folder, settings.offload, device)
+    quantization = choose_quantization(folder, settings)
     try:
         pipe = kind.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **parts
-        )
+            str(folder), dtype=choose_dtypes(folder, settings, device), quantization_config=quantization,
+            use_safetensors=True, local_files_only=True, **parts,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
-    return pipe.to(device)
+    if settings.quantization == "float8":
+        store_in_float8(pipe)
+    place(pipe, settings.offload, device)
+    return pipe

@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from api_schemas.cascade import Cascade
 from worker.adapters.errors import ModelFolderError
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+Offload = Literal["none", "model", "sequential", "group"]
+Quantization = Literal["none", "int8", "float8"]
+
 
 class LatentRgb(BaseModel):
     """RGB in [0, 1] = weight (3 rows of C) @ latent + bias."""
@@ -17,7 +21,14 @@ class LatentRgb(BaseModel):
 
 
 class FolderSettings(BaseModel):
-    """Every field may be left out; then the family's habits and diffusers' configs count."""
+    """Every field may be left out; then the family's habits and diffusers' configs count.
+
+    Args:
+        dtype: of weights and predictions; bfloat16 on a GPU and float32 on a CPU if left out.
+        offload: what waits in main memory until the GPU needs it: nothing, whole networks, or single
+            layers (`sequential` slowest and smallest).
+        quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -31,8 +42,16 @@ class FolderSettings(BaseModel):
     default_guidance_scale: float | None = None
     default_num_modules: int | None = None
     latent_rgb: LatentRgb | None = None
+    dtype: Dtype | None = None
+    offload: Offload = "none"
+    quantization: Quantization = "none"
     layout: Literal["cascade", "flat"] = "cascade"
     cascade: Cascade | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether weights are on the device as they were trained."""
+        return self.offload == "none" and self.quantization == "none"
 
 
 def read_settings(folder: Path) -> FolderSettings:

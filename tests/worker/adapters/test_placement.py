@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import tiny_stable_diffusion_xl
+from tests.worker.adapters.test_unets import sing_one_tile
+from tests.worker.adapters.unets import PROMPT
+from worker.adapters.add_ons import Lora
+from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
+from worker.adapters.footprint import weigh
+from worker.adapters.model import Conditions
+from worker.adapters.placement import choose_dtypes, place, require_package
+from worker.adapters.registry import load_model
+from worker.adapters.settings import FolderSettings, Offload
+from worker.adapters.stable_diffusion_xl import load
+from worker.engine.grid import Tile
+from worker.engine.noise import initial_noise
+from worker.engine.plan import DenoisePlan, StagePlan
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+TOLD = Conditions(PROMPT, "moss", 5.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_stable_diffusion_xl(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def ask(folder: Path, **settings: str) -> Path:
+    (folder / "chorale.json").write_text(json.dumps(settings))
+    return folder
+
+
+def sing(folder: Path) -> torch.Tensor:
+    return sing_one_tile(load_model(str(folder), "cpu").prepare(TOLD))
+
+
+def test_a_folder_says_in_which_type_it_computes(folder: Path) -> None:
+    full = sing(folder)
+    half = sing(ask(folder, dtype="bfloat16"))
+    assert load(folder, CPU).pipe.unet.dtype == torch.bfloat16
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().mean() < 0.1 * full.std()
+
+
+def test_decoders_that_overflow_in_float16_stay_in_float32(folder: Path) -> None:
+    assert choose_dtypes(folder, FolderSettings(), GPU) == {"default": torch.bfloat16}
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": True}))
+    pipe = load(ask(folder, dtype="float16"), CPU).pipe
+    assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
+
+
+def test_float8_weights_take_half_the_room_and_paint_nearly_the_same(folder: Path) -> None:
+    full, plain_bytes = sing(folder), weigh(str(folder), GPU)
+    narrow = sing(ask(folder, quantization="float8"))
+    assert 0 < (narrow - full).abs().mean() < 0.1 * full.std()
+    stored = [each for each in load(folder, CPU).pipe.unet.parameters() if each.dtype == torch.float8_e4m3fn]
+    assert len(stored) > 20
+    assert weigh(str(folder), GPU) < plain_bytes
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloaded_weights_paint_the_same(folder: Path, offload: Offload) -> None:
+    """With main memory in the place of the GPU: the way of the weights is the same, the gain is not."""
+    family = load(folder, CPU)
+    kept = family.encode(TOLD)
+    place(family.pipe, offload, CPU)
+    moved = family.encode(TOLD)
+    stage = StagePlan(DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9), 4)
+    crops, tile = initial_noise(9, 4, 16, 16)[None], Tile(0, 0, 16, 16)
+    with torch.inference_mode():
+        first, second = (each(stage).predict(crops, torch.tensor(500), [tile], [1]) for each in (kept, moved))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+
+
+def test_what_offload_leaves_on_the_device_is_less(folder: Path) -> None:
+    everything, networks, layers = (
+        weigh(str(ask(folder, offload=offload)), GPU) for offload in ("none", "model", "group")
+    )
+    assert everything > networks > layers > 0
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential", "group"])
+def test_there_is_nothing_to_offload_from_on_a_cpu(folder: Path, offload: str) -> None:
+    with pytest.raises(ModelFolderError, match=rf"chorale\.json: offload '{offload}' .* allowed: 'none'"):
+        load_model(str(ask(folder, offload=offload)), "cpu")
+
+
+def test_an_unknown_choice_is_named(folder: Path) -> None:
+    with pytest.raises(ModelFolderError, match=r"quantization\n.*'none', 'int8' or 'float8'"):
+        load_model(str(ask(folder, quantization="int3")), "cpu")
+
+
+def test_a_missing_package_is_named() -> None:
+    require_package("torch", "a test")
+    with pytest.raises(ModelFolderError, match="a test needs the package no_such_package: pip install"):
+        require_package("no_such_package", "a test")
+
+
+def test_what_changes_a_models_layers_needs_them_plain(folder: Path) -> None:
+    assert load_model(str(folder), "cpu").card.supports == ["lora", "controlnet", "ip_adapter"]
+    model = load_model(str(ask(folder, quantization="float8")), "cpu")
+    assert model.card.supports == ["controlnet"]
+    with pytest.raises(UnsupportedConditionError, match=r"lora: this .* add-ons that it takes: controlnet"):
+        model.prepare(Conditions(PROMPT, loras=(Lora(folder),)))

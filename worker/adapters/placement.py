@@ -1,0 +1,96 @@
+"""Where a pipeline's weights lie, and in what form: as `chorale.json` asks."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
+from diffusers.quantizers.quantization_config import TorchAoConfig
+
+from worker.adapters.errors import ModelFolderError
+from worker.adapters.settings import FolderSettings, Offload
+
+DENOISERS = ("unet", "transformer")
+_VAE = "vae"  # its parts are called one by one, so nobody would notice that it is needed
+
+
+def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, torch.dtype]:
+    """float32 on a CPU, bfloat16 elsewhere, or what the settings ask for.
+
+    Autoencoders that say so overflow in float16, so they then stay in float32.
+    """
+    default = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else default
+    path = folder / _VAE / "config.json"
+    overflows = path.is_file() and json.loads(path.read_text()).get("force_upcast", False)
+    widen = {_VAE: torch.float32} if overflows and dtype == torch.float16 else {}
+    return {"default": dtype, **widen}
+
+
+def choose_quantization(folder: Path, settings: FolderSettings) -> PipelineQuantizationConfig | None:
+    """For weights that are read into eight-bit integers; the denoiser's only.
+
+    Raises:
+        ModelFolderError: a package is missing.
+    """
+    if settings.quantization != "int8":
+        return None
+    require_package("torchao", f"{folder}/chorale.json: quantization 'int8'")
+    from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore
+
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    return PipelineQuantizationConfig(
+        quant_mapping={name: config for name in DENOISERS if (folder / name).is_dir()}
+    )
+
+
+def require_package(name: str, wanted_by: str) -> None:
+    """
+    Raises:
+        ModelFolderError: it is not installed.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise ModelFolderError(f"{wanted_by} needs the package {name}: pip install {name}")
+
+
+def store_in_float8(pipe: DiffusionPipeline) -> None:
+    """Keep the denoiser's weights in eight bits and widen each layer's as it is called."""
+    for name in DENOISERS:
+        network = pipe.components.get(name)
+        if isinstance(network, ModelMixin):
+            network.enable_layerwise_casting(torch.float8_e4m3fn, network.dtype)
+
+
+def check_offload(folder: Path, offload: Offload, device: torch.device) -> None:
+    """
+    Raises:
+        ModelFolderError: there is nothing to offload from.
+    """
+    if offload != "none" and device.type == "cpu":
+        raise ModelFolderError(
+            f"{folder}/chorale.json: offload {offload!r} keeps weights in main memory until a GPU needs them, "
+            "but the device is cpu; allowed: 'none'"
+        )
+
+
+def place(pipe: DiffusionPipeline, offload: Offload, device: torch.device) -> None:
+    """All on the device; or in main memory until they are needed, in parts as large as `offload` says.
+
+    Decoders always stay on the device.
+    """
+    match offload:
+        case "none":
+            pipe.to(device)
+        case "group":
+            pipe.enable_group_offload(device, offload_type="leaf_level", exclude_modules=[_VAE])
+        case _:
+            pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, _VAE]
+            if pipe.model_cpu_offload_seq is not None:
+                pipe.model_cpu_offload_seq = pipe.model_cpu_offload_seq.removesuffix(f"->{_VAE}")
+            if offload == "model":
+                pipe.enable_model_cpu_offload(device=device)
+            else:
+                pipe.enable_sequential_cpu_offload(device=device)
