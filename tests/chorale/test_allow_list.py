@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from api_schemas.allow_list import AllowList
-from api_schemas.generation import GenerationRequest, LoraChoice
+from api_schemas.generation import ControlSettings, GenerationRequest, LoraChoice, PicturePart
 from chorale.client import Client
-from chorale.errors import InvalidRequestError
+from chorale.errors import InvalidRequestError, JobEndedError
+from chorale.protocol import result_of
 from tests.chorale.test_cli import run
 from tests.chorale.test_local import chorale_up
+from tests.tiny_add_ons import tiny_control_net
 from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.errors import DamagedModelError, ModelFolderError
 from worker.adapters.registry import load_found
@@ -140,20 +143,30 @@ def test_add_ons_fit_their_family_and_are_checked_when_opened(model: Path, tmp_p
 
 
 def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    tiny_stable_diffusion(folder)
-    lora = tmp_path / "ink.safetensors"
-    lora.write_bytes(b"weights")
+    folder, edges, ink = tmp_path / "folder", tmp_path / "edges", tmp_path / "ink.safetensors"
+    pipe = tiny_stable_diffusion(folder)
+    tiny_control_net(edges, pipe)
+    ink.write_bytes(b"weights")
+    Image.linear_gradient("L").save(tmp_path / "gradient.png")
     assert models(tmp_path, "add", "tiny", str(folder)).returncode == 0
-    added = models(tmp_path, "add", "ink", str(lora), "--kind", "lora", "--base", "stable-diffusion")
-    assert added.returncode == 0, added.stderr
-    request = GenerationRequest(prompt="a", width_px=256, height_px=256, steps=1, model="tiny")
+    for name, path, kind in (("ink", ink, "lora"), ("edges", edges, "controlnet")):
+        added = models(tmp_path, "add", name, str(path), "--kind", kind, "--base", "stable-diffusion")
+        assert added.returncode == 0, added.stderr
+    request = GenerationRequest(prompt="a", width_px=256, height_px=256, steps=1, model="tiny", seed=1)
+    controlled = request.model_copy(update={"control": ControlSettings(name="edges", scale=2.0)})
+    pictures: dict[PicturePart, Path] = {"control_image": tmp_path / "gradient.png"}
     with chorale_up(tmp_path / "data", "tiny") as (_, url), Client(url) as client:
         (card,) = client.models()
-        assert (card.name, card.loras) == ("tiny", ["ink"])
+        assert (card.name, card.loras, card.controlnets) == ("tiny", ["ink"], ["edges"])
         with pytest.raises(InvalidRequestError, match=r"loras.0.name brush: one of: ink"):
             client.create(request.model_copy(update={"loras": [LoraChoice(name="brush")]}))
-        assert client.wait(client.create(request).id, timeout_s=60).status == "succeeded"
+        plain = client.create(request)
+        guided = client.create(controlled, pictures=pictures)
+        digests = {result_of(client.wait(job.id, timeout_s=60)).sha256 for job in (plain, guided)}
+        assert len(digests) == 2  # the control picture was heard
+        (edges / "config.json").write_text((edges / "config.json").read_text() + " ")
+        with pytest.raises(JobEndedError, match=r"edges/config.json has SHA-256"):
+            client.wait(client.create(controlled, pictures=pictures).id, timeout_s=60)
     settings = folder / "unet" / "config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"sample_size": 64}))
     refused = run("up", "--data", str(tmp_path / "data"), "--port", "0", "--model", "tiny", folder=tmp_path)

@@ -27,18 +27,19 @@ def check_folder(folder: Path) -> str:
     if (folder / _DIGESTS).is_file():
         for line in (folder / _DIGESTS).read_text().splitlines():
             expected, name = line.split(maxsplit=1)
-            _check_digest(folder / name.lstrip("*"), expected)
+            path = folder / name.lstrip("*")
+            _check_digest(path, expected, str(path))
     return str(json.loads(index.read_text())["_class_name"])
 
 
 def check_listed(name: str, entry: AllowedModel) -> None:
-    """Check an entry of the allow-list.
+    """Check an entry of the allow-list. What is said may be read by clients, so it shows no folders.
 
     Raises:
         DamagedModelError: a file is missing, changed, or was not there when the entry was made.
     """
     for file, expected in entry.files.items():
-        _check_digest(entry.root / file, expected)
+        _check_digest(entry.root / file, expected, f"{name}: {file}")
     added = sorted(set(covered_files(entry.path)) - set(entry.files))
     if added:
         raise DamagedModelError(
@@ -46,10 +47,10 @@ def check_listed(name: str, entry: AllowedModel) -> None:
         )
 
 
-def _check_digest(path: Path, expected: str) -> None:
+def _check_digest(path: Path, expected: str, shown: str) -> None:
     if not path.is_file():
-        raise DamagedModelError(f"{path} is missing; expected a file with SHA-256 {expected}")
+        raise DamagedModelError(f"{shown} is missing; expected a file with SHA-256 {expected}")
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
-        raise DamagedModelError(f"{path} has SHA-256 {actual}, expected {expected}: damaged or changed")
+        raise DamagedModelError(f"{shown} has SHA-256 {actual}, expected {expected}: damaged or changed")
