@@ -12,7 +12,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.answers import JobView
-from api_schemas.generation import Seamless
+from api_schemas.generation import Layout, Seamless
 from api_schemas.job import JobStatus
 from chorale import installed, models_command
 from chorale.bar import show_progress
@@ -136,6 +136,9 @@ def generate(
     ] = None,
     size: Annotated[str, Option(help="WIDTHxHEIGHT in pixels.")] = "1024x1024",
     seamless: Annotated[Seamless, Option(help="Axes along which the picture goes on into itself.")] = "none",
+    layout: Annotated[
+        Layout, Option(help="Sung from small to large, or at full size at once; auto asks the model's card.")
+    ] = "auto",
     seed: Annotated[
         int | None, Option(help="The same seed gives the same picture.", show_default="drawn")
     ] = None,
@@ -174,6 +177,7 @@ def generate(
             "width_px": wanted.width_px,
             "height_px": wanted.height_px,
             "seamless": seamless,
+            "layout": layout,
             "seed": seed,
             "steps": steps,
             "guidance_scale": guidance,
