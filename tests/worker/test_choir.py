@@ -50,7 +50,7 @@ def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny:
     os.kill(follower, signal.SIGKILL)
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
-    assert resumed.data.step >= 2
+    assert resumed.data.step >= 1
     assert bench.picture(job) == picture
     assert find_followers(find_engine(worker.pid)) == []
     trouble = "degraded: lost cpu; sings on cpu"
@@ -60,8 +60,8 @@ def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny:
     assert bench.redis.get(key) == trouble.encode()
 
 
-def test_ranks_stop_within_a_step_and_wait_with_the_model_loaded(bench: Bench) -> None:
-    worker = bench.start_worker("toy:delay_ms=200", devices="cpu,cpu,cpu")
+def test_ranks_stop_within_a_step_keep_the_model_and_outlive_nobody(bench: Bench) -> None:
+    worker = bench.start_worker("toy:delay_ms=200", devices="cpu,cpu")
     job_id = bench.submit(steps=100)
     bench.await_event(job_id, "step.completed")
     engine = find_engine(worker.pid)
@@ -69,30 +69,30 @@ def test_ranks_stop_within_a_step_and_wait_with_the_model_loaded(bench: Bench) -
     began = time.monotonic()
     bench.redis.set(wire.cancel_key(job_id), "1")
     assert bench.await_end(job_id).status == "canceled"
-    assert time.monotonic() - began < 0.8 + 1
+    assert time.monotonic() - began < 0.4 + 1
     bench.make(steps=1)
     assert find_engine(worker.pid) == engine
     assert find_followers(engine) == followers
-    # A job that is handed back stops them too, and no rank outlives its worker.
-    handed_back = bench.submit(steps=100)
-    bench.await_event(handed_back, "step.completed")
+    os.kill(engine, signal.SIGKILL)
+    bench.await_that(lambda: not any(map(is_running, followers)), "end of the ranks", 10)
+    # The leader's death is no follower's fault: nobody is left out. A worker that has to go hands its
+    # job back, and takes its ranks with it.
+    job_id = bench.submit(steps=100)
+    bench.await_event(job_id, "step.completed")
+    ranks = [find_engine(worker.pid), *find_followers(find_engine(worker.pid))]
+    assert len(ranks) == 2
     worker.terminate()
     assert worker.wait(10) == 0
-    assert bench.job(handed_back).status == "queued"
-    assert not any(map(is_running, [engine, *followers]))
+    assert bench.job(job_id).status == "queued"
+    assert not any(map(is_running, ranks))
 
 
-def test_no_rank_outlives_a_killed_worker_or_engine(bench: Bench) -> None:
+def test_no_rank_outlives_a_killed_worker(bench: Bench) -> None:
     worker = bench.start_worker(devices="cpu,cpu")
     bench.make(steps=1)
     engine = find_engine(worker.pid)
     ranks = [engine, *find_followers(engine)]
-    os.kill(engine, signal.SIGKILL)
-    bench.await_that(lambda: not any(map(is_running, ranks)), "end of the ranks", 10)
-    bench.make(steps=1)
-    engine = find_engine(worker.pid)
-    ranks = [engine, *find_followers(engine)]
-    assert len(ranks) == 2  # the leader's death is no follower's fault: nobody is left out
+    assert len(ranks) == 2
     worker.kill()
     worker.wait()
     bench.await_that(lambda: not any(map(is_running, ranks)), "end of the ranks", 10)
