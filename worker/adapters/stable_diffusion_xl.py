@@ -44,7 +44,8 @@ class Caption:
     scale: int
 
     def tell(self, tiles: Sequence[Tile], branches: Sequence[int]) -> dict[str, Tensor]:
-        sizes = torch.tensor([self.measure(tile) for tile in tiles], dtype=self.pooled.dtype)
+        # float32: bfloat16 counts in steps of 8 above 1024.
+        sizes = torch.tensor([self.measure(tile) for tile in tiles], dtype=torch.float32)
         return {
             "text_embeds": pick_branches(self.pooled, branches),
             "time_ids": sizes.to(self.pooled.device, non_blocking=True),

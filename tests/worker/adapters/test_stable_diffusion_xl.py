@@ -26,6 +26,12 @@ def test_no_tile_of_a_torus_is_nearer_to_a_border() -> None:
     assert places == {(96, 160, 16, 48, 64, 64)}
 
 
+def test_sizes_are_told_to_the_pixel() -> None:
+    caption = Caption(torch.zeros(2, 8, dtype=torch.bfloat16), FLAT, scale=253)
+    told = caption.tell([Tile(7, 24, 16, 16)], [1])
+    assert told["time_ids"].tolist() == [[6072, 10120, 1771, 6072, 4048, 4048]]
+
+
 @torch.inference_mode()
 def test_where_a_tile_lies_is_heard(tmp_path: Path) -> None:
     tiny_stable_diffusion_xl(tmp_path / "tiny")
