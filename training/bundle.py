@@ -77,6 +77,8 @@ def _describe(vae: Path, shards: list[Path], steps: int, guidance_scale: float) 
         "default_steps": steps,
         "default_guidance_scale": guidance_scale,
         "tile_sizes_px": [512, 1024],
+        "layout": "flat",
+        "cascade": {"steps": [steps, steps // 2, steps // 2], "strength": 0.4},
         "latent_rgb": {"weight": rounded, "bias": [round(value, 5) for value in bias.tolist()]},
         "license": "CC-BY-SA-4.0",
         "variants": {},

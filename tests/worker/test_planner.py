@@ -42,3 +42,17 @@ def test_a_grid_that_does_not_move_overlaps_by_itself() -> None:
     assert plan(advanced={"tile_grid": "fixed", "overlap_px": 0}).canvas.overlap == 0
     assert plan(advanced={"overlap_px": 64}).canvas.overlap == 8
     assert plan().canvas.outer_overlap == 16  # the first and last fifth of a moving grid's steps
+
+
+def test_stages_become_plans_from_small_to_large() -> None:
+    found = plan(width_px=1024, height_px=1536, layout="cascade", steps=10, seamless="x").stages
+    sizes = [
+        (stage.denoise.height * 8, stage.denoise.width * 8, stage.denoise.tile_size * 8) for stage in found
+    ]
+    assert sizes == [(768, 512, 768), (1536, 1024, 512)]
+    assert [(stage.steps, stage.strength) for stage in found] == [(10, 1.0), (5, 0.4)]
+    assert [stage.denoise.wrap for stage in found] == [(False, True)] * 2
+    assert (
+        plan(width_px=1024, height_px=1024).stages
+        == plan(width_px=1024, height_px=1024, layout="flat").stages
+    )

@@ -90,3 +90,21 @@ def test_no_cell_starves_when_all_change_faster_than_they_are_taken() -> None:
         (cell,) = canvas.take(1)
         taken.add((cell.top_px, cell.left_px))
     assert len(taken) == 16
+
+
+@given(st.integers(60, 200), st.integers(60, 200), st.sampled_from([0.25, 0.5, 0.7]))
+@settings(max_examples=25, deadline=None)
+def test_smaller_canvases_are_seen_at_the_pictures_own_size(height: int, width: int, share: float) -> None:
+    """Cells are the same ones; what the next canvas has not sung yet stays as the last one left it."""
+    canvas = canvas_of(height, width)
+    rows, columns = int(height * share), int(width * share)
+    canvas.begin(rows, columns)
+    canvas.paint(Tile(0, 0, rows, columns), torch.linspace(0.2, 0.8, columns).repeat(rows, 1)[None], 1)
+    wanted = torch.linspace(0.2, 0.8, width).numpy() * 255
+    seen = assemble(canvas.take(EVERYTHING), height, width)
+    assert np.abs(seen[:, 8:-8] - wanted[8:-8]).max() < 16
+    canvas.begin(height, width)
+    canvas.paint(Tile(height - 1, width - 1, 1, 1), torch.ones(1, 1, 1), 2)
+    (cell,) = canvas.take(EVERYTHING)
+    left = assemble((cell,), height, width)[cell.top_px // SCALE, cell.left_px // SCALE :]
+    assert np.abs(left[8:-12] - wanted[cell.left_px // SCALE :][8:-12]).max(initial=0) < 16
