@@ -21,6 +21,7 @@ from api_schemas.generation import (
     GenerationRequest,
     IpAdapterSettings,
     LoraChoice,
+    StageSettings,
 )
 from service.errors import (
     HTTP_CODES,
@@ -40,6 +41,7 @@ _PARTS = {
     "control": ControlSettings,
     "ip_adapter": IpAdapterSettings,
     "loras": LoraChoice,
+    "stages": StageSettings,
 }
 _VALUE_LENGTH = 200
 
@@ -153,7 +155,8 @@ def _field_error(failure: dict[str, object]) -> FieldError:
 def _allowed(failure: dict[str, object], location: list[str]) -> str:
     if failure["type"] != "extra_forbidden":
         return str(failure["msg"])
-    model = _PARTS.get(location[1], GenerationRequest) if len(location) > 2 else GenerationRequest
+    parents = [_PARTS[name] for name in location[1:-1] if name in _PARTS]
+    model = parents[-1] if parents else GenerationRequest
     return "no such field; known are " + ", ".join(model.model_fields)
 
 

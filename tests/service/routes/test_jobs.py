@@ -77,6 +77,7 @@ def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Stor
         ({"loras": [{"name": "ink", "weight": 4.1}]}, "loras.0.weight", "4"),
         ({"loras": [{"name": "ink"}, {"name": "ink"}]}, "loras", "each LoRA once"),
         ({"loras": [{"name": str(number)} for number in range(9)]}, "loras", "8"),
+        ({"advanced": {"stages": [{"step": 3}]}}, "advanced.stages.0.step", "steps, strength"),
         ({"loras": [{"nam": "ink"}]}, "loras.0.nam", "name, weight"),
         ({"advanced": {"positions": "global"}}, "advanced.positions", "local"),
         ({"guidance_scale": 0.5}, "guidance_scale", "1"),
