@@ -18,6 +18,7 @@ from torch import Tensor
 
 from worker.adapters.family import FamilyModel
 from worker.adapters.flux import Flux
+from worker.adapters.flux_control_net import FluxControlNets
 from worker.adapters.settings import FolderSettings
 from worker.adapters.stable_diffusion_xl import StableDiffusionXL
 
@@ -102,7 +103,7 @@ def wrap_sdxl(pipe: StableDiffusionXLPipeline) -> FamilyModel:
 
 
 def wrap_flux(pipe: FluxPipeline) -> FamilyModel:
-    return FamilyModel(Flux(pipe), FolderSettings(), "flux-size")
+    return FamilyModel(Flux(pipe, FluxControlNets(pipe)), FolderSettings(), "flux-size")
 
 
 def _draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -89,7 +89,7 @@ class ControlNets:
             to_pil(control.picture), canvas.height * scale, canvas.width * scale
         )
         picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(pipe.device)
-        clock = _find_clock(control, make_scheduler(pipe, stage).timesteps)
+        clock = find_clock(control, make_scheduler(pipe, stage).timesteps)
         return Guide(network, picture, scale, control.scale, clock)
 
     def _load(self, folder: Path) -> ControlNetModel:
@@ -112,7 +112,7 @@ def _flat(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _find_clock(control: Control, timesteps: Tensor) -> tuple[float, float] | None:
+def find_clock(control: Control, timesteps: Tensor) -> tuple[float, float] | None:
     """As diffusers' pipelines count: a step is heard if it lies wholly between start and end."""
     if (control.start, control.end) == (0.0, 1.0):
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 from api_schemas.generation import Positions
 from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler, shift_by_tokens
+from worker.adapters.flux_control_net import FluxControlNets, FluxGuide
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.positions import predict_in_place
@@ -37,6 +38,7 @@ class FluxReplica:
         pooled: (1, width).
         guidance_scale: that the transformer is told, or None where it cannot be told one.
         positions: of the image tokens; globally in halves where a tile begins between two.
+        control: a ControlNet with its picture.
     """
 
     transformer: FluxTransformer2DModel
@@ -44,6 +46,7 @@ class FluxReplica:
     pooled: Tensor
     guidance_scale: float | None
     positions: Positions
+    control: FluxGuide | None = None
 
     @property
     def branches(self) -> int:
@@ -53,21 +56,29 @@ class FluxReplica:
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
         return predict_in_place(
-            lambda alike, _, corner: self._predict(alike, timestep, corner),
+            lambda alike, places, _, corner: self._predict(alike, timestep, places, corner),
             self.positions, crops, tiles, branches,
         )  # fmt: skip
 
-    def _predict(self, crops: Tensor, timestep: Tensor, corner: tuple[int, int]) -> Tensor:
+    def _predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], corner: tuple[int, int]
+    ) -> Tensor:
         count, channels, height, width = crops.shape
         dtype = self.states.dtype
+        told = {
+            "hidden_states": FluxPipeline._pack_latents(crops.to(dtype), count, channels, height, width),
+            "timestep": timestep.expand(count).to(dtype) / 1000,
+            "guidance": self._guidance(crops),
+            "pooled_projections": self.pooled.expand(count, -1),
+            "encoder_hidden_states": self.states.expand(count, -1, -1),
+            "txt_ids": crops.new_zeros(self.states.shape[1], 3),
+            "img_ids": place_tokens(height, width, corner, crops.device),
+        }
+        double, single = (None, None) if self.control is None else self.control.steer(told, timestep, tiles)
         tokens = self.transformer(
-            hidden_states=FluxPipeline._pack_latents(crops.to(dtype), count, channels, height, width),
-            timestep=timestep.expand(count).to(dtype) / 1000,
-            guidance=self._guidance(crops),
-            pooled_projections=self.pooled.expand(count, -1),
-            encoder_hidden_states=self.states.expand(count, -1, -1),
-            txt_ids=crops.new_zeros(self.states.shape[1], 3),
-            img_ids=place_tokens(height, width, corner, crops.device),
+            **told,
+            controlnet_block_samples=double,
+            controlnet_single_block_samples=single,
             return_dict=False,
         )[0]
         return FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1).float()
@@ -96,6 +107,7 @@ class Flux:
     """A loaded folder."""
 
     pipe: FluxPipeline
+    control_nets: FluxControlNets
     name = "flux"
 
     @property
@@ -104,7 +116,12 @@ class Flux:
         guided = self.pipe.transformer.config.guidance_embeds
         steps, scale = (28, 3.5) if guided else (4, 1.0)
         return Habits(
-            steps, scale, ("local", "global"), negative_prompt=False, guidance=guided, add_ons=("lora",)
+            steps,
+            scale,
+            ("local", "global"),
+            negative_prompt=False,
+            guidance=guided,
+            add_ons=("lora", "controlnet"),
         )
 
     @property
@@ -126,7 +143,8 @@ class Flux:
             max_sequence_length=512 if distilled else 256,
         )
         scale = conditions.guidance_scale if distilled else None
-        return lambda stage: FluxReplica(transformer, states, pooled, scale, conditions.positions)
+        lay = self.control_nets.open(conditions.control, self.make_scheduler)
+        return lambda stage: FluxReplica(transformer, states, pooled, scale, conditions.positions, lay(stage))
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         kept = self.pipe.scheduler
@@ -140,4 +158,5 @@ def load(folder: Path, device: torch.device) -> Flux:
     Raises:
         ModelFolderError: diffusers cannot load the folder.
     """
-    return Flux(load_pipeline(FluxPipeline, folder, device))
+    pipe = load_pipeline(FluxPipeline, folder, device)
+    return Flux(pipe, FluxControlNets(pipe))

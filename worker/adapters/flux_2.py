@@ -57,7 +57,7 @@ class Flux2Replica:
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
         return predict_in_place(
-            lambda alike, chosen, corner: self._predict(alike, timestep, chosen, corner),
+            lambda alike, _, chosen, corner: self._predict(alike, timestep, chosen, corner),
             self.positions, crops, tiles, branches,
         )  # fmt: skip
 

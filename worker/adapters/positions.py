@@ -10,8 +10,8 @@ from worker.engine.grid import Tile
 
 _CORNER = (0, 0)
 
-Predict = Callable[[Tensor, Sequence[int], tuple[int, int]], Tensor]
-"""(crops (B, C, h, w), branches, corner (top, left) in latent pixels) -> predictions (B, C, h, w)."""
+Predict = Callable[[Tensor, Sequence[Tile], Sequence[int], tuple[int, int]], Tensor]
+"""(crops (B, C, h, w), tiles, branches, corner (top, left) in latent pixels) -> predictions (B, C, h, w)."""
 
 
 def predict_in_place(
@@ -24,6 +24,8 @@ def predict_in_place(
     batch of its own.
     """
     if positions == "local":
-        return predict(crops, branches, _CORNER)
-    voices = zip(crops.split(1), branches, tiles, strict=True)
-    return torch.cat([predict(crop, [branch], (tile.top, tile.left)) for crop, branch, tile in voices])
+        return predict(crops, tiles, branches, _CORNER)
+    voices = zip(crops.split(1), tiles, branches, strict=True)
+    return torch.cat(
+        [predict(crop, [tile], [branch], (tile.top, tile.left)) for crop, tile, branch in voices]
+    )

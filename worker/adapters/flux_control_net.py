@@ -1,0 +1,137 @@
+"""ControlNets of FLUX.1: each tile follows its own crop of the control picture's latent."""
+
+# diffusers types tensors as FloatTensor, and as optional what is always there.
+# pyright: reportArgumentType=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from torch import Tensor
+
+from worker.adapters.add_ons import Control, to_pil
+from worker.adapters.control_net import find_clock
+from worker.adapters.errors import ModelFolderError
+from worker.adapters.vae_encoder import flatten_encoder
+from worker.engine.encode import encode
+from worker.engine.grid import Tile
+from worker.engine.plan import DecodePlan, StagePlan
+from worker.engine.schedule import Scheduler
+
+_MUST_AGREE = (
+    "in_channels",
+    "attention_head_dim",
+    "num_attention_heads",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+)
+Samples = tuple[list[Tensor] | None, list[Tensor] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class FluxGuide:
+    """A ControlNet that looks at one picture.
+
+    Args:
+        canvas: the picture's latent, as large as the stage's, (C, H, W).
+        strength: of its voice.
+        clock: first and last timestep at which it is heard, or None: at all.
+    """
+
+    network: FluxControlNetModel
+    canvas: Tensor
+    strength: float
+    clock: tuple[float, float] | None
+
+    def steer(self, told: dict[str, Tensor | None], timestep: Tensor, tiles: Sequence[Tile]) -> Samples:
+        """What the transformer adds: (to its double blocks, to its single blocks).
+
+        Args:
+            told: all that the transformer is told.
+        """
+        crops = torch.stack([tile.crop(self.canvas) for tile in tiles])
+        known = told if self.network.config["guidance_embeds"] else told | {"guidance": None}
+        return self.network(
+            controlnet_cond=FluxPipeline._pack_latents(crops, *crops.shape).to(self.network.dtype),
+            conditioning_scale=self._loudness(timestep),
+            return_dict=False,
+            **known,
+        )
+
+    def _loudness(self, timestep: Tensor) -> float | Tensor:
+        """Outside its time it is multiplied by 0 rather than left out: to know, the host would have to wait."""
+        if self.clock is None:
+            return self.strength
+        first, last = self.clock
+        return self.strength * ((timestep <= first) & (timestep >= last))
+
+
+class FluxControlNets:
+    """Opens ControlNets for one transformer and keeps the last one."""
+
+    def __init__(self, pipe: FluxPipeline) -> None:
+        self._pipe = pipe
+        self._last: tuple[Path, FluxControlNetModel] | None = None
+
+    def open(
+        self, control: Control | None, make_scheduler: Callable[[StagePlan], Scheduler]
+    ) -> Callable[[StagePlan], FluxGuide | None]:
+        """Load the network; each stage then lays the picture over its own canvas.
+
+        Raises:
+            ModelFolderError: the folder holds none, or one for another model.
+        """
+        if control is None:
+            return lambda stage: None
+        if self._last is None or self._last[0] != control.path:
+            self._last = None  # let its memory go before the next is loaded
+            self._last = control.path, self._load(control.path)
+        network = self._last[1]
+        return lambda stage: FluxGuide(
+            network,
+            self._lay(control, stage),
+            control.scale,
+            find_clock(control, make_scheduler(stage).timesteps),
+        )
+
+    def _lay(self, control: Control, stage: StagePlan) -> Tensor:
+        """The picture's latent: the mean, where diffusers' pipeline draws one around it."""
+        canvas, scale = stage.denoise, self._pipe.vae_scale_factor
+        size = (canvas.height * scale, canvas.width * scale)
+        resized = self._pipe.image_processor.resize(to_pil(control.picture), *size)
+        picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(self._pipe._execution_device)
+        encoder = flatten_encoder(self._pipe.vae)
+        assert encoder is not None
+
+        def paint(part: Tile) -> Tensor:
+            rows = torch.arange(part.top, part.top + part.height, device=picture.device) % size[0]
+            columns = torch.arange(part.left, part.left + part.width, device=picture.device) % size[1]
+            return picture[:, rows][:, :, columns].float() / 127.5 - 1
+
+        return encode(paint, canvas.height, canvas.width, encoder, canvas.wrap, DecodePlan())
+
+    def _load(self, folder: Path) -> FluxControlNetModel:
+        transformer = self._pipe.transformer
+        try:
+            network = FluxControlNetModel.from_pretrained(
+                str(folder), torch_dtype=transformer.dtype, use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ModelFolderError(f"{folder} cannot be loaded as a ControlNet of FLUX.1: {error}") from error
+        for field in _MUST_AGREE:
+            theirs, ours = (part.config.get(field) for part in (network, transformer))
+            if theirs != ours:
+                raise ModelFolderError(
+                    f"{folder} is for another model: its {field} is {theirs}, this model's is {ours}"
+                )
+        for field in ("num_mode", "conditioning_embedding_channels"):
+            if network.config.get(field) is not None:
+                raise ModelFolderError(
+                    f"{folder} has {field} {network.config[field]}; allowed: a ControlNet of one mode that "
+                    "takes latents"
+                )
+        return network.to(self._pipe._execution_device)
