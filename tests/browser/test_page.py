@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, WebSocketRoute, expect
 from redis import Redis
 
-from api_schemas.generation import GenerationRequest
+from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.local import LocalStack
@@ -116,6 +116,34 @@ def test_a_late_viewer_sees_the_whole_canvas_at_once(open_page: OpenPage, client
     expect(page.locator("#title")).to_have_text("a long tide")
     shown = pixels(page.locator("#viewer"))
     assert shown[shown.shape[0] // 4 :: 40, shown.shape[1] // 2].std() > 10
+
+
+def test_a_cascade_is_shown_whole_and_its_canvases_named(
+    open_page: OpenPage, client: Client, tmp_path: Path
+) -> None:
+    """At 256 px already, all of the place where the picture will be is painted."""
+    stages = AdvancedSettings(stages=[StageSettings(), StageSettings(steps=20), StageSettings(steps=4)])
+    asked = GenerationRequest(
+        prompt="a rising tide",
+        width_px=1024,
+        height_px=1024,
+        steps=30,
+        seed=3,
+        layout="cascade",
+        advanced=stages,
+    )
+    page = open_page(f"/?job={client.create(asked).id}")
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 256 × 256, step \d+ of 54"))
+    await_true(lambda: painted(page) >= 4)
+    page.screenshot(path=tmp_path / "small.png")
+    shown = pixels(page.locator("#viewer"))
+    rows, columns = (slice(side // 4, side * 3 // 4, 20) for side in shown.shape[:2])
+    assert shown[rows, columns].std() > 10
+    first = percent(page)
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 512 × 512, step [345]\d of 54"))
+    page.screenshot(path=tmp_path / "middle.png")
+    await_true(lambda: percent(page) > first)
+    await_deep_zoom(page)
 
 
 def test_cancel_stops_the_job_within_a_step(open_page: OpenPage, client: Client) -> None:
