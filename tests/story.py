@@ -18,6 +18,7 @@ from api_schemas.events import (
     JobQueued,
     JobStarted,
     JobSucceeded,
+    JobWarned,
     QueuedData,
     Result,
     StageStarted,
@@ -28,6 +29,7 @@ from api_schemas.events import (
     SucceededData,
     TilePreviewed,
     TilePreviewedData,
+    WarnedData,
     durable_event,
 )
 from api_schemas.generation import ResolvedRequest
@@ -110,6 +112,10 @@ class Story:
     def step(self, job_id: str, step: int, steps: int = 12) -> str:
         data = StepCompletedData(step=step, steps=steps, tiles=4, eta_s=float(steps - step))
         return self.append(StepCompleted(job_id=job_id, attempt=1, ts=time.time(), data=data))
+
+    def warn(self, job_id: str, message: str) -> str:
+        data = WarnedData(code="batch_halved", message=message)
+        return self.append(JobWarned(job_id=job_id, attempt=1, ts=time.time(), data=data))
 
     def succeed(self, job_id: str, result: Result) -> str:
         return self.append(

@@ -61,6 +61,10 @@ export class JobState {
       case "job.queued":
         // The whole story follows.
         this.tiles = this.step = this.furthest = 0;
+        this.warning = null;
+        break;
+      case "job.warned":
+        this.warning = data.message;
         break;
       case "job.started":
       case "job.resumed":

@@ -25,9 +25,9 @@ export function state(job) {
       if (job.queuePosition === null) return "Waiting for a choir";
       return job.queuePosition === 0 ? "Next in line" : `Waiting, ${job.queuePosition} before this one`;
     case "processing":
-      return job.delay ? `Waiting: ${job.delay}` : stage(job);
+      return (job.delay ? `Waiting: ${job.delay}` : stage(job)) + warning(job);
     case "succeeded":
-      return "Done";
+      return "Done" + warning(job);
     case "canceled":
       return job.step ? `Canceled after step ${job.step} of ${job.steps}` : "Canceled before the first step";
     case "failed":
@@ -35,6 +35,10 @@ export function state(job) {
     default:
       return "No longer kept";
   }
+}
+
+function warning(job) {
+  return job.warning ? ` (${job.warning})` : "";
 }
 
 function stage({ stage: name, step, steps, done, total, level, levels, canvas }) {
