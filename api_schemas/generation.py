@@ -52,7 +52,11 @@ class AdvancedSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_modules: int | None = Field(
-        default=None, ge=1, le=64, description="Tiles denoised at the same time, as one batch a device."
+        default=None,
+        ge=1,
+        le=64,
+        description="Tiles denoised at the same time, as one batch a device. Left out: as many as fit, shared"
+        " out evenly. Given: the same bytes on any number of devices.",
     )
     tile_size_px: int | None = Field(
         default=None, ge=128, le=MAX_TILE_SIZE_PX, description="Side of a denoising tile."

@@ -31,6 +31,7 @@ def _plan_stage(request: ResolvedRequest, card: ModelCard, stage: Stage) -> Stag
         stage.steps,
         stage.strength,
         modules=request.advanced.num_modules or card.default_num_modules,
+        even=request.advanced.num_modules is None,
         low_band=LowBandPlan(card.cascade.low_band) if card.cascade.low_band else None,
     )
 
@@ -49,4 +50,5 @@ def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> De
         outer_overlap=outer_px // scale,
         moving=moving,
         seed=request.seed,
+        anchored=stage.strength < 1,
     )

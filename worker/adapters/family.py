@@ -102,7 +102,7 @@ class FamilySinger:
     make_scheduler: Callable[[StagePlan], Scheduler]
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        return Ensemble(self.make_replica(stage), stage.modules), self.make_scheduler(stage)
+        return Ensemble(self.make_replica(stage), stage.modules, even=stage.even), self.make_scheduler(stage)
 
 
 class FamilyModel:

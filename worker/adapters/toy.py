@@ -120,7 +120,7 @@ class ToySinger:
         scheduler = DDIMScheduler(num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=True)
         scheduler.set_timesteps(stage.steps)
         replica = ToyReplica(self.prompt, scheduler, self.options)
-        return Ensemble(replica, stage.modules), cast(Scheduler, scheduler)
+        return Ensemble(replica, stage.modules, even=stage.even), cast(Scheduler, scheduler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class DenoisePlan:
         outer_overlap: the same for the first and the last fifth of the steps: at first tiles settle
             their common tones, at last nothing comes after that would mend a border.
         moving: whether the grid is shifted.
+        anchored: whether it all begins with a picture: its tones are settled, the first steps need no overlap.
     """
 
     height: int
@@ -38,10 +39,12 @@ class DenoisePlan:
     outer_overlap: int
     moving: bool
     seed: int
+    anchored: bool = False
 
     def grid_at(self, index: int, steps: int) -> TileGrid:
         """The grid of step `index` of `steps`."""
-        outer = min(index, steps - 1 - index) < ceil(steps * _OUTER_SHARE)
+        to_the_nearest_end = steps - 1 - index if self.anchored else min(index, steps - 1 - index)
+        outer = to_the_nearest_end < ceil(steps * _OUTER_SHARE)
         return TileGrid.lay(
             self.height,
             self.width,
@@ -81,6 +84,7 @@ class StagePlan:
             with the picture of the stage before.
         modules: tiles that one rank denoises at the same time.
         low_band: how the picture of the stage before guides this one, if there is one and it does.
+        even: whether batches may be smaller than `modules`, as `Ensemble` says.
     """
 
     denoise: DenoisePlan
@@ -88,6 +92,7 @@ class StagePlan:
     strength: float = 1.0
     modules: int = 1
     low_band: LowBandPlan | None = None
+    even: bool = False
 
     @property
     def whole(self) -> "StagePlan":
