@@ -64,7 +64,7 @@ def find_weights(path: Path) -> Path:
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
-        raise ModelFolderError(f"{path} must hold one safetensors file; it holds {found}")
+        raise ModelFolderError(f"{path.name} must hold one safetensors file; it holds {found}")
     return files[0]
 
 

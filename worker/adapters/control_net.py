@@ -98,12 +98,12 @@ class ControlNets:
                 str(folder), torch_dtype=self._pipe.unet.dtype, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelFolderError(f"{folder} cannot be loaded as a ControlNet: {error}") from error
+            raise ModelFolderError(f"{folder.name} cannot be loaded as a ControlNet: {error}") from error
         for field in _MUST_AGREE:
             theirs, ours = (_flat(part.config.get(field)) for part in (network, self._pipe.unet))
             if theirs != ours:
                 raise ModelFolderError(
-                    f"{folder} is for another model: its {field} is {theirs}, this model's is {ours}"
+                    f"{folder.name} is for another model: its {field} is {theirs}, this model's is {ours}"
                 )
         return network.to(self._pipe.device)
 

@@ -43,7 +43,9 @@ class IpAdapters:
     def _put_on(self, file: Path) -> None:
         self._take_off()
         if self._own_encoder is None and not (file.parent / _ENCODER).is_dir():
-            raise ModelFolderError(f"{file} needs a folder {_ENCODER} beside it, since the model has none")
+            raise ModelFolderError(
+                f"{file.name} needs a folder {_ENCODER} beside it, since the model has none"
+            )
         self._worn = stamp(file)
         try:
             self._pipe.load_ip_adapter(
@@ -51,7 +53,7 @@ class IpAdapters:
             )
         except Exception as error:  # whatever a file of another model may raise in diffusers
             self._take_off()
-            raise ModelFolderError(f"{file} is no IP-Adapter for this model: {error}") from error
+            raise ModelFolderError(f"{file.name} is no IP-Adapter for this model: {error}") from error
 
     def _take_off(self) -> None:
         if self._worn is not None:

@@ -64,7 +64,7 @@ class Loras:
             self._pipe.load_lora_weights(str(file.parent), name, weight_name=file.name)
         except Exception as error:  # whatever a file of another model may raise in diffusers and PEFT
             self._take_all_off()
-            raise ModelFolderError(f"{file} is no LoRA for this model: {error}") from error
+            raise ModelFolderError(f"{file.name} is no LoRA for this model: {error}") from error
         return name
 
     def _forget(self, needed: Sequence[str]) -> None:
