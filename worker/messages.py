@@ -109,6 +109,11 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Ascending:
+    """The way from one canvas to the next is long, and nothing else tells that it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """A checkpoint lies on disk."""
 
@@ -160,4 +165,17 @@ class Warned:
 # The engine process ends so, plus the rank's number, when another rank has died.
 LOST_RANK_EXIT = 100
 
-Report = Loaded | Refused | Began | Previewed | Stepped | Kept | BandWritten | Warned | Sung | Halted | Broke
+Report = (
+    Loaded
+    | Refused
+    | Began
+    | Ascending
+    | Previewed
+    | Stepped
+    | Kept
+    | BandWritten
+    | Warned
+    | Sung
+    | Halted
+    | Broke
+)

@@ -13,13 +13,26 @@ from worker.arrivals import Arrivals
 from worker.checkpoint_file import read_checkpoint, write_checkpoint
 from worker.choir import Choir
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
+from worker.engine.encode import SignOfLife
 from worker.engine.generate import Progress, StageBegan
 from worker.engine.stitch import Band
 from worker.engine.warned import Warned
 from worker.errors import CheckpointError
 from worker.follower import Follow
 from worker.image_file import ImageFile
-from worker.messages import BandWritten, Began, Halted, Kept, Previewed, Shown, Sing, Stepped, Stop, Sung
+from worker.messages import (
+    Ascending,
+    BandWritten,
+    Began,
+    Halted,
+    Kept,
+    Previewed,
+    Shown,
+    Sing,
+    Stepped,
+    Stop,
+    Sung,
+)
 from worker.planner import plan_generation
 from worker.previews import PreviewCanvas
 from worker.readiness import Ready
@@ -94,6 +107,8 @@ class Performance:
         match event:
             case StageBegan():
                 self._begin_stage(event)
+            case SignOfLife():
+                self._pipe.send(Ascending())
             case TilePredicted():
                 if self._is_fresh:
                     self._take_lap()  # what the way to this canvas took is not the pace of its tiles

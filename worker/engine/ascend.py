@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worker.engine.decode import decode
 from worker.engine.decoder import Decoder
-from worker.engine.encode import encode
+from worker.engine.encode import SignOfLife, encode_in_steps
 from worker.engine.encoder import Encoder
 from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan, DenoisePlan
@@ -34,7 +34,7 @@ class Painter(Protocol):
 @torch.inference_mode()
 def ascend(
     latent: Tensor, canvas: DenoisePlan, painter: Painter, plan: DecodePlan, group: Group
-) -> Generator[Warned, None, Tensor]:
+) -> Generator[Warned | SignOfLife, None, Tensor]:
     """Enlarge a clean latent (C, h, w) to the size of `canvas`: (C, H, W), float32.
 
     By way of pixels, where enlarging does no harm: the picture is decoded, enlarged by Lanczos'
@@ -53,7 +53,10 @@ def ascend(
         larger = enlarge(image, canvas.height * scale, canvas.width * scale, part, canvas.wrap)
         return larger.to(painter.device).div_(127.5).sub_(1).clamp_(-1, 1)
 
-    return encode(paint, canvas.height, canvas.width, painter.encoder, canvas.wrap, plan, group)
+    latent = yield from encode_in_steps(
+        paint, canvas.height, canvas.width, painter.encoder, canvas.wrap, plan, group
+    )
+    return latent
 
 
 def _all_of(canvas: DenoisePlan) -> Tile:
@@ -62,7 +65,7 @@ def _all_of(canvas: DenoisePlan) -> Tile:
 
 def _decode_to_bytes(
     latent: Tensor, canvas: DenoisePlan, painter: Painter, plan: DecodePlan, group: Group
-) -> Generator[Warned, None, Tensor]:
+) -> Generator[Warned | SignOfLife, None, Tensor]:
     """RGB (3, h, w), uint8, on the painter's device."""
     scale = painter.decoder.scale
     height, width = latent.shape[-2] * scale, latent.shape[-1] * scale
@@ -71,6 +74,7 @@ def _decode_to_bytes(
     for event in stitch(tiles, width):
         if isinstance(event, Band):
             image[:, event.top : event.top + len(event.rows)] = event.rows.permute(2, 0, 1).to(image.device)
+            yield SignOfLife()
         else:
             yield event
     return image

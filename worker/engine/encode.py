@@ -5,7 +5,8 @@ picture has no more tiles than that, else an estimate that no border between til
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,10 +25,16 @@ from worker.engine.walk import cut, run
 
 SAMPLE_TILES = 16
 Paint = Callable[[Tile], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SignOfLife:
+    """Work that has no progress of its own to tell goes on; a moment to stop."""
+
+
 _Operations = list[Operation | Shrink]
 
 
-@torch.inference_mode()
 def encode(
     paint: Paint,
     height: int,
@@ -37,6 +44,25 @@ def encode(
     plan: DecodePlan,
     group: Group | None = None,
 ) -> Tensor:
+    """`encode_in_steps` in one go."""
+    steps = encode_in_steps(paint, height, width, encoder, wrap, plan, group)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.inference_mode()
+def encode_in_steps(
+    paint: Paint,
+    height: int,
+    width: int,
+    encoder: Encoder,
+    wrap: tuple[bool, bool],
+    plan: DecodePlan,
+    group: Group | None = None,
+) -> Generator[SignOfLife, None, Tensor]:
     """The latent (C, height, width), float32, of a picture that is never held whole.
 
     Ranks share the tiles out, and all get the same bytes. What is held whole is the canvas behind
@@ -51,10 +77,10 @@ def encode(
         NonFiniteImageError: NaN or infinity, in float32 too.
     """
     group = group or Alone()
-    latent = _encode(paint, height, width, encoder, wrap, plan, group)
+    latent = yield from _encode(paint, height, width, encoder, wrap, plan, group)
     if not latent.isfinite().all() and encoder.dtype is not torch.float32:
         with encoder.widened():
-            latent = _encode(paint, height, width, encoder, wrap, plan, group)
+            latent = yield from _encode(paint, height, width, encoder, wrap, plan, group)
     if not latent.isfinite().all():
         raise NonFiniteImageError("the encoded picture is not finite")
     return latent
@@ -68,9 +94,10 @@ def _encode(
     wrap: tuple[bool, bool],
     plan: DecodePlan,
     group: Group,
-) -> Tensor:
+) -> Generator[SignOfLife, None, Tensor]:
     unit = shrink_of(encoder.whole)
-    canvas = _Walk(paint, list(encoder.tiled), height * unit, width * unit, unit, wrap, plan).sing(group)
+    walk = _Walk(paint, list(encoder.tiled), height * unit, width * unit, unit, wrap, plan)
+    canvas = yield from walk.sing(group)
     halo = aligned_halo_of(encoder.whole)
     activation = cut(canvas, Tile(0, 0, height * unit, width * unit), halo, wrap)
     for operation in encoder.whole:
@@ -110,21 +137,22 @@ class _Walk:
             for left in range(0, width, size)
         ]
 
-    def sing(self, group: Group) -> Tensor:
+    def sing(self, group: Group) -> Generator[SignOfLife, None, Tensor]:
         """The canvas (1, C, H, W) behind the last operation."""
         everything = range(len(self._tiles))
         with tempfile.TemporaryDirectory(dir=self._plan.spill_dir, prefix="encode-") as folder:
             held = Held(self._plan.memory_bytes, spare_host_bytes(), Path(folder))
             if len(everything) <= SAMPLE_TILES:
-                self._settle(everything, held)
+                yield from self._settle(everything, held)
                 return self._lay([self._finish(index, held) for index in everything])
             sample = everything[:: -(-len(everything) // SAMPLE_TILES)]
-            self._settle(sample, held)
+            yield from self._settle(sample, held)
             for index in sample:
                 held.drop(index)
-            return self._lay(self._share(held, group))
+            encoded = yield from self._share(held, group)
+            return self._lay(encoded)
 
-    def _settle(self, sample: Sequence[int], held: Held) -> None:
+    def _settle(self, sample: Sequence[int], held: Held) -> Generator[SignOfLife, None, None]:
         """Replace every normalisation by one with these tiles' statistics."""
         for barrier, operation in enumerate(self._operations):
             if isinstance(operation, Normalize):
@@ -133,9 +161,10 @@ class _Walk:
                     activation = self._advance(index, barrier, held)
                     held.put(index, barrier, activation)
                     sums.append(measure(operation.norm, activation.owned))
+                    yield SignOfLife()
                 self._operations[barrier] = Local(Moments(operation.norm, sums).apply)
 
-    def _share(self, held: Held, group: Group) -> list[Tensor]:
+    def _share(self, held: Held, group: Group) -> Generator[SignOfLife, None, list[Tensor]]:
         """Every rank finishes some tiles; all hear all of them. All tiles are sent in one shape."""
         heard: list[Tensor] = []
         full = self._tiles[0]
@@ -144,6 +173,7 @@ class _Walk:
             padded = F.pad(own, (0, full.width - own.shape[-1], 0, full.height - own.shape[-2]))
             group.meet()
             heard += group.gather(padded)
+            yield SignOfLife()
         return heard[: len(self._tiles)]
 
     def _lay(self, encoded: Sequence[Tensor]) -> Tensor:

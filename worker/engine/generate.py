@@ -11,6 +11,7 @@ from torch import Tensor
 from worker.engine.ascend import Painter, ascend
 from worker.engine.decode import decode
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
+from worker.engine.encode import SignOfLife
 from worker.engine.ensemble import Ensemble
 from worker.engine.low_band import LowBand
 from worker.engine.noise import initial_noise
@@ -42,7 +43,7 @@ class StageBegan:
     total: int
 
 
-Progress = StageBegan | TilePredicted | Step | Band | Warned
+Progress = StageBegan | SignOfLife | TilePredicted | Step | Band | Warned
 
 
 class Singer(Painter, Protocol):
@@ -116,7 +117,7 @@ def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part
 
 def _begin(
     plan: GenerationPlan, part: _Part, before: Tensor | None, singer: Singer, group: Group
-) -> Generator[Warned, None, tuple[Tensor, LowBand | None]]:
+) -> Generator[Warned | SignOfLife, None, tuple[Tensor, LowBand | None]]:
     """The noisy canvas: pure noise, or the enlarged picture of the stage before under as much as it takes."""
     canvas, level = part.stage.denoise, part.began.level
     noise = initial_noise(plan.seed, plan.channels, canvas.height, canvas.width, stage=level - 1)
