@@ -3,6 +3,8 @@
 # torch.fft carries no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def low_pass(canvas: Tensor, cutoff: float, wrap: tuple[bool, bool]) -> Tensor:
         cutoff: where half is left, as a share of the highest frequency of each axis.
     """
     height, width = (side if wraps else 2 * side for side, wraps in zip(canvas.shape[-2:], wrap, strict=True))
-    response = _butterworth(height, width, cutoff).to(canvas.device)
+    response = _butterworth(height, width, cutoff, canvas.device)
     filtered = torch.empty_like(canvas)
     for channel, plane in zip(filtered, canvas, strict=True):
         for axis in (axis for axis in (0, 1) if not wrap[axis]):
@@ -66,8 +68,9 @@ def low_pass(canvas: Tensor, cutoff: float, wrap: tuple[bool, bool]) -> Tensor:
     return filtered
 
 
-def _butterworth(height: int, width: int, cutoff: float) -> Tensor:
-    """Response for a `rfft2` of that size, float32: 1 / (1 + (d / cutoff)^(2n))."""
+@lru_cache(maxsize=4)
+def _butterworth(height: int, width: int, cutoff: float, device: torch.device) -> Tensor:
+    """Response for a `rfft2` of that size, float32: 1 / (1 + (d / cutoff)^(2n)). Kept on the device."""
     down, right = 2 * torch.fft.fftfreq(height), 2 * torch.fft.rfftfreq(width)
     squared = down[:, None].square() + right[None, :].square()
-    return 1 / (1 + (squared / cutoff**2) ** _ORDER)
+    return (1 / (1 + (squared / cutoff**2) ** _ORDER)).to(device)
