@@ -20,6 +20,7 @@ from chorale.protocol import Preview, Update
 from tests.conftest import S3Server
 from tests.stack import Stack, running_stack
 from tests.worker.processes import find_engine
+from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.engine.generate import generate
 from worker.engine.stitch import Band
@@ -47,8 +48,8 @@ def expected_picture(request: GenerationRequest) -> np.ndarray:
     model = load_model("toy", "cpu")
     resolved = ResolvedRequest(**request.model_dump() | {"model": "toy", "guidance_scale": 1.0})
     plan = plan_generation(resolved, model.card, 1 << 30, Path())
-    pipeline = model.pipeline(resolved.prompt, "", 1.0, resolved.steps, 1)
-    rows = [event.rows for event in generate(plan, pipeline) if isinstance(event, Band)]
+    singer = model.prepare(Conditions(resolved.prompt))
+    rows = [event.rows for event in generate(plan, singer) if isinstance(event, Band)]
     return torch.cat(rows).numpy()
 
 
