@@ -24,9 +24,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def submit(bench: Bench, steps: int = STEPS) -> str:
-    """4 tiles a step and more, two predictions each."""
+    """A cascade of 64, 128 and 256 px: 1, 4 and 16 tiles a step and more, two predictions each."""
     return bench.submit(
-        model="tiny", steps=steps, guidance_scale=3.0, prompt="lava", width_px=256, height_px=256
+        model="tiny",
+        steps=steps,
+        guidance_scale=3.0,
+        prompt="lava",
+        width_px=256,
+        height_px=256,
+        layout="cascade",
     )
 
 
