@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.activations import Activation, Held
-from worker.engine.decoder import Decoder, Local, Normalize, Operation, scale_of
+from worker.engine.decoder import Decoder, Fork, Local, Normalize, Operation, scale_of
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.grid import Tile
 from worker.engine.moments import Moments, measure
 from worker.engine.sync import Group
 from worker.engine.walk import run
 
-# SDXL at 4096²: behind the last upsampling 13 GB would be held of what came from 2 GB. Moving the
-# difference to main memory and back takes 0.5 s at 50 GB/s, the convolution between them 0.2 s.
+# Moving a byte to main memory and back costs a GPU 0.04 ns, making one of SDXL's by convolution about
+# as much: it pays where what would be moved is several times what it is made from.
 _WORTH_COMPUTING = 2
 
 
@@ -76,7 +76,7 @@ class Tail:
         for barrier, operation in enumerate(self._operations):
             if isinstance(operation, Normalize):
                 own = [index for place, index in enumerate(sample) if self._is_own(place)]
-                sums = self._measure_tiles(own, barrier, operation)
+                sums = self._measure_tiles(own, self._find_stop(barrier), operation)
                 blank = torch.zeros(3, operation.norm.num_groups, dtype=torch.float64, device=self._device)
                 heard = self._share(sums, blank, range(len(sample)))
                 self._operations[barrier] = Local(Moments(operation.norm, heard).apply)
@@ -126,27 +126,30 @@ class Tail:
     def _is_own(self, place: int) -> bool:
         return place % self._group.size == self._group.rank
 
-    def _measure_tiles(self, own: Sequence[int], barrier: int, operation: Normalize) -> list[Tensor]:
+    def _find_stop(self, barrier: int) -> int:
+        """Where tiles wait: before what the fork in front of a normalisation would have them hold beside."""
+        return barrier - isinstance(self._operations[barrier - 1], Fork) if barrier else 0
+
+    def _measure_tiles(self, own: Sequence[int], stop: int, operation: Normalize) -> list[Tensor]:
         sums: list[Tensor] = []
         hold: bool | None = None
         for index in own:
-            activation = self._advance(index, barrier)
+            activation = self._advance(index, stop)
             sums.append(measure(operation.norm, activation.owned))
             hold = self._is_worth_holding(activation, len(own)) if hold is None else hold
             if hold:
-                self._held.put(index, barrier, activation)
-        self._mend(own, sums, lambda index: self._measure_again(index, barrier, operation))
+                self._held.put(index, stop, activation)
+        self._mend(own, sums, lambda index: self._measure_again(index, stop, operation))
         return sums
 
     def _is_worth_holding(self, activation: Activation, count: int) -> bool:
-        """Held if it fits the device, or is not much larger than what it can be computed from."""
+        """Held unless much more would have to be moved than lies where it can be computed from."""
         size = activation.size_bytes * count
         before = self._held_bytes or self._cut(self._tiles[0]).size_bytes * count
-        fits, grows = size <= self._held.device_bytes, size > _WORTH_COMPUTING * before
-        if fits or not (self._recompute and grows):
-            self._held_bytes = size
-            return True
-        return False
+        if self._recompute and size - self._held.device_bytes > _WORTH_COMPUTING * before:
+            return False
+        self._held_bytes = size
+        return True
 
     def _advance(self, index: int, stop: int) -> Activation:
         """A tile behind the first `stop` operations, from where it is held."""
@@ -161,9 +164,9 @@ class Tail:
         self._held.drop(index)
         return self._advance(index, stop)
 
-    def _measure_again(self, index: int, barrier: int, operation: Normalize) -> Tensor:
-        activation = self._start_again(index, barrier)
-        self._held.put(index, barrier, activation)
+    def _measure_again(self, index: int, stop: int, operation: Normalize) -> Tensor:
+        activation = self._start_again(index, stop)
+        self._held.put(index, stop, activation)
         return measure(operation.norm, activation.owned)
 
     def _mend(self, own: Sequence[int], results: list[Tensor], again: Callable[[int], Tensor]) -> None:
