@@ -11,6 +11,7 @@ from torch import nn
 from api_schemas.cascade import Cascade
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
+from worker.adapters.compilation import compile_blocks, find_denoiser
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
@@ -112,6 +113,8 @@ class FamilyModel:
         self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
     ) -> None:
         self._family = family
+        if settings.compile:
+            compile_blocks(find_denoiser(family.pipe))
         self._supported = _find_supported(family, settings)
         self.add_ons = (add_ons or AddOns()).only(self._supported)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None

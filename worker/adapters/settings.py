@@ -28,6 +28,7 @@ class FolderSettings(BaseModel):
         offload: what waits in main memory until the GPU needs it: nothing, whole networks, or single
             layers (`sequential` slowest and smallest).
         quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
+        compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,13 +46,14 @@ class FolderSettings(BaseModel):
     dtype: Dtype | None = None
     offload: Offload = "none"
     quantization: Quantization = "none"
+    compile: bool = False
     layout: Literal["cascade", "flat"] = "cascade"
     cascade: Cascade | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether weights are on the device as they were trained."""
-        return self.offload == "none" and self.quantization == "none"
+        """Whether layers are as they were trained, on the device, for others to change."""
+        return self.offload == "none" and self.quantization == "none" and not self.compile
 
 
 def read_settings(folder: Path) -> FolderSettings:
