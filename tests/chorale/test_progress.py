@@ -101,3 +101,13 @@ def test_a_step_is_told_while_it_is_sung() -> None:
     progress.note(step(2))
     assert progress.within_step == 0.0
     assert after_one < sung == progress.fraction
+
+
+def test_a_cascade_is_one_bar_that_names_its_canvases() -> None:
+    progress = JobProgress()
+    progress.note(queued())
+    for level, done in ((1, 0), (2, 6)):
+        data = StageStartedData(stage="denoise", total=STEPS, done=done, level=level, levels=2)
+        progress.note(StageStarted(job_id="j", attempt=1, ts=0, data=data))
+        assert progress.label == f"singing {level}/2"
+        assert progress.fraction == 0.88 * done / STEPS
