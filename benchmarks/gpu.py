@@ -2,12 +2,17 @@
 
     .venv/bin/python -m benchmarks.gpu
     .venv/bin/python -m benchmarks.gpu --only ceiling loop panorama
+    .venv/bin/python -m benchmarks.gpu --only loop decode cascade --ranks 2 --modules 8
     .venv/bin/python -m benchmarks.gpu --tiny    # does it run? on a CPU, with tiny models
 
 `peak` is what the process had allocated on the device at most during a measure, weights included.
+With `--modules` all batches have one size, and a picture's digest is the same for any number of ranks;
+without it they are shared out evenly, as a worker does it.
 """
 
 import argparse
+import gc
+import hashlib
 import statistics
 import tempfile
 import time
@@ -30,7 +35,9 @@ from worker.engine.decode import decode
 from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import Progress, generate
 from worker.engine.plan import DecodeMode, DecodePlan
+from worker.engine.ranks import Ranks
 from worker.engine.stitch import Band
+from worker.engine.sync import Alone, Group
 from worker.image_file import ImageFile
 from worker.planner import plan_generation
 from worker.pyramid import Press
@@ -52,18 +59,28 @@ class Bench:
     """One model on one device."""
 
     def __init__(
-        self, pipe: DiffusionPipeline, model: FamilyModel, device: torch.device, options: argparse.Namespace
+        self,
+        pipe: DiffusionPipeline,
+        model: FamilyModel,
+        device: torch.device,
+        group: Group,
+        options: argparse.Namespace,
     ) -> None:
         self.pipe, self.model = pipe, model
-        self.device, self.modules = device, options.modules
+        self.device, self.group, self.modules = device, group, options.modules
         self._shrink = 16 if options.tiny else 1
         if options.compile:
             count = compile_blocks(find_denoiser(pipe))
             with self.gauge() as gauge:
                 self.rehearse()
-            say("compile", f"{count} blocks in {gauge.seconds:.0f} s, once at a worker's start")
+            self.say("compile", f"{count} blocks in {gauge.seconds:.0f} s, once at a worker's start")
         else:
             self.rehearse()
+
+    def say(self, name: str, value: str) -> None:
+        """One voice is enough."""
+        if self.group.rank == 0:
+            print(f"{name:<28} {value}", flush=True)
 
     def size(self, side_px: int) -> int:
         return side_px // self._shrink
@@ -94,7 +111,7 @@ class Bench:
         request = self.ask(side_px, layout=layout, steps=steps)
         conditions = Conditions(request.prompt, guidance_scale=request.guidance_scale)
         plan = plan_generation(request, self.model.card, DECODE_MEMORY_BYTES, folder or Path("."))
-        return generate(plan, self.model.prepare(conditions))
+        return generate(plan, self.model.prepare(conditions), group=self.group)
 
     def ask(self, side_px: int, *, layout: Layout, steps: int) -> ResolvedRequest:
         return ResolvedRequest.model_validate(
@@ -105,7 +122,7 @@ class Bench:
                 "steps": steps,
                 "guidance_scale": self.model.card.default_guidance_scale,
                 "seed": 7,
-                **({"layout": layout} if "layout" in ResolvedRequest.model_fields else {}),
+                "layout": layout,
                 "advanced": {"num_modules": self.modules},
             }
         )
@@ -124,7 +141,7 @@ def measure_ceiling(bench: Bench) -> None:
     with bench.gauge() as gauge:
         for _ in range(20):
             torch.mm(factor, factor)
-    say("matmul ceiling", f"{20 * 2 * side**3 / gauge.seconds / 1e12:.0f} TFLOP/s")
+    bench.say("matmul ceiling", f"{20 * 2 * side**3 / gauge.seconds / 1e12:.0f} TFLOP/s")
 
 
 def measure_loop(bench: Bench) -> None:
@@ -143,7 +160,7 @@ def measure_loop(bench: Bench) -> None:
     tile_s = statistics.median(seconds / tiles / branches for seconds, tiles in times[1:])
     seconds = sum(seconds for seconds, _ in times) / len(times)
     tiles = "/".join(str(tiles) for _, tiles in times)
-    say(
+    bench.say(
         "tile forward in the loop",
         f"{1000 * tile_s:.2f} ms; a step {seconds:.2f} s; tiles {tiles}; peak {whole.peak_gib:.1f} GiB",
     )
@@ -151,7 +168,7 @@ def measure_loop(bench: Bench) -> None:
 
 def measure_panorama(bench: Bench) -> None:
     seconds = time_panorama(bench.pipe, bench.size(4096), steps=2)
-    say("diffusers' panorama", f"a step {seconds:.2f} s")
+    bench.say("diffusers' panorama", f"a step {seconds:.2f} s")
 
 
 def measure_first_preview(bench: Bench) -> None:
@@ -159,7 +176,7 @@ def measure_first_preview(bench: Bench) -> None:
     with bench.gauge() as gauge:
         events = bench.sing(4096, layout="cascade", steps=30)
         next(event for event in events if isinstance(event, TilePredicted)).clean.cpu()
-    say("first preview after", f"{gauge.seconds:.2f} s")
+    bench.say("first preview after", f"{gauge.seconds:.2f} s")
 
 
 def measure_decode(bench: Bench) -> None:
@@ -175,9 +192,9 @@ def _measure_decode(bench: Bench, side_px: int, mode: DecodeMode) -> None:
     decoder = bench.model.prepare(Conditions("")).decoder
     with bench.gauge() as gauge, tempfile.TemporaryDirectory() as folder:
         plan = DecodePlan(mode=mode, memory_bytes=DECODE_MEMORY_BYTES, spill_dir=folder)
-        for _ in decode(latent, decoder, (False, False), plan):
+        for _ in decode(latent, decoder, (False, False), plan, bench.group):
             pass
-    say(f"decode {side_px}² {mode}", f"{gauge.seconds:.2f} s; peak {gauge.peak_gib:.1f} GiB")
+    bench.say(f"decode {side_px}² {mode}", f"{gauge.seconds:.2f} s; peak {gauge.peak_gib:.1f} GiB")
 
 
 def measure_pictures(bench: Bench) -> None:
@@ -193,18 +210,18 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> N
     """End to end: stages, exact decode, rows on disk, PNG."""
     size = bench.size(side_px)
     with tempfile.TemporaryDirectory() as name, bench.gauge() as gauge:
-        folder, marks = Path(name), [time.perf_counter()]
+        folder, digest = Path(name), hashlib.sha256()
         with ImageFile(folder / "image.tif", size, size) as image:
             for event in bench.sing(side_px, layout=layout, steps=steps, folder=folder):
-                marks.append(time.perf_counter())
                 if isinstance(event, Band):
+                    digest.update(event.rows.numpy())
                     image.write(event.top, event.rows.numpy())
         rows = time.perf_counter()
         Press(folder / "image.tif").write_picture(folder / "image.png", "png", None)
         png_s = time.perf_counter() - rows
-    say(
+    bench.say(
         f"{side_px}² {layout}",
-        f"{gauge.seconds:.1f} s, of it {png_s:.1f} s PNG; peak {gauge.peak_gib:.1f} GiB",
+        f"{gauge.seconds:.1f} s, of it {png_s:.1f} s PNG; peak {gauge.peak_gib:.1f} GiB; sha256 {digest.hexdigest()[:12]}",
     )
 
 
@@ -219,24 +236,29 @@ SDXL: dict[str, Callable[[Bench], None]] = {
 FLUX: dict[str, Callable[[Bench], None]] = {"flux": measure_flat}
 
 
-def say(name: str, value: str) -> None:
-    print(f"{name:<28} {value}", flush=True)
-
-
 def main() -> None:
     options = parse()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for title, build, wrap, measures in (
-        ("SDXL", build_sdxl, wrap_sdxl, SDXL),
-        ("FLUX", build_flux, wrap_flux, FLUX),
-    ):
+    if options.ranks == 1:
+        measure_all(0, options, "")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(measure_all, (options, f"{folder}/store"), nprocs=options.ranks)
+
+
+def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> None:
+    device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+    group = Ranks(rank, options.ranks, device, Path(meeting_point)) if meeting_point else Alone()
+    for build, wrap, measures in ((build_sdxl, wrap_sdxl, SDXL), (build_flux, wrap_flux, FLUX)):
         chosen = [measure for name, measure in measures.items() if name in options.only]
         if chosen:
-            say(title, torch.cuda.get_device_name() if device.type == "cuda" else "CPU")
             pipe = build(device, tiny=options.tiny)
-            bench = Bench(pipe, wrap(pipe), device, options)
+            bench = Bench(pipe, wrap(pipe), device, group, options)
+            name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+            bench.say(bench.model.card.name, f"{group.size} x {name}")
             for measure in chosen:
                 measure(bench)
+            del pipe, bench
+            gc.collect()
 
 
 def parse() -> argparse.Namespace:
@@ -245,7 +267,8 @@ def parse() -> argparse.Namespace:
     )
     names = [*SDXL, *FLUX]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--modules", type=int, default=8, help="tiles in a batch")
+    parser.add_argument("--modules", type=int, help="tiles in every batch of a rank")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()

@@ -16,9 +16,11 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from worker.adapters.control_net import ControlNets
 from worker.adapters.family import FamilyModel
 from worker.adapters.flux import Flux
 from worker.adapters.flux_control_net import FluxControlNets
+from worker.adapters.ip_adapter import IpAdapters
 from worker.adapters.settings import FolderSettings
 from worker.adapters.stable_diffusion_xl import StableDiffusionXL
 
@@ -99,7 +101,8 @@ def build_flux(device: torch.device, *, tiny: bool) -> WordlessFluxPipeline:
 
 
 def wrap_sdxl(pipe: StableDiffusionXLPipeline) -> FamilyModel:
-    return FamilyModel(StableDiffusionXL(pipe), FolderSettings(default_guidance_scale=5.0), "sdxl-size")
+    settings = FolderSettings(default_guidance_scale=5.0, default_steps=30)
+    return FamilyModel(StableDiffusionXL(pipe, ControlNets(pipe), IpAdapters(pipe)), settings, "sdxl-size")
 
 
 def wrap_flux(pipe: FluxPipeline) -> FamilyModel:
