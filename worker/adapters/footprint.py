@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 
-from worker.adapters.placement import DENOISERS, choose_dtypes
+from worker.adapters.precision import DENOISERS, choose_dtypes
 from worker.adapters.settings import FolderSettings, read_settings
-from worker.adapters.toy import parse_toy
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 
@@ -18,6 +17,8 @@ def weigh(address: str, device: torch.device) -> int:
     Files with a variant in their name (`model.fp16.safetensors`) are not loaded, so not counted.
     """
     if address.partition(":")[0] == "toy":
+        from worker.adapters.toy import parse_toy
+
         return int(parse_toy(address).weights_gib * (1 << 30))
     folder = Path(address)
     settings = read_settings(folder)

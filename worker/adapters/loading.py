@@ -9,11 +9,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.placement import (
     check_offload,
-    choose_dtypes,
     choose_quantization,
     place,
     store_in_float8,
 )
+from worker.adapters.precision import choose_dtypes
 from worker.adapters.settings import read_settings
 
 Pipe = TypeVar("Pipe", bound=DiffusionPipeline)

@@ -1,7 +1,6 @@
-"""Where a pipeline's weights lie, and in what form: as `chorale.json` asks."""
+"""Where a pipeline's weights lie, and how small they are made: as `chorale.json` asks."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import torch
@@ -11,23 +10,10 @@ from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 from diffusers.quantizers.quantization_config import TorchAoConfig
 
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.precision import DENOISERS
 from worker.adapters.settings import FolderSettings, Offload
 
-DENOISERS = ("unet", "transformer")
 _VAE = "vae"  # its parts are called one by one, so nobody would notice that it is needed
-
-
-def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, torch.dtype]:
-    """float32 on a CPU, bfloat16 elsewhere, or what the settings ask for.
-
-    Autoencoders that say so overflow in float16, so they then stay in float32.
-    """
-    default = torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else default
-    path = folder / _VAE / "config.json"
-    overflows = path.is_file() and json.loads(path.read_text()).get("force_upcast", False)
-    widen = {_VAE: torch.float32} if overflows and dtype == torch.float16 else {}
-    return {"default": dtype, **widen}
 
 
 def choose_quantization(folder: Path, settings: FolderSettings) -> PipelineQuantizationConfig | None:

@@ -11,7 +11,8 @@ from worker.adapters.add_ons import Lora
 from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions
-from worker.adapters.placement import choose_dtypes, place, require_package
+from worker.adapters.placement import place, require_package
+from worker.adapters.precision import choose_dtypes
 from worker.adapters.registry import load_model
 from worker.adapters.settings import FolderSettings, Offload
 from worker.adapters.stable_diffusion_xl import load

@@ -1,0 +1,23 @@
+"""In what type a pipeline's weights are held."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from worker.adapters.settings import FolderSettings
+
+DENOISERS = ("unet", "transformer")
+
+
+def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, torch.dtype]:
+    """float32 on a CPU, bfloat16 elsewhere, or what the settings ask for.
+
+    Autoencoders that say so overflow in float16, so they then stay in float32.
+    """
+    default = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else default
+    path = folder / "vae" / "config.json"
+    overflows = path.is_file() and json.loads(path.read_text()).get("force_upcast", False)
+    widen = {"vae": torch.float32} if overflows and dtype == torch.float16 else {}
+    return {"default": dtype, **widen}
