@@ -21,6 +21,7 @@ ErrorCode = Literal[
     "internal_error",
     # reported by job.failed events
     "input_missing",
+    "model_refused",
     "engine_failed",
     "non_finite_latent",
     "out_of_memory",

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 
+from worker.adapters.errors import ModelError
 from worker.engine.errors import NonFiniteImageError, NonFiniteLatentError
 from worker.engine.shortage import is_out_of_memory
 from worker.errors import HopelessJobError
@@ -20,6 +21,8 @@ def describe(error: Exception) -> Broke:
             return Broke("non_finite_latent", str(error), retryable=False)
         case HopelessJobError():  # another rank has described its error already
             return Broke(error.code, str(error), retryable=error.retryable)
+        case ModelError():  # an add-on that does not fit or was changed, a condition that is not understood
+            return Broke("model_refused", str(error)[:500], retryable=False)
         case _ if _is_disk_full(error):
             return Broke("disk_full", "no space left in the work folder", retryable=True)
         case _ if is_out_of_memory(error):

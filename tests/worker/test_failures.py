@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from worker.adapters.errors import DamagedModelError
 from worker.engine.errors import GridError, NonFiniteLatentError
 from worker.failures import describe
 
@@ -14,6 +15,7 @@ from worker.failures import describe
     ("error", "code", "retryable"),
     [
         (NonFiniteLatentError("step 3 of 8"), "non_finite_latent", False),
+        (DamagedModelError("moss.safetensors has another digest"), "model_refused", False),
         (OSError(errno.ENOSPC, "No space"), "disk_full", True),
         (
             RuntimeError(f"Error while serializing: {os.strerror(errno.ENOSPC)} (os error 28)"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from worker.adapters.errors import ModelFolderError
 from worker.adapters.precision import DENOISERS, choose_dtypes
 from worker.adapters.settings import FolderSettings, read_settings
 
@@ -15,6 +16,9 @@ def weigh(address: str, device: torch.device) -> int:
     """Bytes of weights that are on the device at the same time, as `load_pipeline` will hold them.
 
     Files with a variant in their name (`model.fp16.safetensors`) are not loaded, so not counted.
+
+    Raises:
+        ModelFolderError: a file is damaged.
     """
     if address.partition(":")[0] == "toy":
         from worker.adapters.toy import parse_toy
@@ -43,8 +47,12 @@ def _weigh_part(part: Path, settings: FolderSettings, device: torch.device) -> i
 
 def _count_numbers(path: Path) -> int:
     """Header of a safetensors file: its length as 8 bytes, little endian, then JSON."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    try:
+        with path.open("rb") as file:
+            length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
+            header = json.loads(file.read(length))
+    except ValueError as error:
+        raise ModelFolderError(f"{path} is no safetensors file: {error}") from error
     header.pop("__metadata__", None)
     return sum(
         (entry["data_offsets"][1] - entry["data_offsets"][0]) // _ITEM_BYTES.get(entry["dtype"], 1)

@@ -108,3 +108,12 @@ def test_what_changes_a_models_layers_needs_them_plain(folder: Path) -> None:
     assert model.card.supports == ["controlnet"]
     with pytest.raises(UnsupportedConditionError, match=r"lora: this .* add-ons that it takes: controlnet"):
         model.prepare(Conditions(PROMPT, loras=(Lora(folder),)))
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", (1 << 40).to_bytes(8, "little") + b"{", b"\xff" * 20])
+def test_a_damaged_header_is_named(tmp_path: Path, content: bytes) -> None:
+    part = tmp_path / "unet"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelFolderError, match=r"unet/model.safetensors is no safetensors file"):
+        weigh(str(tmp_path), torch.device("cpu"))
