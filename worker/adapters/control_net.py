@@ -23,21 +23,37 @@ _MUST_AGREE = ("cross_attention_dim", "block_out_channels", "addition_embed_type
 
 
 @dataclass(frozen=True, slots=True)
+class Loudness:
+    """How loud a ControlNet is, and when.
+
+    Args:
+        clock: first and last timestep at which it is heard, or None: at all.
+    """
+
+    strength: float
+    clock: tuple[float, float] | None
+
+    def at(self, timestep: Tensor) -> float | Tensor:
+        """Outside its time it is multiplied by 0 rather than left out: to know, the host would have to wait."""
+        if self.clock is None:
+            return self.strength
+        first, last = self.clock
+        return self.strength * ((timestep <= first) & (timestep >= last))
+
+
+@dataclass(frozen=True, slots=True)
 class Guide:
     """A ControlNet that looks at one picture.
 
     Args:
         picture: as large as the finished picture, (3, H, W), uint8.
         scale: pixels per latent pixel.
-        strength: of its voice.
-        clock: first and last timestep at which it is heard, or None: at all.
     """
 
     network: ControlNetModel
     picture: Tensor
     scale: int
-    strength: float
-    clock: tuple[float, float] | None
+    loudness: Loudness
 
     def steer(
         self, crops: Tensor, timestep: Tensor, states: Tensor, told: dict[str, Tensor], tiles: Sequence[Tile]
@@ -49,17 +65,10 @@ class Guide:
             timestep,
             encoder_hidden_states=states,
             controlnet_cond=pixels.to(crops.dtype) / 255,
-            conditioning_scale=self._loudness(timestep),
+            conditioning_scale=self.loudness.at(timestep),
             added_cond_kwargs=told,
             return_dict=False,
         )
-
-    def _loudness(self, timestep: Tensor) -> float | Tensor:
-        """Outside its time it is multiplied by 0 rather than left out: to know, the host would have to wait."""
-        if self.clock is None:
-            return self.strength
-        first, last = self.clock
-        return self.strength * ((timestep <= first) & (timestep >= last))
 
 
 class ControlNets:
@@ -89,8 +98,8 @@ class ControlNets:
             to_pil(control.picture), canvas.height * scale, canvas.width * scale
         )
         picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(pipe.device)
-        clock = find_clock(control, make_scheduler(pipe, stage).timesteps)
-        return Guide(network, picture, scale, control.scale, clock)
+        loudness = find_loudness(control, make_scheduler(pipe, stage).timesteps)
+        return Guide(network, picture, scale, loudness)
 
     def _load(self, folder: Path) -> ControlNetModel:
         try:
@@ -112,14 +121,14 @@ def _flat(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def find_clock(control: Control, timesteps: Tensor) -> tuple[float, float] | None:
+def find_loudness(control: Control, timesteps: Tensor) -> Loudness:
     """As diffusers' pipelines count: a step is heard if it lies wholly between start and end."""
     if (control.start, control.end) == (0.0, 1.0):
-        return None
+        return Loudness(control.scale, None)
     count = len(timesteps)
     heard = [
         float(timestep)
         for index, timestep in enumerate(timesteps)
         if index / count >= control.start and (index + 1) / count <= control.end
     ]
-    return (max(heard), min(heard)) if heard else (-1.0, 0.0)
+    return Loudness(control.scale, (max(heard), min(heard)) if heard else (-1.0, 0.0))

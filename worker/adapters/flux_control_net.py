@@ -14,7 +14,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
 from worker.adapters.add_ons import Control, to_pil
-from worker.adapters.control_net import find_clock
+from worker.adapters.control_net import Loudness, find_loudness
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
@@ -38,14 +38,11 @@ class FluxGuide:
 
     Args:
         canvas: the picture's latent, as large as the stage's, (C, H, W).
-        strength: of its voice.
-        clock: first and last timestep at which it is heard, or None: at all.
     """
 
     network: FluxControlNetModel
     canvas: Tensor
-    strength: float
-    clock: tuple[float, float] | None
+    loudness: Loudness
 
     def steer(self, told: dict[str, Tensor | None], timestep: Tensor, tiles: Sequence[Tile]) -> Samples:
         """What the transformer adds: (to its double blocks, to its single blocks).
@@ -57,17 +54,10 @@ class FluxGuide:
         known = told if self.network.config["guidance_embeds"] else told | {"guidance": None}
         return self.network(
             controlnet_cond=FluxPipeline._pack_latents(crops, *crops.shape).to(self.network.dtype),
-            conditioning_scale=self._loudness(timestep),
+            conditioning_scale=self.loudness.at(timestep),
             return_dict=False,
             **known,
         )
-
-    def _loudness(self, timestep: Tensor) -> float | Tensor:
-        """Outside its time it is multiplied by 0 rather than left out: to know, the host would have to wait."""
-        if self.clock is None:
-            return self.strength
-        first, last = self.clock
-        return self.strength * ((timestep <= first) & (timestep >= last))
 
 
 class FluxControlNets:
@@ -92,10 +82,7 @@ class FluxControlNets:
             self._last = control.path, self._load(control.path)
         network = self._last[1]
         return lambda stage: FluxGuide(
-            network,
-            self._lay(control, stage),
-            control.scale,
-            find_clock(control, make_scheduler(stage).timesteps),
+            network, self._lay(control, stage), find_loudness(control, make_scheduler(stage).timesteps)
         )
 
     def _lay(self, control: Control, stage: StagePlan) -> Tensor:
@@ -121,17 +108,19 @@ class FluxControlNets:
                 str(folder), torch_dtype=transformer.dtype, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelFolderError(f"{folder} cannot be loaded as a ControlNet of FLUX.1: {error}") from error
+            raise ModelFolderError(
+                f"{folder.name} cannot be loaded as a ControlNet of FLUX.1: {error}"
+            ) from error
         for field in _MUST_AGREE:
             theirs, ours = (part.config.get(field) for part in (network, transformer))
             if theirs != ours:
                 raise ModelFolderError(
-                    f"{folder} is for another model: its {field} is {theirs}, this model's is {ours}"
+                    f"{folder.name} is for another model: its {field} is {theirs}, this model's is {ours}"
                 )
         for field in ("num_mode", "conditioning_embedding_channels"):
             if network.config.get(field) is not None:
                 raise ModelFolderError(
-                    f"{folder} has {field} {network.config[field]}; allowed: a ControlNet of one mode that "
+                    f"{folder.name} has {field} {network.config[field]}; allowed: a ControlNet of one mode that "
                     "takes latents"
                 )
         return network.to(self._pipe._execution_device)

@@ -14,6 +14,11 @@ def pick_branches(states: Tensor, branches: Sequence[int]) -> Tensor:
     return torch.stack([states[branch] for branch in branches])
 
 
+def stack_branches(free: Tensor | None, prompted: Tensor) -> Tensor:
+    """States of all branches, (branches, ...), as guidance wants them: without the prompt, with it."""
+    return prompted if free is None else torch.cat([free, prompted])
+
+
 def guide_classifier_free(predictions: Tensor, scale: float) -> Tensor:
     """Ho & Salimans 2022, eq. 6, in the form ε = ε₀ + s (ε₁ - ε₀).
 

@@ -1,59 +1,23 @@
 """PixArt-Sigma."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPipeline
 from torch import Tensor
 
 from worker.adapters.family import Habits, Shape
-from worker.adapters.guidance import guide_classifier_free, pick_branches
+from worker.adapters.guidance import stack_branches
 from worker.adapters.loading import load_pipeline
+from worker.adapters.masked_text import MaskedTextReplica
 from worker.adapters.model import Conditions
 from worker.adapters.vae import flatten_decoder
 from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
 from worker.engine.schedule import Scheduler
-
-
-@dataclass(frozen=True, slots=True)
-class PixArtSigmaReplica:
-    """One transformer with one prompt.
-
-    Args:
-        states: text states of each branch, (branches, tokens, width).
-        mask: 1 where a token is no filling, (branches, tokens).
-    """
-
-    transformer: PixArtTransformer2DModel
-    states: Tensor
-    mask: Tensor
-    guidance_scale: float
-
-    @property
-    def branches(self) -> int:
-        return len(self.states)
-
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        prediction = self.transformer(
-            crops.to(self.states.dtype),
-            encoder_hidden_states=pick_branches(self.states, branches),
-            encoder_attention_mask=pick_branches(self.mask, branches),
-            timestep=timestep.expand(len(crops)),
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
-        return prediction[:, : crops.shape[1]].float()  # the other half is a learned variance, unused
-
-    def guide(self, predictions: Tensor) -> Tensor:
-        return guide_classifier_free(predictions, self.guidance_scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +41,19 @@ class PixArtSigma:
         prompted, mask, free, free_mask = self.pipe.encode_prompt(
             conditions.prompt, scale != 1.0, conditions.negative_prompt, device=self.pipe._execution_device
         )
-        states = prompted if free is None else torch.cat([free, prompted])
-        masks = mask if free_mask is None else torch.cat([free_mask, mask])
-        return lambda stage: PixArtSigmaReplica(self.pipe.transformer, states, masks, scale)
+        states = stack_branches(free, prompted)
+        masks = stack_branches(free_mask, mask)
+        return lambda stage: MaskedTextReplica(self._ask, states, masks, scale)
+
+    def _ask(self, crops: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        return self.pipe.transformer(
+            crops,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=timestep,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
         scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)

@@ -9,6 +9,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 
 from worker.adapters.control_net import ControlNets
 from worker.adapters.family import Habits, Shape
+from worker.adapters.guidance import stack_branches
 from worker.adapters.ip_adapter import IpAdapters
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
@@ -49,7 +50,7 @@ class StableDiffusion:
         prompted, free = pipe.encode_prompt(
             conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
         )
-        states = prompted if free is None else torch.cat([free, prompted])
+        states = stack_branches(free, prompted)
         strength = embed_strength(pipe, scale)
         return lambda stage: UNetReplica(pipe.unet, states, scale, strength, seen=seen, control=lay(stage))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.family import Habits, Shape
 from worker.adapters.flow import count_tokens, make_flow_scheduler, shift_by_tokens
-from worker.adapters.guidance import guide_classifier_free, pick_branches
+from worker.adapters.guidance import guide_classifier_free, pick_branches, stack_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.vae import flatten_decoder
@@ -85,8 +85,8 @@ class StableDiffusion3:
             do_classifier_free_guidance=scale != 1.0,
             negative_prompt=conditions.negative_prompt,
         )
-        states = prompted if free is None else torch.cat([free, prompted])
-        pools = pooled if free_pooled is None else torch.cat([free_pooled, pooled])
+        states = stack_branches(free, prompted)
+        pools = stack_branches(free_pooled, pooled)
         return lambda stage: StableDiffusion3Replica(self.pipe.transformer, states, pools, scale)
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:

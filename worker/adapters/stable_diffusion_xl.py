@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.adapters.control_net import ControlNets
 from worker.adapters.family import Habits, Shape
-from worker.adapters.guidance import pick_branches
+from worker.adapters.guidance import pick_branches, stack_branches
 from worker.adapters.ip_adapter import IpAdapters
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
@@ -92,8 +92,8 @@ class StableDiffusionXL:
             do_classifier_free_guidance=guided,
             negative_prompt=conditions.negative_prompt or None,
         )
-        states = prompted if free is None else torch.cat([free, prompted])
-        pools = pooled if free_pooled is None else torch.cat([free_pooled, pooled])
+        states = stack_branches(free, prompted)
+        pools = stack_branches(free_pooled, pooled)
         strength = embed_strength(pipe, scale)
 
         def begin(stage: StagePlan) -> Replica:

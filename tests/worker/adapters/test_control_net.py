@@ -75,7 +75,7 @@ def test_each_tile_follows_its_own_crop(built: Built) -> None:
     guide = lay(StagePlan(TORUS, 4))
     assert guide is not None
     assert guide.picture.shape == (3, 96, 160)
-    turned = Guide(guide.network, guide.picture.roll((-80, -120), (1, 2)), guide.scale, guide.strength, None)
+    turned = Guide(guide.network, guide.picture.roll((-80, -120), (1, 2)), guide.scale, guide.loudness)
     crops, states = (
         initial_noise(1, *NOISE)[None],
         torch.randn(1, 16, built.pipe.unet.config.cross_attention_dim),
