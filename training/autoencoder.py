@@ -20,6 +20,7 @@ from training.measures import crop_real, measure_psnr
 from training.progress import (
     Average,
     Budget,
+    begin_with,
     choose_device,
     half_precision,
     learning_rate,
@@ -70,7 +71,7 @@ class AutoencoderTraining:
         self.options = options
         model = build_autoencoder(options)
         if start:
-            _begin_with(model, AutoencoderTiny.from_pretrained(start).float())
+            begin_with(model, AutoencoderTiny.from_pretrained(start).float())
         self.model = model.to(device, memory_format=torch.channels_last)
         self.features = Features().to(device, memory_format=torch.channels_last)
         self.critic = PatchCritic(3, 48, (2, 2, 2, 1)).to(device, memory_format=torch.channels_last)
@@ -167,15 +168,6 @@ class AutoencoderTraining:
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.average.values = state["average"]
-
-
-@torch.no_grad()
-def _begin_with(model: AutoencoderTiny, trained: AutoencoderTiny) -> None:
-    """Take over a trained autoencoder; the decoder hardly hears latent channels that are new at first."""
-    for own, known in zip(model.parameters(), trained.parameters(), strict=True):
-        if own.shape[1:] != known.shape[1:]:
-            own.mul_(0.1)
-        own[tuple(slice(side) for side in known.shape)] = known
 
 
 def _offset(latent: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from training.latents import Bank, Captions, encode_bank, encode_captions, load_
 from training.progress import (
     Average,
     Budget,
+    begin_with,
     choose_device,
     compile_for_all_sizes,
     half_precision,
@@ -155,12 +156,20 @@ class DenoiserTraining:
 
 
 def train(
-    lessons: Lessons, out: Path, budget: Budget, options: DenoiserOptions, seed: int, rank: int
+    lessons: Lessons,
+    out: Path,
+    budget: Budget,
+    options: DenoiserOptions,
+    seed: int,
+    rank: int,
+    start: Path | None = None,
 ) -> None:
-    """Train or go on, checkpoint, and write the averaged weights as `out/unet_full/` (fp16)."""
+    """Train (from the weights in `start`, if given) or go on, checkpoint, and write the averaged weights as `out/unet_full/` (fp16)."""
     native = lessons.banks[512].latents
     torch.manual_seed(seed)
     model = build_denoiser(native.shape[1], lessons.captions.states.shape[2], options.widths)
+    if start:
+        begin_with(model, UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32))
     training = DenoiserTraining(model, options, native.device)
     first = _resume(training, budget, out / "denoiser.pt", native.device)
     torch.manual_seed(seed + first + 1000 * rank)
@@ -220,6 +229,7 @@ def main() -> None:
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--crops", type=int, default=24_000)
+    parser.add_argument("--begin-with", type=Path, help="unet folder whose weights to begin with")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--plain-layout", action="store_true", help="NCHW in place of channels last")
@@ -234,7 +244,8 @@ def main() -> None:
     lessons = build_lessons(chosen.shards, chosen.out, options, device, chosen.seed + 1000 * rank)
     sizes = {side: len(bank.latents) for side, bank in lessons.banks.items()}
     print(f"rank {rank}: latents by side {sizes}", flush=True)
-    train(lessons, chosen.out, Budget(chosen.seconds, chosen.call_seconds), options, chosen.seed, rank)
+    budget = Budget(chosen.seconds, chosen.call_seconds)
+    train(lessons, chosen.out, budget, options, chosen.seed, rank, chosen.begin_with)
     leave_ranks()
 
 

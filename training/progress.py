@@ -83,6 +83,15 @@ class Average:
         torch._foreach_copy_([parameter.data for parameter in self.live], values)
 
 
+@torch.no_grad()
+def begin_with(model: nn.Module, trained: nn.Module) -> None:
+    """Take over trained weights, of fewer latent channels perhaps: those that are new are hardly heard at first."""
+    for own, known in zip(model.parameters(), trained.parameters(), strict=True):
+        if own.shape[1:] != known.shape[1:]:
+            own.mul_(0.1)
+        own[tuple(slice(side) for side in known.shape)] = known
+
+
 def learning_rate(
     peak: float, step: int, fraction: float, warmup: int = 200, decay_from: float = 0.6
 ) -> float:

@@ -13,7 +13,7 @@ from PIL import Image
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from training.autoencoder import AutoencoderOptions, AutoencoderTraining, _begin_with, build_autoencoder
+from training.autoencoder import AutoencoderOptions, AutoencoderTraining, build_autoencoder
 from training.bundle import write_digests
 from training.dataset import DatasetError, read_pictures
 from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
@@ -22,7 +22,7 @@ from training.distill import Distillation, DistillOptions
 from training.latents import Bank, Captions
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
 from training.prepare import prepare
-from training.progress import Budget, load_checkpoint, save_checkpoint
+from training.progress import Budget, begin_with, load_checkpoint, save_checkpoint
 from training.ranks import average_gradients
 from training.sampling import FEW_STEPS, sample
 from training.tint import COLOURS, add_tints, apply_tint
@@ -225,9 +225,17 @@ def test_an_autoencoder_trains_with_its_critic() -> None:
 def test_a_wider_latent_begins_with_what_the_narrow_one_knew() -> None:
     torch.manual_seed(0)
     narrow, wide = (build_autoencoder(AutoencoderOptions(channels=count, width=8)) for count in (4, 6))
-    _begin_with(wide, narrow)
+    begin_with(wide, narrow)
     image = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(wide.encoder(image)[:, :4], narrow.encoder(image))
+
+
+def test_a_denoiser_of_wider_latents_begins_with_what_the_narrow_one_knew(tiny: DenoiserOptions) -> None:
+    narrow, wide = (build_denoiser(count, 16, tiny.widths).eval() for count in (4, 6))
+    begin_with(wide, narrow)
+    latent, time, text = torch.randn(1, 4, 16, 16), torch.tensor([7]), torch.randn(1, 8, 16)
+    widened = torch.cat([latent, torch.zeros(1, 2, 16, 16)], dim=1)
+    torch.testing.assert_close(wide(widened, time, text).sample[:, :4], narrow(latent, time, text).sample)
 
 
 def test_ranks_hear_the_mean_gradient(tmp_path: Path) -> None:
