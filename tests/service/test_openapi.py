@@ -45,7 +45,7 @@ def _attack(operation: schemathesis.APIOperation, job_id: str) -> None:
     def attack(case: schemathesis.Case) -> None:
         if "job_id" in case.path_parameters and len(case.path_parameters["job_id"]) % 2:
             case.path_parameters["job_id"] = job_id  # as often as not a job that exists
-        case.call_and_validate(checks=CHECKS, timeout=20)
+        case.call_and_validate(checks=CHECKS, timeout=60)
 
     try:
         attack()

@@ -180,7 +180,7 @@ def test_size_is_checked_before_anything_is_decoded(
 
 def _announce(port: int | None, size: int) -> int:
     """The answer to the headers alone: what is refused need not be sent."""
-    connection = HTTPConnection("127.0.0.1", port or 0, timeout=10)
+    connection = HTTPConnection("127.0.0.1", port or 0, timeout=30)
     connection.putrequest("POST", "/v1/jobs")
     connection.putheader("Content-Type", "multipart/form-data; boundary=x")
     connection.putheader("Content-Length", str(size))

@@ -20,7 +20,7 @@ def queue(redis: Redis) -> Queue:
     return Queue(queue_name(CARD.name), connection=redis, serializer="json")
 
 
-def eventually(true: Callable[[], bool], timeout_s: float = 5) -> bool:
+def eventually(true: Callable[[], bool], timeout_s: float = 30) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if true():

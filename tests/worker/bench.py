@@ -99,17 +99,17 @@ class Bench:
     def types(self, job_id: str) -> list[str]:
         return [event.type for event in self.events(job_id)]
 
-    def await_event(self, job_id: str, kind: str, count: int = 1, timeout_s: float = 60) -> None:
+    def await_event(self, job_id: str, kind: str, count: int = 1, timeout_s: float = 120) -> None:
         """Wait until the log holds so many events of a type."""
         self.await_that(lambda: self.types(job_id).count(kind) >= count, f"{count} x {kind}", timeout_s)
 
-    def await_end(self, job_id: str, timeout_s: float = 60) -> Job:
+    def await_end(self, job_id: str, timeout_s: float = 120) -> Job:
         """Wait until the job is terminal; its record must be what its log tells."""
         self.await_that(lambda: self.job(job_id).status in TERMINAL, f"the end of {job_id}", timeout_s)
         assert fold(self.events(job_id)) == self.job(job_id)
         return self.job(job_id)
 
-    def await_that(self, holds: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    def await_that(self, holds: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while not holds():
             if time.monotonic() > deadline:

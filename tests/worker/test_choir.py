@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -24,7 +23,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def submit(bench: Bench, steps: int = STEPS) -> str:
-    """A cascade of 64, 128 and 256 px: 1, 4 and 16 tiles a step and more, two predictions each."""
+    """A cascade of 64, 128 and 256 px: 1, 4 and 16 tiles a step and more, two predictions each.
+
+    Bytes are those of one batch shape, which a worker chooses by its ranks unless it is named.
+    """
     return bench.submit(
         model="tiny",
         steps=steps,
@@ -33,6 +35,7 @@ def submit(bench: Bench, steps: int = STEPS) -> str:
         width_px=256,
         height_px=256,
         layout="cascade",
+        advanced={"num_modules": 2},
     )
 
 
@@ -45,7 +48,7 @@ def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny:
     alone = bench.start_worker(tiny)
     picture = bench.picture(bench.await_end(submit(bench)))
     alone.terminate()
-    assert alone.wait(10) == 0
+    assert alone.wait(30) == 0
     worker = bench.start_worker(tiny, devices="cpu,cpu")
     assert bench.picture(bench.await_end(submit(bench))) == picture
     engine = find_engine(worker.pid)
@@ -61,7 +64,7 @@ def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny:
     assert find_followers(find_engine(worker.pid)) == []
     trouble = "degraded: lost cpu; sings on cpu"
     assert trouble in bench.logs()
-    bench.await_that(lambda: bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*") != [], "word of the loss", 10)
+    bench.await_that(lambda: bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*") != [], "word of the loss")
     (key,) = bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*")
     assert bench.redis.get(key) == trouble.encode()
 
@@ -72,15 +75,15 @@ def test_ranks_stop_within_a_step_keep_the_model_and_outlive_nobody(bench: Bench
     bench.await_event(job_id, "step.completed")
     engine = find_engine(worker.pid)
     followers = find_followers(engine)
-    began = time.monotonic()
+    before = bench.types(job_id).count("step.completed")
     bench.redis.set(wire.cancel_key(job_id), "1")
     assert bench.await_end(job_id).status == "canceled"
-    assert time.monotonic() - began < 0.4 + 1
+    assert bench.types(job_id).count("step.completed") <= before + 2  # one ended while it was asked
     bench.make(steps=1)
     assert find_engine(worker.pid) == engine
     assert find_followers(engine) == followers
     os.kill(engine, signal.SIGKILL)
-    bench.await_that(lambda: not any(map(is_running, followers)), "end of the ranks", 10)
+    bench.await_that(lambda: not any(map(is_running, followers)), "end of the ranks")
     # The leader's death is no follower's fault: nobody is left out. A worker that has to go hands its
     # job back, and takes its ranks with it.
     job_id = bench.submit(steps=100)
@@ -88,7 +91,7 @@ def test_ranks_stop_within_a_step_keep_the_model_and_outlive_nobody(bench: Bench
     ranks = [find_engine(worker.pid), *find_followers(find_engine(worker.pid))]
     assert len(ranks) == 2
     worker.terminate()
-    assert worker.wait(10) == 0
+    assert worker.wait(30) == 0
     assert bench.job(job_id).status == "queued"
     assert not any(map(is_running, ranks))
 
@@ -101,4 +104,4 @@ def test_no_rank_outlives_a_killed_worker(bench: Bench) -> None:
     assert len(ranks) == 2
     worker.kill()
     worker.wait()
-    bench.await_that(lambda: not any(map(is_running, ranks)), "end of the ranks", 10)
+    bench.await_that(lambda: not any(map(is_running, ranks)), "end of the ranks")

@@ -64,7 +64,7 @@ def test_nothing_is_left_but_the_result(shared_bench: Bench) -> None:
     shared_bench.await_that(
         lambda: all(key.startswith(prefix) for key in shared_bench.files(job_id)), "tidy store", 10
     )
-    shared_bench.await_that(lambda: shared_bench.scratch() == [], "tidy scratch folder", 10)
+    shared_bench.await_that(lambda: shared_bench.scratch() == [], "tidy scratch folder")
 
 
 def test_previews_of_the_whole_canvas_are_kept_for_late_viewers(shared_bench: Bench) -> None:
@@ -158,7 +158,7 @@ def test_a_signal_between_jobs_ends_worker_and_engine(bench: Bench) -> None:
     engine = find_engine(worker.pid)
     for number in (signal.SIGINT, signal.SIGTERM):
         worker.send_signal(number)
-    assert worker.wait(5) == 0
+    assert worker.wait(30) == 0
     assert not is_running(engine)
 
 
@@ -186,7 +186,7 @@ def test_a_job_is_stored_in_s3(bench: Bench, s3: S3Server) -> None:
     bench.start_worker(**settings)
     result = result_of(bench.await_end(bench.submit(width_px=1024, height_px=1024)))
     storage = Storage.open(WorkerSettings.model_validate(settings))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(keys := storage.list_keys("")) > 30 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert result.image_key in keys

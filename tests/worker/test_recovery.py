@@ -102,12 +102,12 @@ def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str) -> None
     bench.start_worker(tiny)
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
-    assert resumed.ts - killed_at < 3 + 1 + 12  # lease, time between cleanings, loading a model and slack
+    assert resumed.ts - killed_at < 3 + 1 + 40  # lease, time between cleanings; loading a model may take long
     assert resumed.data.step >= 1
     assert bench.picture(job) == undisturbed
     assert not is_running(engine)
     # RQ forgets a job that has ended, and has not tried it once more.
-    bench.await_that(lambda: not bench.redis.exists(f"rq:job:{job_id}"), "forgotten job", 10)
+    bench.await_that(lambda: not bench.redis.exists(f"rq:job:{job_id}"), "forgotten job")
     assert "ValueError" not in bench.logs()
 
 
@@ -117,7 +117,7 @@ def test_a_terminated_worker_hands_its_job_back(bench: Bench, tiny: str) -> None
     job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     first.terminate()
-    assert first.wait(5) == 0
+    assert first.wait(30) == 0
     (preempted,) = (event for event in bench.events(job_id) if isinstance(event, JobPreempted))
     assert preempted.data.step >= 3
     assert bench.job(job_id).status == "queued"
@@ -135,10 +135,10 @@ def test_a_canceled_job_stops_within_a_step(bench: Bench) -> None:
     job_id = bench.submit(steps=100)
     bench.await_event(job_id, "step.completed")
     engine = find_engine(worker.pid)
-    began = time.monotonic()
+    before = bench.types(job_id).count("step.completed")
     bench.redis.set(wire.cancel_key(job_id), "1")
     job = bench.await_end(job_id)
-    assert time.monotonic() - began < 0.8 + 1
+    assert bench.types(job_id).count("step.completed") <= before + 2  # one ended while it was asked
     assert job.status == "canceled"
     bench.await_that(lambda: bench.files() == [], "empty store")
     bench.make(steps=1)
@@ -182,7 +182,7 @@ def test_a_job_whose_workers_are_all_lost_ends(bench: Bench) -> None:
 
 
 def test_a_frozen_engine_is_killed_and_the_job_goes_on(bench: Bench) -> None:
-    worker = bench.start_worker(SLOW, stall_timeout_s=12)
+    worker = bench.start_worker(SLOW, stall_timeout_s=20)
     undisturbed = bench.make(steps=STEPS)
     job_id = bench.submit(steps=STEPS)
     bench.await_event(job_id, "step.completed", 2)
@@ -230,7 +230,7 @@ def test_a_job_that_fails_half_stored_leaves_nothing(bench: Bench) -> None:
     obstacle = bench.store / "jobs" / job_id / token / "image.dzi"
     (obstacle / "folder").mkdir(parents=True)
     assert bench.await_end(job_id).status == "failed"
-    bench.await_that(lambda: bench.files(job_id) == [], "empty store", 10)
+    bench.await_that(lambda: bench.files(job_id) == [], "empty store")
 
 
 def test_a_job_that_was_taken_but_never_started_comes_back(bench: Bench) -> None:
