@@ -43,6 +43,8 @@ from chorale.reconnect import Reconnect
 _TIMEOUT = httpx.Timeout(30, read=60)
 _PARALLEL_TILES = 8
 _LOOK_S = 0.25
+# Whoever leaves a live line in its middle does not wait longer for previews that nobody reads.
+_LEAVE_S = 1
 _TRANSIENT = (httpx.TransportError, UnavailableError)
 
 
@@ -160,7 +162,9 @@ class Client:
         reconnect = Reconnect(self.url)
         while True:
             try:
-                with connect(live_url(self.url, job_id, after), max_size=None) as socket:
+                with connect(
+                    live_url(self.url, job_id, after), max_size=None, close_timeout=_LEAVE_S
+                ) as socket:
                     for message in socket:
                         reconnect.succeed()
                         if isinstance(message, bytes):

@@ -119,7 +119,8 @@ def test_a_line_that_breaks_again_and_again_gives_no_gap_and_no_duplicate(
     chance = random.Random(seed)
     seen: list[str] = []
     while not seen or seen[-1] != story.job(JOB).seq or writer.is_alive():
-        with connect(ws_url(url, after=seen[-1] if seen else None)) as socket:
+        # With a queue of its own limit a socket that is left waits ten seconds for what nobody reads.
+        with connect(ws_url(url, after=seen[-1] if seen else None), max_queue=None) as socket:
             for count, event in enumerate(read_ws(socket)):
                 seen.append(event["seq"])
                 if count >= chance.randrange(6):
@@ -339,7 +340,9 @@ def test_hundreds_of_viewers_may_come_at_the_same_moment(url: str, story: Story)
 
     async def watch_all() -> list[list[str]]:
         viewers = [asyncio.create_task(watch()) for _ in range(300)]
-        await asyncio.to_thread(_await_readers, url, 300)
+        arrival = asyncio.create_task(asyncio.to_thread(_await_readers, url, 300))
+        # Whoever is through before the job's end was refused, and tells why.
+        await asyncio.wait([arrival, *viewers], return_when=asyncio.FIRST_COMPLETED)
         story.cancel(JOB)
         return await asyncio.gather(*viewers)
 
@@ -357,7 +360,9 @@ def test_what_clients_say_is_ignored(url: str, story: Story) -> None:
 
 
 def _await_readers(url: str, count: int) -> None:
-    while _metric(url, "chorale_live_readers") < count:
+    deadline = time.monotonic() + 60
+    while (readers := _metric(url, "chorale_live_readers")) < count:
+        assert time.monotonic() < deadline, f"{readers:.0f} of {count} came"
         time.sleep(0.05)
 
 
