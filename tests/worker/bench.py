@@ -130,13 +130,12 @@ class Bench:
 
     def files(self, job_id: str = "") -> list[str]:
         """Keys in the store, of one job or all."""
-        paths = self.store.rglob("*") if self.store.exists() else []
-        keys = sorted(str(path.relative_to(self.store)) for path in paths if path.is_file())
+        keys = sorted(str(path.relative_to(self.store)) for path in _walk(self.store))
         return [key for key in keys if job_id in key]
 
     def scratch(self) -> list[Path]:
         """Files that running jobs have open, and those they forgot."""
-        return [path for path in (self._folder / "work").rglob("*") if path.is_file() and path.name != "lock"]
+        return [path for path in _walk(self._folder / "work") if path.name != "lock"]
 
     def close(self) -> None:
         for worker in self._workers:
@@ -180,3 +179,9 @@ def bench(valkey: str, tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(valkey, tmp_path)
     yield bench
     bench.close()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files; folders may vanish meanwhile."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place) / name for name in names)

@@ -62,7 +62,7 @@ def test_nothing_is_left_but_the_result(shared_bench: Bench) -> None:
     prefix = result.image_key.rpartition("/")[0]
     # Checkpoints and scratch files are deleted just after the job's last event.
     shared_bench.await_that(
-        lambda: all(key.startswith(prefix) for key in shared_bench.files(job_id)), "tidy store", 10
+        lambda: all(key.startswith(prefix) for key in shared_bench.files(job_id)), "tidy store"
     )
     shared_bench.await_that(lambda: shared_bench.scratch() == [], "tidy scratch folder")
 
