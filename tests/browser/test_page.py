@@ -84,7 +84,7 @@ def test_a_prompt_becomes_a_picture_before_the_visitors_eyes(
     open_page: OpenPage, client: Client, tmp_path: Path
 ) -> None:
     page = open_page()
-    ask(page, "waves at dusk", width=1024, height=512, steps=60, seamless="x")
+    ask(page, "waves at dusk", width=1024, height=512, steps=30, seamless="x")
     expect(page.locator("#state")).to_contain_text("Singing, step")
     expect(page.locator("#left")).to_contain_text("left")
     expect(page.locator("#counts")).to_contain_text(re.compile(r"[\d,]+ of about [\d,]+ tiles"))
