@@ -31,6 +31,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole workers come first: they wait long, and nobody should wait for them alone at the end."""
+    items.sort(key=lambda item: not item.path.match("tests/worker/test_*.py"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     random.seed(0)

@@ -65,6 +65,7 @@ export class JobPage {
     clearInterval(this.tick);
     this.onEnd();
     if (this.job.status === "succeeded") await this.showResult();
+    else this.view.setBusy(false);
   }
 
   async showResult() {

@@ -271,6 +271,7 @@ def test_a_failed_job_says_why(open_page: OpenPage, stack: LocalStack) -> None:
         expect(page.locator("#state")).to_contain_text("(no memory for batches of 8)")
         story.fail("f0" * 14)
         expect(page.locator("#failure")).to_contain_text("no luck")
+        expect(page.locator("#viewer")).to_have_attribute("aria-busy", "false")
         expect(page.locator("#cancel")).to_be_hidden()
     assert CARD.name in (page.text_content("#facts") or "")
 
