@@ -29,7 +29,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install '.[service]'
 FROM ${PYTHON_BASE} AS service
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chorale
 COPY --from=service-build /opt/chorale /opt/chorale
-COPY deploy/health/service.py /opt/chorale/health.py
+COPY deploy/health/service.py /home/chorale/health.py
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CHORALE_HOST=0.0.0.0 \
@@ -39,7 +39,7 @@ USER 10001
 WORKDIR /home/chorale
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["python3", "/opt/chorale/health.py"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["python3", "health.py"]
 CMD ["chorale", "serve"]
 
 # ---- worker: a model and the loop around it
@@ -73,7 +73,7 @@ FROM worker-base AS worker
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chorale \
     && install -d -o 10001 -g 10001 /work
 COPY --from=worker-build /opt/chorale /opt/chorale
-COPY deploy/health/worker.py /opt/chorale/health.py
+COPY deploy/health/worker.py /home/chorale/health.py
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CHORALE_WORK_DIR=/work
@@ -82,5 +82,5 @@ WORKDIR /home/chorale
 VOLUME /work
 STOPSIGNAL SIGTERM
 # Reading a large model may take minutes.
-HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD ["python3", "/opt/chorale/health.py"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD ["python3", "health.py"]
 CMD ["chorale", "worker"]

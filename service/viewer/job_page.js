@@ -76,6 +76,7 @@ export class JobPage {
       this.tools.setSeamless(this.job.request.seamless);
       await this.view.showResult(this.job.id);
     } catch (refusal) {
+      this.view.setBusy(false);
       this.caption.say(refusal.message);
     }
   }

@@ -96,6 +96,7 @@ export class PictureView {
     this.viewer.viewport.applyConstraints();
   }
 
+  // Not busy: nothing more comes that would change what is shown.
   setBusy(busy) {
     this.viewer.element.setAttribute("aria-busy", String(busy));
   }
