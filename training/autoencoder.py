@@ -99,7 +99,7 @@ class AutoencoderTraining:
             losses = self._losses(latent, restored, target)
             speaks = fraction > CRITIC_FROM and not half_size
             if speaks:
-                losses["critic"] = 0.01 * generator_loss(self.critic(restored))
+                losses["critic"] = 0.005 * generator_loss(self.critic(restored))
             total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -134,8 +134,8 @@ class AutoencoderTraining:
         difference = (restored - target).float()
         return {
             "absolute": difference.abs().mean(),
-            "square": 6.0 * difference.square().mean(),
-            "perceptual": 0.2 * self.distance(restored, target),
+            "square": 10.0 * difference.square().mean(),
+            "perceptual": 0.1 * self.distance(restored, target),
             "tone": 2.0 * difference.mean(dim=(2, 3)).abs().mean(),
             "latent": 0.01 * (latent.float().square().mean() - 1).square() + 0.01 * _offset(latent),
         }

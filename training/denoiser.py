@@ -18,7 +18,7 @@ from training.progress import (
     Budget,
     begin_with,
     choose_device,
-    compile_for_all_sizes,
+    compile_by_size,
     half_precision,
     learning_rate,
     load_checkpoint,
@@ -36,7 +36,7 @@ class DenoiserOptions:
     widths: tuple[int, ...] = (96, 128, 192)
     crops: int = 24_000
     batch: int = 256
-    small_until: float = 0.5  # share of the budget on 256 px crops, twice as many a step
+    small_until: float = 0.4  # share of the budget on 256 px crops, twice as many a step
     large_every: int = 6  # after that one step in six is on 1024 px crops, a quarter as many
     empty_share: float = 0.1
     tints: int = 2  # painted versions of each picture of a made thing
@@ -113,7 +113,7 @@ class DenoiserTraining:
         )
         self.average = Average(model, decay=0.999)
         self.noising: Noising = build_noising(device)
-        self.predict = compile_for_all_sizes(self._predict, really=options.compile)
+        self.predict = compile_by_size(self._predict, really=options.compile)
 
     def _predict(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         return self.model(noisy, timestep, text, return_dict=False)[0]

@@ -18,7 +18,7 @@ from training.progress import (
     Average,
     Budget,
     choose_device,
-    compile_for_all_sizes,
+    compile_by_size,
     half_precision,
     learning_rate,
     load_checkpoint,
@@ -26,7 +26,7 @@ from training.progress import (
     set_learning_rate,
 )
 from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
-from training.sampling import FEW_STEPS
+from training.sampling import FEW_STEPS, FULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class DistillOptions:
     large_every: int = 8  # one step in eight is on 1024 px latents
     steps: int = FEW_STEPS.steps
     teacher_steps: int = 4  # for each of the student's
-    guidance_scale: float = 2.5
+    guidance_scale: float = FULL.guidance_scale
     empty_share: float = 0.05
     peak_rate: float = 3e-4
     compile: bool = False
@@ -59,7 +59,7 @@ class Distillation:
         self.average = Average(self.student, decay=0.998)
         self.noising = build_noising(device)
         self.ask_teacher, self.ask_student = (
-            compile_for_all_sizes(ask, really=options.compile)
+            compile_by_size(ask, really=options.compile)
             for ask in (self._ask_teacher, self._ask_student)
         )
 
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--crops", type=int, default=24_000)
+    parser.add_argument("--guidance-scale", type=float, default=FULL.guidance_scale, help="of the teacher")
     parser.add_argument("--seed", type=int, default=3, help="the denoiser's, to find its latents again")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--plain-layout", action="store_true", help="NCHW in place of channels last")
@@ -196,7 +197,9 @@ def main() -> None:
     sizes = DenoiserOptions(crops=chosen.crops)
     lessons = build_lessons(chosen.shards, chosen.out, sizes, device, chosen.seed + 1000 * rank)
     layout = torch.contiguous_format if chosen.plain_layout else torch.channels_last
-    options = DistillOptions(batch=chosen.batch, compile=chosen.compile, layout=layout)
+    options = DistillOptions(
+        batch=chosen.batch, guidance_scale=chosen.guidance_scale, compile=chosen.compile, layout=layout
+    )
     distill(lessons, chosen.out, Budget(chosen.seconds, chosen.call_seconds), options, chosen.seed + 1, rank)
     leave_ranks()
 

@@ -14,6 +14,7 @@ from training.features import Features, perceptual_distance
 from training.measures import Crop, Probe, crop_real, fit_probe, measure_kid, measure_psnr
 from training.painter import BATCH, Painter, load_ours, load_prototype
 from training.progress import choose_device, half_precision
+from training.sampling import FULL
 from training.sheet import draw_sheet
 
 Figures = dict[str, float]
@@ -158,11 +159,12 @@ def main() -> None:
     parser.add_argument("--prototype", type=Path)
     parser.add_argument("--prototype-states", type=Path, help="written by `python -m training.teacher`")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--guidance-scale", type=float, default=FULL.guidance_scale, help="of the full variant")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--each", type=int, default=16, help="pictures of each synonym")
     chosen = parser.parse_args()
     device = choose_device()
-    painters = load_ours(chosen.model, device)
+    painters = load_ours(chosen.model, device, chosen.guidance_scale)
     if chosen.prototype:
         painters.append(load_prototype(chosen.prototype, chosen.prototype_states, device))
     chosen.out.mkdir(parents=True, exist_ok=True)

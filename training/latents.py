@@ -17,7 +17,7 @@ from training.text_encoder import embed_text
 
 # 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
 # picture of 512 px does not simply repeat inside of one.
-ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.6), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
+ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.8), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
 DRESSES = 8  # versions of each caption
 
 

@@ -1,7 +1,7 @@
 """A model ready to paint: the bundled one, its full variant, or the first prototype."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,14 +50,16 @@ class Painter:
         return self.vae.decode(latent).sample.clamp(-1, 1)
 
 
-def load_ours(folder: Path, device: torch.device) -> list[Painter]:
-    """The few-step variant from `unet/`, and the full one where `unet_full/` stands beside it."""
+def load_ours(
+    folder: Path, device: torch.device, guidance_scale: float = FULL.guidance_scale
+) -> list[Painter]:
+    """The few-step variant from `unet/`, and the full one, under that guidance, where `unet_full/` stands beside it."""
     vae, text, tokenizer = load_encoders(folder, device)
 
     def embed(captions: list[str]) -> Tensor:
         return embed_text(text, tokenizer, captions, device)
 
-    variants = [("few steps", "unet", FEW_STEPS), ("full", "unet_full", FULL)]
+    variants = [("few steps", "unet", FEW_STEPS), ("full", "unet_full", replace(FULL, guidance_scale=guidance_scale))]
     return [
         Painter(name, _load_unet(folder / part, device), vae, recipe, embed)
         for name, part, recipe in variants

@@ -8,7 +8,6 @@ from itertools import count
 from pathlib import Path
 
 import torch
-import torch.fx.experimental._config
 from torch import Tensor, nn
 
 from training.ranks import hear_leader
@@ -121,11 +120,9 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, object] | Non
     return torch.load(path, map_location=device, weights_only=True)
 
 
-def compile_for_all_sizes(function: Predict, *, really: bool) -> Predict:
-    """Compile once for all batches and sides: each graph costs a minute."""
-    # Else sizes that are equal by chance, like 32 tokens and 32 latent pixels, are taken for one and the same.
-    torch.fx.experimental._config.use_duck_shape = False
-    return torch.compile(function, dynamic=True) if really else function
+def compile_by_size(function: Predict, *, really: bool) -> Predict:
+    """Compile once for each batch and side: about a minute each, unless it lies in the compiler's cache."""
+    return torch.compile(function, dynamic=False) if really else function
 
 
 def choose_device() -> torch.device:

@@ -1,0 +1,43 @@
+"""Choose the guidance scale of the full variant: KID and the probe's agreement at several, the best KID wins."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from training.evaluate import measure_pictures, observe_reality
+from training.features import Features
+from training.painter import Painter, load_ours
+from training.progress import choose_device
+from training.sampling import FULL
+
+SCALES = (1.25, 1.5, 2.0, 2.5, 3.0)
+
+
+def with_guidance(painter: Painter, scale: float) -> Painter:
+    """The same model under another guidance scale."""
+    return replace(painter, recipe=replace(painter.recipe, guidance_scale=scale))
+
+
+def main() -> None:
+    """Command line: `python -m training.tune SHARD [SHARD ...] --model PARTS`; the last line is the best scale."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--model", type=Path, required=True, help="folder with vae/, unet_full/ ...")
+    parser.add_argument("--count", type=int, default=512)
+    chosen = parser.parse_args()
+    device = choose_device()
+    features = Features().to(device)
+    reality = observe_reality(chosen.shards, features, device)
+    full = next(painter for painter in load_ours(chosen.model, device) if painter.recipe.steps == FULL.steps)
+    kids: dict[float, float] = {}
+    for scale in SCALES:
+        figures = measure_pictures(
+            with_guidance(full, scale), features, reality, chosen.shards, chosen.count
+        )
+        kids[scale] = figures["kid"]
+        print(f"guidance {scale}: {figures}", flush=True)
+    print(min(kids, key=lambda scale: kids[scale]))
+
+
+if __name__ == "__main__":
+    main()
