@@ -1,112 +1,155 @@
 """One forward of the SDXL-size UNet in several dresses, and where its time goes by kind of kernel.
 
-    .venv/bin/python -m benchmarks.forward --batches 2 8 16
+    .venv/bin/python -m benchmarks.forward --batches 8 16 --profile
+    .venv/bin/python -m benchmarks.forward --dresses plain channels_last+cudnn+compiled
     .venv/bin/python -m benchmarks.forward --tiny    # does it run? on a CPU
 
-A batch of 16 is eight tiles with guidance. Every dress is built anew and measured in turn.
+A batch of 16 is eight tiles with guidance. A dress is parts joined by +, put on in that order; every
+dress is built anew and measured in turn, the most promising first.
 """
 
 import argparse
 import gc
 import re
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.float8 import store_in_float8
 from benchmarks.random_models import build_sdxl
 from worker.adapters.compilation import compile_blocks
+from worker.adapters.graphs import replay_forward
+from worker.adapters.layout import put_channels_last
 
 Forward = Callable[[int], Tensor]
+Part = Callable[[UNet2DConditionModel], object]
 REPEATS = 5
+TILE_TFLOP = 6.76  # of one 1024 px tile, one branch
 KINDS = {
-    "matrix product": r"gemm|cutlass|nvjet|matmul|addmm",
     "attention": r"flash|fmha|attention|sdpa",
-    "convolution": r"conv|cudnn|wgrad|implicit|xmma|winograd",
-    "layout": r"nchw|nhwc|transpose|copy|cat",
-    "normalisation, activation": r"norm|triton|elementwise|silu|gelu|reduce|vectorized",
+    "normalisation, activation": r"triton|norm|elementwise|silu|gelu|reduce|vectorized|softmax",
+    "layout": r"nchw|nhwc.*(to|kernel)$|nchwtonhwc|nhwctonchw|transpose|copy|cat|memcpy",
+    "convolution": r"conv|fprop|dgrad|wgrad|implicit|winograd|cudnn",
+    "matrix product": r"gemm|cutlass|nvjet|matmul|addmm|cublas|xmma",
 }
 
 
-def plain(unet: UNet2DConditionModel) -> None:
-    """As diffusers loads it."""
-
-
-def fused(unet: UNet2DConditionModel) -> None:
-    """One product for queries, keys and values."""
-    unet.fuse_qkv_projections()
-
-
-def channels_last(unet: UNet2DConditionModel) -> None:
+def channels_last_weights(unet: UNet2DConditionModel) -> None:
+    """Only the weights: diffusers' transformers still turn pixels round."""
     unet.to(memory_format=torch.channels_last)
 
 
-def compiled(unet: UNet2DConditionModel) -> None:
-    """Blocks compiled one by one."""
-    compile_blocks(unet)
+def smooth(unet: UNet2DConditionModel) -> None:
+    """What surrounds the blocks and is no matrix product, compiled as well."""
+    for part in unet.modules():
+        if isinstance(part, Transformer2DModel):
+            part.norm.compile(dynamic=False)
 
 
-def compiled_fused(unet: UNet2DConditionModel) -> None:
-    fused(unet)
-    compile_blocks(unet)
-
-
-def compiled_channels_last(unet: UNet2DConditionModel) -> None:
-    channels_last(unet)
-    compile_blocks(unet)
-
-
-def compiled_fused_channels_last(unet: UNet2DConditionModel) -> None:
-    fused(unet)
-    compiled_channels_last(unet)
-
-
+PARTS: dict[str, Part] = {
+    "plain": lambda unet: None,
+    "fused": lambda unet: unet.fuse_qkv_projections(),
+    "channels_last": put_channels_last,
+    "channels_last_weights": channels_last_weights,
+    "smooth": smooth,
+    "float8": store_in_float8,
+    "flash": lambda unet: torch.backends.cuda.enable_cudnn_sdp(False),
+    "cudnn": lambda unet: torch.backends.cuda.enable_flash_sdp(False),
+    "tuned": lambda unet: torch._inductor.config.__setattr__("coordinate_descent_tuning", True),
+    "graphs": lambda unet: replay_forward(unet),
+    "compiled": lambda unet: compile_blocks(unet),
+    "compiled_any": lambda unet: compile_blocks(unet, free="any"),
+    "compiled_static": lambda unet: compile_blocks(unet, free="none"),
+}
 DRESSES = (
-    plain,
-    fused,
-    channels_last,
-    compiled,
-    compiled_fused,
-    compiled_channels_last,
-    compiled_fused_channels_last,
+    "plain",
+    "channels_last+compiled",
+    "channels_last+float8+compiled",
+    "channels_last+graphs+compiled",
+    "channels_last+compiled_static",
 )
 
 
 def main() -> None:
     options = parse()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{'dress':<30} ms a tile-forward at batch " + ", ".join(map(str, options.batches)), flush=True)
-    for dress in DRESSES:
-        if not options.only or dress.__name__ in options.only:
-            try_on(dress, options, device)
+    side = 512 if options.tiny else 8192
+    ceiling = measure_ceiling(device, side)
+    print(f"torch {torch.__version__}; matmul ceiling {ceiling:.0f} TFLOP/s at {side}³", flush=True)
+    if device.type == "cuda":
+        compare_attention(device)
+    print("ms a tile-forward (share of the ceiling) at batch " + ", ".join(map(str, options.batches)))
+    for dress in options.dresses:
+        try:
+            try_on(dress, options, device, ceiling)
+        except Exception:  # one that does not fit must not take the others' time
+            print(f"{dress}: {traceback.format_exc(limit=-3)}", flush=True)
+        take_off()
 
 
-def try_on(
-    dress: Callable[[UNet2DConditionModel], None], options: argparse.Namespace, device: torch.device
-) -> None:
+def measure_ceiling(device: torch.device, side: int) -> float:
+    """TFLOP/s of a square product in bfloat16."""
+    factor = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    seconds = measure(lambda _: torch.mm(factor, factor), 1, device, repeats=20)
+    return 2 * side**3 / seconds / 1e12
+
+
+def compare_attention(device: torch.device) -> None:
+    """SDXL's largest self-attention and the text's, batch 16, by each of PyTorch's kernels."""
+    for keys in (4096, 77):
+        for backend in (None, SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+            name = "PyTorch's choice" if backend is None else backend.name
+            try:
+                seconds = time_attention(keys, backend, device)
+                print(f"attention to {keys:>4} keys, {name:<18} {1000 * seconds:.3f} ms", flush=True)
+            except RuntimeError as error:
+                print(f"attention to {keys:>4} keys, {name:<18} {str(error)[:80]}", flush=True)
+
+
+def time_attention(keys: int, backend: SDPBackend | None, device: torch.device) -> float:
+    query, key = (
+        torch.randn(16, length, 10, 64, device=device, dtype=torch.bfloat16).transpose(1, 2)
+        for length in (4096, keys)
+    )
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        return measure(lambda _: F.scaled_dot_product_attention(query, key, key), 1, device, repeats=20)
+
+
+def try_on(dress: str, options: argparse.Namespace, device: torch.device, ceiling: float) -> None:
     unet = build_sdxl(device, tiny=options.tiny).unet
     began = time.perf_counter()
-    dress(unet)
+    for name in dress.split("+"):
+        PARTS[name](unet)
     forward = prepare(unet, device)
-    for batch in options.batches:
+    for batch in sorted(options.batches, reverse=True):  # compiled for the largest
         forward(batch)
     settle(device)
     first_s = time.perf_counter() - began
-    times = [1000 * measure(forward, batch, device) / batch for batch in options.batches]
-    print(
-        f"{dress.__name__:<30} "
-        + "  ".join(f"{ms:7.2f}" for ms in times)
-        + f"   first calls {first_s:.0f} s",
-        flush=True,
-    )
+    times = [measure(forward, batch, device) / batch for batch in options.batches]
+    cells = [f"{1000 * each:7.2f} ({TILE_TFLOP / each / ceiling:4.0%})" for each in times]
+    print(f"{dress:<46} {' '.join(cells)}   first calls {first_s:.0f} s", flush=True)
     if options.profile:
         print_profile(forward, options.batches[-1], device)
-    del unet, forward
+
+
+def take_off() -> None:
+    """Leave nothing of a dress to the next one."""
     gc.collect()
     torch.compiler.reset()
+    torch._inductor.config.coordinate_descent_tuning = False
+    torch.backends.cuda.enable_flash_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def prepare(unet: UNet2DConditionModel, device: torch.device) -> Forward:
@@ -117,38 +160,46 @@ def prepare(unet: UNet2DConditionModel, device: torch.device) -> Forward:
     def forward(batch: int) -> Tensor:
         draw = torch.ones(batch, 1, dtype=unet.dtype, device=device)
         added = {"text_embeds": draw.expand(-1, 1280), "time_ids": draw.expand(-1, 6)}
-        latent, states = (
-            draw.view(-1, 1, 1, 1).expand(-1, 4, side, side).contiguous(),
-            draw[..., None].expand(-1, 77, width),
-        )
-        if unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
-            latent = latent.contiguous(memory_format=torch.channels_last)
+        latent = draw.view(-1, 1, 1, 1).expand(-1, 4, side, side).contiguous()
+        states = draw[..., None].expand(-1, 77, width).contiguous()
         return unet(latent, timestep, states, added_cond_kwargs=added, return_dict=False)[0]
 
     return forward
 
 
-def measure(forward: Forward, batch: int, device: torch.device) -> float:
+def measure(forward: Forward, batch: int, device: torch.device, repeats: int = REPEATS) -> float:
     """Seconds of one call, the mean of a few."""
-    settle(device)
-    began = time.perf_counter()
-    for _ in range(REPEATS):
+    for _ in range(2):
         forward(batch)
     settle(device)
-    return (time.perf_counter() - began) / REPEATS
+    began = time.perf_counter()
+    for _ in range(repeats):
+        forward(batch)
+    settle(device)
+    return (time.perf_counter() - began) / repeats
 
 
 def print_profile(forward: Forward, batch: int, device: torch.device) -> None:
-    """Milliseconds by kind of kernel."""
-    with torch.profiler.profile() as profile:
+    """Milliseconds a tile by kind of kernel, and the longest of what fits no kind."""
+    activities = [
+        torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
+    ]
+    with torch.profiler.profile(activities=activities) as profile:
         forward(batch)
         settle(device)
-    spent: Counter[str] = Counter()
+    spent, names = Counter[str](), Counter[tuple[str, str]]()
     for event in profile.events():
-        if device.type == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA:
-            spent[classify(event.name)] += event.self_device_time_total or event.self_cpu_time_total
+        on_cpu = event.device_type == torch.autograd.DeviceType.CPU
+        microseconds = event.self_cpu_time_total if on_cpu else event.self_device_time_total
+        if on_cpu is (device.type == "cpu"):
+            kind = classify(event.name)
+            spent[kind] += microseconds
+            names[kind, event.name[:90]] += microseconds
     for kind, microseconds in spent.most_common():
-        print(f"    {kind:<28} {microseconds / 1000 / batch:7.2f} ms a tile", flush=True)
+        print(f"    {kind:<28} {microseconds / 1000 / batch:7.2f} ms", flush=True)
+        top = [(name, each) for (group, name), each in names.most_common() if group == kind][:3]
+        for name, each in top:
+            print(f"        {each / 1000 / batch:7.2f} {name}", flush=True)
 
 
 def classify(kernel: str) -> str:
@@ -165,8 +216,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[2, 8, 16])
-    parser.add_argument("--only", nargs="+", choices=[dress.__name__ for dress in DRESSES])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--dresses", nargs="+", default=list(DRESSES), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()

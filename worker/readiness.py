@@ -60,11 +60,12 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
 
 
 def choose_decode_memory(room: Room) -> int:
-    """What decoding may hold of a device: 4 GiB of a GPU, 1 GiB of main memory, less where there is less.
+    """What decoding may hold of a device: 9 GiB of a GPU, 1 GiB of main memory, less where there is less.
 
-    SDXL at 4096² then peaks below 12 GiB with its weights, and 5 of 13 GB go through main memory.
+    SDXL at 8192² then peaks below 16 GiB with its weights, and nothing goes through main memory; at
+    4096² it holds no more than 5 GiB, as worker/engine/holding.py says.
     """
-    most = 1 << 30 if room.device == "cpu" else 4 << 30
+    most = 1 << 30 if room.device == "cpu" else 9 << 30
     return max(min(most, room.free // 4), 64 << 20)
 
 

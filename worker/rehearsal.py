@@ -43,8 +43,6 @@ def rehearse(model: LoadedModel, device: torch.device) -> Rehearsal:
     card = model.card
     modules = card.default_num_modules
     singer = model.prepare(Conditions("", guidance_scale=card.default_guidance_scale))
-    if modules > 1:  # kernels and compiled blocks for batches of other sizes, too
-        deque(generate(_plan(model, 1), singer), maxlen=0)
     times, peak, batch_bytes = [time.perf_counter()], Peak(device), 0
     for progress in generate(_plan(model, modules), singer):
         match progress:
@@ -57,9 +55,12 @@ def rehearse(model: LoadedModel, device: torch.device) -> Rehearsal:
             case _:
                 pass
     times.append(time.perf_counter())
+    decode_bytes = peak.rise()
+    if modules > 1:  # after the largest batch, for which blocks are compiled: kernels for small ones, too
+        deque(generate(_plan(model, 1), singer), maxlen=0)
     megapixels = card.native_size_px**2 / 1e6
     tile_s, decode_s = (times[-2] - times[-3]) / modules, (times[-1] - times[-2]) / megapixels
-    return Rehearsal(tile_s, decode_s, batch_bytes // modules, peak.rise(), modules)
+    return Rehearsal(tile_s, decode_s, batch_bytes // modules, decode_bytes, modules)
 
 
 def _plan(model: LoadedModel, modules: int) -> GenerationPlan:

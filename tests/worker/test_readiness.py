@@ -46,7 +46,7 @@ def test_rehearsing_measures_what_the_card_then_says() -> None:
 
 
 def test_decoding_holds_a_share_of_what_is_free() -> None:
-    assert choose_decode_memory(Room("cuda:0", 141 * GIB, 141 * GIB)) == 4 * GIB
+    assert choose_decode_memory(Room("cuda:0", 141 * GIB, 141 * GIB)) == 9 * GIB
     assert choose_decode_memory(Room("cuda:0", 8 * GIB, 24 * GIB)) == 2 * GIB
     assert choose_decode_memory(Room("cpu", 64 * GIB, 64 * GIB)) == GIB
 

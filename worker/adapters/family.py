@@ -13,6 +13,8 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.compilation import compile_blocks, find_denoiser
 from worker.adapters.errors import UnsupportedConditionError
+from worker.adapters.graphs import replay_forward
+from worker.adapters.layout import put_parts_channels_last
 from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
@@ -113,6 +115,10 @@ class FamilyModel:
         self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
     ) -> None:
         self._family = family
+        if family.pipe.device.type == "cuda" and settings.has_common_weights:
+            put_parts_channels_last(family.pipe)
+        if settings.graphs:
+            replay_forward(find_denoiser(family.pipe))
         if settings.compile:
             compile_blocks(find_denoiser(family.pipe))
         self._supported = _find_supported(family, settings)
@@ -201,7 +207,7 @@ def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
             if settings.default_guidance_scale is None
             else settings.default_guidance_scale
         ),
-        default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 8),
+        default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 16),
         layout=settings.layout,
         cascade=settings.cascade or _choose_cascade(family),
         positions=list(habits.positions),

@@ -29,6 +29,7 @@ class FolderSettings(BaseModel):
             layers (`sequential` slowest and smallest).
         quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
         compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU.
+        graphs: record the denoiser's launches once for each size of batch and play them back, on a GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -47,13 +48,19 @@ class FolderSettings(BaseModel):
     offload: Offload = "none"
     quantization: Quantization = "none"
     compile: bool = False
+    graphs: bool = False
     layout: Literal["cascade", "flat"] = "cascade"
     cascade: Cascade | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether layers are as they were trained, on the device, for others to change."""
-        return self.offload == "none" and self.quantization == "none" and not self.compile
+        return self.has_common_weights and self.quantization == "none" and not (self.compile or self.graphs)
+
+    @property
+    def has_common_weights(self) -> bool:
+        """Whether weights are tensors that lie where they are used: they can be laid out anew."""
+        return self.offload == "none" and self.quantization != "int8"
 
 
 def read_settings(folder: Path) -> FolderSettings:

@@ -22,6 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from worker.adapters.errors import UnknownFamilyError
+from worker.adapters.vae_attention import attend
 from worker.adapters.vae_dc import walk_dc
 from worker.adapters.vae_qwen_image import walk_qwen_image
 from worker.adapters.vae_walk import Walk, walk_convolution
@@ -112,10 +113,17 @@ def walk_resnet(resnet: ResnetBlock2D) -> Walk:
     width = resnet.out_channels
     yield Fork(resnet.conv_shortcut or nn.Identity()), max(width, resnet.in_channels)
     yield Normalize(resnet.norm1), resnet.in_channels
-    yield Local(lambda value: resnet.conv1(resnet.nonlinearity(value)), reach=1), width
+    yield Local(lambda value: resnet.conv1(_activate(resnet, value)), reach=1), width
     yield Normalize(resnet.norm2), width
-    yield Local(lambda value: resnet.conv2(resnet.nonlinearity(value)), reach=1), width
+    yield Local(lambda value: resnet.conv2(_activate(resnet, value)), reach=1), width
     yield Join(resnet.output_scale_factor), width
+
+
+def _activate(resnet: ResnetBlock2D, value: Tensor) -> Tensor:
+    """In place where that is possible: nobody else has what a normalisation gave."""
+    if isinstance(resnet.nonlinearity, nn.SiLU):
+        return F.silu(value, inplace=True)
+    return resnet.nonlinearity(value)
 
 
 def _walk_attention(attention: Attention) -> Walk:
@@ -133,7 +141,7 @@ def _attend(attention: Attention, asking: Tensor, answering: Tensor) -> Tensor:
         projection(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
         for projection, tokens in ((attention.to_q, queries), (attention.to_k, keys), (attention.to_v, keys))
     ]
-    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    mixed = attend(*heads).transpose(1, 2).flatten(2)
     return attention.to_out[0](mixed).transpose(1, 2).unflatten(-1, asking.shape[-2:])
 
 

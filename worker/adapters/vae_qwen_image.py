@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
 )
 from torch import Tensor, nn
 
+from worker.adapters.vae_attention import attend
 from worker.adapters.vae_walk import EncoderWalk, Walk, walk_convolution, without_channels
 from worker.engine.decoder import Attend, Fork, Join, Local
 from worker.engine.encoder import Shrink
@@ -99,7 +100,7 @@ def _attend(attention: QwenImageAttentionBlock, asking: Tensor, answering: Tenso
     """Vaswani et al. 2017, eq. 1, with one head, over pixels."""
     asked, answered = (attention.to_qkv(value).flatten(2).transpose(1, 2) for value in (asking, answering))
     query, (_, key, value) = asked.chunk(3, dim=-1)[0], answered.chunk(3, dim=-1)
-    mixed = F.scaled_dot_product_attention(query, key, value)
+    mixed = attend(query[:, None], key[:, None], value[:, None])[:, 0]
     return mixed.transpose(1, 2).unflatten(-1, asking.shape[-2:])
 
 

@@ -46,11 +46,12 @@ class Activation:
         return replace(self, value=total if divisor == 1 else total.div_(divisor), aside=None)
 
     def trimmed(self, halo: int) -> "Activation":
-        """The same with at most `halo` pixels around the core."""
+        """The same with at most `halo` pixels around the core; a copy, since a view would keep all that was cut off."""
         top, left = max(self.core.top - halo, 0), max(self.core.left - halo, 0)
         bottom, right = self.core.top + self.core.height + halo, self.core.left + self.core.width + halo
         core = replace(self.core, top=self.core.top - top, left=self.core.left - left)
-        return replace(self, value=self.value[..., top:bottom, left:right], core=core)
+        value = self.value[..., top:bottom, left:right]
+        return replace(self, value=value if value.shape == self.value.shape else value.clone(), core=core)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "Activation":
         value = move(self.value)
@@ -130,8 +131,8 @@ class Held:
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:
-    """A copy that the device makes while the host goes on; only page-locked memory allows that."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    """A copy in the same layout that the device makes while the host goes on; only page-locked memory allows that."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def spare_host_bytes() -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.activations import Held, spare_host_bytes
-from worker.engine.decoder import Decoder, Local, Operation, Trim, halo_of, scale_of
+from worker.engine.decoder import Decoder, Join, Local, Operation, Trim, halo_of, scale_of
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.grid import Tile
 from worker.engine.memory import choose_mode, choose_split
@@ -54,7 +54,7 @@ def decode(
     """
     group = group or Alone()
     split = choose_split(latent, decoder, plan)
-    head, tail = decoder.operations[:split], _with_trims(decoder.operations[split:])
+    head, (tail, channels) = decoder.operations[:split], with_trims(decoder, split)
     canvas = _decode_whole(latent, decoder, head, wrap, group)
     wide = canvas.dtype is not decoder.dtype and split > 0
     tiles, halo = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head)), halo_of(tail)
@@ -62,7 +62,7 @@ def decode(
         held = Held(plan.memory_bytes, spare_host_bytes(), Path(folder))
         recompute = latent.is_cuda if plan.recompute is None else plan.recompute
         walk = Tail(
-            decoder, tail, tiles, lambda tile: cut(canvas, tile, halo, wrap), held, group,
+            decoder, tail, channels, canvas, tiles, lambda tile: cut(canvas, tile, halo, wrap), held, group,
             recompute=recompute, wide=wide,
         )  # fmt: skip
         _settle(walk, tiles, exact=choose_mode(latent, decoder, plan) == "exact")
@@ -82,14 +82,18 @@ def _settle(walk: Tail, tiles: Sequence[Tile], *, exact: bool) -> None:
         walk.forget(sample)
 
 
-def _with_trims(operations: Sequence[Operation]) -> list[Operation]:
-    """Drop the part of the halo that no later operation needs, wherever the tile grows."""
-    trimmed: list[Operation] = []
-    for index, operation in enumerate(operations):
-        trimmed.append(operation)
-        if isinstance(operation, Local) and operation.scale > 1:
-            trimmed.append(Trim(halo_of(operations[index + 1 :])))
-    return trimmed
+def with_trims(decoder: Decoder, split: int) -> tuple[list[Operation], list[int]]:
+    """The operations from `split` on, with their channels, without the part of the halo that none will need.
+
+    It is dropped where there is most of it, behind what enlarges, and where a tile may be held.
+    """
+    operations, channels = decoder.operations[split:], decoder.channels[split:]
+    trimmed: list[tuple[Operation, int]] = []
+    for index, (operation, width) in enumerate(zip(operations, channels, strict=True)):
+        trimmed.append((operation, width))
+        if isinstance(operation, Join) or (isinstance(operation, Local) and operation.scale > 1):
+            trimmed.append((Trim(halo_of(operations[index + 1 :])), width))
+    return [operation for operation, _ in trimmed], [width for _, width in trimmed]
 
 
 def _decode_whole(

@@ -110,8 +110,8 @@ class DecodePlan:
             must be held stays under four times `memory_bytes`.
         memory_bytes: what held activations may take of the device before they are spilled: to main
             memory from a GPU, then to `spill_dir`.
-        recompute: rather than spill what is much larger than what it came from; None: on a GPU, where
-            computing is cheaper than moving.
+        recompute: hold tiles only where that is cheaper than to compute them once more, as holding.py
+            says, rather than before every normalisation; None: on a GPU.
     """
 
     tile_size: int = 64

@@ -1,5 +1,6 @@
 """Enlargement by Lanczos' kernel, any part of the result at a time and the same as the whole."""
 
+from functools import lru_cache
 from math import floor
 
 import torch
@@ -20,20 +21,27 @@ def enlarge(source: Tensor, height: int, width: int, part: Tile, wrap: tuple[boo
         part: of the enlarged picture; on a wrapping axis it may lie over the edge.
         wrap: whether the picture continues into itself, (vertically, horizontally); else it is mirrored.
     """
-    rows, down = _weigh(part.top, part.height, source.shape[-2], height, wrap[0])
-    columns, right = _weigh(part.left, part.width, source.shape[-1], width, wrap[1])
-    window = source[:, rows.to(source.device)][:, :, columns.to(source.device)].float()
-    return down.to(source.device) @ window @ right.T.to(source.device)
+    device = source.device
+    rows, down = _weigh(part.top, part.height, source.shape[-2], height, wrap[0], device)
+    columns, right = _weigh(part.left, part.width, source.shape[-1], width, wrap[1], device)
+    return down @ source[:, rows][:, :, columns].float() @ right.T
 
 
-def _weigh(start: int, extent: int, length: int, enlarged: int, wraps: bool) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis count, and how much (extent, pixels) for each new one."""
+@lru_cache(maxsize=64)
+def _weigh(
+    start: int, extent: int, length: int, enlarged: int, wraps: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which pixels of an axis count, and how much (extent, pixels) for each new one.
+
+    Made on the CPU and kept on the device: all tiles of a row have the same.
+    """
     centers = (torch.arange(start, start + extent, dtype=torch.float64) + 0.5) * length / enlarged - 0.5
     first, last = floor(float(centers[0])) - _LOBES + 1, floor(float(centers[-1])) + _LOBES
     places = torch.arange(first, last + 1)
     distance = centers[:, None] - places[None, :]
     weights = torch.where(distance.abs() < _LOBES, distance.sinc() * (distance / _LOBES).sinc(), 0)
-    return _fold(places, length, wraps), (weights / weights.sum(1, keepdim=True)).float()
+    shares = (weights / weights.sum(1, keepdim=True)).float()
+    return _fold(places, length, wraps).to(device), shares.to(device)
 
 
 def _fold(places: Tensor, length: int, wraps: bool) -> Tensor:

@@ -1,28 +1,25 @@
 """The last operations of a decoder, on decode tiles that are shared out among ranks.
 
 All tiles walk in step: before a normalisation every tile tells its sums, and only then can any go on.
-What a tile looks like there is either held or, where that would be much larger than what it came
-from, computed once more.
+What of them is held meanwhile, and what is computed once more, says holding.py.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.engine.activations import Activation, Held
-from worker.engine.decoder import Decoder, Fork, Local, Normalize, Operation, scale_of
+from worker.engine.decoder import Decoder, Local, Normalize, Operation, halo_of, scale_of
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.grid import Tile
+from worker.engine.holding import choose_holds, find_stops, survey
 from worker.engine.moments import Moments, measure
 from worker.engine.sync import Group
 from worker.engine.walk import run
-
-# Moving a byte to main memory and back costs a GPU 0.04 ns, making one of SDXL's by convolution about
-# as much: it pays where what would be moved is several times what it is made from.
-_WORTH_COMPUTING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +40,10 @@ class Tail:
 
     Args:
         operations: of the tail; normalisations are replaced by what they came to.
-        tiles: on the canvas that the head has made.
-        cut: a tile of that canvas, with its halo.
+        channels: of each operation's output.
+        canvas: what the head has made, (1, C, H, W).
+        tiles: on that canvas.
+        cut: one of them, with its halo.
         recompute: whether computing may be cheaper than moving.
         wide: whether all of it must be computed in float32.
     """
@@ -53,6 +52,8 @@ class Tail:
         self,
         decoder: Decoder,
         operations: list[Operation],
+        channels: Sequence[int],
+        canvas: Tensor,
         tiles: Sequence[Tile],
         cut: Callable[[Tile], Activation],
         held: Held,
@@ -61,11 +62,11 @@ class Tail:
         recompute: bool,
         wide: bool,
     ) -> None:
-        self._decoder, self._operations, self._tiles, self._cut = decoder, operations, tiles, cut
+        self._decoder, self._operations, self._channels = decoder, operations, channels
+        self._canvas, self._tiles, self._cut = canvas, tiles, cut
         self._held, self._group, self._recompute = held, group, recompute
         self._wide = set(range(len(tiles))) if wide else set[int]()
-        self._held_bytes = 0
-        self._device = cut(tiles[0]).value.device
+        self._device = canvas.device
 
     def settle(self, sample: Sequence[int]) -> None:
         """Replace every normalisation by one with the pooled statistics of these tiles.
@@ -73,13 +74,26 @@ class Tail:
         Raises:
             NonFiniteImageError: a tile is not finite, in float32 neither.
         """
-        for barrier, operation in enumerate(self._operations):
-            if isinstance(operation, Normalize):
-                own = [index for place, index in enumerate(sample) if self._is_own(place)]
-                sums = self._measure_tiles(own, self._find_stop(barrier), operation)
-                blank = torch.zeros(3, operation.norm.num_groups, dtype=torch.float64, device=self._device)
-                heard = self._share(sums, blank, range(len(sample)))
-                self._operations[barrier] = Local(Moments(operation.norm, heard).apply)
+        own = [index for place, index in enumerate(sample) if self._is_own(place)]
+        stops = find_stops(self._operations)
+        holds = self._choose_holds(own, list(stops.values()))
+        for (barrier, stop), hold in zip(stops.items(), holds, strict=True):
+            operation = self._operations[barrier]
+            assert isinstance(operation, Normalize)
+            sums = self._measure_tiles(own, stop, hold, operation.norm)
+            blank = torch.zeros(3, operation.norm.num_groups, dtype=torch.float64, device=self._device)
+            heard = self._share(sums, blank, range(len(sample)))
+            self._operations[barrier] = Local(Moments(operation.norm, heard).apply)
+
+    def _choose_holds(self, own: Sequence[int], stops: list[int]) -> Sequence[int | None]:
+        if not self._recompute:
+            return stops
+        _, depth, height, width = self._canvas.shape
+        sites = survey(
+            self._operations, self._channels, [self._tiles[index] for index in own],
+            (depth, height, width), halo_of(self._operations), self._canvas.itemsize,
+        )  # fmt: skip
+        return choose_holds(sites, stops, self._held.device_bytes)
 
     def forget(self, sample: Sequence[int]) -> None:
         """Hold nothing any longer: whoever comes last need not have been there before."""
@@ -126,48 +140,34 @@ class Tail:
     def _is_own(self, place: int) -> bool:
         return place % self._group.size == self._group.rank
 
-    def _find_stop(self, barrier: int) -> int:
-        """Where tiles wait: before what the fork in front of a normalisation would have them hold beside."""
-        return barrier - isinstance(self._operations[barrier - 1], Fork) if barrier else 0
-
-    def _measure_tiles(self, own: Sequence[int], stop: int, operation: Normalize) -> list[Tensor]:
-        sums: list[Tensor] = []
-        hold: bool | None = None
-        for index in own:
-            activation = self._advance(index, stop)
-            sums.append(measure(operation.norm, activation.owned))
-            hold = self._is_worth_holding(activation, len(own)) if hold is None else hold
-            if hold:
-                self._held.put(index, stop, activation)
-        self._mend(own, sums, lambda index: self._measure_again(index, stop, operation))
+    def _measure_tiles(
+        self, own: Sequence[int], stop: int, hold: int | None, norm: nn.GroupNorm
+    ) -> list[Tensor]:
+        sums = [measure(norm, self._advance(index, stop, hold).owned) for index in own]
+        self._mend(own, sums, lambda index: self._measure_again(index, stop, norm))
         return sums
 
-    def _is_worth_holding(self, activation: Activation, count: int) -> bool:
-        """Held unless much more would have to be moved than lies where it can be computed from."""
-        size = activation.size_bytes * count
-        before = self._held_bytes or self._cut(self._tiles[0]).size_bytes * count
-        if self._recompute and size - self._held.device_bytes > _WORTH_COMPUTING * before:
-            return False
-        self._held_bytes = size
-        return True
-
-    def _advance(self, index: int, stop: int) -> Activation:
-        """A tile behind the first `stop` operations, from where it is held."""
+    def _advance(self, index: int, stop: int, hold: int | None = None) -> Activation:
+        """A tile behind the first `stop` operations, from where it is held; on the way held behind the first `hold`."""
         start, activation = self._held.read(index, self._device) or (0, self._cut(self._tiles[index]))
-        if index not in self._wide:
+        wide = index in self._wide
+        with self._decoder.widened() if wide else nullcontext():
+            activation = _widen(activation) if wide else activation
+            if hold is not None and start < hold:
+                activation = run(self._operations[start:hold], activation, self._group)
+                self._held.put(index, hold, activation)
+                start = hold
             return run(self._operations[start:stop], activation, self._group)
-        with self._decoder.widened():
-            return run(self._operations[start:stop], _widen(activation), self._group)
 
     def _start_again(self, index: int, stop: int) -> Activation:
         self._wide.add(index)
         self._held.drop(index)
         return self._advance(index, stop)
 
-    def _measure_again(self, index: int, stop: int, operation: Normalize) -> Tensor:
+    def _measure_again(self, index: int, stop: int, norm: nn.GroupNorm) -> Tensor:
         activation = self._start_again(index, stop)
         self._held.put(index, stop, activation)
-        return measure(operation.norm, activation.owned)
+        return measure(norm, activation.owned)
 
     def _mend(self, own: Sequence[int], results: list[Tensor], again: Callable[[int], Tensor]) -> None:
         """Compute in float32 what is not finite. The host waits for the device once for all tiles."""

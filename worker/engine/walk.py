@@ -65,6 +65,7 @@ def _attend(attend: Attend, activation: Activation, group: Group) -> Tensor:
         start = min(starts[min(first + group.rank, len(starts) - 1)], height - rise)
         own = attend.apply(activation.value[..., start : start + rise, :], activation.owned)
         group.meet()
-        answers += group.gather(own)
+        answers += group.gather(own.permute(0, 2, 3, 1))  # channels last: one layout for any number of ranks
     last = height - starts[-1]
-    return torch.cat([*answers[: len(starts) - 1], answers[len(starts) - 1][..., rise - last :, :]], dim=-2)
+    whole = torch.cat([*answers[: len(starts) - 1], answers[len(starts) - 1][:, rise - last :]], dim=1)
+    return whole.permute(0, 3, 1, 2)

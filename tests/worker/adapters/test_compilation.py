@@ -33,3 +33,15 @@ def test_a_folder_that_asks_for_compiled_blocks_gets_them_and_takes_no_loras(tmp
     assert blocks
     assert all(block._compiled_call_impl is not None for block in blocks)
     assert model.card.supports == ["controlnet"]
+
+
+def test_a_block_is_compiled_once_for_batches_of_any_size(tmp_path: Path) -> None:
+    unet = find_denoiser(tiny_stable_diffusion(tmp_path / "tiny"))
+    torch.compiler.reset()
+    compile_blocks(unet, backend="eager")
+    counts: list[int] = []
+    with torch.inference_mode():
+        for batch in (2, 3, 7):
+            unet(torch.randn(batch, 4, 16, 16), torch.tensor(7), torch.randn(batch, 5, 32))
+            counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[1] == counts[2] > 0
