@@ -36,8 +36,7 @@ class DenoiserOptions:
     widths: tuple[int, ...] = (96, 128, 192)
     crops: int = 24_000
     batch: int = 256
-    small_until: float = 0.4  # share of the budget on 256 px crops, twice as many a step
-    large_every: int = 6  # after that one step in six is on 1024 px crops, a quarter as many
+    large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many
     empty_share: float = 0.1
     tints: int = 2  # painted versions of each picture of a made thing
     peak_rate: float = 8e-4
@@ -174,8 +173,8 @@ def train(
     first = _resume(training, budget, out / "denoiser.pt", native.device)
     torch.manual_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
-        bank, side, count = choose_crops(step, budget.fraction, options)
-        latent, owners = lessons.banks[bank].draw(count, side)
+        side, count = choose_crops(step, options)
+        latent, owners = lessons.banks[side].draw(count)
         set_learning_rate(
             training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.6)
         )
@@ -190,16 +189,11 @@ def train(
         write_half(training.model, out / "unet_full")
 
 
-def choose_crops(step: int, fraction: float, options: DenoiserOptions) -> tuple[int, int, int]:
-    """A step's bank, side in latent pixels, and number of crops.
-
-    Quarters of 512 px crops come first: they teach most of it for a quarter of the price.
-    """
-    if fraction < options.small_until:
-        return 512, 32, 2 * options.batch
+def choose_crops(step: int, options: DenoiserOptions) -> tuple[int, int]:
+    """A step's bank and number of crops."""
     if step % options.large_every == options.large_every - 1:
-        return 1024, 128, max(1, options.batch // 4)
-    return 512, 64, options.batch
+        return 1024, max(1, options.batch // 8)
+    return 512, options.batch
 
 
 def _resume(training: DenoiserTraining, budget: Budget, path: Path, device: torch.device) -> int:

@@ -34,7 +34,7 @@ class DistillOptions:
     """Sizes and rates of a step."""
 
     batch: int = 128
-    large_every: int = 8  # one step in eight is on 1024 px latents
+    large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many
     steps: int = FEW_STEPS.steps
     teacher_steps: int = 4  # for each of the student's
     guidance_scale: float = FULL.guidance_scale
@@ -59,8 +59,7 @@ class Distillation:
         self.average = Average(self.student, decay=0.998)
         self.noising = build_noising(device)
         self.ask_teacher, self.ask_student = (
-            compile_by_size(ask, really=options.compile)
-            for ask in (self._ask_teacher, self._ask_student)
+            compile_by_size(ask, really=options.compile) for ask in (self._ask_teacher, self._ask_student)
         )
 
     def _ask_teacher(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
@@ -166,7 +165,7 @@ def distill(
 
 def _choose_crops(lessons: Lessons, step: int, options: DistillOptions) -> tuple[Bank, int]:
     if step % options.large_every == options.large_every - 1:
-        return lessons.banks[1024], max(1, options.batch // 4)
+        return lessons.banks[1024], max(1, options.batch // 8)
     return lessons.banks[512], options.batch
 
 

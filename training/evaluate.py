@@ -159,7 +159,9 @@ def main() -> None:
     parser.add_argument("--prototype", type=Path)
     parser.add_argument("--prototype-states", type=Path, help="written by `python -m training.teacher`")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--guidance-scale", type=float, default=FULL.guidance_scale, help="of the full variant")
+    parser.add_argument(
+        "--guidance-scale", type=float, default=FULL.guidance_scale, help="of the full variant"
+    )
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--each", type=int, default=16, help="pictures of each synonym")
     chosen = parser.parse_args()

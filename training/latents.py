@@ -33,13 +33,10 @@ class Bank:
     latents: Tensor
     owners: Tensor
 
-    def draw(self, count: int, side: int | None = None) -> tuple[Tensor, Tensor]:
-        """Random latents, or random windows of them, and their owners."""
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Random latents and their owners."""
         chosen = torch.randint(len(self.latents), (count,), device=self.latents.device)
-        extent = self.latents.shape[-1]
-        side = side or extent
-        top, left = (int(torch.randint(extent - side + 1, ())) for _ in range(2))
-        return self.latents[chosen, :, top : top + side, left : left + side], self.owners[chosen]
+        return self.latents[chosen], self.owners[chosen]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,10 @@ def load_ours(
     def embed(captions: list[str]) -> Tensor:
         return embed_text(text, tokenizer, captions, device)
 
-    variants = [("few steps", "unet", FEW_STEPS), ("full", "unet_full", replace(FULL, guidance_scale=guidance_scale))]
+    variants = [
+        ("few steps", "unet", FEW_STEPS),
+        ("full", "unet_full", replace(FULL, guidance_scale=guidance_scale)),
+    ]
     return [
         Painter(name, _load_unet(folder / part, device), vae, recipe, embed)
         for name, part, recipe in variants

@@ -10,7 +10,7 @@ from training.painter import Painter, load_ours
 from training.progress import choose_device
 from training.sampling import FULL
 
-SCALES = (1.25, 1.5, 2.0, 2.5, 3.0)
+SCALES = (1.5, 2.0, 2.5, 3.0)
 
 
 def with_guidance(painter: Painter, scale: float) -> Painter:
@@ -31,9 +31,7 @@ def main() -> None:
     full = next(painter for painter in load_ours(chosen.model, device) if painter.recipe.steps == FULL.steps)
     kids: dict[float, float] = {}
     for scale in SCALES:
-        figures = measure_pictures(
-            with_guidance(full, scale), features, reality, chosen.shards, chosen.count
-        )
+        figures = measure_pictures(with_guidance(full, scale), features, reality, chosen.shards, chosen.count)
         kids[scale] = figures["kid"]
         print(f"guidance {scale}: {figures}", flush=True)
     print(min(kids, key=lambda scale: kids[scale]))
