@@ -123,7 +123,10 @@ def _begin(
     noise = initial_noise(plan.seed, plan.channels, canvas.height, canvas.width, stage=level - 1)
     if before is None:
         return (noise * initial_scale(part.scheduler)).to(singer.device), None
-    reference = yield from ascend(before, canvas, singer, plan.decode, group)
+    encoded = yield from ascend(before, canvas, singer, plan.decode, group)
+    reference = (
+        encoded.contiguous()
+    )  # an encoder may leave its channels last, a resumed canvas never has them so
     latent = add_noise(part.scheduler, reference, noise.to(singer.device), part.span.first)
     return latent, _listen(part, reference)
 
