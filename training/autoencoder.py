@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from training.augment import CropRange, balance, load_images, sample_crop
 from training.critic import PatchCritic, critic_loss, generator_loss
 from training.dataset import Picture, read_folders
 from training.features import Features, perceptual_distance
+from training.latent_scale import scale_latents
 from training.measures import crop_real, measure_psnr
 from training.progress import (
     Average,
@@ -217,7 +218,7 @@ def train(
     save_checkpoint(out / "autoencoder.pt", training.state() | {"step": first, "spent": budget.elapsed})
     with training.average.swapped():
         if not options.decoder_only:
-            _scale(training.model, _batch(crops, options, rng))
+            scale_latents(training.model, _batch(crops, options, rng))
         _look(
             training.model, training.features, [p for p in read_folders(folders) if p.held_out], out, device
         )
@@ -250,32 +251,6 @@ def _batch(crops: Tensor, options: AutoencoderOptions, rng: random.Random) -> Te
     top, left = rng.randrange(CROP_PX - options.side_px + 1), rng.randrange(CROP_PX - options.side_px + 1)
     window = crops[:, :, top : top + options.side_px, left : left + options.side_px].index_select(0, chosen)
     return window.contiguous(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
-
-
-@torch.no_grad()
-def _scale(model: AutoencoderTiny, batch: Tensor) -> None:
-    raise_faint_channels(model, model.encoder(batch).float())
-    latent = model.encoder(batch).float()
-    model.register_to_config(scaling_factor=round(1 / latent.std().item(), 4))
-    means = ", ".join(f"{value:.2f}" for value in latent.mean(dim=(0, 2, 3)).tolist())
-    spreads = ", ".join(f"{value:.2f}" for value in latent.std(dim=(0, 2, 3)).tolist())
-    print(f"latent scaling {model.config.scaling_factor}; means {means}; deviations {spreads}")
-
-
-@torch.no_grad()
-def raise_faint_channels(model: AutoencoderTiny, latent: Tensor, least: float = 0.75) -> None:
-    """Give faint channels of the latent (B, C, h, w) that deviation, and take it back where the decoder begins.
-
-    A sampler's last step starts from a noise of about 0.2, and what is much fainter than that comes out
-    blurred. The decoder bends its input (3 tanh(z / 3)), hence a little more than before: 0.17 dB, which
-    training the decoder alone brings back.
-    """
-    factor = (least / latent.std(dim=(0, 2, 3))).clamp(min=1)
-    last = [layer for layer in model.encoder.layers if isinstance(layer, nn.Conv2d)][-1]
-    first = next(layer for layer in model.decoder.layers if isinstance(layer, nn.Conv2d))
-    last.weight.mul_(factor.view(-1, 1, 1, 1))
-    last.bias.mul_(factor)
-    first.weight.div_(factor.view(1, -1, 1, 1))
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from training.dataset import DatasetError, read_pictures
 from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions
+from training.latent_scale import raise_faint_channels
 from training.latents import Bank, Captions
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
 from training.prepare import prepare
@@ -110,6 +111,35 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
     picture = sample(again.model, FEW_STEPS, captions.states[:2], captions.empty(1), side=16, seed=1)
     assert picture.shape == (2, 4, 16, 16)
     assert picture.isfinite().all()
+
+
+def test_faint_channels_are_raised_and_the_picture_stays() -> None:
+    torch.manual_seed(0)
+    model = build_autoencoder(AutoencoderOptions(channels=4, width=8))
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        model.encoder.layers[-1].weight[0] *= 100  # loud already: stays as it is
+        latent = model.encoder(image)
+        before = model.decoder(latent)
+        raise_faint_channels(model, latent, least=0.1)
+        raised = model.encoder(image)
+    assert latent.std(dim=(0, 2, 3))[1:].max() < 0.1
+    assert raised.std(dim=(0, 2, 3)).min() >= 0.0999
+    assert torch.equal(raised[:, 0], latent[:, 0])
+    assert (model.decoder(raised) - before).abs().max() < 0.01 * before.std()
+
+
+def test_a_decoder_trained_alone_leaves_the_latents() -> None:
+    torch.manual_seed(0)
+    options = AutoencoderOptions(channels=4, width=8, decoder_only=True)
+    training = AutoencoderTraining(options, torch.device("cpu"), None)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    latent, picture = training.model.encoder(image), training.model.decoder(torch.zeros(1, 4, 8, 8))
+    for _ in range(2):
+        losses = training.step(image, 0.9, random.Random(0))
+    assert set(losses) == {"absolute", "square", "tone"}
+    assert torch.equal(training.model.encoder(image), latent)
+    assert not torch.equal(training.model.decoder(torch.zeros(1, 4, 8, 8)), picture)
 
 
 def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
