@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.model_index import read_index
 from worker.adapters.precision import DENOISERS, choose_dtypes
 from worker.adapters.settings import FolderSettings, read_settings
 
@@ -15,7 +16,8 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16
 def weigh(address: str, device: torch.device) -> int:
     """Bytes of weights that are on the device at the same time, as `load_pipeline` will hold them.
 
-    Files with a variant in their name (`model.fp16.safetensors`) are not loaded, so not counted.
+    Only parts that the index names count, and no file with a variant in its name (`model.fp16.safetensors`):
+    folders from a hub often hold weights that are never loaded.
 
     Raises:
         ModelFolderError: a file is damaged.
@@ -26,7 +28,7 @@ def weigh(address: str, device: torch.device) -> int:
         return int(parse_toy(address).weights_gib * (1 << 30))
     folder = Path(address)
     settings = read_settings(folder)
-    parts = {path.name: _weigh_part(path, settings, device) for path in folder.iterdir() if path.is_dir()}
+    parts = {part: _weigh_part(folder / part, settings, device) for part in read_index(folder).parts}
     decoder = parts.pop("vae", 0)
     match settings.offload:
         case "none":

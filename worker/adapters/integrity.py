@@ -1,11 +1,11 @@
 """A folder is trusted only after this: complete, no pickles, digests as stated."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from api_schemas.allow_list import AllowedModel, covered_files, refused_files
 from worker.adapters.errors import DamagedModelError, ModelFolderError
+from worker.adapters.model_index import read_index
 
 _DIGESTS = "SHA256SUMS"
 
@@ -14,22 +14,30 @@ def check_folder(folder: Path) -> str:
     """Check a diffusers folder and answer its pipeline class.
 
     Raises:
-        ModelFolderError: missing, without model_index.json, or holding pickled weights.
+        ModelFolderError: missing, without a sound model_index.json, incomplete, or holding pickled weights.
         DamagedModelError: a file is missing or does not have its digest in SHA256SUMS.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelFolderError(f"{folder} is not a model folder: {index.name} is missing")
+    index = read_index(folder)
     if refused := refused_files(folder):
         raise ModelFolderError(
             f"{folder} holds what would run code when loaded, such as pickled weights ({', '.join(refused)}); only safetensors are loaded"
         )
+    if missing := [part for part in index.parts if not (folder / part).is_dir()]:
+        raise ModelFolderError(
+            f"{folder} is incomplete: model_index.json names {', '.join(missing)}, and there is no such folder"
+        )
     if (folder / _DIGESTS).is_file():
-        for line in (folder / _DIGESTS).read_text().splitlines():
-            expected, name = line.split(maxsplit=1)
-            path = folder / name.lstrip("*")
-            _check_digest(path, expected, str(path))
-    return str(json.loads(index.read_text())["_class_name"])
+        _check_sums(folder)
+    return index.kind
+
+
+def _check_sums(folder: Path) -> None:
+    for line in (folder / _DIGESTS).read_text().splitlines():
+        expected, _, name = line.partition(" ")
+        if not name:
+            raise ModelFolderError(f"{folder / _DIGESTS}: {line!r} is not a digest and the name of a file")
+        path = folder / name.lstrip(" *")
+        _check_digest(path, expected, str(path))
 
 
 def check_listed(name: str, entry: AllowedModel) -> None:

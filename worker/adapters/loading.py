@@ -36,7 +36,9 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
             str(folder), dtype=choose_dtypes(folder, settings, device), quantization_config=quantization,
             use_safetensors=True, local_files_only=True, **parts,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # whatever a broken folder may raise in diffusers, transformers and safetensors
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
     if settings.quantization == "float8":
         store_in_float8(pipe)

@@ -1,10 +1,10 @@
 """In what type a pipeline's weights are held."""
 
-import json
 from pathlib import Path
 
 import torch
 
+from worker.adapters.model_index import read_object
 from worker.adapters.settings import FolderSettings
 
 DENOISERS = ("unet", "transformer")
@@ -14,10 +14,13 @@ def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) 
     """float32 on a CPU, bfloat16 elsewhere, or what the settings ask for.
 
     Autoencoders that say so overflow in float16, so they then stay in float32.
+
+    Raises:
+        ModelFolderError: the autoencoder's configuration cannot be read.
     """
     default = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else default
     path = folder / "vae" / "config.json"
-    overflows = path.is_file() and json.loads(path.read_text()).get("force_upcast", False)
+    overflows = path.is_file() and bool(read_object(path).get("force_upcast"))
     widen = {"vae": torch.float32} if overflows and dtype == torch.float16 else {}
     return {"default": dtype, **widen}

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_what_offload_leaves_on_the_device_is_less(folder: Path) -> None:
     assert everything > networks > layers > 0
 
 
+def test_only_what_is_loaded_has_weight(folder: Path) -> None:
+    """Hubs keep weights beside it that the index does not name, or that judge finished pictures."""
+    weight = weigh(str(folder), GPU)
+    index = json.loads((folder / "model_index.json").read_text())
+    judge = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    (folder / "model_index.json").write_text(json.dumps(index | judge))
+    for part in ("vae_1_0", "safety_checker"):
+        shutil.copytree(folder / "vae", folder / part)
+    assert weigh(str(folder), GPU) == weight > 0
+
+
 @pytest.mark.parametrize("offload", ["model", "sequential", "group"])
 def test_there_is_nothing_to_offload_from_on_a_cpu(folder: Path, offload: str) -> None:
     with pytest.raises(ModelFolderError, match=rf"chorale\.json: offload '{offload}' .* allowed: 'none'"):
@@ -114,6 +126,8 @@ def test_what_changes_a_models_layers_needs_them_plain(folder: Path) -> None:
 def test_a_damaged_header_is_named(tmp_path: Path, content: bytes) -> None:
     part = tmp_path / "unet"
     part.mkdir()
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     (part / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelFolderError, match=r"unet/model.safetensors is no safetensors file"):
         weigh(str(tmp_path), torch.device("cpu"))

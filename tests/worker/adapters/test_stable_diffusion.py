@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,36 @@ def test_a_truncated_file_is_named_with_its_digest(folder: Path, tmp_path: Path)
     load_model(str(model), "cpu")
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DamagedModelError, match=f"{weights.name} has SHA-256 .*, expected {digest}"):
+        load_model(str(model), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("model_index.json", "{oops", r"model_index\.json is not JSON: "),
+        ("model_index.json", "[]", r"model_index\.json is JSON, but no object"),
+        (
+            "model_index.json",
+            "{}",
+            r"model_index\.json: _class_name is None; allowed: the name of a pipeline",
+        ),
+        ("vae/config.json", "{oops", r"vae/config\.json is not JSON: "),
+        ("unet/config.json", "{oops", r"cannot be loaded as a StableDiffusionPipeline: .*unet/config\.json"),
+        ("SHA256SUMS", "moss\n", r"SHA256SUMS: 'moss' is not a digest and the name of a file"),
+        ("text_encoder/model.safetensors", "", r"cannot be loaded as a StableDiffusionPipeline: "),
+    ],
+)
+def test_a_damaged_file_is_named(folder: Path, tmp_path: Path, file: str, content: str, says: str) -> None:
+    model = _link(folder, tmp_path / "model")
+    (model / file).write_text(content)
+    with pytest.raises(ModelFolderError, match=says):
+        load_model(str(model), "cpu")
+
+
+def test_a_missing_part_is_named(folder: Path, tmp_path: Path) -> None:
+    model = _link(folder, tmp_path / "model")
+    shutil.rmtree(model / "tokenizer")
+    with pytest.raises(ModelFolderError, match=r"model_index\.json names tokenizer, and there is no such"):
         load_model(str(model), "cpu")
 
 
