@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from safetensors import safe_open
+
 from worker.adapters.add_ons import Lora, find_weights, stamp
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.precision import DENOISERS
 
 _KEPT = 8  # in memory, those of the last pictures
+_TEXT = ("text_encoder", "lora_te")  # how tensors for text encoders are called
 
 
 class LoraPipeline(Protocol):
@@ -18,6 +22,8 @@ class LoraPipeline(Protocol):
     ) -> None: ...
 
     def set_adapters(self, adapter_names: list[str], adapter_weights: list[float]) -> None: ...
+
+    def get_list_adapters(self) -> dict[str, list[str]]: ...
 
     def delete_adapters(self, adapter_names: list[str]) -> None: ...
 
@@ -62,10 +68,19 @@ class Loras:
         name = f"lora-{self._count}"
         try:
             self._pipe.load_lora_weights(str(file.parent), name, weight_name=file.name)
+            self._require_heard(name, file)
         except Exception as error:  # whatever a file of another model may raise in diffusers and PEFT
             self._take_all_off()
             raise ModelFolderError(f"{file.name} is no LoRA for this model: {error}") from error
         return name
+
+    def _require_heard(self, name: str, file: Path) -> None:
+        """diffusers only logs that a file has nothing for the denoiser."""
+        heard_by = {part for part, names in self._pipe.get_list_adapters().items() if name in names}
+        with safe_open(file, "pt") as tensors:
+            is_for_text = all(key.startswith(_TEXT) for key in tensors.keys())  # noqa: SIM118
+        if not heard_by & set(DENOISERS) and not (heard_by and is_for_text):
+            raise ValueError("nothing in it is for the denoiser")
 
     def _forget(self, needed: Sequence[str]) -> None:
         spare = [key for key, name in self._names.items() if name not in needed]

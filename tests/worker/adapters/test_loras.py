@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_add_ons import tiny_lora
 from tests.worker.adapters.test_unets import sing_one_tile
@@ -86,3 +87,21 @@ def test_a_file_of_another_model_is_refused_and_leaves_no_trace(
     assert torch.equal(sing(model), bare)
     with pytest.raises(ModelFolderError, match=r"must hold one safetensors file; it holds none"):
         sing(model, Lora(folder))
+
+
+def test_a_file_without_a_word_for_the_denoiser_is_refused(
+    model: LoadedModel, loras: list[Path], tmp_path: Path
+) -> None:
+    """As one of another family, of which only the text encoder has parts of the same names."""
+    bare = sing(model)
+    tensors = load_file(loras[0])
+    foreign = {name.replace("unet.", "transformer."): tensor for name, tensor in tensors.items()}
+    text = {name: tensor for name, tensor in tensors.items() if name.startswith("text_encoder")}
+    save_file(foreign, tmp_path / "foreign.safetensors")
+    save_file(text, tmp_path / "text.safetensors")
+    with pytest.raises(
+        ModelFolderError, match=r"foreign\.safetensors is no LoRA .*: nothing in it is for the"
+    ):
+        sing(model, Lora(tmp_path / "foreign.safetensors"))
+    assert torch.equal(sing(model), bare)
+    assert not torch.equal(sing(model, Lora(tmp_path / "text.safetensors")), bare)
