@@ -14,7 +14,7 @@ from worker.engine.ranks import Ranks
 from worker.failures import describe
 from worker.lifeline import tie_to_parent
 from worker.messages import Broke, Refused, Sing
-from worker.readiness import REFUSALS, make_ready
+from worker.readiness import explain, make_ready
 from worker.singing import sing
 
 
@@ -50,8 +50,8 @@ def follow(pipe: Connection, source: ModelSource, seat: Seat) -> None:
     try:
         try:
             ready = make_ready(source, seat.device)
-        except REFUSALS as error:
-            pipe.send(Refused(f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            pipe.send(Refused(explain(error)))
             pipe.recv()  # to go now would look like death
             return
         pipe.send(Waiting())

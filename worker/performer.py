@@ -11,7 +11,7 @@ from worker.failures import describe
 from worker.lifeline import tie_to_parent
 from worker.messages import Loaded, Refused, Report, Sing
 from worker.performance import HaltedError, Performance
-from worker.readiness import REFUSALS, Ready, make_ready
+from worker.readiness import Ready, explain, make_ready
 
 
 def serve(
@@ -44,8 +44,8 @@ def _load(
         choir.assemble(ready.device)
     except RankLostError:
         raise
-    except REFUSALS as error:
-        pipe.send(Refused(f"{type(error).__name__}: {error}"))
+    except Exception as error:
+        pipe.send(Refused(explain(error)))
         return None
     pipe.send(Loaded(ready.card, ready.tile_s / choir.size, ready.decode_s / choir.size))
     return ready

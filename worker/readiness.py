@@ -1,5 +1,6 @@
 """From a model's source to a model that has sung once on its device."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from worker.errors import DeviceRefusedError
 from worker.rehearsal import Rehearsal, rehearse
 from worker.room import Room, find_device, measure_room, require_room
 
-REFUSALS = (ModelError, DeviceRefusedError, EngineError, OSError, RuntimeError)
+_log = logging.getLogger(__name__)
+_FORESEEN = (ModelError, DeviceRefusedError, EngineError, OSError)
 # Kernels, their work space, and one small batch: what a device needs beside the weights at the least.
 _TO_WORK_BYTES = {"cuda": 2 << 30}
 _TO_WORK_ELSEWHERE_BYTES = 256 << 20
@@ -45,7 +47,7 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     """Load and rehearse, if the device exists and has room.
 
     Raises:
-        Exception: one of REFUSALS; the message says why.
+        Exception: whatever a model that does not work may raise; `explain` says it in words.
     """
     device = find_device(device_name)
     found = find_model(source)
@@ -57,6 +59,13 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     memory = decode_memory_mb << 20 if decode_memory_mb else choose_decode_memory(room)
     card = describe_needs(model.card, rehearsal, room.free, memory)
     return Ready(model, card, device, rehearsal.tile_s, rehearsal.decode_s, memory)
+
+
+def explain(error: Exception) -> str:
+    """Why a model cannot be served. It would be no better the next time, so nobody tries again."""
+    if not isinstance(error, _FORESEEN):
+        _log.error("the model does not work", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 def choose_decode_memory(room: Room) -> int:

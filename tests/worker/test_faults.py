@@ -1,8 +1,11 @@
 """A lack of memory costs speed, a broken step costs the job; neither costs the worker."""
 
+from pathlib import Path
+
 import pytest
 
 from api_schemas.events import JobWarned
+from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench
 from tests.worker.processes import find_engine
 
@@ -28,6 +31,15 @@ def test_a_batch_without_room_is_halved_and_a_broken_tile_is_named(bench: Bench)
 def test_a_device_that_does_not_exist_is_refused(bench: Bench) -> None:
     assert bench.start_worker(devices="cuda:977").wait(60) == 2
     assert "devices: there is no cuda:977; this machine has cpu" in bench.logs()
+
+
+def test_a_model_that_does_not_work_is_refused_at_once(bench: Bench, tmp_path: Path) -> None:
+    """Whatever it raises: another attempt would end no better."""
+    tiny_stable_diffusion(tmp_path / "tiny")
+    (tmp_path / "tiny" / "chorale.json").write_text('{"latent_rgb": {"weight": [[1], [2, 3]], "bias": [0]}}')
+    assert bench.start_worker(str(tmp_path / "tiny")).wait(60) == 2
+    assert "tiny is refused: ValueError: expected sequence of length 1" in bench.logs()
+    assert "loading again" not in bench.logs()
 
 
 def test_a_model_without_room_is_refused_before_it_is_loaded(bench: Bench) -> None:
