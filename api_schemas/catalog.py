@@ -1,6 +1,6 @@
 """What a worker says about a model it serves, and what a request costs on it."""
 
-from math import ceil
+from math import ceil, sqrt
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,15 @@ class Cost(BaseModel):
     steps: int = Field(default=0, description="Of all stages; 0 in records from before there were stages.")
     megapixel_steps: float = Field(description="Width x height x steps, in millions, over all stages.")
     vram_gib: float = Field(description="Predicted peak memory of the device.")
+
+
+class DecodeNeed(BaseModel):
+    """What decoding a square picture takes of the device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    side_px: int
+    gib: float
 
 
 class ModelCard(BaseModel):
@@ -48,9 +57,14 @@ class ModelCard(BaseModel):
     positions: list[Positions] = Field(default=["local"], description="What `advanced.positions` may be.")
     negative_prompt: bool = Field(default=True, description="Whether `negative_prompt` is heard.")
     guidance: bool = Field(default=True, description="Whether `guidance_scale` may be other than 1.")
-    weights_gib: float = 0.0
+    weights_gib: float = Field(default=0.0, description="Weights that are on the device at the same time.")
     tile_gib: float = Field(default=0.0, description="Memory that one module takes while it sings.")
     decode_gib: float = Field(default=0.5, description="Memory that decoding takes at the most.")
+    decode_needs: list[DecodeNeed] = Field(
+        default=[],
+        description="The same by size, from small to large. It may fall on the way: of larger pictures more is"
+        " decoded in parts.",
+    )
     tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False
     supports: list[AddOnKind] = Field(
@@ -95,6 +109,7 @@ class ModelCard(BaseModel):
             for stage in stages
         ]
         modules = request.advanced.num_modules or self.default_num_modules
+        decode_gib = self._find_decode_gib(request)
         megapixels = request.width_px * request.height_px / 1e6
         canvas_gib = 6 * 4 * self.latent_channels * megapixels * 1e6 / self.vae_scale**2 / 2**30
         return Cost(
@@ -103,5 +118,12 @@ class ModelCard(BaseModel):
             megapixel_steps=round(
                 sum(stage.width_px * stage.height_px / 1e6 * stage.steps for stage in stages), 3
             ),
-            vram_gib=round(self.weights_gib + canvas_gib + max(modules * self.tile_gib, self.decode_gib), 2),
+            vram_gib=round(self.weights_gib + canvas_gib + max(modules * self.tile_gib, decode_gib), 2),
         )
+
+    def _find_decode_gib(self, request: GenerationRequest) -> float:
+        """The larger need of the two known sizes around the picture's own."""
+        side_px = sqrt(request.width_px * request.height_px)
+        smaller = [need.gib for need in self.decode_needs if need.side_px <= side_px]
+        larger = [need.gib for need in self.decode_needs if need.side_px >= side_px]
+        return max([*smaller[-1:], *larger[:1]], default=self.decode_gib)

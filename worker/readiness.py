@@ -2,16 +2,19 @@
 
 import logging
 from dataclasses import dataclass
+from math import log2
 
 import torch
 
-from api_schemas.catalog import ModelCard
+from api_schemas.catalog import DecodeNeed, ModelCard
 from worker.adapters.errors import ModelError
 from worker.adapters.footprint import weigh
 from worker.adapters.model import LoadedModel
 from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
+from worker.engine.decode import predict_held
 from worker.engine.errors import EngineError
+from worker.engine.plan import DecodePlan
 from worker.errors import DeviceRefusedError
 from worker.rehearsal import Rehearsal, rehearse
 from worker.room import Room, find_device, measure_room, require_room
@@ -51,13 +54,15 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     """
     device = find_device(device_name)
     found = find_model(source)
-    needed = weigh(found.address, device) + _TO_WORK_BYTES.get(device.type, _TO_WORK_ELSEWHERE_BYTES)
+    weights = weigh(found.address, device)
+    needed = weights + _TO_WORK_BYTES.get(device.type, _TO_WORK_ELSEWHERE_BYTES)
     require_room(measure_room(device), needed, f"model {source.model}")
     model = load_found(found, device)
     rehearsal = rehearse(model, device)
     room = measure_room(device)
     memory = decode_memory_mb << 20 if decode_memory_mb else choose_decode_memory(room)
-    card = describe_needs(model.card, rehearsal, room.free, memory)
+    needs = predict_decode(model, rehearsal, DecodePlan(memory_bytes=memory, recompute=device.type == "cuda"))
+    card = describe_needs(model.card, weights, rehearsal, room.free, needs)
     return Ready(model, card, device, rehearsal.tile_s, rehearsal.decode_s, memory)
 
 
@@ -78,15 +83,34 @@ def choose_decode_memory(room: Room) -> int:
     return max(min(most, room.free // 4), 64 << 20)
 
 
-def describe_needs(card: ModelCard, rehearsal: Rehearsal, free_bytes: int, decode_memory: int) -> ModelCard:
-    """The card with what the device can do, and with what that takes of it.
+def predict_decode(model: LoadedModel, rehearsal: Rehearsal, plan: DecodePlan) -> list[DecodeNeed]:
+    """What decoding takes of square pictures, each of twice as many pixels as the one before.
 
-    Decoding takes its work space, what it holds, and a quarter of that for the canvas it started from.
+    It is what the engine will hold, and as its work space what it took to decode the smallest.
     """
+    card = model.card
+    count = int(2 * log2(card.max_side_px / card.native_size_px)) + 1
+    sides = [round(card.native_size_px / card.vae_scale * 2 ** (index / 2)) for index in range(count)]
+    held = [
+        predict_held(torch.empty(card.latent_channels, side, side, device="meta"), model.decoder, plan)
+        for side in sides
+    ]
+    return [
+        DecodeNeed(side_px=side * card.vae_scale, gib=round((rehearsal.decode_bytes + each) / _GIB, 3))
+        for side, each in zip(sides, held, strict=True)
+    ]
+
+
+def describe_needs(
+    card: ModelCard, weights: int, rehearsal: Rehearsal, free_bytes: int, decode_needs: list[DecodeNeed]
+) -> ModelCard:
+    """The card with what the device can do, and with what that takes of it."""
     fitting = int(free_bytes * _USABLE // max(rehearsal.tile_bytes, 1))
     changes = {
         "default_num_modules": max(min(rehearsal.modules, fitting), 1),
         "tile_gib": round(rehearsal.tile_bytes / _GIB, 3),
-        "decode_gib": round((rehearsal.decode_bytes + 1.25 * decode_memory) / _GIB, 3),
+        "weights_gib": round(weights / _GIB, 3),
+        "decode_gib": max(need.gib for need in decode_needs),
+        "decode_needs": decode_needs,
     }
     return card.model_copy(update=changes)

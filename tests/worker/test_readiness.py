@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from api_schemas.catalog import DecodeNeed
 from api_schemas.generation import GenerationRequest
 from worker.adapters.source import ModelSource
 from worker.adapters.toy import Toy
@@ -18,9 +19,10 @@ GIB = 1 << 30
 @pytest.mark.parametrize(("free_gib", "modules"), [(80, 8), (9, 8), (8, 7), (4, 3), (1, 1), (0, 1)])
 def test_as_many_modules_as_fit_the_free_memory(free_gib: int, modules: int) -> None:
     rehearsal = Rehearsal(0.1, 0.1, tile_bytes=GIB, decode_bytes=GIB // 2, modules=8)
-    card = describe_needs(Toy().card, rehearsal, free_gib * GIB, decode_memory=4 * GIB)
+    needs = [DecodeNeed(side_px=1024, gib=2.0), DecodeNeed(side_px=4096, gib=5.5)]
+    card = describe_needs(Toy().card, 3 * GIB, rehearsal, free_gib * GIB, needs)
     assert card.default_num_modules == modules
-    assert (card.tile_gib, card.decode_gib) == (1.0, 5.5)
+    assert (card.weights_gib, card.tile_gib, card.decode_gib) == (3.0, 1.0, 5.5)
 
 
 def test_the_predicted_peak_is_weights_canvas_and_the_larger_of_batch_and_decode() -> None:
@@ -37,10 +39,24 @@ def test_the_predicted_peak_is_weights_canvas_and_the_larger_of_batch_and_decode
     assert many.vram_gib == pytest.approx(few.vram_gib + 2.5)
 
 
+@pytest.mark.parametrize(
+    ("side_px", "decode_gib"),
+    [(256, 2.0), (1024, 2.0), (1536, 9.0), (2048, 9.0), (3072, 9.0), (4096, 5.5), (16_384, 5.5)],
+)
+def test_decoding_is_predicted_by_the_larger_of_the_sizes_around(side_px: int, decode_gib: float) -> None:
+    sizes = {1024: 2.0, 2048: 9.0, 4096: 5.5}
+    needs = [DecodeNeed(side_px=side, gib=gib) for side, gib in sizes.items()]
+    card = Toy().card.model_copy(update={"decode_needs": needs, "latent_channels": 0})
+    request = GenerationRequest(width_px=side_px, height_px=side_px)
+    assert card.estimate(request).vram_gib == decode_gib
+
+
 def test_rehearsing_measures_what_the_card_then_says() -> None:
     ready = make_ready(ModelSource("toy"), "cpu")
     assert ready.device == torch.device("cpu")
-    assert ready.card.decode_gib >= 1.25 * ready.decode_memory / GIB - 0.001
+    sides = [need.side_px for need in ready.card.decode_needs]
+    assert (sides[0], sides[-1]) == (ready.card.native_size_px, ready.card.max_side_px)
+    assert ready.card.decode_gib == max(need.gib for need in ready.card.decode_needs)
     assert 0 <= ready.card.tile_gib < 4
     assert make_ready(ModelSource("toy"), "cpu", decode_memory_mb=64).decode_memory == 64 << 20
 

@@ -1,12 +1,11 @@
 """What all model families share. A family's own file holds only what differs."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import nn
 
 from api_schemas.cascade import Cascade
 from api_schemas.catalog import ModelCard
@@ -124,11 +123,11 @@ class FamilyModel:
         self._supported = _find_supported(family, settings)
         self.add_ons = (add_ons or AddOns()).only(self._supported)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None
-        self._decoder = family.build_decoder()
+        self.decoder = family.build_decoder()
         self._encoder = flatten_encoder(family.pipe.components.get("vae"))
         announced = {"supports": list(self._supported), **self.add_ons.announce()}
         self.card = _describe(family, settings, name).model_copy(update=announced)
-        self.preview_map = _preview_map(family, settings, self._decoder)
+        self.preview_map = _preview_map(family, settings, self.decoder)
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
         return list(find_cut_prompts(self._family.pipe, conditions))
@@ -147,7 +146,7 @@ class FamilyModel:
         if self._loras is not None:
             self._loras.wear(conditions.loras)
         return FamilySinger(
-            self._decoder, self._encoder, family.pipe.device, family.encode(conditions), family.make_scheduler
+            self.decoder, self._encoder, family.pipe.device, family.encode(conditions), family.make_scheduler
         )
 
 
@@ -214,7 +213,6 @@ def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
         negative_prompt=habits.negative_prompt,
         guidance=habits.guidance,
         max_tile_size_px=shape.max_tile_px,
-        weights_gib=round(_count_bytes(family.pipe.components.values()) / 2**30, 3),
     )
 
 
@@ -222,11 +220,6 @@ def _choose_cascade(family: Family) -> Cascade:
     """Flow matching hides little of a picture at the clock's middle: a stage has to begin earlier."""
     scheduler = family.pipe.components.get("scheduler")
     return Cascade() if hasattr(scheduler, "alphas_cumprod") else Cascade(strength=0.6)
-
-
-def _count_bytes(parts: Iterable[object]) -> int:
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    return sum(parameter.nbytes for module in modules for parameter in module.parameters())
 
 
 def _preview_map(family: Family, settings: FolderSettings, decoder: Decoder) -> PreviewMap:

@@ -9,6 +9,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import Positions
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.source import AddOns
+from worker.engine.decoder import Decoder
 from worker.engine.generate import Singer
 
 
@@ -44,6 +45,9 @@ class LoadedModel(Protocol):
 
     @property
     def card(self) -> ModelCard: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
 
     @property
     def preview_map(self) -> PreviewMap: ...

@@ -143,8 +143,11 @@ class Toy:
             tile_sizes_px=[128, 256, 512],
             default_steps=8,
             default_guidance_scale=1.0,
-            weights_gib=self.options.weights_gib,
         ).model_copy(update=self.add_ons.announce())
+
+    @property
+    def decoder(self) -> Decoder:
+        return toy_decoder()
 
     @property
     def preview_map(self) -> PreviewMap:

@@ -17,7 +17,8 @@ from worker.engine.activations import Held, spare_host_bytes
 from worker.engine.decoder import Decoder, Join, Local, Operation, Trim, halo_of, scale_of
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.grid import Tile
-from worker.engine.memory import choose_mode, choose_split
+from worker.engine.holding import choose_holds, find_stops, survey
+from worker.engine.memory import choose_mode, choose_split, measure_head
 from worker.engine.plan import DecodePlan
 from worker.engine.sync import Alone, Group
 from worker.engine.tail import Tail
@@ -70,6 +71,26 @@ def decode(
             indices = list(row)
             for index, done in zip(indices, walk.finish(indices), strict=True):
                 yield DecodedTile(tiles[index].scaled(scale_of(tail)), done.image, done.widened)
+
+
+def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
+    """Bytes that an exact decode holds of the device at the most, beside the work space of a tile.
+
+    Args:
+        latent: only its shape counts; it may lie on no device.
+        plan: says whether to recompute.
+    """
+    split = choose_split(latent, decoder, plan)
+    head, (tail, channels) = decoder.operations[:split], with_trims(decoder, split)
+    depth = decoder.channels[split - 1] if split else len(latent)
+    height, width = (side * scale_of(head) for side in latent.shape[-2:])
+    canvas = torch.empty(1, depth, height, width, dtype=decoder.dtype, device="meta")
+    tiles = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head))
+    sites = survey(tail, channels, tiles, (depth, height, width), halo_of(tail), canvas.itemsize)
+    stops = list(find_stops(tail).values())
+    holds = choose_holds(sites, stops, plan.memory_bytes) if plan.recompute else stops
+    held = max((sites[hold].size_bytes for hold in holds if hold is not None), default=0)
+    return max(measure_head(latent, decoder, split), canvas.nbytes + min(held, plan.memory_bytes))
 
 
 def _settle(walk: Tail, tiles: Sequence[Tile], *, exact: bool) -> None:

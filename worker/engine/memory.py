@@ -8,12 +8,13 @@ from torch import Tensor
 from worker.engine.decoder import Attend, Decoder, Fork, Join, Local, Normalize
 from worker.engine.plan import DecodePlan
 
+_AT_ONCE = 4  # activations: input, output, set aside, work space
+
 
 def choose_split(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     """How many operations run on the whole canvas.
 
-    All up to the last attention, then as many as fit: four activations (input, output, set aside,
-    work space) within `memory_bytes`. None where nothing needs the whole canvas: then all streams.
+    All up to the last attention, then as many as fit `memory_bytes`, as `measure_head` counts. None where nothing needs the whole canvas: then all streams.
     """
     if not any(isinstance(operation, Normalize | Attend) for operation in decoder.operations):
         return 0
@@ -23,10 +24,16 @@ def choose_split(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     first_allowed = attentions[-1] if attentions else -1
     split = 0
     for index, (size_bytes, inside_fork) in enumerate(_walk(latent, decoder)):
-        if split > first_allowed and 4 * size_bytes > plan.memory_bytes:
+        if split > first_allowed and _AT_ONCE * size_bytes > plan.memory_bytes:
             break
         split = split if inside_fork else index + 1
     return split
+
+
+def measure_head(latent: Tensor, decoder: Decoder, split: int) -> int:
+    """Bytes that the first operations take at the most when they run on the whole canvas."""
+    sizes = [size_bytes for size_bytes, _ in _walk(latent, decoder)]
+    return _AT_ONCE * max(sizes[:split], default=0)
 
 
 def choose_mode(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> Literal["exact", "bounded"]:

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from worker.adapters.vae import flatten_decoder
-from worker.engine.decode import with_trims
+from worker.engine.decode import predict_held, with_trims
 from worker.engine.decoder import Decoder, halo_of, scale_of
 from worker.engine.grid import Tile
 from worker.engine.holding import Site, choose_holds, find_stops, survey
@@ -71,6 +71,20 @@ def test_at_8192_all_that_is_held_fits_the_device(sdxl: Decoder) -> None:
 def test_at_4096_less_is_held_than_may_be(sdxl: Decoder) -> None:
     sites, holds, _ = plan(sdxl, 512, 9 * GIB)
     assert 4 * GIB < largest(sites, holds) < 5 * GIB
+
+
+def test_what_is_held_is_told_before(sdxl: Decoder) -> None:
+    """2048² is decoded as a whole, 4096² half of it, 8192² in tiles as soon as its attention is over."""
+    small, medium, large = (
+        predict_held(
+            torch.empty(4, side, side, device="meta"), sdxl, DecodePlan(memory_bytes=9 * GIB, recompute=True)
+        )
+        for side in (256, 512, 1024)
+    )
+    assert small == 8 * GIB
+    sites, holds, _ = plan(sdxl, 512, 9 * GIB)
+    assert medium == largest(sites, holds) + GIB
+    assert medium < small < large < 10 * GIB
 
 
 def test_with_less_memory_less_is_held_on_the_device_and_more_is_computed() -> None:
