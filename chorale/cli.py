@@ -75,7 +75,7 @@ def up(
     model: Annotated[
         list[str] | None,
         Option(
-            help="Name on the allow-list, or a model folder; once for each model.",
+            help="Name on the allow-list, model folder, or name on the hub; once for each model.",
             show_default="CHORALE_MODEL, or the bundled one",
         ),
     ] = None,
@@ -113,7 +113,7 @@ def worker(
         str | None,
         Option(
             envvar="CHORALE_MODEL",
-            help="Name on the allow-list, or a model folder.",
+            help="Name on the allow-list, model folder, or name on the hub, as in someone/model.",
             show_default="the bundled one",
         ),
     ] = None,

@@ -18,7 +18,7 @@ from chorale.part import Part
 from chorale.queue_server import answers
 
 _LOOK_S = 0.2
-_READY_S = 300.0  # a large model is read from a slow disk
+_READY_S = 3600.0  # a large model is fetched, or read from a slow disk; who gives up is noticed before
 _QUEUE_READY_S = 60.0
 _STOP_S = 90.0  # longer than any part gives itself
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}

@@ -70,13 +70,21 @@ class Bench:
         )
         return job_id
 
-    def start_worker(self, model: str = "toy", **settings: object) -> subprocess.Popen[bytes]:
-        """Start a worker; it is killed when the test ends."""
+    def start_worker(
+        self, model: str = "toy", hub: Path | None = None, **settings: object
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker; it is killed when the test ends.
+
+        Args:
+            hub: folder of what was fetched from the hub, of which there is no more then.
+        """
         chosen = {
             "redis_url": self.url, "store_url": self.store.as_uri(), "model": model, "devices": "cpu",
             "work_dir": self._folder / "work", "lease_s": 3, "checkpoint_interval_s": 0,
         } | settings  # fmt: skip
         environment = {f"CHORALE_{name.upper()}": str(value) for name, value in chosen.items()}
+        if hub is not None:
+            environment |= {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "worker.main"],
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,

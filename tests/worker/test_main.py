@@ -171,6 +171,19 @@ def test_a_folder_with_pickles_is_refused(bench: Bench, tmp_path: Path) -> None:
     assert "such as pickled weights (unet.bin)" in bench.logs()
 
 
+def test_a_model_may_be_named_as_on_the_hub(bench: Bench, tmp_path: Path) -> None:
+    """What was fetched once is enough where there is no way to the hub."""
+    repository, commit = tmp_path / "models--someone--tiny", "5" * 40
+    tiny_stable_diffusion(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    bench.start_worker("someone/tiny", hub=tmp_path)
+    job = bench.await_end(bench.submit(model="tiny", width_px=256, height_px=256, steps=1))
+    assert job.status == "succeeded", job.error
+    assert bench.start_worker("someone/else", hub=tmp_path).wait(60) == 2
+    assert "someone/else cannot be fetched from the hub" in bench.logs()
+
+
 def test_a_missing_folder_is_refused(bench: Bench, tmp_path: Path) -> None:
     assert bench.start_worker(str(tmp_path / "nowhere")).wait(60) == 2
     assert "is neither a model folder nor on the allow-list" in bench.logs()

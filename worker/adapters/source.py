@@ -1,6 +1,7 @@
 """From what the operator asked for to the model and the add-ons that are meant."""
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,14 @@ from api_schemas.catalog import AddOnKind
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.integrity import check_listed
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A name on the allow-list, a folder, or `toy`.
+    """A name on the allow-list, a folder, a name on the hub (`someone/model`), or `toy`.
 
     Args:
         models_file: the allow-list; there need not be one.
@@ -75,7 +77,7 @@ class FoundModel:
 
     Args:
         address: its folder, or `toy` with its options.
-        name: on the allow-list; None for a bare folder.
+        name: what it is called on the allow-list or the hub; None for a bare folder.
     """
 
     address: str
@@ -97,21 +99,25 @@ class FoundModel:
 
 
 def find_model(source: ModelSource) -> FoundModel:
-    """The allow-list goes before folders of the same name.
+    """The allow-list goes before folders of the same name, and they before the hub.
 
     Raises:
-        ModelFolderError: neither has it, or the allow-list cannot be read.
+        ModelFolderError: none has it, or the allow-list cannot be read.
     """
     allow_list = _read(source.models_file)
     entry = allow_list.models.get(source.model)
     if entry is not None and entry.kind == "model":
         return FoundModel(str(entry.path), source.model, entry, allow_list)
-    if source.model.partition(":")[0] != "toy" and not Path(source.model).is_dir():
-        known = _join(name for name, each in allow_list.models.items() if each.kind == "model")
-        raise ModelFolderError(
-            f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"
-        )
-    return FoundModel(source.model, None, None, allow_list)
+    if source.model.partition(":")[0] == "toy" or Path(source.model).is_dir():
+        return FoundModel(source.model, None, None, allow_list)
+    if _HUB_NAME.fullmatch(source.model):
+        from worker.adapters.hub import fetch
+
+        return FoundModel(str(fetch(source.model)), source.model.partition("/")[2], None, allow_list)
+    known = _join(name for name, each in allow_list.models.items() if each.kind == "model")
+    raise ModelFolderError(
+        f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"
+    )
 
 
 def _stamp(entry: AllowedModel) -> Stamp:
