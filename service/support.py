@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from api_schemas.catalog import ModelCard
+from api_schemas.catalog import AddOnKind, ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
+
+_TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 
 
 def find_unsupported(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
@@ -14,12 +16,12 @@ def find_unsupported(request: GenerationRequest, card: ModelCard) -> list[FieldE
 
 def _check_add_ons(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
     for index, lora in enumerate(request.loras):
-        yield from _check_name(f"loras.{index}.name", lora.name, card.loras, "LoRA", card)
+        yield from _check_name(f"loras.{index}.name", lora.name, card.loras, "lora", card)
     if request.control is not None:
-        yield from _check_name("control.name", request.control.name, card.controlnets, "ControlNet", card)
+        yield from _check_name("control.name", request.control.name, card.controlnets, "controlnet", card)
     if request.ip_adapter is not None:
         name = request.ip_adapter.name
-        yield from _check_name("ip_adapter.name", name, card.ip_adapters, "IP-Adapter", card)
+        yield from _check_name("ip_adapter.name", name, card.ip_adapters, "ip_adapter", card)
 
 
 def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
@@ -36,9 +38,15 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
 
 
 def _check_name(
-    field: str, name: str, known: Sequence[str], kind: str, card: ModelCard
+    field: str, name: str, known: Sequence[str], kind: AddOnKind, card: ModelCard
 ) -> Iterator[FieldError]:
-    if name not in known:
-        allowed = f"one of: {', '.join(known)}" if known else "none"
-        allowed = f"{allowed}; the {kind}s that model {card.name} ({card.family}) is served with"
-        yield FieldError(field=field, value=name[:200], allowed=allowed)
+    if name in known:
+        return
+    title, model = _TITLES[kind], f"model {card.name} ({card.family})"
+    if not known and kind not in card.supports:
+        taken = ", ".join(_TITLES[each] for each in card.supports) or "no add-ons"
+        allowed = f"none: {model} takes no {title}; it takes {taken}"
+    else:
+        names = f"one of: {', '.join(known)}" if known else "none"
+        allowed = f"{names}; the {title}s that {model} is served with"
+    yield FieldError(field=field, value=name[:200], allowed=allowed)

@@ -50,7 +50,8 @@ class WorkerSettings(BaseSettings):
     store_secret_access_key: OptionalSecret = None
     store_region: str = "us-east-1"
     model: str = Field(
-        default_factory=_bundled_model, description="Name on the allow-list, folder, name on the hub, or `toy`."
+        default_factory=_bundled_model,
+        description="Name on the allow-list, folder, name on the hub, or `toy`.",
     )
     models_file: OptionalPath = Field(
         default=None, description="The allow-list that `chorale models` writes."

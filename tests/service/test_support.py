@@ -3,7 +3,7 @@
 import pytest
 
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import AdvancedSettings, GenerationRequest
+from api_schemas.generation import AdvancedSettings, ControlSettings, GenerationRequest, LoraChoice
 from service.geometry import find_misfits
 from service.support import find_unsupported
 
@@ -38,6 +38,19 @@ def test_what_the_model_cannot_do_is_named(
     (error,) = [*find_unsupported(request_, CARD), *find_misfits(request_, CARD)]
     assert (error.field, error.value) == (field, value)
     assert error.allowed.startswith(allowed)
+
+
+def test_an_add_on_that_a_family_cannot_take_is_told_from_one_that_is_not_listed() -> None:
+    sana = CARD.model_copy(update={"family": "sana", "supports": ["lora"]})
+    control = GenerationRequest(control=ControlSettings(name="edges"))
+    lora = GenerationRequest(loras=[LoraChoice(name="moss")])
+    (refused,), (unlisted,), (bare,) = (
+        find_unsupported(*each) for each in ((control, sana), (lora, sana), (lora, CARD))
+    )
+    assert (refused.field, refused.value) == ("control.name", "edges")
+    assert refused.allowed == "none: model few-steps (sana) takes no ControlNet; it takes LoRA"
+    assert unlisted.allowed == "none; the LoRAs that model few-steps (sana) is served with"
+    assert bare.allowed == "none: model few-steps (flux) takes no LoRA; it takes no add-ons"
 
 
 @pytest.mark.parametrize("guidance_scale", [None, 1.0])
