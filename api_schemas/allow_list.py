@@ -9,6 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field
 ModelKind = Literal["model", "lora", "controlnet", "ip_adapter"]
 AllowedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
+# As adapters call them; an add-on fits one of them.
+FAMILIES: Final = (
+    "stable-diffusion",
+    "stable-diffusion-xl",
+    "stable-diffusion-3",
+    "flux",
+    "flux-2",
+    "pixart-sigma",
+    "sana",
+    "qwen-image",
+    "z-image",
+    "toy",
+)
 # Pickles and Python run code when they are loaded.
 REFUSED_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".py"})
 # Weights, configurations, vocabularies: all that decides what is computed.

@@ -4,10 +4,18 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
-from api_schemas.allow_list import AllowedModel, AllowList, ModelKind, covered_files, refused_files
+from api_schemas.allow_list import (
+    FAMILIES,
+    AllowedModel,
+    AllowList,
+    ModelKind,
+    covered_files,
+    refused_files,
+)
 from chorale.errors import AllowListError
 
 _NEEDED = {
@@ -72,6 +80,8 @@ def _inspect(path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
     if (kind == "model") == (base is not None):
         said = "a model has no --base" if base else f"a {kind} needs --base, the family that it was made for"
         raise AllowListError(said)
+    if base is not None and base not in FAMILIES:
+        raise AllowListError(f"--base {base}: no such family; known are {', '.join(FAMILIES)}")
     if path.is_dir():
         _require_folder(path, kind)
     elif not (path.is_file() and path.suffix == ".safetensors" and kind in ("lora", "ip_adapter")):
@@ -98,9 +108,19 @@ def _require_folder(folder: Path, kind: ModelKind) -> None:
 
 def _refuse_remote_code(folder: Path) -> None:
     """A part of a pipeline is [library, class]; any other library would be code of the folder's own."""
-    for part, value in json.loads((folder / "model_index.json").read_text()).items():
+    for part, value in _read_object(folder / "model_index.json").items():
         if isinstance(value, list) and value[:1] not in (["diffusers"], ["transformers"], [None]):
             raise AllowListError(f"{folder} asks for code of its own: {part} is of {value[0]}")
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        value: object = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise AllowListError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise AllowListError(f"{path} is JSON, but no object")
+    return cast(dict[str, object], value)
 
 
 def _digest(path: Path) -> str:

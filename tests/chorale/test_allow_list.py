@@ -69,6 +69,9 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
         done = models(tmp_path, "add", "mine", str(model))
         assert (done.returncode, name in done.stderr) == (1, True)
         (model / name).unlink()
+    for content, says in (("{oops", "is not JSON: "), ("[]", "is JSON, but no object")):
+        (model / "model_index.json").write_text(content)
+        assert f"model_index.json {says}" in models(tmp_path, "add", "mine", str(model)).stderr
     (model / "model_index.json").write_text('{"unet": ["my_own_code", "Network"]}')
     assert "unet is of my_own_code" in models(tmp_path, "add", "mine", str(model)).stderr
     assert not (tmp_path / "data").exists()
@@ -82,7 +85,8 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
         (("add", "mine", "model/unet"), "model_index.json is missing"),
         (("add", "mine", "model", "--base", "toy"), "a model has no --base"),
         (("add", "mine", "model", "--kind", "lora"), "needs --base"),
-        (("add", "mine", "model", "--kind", "controlnet", "--base", "x"), "config.json is missing"),
+        (("add", "mine", "model", "--kind", "lora", "--base", "flox"), "no such family; known are stable-"),
+        (("add", "mine", "model", "--kind", "controlnet", "--base", "toy"), "config.json is missing"),
         (("add", "mine", "model/unet/weights.safetensors"), "a model is a folder"),
     ],
 )
@@ -125,7 +129,7 @@ def test_a_name_that_is_not_listed_names_those_that_are(model: Path, tmp_path: P
 
 def test_add_ons_fit_their_family_and_are_checked_when_opened(model: Path, tmp_path: Path) -> None:
     weights = model / "unet" / "weights.safetensors"
-    for name, kind, base in (("ink", "lora", "toy"), ("face", "ip_adapter", "toy"), ("xl", "lora", "other")):
+    for name, kind, base in (("ink", "lora", "toy"), ("face", "ip_adapter", "toy"), ("xl", "lora", "flux")):
         assert models(tmp_path, "add", name, str(weights), "--kind", kind, "--base", base).returncode == 0
     found = find_model(source(tmp_path, "toy"))
     card = load_found(found, torch.device("cpu")).card

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from api_schemas.allow_list import FAMILIES
 from tests.worker.adapters.transformers import CASES, PROMPT, STEPS, FamilyCase
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.errors import UnsupportedConditionError
@@ -124,6 +125,11 @@ def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(
     assert len(kept) == 4
     resumed = [event.rows for event in generate(plan, singer, kept[2]) if isinstance(event, Band)]
     assert torch.equal(torch.cat(resumed), torch.cat(rows))
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_the_allow_list_knows_the_family(case: FamilyCase, folders: dict[str, Path]) -> None:
+    assert load(case, folders).card.family in FAMILIES
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)

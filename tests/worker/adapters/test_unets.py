@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from api_schemas.allow_list import FAMILIES
 from tests.worker.adapters.unets import CASES, NOISE, PROMPT, SEED, STEPS, UNetCase, ask
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions
@@ -52,6 +53,12 @@ def test_many_tiles_do_not_depend_on_who_sings_them(case: UNetCase, tmp_path: Pa
     assert alone.float().std() > 1
     assert all(torch.equal(alone, each) for each in together)
     assert (alone.int() - sing(singer, 3).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_allow_list_knows_the_family(case: UNetCase, tmp_path: Path) -> None:
+    case.build(tmp_path / "tiny")
+    assert load_model(str(tmp_path / "tiny"), "cpu").card.family in FAMILIES
 
 
 def sing_one_tile(singer: Singer) -> Tensor:
