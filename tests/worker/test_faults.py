@@ -36,7 +36,9 @@ def test_a_device_that_does_not_exist_is_refused(bench: Bench) -> None:
 def test_a_model_that_does_not_work_is_refused_at_once(bench: Bench, tmp_path: Path) -> None:
     """Whatever it raises: another attempt would end no better."""
     tiny_stable_diffusion(tmp_path / "tiny")
-    (tmp_path / "tiny" / "chorale.json").write_text('{"latent_rgb": {"weight": [[1], [2, 3]], "bias": [0]}}')
+    (tmp_path / "tiny" / "chorale.json").write_text(
+        '{"latent_rgb": {"weight": [[1], [2, 3], [4]], "bias": [0, 0, 0]}}'
+    )
     assert bench.start_worker(str(tmp_path / "tiny")).wait(60) == 2
     assert "tiny is refused: ValueError: expected sequence of length 1" in bench.logs()
     assert "loading again" not in bench.logs()

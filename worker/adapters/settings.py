@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from api_schemas.cascade import Cascade
+from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.errors import ModelFolderError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -16,8 +17,8 @@ Quantization = Literal["none", "int8", "float8"]
 class LatentRgb(BaseModel):
     """RGB in [0, 1] = weight (3 rows of C) @ latent + bias."""
 
-    weight: list[list[float]]
-    bias: list[float]
+    weight: list[list[float]] = Field(min_length=3, max_length=3)
+    bias: list[float] = Field(min_length=3, max_length=3)
 
 
 class FolderSettings(BaseModel):
@@ -37,12 +38,12 @@ class FolderSettings(BaseModel):
     name: str | None = None
     description: str = ""
     license: str = ""
-    native_size_px: int | None = None
-    tile_sizes_px: list[int] = []
-    default_steps: int | None = None
-    max_steps: int = 200
-    default_guidance_scale: float | None = None
-    default_num_modules: int | None = None
+    native_size_px: int | None = Field(default=None, ge=1, le=MAX_TILE_SIZE_PX)
+    tile_sizes_px: list[PositiveInt] = []
+    default_steps: PositiveInt | None = None
+    max_steps: PositiveInt = 200
+    default_guidance_scale: NonNegativeFloat | None = None
+    default_num_modules: PositiveInt | None = None
     latent_rgb: LatentRgb | None = None
     dtype: Dtype | None = None
     offload: Offload = "none"

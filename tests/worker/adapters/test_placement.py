@@ -15,7 +15,7 @@ from worker.adapters.model import Conditions
 from worker.adapters.placement import place, require_package
 from worker.adapters.precision import choose_dtypes
 from worker.adapters.registry import load_model
-from worker.adapters.settings import FolderSettings, Offload
+from worker.adapters.settings import FolderSettings, Offload, read_settings
 from worker.adapters.stable_diffusion_xl import load
 from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
@@ -106,6 +106,17 @@ def test_there_is_nothing_to_offload_from_on_a_cpu(folder: Path, offload: str) -
 def test_an_unknown_choice_is_named(folder: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"quantization\n.*'none', 'int8' or 'float8'"):
         load_model(str(ask(folder, quantization="int3")), "cpu")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["native_size_px", "tile_sizes_px.0", "default_steps", "max_steps", "default_num_modules"],
+)
+def test_a_number_that_cannot_be_meant_is_named(tmp_path: Path, field: str) -> None:
+    name, _, index = field.partition(".")
+    (tmp_path / "chorale.json").write_text(json.dumps({name: [-3] if index else -3}))
+    with pytest.raises(ModelFolderError, match=rf"chorale\.json: 1 validation error .*\n{field}\n.*greater"):
+        read_settings(tmp_path)
 
 
 def test_a_missing_package_is_named() -> None:
