@@ -75,7 +75,7 @@ class ZImage:
         scale = self.pipe.vae_scale_factor
         config = self.pipe.transformer.config
         most_px = min(*config.axes_lens[1:], MAX_TILE_SIZE_PX // (scale * PATCH)) * scale * PATCH
-        return Shape(config.in_channels, scale, scale * PATCH, 1024, most_px)
+        return Shape(config.in_channels, scale, scale * PATCH, min(1024, most_px), most_px)
 
     def build_decoder(self) -> Decoder:
         return flatten_decoder(self.pipe.vae)

@@ -133,6 +133,12 @@ def test_the_allow_list_knows_the_family(case: FamilyCase, folders: dict[str, Pa
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
+def test_a_native_tile_is_one_that_the_model_can_be_given(case: FamilyCase, folders: dict[str, Path]) -> None:
+    card = load(case, folders).card
+    assert card.native_size_px <= card.max_tile_size_px
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
 def test_what_a_family_cannot_be_told_is_refused_by_name(case: FamilyCase, folders: dict[str, Path]) -> None:
     model = load(case, folders)
     if "global" not in model.card.positions:
