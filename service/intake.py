@@ -13,7 +13,7 @@ from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.metrics import Metrics
 from service.pictures import Pictures
-from service.submission import Submission
+from service.submission import Submission, require_pictures
 
 _RETRY_S: Final = 1
 
@@ -69,6 +69,7 @@ class Intake:
 
     async def _create(self, job_id: str, submission: Submission) -> Job:
         data = await self._admission.admit(submission.request)
+        require_pictures(submission)  # only now: nobody should have to send one for what is refused anyway
         if submission.files:
             # Before the record: a job that can be seen can be sung.
             pictures = await self._pictures.keep(job_id, submission)

@@ -52,9 +52,7 @@ async def read_submission(request: Request, max_json_bytes: int, max_picture_byt
             return await _read_form(form, max_json_bytes, max_picture_bytes)
     if kind != "application/json" and not kind.endswith("+json"):
         raise _refuse("Content-Type", kind, "application/json or multipart/form-data")
-    submission = Submission(_parse(await request.body()))
-    _require_pictures(submission)
-    return submission
+    return Submission(_parse(await request.body()))
 
 
 async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int) -> Submission:
@@ -66,9 +64,7 @@ async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int
     for part in PICTURE_PARTS:
         if part in form:
             files[part] = await _read_part(part, form[part], max_picture_bytes)
-    submission = Submission(_parse(body), files)
-    _require_pictures(submission)
-    return submission
+    return Submission(_parse(body), files)
 
 
 def _refuse_strangers(names: list[str]) -> None:
@@ -87,8 +83,12 @@ async def _read_part(name: str, part: UploadFile | str, max_bytes: int) -> bytes
     return content
 
 
-def _require_pictures(submission: Submission) -> None:
-    """Each picture needs the field that says what it is for, and the other way round."""
+def require_pictures(submission: Submission) -> None:
+    """Each picture needs the field that says what it is for, and the other way round.
+
+    Raises:
+        InvalidRequestError: one is missing, or too much.
+    """
     errors = list(_mismatches(submission))
     if errors:
         raise InvalidRequestError(errors)

@@ -74,6 +74,7 @@ def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Stor
         ({"advanced": {"tile_size_px": 200}}, "advanced.tile_size_px", "192 or 256"),
         ({"seamless": "z"}, "seamless", "both"),
         ({"loras": [{"name": "ink"}]}, "loras.0.name", "none: model glow (toy) takes no LoRA"),
+        ({"control": {"name": "edges"}}, "control.name", "none: model glow (toy) takes no ControlNet"),
         ({"loras": [{"name": "ink", "weight": 4.1}]}, "loras.0.weight", "4"),
         ({"loras": [{"name": "ink"}, {"name": "ink"}]}, "loras", "each LoRA once"),
         ({"loras": [{"name": str(number)} for number in range(9)]}, "loras", "8"),
