@@ -48,6 +48,13 @@ def read_synonyms() -> list[tuple[str, str, str]]:
     return [(word, twin, category) for word, twin, category in (line.split() for line in lines)]
 
 
+@cache
+def read_thesaurus() -> dict[str, list[str]]:
+    """Words of the captions, and other names for each; none of them is measured as a synonym."""
+    lines = (WORDS / "thesaurus.txt").read_text(encoding="utf-8").splitlines()
+    return {word: others for word, *others in (line.split() for line in lines)}
+
+
 def split_words(sentence: str) -> list[str]:
     """Lower-case words, hyphens kept inside: 'Close-up of sand' -> close, up, of, sand."""
     return re.findall(r"[a-z]+", sentence.lower())
@@ -78,8 +85,18 @@ def _fill(template: str, vocabulary: list[str], rng: random.Random) -> str:
     return re.sub(r"\{(\w+)\}", choose, template)
 
 
-def vary(caption: str, rng: random.Random) -> str:
-    """The caption with a few words missing and in one of the usual frames; its last word always stays."""
+def vary(caption: str, rng: random.Random, held: frozenset[str] = frozenset()) -> str:
+    """The caption with a few words missing, a few by other names, and in one of the usual frames.
+
+    Its last word is never missing, those `held` are neither missing nor changed.
+    """
     *words, last = caption.split()
-    kept = [word for word in words if rng.random() > 0.12]
-    return rng.choice(FRAMES).format(" ".join([*kept, last]))
+    kept = [word for word in words if word in held or rng.random() > 0.12]
+    renamed = [word if word in held else rename(word, rng) for word in [*kept, last]]
+    return rng.choice(FRAMES).format(" ".join(renamed))
+
+
+def rename(word: str, rng: random.Random) -> str:
+    """Now and then another name of the same thing: prompts are not written in the captions' few words."""
+    others = read_thesaurus().get(word)
+    return rng.choice(others) if others and rng.random() < 0.25 else word

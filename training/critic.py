@@ -1,7 +1,10 @@
-"""A light patch critic for sharp textures."""
+"""Critics for sharp textures: a light one of patches, and one that sees through a known network."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from training.features import CHANNELS, Features
 
 
 class PatchCritic(nn.Module):
@@ -24,6 +27,45 @@ class PatchCritic(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Scores, high for real, (B, 1, h, w)."""
         return self.layers(image)
+
+
+class FeatureCritic(nn.Module):
+    """Judges the feature maps of a known network (projected GANs, Sauer et al. 2021, section 3.2), a head for each."""
+
+    def __init__(self, features: Features, text_width: int, width: int = 64) -> None:
+        super().__init__()
+        self.features = features
+        self.heads = nn.ModuleList(_Head(channels, text_width, width) for channels in CHANNELS)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Scores of all places of all stages, high for real, (B, places).
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            text: (B, tokens, width), the states of its caption.
+        """
+        maps = zip(self.heads, self.features.stages(image), strict=True)
+        return torch.cat([head(stage, text.mean(1)).flatten(1) for head, stage in maps], dim=1)
+
+
+class _Head(nn.Module):
+    """Hears the caption by projection (Miyato & Koyama 2018, equation 4)."""
+
+    def __init__(self, channels: int, text_width: int, width: int) -> None:
+        super().__init__()
+        self.gain = channels**0.5  # maps have unit length over the channels
+        self.look = nn.Sequential(
+            spectral_norm(nn.Conv2d(channels, width, 1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
+            nn.LeakyReLU(0.2),
+        )
+        self.score = spectral_norm(nn.Conv2d(width, 1, 1))
+        self.hear = spectral_norm(nn.Linear(text_width, width))
+
+    def forward(self, stage: Tensor, text: Tensor) -> Tensor:
+        seen = self.look(self.gain * stage)
+        return self.score(seen) + (seen * self.hear(text)[:, :, None, None]).mean(1, keepdim=True)
 
 
 def critic_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class DenoiserOptions:
     batch: int = 256
     large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many
     empty_share: float = 0.1
-    tints: int = 2  # painted versions of each picture of a made thing
+    tints: int = 1  # painted versions of each picture of a made thing
     peak_rate: float = 8e-4
     compile: bool = False
     layout: torch.memory_format = torch.channels_last  # which one is faster depends on the kernels of the day

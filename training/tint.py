@@ -41,9 +41,13 @@ def _paint(picture: Picture, name: str) -> Picture:
     return replace(picture, caption=" ".join([name, *words]), tint=COLOURS[name])
 
 
-def apply_tint(crop: Tensor, tint: tuple[float, float, float]) -> Tensor:
-    """The crop's light and dark in one colour; (3, h, w) in [-1, 1] in and out, mean colour `tint` (0 to 1)."""
+def apply_tint(crop: Tensor, tint: tuple[float, float, float], share: float = 1.0) -> Tensor:
+    """The crop's light and dark in one colour, with `share` of paint and the rest as it was.
+
+    (3, h, w) in [-1, 1] in and out; the paint's mean colour is `tint` (0 to 1).
+    """
     weights = crop.new_tensor(_LUMA).view(3, 1, 1)
     luma = (crop.add(1).div(2) * weights).sum(0, keepdim=True)
     colour = crop.new_tensor(tint).view(3, 1, 1)
-    return (colour * luma / luma.mean().clamp(min=0.05)).clamp_(0, 1).mul_(2).sub_(1)
+    painted = (colour * luma / luma.mean().clamp(min=0.05)).clamp_(0, 1).mul_(2).sub_(1)
+    return crop.lerp(painted, share)

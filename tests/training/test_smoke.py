@@ -13,19 +13,24 @@ from PIL import Image
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from training.augment import CropRange, sample_crop
 from training.autoencoder import AutoencoderOptions, AutoencoderTraining, build_autoencoder
 from training.bundle import write_digests
+from training.corpus import read_synonyms, read_thesaurus, rename, vary
+from training.critic import FeatureCritic
 from training.dataset import DatasetError, read_pictures
 from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions
+from training.features import Features
 from training.latent_scale import raise_faint_channels
 from training.latents import Bank, Captions
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
 from training.prepare import prepare
 from training.progress import Budget, begin_with, load_checkpoint, save_checkpoint
 from training.ranks import average_gradients
-from training.sampling import FEW_STEPS, sample
+from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
+from training.sharpen import Sharpening, SharpenOptions
 from training.tint import COLOURS, add_tints, apply_tint
 from training.tokens import train_tokenizer
 
@@ -239,6 +244,72 @@ def test_painted_pictures_are_named_by_their_colour(dataset: Path) -> None:
     assert len(painted) == 2 * sum(picture.category == "brick" for picture in pictures) / 3
     assert {len(picture.caption.split()) for picture in painted} == {2}
     assert all(COLOURS[picture.caption.split()[0]] == picture.tint for picture in painted)
+
+
+def test_a_painted_caption_never_loses_its_colour(dataset: Path) -> None:
+    rng = random.Random(0)
+    painted = next(p for p in add_tints(read_pictures(dataset), 1, rng) if p.tint is not None)
+    colour = painted.caption.split()[0]
+    varied = [vary(f"{colour} stained brick wall", rng, frozenset([colour])) for _ in range(100)]
+    assert all(colour in caption.split() for caption in varied)
+    assert any("stained" not in caption for caption in varied)
+
+
+def test_things_have_other_names_in_training_but_none_that_is_measured() -> None:
+    others = {word for words in read_thesaurus().values() for word in words}
+    assert not others & {unseen for unseen, *_ in read_synonyms()}
+    rng = random.Random(0)
+    renamed = {rename("grass", rng) for _ in range(200)}
+    assert renamed == {"grass", *read_thesaurus()["grass"]}
+
+
+def test_small_tileable_pictures_are_enlarged_and_not_repeated(dataset: Path) -> None:
+    picture = read_pictures(dataset)[0]
+    image = torch.arange(64, dtype=torch.uint8).mul(3).expand(3, 64, 64).contiguous()
+    native = CropRange(low=1.0, high=1.0, native=1.0)
+    crop = sample_crop(image, picture, 128, native, random.Random(0))
+    steps = crop[0].mean(0).diff()
+    assert (steps > -1e-3).all() or (steps < 1e-3).all()
+
+
+def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
+    torch.manual_seed(0)
+    recipe = Recipe(build_few_step_scheduler, steps=2, guidance_scale=1.0)
+    vae = build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False)
+    critic = FeatureCritic(Features(), text_width=16, width=8)
+    options = SharpenOptions(batch=2, side_px=64, learned_steps=2)
+    sharpening = Sharpening(
+        build_denoiser(4, 16, (16, 16, 16)), vae, critic, recipe, options, torch.device("cpu")
+    )
+    parts = (sharpening.denoiser, critic.heads, sharpening.known, vae, critic.features)
+    before = [[weight.clone() for weight in part.parameters()] for part in parts]
+    losses = sharpening.step(torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 8, 16), torch.randn(1, 8, 16))
+    assert all(loss.isfinite() for loss in losses.values())
+    moved = [
+        not all(map(torch.equal, part.parameters(), old)) for part, old in zip(parts, before, strict=True)
+    ]
+    assert moved == [True, True, False, False, False]
+
+
+def test_sharpening_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    def build() -> Sharpening:
+        torch.manual_seed(0)
+        return Sharpening(
+            build_denoiser(4, 16, (16, 16, 16)),
+            build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False),
+            FeatureCritic(Features(), text_width=16, width=8),
+            Recipe(build_few_step_scheduler, steps=1, guidance_scale=1.0),
+            SharpenOptions(batch=1, side_px=64, learned_steps=1),
+            torch.device("cpu"),
+        )
+
+    first, again = build(), build()
+    for _ in range(2):
+        first.step(torch.rand(1, 3, 64, 64) * 2 - 1, torch.randn(1, 8, 16), torch.randn(1, 8, 16))
+    save_checkpoint(tmp_path / "sharpen.pt", first.state())
+    again.restore(load_checkpoint(tmp_path / "sharpen.pt", torch.device("cpu")))
+    for part in ("denoiser", "critic"):
+        assert all(map(torch.equal, getattr(first, part).parameters(), getattr(again, part).parameters()))
 
 
 def test_an_autoencoder_trains_with_its_critic() -> None:

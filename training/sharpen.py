@@ -1,0 +1,296 @@
+"""Sharpen a denoiser: what it paints, decoded, must pass for real before a critic.
+
+Adversarial fine-tuning in the manner of adversarial diffusion distillation (Sauer et al. 2023), but the steps of
+the recipe are trained as one network, as in DRaFT (Clark et al. 2024): gradients of the finished picture flow
+through the last of them. The critic sees through EfficientNet-Lite1; the measures see through Lite0.
+"""
+
+import argparse
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from training.augment import CropRange, balance, load_images, sample_crop
+from training.critic import FeatureCritic, critic_loss, generator_loss
+from training.dataset import Picture, read_folders
+from training.denoiser import write_half
+from training.diffusion import build_noising
+from training.features import Features
+from training.latents import Captions, encode_captions, encode_pixels, load_encoders
+from training.progress import (
+    Average,
+    Budget,
+    choose_device,
+    half_precision,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    set_learning_rate,
+)
+from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
+from training.sampling import FEW_STEPS, FULL, Recipe, denoise
+from training.tint import add_tints
+
+
+@dataclass(frozen=True, slots=True)
+class SharpenOptions:
+    """Sizes, rates and weights of a step."""
+
+    batch: int = 32
+    crops: int = 8_000
+    side_px: int = 512
+    learned_steps: int = 5  # the last ones of the recipe
+    anchor: float = 5.0  # weight of staying near the known predictions
+    empty_share: float = 0.1  # of the anchor's captions
+    peak_rate: float = 5e-5
+    critic_rate: float = 2e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Which denoiser is sharpened, and how it paints."""
+
+    folder: str
+    recipe: Recipe
+    learned_steps: int
+
+
+VARIANTS = {"few": Variant("unet", FEW_STEPS, FEW_STEPS.steps), "full": Variant("unet_full", FULL, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Real crops, uint8 (N, 3, side, side), and the picture of each."""
+
+    crops: Tensor
+    owners: Tensor
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Random crops in [-1, 1] and their owners."""
+        chosen = torch.randint(len(self.crops), (count,), device=self.crops.device)
+        return self.crops[chosen].float().div(127.5).sub(1), self.owners[chosen]
+
+
+def hang_gallery(
+    pictures: list[Picture], options: SharpenOptions, device: torch.device, seed: int
+) -> Gallery:
+    """Native crops, categories balanced."""
+    rng, images = random.Random(seed), load_images(pictures, device)
+    owners = rng.choices(range(len(pictures)), weights=balance(pictures), k=options.crops)
+    native = CropRange(low=1.0, high=1.0, native=1.0)
+    crops = [
+        sample_crop(images[owner], pictures[owner], options.side_px, native, rng)
+        .add(1).mul(127.5).round().byte()
+        for owner in owners
+    ]  # fmt: skip
+    return Gallery(torch.stack(crops), torch.tensor(owners, device=device))
+
+
+class Sharpening:
+    """Denoiser, decoder and critic, and one update of both sides."""
+
+    def __init__(
+        self,
+        denoiser: UNet2DConditionModel,
+        vae: AutoencoderTiny,
+        critic: FeatureCritic,
+        recipe: Recipe,
+        options: SharpenOptions,
+        device: torch.device,
+    ) -> None:
+        self.options, self.device, self.recipe = options, device, recipe
+        self.vae, self.critic = vae.to(device), critic.to(device)
+        self.known = _copy(denoiser).to(device, memory_format=torch.channels_last).requires_grad_(False)
+        self.denoiser = denoiser.to(device, memory_format=torch.channels_last).requires_grad_(True)
+        self.optimizer = _build_optimizer(self.denoiser)
+        self.critic_optimizer = _build_optimizer(self.critic.heads)
+        self.average = Average(self.denoiser, decay=0.995)
+        self.noising = build_noising(device)
+
+    def step(self, real: Tensor, text: Tensor, empty: Tensor) -> dict[str, Tensor]:
+        """One update of the critic, then one of the denoiser.
+
+        Args:
+            real: crops in [-1, 1], (B, 3, side, side).
+            text: states of their captions; the same captions are painted.
+            empty: (1, tokens, width).
+        """
+        painted = self._paint(real, text, empty)
+        judged = self._teach_critic(real, painted.detach(), text)
+        with half_precision(self.device):
+            scores = self.critic(painted, text).float()
+        distance = self._measure_distance(real, text, empty)
+        loss = generator_loss(scores) + self.options.anchor * distance
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.denoiser)
+        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update()
+        return {"critic": judged, "scores": scores.mean().detach(), "distance": distance.detach()}
+
+    def _paint(self, real: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        side = real.shape[-1] // 8
+        noise = torch.randn(len(text), self.denoiser.config.in_channels, side, side, device=self.device)
+        latent = denoise(self.denoiser, self.recipe, noise, text, empty, self.options.learned_steps)
+        with half_precision(self.device):
+            return checkpoint(self._decode, latent, use_reentrant=False).float()
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return self.vae.decoder(latent / self.vae.config.scaling_factor)
+
+    def _teach_critic(self, real: Tensor, painted: Tensor, text: Tensor) -> Tensor:
+        with half_precision(self.device):
+            loss = critic_loss(self.critic(real, text).float(), self.critic(painted, text).float())
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.critic.heads)
+        self.critic_optimizer.step()
+        return loss.detach()
+
+    def _measure_distance(self, real: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        """Mean squared distance from the known predictions, on noisy real latents."""
+        with torch.no_grad():
+            latent = encode_pixels(self.vae, real)
+        timestep = self._draw_timesteps(len(real))
+        noisy = self.noising.add(latent, torch.randn_like(latent), timestep)
+        unheard = torch.rand(len(text), 1, 1, device=self.device) < self.options.empty_share
+        text = torch.where(unheard, empty, text)
+        with half_precision(self.device):
+            velocity = self.denoiser(noisy, timestep, text, return_dict=False)[0].float()
+            with torch.no_grad():
+                known = self.known(noisy, timestep, text, return_dict=False)[0].float()
+        return (velocity - known).square().mean()
+
+    def _draw_timesteps(self, count: int) -> Tensor:
+        scheduler = self.recipe.build_scheduler()
+        scheduler.set_timesteps(self.recipe.steps, device=self.device)
+        return scheduler.timesteps[torch.randint(self.recipe.steps, (count,), device=self.device)]
+
+    def set_rates(self, step: int, fraction: float) -> None:
+        """Of both sides, by how much of the time is over."""
+        for optimizer, peak in (
+            (self.optimizer, self.options.peak_rate),
+            (self.critic_optimizer, self.options.critic_rate),
+        ):
+            set_learning_rate(optimizer, learning_rate(peak, step, fraction, warmup=50, decay_from=0.6))
+
+    def state(self) -> dict[str, object]:
+        """Everything that a later run needs to go on."""
+        return {
+            "denoiser": self.denoiser.state_dict(),
+            "critic": self.critic.heads.state_dict(),
+            "optimizers": [self.optimizer.state_dict(), self.critic_optimizer.state_dict()],
+            "average": self.average.values,
+            "average_steps": self.average.steps,
+        }
+
+    def restore(self, state: dict[str, object]) -> None:
+        """The inverse of `state`."""
+        self.denoiser.load_state_dict(state["denoiser"])
+        self.critic.heads.load_state_dict(state["critic"])
+        for optimizer, kept in zip((self.optimizer, self.critic_optimizer), state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.average.values, self.average.steps = state["average"], state["average_steps"]
+
+
+def _copy(denoiser: UNet2DConditionModel) -> UNet2DConditionModel:
+    copy = UNet2DConditionModel.from_config(denoiser.config)
+    copy.load_state_dict(denoiser.state_dict())
+    return copy
+
+
+def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
+
+
+def sharpen(
+    gallery: Gallery,
+    captions: Captions,
+    sharpening: Sharpening,
+    out: Path,
+    folder: str,
+    budget: Budget,
+    seed: int,
+) -> None:
+    """Sharpen or go on, checkpoint, and write the averaged weights as `out/folder/` (fp16)."""
+    first = _resume(sharpening, budget, out / f"sharpen-{folder}.pt")
+    torch.manual_seed(seed + first)
+    for step in budget.steps(first):
+        real, owners = gallery.draw(sharpening.options.batch)
+        sharpening.set_rates(step, budget.fraction)
+        losses = sharpening.step(real, captions.draw(owners, empty_share=0.0), captions.empty(1))
+        if step % 20 == 0 and is_leader():
+            shown = " ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items())
+            print(f"step {step} {budget.elapsed:.0f}s {shown}", flush=True)
+        first = step + 1
+    if not is_leader():
+        return
+    state = sharpening.state() | {"step": first, "spent": budget.elapsed}
+    save_checkpoint(out / f"sharpen-{folder}.pt", state)
+    with sharpening.average.swapped():
+        write_half(sharpening.denoiser, out / folder)
+
+
+def _resume(sharpening: Sharpening, budget: Budget, path: Path) -> int:
+    state = load_checkpoint(path, sharpening.device)
+    if state is None:
+        return 0
+    sharpening.restore(state)
+    budget.spent = state["spent"]
+    return state["step"]
+
+
+def main() -> None:
+    """Command line: `python -m training.sharpen SHARD [SHARD ...] --parts PARTS --out SHARP --variant few`."""
+    parser, usual = argparse.ArgumentParser(description=main.__doc__), SharpenOptions()
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--parts", type=Path, required=True, help="folder with the encoders and the denoiser")
+    parser.add_argument("--out", type=Path, required=True, help="where the sharpened denoiser goes")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="few")
+    parser.add_argument("--guidance-scale", type=float, help="of the full variant")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--call-seconds", type=float, default=float("inf"))
+    parser.add_argument("--batch", type=int, default=usual.batch)
+    parser.add_argument("--crops", type=int, default=usual.crops)
+    parser.add_argument("--side", type=int, default=usual.side_px, help="of a crop, in pixels")
+    parser.add_argument("--anchor", type=float, default=usual.anchor)
+    parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
+    parser.add_argument("--seed", type=int, default=5)
+    chosen = parser.parse_args()
+    rank, device = join_ranks(), choose_device()
+    variant = VARIANTS[chosen.variant]
+    recipe = variant.recipe
+    if chosen.guidance_scale and chosen.variant == "full":
+        recipe = replace(recipe, guidance_scale=chosen.guidance_scale)
+    options = SharpenOptions(
+        batch=chosen.batch,
+        crops=chosen.crops,
+        side_px=chosen.side,
+        learned_steps=variant.learned_steps,
+        anchor=chosen.anchor,
+        peak_rate=chosen.peak_rate,
+    )
+    seed = chosen.seed + 1000 * rank
+    real = [picture for picture in read_folders(chosen.shards) if not picture.held_out]
+    pictures = add_tints(real, 1, random.Random(seed))
+    vae, text, tokenizer = load_encoders(chosen.parts, device)
+    captions = encode_captions(text, tokenizer, pictures, device, seed)
+    denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
+    torch.manual_seed(chosen.seed)  # the same critic on every rank
+    critic = FeatureCritic(Features("efficientnet-lite1"), captions.states.shape[2])
+    sharpening = Sharpening(denoiser, vae, critic, recipe, options, device)
+    gallery = hang_gallery(pictures, options, device, seed)
+    budget = Budget(chosen.seconds, chosen.call_seconds)
+    sharpen(gallery, captions, sharpening, chosen.out, variant.folder, budget, seed)
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    main()
