@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api_schemas.tiling import Tiling
+
 # What one tile may measure at most when the whole of the smallest stage is one: a panorama is not.
 _LONGEST_ONE_TILE = 2
 
@@ -40,7 +42,7 @@ class Stage:
 
     width_px: int
     height_px: int
-    tile_size_px: int
+    tiling: Tiling
     steps: int
     strength: float
 

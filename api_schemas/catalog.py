@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api_schemas.cascade import Cascade, Stage, fit_one_tile, lay_sizes
 from api_schemas.generation import MAX_TILE_SIZE_PX, GenerationRequest, Positions, StageSettings
+from api_schemas.tiling import choose_tiling
 
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
 
@@ -16,7 +17,7 @@ class Cost(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tiles: int = Field(description="Tile predictions over all steps.")
+    tiles: int = Field(description="Tile predictions over all steps; their mean where the seed decides.")
     steps: int = Field(default=0, description="Of all stages; 0 in records from before there were stages.")
     megapixel_steps: float = Field(description="Width x height x steps, in millions, over all stages.")
     vram_gib: float = Field(description="Predicted peak memory of the device.")
@@ -97,15 +98,14 @@ class ModelCard(BaseModel):
         tile_px = request.advanced.tile_size_px
         if tile_px is None and level == 0 and levels > 1:
             tile_px = fit_one_tile(*size, self.native_size_px, self.max_tile_size_px)
-        return Stage(*size, tile_px or self.native_size_px, steps, strength)
+        tiling = choose_tiling(request, tile_px or self.native_size_px, anchored=strength < 1)
+        return Stage(*size, tiling, steps, strength)
 
     def estimate(self, request: GenerationRequest) -> Cost:
-        """Count tiles as a moving grid lays them, memory as weights, canvas, and the batch or the decode."""
+        """Count tiles as the grids will have them, memory as weights, canvas, and the batch or the decode."""
         stages = self.lay_stages(request)
         counts = [
-            ceil(stage.width_px / stage.tile_size_px)
-            * ceil(stage.height_px / stage.tile_size_px)
-            * stage.steps
+            stage.tiling.count_tiles(stage.height_px, stage.width_px, stage.steps, self.vae_scale)
             for stage in stages
         ]
         modules = request.advanced.num_modules or self.default_num_modules

@@ -7,8 +7,6 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
 
-_SHARED = 4  # by default a quarter of a tile is shared where borders do not move, and in the outer steps
-
 
 def plan_generation(
     request: ResolvedRequest, card: ModelCard, decode_memory_bytes: int, spill_dir: Path
@@ -37,18 +35,15 @@ def _plan_stage(request: ResolvedRequest, card: ModelCard, stage: Stage) -> Stag
 
 
 def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> DenoisePlan:
-    scale, advanced, tile_px = card.vae_scale, request.advanced, stage.tile_size_px
-    moving = advanced.tile_grid == "moving"
-    outer_px = tile_px // _SHARED if advanced.overlap_px is None else advanced.overlap_px
-    overlap_px = 0 if moving and advanced.overlap_px is None else outer_px
+    scale, tiling = card.vae_scale, stage.tiling
     return DenoisePlan(
         height=stage.height_px // scale,
         width=stage.width_px // scale,
-        wrap=(request.seamless in ("y", "both"), request.seamless in ("x", "both")),
-        tile_size=tile_px // scale,
-        overlap=overlap_px // scale,
-        outer_overlap=outer_px // scale,
-        moving=moving,
+        wrap=tiling.wrap,
+        tile_size=tiling.tile_size_px // scale,
+        overlap=tiling.overlap_px // scale,
+        outer_overlap=tiling.outer_overlap_px // scale,
+        moving=tiling.moving,
         seed=request.seed,
-        anchored=stage.strength < 1,
+        outer_shares=tiling.outer_shares,
     )

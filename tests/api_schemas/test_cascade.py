@@ -52,9 +52,9 @@ def test_steps_and_strengths_are_the_cards_unless_asked() -> None:
 def test_the_smallest_stage_is_one_tile_where_that_is_no_panorama() -> None:
     for size, tile in (((3072, 4608), 1536), ((2048, 8192), 1024)):
         first, *_, last = CARD.lay_stages(GenerationRequest(width_px=size[0], height_px=size[1]))
-        assert (first.tile_size_px, last.tile_size_px) == (tile, 1024)
+        assert (first.tiling.tile_size_px, last.tiling.tile_size_px) == (tile, 1024)
     asked = GenerationRequest(width_px=2048, height_px=2048, advanced=AdvancedSettings(tile_size_px=512))
-    assert {stage.tile_size_px for stage in CARD.lay_stages(asked)} == {512}
+    assert {stage.tiling.tile_size_px for stage in CARD.lay_stages(asked)} == {512}
 
 
 @pytest.mark.parametrize("layout", ["flat", "cascade"])
@@ -65,8 +65,9 @@ def test_a_request_says_it_before_the_card(layout: str) -> None:
 
 
 def test_the_cost_counts_all_stages() -> None:
-    cascade = CARD.estimate(GenerationRequest(width_px=4096, height_px=4096))
-    flat = CARD.estimate(GenerationRequest(width_px=4096, height_px=4096, layout="flat"))
+    bare = AdvancedSettings(overlap_px=0)
+    request = GenerationRequest(width_px=4096, height_px=4096, seamless="both", advanced=bare)
+    cascade, flat = (CARD.estimate(request.model_copy(update={"layout": each})) for each in ("auto", "flat"))
     assert (cascade.steps, cascade.tiles) == (57, 30 + 4 * 15 + 16 * 12)
     assert (flat.steps, flat.tiles) == (30, 16 * 30)
     assert cascade.megapixel_steps < flat.megapixel_steps

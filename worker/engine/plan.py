@@ -11,7 +11,6 @@ DecodeMode = Literal["auto", "exact", "bounded"]
 # Roberts' R2 sequence, the plane's golden ratio: any few shifts in a row lie far apart.
 # M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
 _R2 = (0.7548776662466927, 0.5698402909980532)
-_OUTER_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +24,10 @@ class DenoisePlan:
     Args:
         wrap: whether the canvas continues into itself, (vertically, horizontally).
         overlap: what neighbours share at least.
-        outer_overlap: the same for the first and the last fifth of the steps: at first tiles settle
-            their common tones, at last nothing comes after that would mend a border.
+        outer_overlap: the same in the outer steps: at first tiles settle their common tones, at last
+            nothing comes after that would mend a border.
         moving: whether the grid is shifted.
-        anchored: whether it all begins with a picture: its tones are settled, the first steps need no overlap.
+        outer_shares: how much of the steps is outer, at the (beginning, end).
     """
 
     height: int
@@ -39,12 +38,12 @@ class DenoisePlan:
     outer_overlap: int
     moving: bool
     seed: int
-    anchored: bool = False
+    outer_shares: tuple[float, float] = (0.0, 0.0)
 
     def grid_at(self, index: int, steps: int) -> TileGrid:
         """The grid of step `index` of `steps`."""
-        to_the_nearest_end = steps - 1 - index if self.anchored else min(index, steps - 1 - index)
-        outer = to_the_nearest_end < ceil(steps * _OUTER_SHARE)
+        first, last = (ceil(steps * share) for share in self.outer_shares)
+        outer = index < first or steps - 1 - index < last
         return TileGrid.lay(
             self.height,
             self.width,
@@ -53,6 +52,10 @@ class DenoisePlan:
             wrap=self.wrap,
             shift=self._shift_at(index) if self.moving else (0, 0),
         )
+
+    def count_tiles(self, steps: int) -> list[int]:
+        """Of each step."""
+        return [len(self.grid_at(index, steps).tiles) for index in range(steps)]
 
     def _shift_at(self, index: int) -> tuple[int, int]:
         down, right = (int((self.seed % 997 / 997 + index * ratio) % 1.0 * self.tile_size) for ratio in _R2)

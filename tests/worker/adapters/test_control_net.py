@@ -22,7 +22,7 @@ from worker.engine.plan import DenoisePlan, StagePlan
 
 GUIDED = ("moss", 5.0)
 PICTURE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-TORUS = DenoisePlan(24, 40, (True, True), 16, 0, 4, moving=True, seed=9)
+TORUS = DenoisePlan(24, 40, (True, True), 16, 0, 4, moving=True, seed=9, outer_shares=(0.2, 0.2))
 
 
 @dataclass(frozen=True)

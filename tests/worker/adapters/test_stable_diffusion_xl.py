@@ -10,8 +10,8 @@ from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
 
-FLAT = DenoisePlan(24, 40, (False, False), 16, 0, 4, moving=True, seed=9)
-TORUS = DenoisePlan(24, 40, (True, True), 16, 0, 4, moving=True, seed=9)
+FLAT = DenoisePlan(24, 40, (False, False), 16, 0, 4, moving=True, seed=9, outer_shares=(0.2, 0.2))
+TORUS = DenoisePlan(24, 40, (True, True), 16, 0, 4, moving=True, seed=9, outer_shares=(0.2, 0.2))
 
 
 def test_a_tile_is_told_that_it_is_a_crop_of_the_canvas() -> None:

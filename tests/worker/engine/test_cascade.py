@@ -23,8 +23,8 @@ from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandP
 from worker.engine.schedule import Scheduler
 from worker.engine.stitch import Band
 
-SMALL = DenoisePlan(12, 16, (True, False), 16, 0, 4, moving=True, seed=11)
-LARGE = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11)
+SMALL = DenoisePlan(12, 16, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
+LARGE = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
 FIRST, SECOND = StagePlan(SMALL, 6), StagePlan(LARGE, 3, 0.5, low_band=LowBandPlan())
 CASCADE = GenerationPlan(11, 2, (FIRST, SECOND))
 
@@ -147,7 +147,10 @@ def singer(tmp_path_factory: pytest.TempPathFactory) -> Singer:
 def tiny_plan(wrap: bool) -> GenerationPlan:
     """Three stages, the last less than twice as large; the encoder walks 5 x 4 tiles, sampled."""
     sizes = [(8, 8), (16, 16), (40, 32)]
-    grids = [DenoisePlan(*size, (wrap, wrap), 16, 0, 4, moving=True, seed=5) for size in sizes]
+    grids = [
+        DenoisePlan(*size, (wrap, wrap), 16, 0, 4, moving=True, seed=5, outer_shares=(0.2, 0.2))
+        for size in sizes
+    ]
     later = [StagePlan(grid, 1, 0.5, 2, LowBandPlan()) for grid in grids[1:]]
     return GenerationPlan(5, 4, (StagePlan(grids[0], 2), *later), DecodePlan(tile_size=8))
 

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def paint(group: Group, folder: str) -> bytes:
     """32 x 48 latent pixels in tiles of 16: uneven shares for any number of ranks; an exact decode."""
-    denoise = DenoisePlan(32, 48, (False, False), 16, 0, 4, moving=True, seed=3)
+    denoise = DenoisePlan(32, 48, (False, False), 16, 0, 4, moving=True, seed=3, outer_shares=(0.2, 0.2))
     stage = StagePlan(denoise, 4, modules=1)
     plan = GenerationPlan(
         3, 4, (stage,), DecodePlan(tile_size=8, mode="exact", memory_bytes=1, recompute=True)

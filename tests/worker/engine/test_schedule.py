@@ -41,7 +41,7 @@ def _singer(name: str, options: dict[str, object], steps: int = 6) -> tuple[Solo
     return Soloist(replica, scheduler, plain_decoder()), answer
 
 
-GRIDS = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11)
+GRIDS = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
 PLAN = GenerationPlan(11, 2, (StagePlan(GRIDS, 6, modules=2),))
 
 
