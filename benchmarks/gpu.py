@@ -185,7 +185,7 @@ def measure_flat_loop(bench: Bench) -> None:
     """A few steps, and what all 28 would take."""
     tile_s, steps = time_loop(bench, steps=4), 28
     plan = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path("."))
-    tiles = sum(len(plan.canvas.grid_at(index, steps).tiles) for index in range(steps))
+    tiles = sum(plan.canvas.count_tiles(steps))
     bench.say(
         "", f"{steps} steps of a flat 4096² are {tiles} tiles: {tiles * tile_s:.0f} s, decode not counted"
     )

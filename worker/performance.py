@@ -76,6 +76,7 @@ class Performance:
         self._may_show = True
         self._halting = False
         self._stage: StageBegan | None = None
+        self._tiles: list[int] = []  # of each step, from the first of this stage
         self._is_fresh = False
         canvas = self._plan.canvas
         self._canvas = PreviewCanvas(canvas.height, canvas.width, model.card.vae_scale, model.preview_map)
@@ -130,6 +131,9 @@ class Performance:
     def _begin_stage(self, stage: StageBegan) -> None:
         """A stage of which nothing is left to sing goes unreported, unless it is the last."""
         self._stage, self._is_fresh = stage, True
+        here, *later = self._plan.stages[stage.level - 1 :]
+        self._tiles = here.denoise.count_tiles(stage.steps)
+        self._tiles += [tiles for each in later for tiles in each.denoise.count_tiles(each.steps)]
         self._canvas.begin(stage.height, stage.width)
         done, scale = max(self._kept_step, stage.before), self._model.card.vae_scale
         if done < stage.before + stage.steps or stage.level == stage.levels:
@@ -153,11 +157,9 @@ class Performance:
             raise HaltedError(Halted(done))
 
     def _count_tiles_left(self, step: Step) -> int:
-        """Of this stage as this step had, of later ones as their first steps will have."""
+        """Of later stages as planned: a scheduler may take a step more."""
         assert self._stage is not None
-        here = (self._stage.before + self._stage.steps - step.index - 1) * step.tiles
-        later = self._plan.stages[self._stage.level :]
-        return here + sum(len(stage.denoise.grid_at(0, stage.steps).tiles) * stage.steps for stage in later)
+        return sum(self._tiles[step.index + 1 - self._stage.before :])
 
     def _keep(self, step: Step) -> None:
         began, path = time.monotonic(), self._job.folder / f"checkpoint-{step.index + 1:04d}.safetensors"
