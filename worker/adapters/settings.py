@@ -1,5 +1,6 @@
 """What a model folder may say about itself beside diffusers' own files: `chorale.json`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,8 @@ Quantization = Literal["none", "int8", "float8"]
 class LatentRgb(BaseModel):
     """RGB in [0, 1] = weight (3 rows of C) @ latent + bias."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     weight: list[list[float]] = Field(min_length=3, max_length=3)
     bias: list[float] = Field(min_length=3, max_length=3)
 
@@ -31,9 +34,10 @@ class FolderSettings(BaseModel):
         quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
         compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU.
         graphs: record the denoiser's launches once for each size of batch and play them back, on a GPU.
+        variants: allowed, since the bundled model's file has it, and not heeded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str | None = None
     description: str = ""
@@ -52,6 +56,7 @@ class FolderSettings(BaseModel):
     graphs: bool = False
     layout: Literal["cascade", "flat"] = "cascade"
     cascade: Cascade | None = None
+    variants: dict[str, object] = {}
 
     @property
     def is_plain(self) -> bool:
@@ -64,11 +69,14 @@ class FolderSettings(BaseModel):
         return self.offload == "none" and self.quantization != "int8"
 
 
+_PARTS = {"": FolderSettings, "cascade": Cascade, "latent_rgb": LatentRgb}
+
+
 def read_settings(folder: Path) -> FolderSettings:
     """Read `chorale.json`, if the folder has one.
 
     Raises:
-        ModelFolderError: a field is of the wrong kind.
+        ModelFolderError: a field is unknown, or of the wrong kind.
     """
     path = folder / "chorale.json"
     if not path.is_file():
@@ -76,4 +84,13 @@ def read_settings(folder: Path) -> FolderSettings:
     try:
         return FolderSettings.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ModelFolderError(f"{path}: {error}") from error
+        raise ModelFolderError("\n".join([f"{path}: {error}", *_name_known(error)])) from error
+
+
+def _name_known(error: ValidationError) -> Iterator[str]:
+    """For every key that is none of ours, those that are."""
+    for problem in error.errors():
+        if problem["type"] == "extra_forbidden":
+            names = [str(name) for name in problem["loc"]]
+            known = _PARTS["".join(names[:-1])].model_fields
+            yield f"{'.'.join(names)} is unknown; allowed are {', '.join(known)}"

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from worker.adapters.stable_diffusion_xl import load
 from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
+from worker.settings import WorkerSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 TOLD = Conditions(PROMPT, "moss", 5.0)
@@ -117,6 +119,29 @@ def test_a_number_that_cannot_be_meant_is_named(tmp_path: Path, field: str) -> N
     (tmp_path / "chorale.json").write_text(json.dumps({name: [-3] if index else -3}))
     with pytest.raises(ModelFolderError, match=rf"chorale\.json: 1 validation error .*\n{field}\n.*greater"):
         read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"quantisation": "int8"}, r"quantisation is unknown; allowed are name, .*quantization, .*cascade"),
+        ({"cascade": {"step": [8]}}, r"cascade\.step is unknown; allowed are steps, strength, low_band$"),
+        (
+            {"latent_rgb": {"weights": [], "bias": [0, 0, 0]}},
+            r"latent_rgb\.weights is unknown; allowed are weight, bias$",
+        ),
+    ],
+)
+def test_an_unknown_key_is_named_with_those_that_are_known(
+    tmp_path: Path, content: dict[str, object], says: str
+) -> None:
+    (tmp_path / "chorale.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match=rf"(?s)^{re.escape(str(tmp_path))}/chorale\.json: .*\n{says}"):
+        read_settings(tmp_path)
+
+
+def test_what_the_bundled_model_says_is_known() -> None:
+    assert read_settings(Path(WorkerSettings().model)).name == "chorale-textures"
 
 
 def test_a_missing_package_is_named() -> None:
