@@ -71,15 +71,16 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install '.[worker]'
 
 FROM worker-base AS worker
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chorale \
-    && install -d -o 10001 -g 10001 /work
+    && install -d -o 10001 -g 10001 /work /hub
 COPY --from=worker-build /opt/chorale /opt/chorale
 COPY deploy/health/worker.py /home/chorale/health.py
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    CHORALE_WORK_DIR=/work
+    CHORALE_WORK_DIR=/work \
+    HF_HOME=/hub
 USER 10001
 WORKDIR /home/chorale
-VOLUME /work
+VOLUME ["/work", "/hub"]
 STOPSIGNAL SIGTERM
 # Reading a large model may take minutes.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD ["python3", "health.py"]
