@@ -73,7 +73,7 @@ FROM worker-base AS worker
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chorale \
     && install -d -o 10001 -g 10001 /work /hub
 COPY --from=worker-build /opt/chorale /opt/chorale
-COPY deploy/health/worker.py /home/chorale/health.py
+COPY deploy/health/worker.py /opt/health.py
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CHORALE_WORK_DIR=/work \
@@ -83,5 +83,5 @@ WORKDIR /home/chorale
 VOLUME ["/work", "/hub"]
 STOPSIGNAL SIGTERM
 # Reading a large model may take minutes.
-HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD ["python3", "health.py"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD ["python3", "/opt/health.py"]
 CMD ["chorale", "worker"]
