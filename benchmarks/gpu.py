@@ -18,147 +18,26 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import Tensor, nn
 
-from api_schemas.generation import ResolvedRequest
+from benchmarks.bench import Bench, Layout
+from benchmarks.decoding import measure_attention, measure_decode, measure_decode_parts
 from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
-from worker.adapters.compilation import compile_blocks, find_denoiser
-from worker.adapters.family import FamilyModel
-from worker.adapters.graphs import replay_forward
-from worker.adapters.model import Conditions
-from worker.adapters.vae_attention import attend_in_blocks
-from worker.engine.decode import decode
-from worker.engine.decoder import Attend, Decoder, Local, Operation
 from worker.engine.denoise import Step, TilePredicted
-from worker.engine.generate import Progress, StageBegan, generate
-from worker.engine.plan import DecodeMode, DecodePlan, GenerationPlan
+from worker.engine.generate import StageBegan
 from worker.engine.ranks import Ranks
-from worker.engine.stitch import Band, stitch
-from worker.engine.sync import Alone, Group
+from worker.engine.stitch import Band
+from worker.engine.sync import Alone
 from worker.image_file import ImageFile
-from worker.planner import plan_generation
 from worker.pyramid import Press
 
-Layout = Literal["flat", "cascade"]
-GIB = 2**30
 TILE_TFLOP = 6.76  # of SDXL's UNet for one 1024 px tile, one branch
-
-
-@dataclass(slots=True)
-class Gauge:
-    """What a measure took."""
-
-    seconds: float = 0.0
-    peak_gib: float = 0.0
-
-
-class Bench:
-    """One model on one device."""
-
-    def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        model: FamilyModel,
-        device: torch.device,
-        group: Group,
-        options: argparse.Namespace,
-    ) -> None:
-        self.pipe, self.model = pipe, model
-        self.device, self.group, self.modules = device, group, options.modules
-        self._shrink = 16 if options.tiny else 1
-        self.decode_bytes = int(options.decode_gib * GIB)
-        self.ceiling: float | None = None
-        self.weights_gib = torch.cuda.memory_allocated() / GIB if device.type == "cuda" else 0.0
-        if options.attention == "cudnn":
-            torch.backends.cuda.enable_flash_sdp(False)
-        if options.graphs:
-            replay_forward(find_denoiser(pipe))
-        count = compile_blocks(find_denoiser(pipe)) if options.compile else 0
-        with self.gauge() as gauge:
-            self.rehearse()
-        self.say("rehearsal", f"{count} blocks compiled, {gauge.seconds:.0f} s, once at a worker's start")
-
-    def say(self, name: str, value: str) -> None:
-        """One voice is enough."""
-        if self.group.rank == 0:
-            print(f"{name:<28} {value}", flush=True)
-
-    def size(self, side_px: int) -> int:
-        return side_px // self._shrink
-
-    @contextmanager
-    def gauge(self) -> Iterator[Gauge]:
-        """Seconds until the device is idle again."""
-        gauge = Gauge()
-        self._settle()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        yield gauge
-        self._settle()
-        gauge.seconds = time.perf_counter() - began
-        if self.device.type == "cuda":
-            gauge.peak_gib = torch.cuda.max_memory_allocated() / GIB
-
-    def rehearse(self) -> None:
-        """One step of the largest batch, for which it is compiled, then of a single tile; a small decode."""
-        for side_px in (4096, 1024):
-            progress = self.sing(side_px, layout="flat", steps=2)
-            next(event for event in progress if isinstance(event, Step))
-            progress.close()
-        self.decode(1024, "exact")
-
-    def decode(self, side_px: int, mode: DecodeMode, decoder: Decoder | None = None) -> None:
-        card = self.model.card
-        side = self.size(side_px) // card.vae_scale
-        latent = torch.randn(card.latent_channels, side, side, device=self.device)
-        decoder = decoder or self.model.prepare(Conditions("")).decoder
-        with tempfile.TemporaryDirectory() as folder:
-            held_bytes = self.decode_bytes if mode == "exact" else self.decode_bytes // 4
-            plan = DecodePlan(mode=mode, memory_bytes=held_bytes, spill_dir=folder)
-            for _ in stitch(decode(latent, decoder, (False, False), plan, self.group), self.size(side_px)):
-                pass
-
-    def sing(
-        self, side_px: int, *, layout: Layout, steps: int, folder: Path | None = None
-    ) -> Iterator[Progress]:
-        request = self.ask(side_px, layout=layout, steps=steps)
-        conditions = Conditions(request.prompt, guidance_scale=request.guidance_scale)
-        plan = self.plan(request, folder or Path(tempfile.gettempdir()))
-        return generate(plan, self.model.prepare(conditions), group=self.group)
-
-    def plan(self, request: ResolvedRequest, folder: Path) -> GenerationPlan:
-        return plan_generation(request, self.model.card, self.decode_bytes, folder)
-
-    def ask(self, side_px: int, *, layout: Layout, steps: int) -> ResolvedRequest:
-        side_px = max(self.size(side_px), 256)
-        return ResolvedRequest.model_validate(
-            {
-                "model": self.model.card.name,
-                "width_px": side_px,
-                "height_px": side_px,
-                "steps": steps,
-                "guidance_scale": self.model.card.default_guidance_scale,
-                "seed": 7,
-                "layout": layout,
-                "advanced": {"num_modules": self.modules},
-            }
-        )
-
-    def _settle(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def measure_ceiling(bench: Bench) -> None:
@@ -198,7 +77,7 @@ def time_loop(bench: Bench, steps: int) -> float:
         began = time.perf_counter()
         for event in bench.sing(4096, layout="flat", steps=steps):
             if isinstance(event, Step):
-                bench._settle()
+                bench.settle()
                 times.append((time.perf_counter() - began, event.tiles))
                 if len(times) == steps:
                     break
@@ -226,92 +105,10 @@ def measure_first_preview(bench: Bench) -> None:
     bench.say("first preview after", f"{gauge.seconds:.2f} s")
 
 
-def measure_decode(bench: Bench) -> None:
-    for side_px in (4096, 8192):
-        for mode in ("exact", "bounded"):
-            _measure_decode(bench, side_px, mode)
-
-
-def _measure_decode(bench: Bench, side_px: int, mode: DecodeMode) -> None:
-    with bench.gauge() as gauge:
-        bench.decode(side_px, mode)
-    bench.say(
-        f"decode {side_px}² {mode}",
-        f"{gauge.seconds:.2f} s; peak {gauge.peak_gib:.1f} GiB, of it weights {bench.weights_gib:.1f}",
-    )
-
-
-def measure_decode_parts(bench: Bench) -> None:
-    """Where the exact decode of 8192² spends its time on the device; the rest is normalisation, sums, moving."""
-    spans: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {"attention": [], "convolutions": []}
-
-    def timed(name: str, ask: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def ask_timed(*values: Tensor) -> Tensor:
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            answer = ask(*values)
-            last.record()
-            spans[name].append((first, last))
-            return answer
-
-        return ask_timed if bench.device.type == "cuda" else ask
-
-    def watch(operation: Operation) -> Operation:
-        match operation:
-            case Attend():
-                return replace(operation, apply=timed("attention", operation.apply))
-            case Local() if operation.reach:
-                return replace(operation, apply=timed("convolutions", operation.apply))
-            case _:
-                return operation
-
-    decoder = bench.model.prepare(Conditions("")).decoder
-    with bench.gauge() as gauge:
-        bench.decode(8192, "exact", replace(decoder, operations=[watch(each) for each in decoder.operations]))
-    parts = {name: sum(a.elapsed_time(b) for a, b in each) / 1000 for name, each in spans.items()}
-    parts["the rest"] = gauge.seconds - sum(parts.values())
-    bench.say("its parts at 8192²", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items()))
-
-
-def measure_attention(bench: Bench) -> None:
-    """One strip of the decoder's attention at 4096²: an eighth of all queries, all keys."""
-    keys = bench.size(512) ** 2
-    shape = (1, 1, keys, 512)
-    dtype = next(find_denoiser(bench.pipe).parameters()).dtype
-    key = torch.randn(shape, device=bench.device, dtype=dtype)
-    query = key[:, :, : keys // 8]
-    in_blocks = {
-        f"{rows} x {columns}": partial(_attend_in, rows, columns)
-        for rows, columns in ((8192, 16384), (4096, 8192), (4096, 4096), (2048, 16384))
-    }
-    for name, ask in {**in_blocks, "PyTorch's": nn.functional.scaled_dot_product_attention}.items():
-        ask(query[:, :, :16], key, key)
-        with bench.gauge() as gauge:
-            answer = ask(query, key, key)
-        tflop = 4 * keys * len(query[0, 0]) * 512 / 1e12
-        bench.say(
-            f"decoder attention {name}",
-            f"{gauge.seconds:.3f} s an eighth, {tflop / gauge.seconds:.0f} TFLOP/s; "
-            f"peak {gauge.peak_gib - bench.weights_gib:.1f} GiB; mean {answer.float().abs().mean():.6f}",
-        )
-
-
-def _attend_in(rows: int, columns: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return attend_in_blocks(query[0, 0], key[0, 0], value[0, 0], rows, columns)[None, None]
-
-
 def measure_cascade(bench: Bench) -> None:
     """Twice: at first kernels are chosen for shapes that the rehearsal has not seen."""
     for _ in range(2):
         measure_picture(bench, 4096, "cascade", 30)
-
-
-def measure_huge_cascade(bench: Bench) -> None:
-    measure_picture(bench, 8192, "cascade", 30)
-
-
-def measure_flat(bench: Bench) -> None:
-    measure_picture(bench, 4096, "flat", 28)
 
 
 def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> None:
@@ -348,9 +145,12 @@ SDXL: dict[str, Callable[[Bench], None]] = {
     "panorama": measure_panorama,
     "decode": measure_decode,
     "decode-parts": measure_decode_parts,
-    "cascade-8192": measure_huge_cascade,
+    "cascade-8192": partial(measure_picture, side_px=8192, layout="cascade", steps=30),
 }
-FLUX: dict[str, Callable[[Bench], None]] = {"flux-loop": measure_flat_loop, "flux": measure_flat}
+FLUX: dict[str, Callable[[Bench], None]] = {
+    "flux-loop": measure_flat_loop,
+    "flux": partial(measure_picture, side_px=4096, layout="flat", steps=28),
+}
 
 
 def main() -> None:
@@ -366,28 +166,28 @@ def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> N
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     group = Ranks(rank, options.ranks, device, Path(meeting_point)) if meeting_point else Alone()
     for build, wrap, measures in ((build_sdxl, wrap_sdxl, SDXL), (build_flux, wrap_flux, FLUX)):
-        chosen = [measure for name, measure in measures.items() if name in options.only]
+        chosen = [name for name in measures if name in options.only]
         if chosen:
             pipe = build(device, tiny=options.tiny)
             bench = Bench(pipe, wrap(pipe), device, group, options)
-            name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-            bench.say(bench.model.card.name, f"{group.size} x {name}")
-            for measure in chosen:
-                try_to(measure, bench)
+            card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+            bench.say(bench.model.card.name, f"{group.size} x {card}")
+            for name in chosen:
+                attempt(name, measures[name], bench)
             del pipe, bench
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
-def try_to(measure: Callable[[Bench], None], bench: Bench) -> None:
+def attempt(name: str, measure: Callable[[Bench], None], bench: Bench) -> None:
     """One measure that fails must not take the others' time; ranks would wait for each other."""
     try:
         measure(bench)
     except Exception:
         if bench.group.size > 1:
             raise
-        bench.say(measure.__name__, traceback.format_exc(limit=-4))
+        bench.say(name, traceback.format_exc(limit=-4))
 
 
 def parse() -> argparse.Namespace:

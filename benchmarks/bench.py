@@ -1,0 +1,136 @@
+"""What measures share: a model on a device, what it is asked to sing, seconds and memory."""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from api_schemas.generation import ResolvedRequest
+from worker.adapters.compilation import compile_blocks, find_denoiser
+from worker.adapters.family import FamilyModel
+from worker.adapters.graphs import replay_forward
+from worker.adapters.model import Conditions
+from worker.engine.decode import decode
+from worker.engine.decoder import Decoder
+from worker.engine.denoise import Step
+from worker.engine.generate import Progress, generate
+from worker.engine.plan import DecodeMode, DecodePlan, GenerationPlan
+from worker.engine.stitch import stitch
+from worker.engine.sync import Group
+from worker.planner import plan_generation
+
+Layout = Literal["flat", "cascade"]
+GIB = 2**30
+
+
+@dataclass(slots=True)
+class Gauge:
+    """What a measure took."""
+
+    seconds: float = 0.0
+    peak_gib: float = 0.0
+
+
+class Bench:
+    """One model on one device."""
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        model: FamilyModel,
+        device: torch.device,
+        group: Group,
+        options: argparse.Namespace,
+    ) -> None:
+        self.pipe, self.model = pipe, model
+        self.device, self.group, self.modules = device, group, options.modules
+        self._shrink = 16 if options.tiny else 1
+        self.decode_bytes = int(options.decode_gib * GIB)
+        self.ceiling: float | None = None
+        self.weights_gib = torch.cuda.memory_allocated() / GIB if device.type == "cuda" else 0.0
+        if options.attention == "cudnn":
+            torch.backends.cuda.enable_flash_sdp(False)
+        if options.graphs:
+            replay_forward(find_denoiser(pipe))
+        count = compile_blocks(find_denoiser(pipe)) if options.compile else 0
+        with self.gauge() as gauge:
+            self.rehearse()
+        self.say("rehearsal", f"{count} blocks compiled, {gauge.seconds:.0f} s, once at a worker's start")
+
+    def say(self, name: str, value: str) -> None:
+        """One voice is enough."""
+        if self.group.rank == 0:
+            print(f"{name:<28} {value}", flush=True)
+
+    def size(self, side_px: int) -> int:
+        return side_px // self._shrink
+
+    @contextmanager
+    def gauge(self) -> Iterator[Gauge]:
+        """Seconds until the device is idle again."""
+        gauge = Gauge()
+        self.settle()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        yield gauge
+        self.settle()
+        gauge.seconds = time.perf_counter() - began
+        if self.device.type == "cuda":
+            gauge.peak_gib = torch.cuda.max_memory_allocated() / GIB
+
+    def rehearse(self) -> None:
+        """One step of the largest batch, for which it is compiled, then of a single tile; a small decode."""
+        for side_px in (4096, 1024):
+            progress = self.sing(side_px, layout="flat", steps=2)
+            next(event for event in progress if isinstance(event, Step))
+            progress.close()
+        self.decode(1024, "exact")
+
+    def decode(self, side_px: int, mode: DecodeMode, decoder: Decoder | None = None) -> None:
+        card = self.model.card
+        side = self.size(side_px) // card.vae_scale
+        latent = torch.randn(card.latent_channels, side, side, device=self.device)
+        decoder = decoder or self.model.prepare(Conditions("")).decoder
+        with tempfile.TemporaryDirectory() as folder:
+            held_bytes = self.decode_bytes if mode == "exact" else self.decode_bytes // 4
+            plan = DecodePlan(mode=mode, memory_bytes=held_bytes, spill_dir=folder)
+            for _ in stitch(decode(latent, decoder, (False, False), plan, self.group), self.size(side_px)):
+                pass
+
+    def sing(
+        self, side_px: int, *, layout: Layout, steps: int, folder: Path | None = None
+    ) -> Iterator[Progress]:
+        request = self.ask(side_px, layout=layout, steps=steps)
+        conditions = Conditions(request.prompt, guidance_scale=request.guidance_scale)
+        plan = self.plan(request, folder or Path(tempfile.gettempdir()))
+        return generate(plan, self.model.prepare(conditions), group=self.group)
+
+    def plan(self, request: ResolvedRequest, folder: Path) -> GenerationPlan:
+        return plan_generation(request, self.model.card, self.decode_bytes, folder)
+
+    def ask(self, side_px: int, *, layout: Layout, steps: int) -> ResolvedRequest:
+        side_px = max(self.size(side_px), 256)
+        return ResolvedRequest.model_validate(
+            {
+                "model": self.model.card.name,
+                "width_px": side_px,
+                "height_px": side_px,
+                "steps": steps,
+                "guidance_scale": self.model.card.default_guidance_scale,
+                "seed": 7,
+                "layout": layout,
+                "advanced": {"num_modules": self.modules},
+            }
+        )
+
+    def settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
