@@ -1,5 +1,6 @@
 """The operator's list of models and add-ons that workers may load, each file with its digest."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 ModelKind = Literal["model", "lora", "controlnet", "ip_adapter"]
 AllowedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
+# `someone/model`: as the hub calls it, or a folder two levels down.
+HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 # As adapters call them; an add-on fits one of them.
 FAMILIES: Final = (
     "stable-diffusion",

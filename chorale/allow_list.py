@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from api_schemas.allow_list import (
     FAMILIES,
+    HUB_NAME,
     AllowedModel,
     AllowList,
     ModelKind,
@@ -48,8 +49,10 @@ class AllowListFile:
         """Enter a folder or file with the digests that it has now; an earlier entry is replaced.
 
         Raises:
-            AllowListError: it would run code, lacks what its kind needs, or has no sound name.
+            AllowListError: it would run code, lacks what its kind needs, is not there, or has no sound name.
         """
+        if kind == "model":
+            _refuse_hub_name(path)
         entry = _inspect(path.expanduser().resolve(), kind, base)
         self._write(name, self.read().models | {name: entry})
         return entry
@@ -74,6 +77,14 @@ class AllowListFile:
         partial = self.path.with_suffix(".partial")
         partial.write_text(allow_list.model_dump_json(indent=2))
         os.replace(partial, self.path)
+
+
+def _refuse_hub_name(path: Path) -> None:
+    if HUB_NAME.fullmatch(str(path)) and not path.exists():
+        raise AllowListError(
+            f"{path} is no folder, and only folders are listed;"
+            f" a model of that name on the hub needs no entry: chorale up --model {path}"
+        )
 
 
 def _inspect(path: Path, kind: ModelKind, base: str | None) -> AllowedModel:

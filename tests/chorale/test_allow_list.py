@@ -82,6 +82,9 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
     [
         (("add", "../up", "model"), "letters, digits"),
         (("add", "mine", "nowhere"), "a model is a folder"),
+        (("add", "mine", "some/one"), "only folders are listed; a model of that name on the hub needs no"),
+        (("add", "mine", "some/one"), "chorale up --model some/one"),
+        (("add", "mine", "model/none"), "model/none is no folder"),
         (("add", "mine", "model/unet"), "model_index.json is missing"),
         (("add", "mine", "model", "--base", "toy"), "a model has no --base"),
         (("add", "mine", "model", "--kind", "lora"), "needs --base"),

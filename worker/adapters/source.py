@@ -1,19 +1,17 @@
 """From what the operator asked for to the model and the add-ons that are meant."""
 
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from api_schemas.allow_list import AllowedModel, AllowList, covered_files
+from api_schemas.allow_list import HUB_NAME, AllowedModel, AllowList, covered_files
 from api_schemas.catalog import AddOnKind
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.integrity import check_listed
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change
 _log = logging.getLogger(__name__)
 
@@ -110,7 +108,7 @@ def find_model(source: ModelSource) -> FoundModel:
         return FoundModel(str(entry.path), source.model, entry, allow_list)
     if source.model.partition(":")[0] == "toy" or Path(source.model).is_dir():
         return FoundModel(source.model, None, None, allow_list)
-    if _HUB_NAME.fullmatch(source.model):
+    if HUB_NAME.fullmatch(source.model):
         from worker.adapters.hub import fetch
 
         return FoundModel(str(fetch(source.model)), source.model.partition("/")[2], None, allow_list)
