@@ -47,11 +47,17 @@ class DistillOptions:
 class Distillation:
     """Teacher, student, and one update."""
 
-    def __init__(self, teacher: UNet2DConditionModel, options: DistillOptions, device: torch.device) -> None:
+    def __init__(
+        self,
+        teacher: UNet2DConditionModel,
+        options: DistillOptions,
+        device: torch.device,
+        start: UNet2DConditionModel | None = None,
+    ) -> None:
         self.options, self.device = options, device
         self.teacher = teacher.to(device, memory_format=options.layout).eval().requires_grad_(False)
         self.student = UNet2DConditionModel.from_config(teacher.config)
-        self.student.load_state_dict(teacher.state_dict())
+        self.student.load_state_dict((start or teacher).state_dict())
         self.student.to(device, memory_format=options.layout)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"
@@ -137,12 +143,19 @@ class Distillation:
 
 
 def distill(
-    lessons: Lessons, out: Path, budget: Budget, options: DistillOptions, seed: int, rank: int
+    lessons: Lessons,
+    out: Path,
+    budget: Budget,
+    options: DistillOptions,
+    seed: int,
+    rank: int,
+    start: Path | None = None,
 ) -> None:
-    """Distil `out/unet_full/` and write the student's averaged weights as `out/unet/` (fp16)."""
+    """Distil `out/unet_full/` (into the student in `start`, if given) and write the averaged weights as `out/unet/` (fp16)."""
     device = lessons.captions.states.device
     teacher = UNet2DConditionModel.from_pretrained(out / "unet_full", torch_dtype=torch.float32)
-    distillation = Distillation(teacher, options, device)
+    student = UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32) if start else None
+    distillation = Distillation(teacher, options, device, student)
     first = _resume(distillation, budget, out / "distill.pt", device)
     torch.manual_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
@@ -188,6 +201,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--crops", type=int, default=24_000)
     parser.add_argument("--guidance-scale", type=float, default=FULL.guidance_scale, help="of the teacher")
+    parser.add_argument("--begin-with", type=Path, help="unet folder of a student that knows the way already")
     parser.add_argument("--seed", type=int, default=3, help="the denoiser's, to find its latents again")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--plain-layout", action="store_true", help="NCHW in place of channels last")
@@ -199,7 +213,8 @@ def main() -> None:
     options = DistillOptions(
         batch=chosen.batch, guidance_scale=chosen.guidance_scale, compile=chosen.compile, layout=layout
     )
-    distill(lessons, chosen.out, Budget(chosen.seconds, chosen.call_seconds), options, chosen.seed + 1, rank)
+    budget = Budget(chosen.seconds, chosen.call_seconds)
+    distill(lessons, chosen.out, budget, options, chosen.seed + 1, rank, chosen.begin_with)
     leave_ranks()
 
 

@@ -160,6 +160,13 @@ def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
     assert not all(map(torch.equal, distillation.student.parameters(), before))
 
 
+def test_distilling_goes_on_with_a_student(tiny: DenoiserOptions) -> None:
+    teacher, student = (build_denoiser(4, 16, tiny.widths) for _ in range(2))
+    distillation = Distillation(teacher, DistillOptions(), torch.device("cpu"), student)
+    assert all(map(torch.equal, distillation.student.parameters(), student.parameters()))
+    assert all(map(torch.equal, distillation.average.values, student.parameters()))
+
+
 class Perfect(torch.nn.Module):
     """Knows the one clean latent that there is, with and without a prompt."""
 
