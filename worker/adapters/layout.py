@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from worker.adapters.compilation import find_denoiser
 
 
-def put_parts_channels_last(pipe: DiffusionPipeline) -> None:
-    """The denoiser and the autoencoder, unless they think in films (Qwen-Image's): those have five axes."""
-    for part in (find_denoiser(pipe), pipe.components.get("vae")):
+def put_parts_channels_last(pipe: DiffusionPipeline, *, denoiser: bool) -> None:
+    """The autoencoder, and perhaps the denoiser, unless they think in films (Qwen-Image's): those have five axes."""
+    for part in (find_denoiser(pipe) if denoiser else None, pipe.components.get("vae")):
         if isinstance(part, nn.Module) and all(weight.dim() < 5 for weight in part.parameters()):
             put_channels_last(part)
 
 
 def put_channels_last(network: nn.Module) -> None:
-    """As a GPU's tensor cores want it: convolutions then turn nothing round, before or after.
+    """As convolutions want it, a GPU's and a CPU's: they then turn nothing round, before or after.
 
     diffusers' transformers inside of UNets turn their result back to channels first; that is left out.
     """
