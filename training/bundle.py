@@ -52,7 +52,8 @@ def bundle(
     scheduler = build_few_step_scheduler() if few_steps else build_full_scheduler()
     scheduler.save_pretrained(out / "scheduler")
     COMPONENTS["scheduler"][1] = type(scheduler).__name__
-    _write_json(out / "model_index.json", {"_class_name": "StableDiffusionPipeline", **COMPONENTS})
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **COMPONENTS}
+    _write_json(out / "model_index.json", index)
     _write_json(out / "chorale.json", _describe(out / "vae", shards, steps, guidance_scale))
     write_digests(out)
     check_sizes(out)
@@ -81,7 +82,6 @@ def _describe(vae: Path, shards: list[Path], steps: int, guidance_scale: float) 
         "cascade": {"steps": [steps, steps // 2, steps // 2], "strength": 0.4},
         "latent_rgb": {"weight": rounded, "bias": [round(value, 5) for value in bias.tolist()]},
         "license": "CC-BY-SA-4.0",
-        "variants": {},
     }
 
 

@@ -15,6 +15,7 @@ SCHEDULE = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "clip_sample": False,
+    "steps_offset": 1,  # asked for by StableDiffusionPipeline; nothing where the spacing is trailing
 }
 
 

@@ -34,7 +34,6 @@ class FolderSettings(BaseModel):
         quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
         compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU.
         graphs: record the denoiser's launches once for each size of batch and play them back, on a GPU.
-        variants: allowed, since the bundled model's file has it, and not heeded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +55,6 @@ class FolderSettings(BaseModel):
     graphs: bool = False
     layout: Literal["cascade", "flat"] = "cascade"
     cascade: Cascade | None = None
-    variants: dict[str, object] = {}
 
     @property
     def is_plain(self) -> bool:
