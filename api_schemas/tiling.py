@@ -75,7 +75,7 @@ def choose_tiling(request: GenerationRequest, tile_size_px: int, *, anchored: bo
 def _count_along(length: int, size: int, overlap: int, wraps: bool, shifted: bool) -> float:
     """Tiles along one axis, latent pixels; the mean of all shifts if it is shifted."""
     tile = min(size, length)
-    stride = max(1, tile - overlap)
+    stride = max(1, tile - overlap * tile // size)
     if wraps:
         return ceil(length / stride)
     shifts = range(size) if shifted else range(1)

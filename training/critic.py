@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from training.features import CHANNELS, Features
+from training.features import Features
 
 
 class PatchCritic(nn.Module):
@@ -35,17 +36,20 @@ class FeatureCritic(nn.Module):
     def __init__(self, features: Features, text_width: int, width: int = 64) -> None:
         super().__init__()
         self.features = features
-        self.heads = nn.ModuleList(_Head(channels, text_width, width) for channels in CHANNELS)
+        self.heads = nn.ModuleList(
+            _Head(channels, text_width, width) for channels in features.chosen.values()
+        )
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Scores of all places of all stages, high for real, (B, places).
+        """Scores of all places, high for real, (B, stages, h, w), each stage brought to the size of the smallest.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
             text: (B, tokens, width), the states of its caption.
         """
-        maps = zip(self.heads, self.features.stages(image), strict=True)
-        return torch.cat([head(stage, text.mean(1)).flatten(1) for head, stage in maps], dim=1)
+        maps = self.features.stages(image)
+        scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
+        return torch.cat([functional.adaptive_avg_pool2d(each, maps[-1].shape[2:]) for each in scores], dim=1)
 
 
 class _Head(nn.Module):

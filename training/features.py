@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Kind = Literal["efficientnet-lite0", "efficientnet-lite1"]
-# Outputs of these blocks stand at 1/2, 1/4, 1/8 and 1/16 of the picture.
-STAGES: dict[Kind, tuple[int, ...]] = {
-    "efficientnet-lite0": (0, 2, 4, 10),
-    "efficientnet-lite1": (0, 3, 6, 14),
+# Outputs of these blocks stand at 1/2, 1/4, 1/8, 1/16 (and 1/32) of the picture: block, channels.
+STAGES: dict[Kind, dict[int, int]] = {
+    "efficientnet-lite0": {0: 16, 2: 24, 4: 40, 10: 112},
+    "efficientnet-lite1": {0: 16, 3: 24, 6: 40, 14: 112, 20: 320},
 }
-CHANNELS = (16, 24, 40, 112)  # of the stages
 
 
 class Features(nn.Module):
@@ -23,16 +22,17 @@ class Features(nn.Module):
     def __init__(self, kind: Kind = "efficientnet-lite0") -> None:
         super().__init__()
         self.chosen = STAGES[kind]
+        self.last = max(self.chosen)
         self.network = EfficientNet.from_name(kind)
         self.network.load_state_dict(torch.load(_find_weights(kind), map_location="cpu", weights_only=True))
         self.eval().requires_grad_(False)
 
     def stages(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of the four stages, each with unit length across its channels."""
+        """Feature maps of the stages, each with unit length across its channels."""
         net = self.network
         x = net._swish(net._bn0(net._conv_stem(image)))
         maps = []
-        for index, block in enumerate(net._blocks[: self.chosen[-1] + 1]):
+        for index, block in enumerate(net._blocks[: self.last + 1]):
             x = block(x)
             if index in self.chosen:
                 maps.append(functional.normalize(x, dim=1))

@@ -85,8 +85,9 @@ class TileGrid:
         if not 0 <= overlap < tile_size:
             raise GridError(f"overlap {overlap} must be at least 0 and less than tile_size {tile_size}")
         tile_height, tile_width = min(tile_size, height), min(tile_size, width)
-        tops = _starts(height, tile_height, overlap, wrap[0], shift[0])
-        lefts = _starts(width, tile_width, overlap, wrap[1], shift[1])
+        # A tile that the canvas cuts short shares as much of itself as a whole one does.
+        tops = _starts(height, tile_height, overlap * tile_height // tile_size, wrap[0], shift[0])
+        lefts = _starts(width, tile_width, overlap * tile_width // tile_size, wrap[1], shift[1])
         tiles = tuple(Tile(top, left, tile_height, tile_width) for top, left in product(tops, lefts))
         return cls(height, width, tiles)
 

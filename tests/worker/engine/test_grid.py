@@ -57,6 +57,12 @@ def test_a_wrapping_canvas_is_covered_exactly_once_without_overlap() -> None:
     assert len(grid.tiles) == 4 * 2
 
 
+def test_a_tile_cut_short_by_a_small_wrapping_canvas_shares_less() -> None:
+    grid = TileGrid.lay(32, 128, tile_size=128, overlap=32, wrap=(True, True))
+    assert {tile.top for tile in grid.tiles} == {0, 16}
+    assert {tile.left for tile in grid.tiles} == {0, 64}
+
+
 def test_overlap_as_large_as_the_tile_is_refused() -> None:
     with pytest.raises(GridError, match="overlap 64 must be at least 0 and less than tile_size 64"):
         TileGrid.lay(128, 128, tile_size=64, overlap=64)
