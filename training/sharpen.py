@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.augment import CropRange, balance, load_images, sample_crop
 from training.critic import FeatureCritic, critic_loss, generator_loss
@@ -210,6 +211,16 @@ def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
 
 
+def load_parts(
+    parts: Path, folder: str, recipe: Recipe, options: SharpenOptions, device: torch.device
+) -> tuple[Sharpening, CLIPTextModel, CLIPTokenizer]:
+    """The denoiser in `parts/folder` before a new critic, and what hears its captions."""
+    vae, text, tokenizer = load_encoders(parts, device)
+    denoiser = UNet2DConditionModel.from_pretrained(parts / folder, torch_dtype=torch.float32)
+    critic = FeatureCritic(Features("efficientnet-lite1"), text.config.hidden_size)
+    return Sharpening(denoiser, vae, critic, recipe, options, device), text, tokenizer
+
+
 def sharpen(
     gallery: Gallery,
     captions: Captions,
@@ -254,7 +265,7 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, required=True, help="folder with the encoders and the denoiser")
     parser.add_argument("--out", type=Path, required=True, help="where the sharpened denoiser goes")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="few")
-    parser.add_argument("--guidance-scale", type=float, help="of the full variant")
+    parser.add_argument("--guidance-scale", type=float, help="in place of the recipe's")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
     parser.add_argument("--batch", type=int, default=usual.batch)
@@ -265,10 +276,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     chosen = parser.parse_args()
     rank, device = join_ranks(), choose_device()
-    variant = VARIANTS[chosen.variant]
-    recipe = variant.recipe
-    if chosen.guidance_scale and chosen.variant == "full":
-        recipe = replace(recipe, guidance_scale=chosen.guidance_scale)
+    variant, seed = VARIANTS[chosen.variant], chosen.seed + 1000 * rank
     options = SharpenOptions(
         batch=chosen.batch,
         crops=chosen.crops,
@@ -277,15 +285,12 @@ def main() -> None:
         anchor=chosen.anchor,
         peak_rate=chosen.peak_rate,
     )
-    seed = chosen.seed + 1000 * rank
+    recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
+    torch.manual_seed(chosen.seed)  # the same critic on every rank
+    sharpening, text, tokenizer = load_parts(chosen.parts, variant.folder, recipe, options, device)
     real = [picture for picture in read_folders(chosen.shards) if not picture.held_out]
     pictures = add_tints(real, 1, random.Random(seed))
-    vae, text, tokenizer = load_encoders(chosen.parts, device)
     captions = encode_captions(text, tokenizer, pictures, device, seed)
-    denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
-    torch.manual_seed(chosen.seed)  # the same critic on every rank
-    critic = FeatureCritic(Features("efficientnet-lite1"), captions.states.shape[2])
-    sharpening = Sharpening(denoiser, vae, critic, recipe, options, device)
     gallery = hang_gallery(pictures, options, device, seed)
     budget = Budget(chosen.seconds, chosen.call_seconds)
     sharpen(gallery, captions, sharpening, chosen.out, variant.folder, budget, seed)
