@@ -73,15 +73,16 @@ FROM worker-base AS worker
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chorale \
     && install -d -o 10001 -g 10001 /work /hub
 COPY --from=worker-build /opt/chorale /opt/chorale
-COPY deploy/health/worker.py /opt/health.py
+COPY deploy/health/worker.py /opt/chorale/health.py
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CHORALE_WORK_DIR=/work \
     HF_HOME=/hub
 USER 10001
-WORKDIR /home/chorale
+# Not the home, over which something else may be mounted.
+WORKDIR /opt/chorale
 VOLUME ["/work", "/hub"]
 STOPSIGNAL SIGTERM
 # Reading a large model may take minutes.
-HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD ["python3", "/opt/health.py"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=10m CMD ["python3", "health.py"]
 CMD ["chorale", "worker"]

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 ModelKind = Literal["model", "lora", "controlnet", "ip_adapter"]
 AllowedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
+# What a model folder says of itself.
+JSON_OBJECT: Final = TypeAdapter(dict[str, object])
 # `someone/model`: as the hub calls it, or a folder two levels down.
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 # As adapters call them; an add-on fits one of them.

@@ -60,11 +60,10 @@ class ModelCard(BaseModel):
     guidance: bool = Field(default=True, description="Whether `guidance_scale` may be other than 1.")
     weights_gib: float = Field(default=0.0, description="Weights that are on the device at the same time.")
     tile_gib: float = Field(default=0.0, description="Memory that one module takes while it sings.")
-    decode_gib: float = Field(default=0.5, description="Memory that decoding takes at the most.")
     decode_needs: list[DecodeNeed] = Field(
         default=[],
-        description="The same by size, from small to large. It may fall on the way: of larger pictures more is"
-        " decoded in parts.",
+        description="Memory that decoding takes, by size, from small to large. It may fall on the way: of larger"
+        " pictures more is decoded in parts.",
     )
     tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
     is_default: bool = False
@@ -126,4 +125,4 @@ class ModelCard(BaseModel):
         side_px = sqrt(request.width_px * request.height_px)
         smaller = [need.gib for need in self.decode_needs if need.side_px <= side_px]
         larger = [need.gib for need in self.decode_needs if need.side_px >= side_px]
-        return max([*smaller[-1:], *larger[:1]], default=self.decode_gib)
+        return max([*smaller[-1:], *larger[:1]], default=0.0)

@@ -1,16 +1,15 @@
 """The operator's allow-list: what may be loaded on this machine, with a digest of each file."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
-from typing import cast
 
 from pydantic import ValidationError
 
 from api_schemas.allow_list import (
     FAMILIES,
     HUB_NAME,
+    JSON_OBJECT,
     AllowedModel,
     AllowList,
     ModelKind,
@@ -126,12 +125,9 @@ def _refuse_remote_code(folder: Path) -> None:
 
 def _read_object(path: Path) -> dict[str, object]:
     try:
-        value: object = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise AllowListError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise AllowListError(f"{path} is JSON, but no object")
-    return cast(dict[str, object], value)
+        return JSON_OBJECT.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise AllowListError(f"{path}: {error.errors()[0]['msg']}") from error
 
 
 def _digest(path: Path) -> str:

@@ -24,9 +24,9 @@ from training.progress import (
     begin_with,
     choose_device,
     half_precision,
+    keep,
     learning_rate,
-    load_checkpoint,
-    save_checkpoint,
+    resume,
     set_learning_rate,
 )
 from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
@@ -200,7 +200,7 @@ def train(
     training = AutoencoderTraining(options, device, start)
     crops = _cut_crops(pictures, options, random.Random(seed + rank), device)
     torch.manual_seed(seed + rank)
-    first = _resume(training, budget, out / "autoencoder.pt", device)
+    first = resume(training, budget, out / "autoencoder.pt", device)
     for step in budget.steps(first):
         set_learning_rate(
             training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.4)
@@ -215,7 +215,7 @@ def train(
         first = step + 1
     if not is_leader():
         return
-    save_checkpoint(out / "autoencoder.pt", training.state() | {"step": first, "spent": budget.elapsed})
+    keep(training, budget, out / "autoencoder.pt", first)
     with training.average.swapped():
         if not options.decoder_only:
             scale_latents(training.model, _batch(crops, options, rng))
@@ -223,15 +223,6 @@ def train(
             training.model, training.features, [p for p in read_folders(folders) if p.held_out], out, device
         )
         training.model.half().save_pretrained(out / "vae")
-
-
-def _resume(training: AutoencoderTraining, budget: Budget, path: Path, device: torch.device) -> int:
-    state = load_checkpoint(path, device)
-    if state is None:
-        return 0
-    training.restore(state)
-    budget.spent = state["spent"]
-    return state["step"]
 
 
 def _cut_crops(

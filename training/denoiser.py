@@ -20,8 +20,10 @@ from training.progress import (
     choose_device,
     compile_by_size,
     half_precision,
+    keep,
     learning_rate,
     load_checkpoint,
+    resume,
     save_checkpoint,
     set_learning_rate,
 )
@@ -170,7 +172,7 @@ def train(
     if start:
         begin_with(model, UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32))
     training = DenoiserTraining(model, options, native.device)
-    first = _resume(training, budget, out / "denoiser.pt", native.device)
+    first = resume(training, budget, out / "denoiser.pt", native.device)
     torch.manual_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
         side, count = choose_crops(step, options)
@@ -184,7 +186,7 @@ def train(
         first = step + 1
     if not is_leader():
         return
-    save_checkpoint(out / "denoiser.pt", training.state() | {"step": first, "spent": budget.elapsed})
+    keep(training, budget, out / "denoiser.pt", first)
     with training.average.swapped():
         write_half(training.model, out / "unet_full")
 
@@ -196,20 +198,17 @@ def choose_crops(step: int, options: DenoiserOptions) -> tuple[int, int]:
     return 512, options.batch
 
 
-def _resume(training: DenoiserTraining, budget: Budget, path: Path, device: torch.device) -> int:
-    state = load_checkpoint(path, device)
-    if state is None:
-        return 0
-    training.restore(state)
-    budget.spent = state["spent"]
-    return state["step"]
-
-
 def write_half(model: UNet2DConditionModel, folder: Path) -> None:
     """The weights in fp16; the model itself stays as it is."""
-    copy = UNet2DConditionModel.from_config(model.config)
+    copy_denoiser(model).half().save_pretrained(folder)
+
+
+def copy_denoiser(model: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Another one with the same weights, which does not tell from which folder they were loaded."""
+    config = {name: value for name, value in model.config.items() if name != "_name_or_path"}
+    copy = UNet2DConditionModel.from_config(config)
     copy.load_state_dict(model.state_dict())
-    copy.half().save_pretrained(folder)
+    return copy
 
 
 def main() -> None:

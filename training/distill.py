@@ -11,7 +11,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from training.denoiser import DenoiserOptions, Lessons, build_lessons, write_half
+from training.denoiser import DenoiserOptions, Lessons, build_lessons, copy_denoiser, write_half
 from training.diffusion import build_noising
 from training.latents import Bank
 from training.progress import (
@@ -20,9 +20,9 @@ from training.progress import (
     choose_device,
     compile_by_size,
     half_precision,
+    keep,
     learning_rate,
-    load_checkpoint,
-    save_checkpoint,
+    resume,
     set_learning_rate,
 )
 from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
@@ -56,9 +56,7 @@ class Distillation:
     ) -> None:
         self.options, self.device = options, device
         self.teacher = teacher.to(device, memory_format=options.layout).eval().requires_grad_(False)
-        self.student = UNet2DConditionModel.from_config(teacher.config)
-        self.student.load_state_dict((start or teacher).state_dict())
-        self.student.to(device, memory_format=options.layout)
+        self.student = copy_denoiser(start or teacher).to(device, memory_format=options.layout)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"
         )
@@ -156,7 +154,7 @@ def distill(
     teacher = UNet2DConditionModel.from_pretrained(out / "unet_full", torch_dtype=torch.float32)
     student = UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32) if start else None
     distillation = Distillation(teacher, options, device, student)
-    first = _resume(distillation, budget, out / "distill.pt", device)
+    first = resume(distillation, budget, out / "distill.pt", device)
     torch.manual_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
         bank, count = _choose_crops(lessons, step, options)
@@ -171,7 +169,7 @@ def distill(
         first = step + 1
     if not is_leader():
         return
-    save_checkpoint(out / "distill.pt", distillation.state() | {"step": first, "spent": budget.elapsed})
+    keep(distillation, budget, out / "distill.pt", first)
     with distillation.average.swapped():
         write_half(distillation.student, out / "unet")
 
@@ -180,15 +178,6 @@ def _choose_crops(lessons: Lessons, step: int, options: DistillOptions) -> tuple
     if step % options.large_every == options.large_every - 1:
         return lessons.banks[1024], max(1, options.batch // 8)
     return lessons.banks[512], options.batch
-
-
-def _resume(distillation: Distillation, budget: Budget, path: Path, device: torch.device) -> int:
-    state = load_checkpoint(path, device)
-    if state is None:
-        return 0
-    distillation.restore(state)
-    budget.spent = state["spent"]
-    return state["step"]
 
 
 def main() -> None:

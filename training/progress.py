@@ -6,11 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from training.ranks import hear_leader
+
+
+class Trained(Protocol):
+    """What a stage trains, with all that a later run needs to go on."""
+
+    def state(self) -> dict[str, object]: ...
+
+    def restore(self, state: dict[str, object]) -> None: ...
+
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 _LOOK_EVERY = 10
@@ -118,6 +128,21 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, object] | Non
     if not path.is_file():
         return None
     return torch.load(path, map_location=device, weights_only=True)
+
+
+def keep(trained: Trained, budget: Budget, path: Path, step: int) -> None:
+    """Write a checkpoint; `step` is the next one."""
+    save_checkpoint(path, trained.state() | {"step": step, "spent": budget.elapsed})
+
+
+def resume(trained: Trained, budget: Budget, path: Path, device: torch.device) -> int:
+    """Go on from the last checkpoint, if there is one; the number of the next step."""
+    state = load_checkpoint(path, device)
+    if state is None:
+        return 0
+    trained.restore(state)
+    budget.spent = state["spent"]
+    return state["step"]
 
 
 def compile_by_size(function: Predict, *, really: bool) -> Predict:

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training.augment import CropRange, balance, load_images, sample_crop
 from training.critic import FeatureCritic, critic_loss, generator_loss
 from training.dataset import Picture, read_folders
-from training.denoiser import write_half
+from training.denoiser import copy_denoiser, write_half
 from training.diffusion import build_noising
 from training.features import Features
 from training.latents import Captions, encode_captions, encode_pixels, load_encoders
@@ -29,9 +29,9 @@ from training.progress import (
     Budget,
     choose_device,
     half_precision,
+    keep,
     learning_rate,
-    load_checkpoint,
-    save_checkpoint,
+    resume,
     set_learning_rate,
 )
 from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
@@ -107,7 +107,9 @@ class Sharpening:
     ) -> None:
         self.options, self.device, self.recipe = options, device, recipe
         self.vae, self.critic = vae.to(device), critic.to(device)
-        self.known = _copy(denoiser).to(device, memory_format=torch.channels_last).requires_grad_(False)
+        self.known = (
+            copy_denoiser(denoiser).to(device, memory_format=torch.channels_last).requires_grad_(False)
+        )
         self.denoiser = denoiser.to(device, memory_format=torch.channels_last).requires_grad_(True)
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
@@ -201,12 +203,6 @@ class Sharpening:
         self.average.values, self.average.steps = state["average"], state["average_steps"]
 
 
-def _copy(denoiser: UNet2DConditionModel) -> UNet2DConditionModel:
-    copy = UNet2DConditionModel.from_config(denoiser.config)
-    copy.load_state_dict(denoiser.state_dict())
-    return copy
-
-
 def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
 
@@ -231,7 +227,7 @@ def sharpen(
     seed: int,
 ) -> None:
     """Sharpen or go on, checkpoint, and write the averaged weights as `out/folder/` (fp16)."""
-    first = _resume(sharpening, budget, out / f"sharpen-{folder}.pt")
+    first = resume(sharpening, budget, out / f"sharpen-{folder}.pt", sharpening.device)
     torch.manual_seed(seed + first)
     for step in budget.steps(first):
         real, owners = gallery.draw(sharpening.options.batch)
@@ -243,19 +239,9 @@ def sharpen(
         first = step + 1
     if not is_leader():
         return
-    state = sharpening.state() | {"step": first, "spent": budget.elapsed}
-    save_checkpoint(out / f"sharpen-{folder}.pt", state)
+    keep(sharpening, budget, out / f"sharpen-{folder}.pt", first)
     with sharpening.average.swapped():
         write_half(sharpening.denoiser, out / folder)
-
-
-def _resume(sharpening: Sharpening, budget: Budget, path: Path) -> int:
-    state = load_checkpoint(path, sharpening.device)
-    if state is None:
-        return 0
-    sharpening.restore(state)
-    budget.spent = state["spent"]
-    return state["step"]
 
 
 def main() -> None:

@@ -110,7 +110,6 @@ def describe_needs(
         "default_num_modules": max(min(rehearsal.modules, fitting), 1),
         "tile_gib": round(rehearsal.tile_bytes / _GIB, 3),
         "weights_gib": round(weights / _GIB, 3),
-        "decode_gib": max(need.gib for need in decode_needs),
         "decode_needs": decode_needs,
     }
     return card.model_copy(update=changes)

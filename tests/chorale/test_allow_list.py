@@ -69,9 +69,9 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
         done = models(tmp_path, "add", "mine", str(model))
         assert (done.returncode, name in done.stderr) == (1, True)
         (model / name).unlink()
-    for content, says in (("{oops", "is not JSON: "), ("[]", "is JSON, but no object")):
+    for content, says in (("{oops", "Invalid JSON: "), ("[]", "Input should be an object")):
         (model / "model_index.json").write_text(content)
-        assert f"model_index.json {says}" in models(tmp_path, "add", "mine", str(model)).stderr
+        assert f"model_index.json: {says}" in models(tmp_path, "add", "mine", str(model)).stderr
     (model / "model_index.json").write_text('{"unet": ["my_own_code", "Network"]}')
     assert "unet is of my_own_code" in models(tmp_path, "add", "mine", str(model)).stderr
     assert not (tmp_path / "data").exists()

@@ -36,9 +36,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
             str(folder), dtype=choose_dtypes(folder, settings, device), quantization_config=quantization,
             use_safetensors=True, local_files_only=True, **parts,
         )  # fmt: skip
-    except (
-        Exception
-    ) as error:  # whatever a broken folder may raise in diffusers, transformers and safetensors
+    except Exception as error:  # whatever diffusers, transformers and safetensors make of a broken folder
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
     if settings.quantization == "float8":
         store_in_float8(pipe)

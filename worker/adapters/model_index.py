@@ -1,10 +1,11 @@
 """What a folder's `model_index.json` says: the pipeline's class and the parts that it is made of."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
+from pydantic import ValidationError
+
+from api_schemas.allow_list import JSON_OBJECT
 from worker.adapters.errors import ModelFolderError
 
 # Parts of Stable Diffusion that are never loaded: they judge finished pictures.
@@ -43,9 +44,6 @@ def read_object(path: Path) -> dict[str, object]:
         ModelFolderError: the file holds no JSON object.
     """
     try:
-        value: object = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelFolderError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelFolderError(f"{path} is JSON, but no object")
-    return cast(dict[str, object], value)
+        return JSON_OBJECT.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ModelFolderError(f"{path}: {error.errors()[0]['msg']}") from error

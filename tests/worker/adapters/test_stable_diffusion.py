@@ -77,14 +77,14 @@ def test_a_truncated_file_is_named_with_its_digest(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("model_index.json", "{oops", r"model_index\.json is not JSON: "),
-        ("model_index.json", "[]", r"model_index\.json is JSON, but no object"),
+        ("model_index.json", "{oops", r"model_index\.json: Invalid JSON: "),
+        ("model_index.json", "[]", r"model_index\.json: Input should be an object"),
         (
             "model_index.json",
             "{}",
             r"model_index\.json: _class_name is None; allowed: the name of a pipeline",
         ),
-        ("vae/config.json", "{oops", r"vae/config\.json is not JSON: "),
+        ("vae/config.json", "{oops", r"vae/config\.json: Invalid JSON: "),
         ("unet/config.json", "{oops", r"cannot be loaded as a StableDiffusionPipeline: .*unet/config\.json"),
         ("SHA256SUMS", "moss\n", r"SHA256SUMS: 'moss' is not a digest and the name of a file"),
         ("text_encoder/model.safetensors", "", r"cannot be loaded as a StableDiffusionPipeline: "),

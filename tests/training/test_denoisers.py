@@ -1,0 +1,132 @@
+"""The denoiser, its distillation and its sharpening."""
+
+from pathlib import Path
+
+import torch
+
+from training.autoencoder import AutoencoderOptions, build_autoencoder
+from training.critic import FeatureCritic
+from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
+from training.diffusion import build_noising
+from training.distill import Distillation, DistillOptions
+from training.features import Features
+from training.latents import Bank, Captions
+from training.progress import begin_with, load_checkpoint, save_checkpoint
+from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
+from training.sharpen import Sharpening, SharpenOptions
+
+
+def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    bank, captions = (
+        Bank(torch.randn(4, 4, 16, 16), torch.tensor([0, 1, 0, 1])),
+        Captions(torch.randn(17, 8, 16)),
+    )
+    training = DenoiserTraining(build_denoiser(4, 16, tiny.widths), tiny, cpu)
+    for _ in range(2):
+        latent, owners = bank.draw(2)
+        assert training.step(latent, captions.draw(owners, empty_share=0.5)).isfinite()
+    save_checkpoint(tmp_path / "denoiser.pt", training.state() | {"step": 2, "spent": 1.0})
+    again = DenoiserTraining(build_denoiser(4, 16, tiny.widths), tiny, cpu)
+    again.restore(load_checkpoint(tmp_path / "denoiser.pt", cpu))
+    assert all(map(torch.equal, again.model.parameters(), training.model.parameters()))
+    write_half(again.model, tmp_path / "unet")
+    picture = sample(again.model, FEW_STEPS, captions.states[:2], captions.empty(1), side=16, seed=1)
+    assert picture.shape == (2, 4, 16, 16)
+    assert picture.isfinite().all()
+
+
+def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
+    torch.manual_seed(0)
+    distillation = Distillation(
+        build_denoiser(4, 16, tiny.widths), DistillOptions(steps=2, teacher_steps=2), torch.device("cpu")
+    )
+    before = [weight.clone() for weight in distillation.teacher.parameters()]
+    text, empty, real = torch.randn(2, 8, 16), torch.randn(2, 8, 16), torch.randn(2, 4, 16, 16)
+    for _ in range(2):
+        assert distillation.step(real, text, empty).isfinite()
+    assert all(map(torch.equal, distillation.teacher.parameters(), before))
+    assert not all(map(torch.equal, distillation.student.parameters(), before))
+
+
+def test_distilling_goes_on_with_a_student(tiny: DenoiserOptions) -> None:
+    teacher, student = (build_denoiser(4, 16, tiny.widths) for _ in range(2))
+    distillation = Distillation(teacher, DistillOptions(), torch.device("cpu"), student)
+    assert all(map(torch.equal, distillation.student.parameters(), student.parameters()))
+    assert all(map(torch.equal, distillation.average.values, student.parameters()))
+
+
+class Perfect(torch.nn.Module):
+    """Knows the one clean latent that there is, with and without a prompt."""
+
+    def __init__(self, clean: torch.Tensor) -> None:
+        super().__init__()
+        self.clean, self.noising = clean, build_noising(torch.device("cpu"))
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = self.noising.at(timestep)
+        return (alpha * noisy - self.clean) / sigma
+
+
+def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: DenoiserOptions) -> None:
+    torch.manual_seed(0)
+    clean, options = torch.randn(1, 4, 8, 8), DistillOptions(steps=5, teacher_steps=3)
+    distillation = Distillation(build_denoiser(4, 16, tiny.widths), options, torch.device("cpu"))
+    distillation.ask_teacher = Perfect(clean)
+    index = torch.arange(5)
+    start = 999 - 200 * index
+    noisy = distillation.noising.add(clean.expand(5, -1, -1, -1), torch.randn(5, 4, 8, 8), start)
+    velocity = distillation._lead(noisy, index, torch.zeros(5, 8, 16), torch.zeros(5, 8, 16))
+    # A teacher who is never wrong walks straight to the clean latent, so one step must say the same.
+    torch.testing.assert_close(
+        distillation.noising.clean(noisy, velocity, start), clean.expand(5, -1, -1, -1), rtol=0, atol=1e-3
+    )
+
+
+def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
+    torch.manual_seed(0)
+    recipe = Recipe(build_few_step_scheduler, steps=2, guidance_scale=1.0)
+    vae = build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False)
+    critic = FeatureCritic(Features(), text_width=16, width=8)
+    options = SharpenOptions(batch=2, side_px=64, learned_steps=2)
+    sharpening = Sharpening(
+        build_denoiser(4, 16, (16, 16, 16)), vae, critic, recipe, options, torch.device("cpu")
+    )
+    parts = (sharpening.denoiser, critic.heads, sharpening.known, vae, critic.features)
+    before = [[weight.clone() for weight in part.parameters()] for part in parts]
+    losses = sharpening.step(torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 8, 16), torch.randn(1, 8, 16))
+    assert all(loss.isfinite() for loss in losses.values())
+    moved = [
+        not all(map(torch.equal, part.parameters(), old)) for part, old in zip(parts, before, strict=True)
+    ]
+    assert moved == [True, True, False, False, False]
+
+
+def test_sharpening_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    def build() -> Sharpening:
+        torch.manual_seed(0)
+        return Sharpening(
+            build_denoiser(4, 16, (16, 16, 16)),
+            build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False),
+            FeatureCritic(Features(), text_width=16, width=8),
+            Recipe(build_few_step_scheduler, steps=1, guidance_scale=1.0),
+            SharpenOptions(batch=1, side_px=64, learned_steps=1),
+            torch.device("cpu"),
+        )
+
+    first, again = build(), build()
+    for _ in range(2):
+        first.step(torch.rand(1, 3, 64, 64) * 2 - 1, torch.randn(1, 8, 16), torch.randn(1, 8, 16))
+    save_checkpoint(tmp_path / "sharpen.pt", first.state())
+    again.restore(load_checkpoint(tmp_path / "sharpen.pt", torch.device("cpu")))
+    for part in ("denoiser", "critic"):
+        assert all(map(torch.equal, getattr(first, part).parameters(), getattr(again, part).parameters()))
+
+
+def test_a_denoiser_of_wider_latents_begins_with_what_the_narrow_one_knew(tiny: DenoiserOptions) -> None:
+    narrow, wide = (build_denoiser(count, 16, tiny.widths).eval() for count in (4, 6))
+    begin_with(wide, narrow)
+    latent, time, text = torch.randn(1, 4, 16, 16), torch.tensor([7]), torch.randn(1, 8, 16)
+    widened = torch.cat([latent, torch.zeros(1, 2, 16, 16)], dim=1)
+    torch.testing.assert_close(wide(widened, time, text).sample[:, :4], narrow(latent, time, text).sample)
