@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from training.autoencoder import AutoencoderOptions, build_autoencoder
 from training.critic import FeatureCritic
@@ -32,6 +33,8 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
     again.restore(load_checkpoint(tmp_path / "denoiser.pt", cpu))
     assert all(map(torch.equal, again.model.parameters(), training.model.parameters()))
     write_half(again.model, tmp_path / "unet")
+    write_half(UNet2DConditionModel.from_pretrained(tmp_path / "unet"), tmp_path / "copy")
+    assert tmp_path.name not in (tmp_path / "copy" / "config.json").read_text()
     picture = sample(again.model, FEW_STEPS, captions.states[:2], captions.empty(1), side=16, seed=1)
     assert picture.shape == (2, 4, 16, 16)
     assert picture.isfinite().all()
