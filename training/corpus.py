@@ -55,6 +55,16 @@ def read_thesaurus() -> dict[str, list[str]]:
     return {word: others for word, *others in (line.split() for line in lines)}
 
 
+@cache
+def read_names() -> dict[str, list[str]]:
+    """Categories, and what people call each: the name most frequent in captions first, none that is measured."""
+    lines = (WORDS / "names.txt").read_text(encoding="utf-8").splitlines()
+    return {
+        category: [name.replace("_", " ") for name in names]
+        for category, *names in (line.split() for line in lines)
+    }
+
+
 def split_words(sentence: str) -> list[str]:
     """Lower-case words, hyphens kept inside: 'Close-up of sand' -> close, up, of, sand."""
     return re.findall(r"[a-z]+", sentence.lower())

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Kind = Literal["efficientnet-lite0", "efficientnet-lite1"]
-# Outputs of these blocks stand at 1/2, 1/4, 1/8, 1/16 (and 1/32) of the picture: block, channels.
+# Outputs of these blocks stand at 1/2, 1/4, 1/8, 1/16 (and 1/32: the head after the last) of the picture: block, channels.
 STAGES: dict[Kind, dict[int, int]] = {
     "efficientnet-lite0": {0: 16, 2: 24, 4: 40, 10: 112},
-    "efficientnet-lite1": {0: 16, 3: 24, 6: 40, 14: 112, 20: 320},
+    "efficientnet-lite1": {0: 16, 3: 24, 6: 40, 14: 112, 21: 1280},
 }
 
 
@@ -32,11 +32,14 @@ class Features(nn.Module):
         net = self.network
         x = net._swish(net._bn0(net._conv_stem(image)))
         maps = []
-        for index, block in enumerate(net._blocks[: self.last + 1]):
+        for index, block in enumerate([*net._blocks, self._head][: self.last + 1]):
             x = block(x)
             if index in self.chosen:
                 maps.append(functional.normalize(x, dim=1))
         return maps
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.network._swish(self.network._bn1(self.network._conv_head(x)))
 
     def forward(self, image: Tensor) -> Tensor:
         """Pooled features, (B, 1280)."""

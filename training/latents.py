@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.augment import CropRange, balance, sample_crop
-from training.corpus import vary
+from training.corpus import read_names, vary
 from training.dataset import Picture
 from training.progress import half_precision
 from training.text_encoder import embed_text
@@ -18,7 +18,8 @@ from training.text_encoder import embed_text
 # 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
 # picture of 512 px does not simply repeat inside of one.
 ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.8), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
-DRESSES = 8  # versions of each caption
+DRESSES = 8  # of each caption: as it is, five versions, a name of the category, the name that is known best
+_KNOWN_AS = (0, 0, 0, 0, 0, 0, 7, 7)  # the dress that a denoiser knows best of those that mean the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,12 @@ class Captions:
         rows = owners * DRESSES + torch.randint_like(owners, DRESSES)
         empty = torch.rand(len(rows), device=rows.device) < empty_share
         return self.states[torch.where(empty, len(self.states) - 1, rows)].float()
+
+    def draw_pairs(self, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """A random dress of each picture's caption, and the dress by which its meaning is known best."""
+        dress = torch.randint_like(owners, DRESSES)
+        known = torch.tensor(_KNOWN_AS, device=owners.device)[dress]
+        return tuple(self.states[owners * DRESSES + each].float() for each in (dress, known))
 
     def empty(self, count: int) -> Tensor:
         """The empty caption, repeated."""
@@ -91,7 +98,7 @@ def decode_latents(vae: AutoencoderTiny, latent: Tensor) -> Tensor:
 def encode_captions(
     model: CLIPTextModel, tokenizer: CLIPTokenizer, pictures: list[Picture], device: torch.device, seed: int
 ) -> Captions:
-    """The caption as it is, and seven versions with words missing, renamed or in other frames."""
+    """The states of every dress of every picture's caption."""
     rng = random.Random(seed)
     sentences = [*(dressed for picture in pictures for dressed in _dress(picture, rng)), ""]
     parts = [
@@ -101,8 +108,11 @@ def encode_captions(
 
 
 def _dress(picture: Picture, rng: random.Random) -> list[str]:
-    held = frozenset(picture.caption.split()[:1] if picture.tint else ())  # the paint's name
-    return [picture.caption, *(vary(picture.caption, rng, held) for _ in range(DRESSES - 1))]
+    paint = picture.caption.split()[:1] if picture.tint else []
+    versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(DRESSES - 3)]
+    known, *others = read_names()[picture.category]
+    names = [" ".join([*paint, name]) for name in (rng.choice(others), known)]
+    return [picture.caption, *versions, *names]
 
 
 def load_encoders(folder: Path, device: torch.device) -> tuple[AutoencoderTiny, CLIPTextModel, CLIPTokenizer]:

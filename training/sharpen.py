@@ -2,10 +2,12 @@
 
 Adversarial fine-tuning in the manner of adversarial diffusion distillation (Sauer et al. 2023), but the steps of
 the recipe are trained as one network, as in DRaFT (Clark et al. 2024): gradients of the finished picture flow
-through the last of them. The critic sees through EfficientNet-Lite1; the measures see through Lite0.
+through the last of them. A fixed classifier asks that it be recognised as well (Odena et al. 2017). Critic and
+classifier see through EfficientNet-Lite1; the measures see through Lite0.
 """
 
 import argparse
+import math
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from training.denoiser import copy_denoiser, write_half
 from training.diffusion import build_noising
 from training.features import Features
 from training.latents import Captions, encode_captions, encode_pixels, load_encoders
+from training.measures import Probe, crop_real, extract, fit_probe
 from training.progress import (
     Average,
     Budget,
@@ -38,6 +41,8 @@ from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
 from training.sampling import FEW_STEPS, FULL, Recipe, denoise
 from training.tint import add_tints
 
+WRITE_EVERY = 250  # steps
+
 
 @dataclass(frozen=True, slots=True)
 class SharpenOptions:
@@ -47,10 +52,12 @@ class SharpenOptions:
     crops: int = 8_000
     side_px: int = 512
     learned_steps: int = 5  # the last ones of the recipe
-    anchor: float = 5.0  # weight of staying near the known predictions
+    anchor: float = 30.0  # weight of staying near the known predictions
+    named: float = 0.05  # weight of being recognised
+    sure: float = 0.7  # probability of the own category from which on it counts as recognised
     empty_share: float = 0.1  # of the anchor's captions
     peak_rate: float = 5e-5
-    critic_rate: float = 2e-4
+    critic_rate: float = 5e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +74,11 @@ VARIANTS = {"few": Variant("unet", FEW_STEPS, FEW_STEPS.steps), "full": Variant(
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Real crops, uint8 (N, 3, side, side), and the picture of each."""
+    """Real crops, uint8 (N, 3, side, side), the picture of each, and each picture's category as a number."""
 
     crops: Tensor
     owners: Tensor
+    labels: Tensor
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Random crops in [-1, 1] and their owners."""
@@ -79,7 +87,7 @@ class Gallery:
 
 
 def hang_gallery(
-    pictures: list[Picture], options: SharpenOptions, device: torch.device, seed: int
+    pictures: list[Picture], labels: Tensor, options: SharpenOptions, device: torch.device, seed: int
 ) -> Gallery:
     """Native crops, categories balanced."""
     rng, images = random.Random(seed), load_images(pictures, device)
@@ -90,23 +98,40 @@ def hang_gallery(
         .add(1).mul(127.5).round().byte()
         for owner in owners
     ]  # fmt: skip
-    return Gallery(torch.stack(crops), torch.tensor(owners, device=device))
+    return Gallery(torch.stack(crops), torch.tensor(owners, device=device), labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One batch: real crops in [-1, 1], (B, 3, side, side), and what they show.
+
+    Attributes:
+        heard: states of their captions in some dress; the same captions are painted.
+        known: states of the dress that the denoiser knew best before, (B, tokens, width) both.
+        labels: the classifier's columns, (B,).
+    """
+
+    real: Tensor
+    heard: Tensor
+    known: Tensor
+    labels: Tensor
 
 
 class Sharpening:
-    """Denoiser, decoder and critic, and one update of both sides."""
+    """Denoiser, decoder, critic and classifier, and one update of both sides."""
 
     def __init__(
         self,
         denoiser: UNet2DConditionModel,
         vae: AutoencoderTiny,
         critic: FeatureCritic,
+        probe: Probe,
         recipe: Recipe,
         options: SharpenOptions,
         device: torch.device,
     ) -> None:
         self.options, self.device, self.recipe = options, device, recipe
-        self.vae, self.critic = vae.to(device), critic.to(device)
+        self.vae, self.critic, self.probe = vae.to(device), critic.to(device), probe
         self.known = (
             copy_denoiser(denoiser).to(device, memory_format=torch.channels_last).requires_grad_(False)
         )
@@ -116,32 +141,30 @@ class Sharpening:
         self.average = Average(self.denoiser, decay=0.995)
         self.noising = build_noising(device)
 
-    def step(self, real: Tensor, text: Tensor, empty: Tensor) -> dict[str, Tensor]:
-        """One update of the critic, then one of the denoiser.
-
-        Args:
-            real: crops in [-1, 1], (B, 3, side, side).
-            text: states of their captions; the same captions are painted.
-            empty: (1, tokens, width).
-        """
-        painted = self._paint(real, text, empty)
-        judged = self._teach_critic(real, painted.detach(), text)
+    def step(self, lesson: Lesson, empty: Tensor) -> dict[str, Tensor]:
+        """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width)."""
+        painted = self._paint(lesson, empty)
+        real, seen = _cut_windows(lesson.real, painted)
+        judged = self._teach_critic(real, seen.detach(), lesson.heard)
         with half_precision(self.device):
-            scores = self.critic(painted, text).float()
-        distance = self._measure_distance(real, text, empty)
-        loss = generator_loss(scores) + self.options.anchor * distance
+            scores = self.critic(seen, lesson.heard).float()
+            features = self.critic.features(seen).float()
+        unnamed = self._measure_doubt(features, lesson.labels)
+        distance = self._measure_distance(lesson, empty)
+        loss = generator_loss(scores) + self.options.named * unnamed + self.options.anchor * distance
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.denoiser)
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
         self.optimizer.step()
         self.average.update()
-        return {"critic": judged, "scores": scores.mean().detach(), "distance": distance.detach()}
+        losses = {"critic": judged, "scores": scores.mean(), "unnamed": unnamed, "distance": distance}
+        return {name: loss.detach() for name, loss in losses.items()}
 
-    def _paint(self, real: Tensor, text: Tensor, empty: Tensor) -> Tensor:
-        side = real.shape[-1] // 8
-        noise = torch.randn(len(text), self.denoiser.config.in_channels, side, side, device=self.device)
-        latent = denoise(self.denoiser, self.recipe, noise, text, empty, self.options.learned_steps)
+    def _paint(self, lesson: Lesson, empty: Tensor) -> Tensor:
+        count, side = len(lesson.real), lesson.real.shape[-1] // 8
+        noise = torch.randn(count, self.denoiser.config.in_channels, side, side, device=self.device)
+        latent = denoise(self.denoiser, self.recipe, noise, lesson.heard, empty, self.options.learned_steps)
         with half_precision(self.device):
             return checkpoint(self._decode, latent, use_reentrant=False).float()
 
@@ -157,19 +180,27 @@ class Sharpening:
         self.critic_optimizer.step()
         return loss.detach()
 
-    def _measure_distance(self, real: Tensor, text: Tensor, empty: Tensor) -> Tensor:
-        """Mean squared distance from the known predictions, on noisy real latents."""
+    def _measure_doubt(self, features: Tensor, labels: Tensor) -> Tensor:
+        """By how much the logarithm of the own category's probability falls short of `sure`."""
+        own = self.probe.log_probabilities(features).gather(1, labels[:, None])
+        return torch.relu(math.log(self.options.sure) - own).mean()
+
+    def _measure_distance(self, lesson: Lesson, empty: Tensor) -> Tensor:
+        """Mean squared distance from the known predictions, on noisy real latents.
+
+        A caption in another dress shall mean what the known one does.
+        """
         with torch.no_grad():
-            latent = encode_pixels(self.vae, real)
-        timestep = self._draw_timesteps(len(real))
+            latent = encode_pixels(self.vae, lesson.real)
+        timestep = self._draw_timesteps(len(latent))
         noisy = self.noising.add(latent, torch.randn_like(latent), timestep)
-        unheard = torch.rand(len(text), 1, 1, device=self.device) < self.options.empty_share
-        text = torch.where(unheard, empty, text)
+        unheard = torch.rand(len(latent), 1, 1, device=self.device) < self.options.empty_share
+        heard, known = (torch.where(unheard, empty, text) for text in (lesson.heard, lesson.known))
         with half_precision(self.device):
-            velocity = self.denoiser(noisy, timestep, text, return_dict=False)[0].float()
+            velocity = self.denoiser(noisy, timestep, heard, return_dict=False)[0].float()
             with torch.no_grad():
-                known = self.known(noisy, timestep, text, return_dict=False)[0].float()
-        return (velocity - known).square().mean()
+                wanted = self.known(noisy, timestep, known, return_dict=False)[0].float()
+        return (velocity - wanted).square().mean()
 
     def _draw_timesteps(self, count: int) -> Tensor:
         scheduler = self.recipe.build_scheduler()
@@ -203,45 +234,65 @@ class Sharpening:
         self.average.values, self.average.steps = state["average"], state["average_steps"]
 
 
+def _cut_windows(*pictures: Tensor) -> tuple[Tensor, ...]:
+    """The same window of seven eighths of the side from all, elsewhere each time: nothing is learned of places."""
+    side = pictures[0].shape[-1]
+    window = max(32, side * 7 // 8 // 32 * 32)
+    top, left = (random.randrange(side - window + 1) for _ in range(2))
+    return tuple(each[..., top : top + window, left : left + window] for each in pictures)
+
+
 def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
 
 
 def load_parts(
-    parts: Path, folder: str, recipe: Recipe, options: SharpenOptions, device: torch.device
+    parts: Path,
+    folder: str,
+    pictures: list[Picture],
+    recipe: Recipe,
+    options: SharpenOptions,
+    device: torch.device,
 ) -> tuple[Sharpening, CLIPTextModel, CLIPTokenizer]:
-    """The denoiser in `parts/folder` before a new critic, and what hears its captions."""
+    """The denoiser in `parts/folder` before a new critic and a classifier of `pictures`, and what hears captions."""
     vae, text, tokenizer = load_encoders(parts, device)
     denoiser = UNet2DConditionModel.from_pretrained(parts / folder, torch_dtype=torch.float32)
-    critic = FeatureCritic(Features("efficientnet-lite1"), text.config.hidden_size)
-    return Sharpening(denoiser, vae, critic, recipe, options, device), text, tokenizer
+    features = Features("efficientnet-lite1").to(device)
+    critic = FeatureCritic(features, text.config.hidden_size)
+    crops = crop_real(pictures, device, every=True)
+    probe = fit_probe(
+        extract(features, [crop.image for crop in crops]), [crop.picture.category for crop in crops]
+    )
+    return Sharpening(denoiser, vae, critic, probe, recipe, options, device), text, tokenizer
 
 
 def sharpen(
-    gallery: Gallery,
-    captions: Captions,
-    sharpening: Sharpening,
-    out: Path,
-    folder: str,
-    budget: Budget,
-    seed: int,
+    gallery: Gallery, captions: Captions, sharpening: Sharpening, out: Path, budget: Budget, seed: int
 ) -> None:
-    """Sharpen or go on, checkpoint, and write the averaged weights as `out/folder/` (fp16)."""
-    first = resume(sharpening, budget, out / f"sharpen-{folder}.pt", sharpening.device)
+    """Sharpen or go on; now and then, and at the end, write a checkpoint and the averaged weights (fp16) as `out`."""
+    checkpoint = out.with_name(f"sharpen-{out.name}.pt")
+    first = resume(sharpening, budget, checkpoint, sharpening.device)
     torch.manual_seed(seed + first)
+    random.seed(seed + first)
     for step in budget.steps(first):
         real, owners = gallery.draw(sharpening.options.batch)
         sharpening.set_rates(step, budget.fraction)
-        losses = sharpening.step(real, captions.draw(owners, empty_share=0.0), captions.empty(1))
+        lesson = Lesson(real, *captions.draw_pairs(owners), gallery.labels[owners])
+        losses = sharpening.step(lesson, captions.empty(1))
+        first = step + 1
         if step % 20 == 0 and is_leader():
             shown = " ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items())
             print(f"step {step} {budget.elapsed:.0f}s {shown}", flush=True)
-        first = step + 1
-    if not is_leader():
-        return
-    keep(sharpening, budget, out / f"sharpen-{folder}.pt", first)
+        if first % WRITE_EVERY == 0 and is_leader():
+            _write(sharpening, budget, checkpoint, out, first)
+    if is_leader():
+        _write(sharpening, budget, checkpoint, out, first)
+
+
+def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, step: int) -> None:
+    keep(sharpening, budget, checkpoint, step)
     with sharpening.average.swapped():
-        write_half(sharpening.denoiser, out / folder)
+        write_half(sharpening.denoiser, out)
 
 
 def main() -> None:
@@ -258,6 +309,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=usual.crops)
     parser.add_argument("--side", type=int, default=usual.side_px, help="of a crop, in pixels")
     parser.add_argument("--anchor", type=float, default=usual.anchor)
+    parser.add_argument("--named", type=float, default=usual.named)
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
     parser.add_argument("--seed", type=int, default=5)
     chosen = parser.parse_args()
@@ -269,17 +321,19 @@ def main() -> None:
         side_px=chosen.side,
         learned_steps=variant.learned_steps,
         anchor=chosen.anchor,
+        named=chosen.named,
         peak_rate=chosen.peak_rate,
     )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
-    torch.manual_seed(chosen.seed)  # the same critic on every rank
-    sharpening, text, tokenizer = load_parts(chosen.parts, variant.folder, recipe, options, device)
     real = [picture for picture in read_folders(chosen.shards) if not picture.held_out]
+    torch.manual_seed(chosen.seed)  # the same critic on every rank
+    sharpening, text, tokenizer = load_parts(chosen.parts, variant.folder, real, recipe, options, device)
     pictures = add_tints(real, 1, random.Random(seed))
     captions = encode_captions(text, tokenizer, pictures, device, seed)
-    gallery = hang_gallery(pictures, options, device, seed)
+    labels = sharpening.probe.label([picture.category for picture in pictures])
+    gallery = hang_gallery(pictures, labels, options, device, seed)
     budget = Budget(chosen.seconds, chosen.call_seconds)
-    sharpen(gallery, captions, sharpening, chosen.out, variant.folder, budget, seed)
+    sharpen(gallery, captions, sharpening, chosen.out / variant.folder, budget, seed)
     leave_ranks()
 
 

@@ -1,7 +1,10 @@
 """The denoiser, its distillation and its sharpening."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -11,10 +14,11 @@ from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser,
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions
 from training.features import Features
-from training.latents import Bank, Captions
+from training.latents import DRESSES, Bank, Captions
+from training.measures import fit_probe
 from training.progress import begin_with, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
-from training.sharpen import Sharpening, SharpenOptions
+from training.sharpen import Lesson, Sharpening, SharpenOptions
 
 
 def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: Path) -> None:
@@ -87,18 +91,30 @@ def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: Denoise
     )
 
 
-def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
+def build_sharpening(steps: int) -> Sharpening:
     torch.manual_seed(0)
-    recipe = Recipe(build_few_step_scheduler, steps=2, guidance_scale=1.0)
-    vae = build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False)
-    critic = FeatureCritic(Features(), text_width=16, width=8)
-    options = SharpenOptions(batch=2, side_px=64, learned_steps=2)
-    sharpening = Sharpening(
-        build_denoiser(4, 16, (16, 16, 16)), vae, critic, recipe, options, torch.device("cpu")
+    return Sharpening(
+        build_denoiser(4, 16, (16, 16, 16)),
+        build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False),
+        FeatureCritic(Features("efficientnet-lite1"), text_width=16, width=8),
+        fit_probe(torch.randn(4, 1280), ["brick", "grass"] * 2, steps=1),
+        Recipe(build_few_step_scheduler, steps, guidance_scale=1.0),
+        SharpenOptions(batch=2, side_px=64, learned_steps=steps),
+        torch.device("cpu"),
     )
-    parts = (sharpening.denoiser, critic.heads, sharpening.known, vae, critic.features)
+
+
+def draw_lesson() -> Lesson:
+    heard, known = torch.randn(2, 2, 8, 16)
+    return Lesson(torch.rand(2, 3, 64, 64) * 2 - 1, heard, known, torch.tensor([0, 1]))
+
+
+def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
+    sharpening = build_sharpening(steps=2)
+    critic = sharpening.critic
+    parts = (sharpening.denoiser, critic.heads, sharpening.known, sharpening.vae, critic.features)
     before = [[weight.clone() for weight in part.parameters()] for part in parts]
-    losses = sharpening.step(torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 8, 16), torch.randn(1, 8, 16))
+    losses = sharpening.step(draw_lesson(), torch.randn(1, 8, 16))
     assert all(loss.isfinite() for loss in losses.values())
     moved = [
         not all(map(torch.equal, part.parameters(), old)) for part, old in zip(parts, before, strict=True)
@@ -107,24 +123,35 @@ def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
 
 
 def test_sharpening_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    def build() -> Sharpening:
-        torch.manual_seed(0)
-        return Sharpening(
-            build_denoiser(4, 16, (16, 16, 16)),
-            build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False),
-            FeatureCritic(Features(), text_width=16, width=8),
-            Recipe(build_few_step_scheduler, steps=1, guidance_scale=1.0),
-            SharpenOptions(batch=1, side_px=64, learned_steps=1),
-            torch.device("cpu"),
-        )
-
-    first, again = build(), build()
+    first, again = build_sharpening(steps=1), build_sharpening(steps=1)
     for _ in range(2):
-        first.step(torch.rand(1, 3, 64, 64) * 2 - 1, torch.randn(1, 8, 16), torch.randn(1, 8, 16))
+        first.step(draw_lesson(), torch.randn(1, 8, 16))
     save_checkpoint(tmp_path / "sharpen.pt", first.state())
     again.restore(load_checkpoint(tmp_path / "sharpen.pt", torch.device("cpu")))
-    for part in ("denoiser", "critic"):
-        assert all(map(torch.equal, getattr(first, part).parameters(), getattr(again, part).parameters()))
+    for mine, theirs in ((first.denoiser, again.denoiser), (first.critic.heads, again.critic.heads)):
+        assert all(map(torch.equal, mine.parameters(), theirs.parameters()))
+
+
+def test_what_is_surely_recognised_asks_for_nothing_more() -> None:
+    sharpening = build_sharpening(steps=1)
+    probe = replace(sharpening.probe, weight=torch.zeros(1280, 2), bias=torch.tensor([3.0, 0.0]))
+    sharpening.probe, features = probe, torch.zeros(1, 1280)
+    assert sharpening._measure_doubt(features, probe.label(["brick"])) == 0
+    assert sharpening._measure_doubt(features, probe.label(["grass"])) == pytest.approx(
+        math.log(0.7) + math.log1p(math.exp(3)), abs=1e-5
+    )
+
+
+def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
+    states = torch.arange(3 * DRESSES + 1).float().view(-1, 1, 1)
+    owners = torch.tensor([2]).repeat(200)
+    heard, known = (each.flatten().int().tolist() for each in Captions(states).draw_pairs(owners))
+    first = 2 * DRESSES
+    assert set(heard) == set(range(first, first + DRESSES))
+    assert {(own - first >= 6, best - first) for own, best in zip(heard, known, strict=True)} == {
+        (False, 0),
+        (True, 7),
+    }
 
 
 def test_a_denoiser_of_wider_latents_begins_with_what_the_narrow_one_knew(tiny: DenoiserOptions) -> None:

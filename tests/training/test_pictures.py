@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.augment import CropRange, sample_crop
-from training.corpus import read_synonyms, read_thesaurus, rename, vary
+from training.corpus import read_names, read_synonyms, read_thesaurus, rename, vary
 from training.dataset import DatasetError, read_pictures
 from training.prepare import prepare
 from training.tint import COLOURS, add_tints, apply_tint
@@ -74,7 +74,7 @@ def test_a_painted_caption_never_loses_its_colour(dataset: Path) -> None:
 
 
 def test_things_have_other_names_in_training_but_none_that_is_measured() -> None:
-    others = {word for words in read_thesaurus().values() for word in words}
+    others = {word for words in [*read_thesaurus().values(), *read_names().values()] for word in words}
     assert not others & {unseen for unseen, *_ in read_synonyms()}
     rng = random.Random(0)
     renamed = {rename("grass", rng) for _ in range(200)}
