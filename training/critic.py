@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from training.features import Features
+from training.features import Features, normalize
 
 
 class PatchCritic(nn.Module):
@@ -31,23 +31,32 @@ class PatchCritic(nn.Module):
 
 
 class FeatureCritic(nn.Module):
-    """Judges the feature maps of a known network (projected GANs, Sauer et al. 2021, section 3.2), a head for each."""
+    """Judges colours, and the feature maps of a known network (projected GANs, Sauer et al. 2021, section 3.2); a head for each."""
 
     def __init__(self, features: Features, text_width: int, width: int = 64) -> None:
         super().__init__()
         self.features = features
         self.heads = nn.ModuleList(
-            _Head(channels, text_width, width) for channels in features.chosen.values()
+            _Head(channels, text_width, width) for channels in (3, *features.chosen.values())
         )
 
-    def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Scores of all places, high for real, (B, stages, h, w), each stage brought to the size of the smallest.
+    def look(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What the heads judge, and the pooled features of the deepest stage, (B, channels).
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
-            text: (B, tokens, width), the states of its caption.
         """
-        maps = self.features.stages(image)
+        stages = self.features.stages(image)
+        colours = functional.adaptive_avg_pool2d(image, stages[-1].shape[2:])
+        return [colours, *map(normalize, stages)], stages[-1].mean(dim=(2, 3))
+
+    def forward(self, maps: list[Tensor], text: Tensor) -> Tensor:
+        """Scores of all places, high for real, (B, stages, h, w), each stage brought to the size of the smallest.
+
+        Args:
+            maps: what `look` gave.
+            text: (B, tokens, width), the states of the captions.
+        """
         scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
         return torch.cat([functional.adaptive_avg_pool2d(each, maps[-1].shape[2:]) for each in scores], dim=1)
 
@@ -57,7 +66,7 @@ class _Head(nn.Module):
 
     def __init__(self, channels: int, text_width: int, width: int) -> None:
         super().__init__()
-        self.gain = channels**0.5  # maps have unit length over the channels
+        self.gain = channels**0.5  # features have unit length over the channels
         self.look = nn.Sequential(
             spectral_norm(nn.Conv2d(channels, width, 1)),
             nn.LeakyReLU(0.2),

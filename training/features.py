@@ -28,14 +28,14 @@ class Features(nn.Module):
         self.eval().requires_grad_(False)
 
     def stages(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of the stages, each with unit length across its channels."""
+        """Feature maps of the stages."""
         net = self.network
         x = net._swish(net._bn0(net._conv_stem(image)))
         maps = []
         for index, block in enumerate([*net._blocks, self._head][: self.last + 1]):
             x = block(x)
             if index in self.chosen:
-                maps.append(functional.normalize(x, dim=1))
+                maps.append(x)
         return maps
 
     def _head(self, x: Tensor) -> Tensor:
@@ -59,5 +59,10 @@ def perceptual_distance(features: Features, image: Tensor, reference: Tensor) ->
 
     The form of LPIPS (Zhang et al. 2018, equation 1) without its learned weights.
     """
-    pairs = zip(features.stages(image), features.stages(reference), strict=True)
-    return torch.stack([(a - b).square().sum(1).mean(dim=(1, 2)) for a, b in pairs]).mean(0)
+    maps = (map(normalize, features.stages(each)) for each in (image, reference))
+    return torch.stack([(a - b).square().sum(1).mean(dim=(1, 2)) for a, b in zip(*maps, strict=True)]).mean(0)
+
+
+def normalize(stage: Tensor) -> Tensor:
+    """Unit length across the channels."""
+    return functional.normalize(stage, dim=1)

@@ -18,8 +18,10 @@ from training.text_encoder import embed_text
 # 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
 # picture of 512 px does not simply repeat inside of one.
 ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.8), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
-DRESSES = 8  # of each caption: as it is, five versions, a name of the category, the name that is known best
-_KNOWN_AS = (0, 0, 0, 0, 0, 0, 7, 7)  # the dress that a denoiser knows best of those that mean the same
+DRESSES = (
+    8  # of each caption: as it is, three versions, three names of the category, the name that is known best
+)
+_KNOWN_AS = (0, 0, 0, 0, 7, 7, 7, 7)  # the dress that a denoiser knows best of those that mean the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,9 @@ def encode_captions(
 
 def _dress(picture: Picture, rng: random.Random) -> list[str]:
     paint = picture.caption.split()[:1] if picture.tint else []
-    versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(DRESSES - 3)]
+    versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(3)]
     known, *others = read_names()[picture.category]
-    names = [" ".join([*paint, name]) for name in (rng.choice(others), known)]
+    names = [" ".join([*paint, name]) for name in (*rng.choices(others, k=3), known)]
     return [picture.caption, *versions, *names]
 
 

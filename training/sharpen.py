@@ -16,6 +16,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -42,6 +43,7 @@ from training.sampling import FEW_STEPS, FULL, Recipe, denoise
 from training.tint import add_tints
 
 WRITE_EVERY = 250  # steps
+COARSE_PX, COARSE_SHARE = 8, 0.1  # latent pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class SharpenOptions:
     crops: int = 8_000
     side_px: int = 512
     learned_steps: int = 5  # the last ones of the recipe
-    anchor: float = 30.0  # weight of staying near the known predictions
+    anchor: float = 50.0  # weight of staying near the known predictions
     named: float = 0.05  # weight of being recognised
     sure: float = 0.7  # probability of the own category from which on it counts as recognised
     empty_share: float = 0.1  # of the anchor's captions
@@ -132,10 +134,8 @@ class Sharpening:
     ) -> None:
         self.options, self.device, self.recipe = options, device, recipe
         self.vae, self.critic, self.probe = vae.to(device), critic.to(device), probe
-        self.known = (
-            copy_denoiser(denoiser).to(device, memory_format=torch.channels_last).requires_grad_(False)
-        )
-        self.denoiser = denoiser.to(device, memory_format=torch.channels_last).requires_grad_(True)
+        self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
+        self.denoiser = denoiser.to(device).requires_grad_(True)
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
         self.average = Average(self.denoiser, decay=0.995)
@@ -145,11 +145,12 @@ class Sharpening:
         """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width)."""
         painted = self._paint(lesson, empty)
         real, seen = _cut_windows(lesson.real, painted)
-        judged = self._teach_critic(real, seen.detach(), lesson.heard)
         with half_precision(self.device):
-            scores = self.critic(seen, lesson.heard).float()
-            features = self.critic.features(seen).float()
-        unnamed = self._measure_doubt(features, lesson.labels)
+            maps, features = self.critic.look(seen)
+        judged = self._teach_critic(real, [each.detach() for each in maps], lesson.heard)
+        with half_precision(self.device):
+            scores = self.critic(maps, lesson.heard).float()
+        unnamed = self._measure_doubt(features.float(), lesson.labels)
         distance = self._measure_distance(lesson, empty)
         loss = generator_loss(scores) + self.options.named * unnamed + self.options.anchor * distance
         self.optimizer.zero_grad(set_to_none=True)
@@ -171,9 +172,10 @@ class Sharpening:
     def _decode(self, latent: Tensor) -> Tensor:
         return self.vae.decoder(latent / self.vae.config.scaling_factor)
 
-    def _teach_critic(self, real: Tensor, painted: Tensor, text: Tensor) -> Tensor:
+    def _teach_critic(self, real: Tensor, painted: list[Tensor], text: Tensor) -> Tensor:
         with half_precision(self.device):
-            loss = critic_loss(self.critic(real, text).float(), self.critic(painted, text).float())
+            maps, _ = self.critic.look(real)
+            loss = critic_loss(self.critic(maps, text).float(), self.critic(painted, text).float())
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.critic.heads)
@@ -188,7 +190,8 @@ class Sharpening:
     def _measure_distance(self, lesson: Lesson, empty: Tensor) -> Tensor:
         """Mean squared distance from the known predictions, on noisy real latents.
 
-        A caption in another dress shall mean what the known one does.
+        A caption in another dress shall mean what the known one does. What is coarse counts a tenth: colours
+        and layout are for the critic to say, patterns that were not there are its weakness.
         """
         with torch.no_grad():
             latent = encode_pixels(self.vae, lesson.real)
@@ -200,7 +203,9 @@ class Sharpening:
             velocity = self.denoiser(noisy, timestep, heard, return_dict=False)[0].float()
             with torch.no_grad():
                 wanted = self.known(noisy, timestep, known, return_dict=False)[0].float()
-        return (velocity - wanted).square().mean()
+        moved = velocity - wanted
+        coarse = functional.avg_pool2d(moved, COARSE_PX).square().mean()
+        return moved.square().mean() - (1 - COARSE_SHARE) * coarse
 
     def _draw_timesteps(self, count: int) -> Tensor:
         scheduler = self.recipe.build_scheduler()
@@ -257,7 +262,7 @@ def load_parts(
     """The denoiser in `parts/folder` before a new critic and a classifier of `pictures`, and what hears captions."""
     vae, text, tokenizer = load_encoders(parts, device)
     denoiser = UNet2DConditionModel.from_pretrained(parts / folder, torch_dtype=torch.float32)
-    features = Features("efficientnet-lite1").to(device)
+    features = Features("efficientnet-lite1").to(device, memory_format=torch.channels_last)
     critic = FeatureCritic(features, text.config.hidden_size)
     crops = crop_real(pictures, device, every=True)
     probe = fit_probe(
