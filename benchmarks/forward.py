@@ -67,15 +67,12 @@ PARTS: dict[str, Part] = {
     "tuned": lambda unet: torch._inductor.config.__setattr__("coordinate_descent_tuning", True),
     "graphs": lambda unet: replay_forward(unet),
     "compiled": lambda unet: compile_blocks(unet),
-    "compiled_any": lambda unet: compile_blocks(unet, free="any"),
-    "compiled_static": lambda unet: compile_blocks(unet, free="none"),
 }
 DRESSES = (
     "plain",
     "channels_last+compiled",
     "channels_last+float8+compiled",
     "channels_last+graphs+compiled",
-    "channels_last+compiled_static",
 )
 
 

@@ -15,7 +15,7 @@ TILE_SIZE = 510
 OVERLAP = 1
 _PNG_HEADER_BYTES = 33  # signature and IHDR; text may stand anywhere after them
 _SAVERS: dict[OutputFormat, str] = {
-    "png": ".png[compression=6,keep=none]",
+    "png": ".png[compression=2,filter=sub,keep=none]",
     "jpeg": ".jpg[Q=92,keep=xmp]",
     "webp": ".webp[Q=90,keep=xmp]",
     "tiff": ".tif[compression=deflate,predictor=horizontal,tile=true,bigtiff=true,keep=xmp]",

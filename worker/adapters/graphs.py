@@ -1,7 +1,7 @@
 """A network's forward as a CUDA graph: one launch in place of thousands, for each shape of its inputs.
 
-SDXL's UNet, a batch of 2 (one tile with guidance): 20.6 ms a prediction in place of 30.5, which is what
-the host takes to launch it. Of a batch of 16 it is 3 %.
+SDXL's UNet, one H100: the 30 steps of a single tile with guidance take 1.0 s in place of 2.1, which is what the
+host takes to launch them. Of a batch of 16 it is 1 %.
 """
 
 import logging
