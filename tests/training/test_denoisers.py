@@ -9,6 +9,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from training.autoencoder import AutoencoderOptions, build_autoencoder
+from training.blend import blend
 from training.critic import FeatureCritic
 from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
 from training.diffusion import build_noising
@@ -152,6 +153,13 @@ def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
         (False, 0),
         (True, 7),
     }
+
+
+def test_a_blend_lies_on_the_way_from_one_to_the_other(tiny: DenoiserOptions) -> None:
+    first, second = (build_denoiser(4, 16, tiny.widths) for _ in range(2))
+    wanted = [0.75 * a + 0.25 * b for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    for mine, theirs in zip(blend(first, second, 0.25).parameters(), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_a_denoiser_of_wider_latents_begins_with_what_the_narrow_one_knew(tiny: DenoiserOptions) -> None:
