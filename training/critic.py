@@ -1,11 +1,10 @@
-"""Critics for sharp textures: a light one of patches, and one that sees through a known network."""
+"""Critics for sharp textures: a light one of patches, and one that sees latents as a known denoiser does."""
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
-
-from training.features import Features, normalize
 
 
 class PatchCritic(nn.Module):
@@ -30,35 +29,42 @@ class PatchCritic(nn.Module):
         return self.layers(image)
 
 
-class FeatureCritic(nn.Module):
-    """Judges colours, and the feature maps of a known network (projected GANs, Sauer et al. 2021, section 3.2); a head for each."""
+class LatentCritic(nn.Module):
+    """Judges noisy latents by what a frozen denoiser makes of them on its way down, a head for each stage.
 
-    def __init__(self, features: Features, text_width: int, width: int = 64) -> None:
+    Latent adversarial distillation (Sauer et al. 2024, section 4) with the denoiser's own features (Lin et
+    al. 2024, section 3.3): it has seen every frequency of a latent at some level of noise.
+    """
+
+    def __init__(self, denoiser: UNet2DConditionModel, width: int = 64) -> None:
         super().__init__()
-        self.features = features
+        self.denoiser = denoiser.requires_grad_(False)
+        widths = denoiser.config.block_out_channels
         self.heads = nn.ModuleList(
-            _Head(channels, text_width, width) for channels in (3, *features.chosen.values())
+            _Head(channels, denoiser.config.cross_attention_dim, width) for channels in (*widths, widths[-1])
         )
 
-    def look(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What the heads judge, and the pooled features of the deepest stage, (B, channels).
-
-        Args:
-            image: (B, 3, H, W) in [-1, 1].
-        """
-        stages = self.features.stages(image)
-        colours = functional.adaptive_avg_pool2d(image, stages[-1].shape[2:])
-        return [colours, *map(normalize, stages)], stages[-1].mean(dim=(2, 3))
-
-    def forward(self, maps: list[Tensor], text: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """Scores of all places, high for real, (B, stages, h, w), each stage brought to the size of the smallest.
 
         Args:
-            maps: what `look` gave.
+            noisy: latents (B, C, side, side) at their timesteps, (B,).
             text: (B, tokens, width), the states of the captions.
         """
+        maps = self._look(noisy, timestep, text)
         scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
         return torch.cat([functional.adaptive_avg_pool2d(each, maps[-1].shape[2:]) for each in scores], dim=1)
+
+    def _look(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
+        """The first layer's output of every block down, and the middle's."""
+        net, maps = self.denoiser, list[Tensor]()
+        time = net.time_embedding(net.time_proj(timestep).to(noisy.dtype))
+        x = net.conv_in(noisy)
+        for block in net.down_blocks:
+            heard = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+            x, layers = block(x, time, **heard)
+            maps.append(layers[0])
+        return [*maps, net.mid_block(x, time, encoder_hidden_states=text)]
 
 
 class _Head(nn.Module):
@@ -66,8 +72,8 @@ class _Head(nn.Module):
 
     def __init__(self, channels: int, text_width: int, width: int) -> None:
         super().__init__()
-        self.gain = channels**0.5  # features have unit length over the channels
         self.look = nn.Sequential(
+            nn.GroupNorm(16, channels, affine=False),
             spectral_norm(nn.Conv2d(channels, width, 1)),
             nn.LeakyReLU(0.2),
             spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
@@ -77,7 +83,7 @@ class _Head(nn.Module):
         self.hear = spectral_norm(nn.Linear(text_width, width))
 
     def forward(self, stage: Tensor, text: Tensor) -> Tensor:
-        seen = self.look(self.gain * stage)
+        seen = self.look(stage)
         return self.score(seen) + (seen * self.hear(text)[:, :, None, None]).mean(1, keepdim=True)
 
 

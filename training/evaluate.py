@@ -11,18 +11,9 @@ from torch import Tensor
 from training.corpus import read_synonyms, read_words
 from training.dataset import read_folders
 from training.features import Features, perceptual_distance
-from training.measures import (
-    BATCH,
-    Crop,
-    Probe,
-    crop_real,
-    extract,
-    fit_probe,
-    measure_kid,
-    measure_psnr,
-)
-from training.painter import Painter, load_ours, load_prototype
-from training.progress import choose_device
+from training.measures import Crop, Probe, crop_real, fit_probe, measure_kid, measure_psnr
+from training.painter import BATCH, Painter, load_ours, load_prototype
+from training.progress import choose_device, half_precision
 from training.sampling import FULL
 from training.sheet import draw_sheet
 
@@ -50,9 +41,7 @@ def observe_reality(folders: list[Path], features: Features, device: torch.devic
     pictures = read_folders(folders)
     known = crop_real([p for p in pictures if not p.held_out], device, every=True)
     unseen = crop_real([p for p in pictures if p.held_out], device, every=True)
-    known_features, unseen_features = (
-        extract(features, [crop.image for crop in crops]) for crops in (known, unseen)
-    )
+    known_features, unseen_features = extract(features, known), extract(features, unseen)
     probe = fit_probe(known_features, [crop.picture.category for crop in known])
     figures = {
         "probe_real": probe.share_named(unseen_features, [crop.picture.category for crop in unseen]),
@@ -60,6 +49,22 @@ def observe_reality(folders: list[Path], features: Features, device: torch.devic
     }
     middles = crop_real([p for p in pictures if p.held_out], device, every=False)
     return Reality(middles, unseen_features, probe, figures)
+
+
+def extract(features: Features, crops: list[Crop]) -> Tensor:
+    """Pooled features of crops, (N, 1280)."""
+    return torch.cat(
+        [
+            _pool(features, torch.stack([c.image for c in crops[i : i + BATCH]]))
+            for i in range(0, len(crops), BATCH)
+        ]
+    )
+
+
+@torch.no_grad()
+def _pool(features: Features, image: Tensor) -> Tensor:
+    with half_precision(image.device):
+        return features(image).float()
 
 
 def measure_autoencoder(painter: Painter, features: Features, crops: list[Crop]) -> Figures:
@@ -92,9 +97,7 @@ def measure_pictures(
 def paint_features(painter: Painter, features: Features, captions: list[str]) -> Tensor:
     """Features of one picture for each caption."""
     starts = range(0, len(captions), BATCH)
-    return torch.cat(
-        [extract(features, list(painter.paint(captions[i : i + BATCH], seed=1000 + i))) for i in starts]
-    )
+    return torch.cat([_pool(features, painter.paint(captions[i : i + BATCH], seed=1000 + i)) for i in starts])
 
 
 def measure_synonyms(painter: Painter, features: Features, probe: Probe, each: int) -> Figures:

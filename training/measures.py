@@ -8,10 +8,8 @@ from torch.nn import functional
 
 from training.augment import load_images
 from training.dataset import Picture
-from training.features import Features
-from training.progress import half_precision
 
-SIDE_PX, BATCH = 512, 64
+SIDE_PX = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +51,6 @@ def _cut_grid(image: Tensor, every: bool) -> list[Tensor]:
     return [image[:, top : top + SIDE_PX, left : left + SIDE_PX] for top, left in corners]
 
 
-@torch.no_grad()
-def extract(features: Features, images: list[Tensor]) -> Tensor:
-    """Pooled features of pictures of one size, (N, 1280)."""
-    parts = [torch.stack(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-    with half_precision(images[0].device):
-        return torch.cat([features(part).float() for part in parts])
-
-
 def measure_psnr(restored: Tensor, original: Tensor) -> Tensor:
     """Decibels of each picture, full scale 1; inputs in [-1, 1], (B, 3, H, W)."""
     return -10 * ((restored - original) / 2).square().mean(dim=(1, 2, 3)).log10()
@@ -98,18 +88,14 @@ class Probe:
     weight: Tensor
     bias: Tensor
 
-    def log_probabilities(self, features: Tensor) -> Tensor:
+    def probabilities(self, features: Tensor) -> Tensor:
         """(N, categories)."""
-        return ((features - self.mean) / self.spread @ self.weight + self.bias).log_softmax(-1)
-
-    def label(self, categories: list[str]) -> Tensor:
-        """The column of each."""
-        return torch.tensor([self.names.index(name) for name in categories], device=self.bias.device)
+        return ((features - self.mean) / self.spread @ self.weight + self.bias).softmax(-1)
 
     def share_named(self, features: Tensor, categories: list[str]) -> float:
         """How often the most probable category is the wanted one."""
-        named = self.log_probabilities(features).argmax(1) == self.label(categories)
-        return named.float().mean().item()
+        wanted = torch.tensor([self.names.index(name) for name in categories], device=features.device)
+        return (self.probabilities(features).argmax(1) == wanted).float().mean().item()
 
 
 def fit_probe(features: Tensor, categories: list[str], steps: int = 400) -> Probe:

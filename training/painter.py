@@ -15,6 +15,8 @@ from training.progress import half_precision
 from training.sampling import FEW_STEPS, FULL, PROTOTYPE, Recipe, sample
 from training.text_encoder import embed_text
 
+BATCH = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Painter:

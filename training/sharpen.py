@@ -1,33 +1,21 @@
-"""Sharpen a denoiser: what it paints, decoded, must pass for real before a critic.
+"""Sharpen a denoiser: the latents that it paints must pass for real before a critic.
 
-Adversarial fine-tuning in the manner of adversarial diffusion distillation (Sauer et al. 2023), but the steps of
-the recipe are trained as one network, as in DRaFT (Clark et al. 2024): gradients of the finished picture flow
-through the last of them. A fixed classifier asks that it be recognised as well (Odena et al. 2017). Critic and
-classifier see through EfficientNet-Lite1; the measures see through Lite0.
+Latent adversarial distillation (Sauer et al. 2024), but the steps of the recipe are trained as one network, as in
+DRaFT (Clark et al. 2024): gradients of the finished latent flow through the last of them.
 """
 
 import argparse
-import math
-import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.augment import CropRange, balance, load_images, sample_crop
-from training.critic import FeatureCritic, critic_loss, generator_loss
-from training.dataset import Picture, read_folders
-from training.denoiser import copy_denoiser, write_half
+from training.critic import LatentCritic, critic_loss, generator_loss
+from training.denoiser import DenoiserOptions, Lessons, build_lessons, choose_crops, copy_denoiser, write_half
 from training.diffusion import build_noising
-from training.features import Features
-from training.latents import Captions, encode_captions, encode_pixels, load_encoders
-from training.measures import Probe, crop_real, extract, fit_probe
 from training.progress import (
     Average,
     Budget,
@@ -40,26 +28,21 @@ from training.progress import (
 )
 from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
 from training.sampling import FEW_STEPS, FULL, Recipe, denoise
-from training.tint import add_tints
 
 WRITE_EVERY = 250  # steps
-COARSE_PX, COARSE_SHARE = 8, 0.1  # latent pixels
+COARSE_PX = 8  # latent pixels
 
 
 @dataclass(frozen=True, slots=True)
 class SharpenOptions:
     """Sizes, rates and weights of a step."""
 
-    batch: int = 32
-    crops: int = 8_000
-    side_px: int = 512
     learned_steps: int = 5  # the last ones of the recipe
-    anchor: float = 50.0  # weight of staying near the known predictions
-    named: float = 0.05  # weight of being recognised
-    sure: float = 0.7  # probability of the own category from which on it counts as recognised
+    anchor: float = 20.0  # weight of staying near the known predictions
+    coarse: float = 0.3  # of that, what colours and layout weigh
     empty_share: float = 0.1  # of the anchor's captions
     peak_rate: float = 5e-5
-    critic_rate: float = 5e-4
+    critic_rate: float = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,137 +58,85 @@ VARIANTS = {"few": Variant("unet", FEW_STEPS, FEW_STEPS.steps), "full": Variant(
 
 
 @dataclass(frozen=True, slots=True)
-class Gallery:
-    """Real crops, uint8 (N, 3, side, side), the picture of each, and each picture's category as a number."""
-
-    crops: Tensor
-    owners: Tensor
-    labels: Tensor
-
-    def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Random crops in [-1, 1] and their owners."""
-        chosen = torch.randint(len(self.crops), (count,), device=self.crops.device)
-        return self.crops[chosen].float().div(127.5).sub(1), self.owners[chosen]
-
-
-def hang_gallery(
-    pictures: list[Picture], labels: Tensor, options: SharpenOptions, device: torch.device, seed: int
-) -> Gallery:
-    """Native crops, categories balanced."""
-    rng, images = random.Random(seed), load_images(pictures, device)
-    owners = rng.choices(range(len(pictures)), weights=balance(pictures), k=options.crops)
-    native = CropRange(low=1.0, high=1.0, native=1.0)
-    crops = [
-        sample_crop(images[owner], pictures[owner], options.side_px, native, rng)
-        .add(1).mul(127.5).round().byte()
-        for owner in owners
-    ]  # fmt: skip
-    return Gallery(torch.stack(crops), torch.tensor(owners, device=device), labels)
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """One batch: real crops in [-1, 1], (B, 3, side, side), and what they show.
+class Captioned:
+    """One batch.
 
     Attributes:
+        real: latents, (B, C, side, side).
         heard: states of their captions in some dress; the same captions are painted.
         known: states of the dress that the denoiser knew best before, (B, tokens, width) both.
-        labels: the classifier's columns, (B,).
     """
 
     real: Tensor
     heard: Tensor
     known: Tensor
-    labels: Tensor
 
 
 class Sharpening:
-    """Denoiser, decoder, critic and classifier, and one update of both sides."""
+    """Denoiser and critic, and one update of both."""
 
     def __init__(
-        self,
-        denoiser: UNet2DConditionModel,
-        vae: AutoencoderTiny,
-        critic: FeatureCritic,
-        probe: Probe,
-        recipe: Recipe,
-        options: SharpenOptions,
-        device: torch.device,
+        self, denoiser: UNet2DConditionModel, recipe: Recipe, options: SharpenOptions, device: torch.device
     ) -> None:
         self.options, self.device, self.recipe = options, device, recipe
-        self.vae, self.critic, self.probe = vae.to(device), critic.to(device), probe
-        self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
         self.denoiser = denoiser.to(device).requires_grad_(True)
+        self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
+        self.critic = LatentCritic(self.known).to(device)
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
         self.average = Average(self.denoiser, decay=0.995)
         self.noising = build_noising(device)
 
-    def step(self, lesson: Lesson, empty: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Captioned, empty: Tensor) -> dict[str, Tensor]:
         """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width)."""
-        painted = self._paint(lesson, empty)
-        real, seen = _cut_windows(lesson.real, painted)
-        with half_precision(self.device):
-            maps, features = self.critic.look(seen)
-        judged = self._teach_critic(real, [each.detach() for each in maps], lesson.heard)
-        with half_precision(self.device):
-            scores = self.critic(maps, lesson.heard).float()
-        unnamed = self._measure_doubt(features.float(), lesson.labels)
-        distance = self._measure_distance(lesson, empty)
-        loss = generator_loss(scores) + self.options.named * unnamed + self.options.anchor * distance
+        painted = self._paint(batch, empty)
+        judged = self._teach_critic(batch, painted.detach())
+        scores = self._judge(painted, batch.heard).mean()
+        distance = self._measure_distance(batch, empty)
+        loss = generator_loss(scores) + self.options.anchor * distance
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.denoiser)
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
         self.optimizer.step()
         self.average.update()
-        losses = {"critic": judged, "scores": scores.mean(), "unnamed": unnamed, "distance": distance}
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {"critic": judged, "scores": scores.detach(), "distance": distance.detach()}
 
-    def _paint(self, lesson: Lesson, empty: Tensor) -> Tensor:
-        count, side = len(lesson.real), lesson.real.shape[-1] // 8
-        noise = torch.randn(count, self.denoiser.config.in_channels, side, side, device=self.device)
-        latent = denoise(self.denoiser, self.recipe, noise, lesson.heard, empty, self.options.learned_steps)
+    def _paint(self, batch: Captioned, empty: Tensor) -> Tensor:
+        noise = torch.randn_like(batch.real)
+        return denoise(self.denoiser, self.recipe, noise, batch.heard, empty, self.options.learned_steps)
+
+    def _judge(self, latent: Tensor, text: Tensor) -> Tensor:
+        """Scores under fresh noise, more often a little than much: grain is at stake."""
+        timestep = (999 * torch.rand(len(latent), device=self.device).square()).long()
+        noisy = self.noising.add(latent, torch.randn_like(latent), timestep)
         with half_precision(self.device):
-            return checkpoint(self._decode, latent, use_reentrant=False).float()
+            return self.critic(noisy, timestep, text).float()
 
-    def _decode(self, latent: Tensor) -> Tensor:
-        return self.vae.decoder(latent / self.vae.config.scaling_factor)
-
-    def _teach_critic(self, real: Tensor, painted: list[Tensor], text: Tensor) -> Tensor:
-        with half_precision(self.device):
-            maps, _ = self.critic.look(real)
-            loss = critic_loss(self.critic(maps, text).float(), self.critic(painted, text).float())
+    def _teach_critic(self, batch: Captioned, painted: Tensor) -> Tensor:
+        loss = critic_loss(self._judge(batch.real, batch.heard), self._judge(painted, batch.heard))
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.critic.heads)
         self.critic_optimizer.step()
         return loss.detach()
 
-    def _measure_doubt(self, features: Tensor, labels: Tensor) -> Tensor:
-        """By how much the logarithm of the own category's probability falls short of `sure`."""
-        own = self.probe.log_probabilities(features).gather(1, labels[:, None])
-        return torch.relu(math.log(self.options.sure) - own).mean()
-
-    def _measure_distance(self, lesson: Lesson, empty: Tensor) -> Tensor:
+    def _measure_distance(self, batch: Captioned, empty: Tensor) -> Tensor:
         """Mean squared distance from the known predictions, on noisy real latents.
 
-        A caption in another dress shall mean what the known one does. What is coarse counts a tenth: colours
-        and layout are for the critic to say, patterns that were not there are its weakness.
+        A caption in another dress shall mean what the known one does.
         """
-        with torch.no_grad():
-            latent = encode_pixels(self.vae, lesson.real)
-        timestep = self._draw_timesteps(len(latent))
-        noisy = self.noising.add(latent, torch.randn_like(latent), timestep)
-        unheard = torch.rand(len(latent), 1, 1, device=self.device) < self.options.empty_share
-        heard, known = (torch.where(unheard, empty, text) for text in (lesson.heard, lesson.known))
+        timestep = self._draw_timesteps(len(batch.real))
+        noisy = self.noising.add(batch.real, torch.randn_like(batch.real), timestep)
+        unheard = torch.rand(len(noisy), 1, 1, device=self.device) < self.options.empty_share
+        heard, known = (torch.where(unheard, empty, text) for text in (batch.heard, batch.known))
         with half_precision(self.device):
             velocity = self.denoiser(noisy, timestep, heard, return_dict=False)[0].float()
             with torch.no_grad():
                 wanted = self.known(noisy, timestep, known, return_dict=False)[0].float()
         moved = velocity - wanted
         coarse = functional.avg_pool2d(moved, COARSE_PX).square().mean()
-        return moved.square().mean() - (1 - COARSE_SHARE) * coarse
+        return moved.square().mean() - (1 - self.options.coarse) * coarse
 
     def _draw_timesteps(self, count: int) -> Tensor:
         scheduler = self.recipe.build_scheduler()
@@ -239,51 +170,20 @@ class Sharpening:
         self.average.values, self.average.steps = state["average"], state["average_steps"]
 
 
-def _cut_windows(*pictures: Tensor) -> tuple[Tensor, ...]:
-    """The same window of seven eighths of the side from all, elsewhere each time: nothing is learned of places."""
-    side = pictures[0].shape[-1]
-    window = max(32, side * 7 // 8 // 32 * 32)
-    top, left = (random.randrange(side - window + 1) for _ in range(2))
-    return tuple(each[..., top : top + window, left : left + window] for each in pictures)
-
-
 def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
 
 
-def load_parts(
-    parts: Path,
-    folder: str,
-    pictures: list[Picture],
-    recipe: Recipe,
-    options: SharpenOptions,
-    device: torch.device,
-) -> tuple[Sharpening, CLIPTextModel, CLIPTokenizer]:
-    """The denoiser in `parts/folder` before a new critic and a classifier of `pictures`, and what hears captions."""
-    vae, text, tokenizer = load_encoders(parts, device)
-    denoiser = UNet2DConditionModel.from_pretrained(parts / folder, torch_dtype=torch.float32)
-    features = Features("efficientnet-lite1").to(device, memory_format=torch.channels_last)
-    critic = FeatureCritic(features, text.config.hidden_size)
-    crops = crop_real(pictures, device, every=True)
-    probe = fit_probe(
-        extract(features, [crop.image for crop in crops]), [crop.picture.category for crop in crops]
-    )
-    return Sharpening(denoiser, vae, critic, probe, recipe, options, device), text, tokenizer
-
-
 def sharpen(
-    gallery: Gallery, captions: Captions, sharpening: Sharpening, out: Path, budget: Budget, seed: int
+    lessons: Lessons, sharpening: Sharpening, out: Path, budget: Budget, sizes: DenoiserOptions, seed: int
 ) -> None:
     """Sharpen or go on; now and then, and at the end, write a checkpoint and the averaged weights (fp16) as `out`."""
     checkpoint = out.with_name(f"sharpen-{out.name}.pt")
     first = resume(sharpening, budget, checkpoint, sharpening.device)
     torch.manual_seed(seed + first)
-    random.seed(seed + first)
     for step in budget.steps(first):
-        real, owners = gallery.draw(sharpening.options.batch)
         sharpening.set_rates(step, budget.fraction)
-        lesson = Lesson(real, *captions.draw_pairs(owners), gallery.labels[owners])
-        losses = sharpening.step(lesson, captions.empty(1))
+        losses = sharpening.step(_draw(lessons, step, sizes), lessons.captions.empty(1))
         first = step + 1
         if step % 20 == 0 and is_leader():
             shown = " ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items())
@@ -292,6 +192,12 @@ def sharpen(
             _write(sharpening, budget, checkpoint, out, first)
     if is_leader():
         _write(sharpening, budget, checkpoint, out, first)
+
+
+def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions) -> Captioned:
+    side, count = choose_crops(step, sizes)
+    latent, owners = lessons.banks[side].draw(count)
+    return Captioned(latent.float(), *lessons.captions.draw_pairs(owners))
 
 
 def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, step: int) -> None:
@@ -310,35 +216,23 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, help="in place of the recipe's")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
-    parser.add_argument("--batch", type=int, default=usual.batch)
-    parser.add_argument("--crops", type=int, default=usual.crops)
-    parser.add_argument("--side", type=int, default=usual.side_px, help="of a crop, in pixels")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--crops", type=int, default=16_000)
     parser.add_argument("--anchor", type=float, default=usual.anchor)
-    parser.add_argument("--named", type=float, default=usual.named)
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
-    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=3, help="the denoiser's, to find its latents again")
     chosen = parser.parse_args()
     rank, device = join_ranks(), choose_device()
     variant, seed = VARIANTS[chosen.variant], chosen.seed + 1000 * rank
-    options = SharpenOptions(
-        batch=chosen.batch,
-        crops=chosen.crops,
-        side_px=chosen.side,
-        learned_steps=variant.learned_steps,
-        anchor=chosen.anchor,
-        named=chosen.named,
-        peak_rate=chosen.peak_rate,
-    )
+    sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops)
+    lessons = build_lessons(chosen.shards, chosen.parts, sizes, device, seed)
+    options = SharpenOptions(variant.learned_steps, chosen.anchor, peak_rate=chosen.peak_rate)
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
-    real = [picture for picture in read_folders(chosen.shards) if not picture.held_out]
     torch.manual_seed(chosen.seed)  # the same critic on every rank
-    sharpening, text, tokenizer = load_parts(chosen.parts, variant.folder, real, recipe, options, device)
-    pictures = add_tints(real, 1, random.Random(seed))
-    captions = encode_captions(text, tokenizer, pictures, device, seed)
-    labels = sharpening.probe.label([picture.category for picture in pictures])
-    gallery = hang_gallery(pictures, labels, options, device, seed)
+    denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
+    sharpening = Sharpening(denoiser, recipe, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)
-    sharpen(gallery, captions, sharpening, chosen.out / variant.folder, budget, seed)
+    sharpen(lessons, sharpening, chosen.out / variant.folder, budget, sizes, seed)
     leave_ranks()
 
 

@@ -1,25 +1,18 @@
 """The denoiser, its distillation and its sharpening."""
 
-import math
-from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from training.autoencoder import AutoencoderOptions, build_autoencoder
-from training.blend import blend
-from training.critic import FeatureCritic
+from training.critic import LatentCritic
 from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions
-from training.features import Features
 from training.latents import DRESSES, Bank, Captions
-from training.measures import fit_probe
 from training.progress import begin_with, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
-from training.sharpen import Lesson, Sharpening, SharpenOptions
+from training.sharpen import Captioned, Sharpening, SharpenOptions
 
 
 def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: Path) -> None:
@@ -94,53 +87,42 @@ def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: Denoise
 
 def build_sharpening(steps: int) -> Sharpening:
     torch.manual_seed(0)
-    return Sharpening(
-        build_denoiser(4, 16, (16, 16, 16)),
-        build_autoencoder(AutoencoderOptions(channels=4, width=8)).requires_grad_(False),
-        FeatureCritic(Features("efficientnet-lite1"), text_width=16, width=8),
-        fit_probe(torch.randn(4, 1280), ["brick", "grass"] * 2, steps=1),
-        Recipe(build_few_step_scheduler, steps, guidance_scale=1.0),
-        SharpenOptions(batch=2, side_px=64, learned_steps=steps),
-        torch.device("cpu"),
-    )
+    recipe = Recipe(build_few_step_scheduler, steps, guidance_scale=1.0)
+    denoiser = build_denoiser(4, 16, (16, 16, 16))
+    return Sharpening(denoiser, recipe, SharpenOptions(learned_steps=steps), torch.device("cpu"))
 
 
-def draw_lesson() -> Lesson:
-    heard, known = torch.randn(2, 2, 8, 16)
-    return Lesson(torch.rand(2, 3, 64, 64) * 2 - 1, heard, known, torch.tensor([0, 1]))
+def draw_batch() -> Captioned:
+    return Captioned(torch.randn(2, 4, 16, 16), *torch.randn(2, 2, 8, 16))
 
 
 def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
     sharpening = build_sharpening(steps=2)
-    critic = sharpening.critic
-    parts = (sharpening.denoiser, critic.heads, sharpening.known, sharpening.vae, critic.features)
+    parts = (sharpening.denoiser, sharpening.critic.heads, sharpening.known)
     before = [[weight.clone() for weight in part.parameters()] for part in parts]
-    losses = sharpening.step(draw_lesson(), torch.randn(1, 8, 16))
+    losses = sharpening.step(draw_batch(), torch.randn(1, 8, 16))
     assert all(loss.isfinite() for loss in losses.values())
     moved = [
         not all(map(torch.equal, part.parameters(), old)) for part, old in zip(parts, before, strict=True)
     ]
-    assert moved == [True, True, False, False, False]
+    assert moved == [True, True, False]
 
 
 def test_sharpening_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first, again = build_sharpening(steps=1), build_sharpening(steps=1)
     for _ in range(2):
-        first.step(draw_lesson(), torch.randn(1, 8, 16))
+        first.step(draw_batch(), torch.randn(1, 8, 16))
     save_checkpoint(tmp_path / "sharpen.pt", first.state())
     again.restore(load_checkpoint(tmp_path / "sharpen.pt", torch.device("cpu")))
     for mine, theirs in ((first.denoiser, again.denoiser), (first.critic.heads, again.critic.heads)):
         assert all(map(torch.equal, mine.parameters(), theirs.parameters()))
 
 
-def test_what_is_surely_recognised_asks_for_nothing_more() -> None:
-    sharpening = build_sharpening(steps=1)
-    probe = replace(sharpening.probe, weight=torch.zeros(1280, 2), bias=torch.tensor([3.0, 0.0]))
-    sharpening.probe, features = probe, torch.zeros(1, 1280)
-    assert sharpening._measure_doubt(features, probe.label(["brick"])) == 0
-    assert sharpening._measure_doubt(features, probe.label(["grass"])) == pytest.approx(
-        math.log(0.7) + math.log1p(math.exp(3)), abs=1e-5
-    )
+def test_the_critic_sees_every_stage_of_the_way_down() -> None:
+    critic = LatentCritic(build_denoiser(4, 16, (16, 32, 32)))
+    scores = critic(torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 8, 16))
+    assert scores.shape == (2, 4, 4, 4)
+    assert scores.std(dim=(0, 2, 3)).min() > 0
 
 
 def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
@@ -153,13 +135,6 @@ def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
         (False, 0),
         (True, 7),
     }
-
-
-def test_a_blend_lies_on_the_way_from_one_to_the_other(tiny: DenoiserOptions) -> None:
-    first, second = (build_denoiser(4, 16, tiny.widths) for _ in range(2))
-    wanted = [0.75 * a + 0.25 * b for a, b in zip(first.parameters(), second.parameters(), strict=True)]
-    for mine, theirs in zip(blend(first, second, 0.25).parameters(), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs)
 
 
 def test_a_denoiser_of_wider_latents_begins_with_what_the_narrow_one_knew(tiny: DenoiserOptions) -> None:
