@@ -18,10 +18,9 @@ from training.text_encoder import embed_text
 # 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
 # picture of 512 px does not simply repeat inside of one.
 ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.8), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
-DRESSES = (
-    8  # of each caption: as it is, three versions, three names of the category, the name that is known best
-)
-_KNOWN_AS = (0, 0, 0, 0, 7, 7, 7, 7)  # the dress that a denoiser knows best of those that mean the same
+# Each caption's dresses: as it is, four versions, two names of the category, and the name that is known best.
+DRESSES = 8
+_KNOWN_AS = (0, 0, 0, 0, 0, 7, 7, 7)  # the dress that a denoiser knows best of those that mean the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,8 @@ class Captions:
         """A random dress of each picture's caption, and the dress by which its meaning is known best."""
         dress = torch.randint_like(owners, DRESSES)
         known = torch.tensor(_KNOWN_AS, device=owners.device)[dress]
-        return tuple(self.states[owners * DRESSES + each].float() for each in (dress, known))
+        rows = owners * DRESSES
+        return self.states[rows + dress].float(), self.states[rows + known].float()
 
     def empty(self, count: int) -> Tensor:
         """The empty caption, repeated."""
@@ -111,10 +111,10 @@ def encode_captions(
 
 def _dress(picture: Picture, rng: random.Random) -> list[str]:
     paint = picture.caption.split()[:1] if picture.tint else []
-    versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(3)]
-    known, *others = read_names()[picture.category]
-    names = [" ".join([*paint, name]) for name in (*rng.choices(others, k=3), known)]
-    return [picture.caption, *versions, *names]
+    versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(4)]
+    names = read_names().get(picture.category, [picture.category.replace("_", " ")])
+    chosen = [*rng.choices(names, k=2), names[0]]
+    return [picture.caption, *versions, *(" ".join([*paint, name]) for name in chosen)]
 
 
 def load_encoders(folder: Path, device: torch.device) -> tuple[AutoencoderTiny, CLIPTextModel, CLIPTokenizer]:

@@ -1,6 +1,7 @@
 """From a folder of captioned pictures to crops and captions."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from training.augment import CropRange, sample_crop
 from training.corpus import read_names, read_synonyms, read_thesaurus, rename, vary
 from training.dataset import DatasetError, read_pictures
+from training.latents import _dress
 from training.prepare import prepare
 from training.tint import COLOURS, add_tints, apply_tint
 
@@ -79,6 +81,17 @@ def test_things_have_other_names_in_training_but_none_that_is_measured() -> None
     rng = random.Random(0)
     renamed = {rename("grass", rng) for _ in range(200)}
     assert renamed == {"grass", *read_thesaurus()["grass"]}
+
+
+def test_a_picture_is_also_called_by_names_of_its_category_paint_included(dataset: Path) -> None:
+    grass = read_pictures(dataset)[0]
+    painted = next(p for p in add_tints(read_pictures(dataset), 1, random.Random(0)) if p.tint is not None)
+    for picture, paint in ((grass, ""), (painted, f"{painted.caption.split()[0]} ")):
+        *_, first, second, known = _dress(picture, random.Random(0))
+        names = [paint + name for name in read_names()[picture.category]]
+        assert known == names[0]
+        assert {first, second} <= set(names)
+    assert _dress(replace(grass, category="sea_glass"), random.Random(0))[-1] == "sea glass"
 
 
 def test_small_tileable_pictures_are_enlarged_and_not_repeated(dataset: Path) -> None:
