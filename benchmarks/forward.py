@@ -73,6 +73,7 @@ DRESSES = (
     "channels_last+compiled",
     "channels_last+float8+compiled",
     "channels_last+graphs+compiled",
+    "channels_last+fused+compiled",
 )
 
 

@@ -57,7 +57,7 @@ def read_thesaurus() -> dict[str, list[str]]:
 
 @cache
 def read_names() -> dict[str, list[str]]:
-    """Categories, and what people call each: the name most frequent in captions first, none that is measured."""
+    """Categories, and what people call each: the best known name first, none that is measured."""
     lines = (WORDS / "names.txt").read_text(encoding="utf-8").splitlines()
     return {
         category: [name.replace("_", " ") for name in names]

@@ -58,7 +58,7 @@ VARIANTS = {"few": Variant("unet", FEW_STEPS, FEW_STEPS.steps), "full": Variant(
 
 
 @dataclass(frozen=True, slots=True)
-class Captioned:
+class Batch:
     """One batch.
 
     Attributes:
@@ -80,14 +80,17 @@ class Sharpening:
     ) -> None:
         self.options, self.device, self.recipe = options, device, recipe
         self.denoiser = denoiser.to(device).requires_grad_(True)
-        self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
-        self.critic = LatentCritic(self.known).to(device)
+        self.known = copy_denoiser(denoiser).to(device)
+        self.critic = LatentCritic(self.known).to(device)  # which freezes it
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
         self.average = Average(self.denoiser, decay=0.995)
         self.noising = build_noising(device)
+        scheduler = recipe.build_scheduler()
+        scheduler.set_timesteps(recipe.steps, device=device)
+        self.timesteps = scheduler.timesteps
 
-    def step(self, batch: Captioned, empty: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch, empty: Tensor) -> dict[str, Tensor]:
         """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width)."""
         painted = self._paint(batch, empty)
         judged = self._teach_critic(batch, painted.detach())
@@ -102,7 +105,7 @@ class Sharpening:
         self.average.update()
         return {"critic": judged, "scores": scores.detach(), "distance": distance.detach()}
 
-    def _paint(self, batch: Captioned, empty: Tensor) -> Tensor:
+    def _paint(self, batch: Batch, empty: Tensor) -> Tensor:
         noise = torch.randn_like(batch.real)
         return denoise(self.denoiser, self.recipe, noise, batch.heard, empty, self.options.learned_steps)
 
@@ -113,7 +116,7 @@ class Sharpening:
         with half_precision(self.device):
             return self.critic(noisy, timestep, text).float()
 
-    def _teach_critic(self, batch: Captioned, painted: Tensor) -> Tensor:
+    def _teach_critic(self, batch: Batch, painted: Tensor) -> Tensor:
         loss = critic_loss(self._judge(batch.real, batch.heard), self._judge(painted, batch.heard))
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -121,12 +124,12 @@ class Sharpening:
         self.critic_optimizer.step()
         return loss.detach()
 
-    def _measure_distance(self, batch: Captioned, empty: Tensor) -> Tensor:
+    def _measure_distance(self, batch: Batch, empty: Tensor) -> Tensor:
         """Mean squared distance from the known predictions, on noisy real latents.
 
         A caption in another dress shall mean what the known one does.
         """
-        timestep = self._draw_timesteps(len(batch.real))
+        timestep = self.timesteps[torch.randint(len(self.timesteps), (len(batch.real),), device=self.device)]
         noisy = self.noising.add(batch.real, torch.randn_like(batch.real), timestep)
         unheard = torch.rand(len(noisy), 1, 1, device=self.device) < self.options.empty_share
         heard, known = (torch.where(unheard, empty, text) for text in (batch.heard, batch.known))
@@ -137,11 +140,6 @@ class Sharpening:
         moved = velocity - wanted
         coarse = functional.avg_pool2d(moved, COARSE_PX).square().mean()
         return moved.square().mean() - (1 - self.options.coarse) * coarse
-
-    def _draw_timesteps(self, count: int) -> Tensor:
-        scheduler = self.recipe.build_scheduler()
-        scheduler.set_timesteps(self.recipe.steps, device=self.device)
-        return scheduler.timesteps[torch.randint(self.recipe.steps, (count,), device=self.device)]
 
     def set_rates(self, step: int, fraction: float) -> None:
         """Of both sides, by how much of the time is over."""
@@ -194,10 +192,10 @@ def sharpen(
         _write(sharpening, budget, checkpoint, out, first)
 
 
-def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions) -> Captioned:
+def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions) -> Batch:
     side, count = choose_crops(step, sizes)
     latent, owners = lessons.banks[side].draw(count)
-    return Captioned(latent.float(), *lessons.captions.draw_pairs(owners))
+    return Batch(latent.float(), *lessons.captions.draw_pairs(owners))
 
 
 def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, step: int) -> None:

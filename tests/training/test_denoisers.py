@@ -6,13 +6,13 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from training.critic import LatentCritic
-from training.denoiser import DenoiserOptions, DenoiserTraining, build_denoiser, write_half
+from training.denoiser import DenoiserOptions, DenoiserTraining, Lessons, build_denoiser, write_half
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions
 from training.latents import DRESSES, Bank, Captions
-from training.progress import begin_with, load_checkpoint, save_checkpoint
+from training.progress import Budget, begin_with, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
-from training.sharpen import Captioned, Sharpening, SharpenOptions
+from training.sharpen import Batch, Sharpening, SharpenOptions, sharpen
 
 
 def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def build_sharpening(steps: int) -> Sharpening:
     return Sharpening(denoiser, recipe, SharpenOptions(learned_steps=steps), torch.device("cpu"))
 
 
-def draw_batch() -> Captioned:
-    return Captioned(torch.randn(2, 4, 16, 16), *torch.randn(2, 2, 8, 16))
+def draw_batch() -> Batch:
+    return Batch(torch.randn(2, 4, 16, 16), *torch.randn(2, 2, 8, 16))
 
 
 def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
@@ -108,21 +108,33 @@ def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
     assert moved == [True, True, False]
 
 
-def test_sharpening_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Path) -> None:
+    bank, captions = (
+        Bank(torch.randn(4, 4, 8, 8), torch.tensor([0, 1, 0, 1])),
+        Captions(torch.randn(17, 8, 16)),
+    )
+    lessons, sizes = Lessons({512: bank, 1024: bank}, captions), DenoiserOptions(batch=2)
     first, again = build_sharpening(steps=1), build_sharpening(steps=1)
-    for _ in range(2):
-        first.step(draw_batch(), torch.randn(1, 8, 16))
-    save_checkpoint(tmp_path / "sharpen.pt", first.state())
-    again.restore(load_checkpoint(tmp_path / "sharpen.pt", torch.device("cpu")))
+    sharpen(lessons, first, tmp_path / "unet", Budget(seconds=1.0), sizes, seed=0)
+    kept = load_checkpoint(tmp_path / "sharpen-unet.pt", torch.device("cpu"))
+    sharpen(lessons, again, tmp_path / "unet", Budget(seconds=1.0), sizes, seed=0)  # its time is over already
+    assert kept is not None
+    assert kept["step"] >= 10
     for mine, theirs in ((first.denoiser, again.denoiser), (first.critic.heads, again.critic.heads)):
         assert all(map(torch.equal, mine.parameters(), theirs.parameters()))
+    written = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
+    for half, average in zip(written.parameters(), first.average.values, strict=True):
+        assert torch.equal(half, average.half().float())
 
 
-def test_the_critic_sees_every_stage_of_the_way_down() -> None:
+def test_every_stage_of_the_critic_hears_the_latent_and_the_caption() -> None:
     critic = LatentCritic(build_denoiser(4, 16, (16, 32, 32)))
-    scores = critic(torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 8, 16))
+    noisy, text = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(2, 8, 16, requires_grad=True)
+    scores = critic(noisy, torch.tensor([10, 900]), text)
     assert scores.shape == (2, 4, 4, 4)
-    assert scores.std(dim=(0, 2, 3)).min() > 0
+    for stage in scores.square().sum(dim=(0, 2, 3)):
+        gradients = torch.autograd.grad(stage, (noisy, text), retain_graph=True)
+        assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:

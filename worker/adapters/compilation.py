@@ -1,7 +1,7 @@
 """Compile a network's repeated blocks.
 
 SDXL's UNet: 87 blocks in 53 s, 14.2 ms in place of 17.1 a tile (one H100, batch 16, bfloat16); the network
-as a whole took over four minutes.
+as a whole took over four minutes (one H200).
 """
 
 from collections.abc import Callable
