@@ -1,10 +1,17 @@
-"""Critics for sharp textures: a light one of patches, and one that sees latents as a known denoiser does."""
+"""Critics for sharp textures: a light one of patches, and two that see with a known network's eyes."""
+
+from collections.abc import Sequence
 
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+from training.diffusion import Noising
+from training.features import Features
 
 
 class PatchCritic(nn.Module):
@@ -29,34 +36,56 @@ class PatchCritic(nn.Module):
         return self.layers(image)
 
 
-class LatentCritic(nn.Module):
-    """Judges noisy latents by what a frozen denoiser makes of them on its way down, a head for each stage.
+class Critic(nn.Module):
+    """Judges finished latents by what a known, frozen network sees in them: a head for each of its maps.
+
+    Args:
+        channels: of the maps, the smallest map last.
+        text_width: of the captions' states.
+    """
+
+    def __init__(self, channels: Sequence[int], text_width: int, width: int = 64) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(_Head(each, text_width, width) for each in channels)
+
+    def look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+        """The maps, (B, channels, h, w)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def calibrate(self, latent: Tensor, text: Tensor) -> None:
+        """Learn from real latents what each head's input is like on average."""
+        for head, stage in zip(self.heads, self.look(latent, text), strict=True):
+            head.calibrate(stage)
+
+    def forward(self, latent: Tensor, text: Tensor) -> Tensor:
+        """Scores of all places, high for real, (B, maps, h, w), each map's brought to the size of the smallest.
+
+        Args:
+            latent: (B, C, side, side), without noise.
+            text: (B, tokens, width), the states of the captions.
+        """
+        maps = self.look(latent, text)
+        scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
+        return torch.cat([functional.adaptive_avg_pool2d(each, maps[-1].shape[2:]) for each in scores], dim=1)
+
+
+class LatentCritic(Critic):
+    """Sees what a denoiser makes of the latent under fresh noise, on its way down.
 
     Latent adversarial distillation (Sauer et al. 2024, section 4) with the denoiser's own features (Lin et
     al. 2024, section 3.3): it has seen every frequency of a latent at some level of noise.
     """
 
-    def __init__(self, denoiser: UNet2DConditionModel, width: int = 64) -> None:
-        super().__init__()
-        self.denoiser = denoiser.requires_grad_(False)
+    def __init__(self, denoiser: UNet2DConditionModel, noising: Noising) -> None:
         widths = denoiser.config.block_out_channels
-        self.heads = nn.ModuleList(
-            _Head(channels, denoiser.config.cross_attention_dim, width) for channels in (*widths, widths[-1])
-        )
+        super().__init__((*widths, widths[-1]), denoiser.config.cross_attention_dim)
+        self.denoiser, self.noising = denoiser.requires_grad_(False), noising
 
-    def forward(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """Scores of all places, high for real, (B, stages, h, w), each stage brought to the size of the smallest.
-
-        Args:
-            noisy: latents (B, C, side, side) at their timesteps, (B,).
-            text: (B, tokens, width), the states of the captions.
-        """
-        maps = self._look(noisy, timestep, text)
-        scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
-        return torch.cat([functional.adaptive_avg_pool2d(each, maps[-1].shape[2:]) for each in scores], dim=1)
-
-    def _look(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
-        """The first layer's output of every block down, and the middle's."""
+    def look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+        """The first layer's output of every block down, and the middle's; little noise more often than much: grain is at stake."""
+        timestep = (999 * torch.rand(len(latent), device=latent.device).square()).long()
+        noisy = self.noising.add(latent, torch.randn_like(latent), timestep)
         net, maps = self.denoiser, list[Tensor]()
         time = net.time_embedding(net.time_proj(timestep).to(noisy.dtype))
         x = net.conv_in(noisy)
@@ -67,13 +96,40 @@ class LatentCritic(nn.Module):
         return [*maps, net.mid_block(x, time, encoder_hidden_states=text)]
 
 
+class PictureCritic(Critic):
+    """Sees what EfficientNet-Lite1 makes of the decoded picture (projected GANs, Sauer et al. 2021, section 3.2).
+
+    Real latents are decoded as well, so nothing is gained by what no latent of a picture decodes to.
+    """
+
+    def __init__(self, vae: AutoencoderTiny, text_width: int) -> None:
+        features = Features("efficientnet-lite1")
+        super().__init__(tuple(features.chosen.values()), text_width)
+        self.vae, self.features = vae.requires_grad_(False), features
+
+    def look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+        """The maps of a window of seven eighths of the side, elsewhere each time: nothing is learned of places."""
+        picture = checkpoint(self._decode, latent, use_reentrant=False)
+        side = picture.shape[-1]
+        window = max(32, side * 7 // 8 // 32 * 32)
+        top, left = torch.randint(side - window + 1, (2,)).tolist()
+        return self.features.stages(picture[..., top : top + window, left : left + window])
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return self.vae.decoder(latent / self.vae.config.scaling_factor)
+
+
 class _Head(nn.Module):
     """Hears the caption by projection (Miyato & Koyama 2018, equation 4)."""
 
+    mean: Tensor
+    spread: Tensor
+
     def __init__(self, channels: int, text_width: int, width: int) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("spread", torch.ones(1, channels, 1, 1))
         self.look = nn.Sequential(
-            nn.GroupNorm(16, channels, affine=False),
             spectral_norm(nn.Conv2d(channels, width, 1)),
             nn.LeakyReLU(0.2),
             spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
@@ -82,8 +138,12 @@ class _Head(nn.Module):
         self.score = spectral_norm(nn.Conv2d(width, 1, 1))
         self.hear = spectral_norm(nn.Linear(text_width, width))
 
+    def calibrate(self, stage: Tensor) -> None:
+        """Fixed from here on: a norm of each picture's own would hide how much contrast it has."""
+        self.spread, self.mean = torch.std_mean(stage.float(), dim=(0, 2, 3), keepdim=True)
+
     def forward(self, stage: Tensor, text: Tensor) -> Tensor:
-        seen = self.look(stage)
+        seen = self.look((stage - self.mean) / self.spread.clamp(min=1e-4))
         return self.score(seen) + (seen * self.hear(text)[:, :, None, None]).mean(1, keepdim=True)
 
 

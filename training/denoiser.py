@@ -18,7 +18,7 @@ from training.progress import (
     Budget,
     begin_with,
     choose_device,
-    compile_by_size,
+    compile_for,
     half_precision,
     keep,
     learning_rate,
@@ -114,7 +114,7 @@ class DenoiserTraining:
         )
         self.average = Average(model, decay=0.999)
         self.noising: Noising = build_noising(device)
-        self.predict = compile_by_size(self._predict, really=options.compile)
+        self.predict = compile_for(64, self._predict, really=options.compile)
 
     def _predict(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         return self.model(noisy, timestep, text, return_dict=False)[0]

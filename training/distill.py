@@ -18,7 +18,7 @@ from training.progress import (
     Average,
     Budget,
     choose_device,
-    compile_by_size,
+    compile_for,
     half_precision,
     keep,
     learning_rate,
@@ -63,7 +63,7 @@ class Distillation:
         self.average = Average(self.student, decay=0.998)
         self.noising = build_noising(device)
         self.ask_teacher, self.ask_student = (
-            compile_by_size(ask, really=options.compile) for ask in (self._ask_teacher, self._ask_student)
+            compile_for(64, ask, really=options.compile) for ask in (self._ask_teacher, self._ask_student)
         )
 
     def _ask_teacher(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

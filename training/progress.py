@@ -145,9 +145,16 @@ def resume(trained: Trained, budget: Budget, path: Path, device: torch.device) -
     return state["step"]
 
 
-def compile_by_size(function: Predict, *, really: bool) -> Predict:
-    """Compile once for each batch and side: about a minute each, unless it lies in the compiler's cache."""
-    return torch.compile(function, dynamic=False) if really else function
+def compile_for(side: int, function: Predict, *, really: bool) -> Predict:
+    """Compile for latents of `side`, at one batch size: about a minute. Others are rarer and go uncompiled."""
+    if not really:
+        return function
+    compiled = torch.compile(function, dynamic=False)
+
+    def predict(noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        return (compiled if noisy.shape[-1] == side else function)(noisy, timestep, text)
+
+    return predict
 
 
 def choose_device() -> torch.device:
@@ -155,7 +162,6 @@ def choose_device() -> torch.device:
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
         return torch.device("cuda")
     print("no GPU found: training on the CPU, good for a smoke test only (about 1,000 times slower)")
     return torch.device("cpu")

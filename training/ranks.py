@@ -4,7 +4,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def join_ranks() -> int:
@@ -28,14 +28,18 @@ def is_leader() -> bool:
 
 def average_gradients(module: nn.Module) -> None:
     """Every rank gets the mean gradient, so that equal weights stay equal."""
+    average([parameter.grad for parameter in module.parameters() if parameter.grad is not None])
+
+
+def average(values: list[Tensor]) -> None:
+    """The mean of all ranks, in place."""
     if count_ranks() == 1:
         return
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([value.flatten() for value in values])
     dist.all_reduce(flat)
     flat /= count_ranks()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+    parts = flat.split([value.numel() for value in values])
+    torch._foreach_copy_(values, [part.view_as(value) for part, value in zip(parts, values, strict=True)])
 
 
 def hear_leader(value: float) -> float:

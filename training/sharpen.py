@@ -1,7 +1,7 @@
 """Sharpen a denoiser: the latents that it paints must pass for real before a critic.
 
-Latent adversarial distillation (Sauer et al. 2024), but the steps of the recipe are trained as one network, as in
-DRaFT (Clark et al. 2024): gradients of the finished latent flow through the last of them.
+Adversarial diffusion distillation (Sauer et al. 2023, 2024), but the steps of the recipe are trained as one
+network, as in DRaFT (Clark et al. 2024): gradients of the finished latent flow through the last of them.
 """
 
 import argparse
@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.critic import LatentCritic, critic_loss, generator_loss
+from training.critic import Critic, LatentCritic, PictureCritic, critic_loss, generator_loss
 from training.denoiser import DenoiserOptions, Lessons, build_lessons, choose_crops, copy_denoiser, write_half
 from training.diffusion import build_noising
 from training.progress import (
@@ -26,7 +27,7 @@ from training.progress import (
     resume,
     set_learning_rate,
 )
-from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
+from training.ranks import average, average_gradients, is_leader, join_ranks, leave_ranks
 from training.sampling import FEW_STEPS, FULL, Recipe, denoise
 
 WRITE_EVERY = 250  # steps
@@ -76,12 +77,17 @@ class Sharpening:
     """Denoiser and critic, and one update of both."""
 
     def __init__(
-        self, denoiser: UNet2DConditionModel, recipe: Recipe, options: SharpenOptions, device: torch.device
+        self,
+        denoiser: UNet2DConditionModel,
+        critic: Critic,
+        recipe: Recipe,
+        options: SharpenOptions,
+        device: torch.device,
     ) -> None:
         self.options, self.device, self.recipe = options, device, recipe
         self.denoiser = denoiser.to(device).requires_grad_(True)
-        self.known = copy_denoiser(denoiser).to(device)
-        self.critic = LatentCritic(self.known).to(device)  # which freezes it
+        self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
+        self.critic = critic.to(device)
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
         self.average = Average(self.denoiser, decay=0.995)
@@ -92,6 +98,8 @@ class Sharpening:
 
     def step(self, batch: Batch, empty: Tensor) -> dict[str, Tensor]:
         """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width)."""
+        if not self.average.steps:
+            self._calibrate_critic(batch)
         painted = self._paint(batch, empty)
         judged = self._teach_critic(batch, painted.detach())
         scores = self._judge(painted, batch.heard).mean()
@@ -110,11 +118,13 @@ class Sharpening:
         return denoise(self.denoiser, self.recipe, noise, batch.heard, empty, self.options.learned_steps)
 
     def _judge(self, latent: Tensor, text: Tensor) -> Tensor:
-        """Scores under fresh noise, more often a little than much: grain is at stake."""
-        timestep = (999 * torch.rand(len(latent), device=self.device).square()).long()
-        noisy = self.noising.add(latent, torch.randn_like(latent), timestep)
         with half_precision(self.device):
-            return self.critic(noisy, timestep, text).float()
+            return self.critic(latent, text).float()
+
+    def _calibrate_critic(self, batch: Batch) -> None:
+        with half_precision(self.device):
+            self.critic.calibrate(batch.real, batch.heard)
+        average(list(self.critic.heads.buffers()))
 
     def _teach_critic(self, batch: Batch, painted: Tensor) -> Tensor:
         loss = critic_loss(self._judge(batch.real, batch.heard), self._judge(painted, batch.heard))
@@ -153,7 +163,7 @@ class Sharpening:
         """Everything that a later run needs to go on."""
         return {
             "denoiser": self.denoiser.state_dict(),
-            "critic": self.critic.heads.state_dict(),
+            "critic": self.critic.heads.state_dict(),  # calibration included
             "optimizers": [self.optimizer.state_dict(), self.critic_optimizer.state_dict()],
             "average": self.average.values,
             "average_steps": self.average.steps,
@@ -204,6 +214,13 @@ def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, 
         write_half(sharpening.denoiser, out)
 
 
+def _build_critic(kind: str, parts: Path, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:
+    if kind == "latent":
+        return LatentCritic(copy_denoiser(denoiser), build_noising(device))
+    vae = AutoencoderTiny.from_pretrained(parts / "vae", torch_dtype=torch.float32)
+    return PictureCritic(vae, denoiser.config.cross_attention_dim)
+
+
 def main() -> None:
     """Command line: `python -m training.sharpen SHARD [SHARD ...] --parts PARTS --out SHARP --variant few`."""
     parser, usual = argparse.ArgumentParser(description=main.__doc__), SharpenOptions()
@@ -211,6 +228,7 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, required=True, help="folder with the encoders and the denoiser")
     parser.add_argument("--out", type=Path, required=True, help="where the sharpened denoiser goes")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="few")
+    parser.add_argument("--critic", choices=["latent", "picture"], default="picture")
     parser.add_argument("--guidance-scale", type=float, help="in place of the recipe's")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
@@ -228,7 +246,8 @@ def main() -> None:
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     torch.manual_seed(chosen.seed)  # the same critic on every rank
     denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
-    sharpening = Sharpening(denoiser, recipe, options, device)
+    critic = _build_critic(chosen.critic, chosen.parts, denoiser, device)
+    sharpening = Sharpening(denoiser, critic, recipe, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)
     sharpen(lessons, sharpening, chosen.out / variant.folder, budget, sizes, seed)
     leave_ranks()

@@ -1,12 +1,22 @@
 """The denoiser, its distillation and its sharpening."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from training.critic import LatentCritic
-from training.denoiser import DenoiserOptions, DenoiserTraining, Lessons, build_denoiser, write_half
+from training.critic import Critic, LatentCritic, PictureCritic
+from training.denoiser import (
+    DenoiserOptions,
+    DenoiserTraining,
+    Lessons,
+    build_denoiser,
+    copy_denoiser,
+    write_half,
+)
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions
 from training.latents import DRESSES, Bank, Captions
@@ -88,8 +98,9 @@ def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: Denoise
 def build_sharpening(steps: int) -> Sharpening:
     torch.manual_seed(0)
     recipe = Recipe(build_few_step_scheduler, steps, guidance_scale=1.0)
-    denoiser = build_denoiser(4, 16, (16, 16, 16))
-    return Sharpening(denoiser, recipe, SharpenOptions(learned_steps=steps), torch.device("cpu"))
+    cpu, denoiser = torch.device("cpu"), build_denoiser(4, 16, (16, 16, 16))
+    critic = LatentCritic(copy_denoiser(denoiser), build_noising(cpu))
+    return Sharpening(denoiser, critic, recipe, SharpenOptions(learned_steps=steps), cpu)
 
 
 def draw_batch() -> Batch:
@@ -127,14 +138,36 @@ def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Pa
         assert torch.equal(half, average.half().float())
 
 
-def test_every_stage_of_the_critic_hears_the_latent_and_the_caption() -> None:
-    critic = LatentCritic(build_denoiser(4, 16, (16, 32, 32)))
-    noisy, text = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(2, 8, 16, requires_grad=True)
-    scores = critic(noisy, torch.tensor([10, 900]), text)
-    assert scores.shape == (2, 4, 4, 4)
+def build_latent_critic() -> Critic:
+    return LatentCritic(build_denoiser(4, 16, (16, 32, 32)), build_noising(torch.device("cpu")))
+
+
+def build_picture_critic() -> Critic:
+    vae = AutoencoderTiny(
+        latent_channels=4, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
+    )
+    return PictureCritic(vae, text_width=16)
+
+
+@pytest.mark.parametrize("build", [build_latent_critic, build_picture_critic])
+def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(build: Callable[[], Critic]) -> None:
+    torch.manual_seed(0)
+    critic = build()
+    latent, text = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(2, 8, 16, requires_grad=True)
+    critic.calibrate(latent, text)
+    scores = critic(latent, text)
+    assert scores.shape[:2] == (2, 4)
     for stage in scores.square().sum(dim=(0, 2, 3)):
-        gradients = torch.autograd.grad(stage, (noisy, text), retain_graph=True)
+        gradients = torch.autograd.grad(stage, (latent, text), retain_graph=True)
         assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_critic_hears_contrast() -> None:
+    head = build_latent_critic().heads[0]
+    stage = torch.randn(4, 16, 8, 8)
+    head.calibrate(stage)
+    text = torch.zeros(4, 16)
+    assert not torch.allclose(head(stage, text), head(stage / 2, text), rtol=0.1)
 
 
 def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
