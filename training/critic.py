@@ -1,5 +1,6 @@
 """Critics for sharp textures: a light one of patches, and two that see with a known network's eyes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ class PatchCritic(nn.Module):
         return self.layers(image)
 
 
-class Critic(nn.Module):
+class Critic(nn.Module, ABC):
     """Judges finished latents by what a known, frozen network sees in them: a head for each of its maps.
 
     Args:
@@ -48,9 +49,9 @@ class Critic(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(_Head(each, text_width, width) for each in channels)
 
+    @abstractmethod
     def look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The maps, (B, channels, h, w)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def calibrate(self, latent: Tensor, text: Tensor) -> None:

@@ -20,7 +20,7 @@ from training.denoiser import (
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions
 from training.latents import DRESSES, Bank, Captions
-from training.progress import Budget, begin_with, load_checkpoint, save_checkpoint
+from training.progress import Budget, begin_with, compile_for, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
 from training.sharpen import Batch, Sharpening, SharpenOptions, sharpen
 
@@ -46,6 +46,15 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
     picture = sample(again.model, FEW_STEPS, captions.states[:2], captions.empty(1), side=16, seed=1)
     assert picture.shape == (2, 4, 16, 16)
     assert picture.isfinite().all()
+
+
+def test_only_the_usual_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *given: ("compiled", function(*given)))
+    ask = compile_for(64, lambda noisy, *_: noisy.shape[-1], really=True)
+    given = torch.zeros(1), torch.zeros(1)
+    assert ask(torch.zeros(1, 4, 64, 64), *given) == ("compiled", 64)
+    assert ask(torch.zeros(1, 4, 128, 128), *given) == 128
+    assert compile_for(64, len, really=False) is len
 
 
 def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
@@ -163,6 +172,7 @@ def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(build: Callabl
 
 
 def test_a_critic_hears_contrast() -> None:
+    torch.manual_seed(0)
     head = build_latent_critic().heads[0]
     stage = torch.randn(4, 16, 8, 8)
     head.calibrate(stage)
