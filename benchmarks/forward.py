@@ -10,10 +10,8 @@ dress is built anew and measured in turn, the most promising first.
 
 import argparse
 import gc
-import re
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.float8 import store_in_float8
+from benchmarks.kernels import print_profile, settle
 from benchmarks.random_models import build_sdxl
 from worker.adapters.compilation import compile_blocks
 from worker.adapters.graphs import replay_forward
@@ -34,13 +33,6 @@ Forward = Callable[[int], Tensor]
 Part = Callable[[UNet2DConditionModel], object]
 REPEATS = 5
 TILE_TFLOP = 6.76  # of one 1024 px tile, one branch
-KINDS = {
-    "attention": r"flash|fmha|attention|sdpa",
-    "normalisation, activation": r"triton|norm|elementwise|silu|gelu|reduce|vectorized|softmax",
-    "layout": r"nchw|nhwc.*(to|kernel)$|nchwtonhwc|nhwctonchw|transpose|copy|cat|memcpy",
-    "convolution": r"conv|fprop|dgrad|wgrad|implicit|winograd|cudnn",
-    "matrix product": r"gemm|cutlass|nvjet|matmul|addmm|cublas|xmma",
-}
 
 
 def channels_last_weights(unet: UNet2DConditionModel) -> None:
@@ -136,7 +128,8 @@ def try_on(dress: str, options: argparse.Namespace, device: torch.device, ceilin
     cells = [f"{1000 * each:7.2f} ({TILE_TFLOP / each / ceiling:4.0%})" for each in times]
     print(f"{dress:<46} {' '.join(cells)}   first calls {first_s:.0f} s", flush=True)
     if options.profile:
-        print_profile(forward, options.batches[-1], device)
+        batch = options.batches[-1]
+        print_profile(lambda: forward(batch), device, batch)
 
 
 def take_off() -> None:
@@ -175,39 +168,6 @@ def measure(forward: Forward, batch: int, device: torch.device, repeats: int = R
         forward(batch)
     settle(device)
     return (time.perf_counter() - began) / repeats
-
-
-def print_profile(forward: Forward, batch: int, device: torch.device) -> None:
-    """Milliseconds a tile by kind of kernel, and the longest of what fits no kind."""
-    activities = [
-        torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
-    ]
-    with torch.profiler.profile(activities=activities) as profile:
-        forward(batch)
-        settle(device)
-    spent, names = Counter[str](), Counter[tuple[str, str]]()
-    for event in profile.events():
-        on_cpu = event.device_type == torch.autograd.DeviceType.CPU
-        microseconds = event.self_cpu_time_total if on_cpu else event.self_device_time_total
-        if on_cpu is (device.type == "cpu"):
-            kind = classify(event.name)
-            spent[kind] += microseconds
-            names[kind, event.name[:90]] += microseconds
-    for kind, microseconds in spent.most_common():
-        print(f"    {kind:<28} {microseconds / 1000 / batch:7.2f} ms", flush=True)
-        top = [(name, each) for (group, name), each in names.most_common() if group == kind][:3]
-        for name, each in top:
-            print(f"        {each / 1000 / batch:7.2f} {name}", flush=True)
-
-
-def classify(kernel: str) -> str:
-    lowered = kernel.lower()
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, lowered)), "other")
-
-
-def settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def parse() -> argparse.Namespace:

@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.bench import Bench, Layout
 from benchmarks.decoding import measure_attention, measure_decode, measure_decode_parts
+from benchmarks.kernels import print_profile
 from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
 from worker.engine.denoise import Step, TilePredicted
@@ -60,6 +61,24 @@ def measure_loop(bench: Bench) -> None:
         bench.say("", f"{TILE_TFLOP / tile_s / bench.ceiling:.0%} of the ceiling, if this is SDXL")
 
 
+def profile_loop(bench: Bench) -> None:
+    """One step at 4096², not the first."""
+    events = bench.sing(4096, layout="flat", steps=3)
+    next(event for event in events if isinstance(event, Step))
+    tiles = sum(
+        bench.plan(bench.ask(4096, layout="flat", steps=3), Path(".")).stages[0].denoise.count_tiles(3)[1:2]
+    )
+
+    def sing_a_step() -> None:
+        next(event for event in events if isinstance(event, Step))
+
+    print_profile(sing_a_step, bench.device, tiles * count_branches(bench))
+
+
+def count_branches(bench: Bench) -> int:
+    return 2 if bench.model.card.negative_prompt else 1
+
+
 def measure_flat_loop(bench: Bench) -> None:
     """A few steps, and what all 28 would take."""
     tile_s, steps = time_loop(bench, steps=4), 28
@@ -82,8 +101,7 @@ def time_loop(bench: Bench, steps: int) -> float:
                 if len(times) == steps:
                     break
                 began = time.perf_counter()
-    branches = 2 if bench.model.card.negative_prompt else 1
-    tile_s = statistics.median(seconds / tiles / branches for seconds, tiles in times[1:])
+    tile_s = statistics.median(seconds / tiles / count_branches(bench) for seconds, tiles in times[1:])
     bench.say(
         "tile forward in the loop",
         f"{1000 * tile_s:.2f} ms; steps {' '.join(f'{seconds:.2f}' for seconds, _ in times)} s; "
@@ -143,6 +161,7 @@ SDXL: dict[str, Callable[[Bench], None]] = {
     "ceiling": measure_ceiling,
     "attention": measure_attention,
     "loop": measure_loop,
+    "loop-profile": profile_loop,
     "preview": measure_first_preview,
     "cascade": measure_cascade,
     "panorama": measure_panorama,

@@ -100,8 +100,10 @@ def build_flux(device: torch.device, *, tiny: bool) -> WordlessFluxPipeline:
     return pipe
 
 
-def wrap_sdxl(pipe: StableDiffusionXLPipeline) -> FamilyModel:
-    settings = FolderSettings(default_guidance_scale=5.0, default_steps=30)
+def wrap_sdxl(pipe: StableDiffusionXLPipeline, asked: FolderSettings | None = None) -> FamilyModel:
+    settings = (asked or FolderSettings()).model_copy(
+        update={"default_guidance_scale": 5.0, "default_steps": 30}
+    )
     return FamilyModel(StableDiffusionXL(pipe, ControlNets(pipe), IpAdapters(pipe)), settings, "sdxl-size")
 
 

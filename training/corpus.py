@@ -65,6 +65,13 @@ def read_names() -> dict[str, list[str]]:
     }
 
 
+@cache
+def read_neighbours() -> dict[str, list[str]]:
+    """Categories, and words that lie near their names, as `training.neighbours` found them."""
+    lines = (WORDS / "neighbours.txt").read_text(encoding="utf-8").splitlines()
+    return {category: words for category, *words in (line.split() for line in lines)}
+
+
 def split_words(sentence: str) -> list[str]:
     """Lower-case words, hyphens kept inside: 'Close-up of sand' -> close, up, of, sand."""
     return re.findall(r"[a-z]+", sentence.lower())

@@ -78,12 +78,12 @@ def build_lessons(
     path = encoders / f"lessons-{seed}.pt"
     kept = load_checkpoint(path, device)
     if kept is not None:
-        return Lessons(
-            {side: Bank(*bank) for side, bank in kept["banks"].items()}, Captions(kept["captions"])
-        )
+        banks = {side: Bank(*bank) for side, bank in kept["banks"].items()}
+        return Lessons(banks, Captions(*kept["captions"]))
     lessons = _encode_lessons(folders, encoders, options, device, seed)
     banks = {side: (bank.latents, bank.owners) for side, bank in lessons.banks.items()}
-    save_checkpoint(path, {"banks": banks, "captions": lessons.captions.states})
+    captions = lessons.captions.states, lessons.captions.views
+    save_checkpoint(path, {"banks": banks, "captions": captions})
     return lessons
 
 

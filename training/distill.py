@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.denoiser import DenoiserOptions, Lessons, build_lessons, copy_denoiser, write_half
 from training.diffusion import build_noising
-from training.latents import Bank
+from training.latents import Bank, Captions
 from training.progress import (
     Average,
     Budget,
@@ -38,10 +38,30 @@ class DistillOptions:
     steps: int = FEW_STEPS.steps
     teacher_steps: int = 4  # for each of the student's
     guidance_scale: float = FULL.guidance_scale
+    view_scale: float = 1.5  # for landscapes and skies, which guidance empties and does not make clearer
     empty_share: float = 0.05
     peak_rate: float = 3e-4
     compile: bool = False
     layout: torch.memory_format = torch.channels_last
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a batch is distilled from.
+
+    Attributes:
+        real: latents, (B, C, side, side).
+        heard: states of their captions in some dress, as the student hears them.
+        known: states of the dress that the teacher knows best, (B, tokens, width) both.
+        empty: of the empty caption, (1, tokens, width).
+        scale: the teacher's guidance scales, (B,).
+    """
+
+    real: Tensor
+    heard: Tensor
+    known: Tensor
+    empty: Tensor
+    scale: Tensor
 
 
 class Distillation:
@@ -72,14 +92,14 @@ class Distillation:
     def _ask_student(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         return self.student(noisy, timestep, text, return_dict=False)[0]
 
-    def step(self, real: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+    def step(self, task: Task) -> Tensor:
         """One update: from a noisy latent, where the teacher arrives in several steps, in one."""
-        index = torch.randint(self.options.steps, (len(real),), device=self.device)
+        index = torch.randint(self.options.steps, (len(task.real),), device=self.device)
         start = self._timestep(index.float())
-        noisy = self.noising.add(real, torch.randn_like(real), start)
-        target = self._lead(noisy, index, text, empty)
+        noisy = self.noising.add(task.real, torch.randn_like(task.real), start)
+        target = self._lead(noisy, index, task)
         with half_precision(self.device):
-            velocity = self.ask_student(noisy, start, text)
+            velocity = self.ask_student(noisy, start, task.heard)
         loss = (velocity.float() - target).square().mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -90,13 +110,13 @@ class Distillation:
         return loss.detach()
 
     @torch.no_grad()
-    def _lead(self, noisy: Tensor, index: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+    def _lead(self, noisy: Tensor, index: Tensor, task: Task) -> Tensor:
         """The v whose one DDIM step lands where the teacher does (Salimans & Ho 2022, appendix G)."""
         latent = noisy
         for part in range(self.options.teacher_steps):
             begin = self._timestep(index + part / self.options.teacher_steps)
             end = self._timestep(index + (part + 1) / self.options.teacher_steps)
-            clean = self.noising.clean(latent, self._guide(latent, begin, text, empty), begin)
+            clean = self.noising.clean(latent, self._guide(latent, begin, task), begin)
             latent = self._move(latent, clean, begin, end)
         start, end = self._timestep(index.float()), self._timestep(index + 1.0)
         (alpha, sigma), (end_alpha, end_sigma) = self._level(start), self._level(end)
@@ -104,11 +124,12 @@ class Distillation:
         clean = (latent - ratio * noisy) / (end_alpha - ratio * alpha)
         return (alpha * noisy - clean) / sigma
 
-    def _guide(self, latent: Tensor, timestep: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+    def _guide(self, latent: Tensor, timestep: Tensor, task: Task) -> Tensor:
+        texts = torch.cat([task.empty.expand_as(task.known), task.known])
         with half_precision(self.device):
-            both = self.ask_teacher(latent.repeat(2, 1, 1, 1), timestep.repeat(2), torch.cat([empty, text]))
+            both = self.ask_teacher(latent.repeat(2, 1, 1, 1), timestep.repeat(2), texts)
         plain, prompted = both.float().chunk(2)
-        return plain + self.options.guidance_scale * (prompted - plain)
+        return plain + task.scale.view(-1, 1, 1, 1) * (prompted - plain)
 
     def _move(self, latent: Tensor, clean: Tensor, begin: Tensor, end: Tensor) -> Tensor:
         """One step of DDIM (Song et al. 2021, equation 12, eta 0)."""
@@ -161,9 +182,7 @@ def distill(
         latent, owners = bank.draw(count)
         rate = learning_rate(options.peak_rate, step, budget.fraction, warmup=100, decay_from=0.4)
         set_learning_rate(distillation.optimizer, rate)
-        text = lessons.captions.draw(owners, options.empty_share)
-        real = latent.float().contiguous(memory_format=options.layout)
-        loss = distillation.step(real, text, lessons.captions.empty(count))
+        loss = distillation.step(_compose(latent, owners, lessons.captions, options))
         if step % 50 == 0 and is_leader():
             print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}", flush=True)
         first = step + 1
@@ -172,6 +191,15 @@ def distill(
     keep(distillation, budget, out / "distill.pt", first)
     with distillation.average.swapped():
         write_half(distillation.student, out / "unet")
+
+
+def _compose(latent: Tensor, owners: Tensor, captions: Captions, options: DistillOptions) -> Task:
+    real = latent.float().contiguous(memory_format=options.layout)
+    unheard = torch.rand(len(real), 1, 1, device=real.device) < options.empty_share
+    empty = captions.empty(1)
+    heard, known = (torch.where(unheard, empty, text) for text in captions.draw_pairs(owners))
+    scale = torch.where(captions.views[owners], options.view_scale, options.guidance_scale)
+    return Task(real, heard, known, empty, scale)
 
 
 def _choose_crops(lessons: Lessons, step: int, options: DistillOptions) -> tuple[Bank, int]:
@@ -190,6 +218,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--crops", type=int, default=24_000)
     parser.add_argument("--guidance-scale", type=float, default=FULL.guidance_scale, help="of the teacher")
+    parser.add_argument(
+        "--view-scale",
+        type=float,
+        default=DistillOptions().view_scale,
+        help="the same, of landscapes and skies",
+    )
+    parser.add_argument("--teacher-steps", type=int, default=DistillOptions().teacher_steps)
     parser.add_argument("--begin-with", type=Path, help="unet folder of a student that knows the way already")
     parser.add_argument("--seed", type=int, default=3, help="the denoiser's, to find its latents again")
     parser.add_argument("--compile", action="store_true")
@@ -200,8 +235,9 @@ def main() -> None:
     lessons = build_lessons(chosen.shards, chosen.out, sizes, device, chosen.seed + 1000 * rank)
     layout = torch.contiguous_format if chosen.plain_layout else torch.channels_last
     options = DistillOptions(
-        batch=chosen.batch, guidance_scale=chosen.guidance_scale, compile=chosen.compile, layout=layout
-    )
+        batch=chosen.batch, teacher_steps=chosen.teacher_steps, guidance_scale=chosen.guidance_scale,
+        view_scale=chosen.view_scale, compile=chosen.compile, layout=layout,
+    )  # fmt: skip
     budget = Budget(chosen.seconds, chosen.call_seconds)
     distill(lessons, chosen.out, budget, options, chosen.seed + 1, rank, chosen.begin_with)
     leave_ranks()

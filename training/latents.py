@@ -9,8 +9,8 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.augment import CropRange, balance, sample_crop
-from training.corpus import read_names, vary
+from training.augment import UPRIGHT, CropRange, balance, sample_crop
+from training.corpus import read_names, read_neighbours, vary
 from training.dataset import Picture
 from training.progress import half_precision
 from training.text_encoder import embed_text
@@ -18,9 +18,10 @@ from training.text_encoder import embed_text
 # 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
 # picture of 512 px does not simply repeat inside of one.
 ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.8), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
-# Each caption's dresses: as it is, four versions, two names of the category, and the name that is known best.
+# Each caption's dresses: as it is, three versions, three names of the category or words near them, and the name
+# that is known best.
 DRESSES = 8
-_KNOWN_AS = (0, 0, 0, 0, 0, 7, 7, 7)  # the dress that a denoiser knows best of those that mean the same
+_KNOWN_AS = (0, 0, 0, 0, 7, 7, 7, 7)  # the dress that a denoiser knows best of those that mean the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,15 @@ class Bank:
 
 @dataclass(frozen=True, slots=True)
 class Captions:
-    """Text states: (P * DRESSES + 1, 32, width), the last row is the empty caption."""
+    """What is said of each picture.
+
+    Attributes:
+        states: (P * DRESSES + 1, 32, width), of the text; the last row is the empty caption.
+        views: (P,), whether it shows something far away, with an up and a down.
+    """
 
     states: Tensor
+    views: Tensor
 
     def draw(self, owners: Tensor, empty_share: float) -> Tensor:
         """A random dress of each picture's caption, or the empty caption."""
@@ -106,14 +113,16 @@ def encode_captions(
     parts = [
         embed_text(model, tokenizer, sentences[i : i + 512], device) for i in range(0, len(sentences), 512)
     ]
-    return Captions(torch.cat(parts).bfloat16().clone())
+    views = torch.tensor([picture.category in UPRIGHT for picture in pictures], device=device)
+    return Captions(torch.cat(parts).bfloat16().clone(), views)
 
 
 def _dress(picture: Picture, rng: random.Random) -> list[str]:
     paint = picture.caption.split()[:1] if picture.tint else []
-    versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(4)]
+    versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(3)]
     names = read_names().get(picture.category, [picture.category.replace("_", " ")])
-    chosen = [*rng.choices(names, k=2), names[0]]
+    near = read_neighbours().get(picture.category, [])
+    chosen = [*rng.choices([*names, *near], k=3), names[0]]
     return [picture.caption, *versions, *(" ".join([*paint, name]) for name in chosen)]
 
 

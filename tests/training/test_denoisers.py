@@ -18,7 +18,7 @@ from training.denoiser import (
     write_half,
 )
 from training.diffusion import build_noising
-from training.distill import Distillation, DistillOptions
+from training.distill import Distillation, DistillOptions, Task, _compose
 from training.latents import DRESSES, Bank, Captions
 from training.progress import Budget, begin_with, compile_for, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
@@ -30,7 +30,7 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
     cpu = torch.device("cpu")
     bank, captions = (
         Bank(torch.randn(4, 4, 16, 16), torch.tensor([0, 1, 0, 1])),
-        Captions(torch.randn(17, 8, 16)),
+        Captions(torch.randn(17, 8, 16), torch.tensor([False, True])),
     )
     training = DenoiserTraining(build_denoiser(4, 16, tiny.widths), tiny, cpu)
     for _ in range(2):
@@ -63,9 +63,10 @@ def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
         build_denoiser(4, 16, tiny.widths), DistillOptions(steps=2, teacher_steps=2), torch.device("cpu")
     )
     before = [weight.clone() for weight in distillation.teacher.parameters()]
-    text, empty, real = torch.randn(2, 8, 16), torch.randn(2, 8, 16), torch.randn(2, 4, 16, 16)
+    heard, known = torch.randn(2, 2, 8, 16)
+    task = Task(torch.randn(2, 4, 16, 16), heard, known, torch.randn(1, 8, 16), torch.tensor([3.0, 1.5]))
     for _ in range(2):
-        assert distillation.step(real, text, empty).isfinite()
+        assert distillation.step(task).isfinite()
     assert all(map(torch.equal, distillation.teacher.parameters(), before))
     assert not all(map(torch.equal, distillation.student.parameters(), before))
 
@@ -97,11 +98,27 @@ def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: Denoise
     index = torch.arange(5)
     start = 999 - 200 * index
     noisy = distillation.noising.add(clean.expand(5, -1, -1, -1), torch.randn(5, 4, 8, 8), start)
-    velocity = distillation._lead(noisy, index, torch.zeros(5, 8, 16), torch.zeros(5, 8, 16))
+    text = torch.zeros(5, 8, 16)
+    velocity = distillation._lead(noisy, index, Task(noisy, text, text, text[:1], torch.full((5,), 3.0)))
     # A teacher who is never wrong walks straight to the clean latent, so one step must say the same.
     torch.testing.assert_close(
         distillation.noising.clean(noisy, velocity, start), clean.expand(5, -1, -1, -1), rtol=0, atol=1e-3
     )
+
+
+def test_the_teacher_is_guided_less_to_views_and_hears_what_it_knows() -> None:
+    captions = Captions(torch.arange(2 * DRESSES + 1).float().view(-1, 1, 1), torch.tensor([False, True]))
+    options = DistillOptions(guidance_scale=3.0, view_scale=1.5, empty_share=0.5)
+    owners = torch.tensor([0, 1]).repeat(100)
+    task = _compose(torch.zeros(200, 4, 8, 8), owners, captions, options)
+    assert task.scale.tolist() == [3.0, 1.5] * 100
+    pairs = set(zip(task.heard.flatten().int().tolist(), task.known.flatten().int().tolist(), strict=True))
+    empty = 2 * DRESSES
+    assert pairs == {(empty, empty)} | {
+        (first + dress, first + (7 if dress >= 4 else 0))
+        for first in (0, DRESSES)
+        for dress in range(DRESSES)
+    }
 
 
 def build_sharpening(steps: int) -> Sharpening:
@@ -131,7 +148,7 @@ def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
 def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Path) -> None:
     bank, captions = (
         Bank(torch.randn(4, 4, 8, 8), torch.tensor([0, 1, 0, 1])),
-        Captions(torch.randn(17, 8, 16)),
+        Captions(torch.randn(17, 8, 16), torch.tensor([False, True])),
     )
     lessons, sizes = Lessons({512: bank, 1024: bank}, captions), DenoiserOptions(batch=2)
     first, again = build_sharpening(steps=1), build_sharpening(steps=1)
@@ -183,10 +200,12 @@ def test_a_critic_hears_contrast() -> None:
 def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
     states = torch.arange(3 * DRESSES + 1).float().view(-1, 1, 1)
     owners = torch.tensor([2]).repeat(200)
-    heard, known = (each.flatten().int().tolist() for each in Captions(states).draw_pairs(owners))
+    heard, known = (
+        each.flatten().int().tolist() for each in Captions(states, torch.zeros(3)).draw_pairs(owners)
+    )
     first = 2 * DRESSES
     assert set(heard) == set(range(first, first + DRESSES))
-    assert {(own - first >= 5, best - first) for own, best in zip(heard, known, strict=True)} == {
+    assert {(own - first >= 4, best - first) for own, best in zip(heard, known, strict=True)} == {
         (False, 0),
         (True, 7),
     }

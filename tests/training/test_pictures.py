@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.augment import CropRange, sample_crop
-from training.corpus import read_names, read_synonyms, read_thesaurus, rename, vary
+from training.corpus import read_names, read_neighbours, read_synonyms, read_thesaurus, rename, vary
 from training.dataset import DatasetError, read_pictures
 from training.latents import _dress
 from training.prepare import prepare
@@ -76,7 +76,8 @@ def test_a_painted_caption_never_loses_its_colour(dataset: Path) -> None:
 
 
 def test_things_have_other_names_in_training_but_none_that_is_measured() -> None:
-    names = [name for words in [*read_thesaurus().values(), *read_names().values()] for name in words]
+    lists = read_thesaurus(), read_names(), read_neighbours()
+    names = [name for each in lists for words in each.values() for name in words]
     others = {word for name in names for word in name.split()}
     assert not others & {unseen for unseen, *_ in read_synonyms()}
     rng = random.Random(0)
@@ -88,10 +89,10 @@ def test_a_picture_is_also_called_by_names_of_its_category_paint_included(datase
     grass = read_pictures(dataset)[0]
     painted = next(p for p in add_tints(read_pictures(dataset), 1, random.Random(0)) if p.tint is not None)
     for picture, paint in ((grass, ""), (painted, f"{painted.caption.split()[0]} ")):
-        *_, first, second, known = _dress(picture, random.Random(0))
-        names = [paint + name for name in read_names()[picture.category]]
-        assert known == names[0]
-        assert {first, second} <= set(names)
+        *_, first, second, third, known = _dress(picture, random.Random(0))
+        names, near = read_names()[picture.category], read_neighbours()[picture.category]
+        assert known == paint + names[0]
+        assert {first, second, third} <= {paint + word for word in [*names, *near]}
     assert _dress(replace(grass, category="sea_glass"), random.Random(0))[-1] == "sea glass"
 
 
