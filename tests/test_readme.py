@@ -71,7 +71,7 @@ def test_curl_bodies_and_python_snippet_work_on_a_running_server(tmp_path: Path,
         )
         assert json.loads(answer.stdout)["status"] == "queued"
         script = snippet.replace("http://localhost:8000", stack.url).replace(
-            "moss.png", str(tmp_path / "moss.png")
+            "cobbles.png", str(tmp_path / "cobbles.png")
         )
         exec(compile(script, "README.md", "exec"), {})
-    assert (tmp_path / "moss.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cobbles.png").read_bytes().startswith(b"\x89PNG")

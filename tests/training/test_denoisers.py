@@ -8,6 +8,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from training.blend import blend
 from training.critic import Critic, LatentCritic, PictureCritic
 from training.denoiser import (
     DenoiserOptions,
@@ -46,6 +47,19 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
     picture = sample(again.model, FEW_STEPS, captions.states[:2], captions.empty(1), side=16, seed=1)
     assert picture.shape == (2, 4, 16, 16)
     assert picture.isfinite().all()
+
+
+def test_a_blend_lies_on_the_line_between_two(tiny: DenoiserOptions, tmp_path: Path) -> None:
+    sharp, smooth = (build_denoiser(4, 16, tiny.widths).half().float() for _ in range(2))
+    write_half(sharp, tmp_path / "sharp")
+    write_half(smooth, tmp_path / "smooth")
+    blend(tmp_path / "sharp", tmp_path / "smooth", 0.25, tmp_path / "blend")
+    blended = UNet2DConditionModel.from_pretrained(tmp_path / "blend", torch_dtype=torch.float32)
+    for mine, first, second in zip(*(each.parameters() for each in (blended, sharp, smooth)), strict=True):
+        torch.testing.assert_close(mine, 0.75 * first + 0.25 * second, rtol=1e-3, atol=1e-3)
+    write_half(build_denoiser(4, 16, (32, 32, 32)), tmp_path / "wider")
+    with pytest.raises(RuntimeError, match="size"):
+        blend(tmp_path / "sharp", tmp_path / "wider", 0.25, tmp_path / "none")
 
 
 def test_only_the_usual_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
