@@ -62,16 +62,15 @@ def measure_loop(bench: Bench) -> None:
 
 
 def profile_loop(bench: Bench) -> None:
-    """One step at 4096², not the first."""
-    events = bench.sing(4096, layout="flat", steps=3)
-    next(event for event in events if isinstance(event, Step))
-    tiles = sum(
-        bench.plan(bench.ask(4096, layout="flat", steps=3), Path(".")).stages[0].denoise.count_tiles(3)[1:2]
-    )
+    """One step at 4096², between the outer ones."""
+    steps = 3
+    tiles = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path(".")).canvas.count_tiles(steps)[1]
+    events = bench.sing(4096, layout="flat", steps=steps)
 
     def sing_a_step() -> None:
         next(event for event in events if isinstance(event, Step))
 
+    sing_a_step()
     print_profile(sing_a_step, bench.device, tiles * count_branches(bench))
 
 
