@@ -36,7 +36,7 @@ class DistillOptions:
     batch: int = 128
     large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many
     steps: int = FEW_STEPS.steps
-    teacher_steps: int = 4  # for each of the student's
+    teacher_steps: int = 3  # for each of the student's
     guidance_scale: float = FULL.guidance_scale
     view_scale: float = 1.5  # for landscapes and skies, which guidance empties and does not make clearer
     empty_share: float = 0.05
@@ -218,13 +218,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--crops", type=int, default=24_000)
     parser.add_argument("--guidance-scale", type=float, default=FULL.guidance_scale, help="of the teacher")
-    parser.add_argument(
-        "--view-scale",
-        type=float,
-        default=DistillOptions().view_scale,
-        help="the same, of landscapes and skies",
-    )
-    parser.add_argument("--teacher-steps", type=int, default=DistillOptions().teacher_steps)
     parser.add_argument("--begin-with", type=Path, help="unet folder of a student that knows the way already")
     parser.add_argument("--seed", type=int, default=3, help="the denoiser's, to find its latents again")
     parser.add_argument("--compile", action="store_true")
@@ -235,9 +228,8 @@ def main() -> None:
     lessons = build_lessons(chosen.shards, chosen.out, sizes, device, chosen.seed + 1000 * rank)
     layout = torch.contiguous_format if chosen.plain_layout else torch.channels_last
     options = DistillOptions(
-        batch=chosen.batch, teacher_steps=chosen.teacher_steps, guidance_scale=chosen.guidance_scale,
-        view_scale=chosen.view_scale, compile=chosen.compile, layout=layout,
-    )  # fmt: skip
+        batch=chosen.batch, guidance_scale=chosen.guidance_scale, compile=chosen.compile, layout=layout
+    )
     budget = Budget(chosen.seconds, chosen.call_seconds)
     distill(lessons, chosen.out, budget, options, chosen.seed + 1, rank, chosen.begin_with)
     leave_ranks()

@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, help="in place of the recipe's")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--crops", type=int, default=16_000)
     parser.add_argument("--anchor", type=float, default=usual.anchor)
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)

@@ -11,6 +11,7 @@ from training.augment import CropRange, sample_crop
 from training.corpus import read_names, read_neighbours, read_synonyms, read_thesaurus, rename, vary
 from training.dataset import DatasetError, read_pictures
 from training.latents import _dress
+from training.neighbours import find_neighbours
 from training.prepare import prepare
 from training.tint import COLOURS, add_tints, apply_tint
 
@@ -83,6 +84,32 @@ def test_things_have_other_names_in_training_but_none_that_is_measured() -> None
     rng = random.Random(0)
     renamed = {rename("grass", rng) for _ in range(200)}
     assert renamed == {"grass", *read_thesaurus()["grass"]}
+
+
+class Compass:
+    """Words point where their category's names do; a word of no category points nowhere."""
+
+    def vocabulary(self) -> list[str]:
+        return ["meadowland", "turfs", "grass", "lego", "algebra"]
+
+    def embed(self, sentences: list[str]) -> torch.Tensor:
+        categories = list(read_names())
+        places = {name: index for index, names in enumerate(read_names().values()) for name in names}
+        places |= {word: categories.index("grass") for word in ("meadowland", "turfs")}
+        places["lego"] = categories.index("brick")
+        vectors = torch.zeros(len(sentences), len(categories))
+        for row, sentence in enumerate(sentences):
+            if sentence in places:
+                vectors[row, places[sentence]] = 1.0
+        return vectors
+
+
+def test_neighbours_are_near_and_neither_names_nor_measured() -> None:
+    found = find_neighbours(Compass())
+    assert {category: words for category, words in found.items() if words} == {
+        "grass": ["meadowland"],
+        "brick": ["lego"],
+    }
 
 
 def test_a_picture_is_also_called_by_names_of_its_category_paint_included(dataset: Path) -> None:
