@@ -19,12 +19,12 @@ from worker.adapters.graphs import replay_forward
 from worker.adapters.model import Conditions
 from worker.engine.decode import decode
 from worker.engine.decoder import Decoder
-from worker.engine.denoise import Step
 from worker.engine.generate import Progress, generate
 from worker.engine.plan import DecodeMode, DecodePlan, GenerationPlan
 from worker.engine.stitch import stitch
 from worker.engine.sync import Group
 from worker.planner import plan_generation
+from worker.rehearsal import meet_every_shape, rehearse
 
 Layout = Literal["flat", "cascade"]
 GIB = 2**30
@@ -87,11 +87,9 @@ class Bench:
             gauge.peak_gib = torch.cuda.max_memory_allocated() / GIB
 
     def rehearse(self) -> None:
-        """One step of the largest batch, for which it is compiled, then of a single tile; a small decode."""
-        for side_px in (4096, 1024):
-            progress = self.sing(side_px, layout="flat", steps=2)
-            next(event for event in progress if isinstance(event, Step))
-            progress.close()
+        """As a worker does; a decode as exact as the measured ones."""
+        rehearse(self.model, self.device)
+        meet_every_shape(self.model, self.model.card, self.decode_bytes)
         self.decode(1024, "exact")
 
     def decode(self, side_px: int, mode: DecodeMode, decoder: Decoder | None = None) -> None:

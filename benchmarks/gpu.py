@@ -126,7 +126,7 @@ def measure_first_preview(bench: Bench) -> None:
 
 
 def measure_cascade(bench: Bench) -> None:
-    """Twice: at first kernels are chosen for shapes that the rehearsal has not seen."""
+    """Twice: the first tells what the rehearsal has left out."""
     for _ in range(2):
         measure_picture(bench, 4096, "cascade", 30)
 

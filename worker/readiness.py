@@ -16,7 +16,7 @@ from worker.engine.decode import predict_held
 from worker.engine.errors import EngineError
 from worker.engine.plan import DecodePlan
 from worker.errors import DeviceRefusedError
-from worker.rehearsal import Rehearsal, rehearse
+from worker.rehearsal import Rehearsal, meet_every_shape, rehearse
 from worker.room import Room, find_device, measure_room, require_room
 
 _log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     memory = decode_memory_mb << 20 if decode_memory_mb else choose_decode_memory(room)
     needs = predict_decode(model, rehearsal, DecodePlan(memory_bytes=memory, recompute=device.type == "cuda"))
     card = describe_needs(model.card, weights, rehearsal, room.free, needs)
+    if device.type == "cuda":
+        meet_every_shape(model, card, memory)
     return Ready(model, card, device, rehearsal.tile_s, rehearsal.decode_s, memory)
 
 

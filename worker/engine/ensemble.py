@@ -84,6 +84,11 @@ class Ensemble:
                 yield next(waiting), self._replica.guide(torch.stack(heard[:branches]))
                 del heard[:branches]
 
+    def sing_every_size(self, latent: Tensor, timestep: Tensor, tile: Tile) -> None:
+        """One batch of each size that `predict` may choose: a GPU chooses and records its kernels for each."""
+        for size in range(self._largest_batch, 0, -1):
+            self._sing([(tile, 0)], size, latent, timestep)
+
     def _sing_in_rounds(self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Iterator[Tensor]:
         """In each round every rank sings one batch; all hear all of them, in order."""
         voices = [(tile, branch) for tile in tiles for branch in range(self._replica.branches)]
