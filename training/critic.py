@@ -1,4 +1,4 @@
-"""Critics for sharp textures: a light one of patches, and two that see with a known network's eyes."""
+"""Critics for sharp textures: a light one of patches, and one that sees with known networks' eyes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -37,53 +37,38 @@ class PatchCritic(nn.Module):
         return self.layers(image)
 
 
-class Critic(nn.Module, ABC):
-    """Judges finished latents by what a known, frozen network sees in them: a head for each of its maps.
+class Eyes(nn.Module, ABC):
+    """A known, frozen network through which a critic sees finished latents.
 
-    Args:
-        channels: of the maps, the smallest map last.
-        text_width: of the captions' states.
+    Attributes:
+        channels: of its maps, the smallest map last.
     """
 
-    def __init__(self, channels: Sequence[int], text_width: int, width: int = 64) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(_Head(each, text_width, width) for each in channels)
+    channels: tuple[int, ...]
 
     @abstractmethod
-    def look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
-        """The maps, (B, channels, h, w)."""
-
-    @torch.no_grad()
-    def calibrate(self, latent: Tensor, text: Tensor) -> None:
-        """Learn from real latents what each head's input is like on average."""
-        for head, stage in zip(self.heads, self.look(latent, text), strict=True):
-            head.calibrate(stage)
-
-    def forward(self, latent: Tensor, text: Tensor) -> Tensor:
-        """Scores of all places, high for real, (B, maps, h, w), each map's brought to the size of the smallest.
+    def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+        """The maps, (B, channels, h, w), of latents without noise, (B, C, side, side).
 
         Args:
-            latent: (B, C, side, side), without noise.
             text: (B, tokens, width), the states of the captions.
         """
-        maps = self.look(latent, text)
-        scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
-        return torch.cat([functional.adaptive_avg_pool2d(each, maps[-1].shape[2:]) for each in scores], dim=1)
 
 
-class LatentCritic(Critic):
-    """Sees what a denoiser makes of the latent under fresh noise, on its way down.
+class LatentEyes(Eyes):
+    """See what a denoiser makes of the latent under fresh noise, on its way down.
 
     Latent adversarial distillation (Sauer et al. 2024, section 4) with the denoiser's own features (Lin et
     al. 2024, section 3.3): it has seen every frequency of a latent at some level of noise.
     """
 
     def __init__(self, denoiser: UNet2DConditionModel, noising: Noising) -> None:
+        super().__init__()
         widths = denoiser.config.block_out_channels
-        super().__init__((*widths, widths[-1]), denoiser.config.cross_attention_dim)
+        self.channels = (*widths, widths[-1])
         self.denoiser, self.noising = denoiser.requires_grad_(False), noising
 
-    def look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+    def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The first layer's output of every block down, and the middle's; little noise more often than much: grain is at stake."""
         timestep = (999 * torch.rand(len(latent), device=latent.device).square()).long()
         noisy = self.noising.add(latent, torch.randn_like(latent), timestep)
@@ -97,18 +82,18 @@ class LatentCritic(Critic):
         return [*maps, net.mid_block(x, time, encoder_hidden_states=text)]
 
 
-class PictureCritic(Critic):
-    """Sees what EfficientNet-Lite1 makes of the decoded picture (projected GANs, Sauer et al. 2021, section 3.2).
+class PictureEyes(Eyes):
+    """See what EfficientNet-Lite1 makes of the decoded picture (projected GANs, Sauer et al. 2021, section 3.2).
 
     Real latents are decoded as well, so nothing is gained by what no latent of a picture decodes to.
     """
 
-    def __init__(self, vae: AutoencoderTiny, text_width: int) -> None:
-        features = Features("efficientnet-lite1")
-        super().__init__(tuple(features.chosen.values()), text_width)
-        self.vae, self.features = vae.requires_grad_(False), features
+    def __init__(self, vae: AutoencoderTiny) -> None:
+        super().__init__()
+        self.vae, self.features = vae.requires_grad_(False), Features("efficientnet-lite1")
+        self.channels = tuple(self.features.chosen.values())
 
-    def look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+    def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The maps of a window of seven eighths of the side, elsewhere each time: nothing is learned of places."""
         picture = checkpoint(self._decode, latent, use_reentrant=False)
         side = picture.shape[-1]
@@ -118,6 +103,41 @@ class PictureCritic(Critic):
 
     def _decode(self, latent: Tensor) -> Tensor:
         return self.vae.decoder(latent / self.vae.config.scaling_factor)
+
+
+class Critic(nn.Module):
+    """Judges finished latents: a head for each map that its eyes see.
+
+    Args:
+        eyes: one kind or several.
+        text_width: of the captions' states.
+    """
+
+    def __init__(self, eyes: Sequence[Eyes], text_width: int, width: int = 64) -> None:
+        super().__init__()
+        self.eyes = nn.ModuleList(eyes)
+        self.heads = nn.ModuleList(_Head(each, text_width, width) for kind in eyes for each in kind.channels)
+
+    def _look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+        return [stage for kind in self.eyes for stage in kind(latent, text)]
+
+    @torch.no_grad()
+    def calibrate(self, latent: Tensor, text: Tensor) -> None:
+        """Learn from real latents what each head's input is like on average."""
+        for head, stage in zip(self.heads, self._look(latent, text), strict=True):
+            head.calibrate(stage)
+
+    def forward(self, latent: Tensor, text: Tensor) -> Tensor:
+        """Scores of all places, high for real, (B, maps, h, w), each map's brought to the size of the smallest.
+
+        Args:
+            latent: (B, C, side, side), without noise.
+            text: (B, tokens, width), the states of the captions.
+        """
+        maps = self._look(latent, text)
+        scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
+        smallest = min((stage.shape[2:] for stage in maps), key=max)
+        return torch.cat([functional.adaptive_avg_pool2d(each, smallest) for each in scores], dim=1)
 
 
 class _Head(nn.Module):

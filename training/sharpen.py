@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.critic import Critic, LatentCritic, PictureCritic, critic_loss, generator_loss
+from training.critic import Critic, LatentEyes, PictureEyes, critic_loss, generator_loss
 from training.denoiser import DenoiserOptions, Lessons, build_lessons, choose_crops, copy_denoiser, write_half
 from training.diffusion import build_noising
 from training.progress import (
@@ -214,11 +214,10 @@ def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, 
         write_half(sharpening.denoiser, out)
 
 
-def _build_critic(kind: str, parts: Path, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:
-    if kind == "latent":
-        return LatentCritic(copy_denoiser(denoiser), build_noising(device))
+def _build_critic(parts: Path, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:
     vae = AutoencoderTiny.from_pretrained(parts / "vae", torch_dtype=torch.float32)
-    return PictureCritic(vae, denoiser.config.cross_attention_dim)
+    eyes = [PictureEyes(vae), LatentEyes(copy_denoiser(denoiser), build_noising(device))]
+    return Critic(eyes, denoiser.config.cross_attention_dim)
 
 
 def main() -> None:
@@ -228,7 +227,6 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, required=True, help="folder with the encoders and the denoiser")
     parser.add_argument("--out", type=Path, required=True, help="where the sharpened denoiser goes")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="few")
-    parser.add_argument("--critic", choices=["latent", "picture"], default="picture")
     parser.add_argument("--guidance-scale", type=float, help="in place of the recipe's")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
@@ -246,7 +244,7 @@ def main() -> None:
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     torch.manual_seed(chosen.seed)  # the same critic on every rank
     denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
-    critic = _build_critic(chosen.critic, chosen.parts, denoiser, device)
+    critic = _build_critic(chosen.parts, denoiser, device)
     sharpening = Sharpening(denoiser, critic, recipe, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)
     sharpen(lessons, sharpening, chosen.out / variant.folder, budget, sizes, seed)

@@ -8,8 +8,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from training.blend import blend
-from training.critic import Critic, LatentCritic, PictureCritic
+from training.critic import Critic, Eyes, LatentEyes, PictureEyes
 from training.denoiser import (
     DenoiserOptions,
     DenoiserTraining,
@@ -47,19 +46,6 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
     picture = sample(again.model, FEW_STEPS, captions.states[:2], captions.empty(1), side=16, seed=1)
     assert picture.shape == (2, 4, 16, 16)
     assert picture.isfinite().all()
-
-
-def test_a_blend_lies_on_the_line_between_two(tiny: DenoiserOptions, tmp_path: Path) -> None:
-    sharp, smooth = (build_denoiser(4, 16, tiny.widths).half().float() for _ in range(2))
-    write_half(sharp, tmp_path / "sharp")
-    write_half(smooth, tmp_path / "smooth")
-    blend(tmp_path / "sharp", tmp_path / "smooth", 0.25, tmp_path / "blend")
-    blended = UNet2DConditionModel.from_pretrained(tmp_path / "blend", torch_dtype=torch.float32)
-    for mine, first, second in zip(*(each.parameters() for each in (blended, sharp, smooth)), strict=True):
-        torch.testing.assert_close(mine, 0.75 * first + 0.25 * second, rtol=1e-3, atol=1e-3)
-    write_half(build_denoiser(4, 16, (32, 32, 32)), tmp_path / "wider")
-    with pytest.raises(RuntimeError, match="size"):
-        blend(tmp_path / "sharp", tmp_path / "wider", 0.25, tmp_path / "none")
 
 
 def test_only_the_usual_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +125,7 @@ def build_sharpening(steps: int) -> Sharpening:
     torch.manual_seed(0)
     recipe = Recipe(build_few_step_scheduler, steps, guidance_scale=1.0)
     cpu, denoiser = torch.device("cpu"), build_denoiser(4, 16, (16, 16, 16))
-    critic = LatentCritic(copy_denoiser(denoiser), build_noising(cpu))
+    critic = Critic([LatentEyes(copy_denoiser(denoiser), build_noising(cpu))], text_width=16)
     return Sharpening(denoiser, critic, recipe, SharpenOptions(learned_steps=steps), cpu)
 
 
@@ -178,25 +164,25 @@ def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Pa
         assert torch.equal(half, average.half().float())
 
 
-def build_latent_critic() -> Critic:
-    return LatentCritic(build_denoiser(4, 16, (16, 32, 32)), build_noising(torch.device("cpu")))
+def build_latent_eyes() -> Eyes:
+    return LatentEyes(build_denoiser(4, 16, (16, 32, 32)), build_noising(torch.device("cpu")))
 
 
-def build_picture_critic() -> Critic:
+def build_picture_eyes() -> Eyes:
     vae = AutoencoderTiny(
         latent_channels=4, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
     )
-    return PictureCritic(vae, text_width=16)
+    return PictureEyes(vae)
 
 
-@pytest.mark.parametrize("build", [build_latent_critic, build_picture_critic])
-def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(build: Callable[[], Critic]) -> None:
+@pytest.mark.parametrize("kinds", [[build_latent_eyes], [build_picture_eyes, build_latent_eyes]])
+def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(kinds: list[Callable[[], Eyes]]) -> None:
     torch.manual_seed(0)
-    critic = build()
+    critic = Critic([build() for build in kinds], text_width=16)
     latent, text = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(2, 8, 16, requires_grad=True)
     critic.calibrate(latent, text)
     scores = critic(latent, text)
-    assert scores.shape[:2] == (2, 4)
+    assert scores.shape == (2, 4 * len(kinds), 4, 4)
     for stage in scores.square().sum(dim=(0, 2, 3)):
         gradients = torch.autograd.grad(stage, (latent, text), retain_graph=True)
         assert all(gradient.abs().max() > 0 for gradient in gradients)
@@ -204,7 +190,7 @@ def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(build: Callabl
 
 def test_a_critic_hears_contrast() -> None:
     torch.manual_seed(0)
-    head = build_latent_critic().heads[0]
+    head = Critic([build_latent_eyes()], text_width=16).heads[0]
     stage = torch.randn(4, 16, 8, 8)
     head.calibrate(stage)
     text = torch.zeros(4, 16)
