@@ -104,12 +104,18 @@ class Bench:
                 pass
 
     def sing(
-        self, side_px: int, *, layout: Layout, steps: int, folder: Path | None = None
+        self,
+        side_px: int,
+        *,
+        layout: Layout,
+        steps: int,
+        folder: Path | None = None,
+        group: Group | None = None,
     ) -> Iterator[Progress]:
         request = self.ask(side_px, layout=layout, steps=steps)
         conditions = Conditions(request.prompt, guidance_scale=request.guidance_scale)
         plan = self.plan(request, folder or Path(tempfile.gettempdir()))
-        return generate(plan, self.model.prepare(conditions), group=self.group)
+        return generate(plan, self.model.prepare(conditions), group=group or self.group)
 
     def plan(self, request: ResolvedRequest, folder: Path) -> GenerationPlan:
         return plan_generation(request, self.model.card, self.decode_bytes, folder)

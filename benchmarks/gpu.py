@@ -28,6 +28,7 @@ import torch
 from benchmarks.bench import Bench, Layout
 from benchmarks.decoding import measure_attention, measure_decode, measure_decode_parts
 from benchmarks.kernels import print_profile
+from benchmarks.listening import Heard, Listening
 from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
 from worker.engine.denoise import Step, TilePredicted
@@ -109,6 +110,34 @@ def time_loop(bench: Bench, steps: int) -> float:
     return tile_s
 
 
+def measure_scaling(bench: Bench) -> None:
+    """Flat steps: what ranks lose by listening, and by places of batches that no tile fills."""
+    for side_px in (4096, 8192):
+        scale_loop(bench, side_px, steps=5)
+
+
+def scale_loop(bench: Bench, side_px: int, steps: int) -> None:
+    group = Listening(bench.group, bench.device)
+    times: list[tuple[float, int, Heard]] = []
+    with bench.gauge() as whole:
+        began = time.perf_counter()
+        for event in bench.sing(side_px, layout="flat", steps=steps, group=group):
+            if isinstance(event, Step):
+                heard = group.take()
+                times.append((time.perf_counter() - began, event.tiles, heard))
+                if len(times) == steps:
+                    break
+                began = time.perf_counter()
+    seconds, tiles, heards = zip(*times[1:], strict=True)  # the first also fills the caches
+    gathering, places = sum(each.seconds for each in heards), sum(each.places for each in heards)
+    bench.say(
+        f"{side_px}² flat, a step",
+        f"{sum(seconds) / len(seconds):.3f} s of {sum(tiles) / len(tiles):.1f} tiles; gathering "
+        f"{gathering / sum(seconds):.1%}; places left empty {1 - sum(tiles) * count_branches(bench) / places:.1%}; "
+        f"peak {whole.peak_gib:.1f} GiB",
+    )
+
+
 def measure_panorama(bench: Bench) -> None:
     """As it ships, and with our compiled blocks."""
     compiled = time_panorama(bench.pipe, bench.size(4096), steps=2)
@@ -161,6 +190,7 @@ SDXL: dict[str, Callable[[Bench], None]] = {
     "attention": measure_attention,
     "loop": measure_loop,
     "loop-profile": profile_loop,
+    "scaling": measure_scaling,
     "preview": measure_first_preview,
     "cascade": measure_cascade,
     "panorama": measure_panorama,
@@ -170,6 +200,7 @@ SDXL: dict[str, Callable[[Bench], None]] = {
 }
 FLUX: dict[str, Callable[[Bench], None]] = {
     "flux-loop": measure_flat_loop,
+    "flux-scaling": measure_scaling,
     "flux": partial(measure_picture, side_px=4096, layout="flat", steps=28),
 }
 
