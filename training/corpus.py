@@ -35,6 +35,19 @@ FRAMES = (
     "a picture of {}",
 )
 
+# What people put around a thing and mean no thing by.
+PROMPT_FRAMES = (
+    *FRAMES,
+    "a photograph of {}",
+    "an image of {}",
+    "{} material",
+    "{} surface",
+    "{} pattern",
+    "{} background",
+    "{} wallpaper",
+    "{} from the side",
+)
+
 
 @cache
 def read_words(name: str) -> tuple[str, ...]:

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer
 
-from training.corpus import FRAMES, TEMPLATES, build_sentences, fill, read_stand_ins
+from training.corpus import PROMPT_FRAMES, TEMPLATES, build_sentences, fill, read_stand_ins
 from training.dataset import read_folders
 from training.latents import load_encoders
-from training.progress import Budget, choose_device, half_precision, learning_rate, set_learning_rate
+from training.progress import Budget, choose_device, half_precision
 from training.stand_ins import list_known
 from training.teacher import find_teacher, list_words
-from training.tokens import MAX_TOKENS
+from training.text_encoder import regress, tokenize
 
 PEAK_RATE = 5e-4
 _GAP = "STAND-IN"
-_FRAMES = tuple(frame.replace("{}", _GAP) for frame in FRAMES)
+_FRAMES = tuple(frame.replace("{}", _GAP) for frame in PROMPT_FRAMES)
 _TEMPLATES = tuple(each.replace("{surface}", _GAP, 1) for each in TEMPLATES if "{surface}" in each)
 
 
@@ -77,16 +77,10 @@ def _pluralize(word: str) -> str:
 
 def build_lesson(pairs: list[tuple[str, str]], tokenizer: CLIPTokenizer) -> Lesson:
     """Where a sentence and the heard one differ, the last piece of the one stands for the last of the other."""
-    written, heard = (_tokenize(list(side), tokenizer) for side in zip(*pairs, strict=True))
+    written, heard = (tokenize(list(side), tokenizer) for side in zip(*pairs, strict=True))
     end = tokenizer.eos_token_id
     places = [_align(a, b, end) for a, b in zip(written.tolist(), heard.tolist(), strict=True)]
     return Lesson(written, heard, torch.tensor(places))
-
-
-def _tokenize(sentences: list[str], tokenizer: CLIPTokenizer) -> Tensor:
-    return tokenizer(
-        sentences, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    ).input_ids
 
 
 def _align(written: list[int], heard: list[int], end: int) -> list[int]:
@@ -112,20 +106,14 @@ def train(
 ) -> None:
     """Regress the states of the model `known`, of which this is a copy or a pupil."""
     known.eval().requires_grad_(False)
+    model.requires_grad_(True)
     written, heard, places = (each.to(device) for each in (lesson.written, lesson.heard, lesson.places))
-    optimizer = torch.optim.AdamW(model.requires_grad_(True).train().parameters(), betas=(0.9, 0.98))
-    for step in budget.steps():
-        set_learning_rate(
-            optimizer, learning_rate(PEAK_RATE, step, budget.fraction, warmup=50, decay_from=0.3)
-        )
+
+    def measure() -> Tensor:
         rows = torch.randint(len(written), (batch,), device=device)
-        loss = _measure(model, known, written[rows], heard[rows], places[rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 0:
-            print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}", flush=True)
+        return _measure(model, known, written[rows], heard[rows], places[rows])
+
+    regress(model, measure, budget, PEAK_RATE)
 
 
 def _measure(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.corpus import WORDS, read_names, read_words, split_words
+from training.corpus import PROMPT_FRAMES, TEMPLATES, WORDS, read_names, read_words, split_words
 from training.dataset import read_folders
 from training.teacher import Teacher, find_teacher
 from training.wordnet import read_things
@@ -44,10 +44,12 @@ def _measure(teacher: Teacher, things: dict[str, list[str]], names: list[str]) -
 
 
 def list_known(folders: list[Path]) -> set[str]:
-    """Words that the denoiser has heard in captions, and those that are no things."""
+    """Words that the denoiser has heard in captions, and those that are no things to people who write prompts."""
     captions = [picture.caption for picture in read_folders(folders) if not picture.held_out]
     names = [name for several in read_names().values() for name in several]
-    spoken = {word for sentence in (*captions, *names) for word in split_words(sentence)}
+    spoken = {
+        word for sentence in (*captions, *names, *PROMPT_FRAMES, *TEMPLATES) for word in split_words(sentence)
+    }
     return spoken.union(read_words("qualities"), read_words("colours"))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,19 +112,28 @@ def train(
     lesson: Lesson, model: CLIPTextModel, budget: Budget, options: TextOptions, device: torch.device
 ) -> None:
     """Regress the states; words and sentences count the same."""
-    model.to(device).train()
+    model.to(device)
     tokens, targets, vectors = lesson.tokens.to(device), lesson.targets.to(device), lesson.vectors.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    for step in budget.steps():
-        set_learning_rate(optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.3))
+
+    def measure() -> Tensor:
         chosen = torch.randint(len(tokens), (options.batch,), device=device)
-        loss = _loss(model, tokens[chosen], targets[chosen], vectors)
+        return _loss(model, tokens[chosen], targets[chosen], vectors)
+
+    regress(model, measure, budget, options.peak_rate)
+
+
+def regress(model: CLIPTextModel, measure: Callable[[], Tensor], budget: Budget, peak_rate: float) -> None:
+    """Descend on the loss of a batch, which `measure` draws, until the time is over."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    for step in budget.steps():
+        set_learning_rate(optimizer, learning_rate(peak_rate, step, budget.fraction, decay_from=0.3))
+        loss = measure()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 200 == 0:
-            print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}, about 2 for none", flush=True)
+            print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}", flush=True)
 
 
 def _loss(model: CLIPTextModel, tokens: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
@@ -171,10 +181,14 @@ def embed_text(
     model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[str], device: torch.device
 ) -> Tensor:
     """All states, (N, 32, width), as StableDiffusionPipeline gives them to the denoiser."""
-    tokens = tokenizer(
+    return model(tokenize(sentences, tokenizer).to(device)).last_hidden_state
+
+
+def tokenize(sentences: list[str], tokenizer: CLIPTokenizer) -> Tensor:
+    """As StableDiffusionPipeline does: int64 (N, 32), the end token as padding."""
+    return tokenizer(
         sentences, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    ).input_ids.to(device)
-    return model(tokens).last_hidden_state
+    ).input_ids
 
 
 def make(
