@@ -1,6 +1,7 @@
 """Real workers as subprocesses, with the toy model, a real Valkey and real files."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,13 @@ class Bench:
                 raise TimeoutError(f"no {what} after {timeout_s} s\n{self.logs()}")
             time.sleep(0.02)
 
+    def lose_store(self) -> None:
+        """Put a file where the store's folder is, in which a worker may still be writing and deleting."""
+        while not self.store.is_file():
+            shutil.rmtree(self.store, ignore_errors=True)
+            with suppress(OSError):
+                self.store.write_text("a file where a folder should be")
+
     def logs(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self._folder.glob("worker-*.log")))
 
@@ -157,10 +166,8 @@ class Bench:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def result_of(job: Job) -> Result:

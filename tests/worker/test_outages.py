@@ -1,7 +1,6 @@
 """What is asked to stop, or loses store, queue or lease for a while, does as it should."""
 
 import os
-import shutil
 import signal
 import time
 
@@ -47,8 +46,7 @@ def test_a_job_waits_for_a_store_that_comes_back(bench: Bench) -> None:
     undisturbed = bench.make(steps=2)
     job_id = bench.submit(steps=2)
     bench.await_event(job_id, "job.started")
-    shutil.rmtree(bench.store)
-    bench.store.write_text("a file where a folder should be")
+    bench.lose_store()
     bench.await_event(job_id, "job.delayed", 2)
     assert bench.job(job_id).status == "processing"
     bench.store.unlink()
@@ -62,8 +60,7 @@ def test_a_job_waits_for_a_store_that_comes_back(bench: Bench) -> None:
 def test_a_job_fails_when_the_store_stays_away(bench: Bench) -> None:
     bench.start_worker(storage_patience_s=2)
     bench.make()
-    shutil.rmtree(bench.store)
-    bench.store.write_text("a file where a folder should be")
+    bench.lose_store()
     job = bench.await_end(bench.submit())
     assert job.error is not None
     assert (job.status, job.error.code, job.error.retryable) == ("failed", "storage_unavailable", True)
