@@ -23,7 +23,7 @@ def test_a_batch_without_room_is_halved_and_a_broken_tile_is_named(bench: Bench)
     assert broken.error is not None
     assert (broken.status, broken.error.code) == ("failed", "non_finite_latent")
     place = "rows 32 to 64, columns 0 to 32 of the latent"
-    assert f"step 4 of 5, timestep 200: tile 3 of 4 ({place}) is not finite" in broken.error.message
+    assert f"step 4 of 5, timestep 257.5: tile 3 of 4 ({place}) is not finite" in broken.error.message
     assert bench.make(steps=2, embed_metadata=False) == undisturbed
     assert find_engine(worker.pid) == engine
 
