@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/chorale generate "glowing orange lava" --size 2048x2048 --seamless both -o lava.png --dzi
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # they mostly wait for leases, kills and browsers
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder  # they mostly wait for leases, kills and browsers
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

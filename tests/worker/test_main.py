@@ -87,6 +87,7 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     card = ModelCard.model_validate_json(bench.redis.hget(wire.MODELS_KEY, "toy"))
     assert card.is_default
     assert card.tile_seconds is not None
+    assert card.decode_needs[0].gib > 0
     worker.terminate()
     assert worker.wait(10) == 0
     assert bench.redis.keys(pattern) == []

@@ -71,11 +71,12 @@ def test_decoding_is_predicted_by_the_larger_of_the_sizes_around(side_px: int, d
 
 
 def test_rehearsing_measures_what_the_card_then_says() -> None:
+    """Here only what is held counts: this process may have had more before than a rehearsal takes."""
     ready = make_ready(ModelSource("toy"), "cpu")
     assert ready.device == torch.device("cpu")
-    sides = [need.side_px for need in ready.card.decode_needs]
-    assert (sides[0], sides[-1]) == (ready.card.native_size_px, ready.card.max_side_px)
-    assert all(need.gib > 0 for need in ready.card.decode_needs)
+    needs = ready.card.decode_needs
+    assert (needs[0].side_px, needs[-1].side_px) == (ready.card.native_size_px, ready.card.max_side_px)
+    assert 0 <= needs[0].gib < needs[-1].gib < 1
     assert 0 <= ready.card.tile_gib < 4
     assert make_ready(ModelSource("toy"), "cpu", decode_memory_mb=64).decode_memory == 64 << 20
 
