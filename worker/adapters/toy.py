@@ -61,7 +61,7 @@ class ToyOptions:
     weights_gib: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Straightened:
     prev_sample: Tensor
 
