@@ -10,8 +10,9 @@ import torch
 class Peak:
     """Counts from its making, or from the last `restart`.
 
-    A GPU's figure is PyTorch's own and exact. Main memory's is the process' high-water mark over what
-    it held at the beginning: never too low, too high where loading took more than what came after.
+    A GPU's figure is PyTorch's own and exact. Main memory's is the process' high-water mark over what it
+    held at the beginning: too high where loading took more than what came after, too low by what the
+    allocator had kept of what was gone by then.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,14 +1,16 @@
 """What a device's memory makes of a model's card, and what a worker has seen before its first job."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch.nn import Conv2d, Module
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from api_schemas.catalog import DecodeNeed
 from api_schemas.generation import GenerationRequest, ResolvedRequest
@@ -18,8 +20,6 @@ from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
 from worker.adapters.toy import Toy
 from worker.devices import parse_devices
-from worker.engine import ascend
-from worker.engine.encode import Paint, SignOfLife, encode_in_steps
 from worker.engine.generate import generate
 from worker.errors import DeviceRefusedError
 from worker.planner import plan_generation
@@ -81,37 +81,38 @@ def test_rehearsing_measures_what_the_card_then_says() -> None:
     assert make_ready(ModelSource("toy"), "cpu", decode_memory_mb=64).decode_memory == 64 << 20
 
 
-def test_no_batch_of_a_job_has_a_size_that_is_new_to_the_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_batch_of_a_job_has_a_size_that_is_new_to_the_worker(tmp_path: Path) -> None:
     tiny_stable_diffusion(tmp_path / "tiny")
     model = load_found(find_model(ModelSource(str(tmp_path / "tiny"))), torch.device("cpu"))
-    shapes: list[torch.Size] = []
-    forward = UNet2DConditionModel.forward
-    monkeypatch.setattr(
-        UNet2DConditionModel,
-        "forward",
-        lambda net, x, *a, **k: shapes.append(x.shape) or forward(net, x, *a, **k),
-    )
-    encoded: list[int] = []
-    monkeypatch.setattr(ascend, "encode_in_steps", partial(_count_and_encode, encoded))
-    card = model.card.model_copy(update={"default_num_modules": 4})
-    meet_every_shape(model, card, 1 << 28)
-    met, side_px = set(shapes), 6 * card.native_size_px
-    assert encoded[-1] == card.min_side_px // card.vae_scale
-    shapes.clear()
+    card = model.card.model_copy(update={"default_num_modules": 7})
+    with _watch() as met:
+        meet_every_shape(model, card, 1 << 28)
+    assert any(channels == 3 for _, channels, *_ in met[Conv2d])  # pixels, on the way up
+    side_px = 6 * card.native_size_px
     request = ResolvedRequest(
         model="tiny", width_px=side_px, height_px=side_px, steps=4, guidance_scale=2.0, seed=1
     )
     plan = plan_generation(request, card, 1 << 28, tmp_path)
-    deque(generate(plan, model.prepare(Conditions("lava", guidance_scale=2.0))), maxlen=0)
-    assert len(set(shapes)) > 2
-    assert set(shapes) <= met
+    with _watch() as sung:
+        deque(generate(plan, model.prepare(Conditions("lava", guidance_scale=2.0))), maxlen=0)
+    assert len(sung[UNet2DConditionModel]) > 2
+    assert sung[UNet2DConditionModel] <= met[UNet2DConditionModel]
 
 
-def _count_and_encode(encoded: list[int], paint: Paint, height: int, *rest: Any) -> Iterator[SignOfLife]:
-    encoded.append(height)
-    return encode_in_steps(paint, height, *rest)
+@contextmanager
+def _watch() -> Iterator[dict[type[Module], set[torch.Size]]]:
+    """Shapes that go into modules of each kind."""
+    shapes = defaultdict[type[Module], set[torch.Size]](set)
+
+    def note(module: Module, given: tuple[Any, ...]) -> None:
+        if given:
+            shapes[type(module)].add(given[0].shape)
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield shapes
+    finally:
+        hook.remove()
 
 
 def test_decoding_holds_a_share_of_what_is_free() -> None:

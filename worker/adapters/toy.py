@@ -62,11 +62,11 @@ class ToyOptions:
 
 
 @dataclass(slots=True)
-class Straightened:
+class FlowEulerOutput:
     prev_sample: Tensor
 
 
-class StraightScheduler:
+class FlowEulerScheduler:
     """Euler's steps along x = (1 - σ) clean + σ noise (Lipman et al. 2023), the last of them a short one."""
 
     def __init__(self, steps: int) -> None:
@@ -83,10 +83,10 @@ class StraightScheduler:
 
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, generator: torch.Generator
-    ) -> Straightened:
+    ) -> FlowEulerOutput:
         now, later = self.sigmas[self.step_index : self.step_index + 2]
         self.step_index += 1
-        return Straightened(sample + (later - now) * model_output)
+        return FlowEulerOutput(sample + (later - now) * model_output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class ToyReplica:
     """Predicts the velocity, so that the clean latent is `target`, pixel by pixel."""
 
     prompt: str
-    scheduler: StraightScheduler
+    scheduler: FlowEulerScheduler
     options: ToyOptions
 
     @property
@@ -140,8 +140,8 @@ class ToySinger:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def begin(self, stage: StagePlan) -> tuple[Ensemble, StraightScheduler]:
-        scheduler = StraightScheduler(stage.steps)
+    def begin(self, stage: StagePlan) -> tuple[Ensemble, FlowEulerScheduler]:
+        scheduler = FlowEulerScheduler(stage.steps)
         replica = ToyReplica(self.prompt, scheduler, self.options)
         return Ensemble(replica, stage.modules, even=stage.even), scheduler
 
