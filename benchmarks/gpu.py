@@ -193,6 +193,7 @@ SDXL: dict[str, Callable[[Bench], None]] = {
     "scaling": measure_scaling,
     "preview": measure_first_preview,
     "cascade": measure_cascade,
+    "flat": partial(measure_picture, side_px=4096, layout="flat", steps=30),
     "panorama": measure_panorama,
     "decode": measure_decode,
     "decode-parts": measure_decode_parts,
@@ -202,6 +203,7 @@ FLUX: dict[str, Callable[[Bench], None]] = {
     "flux-loop": measure_flat_loop,
     "flux-scaling": measure_scaling,
     "flux": partial(measure_picture, side_px=4096, layout="flat", steps=28),
+    "flux-cascade": partial(measure_picture, side_px=4096, layout="cascade", steps=28),
 }
 
 
