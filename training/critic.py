@@ -9,10 +9,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.utils.checkpoint import checkpoint
 
 from training.diffusion import Noising
 from training.features import Features
+from training.latents import decode_to_learn
 
 
 class PatchCritic(nn.Module):
@@ -41,7 +41,7 @@ class Eyes(nn.Module, ABC):
     """A known, frozen network through which a critic sees finished latents.
 
     Attributes:
-        channels: of its maps, the smallest map last.
+        channels: of its maps.
     """
 
     channels: tuple[int, ...]
@@ -83,26 +83,26 @@ class LatentEyes(Eyes):
 
 
 class PictureEyes(Eyes):
-    """See what EfficientNet-Lite1 makes of the decoded picture (projected GANs, Sauer et al. 2021, section 3.2).
+    """See what EfficientNet-Lite1 and -Lite2 make of the decoded picture (projected GANs, Sauer et al. 2021, section 3.2).
 
+    Two, since a denoiser learns what pleases one and no other.
     Real latents are decoded as well, so nothing is gained by what no latent of a picture decodes to.
     """
 
     def __init__(self, vae: AutoencoderTiny) -> None:
         super().__init__()
-        self.vae, self.features = vae.requires_grad_(False), Features("efficientnet-lite1")
-        self.channels = tuple(self.features.chosen.values())
+        self.vae = vae.requires_grad_(False)
+        self.networks = nn.ModuleList([Features("efficientnet-lite1"), Features("efficientnet-lite2")])
+        self.channels = tuple(count for each in self.networks for count in each.chosen.values())
 
     def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The maps of a window of seven eighths of the side, elsewhere each time: nothing is learned of places."""
-        picture = checkpoint(self._decode, latent, use_reentrant=False)
+        picture = decode_to_learn(self.vae, latent)
         side = picture.shape[-1]
         window = max(32, side * 7 // 8 // 32 * 32)
         top, left = torch.randint(side - window + 1, (2,)).tolist()
-        return self.features.stages(picture[..., top : top + window, left : left + window])
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        return self.vae.decoder(latent / self.vae.config.scaling_factor)
+        seen = picture[..., top : top + window, left : left + window]
+        return [stage for each in self.networks for stage in each.stages(seen)]
 
 
 class Critic(nn.Module):
@@ -165,12 +165,13 @@ class _Head(nn.Module):
 
     def forward(self, stage: Tensor, text: Tensor) -> Tensor:
         seen = self.look((stage - self.mean) / self.spread.clamp(min=1e-4))
-        return self.score(seen) + (seen * self.hear(text)[:, :, None, None]).mean(1, keepdim=True)
+        heard = self.hear(text)[:, :, None, None] / self.hear.out_features**0.5
+        return self.score(seen) + (seen * heard).sum(1, keepdim=True)
 
 
-def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss (Lim & Ye 2017)."""
-    return torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
+def critic_loss(real: Tensor, *false: Tensor) -> Tensor:
+    """Hinge loss (Lim & Ye 2017); all kinds of `false` together weigh as much as `real`."""
+    return torch.relu(1 - real).mean() + sum(torch.relu(1 + each).mean() for each in false) / len(false)
 
 
 def generator_loss(fake: Tensor) -> Tensor:

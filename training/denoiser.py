@@ -82,7 +82,7 @@ def build_lessons(
         return Lessons(banks, Captions(*kept["captions"]))
     lessons = _encode_lessons(folders, encoders, options, device, seed)
     banks = {side: (bank.latents, bank.owners) for side, bank in lessons.banks.items()}
-    captions = lessons.captions.states, lessons.captions.views
+    captions = lessons.captions.states, lessons.captions.views, lessons.captions.categories
     save_checkpoint(path, {"banks": banks, "captions": captions})
     return lessons
 

@@ -1,4 +1,4 @@
-"""Pretrained EfficientNet-Lite features: for losses (Lite0, Lite1) and for the measures (Lite0), never at run time."""
+"""Pretrained EfficientNet-Lite features: for losses and critics, and (Lite0) for the measures; never at run time."""
 
 from importlib import import_module
 from typing import Literal
@@ -8,11 +8,12 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-Kind = Literal["efficientnet-lite0", "efficientnet-lite1"]
+Kind = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 # Blocks whose outputs stand at 1/2, 1/4, 1/8 and 1/16 of the picture, and their channels.
 _STAGES: dict[Kind, dict[int, int]] = {
     "efficientnet-lite0": {0: 16, 2: 24, 4: 40, 10: 112},
     "efficientnet-lite1": {0: 16, 3: 24, 6: 40, 14: 112},
+    "efficientnet-lite2": {0: 16, 3: 24, 6: 48, 14: 120},
 }
 
 

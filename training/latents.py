@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.augment import UPRIGHT, CropRange, balance, sample_crop
@@ -49,10 +50,12 @@ class Captions:
     Attributes:
         states: (P * DRESSES + 1, 32, width), of the text; the last row is the empty caption.
         views: (P,), whether it shows something far away, with an up and a down.
+        categories: P of them.
     """
 
     states: Tensor
     views: Tensor
+    categories: list[str]
 
     def draw(self, owners: Tensor, empty_share: float) -> Tensor:
         """A random dress of each picture's caption, or the empty caption."""
@@ -104,6 +107,11 @@ def decode_latents(vae: AutoencoderTiny, latent: Tensor) -> Tensor:
         return vae.decoder(latent / vae.config.scaling_factor).float().clamp(-1, 1)
 
 
+def decode_to_learn(vae: AutoencoderTiny, latent: Tensor) -> Tensor:
+    """Scaled latents to pictures, not clamped; gradients flow, and what they need of the decoder is made anew."""
+    return checkpoint(lambda kept: vae.decoder(kept / vae.config.scaling_factor), latent, use_reentrant=False)
+
+
 def encode_captions(
     model: CLIPTextModel, tokenizer: CLIPTokenizer, pictures: list[Picture], device: torch.device, seed: int
 ) -> Captions:
@@ -113,8 +121,9 @@ def encode_captions(
     parts = [
         embed_text(model, tokenizer, sentences[i : i + 512], device) for i in range(0, len(sentences), 512)
     ]
-    views = torch.tensor([picture.category in UPRIGHT for picture in pictures], device=device)
-    return Captions(torch.cat(parts).bfloat16().clone(), views)
+    categories = [picture.category for picture in pictures]
+    views = torch.tensor([category in UPRIGHT for category in categories], device=device)
+    return Captions(torch.cat(parts).bfloat16().clone(), views, categories)
 
 
 def _dress(picture: Picture, rng: random.Random) -> list[str]:

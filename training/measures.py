@@ -88,21 +88,23 @@ class Probe:
     weight: Tensor
     bias: Tensor
 
-    def probabilities(self, features: Tensor) -> Tensor:
-        """(N, categories)."""
-        return ((features - self.mean) / self.spread @ self.weight + self.bias).softmax(-1)
+    def score(self, features: Tensor) -> Tensor:
+        """Logits, (N, categories)."""
+        return (features - self.mean) / self.spread @ self.weight + self.bias
 
     def share_named(self, features: Tensor, categories: list[str]) -> float:
         """How often the most probable category is the wanted one."""
         wanted = torch.tensor([self.names.index(name) for name in categories], device=features.device)
-        return (self.probabilities(features).argmax(1) == wanted).float().mean().item()
+        return (self.score(features).argmax(1) == wanted).float().mean().item()
 
 
-def fit_probe(features: Tensor, categories: list[str], steps: int = 400) -> Probe:
-    """Multinomial logistic regression with balanced classes, full batches."""
-    names = sorted(set(categories))
+def fit_probe(
+    features: Tensor, categories: list[str], names: list[str] | None = None, steps: int = 400
+) -> Probe:
+    """Multinomial logistic regression with balanced classes, full batches; `names` may be more than occur."""
+    names = names or sorted(set(categories))
     labels = torch.tensor([names.index(name) for name in categories], device=features.device)
-    counts = torch.bincount(labels, minlength=len(names)).float()
+    counts = torch.bincount(labels, minlength=len(names)).clamp(min=1).float()
     mean, spread = features.mean(0), features.std(0) + 1e-6
     x = (features - mean) / spread
     weight = torch.zeros(x.shape[1], len(names), device=x.device, requires_grad=True)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from training.critic import Critic, LatentEyes, PictureEyes, critic_loss, generator_loss
 from training.denoiser import DenoiserOptions, Lessons, build_lessons, choose_crops, copy_denoiser, write_half
 from training.diffusion import build_noising
+from training.namer import Namer, build_namer
 from training.progress import (
     Average,
     Budget,
@@ -42,6 +43,7 @@ class SharpenOptions:
     anchor: float = 20.0  # weight of staying near the known predictions
     coarse: float = 0.3  # of that, what colours and layout weigh
     empty_share: float = 0.1  # of the anchor's captions
+    naming: float = 0.01  # weight of being named as the caption's category
     peak_rate: float = 5e-5
     critic_rate: float = 2e-3
 
@@ -66,11 +68,13 @@ class Batch:
         real: latents, (B, C, side, side).
         heard: states of their captions in some dress; the same captions are painted.
         known: states of the dress that the denoiser knew best before, (B, tokens, width) both.
+        owners: (B,), the pictures that the captions are of.
     """
 
     real: Tensor
     heard: Tensor
     known: Tensor
+    owners: Tensor
 
 
 class Sharpening:
@@ -80,6 +84,7 @@ class Sharpening:
         self,
         denoiser: UNet2DConditionModel,
         critic: Critic,
+        namer: Namer,
         recipe: Recipe,
         options: SharpenOptions,
         device: torch.device,
@@ -87,7 +92,7 @@ class Sharpening:
         self.options, self.device, self.recipe = options, device, recipe
         self.denoiser = denoiser.to(device).requires_grad_(True)
         self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
-        self.critic = critic.to(device)
+        self.critic, self.namer = critic.to(device), namer
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
         self.average = Average(self.denoiser, decay=0.995)
@@ -104,14 +109,16 @@ class Sharpening:
         judged = self._teach_critic(batch, painted.detach())
         scores = self._judge(painted, batch.heard).mean()
         distance = self._measure_distance(batch, empty)
-        loss = generator_loss(scores) + self.options.anchor * distance
+        misnamed = self.namer.misname(painted, batch.owners)
+        loss = generator_loss(scores) + self.options.anchor * distance + self.options.naming * misnamed
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.denoiser)
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
         self.optimizer.step()
         self.average.update()
-        return {"critic": judged, "scores": scores.detach(), "distance": distance.detach()}
+        losses = {"critic": judged, "scores": scores, "distance": distance, "misnamed": misnamed}
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def _paint(self, batch: Batch, empty: Tensor) -> Tensor:
         noise = torch.randn_like(batch.real)
@@ -127,7 +134,10 @@ class Sharpening:
         average(list(self.critic.heads.buffers()))
 
     def _teach_critic(self, batch: Batch, painted: Tensor) -> Tensor:
-        loss = critic_loss(self._judge(batch.real, batch.heard), self._judge(painted, batch.heard))
+        """Real pictures under their neighbours' captions are false as well (Reed et al. 2016, algorithm 1)."""
+        real, fake = self._judge(batch.real, batch.heard), self._judge(painted, batch.heard)
+        wrong = self._judge(batch.real, batch.heard.roll(1, dims=0))
+        loss = critic_loss(real, fake, wrong)
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.critic.heads)
@@ -205,7 +215,7 @@ def sharpen(
 def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions) -> Batch:
     side, count = choose_crops(step, sizes)
     latent, owners = lessons.banks[side].draw(count)
-    return Batch(latent.float(), *lessons.captions.draw_pairs(owners))
+    return Batch(latent.float(), *lessons.captions.draw_pairs(owners), owners)
 
 
 def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, step: int) -> None:
@@ -214,10 +224,10 @@ def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, 
         write_half(sharpening.denoiser, out)
 
 
-def _build_critic(parts: Path, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:
-    vae = AutoencoderTiny.from_pretrained(parts / "vae", torch_dtype=torch.float32)
-    eyes = [PictureEyes(vae), LatentEyes(copy_denoiser(denoiser), build_noising(device))]
-    return Critic(eyes, denoiser.config.cross_attention_dim)
+def _build_critic(vae: AutoencoderTiny, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:
+    """As many maps of latents as of pictures: pictures alone let weave through."""
+    latent_eyes = (LatentEyes(copy_denoiser(denoiser), build_noising(device)) for _ in range(2))
+    return Critic([PictureEyes(vae), *latent_eyes], denoiser.config.cross_attention_dim)
 
 
 def main() -> None:
@@ -233,6 +243,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--crops", type=int, default=16_000)
     parser.add_argument("--anchor", type=float, default=usual.anchor)
+    parser.add_argument("--naming", type=float, default=usual.naming)
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
     parser.add_argument("--seed", type=int, default=3, help="the denoiser's, to find its latents again")
     chosen = parser.parse_args()
@@ -240,12 +251,16 @@ def main() -> None:
     variant, seed = VARIANTS[chosen.variant], chosen.seed + 1000 * rank
     sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops)
     lessons = build_lessons(chosen.shards, chosen.parts, sizes, device, seed)
-    options = SharpenOptions(variant.learned_steps, chosen.anchor, peak_rate=chosen.peak_rate)
+    options = SharpenOptions(
+        variant.learned_steps, chosen.anchor, naming=chosen.naming, peak_rate=chosen.peak_rate
+    )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     torch.manual_seed(chosen.seed)  # the same critic on every rank
     denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
-    critic = _build_critic(chosen.parts, denoiser, device)
-    sharpening = Sharpening(denoiser, critic, recipe, options, device)
+    vae = AutoencoderTiny.from_pretrained(chosen.parts / "vae", torch_dtype=torch.float32)
+    critic = _build_critic(vae, denoiser, device)
+    namer = build_namer(vae, lessons.banks[512], lessons.captions)
+    sharpening = Sharpening(denoiser, critic, namer, recipe, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)
     sharpen(lessons, sharpening, chosen.out / variant.folder, budget, sizes, seed)
     leave_ranks()

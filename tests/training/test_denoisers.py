@@ -1,6 +1,7 @@
 """The denoiser, its distillation and its sharpening."""
 
 from collections.abc import Callable
+from math import log
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from training.blend import blend
 from training.critic import Critic, Eyes, LatentEyes, PictureEyes
 from training.denoiser import (
     DenoiserOptions,
@@ -20,6 +22,7 @@ from training.denoiser import (
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions, Task, _compose
 from training.latents import DRESSES, Bank, Captions
+from training.namer import Namer, build_namer
 from training.progress import Budget, begin_with, compile_for, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
 from training.sharpen import Batch, Sharpening, SharpenOptions, sharpen
@@ -30,7 +33,7 @@ def test_a_denoiser_trains_goes_on_and_paints(tiny: DenoiserOptions, tmp_path: P
     cpu = torch.device("cpu")
     bank, captions = (
         Bank(torch.randn(4, 4, 16, 16), torch.tensor([0, 1, 0, 1])),
-        Captions(torch.randn(17, 8, 16), torch.tensor([False, True])),
+        Captions(torch.randn(17, 8, 16), torch.tensor([False, True]), ["sky", "sand"]),
     )
     training = DenoiserTraining(build_denoiser(4, 16, tiny.widths), tiny, cpu)
     for _ in range(2):
@@ -106,7 +109,9 @@ def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: Denoise
 
 
 def test_the_teacher_is_guided_less_to_views_and_hears_what_it_knows() -> None:
-    captions = Captions(torch.arange(2 * DRESSES + 1).float().view(-1, 1, 1), torch.tensor([False, True]))
+    captions = Captions(
+        torch.arange(2 * DRESSES + 1).float().view(-1, 1, 1), torch.tensor([False, True]), ["sky", "sand"]
+    )
     options = DistillOptions(guidance_scale=3.0, view_scale=1.5, empty_share=0.5)
     owners = torch.tensor([0, 1]).repeat(100)
     task = _compose(torch.zeros(200, 4, 8, 8), owners, captions, options)
@@ -120,16 +125,42 @@ def test_the_teacher_is_guided_less_to_views_and_hears_what_it_knows() -> None:
     }
 
 
+def test_a_blend_lies_between_and_only_kin_blend() -> None:
+    first, second = (build_denoiser(4, 16, (16, 16, 16)) for _ in range(2))
+    wanted = [
+        0.75 * mine + 0.25 * other
+        for mine, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    ]
+    blend(first, second, share=0.25)
+    for weight, want in zip(first.state_dict().values(), wanted, strict=True):
+        torch.testing.assert_close(weight, want)
+    with pytest.raises(ValueError, match="other layers"):
+        blend(first, build_denoiser(4, 16, (16, 16, 32)), share=0.25)
+
+
+def build_vae() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        latent_channels=4, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
+    )
+
+
+def build_tiny_namer(latents: torch.Tensor) -> Namer:
+    owners = torch.arange(len(latents)) % 2
+    captions = Captions(torch.zeros(17, 8, 16), torch.tensor([False, True]), ["sky", "sand"])
+    return build_namer(build_vae(), Bank(latents, owners), captions)
+
+
 def build_sharpening(steps: int) -> Sharpening:
     torch.manual_seed(0)
     recipe = Recipe(build_few_step_scheduler, steps, guidance_scale=1.0)
     cpu, denoiser = torch.device("cpu"), build_denoiser(4, 16, (16, 16, 16))
     critic = Critic([LatentEyes(copy_denoiser(denoiser), build_noising(cpu))], text_width=16)
-    return Sharpening(denoiser, critic, recipe, SharpenOptions(learned_steps=steps), cpu)
+    namer = build_tiny_namer(torch.randn(4, 4, 8, 8))
+    return Sharpening(denoiser, critic, namer, recipe, SharpenOptions(learned_steps=steps), cpu)
 
 
 def draw_batch() -> Batch:
-    return Batch(torch.randn(2, 4, 16, 16), *torch.randn(2, 2, 8, 16))
+    return Batch(torch.randn(2, 4, 16, 16), *torch.randn(2, 2, 8, 16), torch.tensor([0, 1]))
 
 
 def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
@@ -147,7 +178,7 @@ def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
 def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Path) -> None:
     bank, captions = (
         Bank(torch.randn(4, 4, 8, 8), torch.tensor([0, 1, 0, 1])),
-        Captions(torch.randn(17, 8, 16), torch.tensor([False, True])),
+        Captions(torch.randn(17, 8, 16), torch.tensor([False, True]), ["sky", "sand"]),
     )
     lessons, sizes = Lessons({512: bank, 1024: bank}, captions), DenoiserOptions(batch=2)
     first, again = build_sharpening(steps=1), build_sharpening(steps=1)
@@ -163,25 +194,38 @@ def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Pa
         assert torch.equal(half, average.half().float())
 
 
+def test_a_latent_can_be_moved_until_it_is_named_right() -> None:
+    torch.manual_seed(0)
+    sky, sand = torch.full((8, 4, 8, 8), 2.0), torch.full((8, 4, 8, 8), -2.0)
+    known = torch.stack([sky, sand], dim=1).flatten(0, 1) + torch.randn(16, 4, 8, 8)
+    namer, owners = build_tiny_namer(known), torch.arange(16) % 2
+    right, wrong = namer.misname(known, owners), namer.misname(known, 1 - owners)
+    assert right < log(2) < wrong  # of a coin
+    moved = known.clone().requires_grad_()
+    (way,) = torch.autograd.grad(namer.misname(moved, 1 - owners), moved)
+    assert namer.misname(known - 0.1 * way / way.abs().max(), 1 - owners) < wrong
+
+
 def build_latent_eyes() -> Eyes:
     return LatentEyes(build_denoiser(4, 16, (16, 32, 32)), build_noising(torch.device("cpu")))
 
 
 def build_picture_eyes() -> Eyes:
-    vae = AutoencoderTiny(
-        latent_channels=4, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
-    )
-    return PictureEyes(vae)
+    return PictureEyes(build_vae())
 
 
-@pytest.mark.parametrize("kinds", [[build_latent_eyes], [build_picture_eyes, build_latent_eyes]])
-def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(kinds: list[Callable[[], Eyes]]) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "maps"), [([build_latent_eyes], 4), ([build_picture_eyes, build_latent_eyes], 8 + 4)]
+)
+def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(
+    kinds: list[Callable[[], Eyes]], maps: int
+) -> None:
     torch.manual_seed(0)
     critic = Critic([build() for build in kinds], text_width=16)
     latent, text = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(2, 8, 16, requires_grad=True)
     critic.calibrate(latent, text)
     scores = critic(latent, text)
-    assert scores.shape == (2, 4 * len(kinds), 4, 4)
+    assert scores.shape == (2, maps, 4, 4)
     for stage in scores.square().sum(dim=(0, 2, 3)):
         gradients = torch.autograd.grad(stage, (latent, text), retain_graph=True)
         assert all(gradient.abs().max() > 0 for gradient in gradients)
@@ -200,7 +244,8 @@ def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
     states = torch.arange(3 * DRESSES + 1).float().view(-1, 1, 1)
     owners = torch.tensor([2]).repeat(200)
     heard, known = (
-        each.flatten().int().tolist() for each in Captions(states, torch.zeros(3)).draw_pairs(owners)
+        each.flatten().int().tolist()
+        for each in Captions(states, torch.zeros(3), ["sand"] * 3).draw_pairs(owners)
     )
     first = 2 * DRESSES
     assert set(heard) == set(range(first, first + DRESSES))

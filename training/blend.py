@@ -1,0 +1,49 @@
+"""Blend two denoisers: the mean of their weights, where one was trained on from the other (Wortsman et al. 2022)."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from training.denoiser import write_half
+
+
+@torch.no_grad()
+def blend(first: UNet2DConditionModel, second: UNet2DConditionModel, share: float) -> None:
+    """Move `first` by this `share` of the way to `second`, in place.
+
+    Raises:
+        ValueError: their layers differ.
+    """
+    mine, others = first.state_dict(), second.state_dict()
+    if _shapes(mine) != _shapes(others):
+        raise ValueError(
+            "these denoisers have other layers: only one that was trained on from the other blends"
+        )
+    first.load_state_dict({name: weight.lerp(others[name], share) for name, weight in mine.items()})
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in state.items()}
+
+
+def main() -> None:
+    """Command line: `python -m training.blend UNET UNET --share 0.5 --out BLENDED`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("first", type=Path, help="unet folder")
+    parser.add_argument("second", type=Path, help="unet folder")
+    parser.add_argument("--share", type=float, default=0.5, help="of the second one")
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args()
+    first, second = (
+        UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+        for folder in (chosen.first, chosen.second)
+    )
+    blend(first, second, chosen.share)
+    write_half(first, chosen.out)
+
+
+if __name__ == "__main__":
+    main()

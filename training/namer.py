@@ -1,0 +1,70 @@
+"""Names what a latent shows, so that what is painted can be asked to be named as its caption's category."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.features import Features
+from training.latents import Bank, Captions, decode_to_learn
+from training.measures import Probe, fit_probe
+from training.progress import half_precision
+
+SIDE = 64  # latent pixels that are looked at
+BATCH = 64
+
+
+class Sight(nn.Module):
+    """What EfficientNet-Lite2 sees of decoded latents; gradients flow through it."""
+
+    def __init__(self, vae: AutoencoderTiny) -> None:
+        super().__init__()
+        self.vae, self.features = vae.requires_grad_(False), Features("efficientnet-lite2")
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Pooled features, (B, 1280), of latents (B, C, side, side)."""
+        with half_precision(latent.device):
+            return self.features(decode_to_learn(self.vae, latent)).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Namer:
+    """A linear classifier of real pictures, fixed while a denoiser learns (auxiliary classifier, Odena et al. 2017).
+
+    Attributes:
+        labels: (P,), the category of each picture.
+    """
+
+    sight: Sight
+    probe: Probe
+    labels: Tensor
+
+    def misname(self, latent: Tensor, owners: Tensor) -> Tensor:
+        """The mean cross-entropy of the owners' categories; who is sure enough is not asked for more.
+
+        Args:
+            latent: (B, C, side, side); a window of it is looked at, elsewhere each time.
+            owners: (B,), the picture whose caption each was painted for.
+        """
+        scores = self.probe.score(self.sight(_cut(latent)))
+        return functional.cross_entropy(scores, self.labels[owners], label_smoothing=0.1)
+
+
+def _cut(latent: Tensor) -> Tensor:
+    side = min(SIDE, latent.shape[-1])
+    top, left = torch.randint(latent.shape[-1] - side + 1, (2,)).tolist()
+    return latent[..., top : top + side, left : left + side]
+
+
+def build_namer(vae: AutoencoderTiny, bank: Bank, captions: Captions, most: int = 8000) -> Namer:
+    """Learn the categories from `most` real latents at most."""
+    device, names = bank.latents.device, sorted(set(captions.categories))
+    sight = Sight(vae).to(device, memory_format=torch.channels_last)
+    latents, owners = bank.latents[:most], bank.owners[:most].tolist()
+    with torch.no_grad():
+        seen = torch.cat([sight(part.float()) for part in latents.split(BATCH)])
+    probe = fit_probe(seen, [captions.categories[owner] for owner in owners], names)
+    labels = torch.tensor([names.index(category) for category in captions.categories], device=device)
+    return Namer(sight, probe, labels)
