@@ -18,4 +18,5 @@ def sing(
     """Encode what the request says, then walk the straight line."""
     conditions = read_conditions(model, job)
     yield from (Warned("prompt_cut", cut) for cut in model.find_cuts(conditions))
+    yield from (Warned("compiling", shape) for shape in model.find_new_shapes(plan))
     yield from generate(plan, model.prepare(conditions), resume, group)

@@ -24,7 +24,7 @@ from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.decoder import Decoder
 from worker.engine.encoder import Encoder
 from worker.engine.ensemble import Ensemble, Replica
-from worker.engine.plan import StagePlan
+from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.schedule import Scheduler
 
 
@@ -102,8 +102,10 @@ class FamilySinger:
     device: torch.device
     make_replica: Callable[[StagePlan], Replica]
     make_scheduler: Callable[[StagePlan], Scheduler]
+    met_shapes: set[tuple[int, int]]
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
+        self.met_shapes.add(stage.denoise.tile_shape)
         return Ensemble(self.make_replica(stage), stage.modules, even=stage.even), self.make_scheduler(stage)
 
 
@@ -121,6 +123,7 @@ class FamilyModel:
             replay_forward(find_denoiser(family.pipe))
         if settings.compile:
             compile_blocks(find_denoiser(family.pipe))
+        self._is_compiled, self._met_shapes = settings.compile, set[tuple[int, int]]()
         self._supported = _find_supported(family, settings)
         self.add_ons = (add_ons or AddOns()).only(self._supported)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None
@@ -132,6 +135,15 @@ class FamilyModel:
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
         return list(find_cut_prompts(self._family.pipe, conditions))
+
+    def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
+        shapes = {stage.denoise.tile_shape for stage in plan.stages} if self._is_compiled else set()
+        scale = self.card.vae_scale
+        return [
+            f"tiles of {width * scale}x{height * scale} px are new to this worker: the model is compiled for them "
+            "first, which may take a minute"
+            for height, width in sorted(shapes - self._met_shapes)
+        ]
 
     @torch.inference_mode()
     def prepare(self, conditions: Conditions) -> FamilySinger:
@@ -147,7 +159,12 @@ class FamilyModel:
         if self._loras is not None:
             self._loras.wear(conditions.loras)
         return FamilySinger(
-            self.decoder, self._encoder, family.pipe.device, family.encode(conditions), family.make_scheduler
+            self.decoder,
+            self._encoder,
+            family.pipe.device,
+            family.encode(conditions),
+            family.make_scheduler,
+            self._met_shapes,
         )
 
 

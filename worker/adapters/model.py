@@ -11,6 +11,7 @@ from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.source import AddOns
 from worker.engine.decoder import Decoder
 from worker.engine.generate import Singer
+from worker.engine.plan import GenerationPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,10 @@ class LoadedModel(Protocol):
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
         """What of the prompts is too long to be read, in words for people."""
+        ...
+
+    def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
+        """What has to be compiled before the plan's tiles are sung, in words for people."""
         ...
 
     def prepare(self, conditions: Conditions) -> Singer:

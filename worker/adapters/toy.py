@@ -21,7 +21,7 @@ from worker.adapters.source import AddOns
 from worker.engine.decoder import Decoder, Local
 from worker.engine.ensemble import Ensemble
 from worker.engine.grid import Tile
-from worker.engine.plan import StagePlan
+from worker.engine.plan import GenerationPlan, StagePlan
 
 CHANNELS = 4
 SCALE = 8
@@ -177,6 +177,9 @@ class Toy:
         return PreviewMap(_COLORS / 2, torch.full((3,), 0.5))
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
+        return []
+
+    def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
         return []
 
     def prepare(self, conditions: Conditions) -> ToySinger:

@@ -53,6 +53,12 @@ class DenoisePlan:
             shift=self._shift_at(index) if self.moving else (0, 0),
         )
 
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Of all tiles of all steps, (height, width): a tile is no larger than the canvas."""
+        tile = self.grid_at(0, 1).tiles[0]
+        return tile.height, tile.width
+
     def count_tiles(self, steps: int) -> list[int]:
         """Of each step."""
         return [len(self.grid_at(index, steps).tiles) for index in range(steps)]

@@ -3,11 +3,34 @@ from pathlib import Path
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 
+from api_schemas.generation import ResolvedRequest
 from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.compilation import compile_blocks, find_denoiser
 from worker.adapters.family import FamilyModel
+from worker.adapters.model import Conditions
 from worker.adapters.settings import read_settings
 from worker.adapters.stable_diffusion import load
+from worker.engine.plan import GenerationPlan
+from worker.planner import plan_generation
+
+
+def load_tiny(folder: Path, settings: str) -> FamilyModel:
+    tiny_stable_diffusion(folder)
+    (folder / "chorale.json").write_text(settings)
+    return FamilyModel(load(folder, torch.device("cpu")), read_settings(folder), "tiny")
+
+
+def plan_picture(model: FamilyModel, width_px: int, height_px: int) -> GenerationPlan:
+    request = ResolvedRequest(
+        model="tiny",
+        width_px=width_px,
+        height_px=height_px,
+        steps=2,
+        guidance_scale=1,
+        seed=0,
+        layout="cascade",
+    )
+    return plan_generation(request, model.card, 1 << 30, Path())
 
 
 def test_compiled_blocks_say_the_same_at_every_batch_size(tmp_path: Path) -> None:
@@ -45,3 +68,22 @@ def test_a_block_is_compiled_once_for_batches_of_any_size(tmp_path: Path) -> Non
             unet(torch.randn(batch, 4, 16, 16), torch.tensor(7), torch.randn(batch, 5, 32))
             counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_a_job_says_so_before_it_compiles_for_tiles_of_a_new_shape(tmp_path: Path) -> None:
+    model = load_tiny(tmp_path / "compiled", '{"compile": true}')
+    square, wide = plan_picture(model, 512, 512), plan_picture(model, 448, 320)
+    assert len(model.find_new_shapes(square)) == 1
+    singer = model.prepare(Conditions(""))
+    for stage in square.stages:
+        singer.begin(stage)
+    assert model.find_new_shapes(square) == []
+    (warning,) = model.find_new_shapes(wide)  # its first stage is one tile of its own shape
+    height, width = (side * model.card.vae_scale for side in wide.stages[0].denoise.tile_shape)
+    assert height < width
+    assert warning.startswith(f"tiles of {width}x{height} px are new to this worker")
+
+
+def test_a_model_that_is_not_compiled_knows_every_shape(tmp_path: Path) -> None:
+    model = load_tiny(tmp_path / "plain", "{}")
+    assert model.find_new_shapes(plan_picture(model, 448, 320)) == []
