@@ -194,6 +194,7 @@ SDXL: dict[str, Callable[[Bench], None]] = {
     "preview": measure_first_preview,
     "cascade": measure_cascade,
     "flat": partial(measure_picture, side_px=4096, layout="flat", steps=30),
+    "bytes": partial(measure_picture, side_px=2048, layout="cascade", steps=20),
     "panorama": measure_panorama,
     "decode": measure_decode,
     "decode-parts": measure_decode_parts,

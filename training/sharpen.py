@@ -14,10 +14,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.classifier import AuxiliaryClassifier, build_classifier
 from training.critic import Critic, LatentEyes, PictureEyes, critic_loss, generator_loss
 from training.denoiser import DenoiserOptions, Lessons, build_lessons, choose_crops, copy_denoiser, write_half
 from training.diffusion import build_noising
-from training.namer import Namer, build_namer
 from training.progress import (
     Average,
     Budget,
@@ -43,7 +43,7 @@ class SharpenOptions:
     anchor: float = 20.0  # weight of staying near the known predictions
     coarse: float = 0.3  # of that, what colours and layout weigh
     empty_share: float = 0.1  # of the anchor's captions
-    naming: float = 0.01  # weight of being named as the caption's category
+    classifier: float = 0.01  # weight of being classified as the caption's category
     peak_rate: float = 5e-5
     critic_rate: float = 2e-3
 
@@ -84,7 +84,7 @@ class Sharpening:
         self,
         denoiser: UNet2DConditionModel,
         critic: Critic,
-        namer: Namer,
+        classifier: AuxiliaryClassifier,
         recipe: Recipe,
         options: SharpenOptions,
         device: torch.device,
@@ -92,7 +92,7 @@ class Sharpening:
         self.options, self.device, self.recipe = options, device, recipe
         self.denoiser = denoiser.to(device).requires_grad_(True)
         self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
-        self.critic, self.namer = critic.to(device), namer
+        self.critic, self.classifier = critic.to(device), classifier
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
         self.average = Average(self.denoiser, decay=0.995)
@@ -109,15 +109,15 @@ class Sharpening:
         judged = self._teach_critic(batch, painted.detach())
         scores = self._judge(painted, batch.heard).mean()
         distance = self._measure_distance(batch, empty)
-        misnamed = self.namer.misname(painted, batch.owners)
-        loss = generator_loss(scores) + self.options.anchor * distance + self.options.naming * misnamed
+        classified = self.classifier.measure_loss(painted, batch.owners)
+        loss = generator_loss(scores) + self.options.anchor * distance + self.options.classifier * classified
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.denoiser)
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
         self.optimizer.step()
         self.average.update()
-        losses = {"critic": judged, "scores": scores, "distance": distance, "misnamed": misnamed}
+        losses = {"critic": judged, "scores": scores, "distance": distance, "classifier": classified}
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _paint(self, batch: Batch, empty: Tensor) -> Tensor:
@@ -243,7 +243,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--crops", type=int, default=16_000)
     parser.add_argument("--anchor", type=float, default=usual.anchor)
-    parser.add_argument("--naming", type=float, default=usual.naming)
+    parser.add_argument(
+        "--classifier", type=float, default=usual.classifier, help="weight of the auxiliary classifier"
+    )
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
     parser.add_argument("--seed", type=int, default=3, help="the denoiser's, to find its latents again")
     chosen = parser.parse_args()
@@ -252,15 +254,15 @@ def main() -> None:
     sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops)
     lessons = build_lessons(chosen.shards, chosen.parts, sizes, device, seed)
     options = SharpenOptions(
-        variant.learned_steps, chosen.anchor, naming=chosen.naming, peak_rate=chosen.peak_rate
+        variant.learned_steps, chosen.anchor, classifier=chosen.classifier, peak_rate=chosen.peak_rate
     )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     torch.manual_seed(chosen.seed)  # the same critic on every rank
     denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
     vae = AutoencoderTiny.from_pretrained(chosen.parts / "vae", torch_dtype=torch.float32)
     critic = _build_critic(vae, denoiser, device)
-    namer = build_namer(vae, lessons.banks[512], lessons.captions)
-    sharpening = Sharpening(denoiser, critic, namer, recipe, options, device)
+    classifier = build_classifier(vae, lessons.banks[512], lessons.captions)
+    sharpening = Sharpening(denoiser, critic, classifier, recipe, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)
     sharpen(lessons, sharpening, chosen.out / variant.folder, budget, sizes, seed)
     leave_ranks()

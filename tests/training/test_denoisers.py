@@ -9,8 +9,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from training.blend import blend
-from training.critic import Critic, Eyes, LatentEyes, PictureEyes
+from training.classifier import AuxiliaryClassifier, build_classifier
+from training.critic import Critic, Eyes, LatentEyes, PictureEyes, critic_loss
 from training.denoiser import (
     DenoiserOptions,
     DenoiserTraining,
@@ -21,8 +21,8 @@ from training.denoiser import (
 )
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions, Task, _compose
+from training.interpolate import interpolate
 from training.latents import DRESSES, Bank, Captions
-from training.namer import Namer, build_namer
 from training.progress import Budget, begin_with, compile_for, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
 from training.sharpen import Batch, Sharpening, SharpenOptions, sharpen
@@ -125,17 +125,17 @@ def test_the_teacher_is_guided_less_to_views_and_hears_what_it_knows() -> None:
     }
 
 
-def test_a_blend_lies_between_and_only_kin_blend() -> None:
+def test_weights_are_interpolated_between_kin_alone() -> None:
     first, second = (build_denoiser(4, 16, (16, 16, 16)) for _ in range(2))
     wanted = [
         0.75 * mine + 0.25 * other
         for mine, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     ]
-    blend(first, second, share=0.25)
+    interpolate(first, second, share=0.25)
     for weight, want in zip(first.state_dict().values(), wanted, strict=True):
         torch.testing.assert_close(weight, want)
     with pytest.raises(ValueError, match="other layers"):
-        blend(first, build_denoiser(4, 16, (16, 16, 32)), share=0.25)
+        interpolate(first, build_denoiser(4, 16, (16, 16, 32)), share=0.25)
 
 
 def build_vae() -> AutoencoderTiny:
@@ -144,19 +144,21 @@ def build_vae() -> AutoencoderTiny:
     )
 
 
-def build_tiny_namer(latents: torch.Tensor) -> Namer:
+def build_tiny_classifier(latents: torch.Tensor) -> AuxiliaryClassifier:
     owners = torch.arange(len(latents)) % 2
-    captions = Captions(torch.zeros(17, 8, 16), torch.tensor([False, True]), ["sky", "sand"])
-    return build_namer(build_vae(), Bank(latents, owners), captions)
+    states, views = torch.zeros(3 * DRESSES + 1, 8, 16), torch.zeros(3)
+    captions = Captions(states, views, ["sky", "sand", "snow"])  # no latent shows snow
+    return build_classifier(build_vae(), Bank(latents, owners), captions)
 
 
-def build_sharpening(steps: int) -> Sharpening:
+def build_sharpening(steps: int, weight: float = 0.01) -> Sharpening:
     torch.manual_seed(0)
     recipe = Recipe(build_few_step_scheduler, steps, guidance_scale=1.0)
     cpu, denoiser = torch.device("cpu"), build_denoiser(4, 16, (16, 16, 16))
     critic = Critic([LatentEyes(copy_denoiser(denoiser), build_noising(cpu))], text_width=16)
-    namer = build_tiny_namer(torch.randn(4, 4, 8, 8))
-    return Sharpening(denoiser, critic, namer, recipe, SharpenOptions(learned_steps=steps), cpu)
+    classifier = build_tiny_classifier(torch.randn(4, 4, 8, 8))
+    options = SharpenOptions(learned_steps=steps, classifier=weight)
+    return Sharpening(denoiser, critic, classifier, recipe, options, cpu)
 
 
 def draw_batch() -> Batch:
@@ -173,6 +175,29 @@ def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
         not all(map(torch.equal, part.parameters(), old)) for part, old in zip(parts, before, strict=True)
     ]
     assert moved == [True, True, False]
+
+
+def test_the_critic_is_shown_real_latents_under_wrong_captions() -> None:
+    sharpening, batch = build_sharpening(steps=1), draw_batch()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    sharpening.critic.register_forward_pre_hook(lambda _, given: seen.append(given))
+    sharpening.step(batch, torch.randn(1, 8, 16))
+    real = [text for latent, text in seen if torch.equal(latent, batch.real)]
+    assert [torch.equal(text, batch.heard) for text in real] == [True, False]
+    assert torch.equal(real[1], batch.heard.flip(0))
+    scores = torch.randn(3, 2, 4).unbind()
+    assert critic_loss(scores[0], scores[1], scores[1]) == critic_loss(scores[0], scores[1])
+    assert critic_loss(*scores) != critic_loss(*scores[:2])
+
+
+def test_the_classifier_moves_the_denoiser() -> None:
+    moved = []
+    for weight in (0.0, 100.0):
+        sharpening = build_sharpening(steps=1, weight=weight)
+        sharpening.set_rates(step=50, fraction=0.0)
+        sharpening.step(draw_batch(), torch.randn(1, 8, 16))
+        moved.append(torch.cat([each.flatten() for each in sharpening.denoiser.parameters()]))
+    assert not torch.equal(*moved)
 
 
 def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Path) -> None:
@@ -194,16 +219,16 @@ def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Pa
         assert torch.equal(half, average.half().float())
 
 
-def test_a_latent_can_be_moved_until_it_is_named_right() -> None:
+def test_a_latent_can_be_moved_until_it_is_classified_right() -> None:
     torch.manual_seed(0)
     sky, sand = torch.full((8, 4, 8, 8), 2.0), torch.full((8, 4, 8, 8), -2.0)
     known = torch.stack([sky, sand], dim=1).flatten(0, 1) + torch.randn(16, 4, 8, 8)
-    namer, owners = build_tiny_namer(known), torch.arange(16) % 2
-    right, wrong = namer.misname(known, owners), namer.misname(known, 1 - owners)
-    assert right < log(2) < wrong  # of a coin
+    classifier, owners = build_tiny_classifier(known), torch.arange(16) % 2
+    right, wrong = classifier.measure_loss(known, owners), classifier.measure_loss(known, 1 - owners)
+    assert right < log(3) < wrong  # of a guess
     moved = known.clone().requires_grad_()
-    (way,) = torch.autograd.grad(namer.misname(moved, 1 - owners), moved)
-    assert namer.misname(known - 0.1 * way / way.abs().max(), 1 - owners) < wrong
+    (way,) = torch.autograd.grad(classifier.measure_loss(moved, 1 - owners), moved)
+    assert classifier.measure_loss(known - 0.1 * way / way.abs().max(), 1 - owners) < wrong
 
 
 def build_latent_eyes() -> Eyes:

@@ -32,7 +32,8 @@ class FolderSettings(BaseModel):
         offload: what waits in main memory until the GPU needs it: nothing, whole networks, or single
             layers (`sequential` slowest and smallest).
         quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
-        compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU.
+        compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU. A job
+            with tiles of a new shape compiles for them, and warns.
         graphs: record the denoiser's launches once for each size of batch and play them back, on a GPU.
     """
 

@@ -1,4 +1,4 @@
-"""Names what a latent shows, so that what is painted can be asked to be named as its caption's category."""
+"""An auxiliary classifier: what is painted shall be classified as its caption's category (Odena et al. 2017)."""
 
 from dataclasses import dataclass
 
@@ -30,8 +30,8 @@ class Sight(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Namer:
-    """A linear classifier of real pictures, fixed while a denoiser learns (auxiliary classifier, Odena et al. 2017).
+class AuxiliaryClassifier:
+    """A linear one of what EfficientNet-Lite2 sees, learned from real pictures and fixed while a denoiser learns.
 
     Attributes:
         labels: (P,), the category of each picture.
@@ -41,7 +41,7 @@ class Namer:
     probe: Probe
     labels: Tensor
 
-    def misname(self, latent: Tensor, owners: Tensor) -> Tensor:
+    def measure_loss(self, latent: Tensor, owners: Tensor) -> Tensor:
         """The mean cross-entropy of the owners' categories; who is sure enough is not asked for more.
 
         Args:
@@ -58,7 +58,9 @@ def _cut(latent: Tensor) -> Tensor:
     return latent[..., top : top + side, left : left + side]
 
 
-def build_namer(vae: AutoencoderTiny, bank: Bank, captions: Captions, most: int = 8000) -> Namer:
+def build_classifier(
+    vae: AutoencoderTiny, bank: Bank, captions: Captions, most: int = 8000
+) -> AuxiliaryClassifier:
     """Learn the categories from `most` real latents at most."""
     device, names = bank.latents.device, sorted(set(captions.categories))
     sight = Sight(vae).to(device, memory_format=torch.channels_last)
@@ -67,4 +69,4 @@ def build_namer(vae: AutoencoderTiny, bank: Bank, captions: Captions, most: int 
         seen = torch.cat([sight(part.float()) for part in latents.split(BATCH)])
     probe = fit_probe(seen, [captions.categories[owner] for owner in owners], names)
     labels = torch.tensor([names.index(category) for category in captions.categories], device=device)
-    return Namer(sight, probe, labels)
+    return AuxiliaryClassifier(sight, probe, labels)

@@ -1,4 +1,4 @@
-"""Blend two denoisers: the mean of their weights, where one was trained on from the other (Wortsman et al. 2022)."""
+"""Interpolate the weights of a denoiser before and after fine-tuning (WiSE-FT, Wortsman et al. 2022, equation 1)."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from training.denoiser import write_half
 
 
 @torch.no_grad()
-def blend(first: UNet2DConditionModel, second: UNet2DConditionModel, share: float) -> None:
+def interpolate(first: UNet2DConditionModel, second: UNet2DConditionModel, share: float) -> None:
     """Move `first` by this `share` of the way to `second`, in place.
 
     Raises:
@@ -19,9 +19,7 @@ def blend(first: UNet2DConditionModel, second: UNet2DConditionModel, share: floa
     """
     mine, others = first.state_dict(), second.state_dict()
     if _shapes(mine) != _shapes(others):
-        raise ValueError(
-            "these denoisers have other layers: only one that was trained on from the other blends"
-        )
+        raise ValueError("these denoisers have other layers: one has to be trained on from the other")
     first.load_state_dict({name: weight.lerp(others[name], share) for name, weight in mine.items()})
 
 
@@ -30,7 +28,7 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def main() -> None:
-    """Command line: `python -m training.blend UNET UNET --share 0.5 --out BLENDED`."""
+    """Command line: `python -m training.interpolate UNET UNET --share 0.5 --out BETWEEN`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("first", type=Path, help="unet folder")
     parser.add_argument("second", type=Path, help="unet folder")
@@ -41,7 +39,7 @@ def main() -> None:
         UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
         for folder in (chosen.first, chosen.second)
     )
-    blend(first, second, chosen.share)
+    interpolate(first, second, chosen.share)
     write_half(first, chosen.out)
 
 
