@@ -15,7 +15,7 @@ from torch.nn import functional
 from training.augment import CropRange, balance, load_images, sample_crop
 from training.critic import PatchCritic, critic_loss, generator_loss
 from training.dataset import Picture, read_folders
-from training.features import Features, perceptual_distance
+from training.features import FeaturePair, Features, perceptual_distance
 from training.latent_scale import scale_latents
 from training.measures import crop_real, measure_psnr
 from training.progress import (
@@ -51,7 +51,9 @@ class AutoencoderOptions:
     disturbed: float = 0.1  # share of steps with halved latents, and of steps with dropped channels
     noise: float = 0.08  # at most, of the latents' deviation; it fades with the budget
     peak_rate: float = 6e-4
-    decoder_only: bool = False  # latents stay as they are; fidelity alone counts
+    decoder_only: bool = False  # latents stay as they are
+    perceptual: float = 0.1  # weight of the perceptual distance
+    critic: float = 0.005  # weight of the critic's judgement
     compile: bool = False
 
 
@@ -78,7 +80,7 @@ class AutoencoderTraining:
             model.register_to_config(scaling_factor=known.config.scaling_factor)
         model.encoder.requires_grad_(not options.decoder_only)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.features = Features().to(device, memory_format=torch.channels_last)
+        self.features = FeaturePair().to(device, memory_format=torch.channels_last)
         self.critic = PatchCritic(3, 48, (2, 2, 2, 1)).to(device, memory_format=torch.channels_last)
         fused = device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
@@ -102,9 +104,8 @@ class AutoencoderTraining:
             latent = self.encode(image)
             restored, target = self._restore(latent, image, half_size, fraction, rng)
             losses = self._losses(latent, restored, target)
-            speaks = fraction > CRITIC_FROM and not half_size and not self.options.decoder_only
-            if speaks:
-                losses["critic"] = 0.005 * generator_loss(self.critic(restored))
+            if self._is_heard(fraction) and not half_size:
+                losses["critic"] = self.options.critic * generator_loss(self.critic(restored))
             total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -112,9 +113,12 @@ class AutoencoderTraining:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.average.update()
-        if fraction > CRITIC_FROM - 0.05 and not half_size and not self.options.decoder_only:
+        if self._is_heard(fraction + 0.05) and not half_size:  # it learns before it speaks
             self._step_critic(target, restored.detach())
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _is_heard(self, fraction: float) -> bool:
+        return bool(self.options.critic) and fraction > CRITIC_FROM
 
     def _restore(
         self, latent: Tensor, image: Tensor, half_size: bool, fraction: float, rng: random.Random
@@ -137,17 +141,17 @@ class AutoencoderTraining:
 
     def _losses(self, latent: Tensor, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
         difference = (restored - target).float()
-        fidelity = {
+        losses = {
             "absolute": difference.abs().mean(),
             "square": 10.0 * difference.square().mean(),
             "tone": 2.0 * difference.mean(dim=(2, 3)).abs().mean(),
         }
-        if self.options.decoder_only:
-            return fidelity
-        return fidelity | {
-            "perceptual": 0.1 * self.distance(restored, target),
-            "latent": 0.01 * (latent.float().square().mean() - 1).square() + 0.01 * _offset(latent),
-        }
+        if self.options.perceptual:
+            losses["perceptual"] = self.options.perceptual * self.distance(restored, target)
+        if not self.options.decoder_only:
+            spread = (latent.float().square().mean() - 1).square()
+            losses["latent"] = 0.01 * spread + 0.01 * _offset(latent)
+        return losses
 
     def _distance(self, restored: Tensor, target: Tensor) -> Tensor:
         return perceptual_distance(self.features, restored, target).mean()
@@ -219,9 +223,7 @@ def train(
     with training.average.swapped():
         if not options.decoder_only:
             scale_latents(training.model, _batch(crops, options, rng))
-        _look(
-            training.model, training.features, [p for p in read_folders(folders) if p.held_out], out, device
-        )
+        _look(training.model, [p for p in read_folders(folders) if p.held_out], out, device)
         training.model.half().save_pretrained(out / "vae")
 
 
@@ -245,10 +247,9 @@ def _batch(crops: Tensor, options: AutoencoderOptions, rng: random.Random) -> Te
 
 
 @torch.no_grad()
-def _look(
-    model: AutoencoderTiny, features: Features, held_out: list[Picture], out: Path, device: torch.device
-) -> None:
+def _look(model: AutoencoderTiny, held_out: list[Picture], out: Path, device: torch.device) -> None:
     """Median PSNR and a sheet of held-out crops: the original above what comes back."""
+    features = Features().to(device)
     crops = crop_real(held_out, device, every=False)
     restored = [model.decoder(model.encoder(crop.image[None])).clamp(-1, 1) for crop in crops]
     pairs = [(crop.image[None], back) for crop, back in zip(crops, restored, strict=True)]
@@ -266,7 +267,7 @@ def _look(
 
 def main() -> None:
     """Command line: `python -m training.autoencoder SHARD [SHARD ...] --out OUT --seconds 360`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser, usual = argparse.ArgumentParser(description=__doc__), AutoencoderOptions()
     parser.add_argument("shards", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=360)
@@ -275,7 +276,9 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="of a step's windows, in pixels")
     parser.add_argument("--crops", type=int, default=12_000)
     parser.add_argument("--peak-rate", type=float, default=6e-4)
-    parser.add_argument("--decoder-only", action="store_true", help="for fidelity, latents unchanged")
+    parser.add_argument("--perceptual", type=float, default=usual.perceptual, help="weight, 0 for none")
+    parser.add_argument("--critic", type=float, default=usual.critic, help="weight, 0 for none")
+    parser.add_argument("--decoder-only", action="store_true", help="latents unchanged")
     parser.add_argument("--begin-with", type=Path, help="vae folder whose weights to begin with")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
@@ -288,6 +291,8 @@ def main() -> None:
         peak_rate=options.peak_rate,
         disturbed=0.0 if options.decoder_only else 0.1,
         decoder_only=options.decoder_only,
+        perceptual=options.perceptual,
+        critic=options.critic,
         compile=options.compile,
     )
     train(options.shards, options.out, budget, sizes, options.seed, options.begin_with)

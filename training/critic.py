@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from training.diffusion import Noising
-from training.features import Features
+from training.features import FeaturePair
 from training.latents import decode_to_learn
 
 
@@ -92,8 +92,8 @@ class PictureEyes(Eyes):
     def __init__(self, vae: AutoencoderTiny) -> None:
         super().__init__()
         self.vae = vae.requires_grad_(False)
-        self.networks = nn.ModuleList([Features("efficientnet-lite1"), Features("efficientnet-lite2")])
-        self.channels = tuple(count for each in self.networks for count in each.chosen.values())
+        self.features = FeaturePair()
+        self.channels = self.features.channels
 
     def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The maps of a window of seven eighths of the side, elsewhere each time: nothing is learned of places."""
@@ -102,7 +102,7 @@ class PictureEyes(Eyes):
         window = max(32, side * 7 // 8 // 32 * 32)
         top, left = torch.randint(side - window + 1, (2,)).tolist()
         seen = picture[..., top : top + window, left : left + window]
-        return [stage for each in self.networks for stage in each.stages(seen)]
+        return self.features.all_stages(seen)
 
 
 class Critic(nn.Module):
@@ -160,11 +160,15 @@ class _Head(nn.Module):
         self.hear = spectral_norm(nn.Linear(text_width, width))
 
     def calibrate(self, stage: Tensor) -> None:
-        """Fixed from here on: a norm of each picture's own would hide how much contrast it has."""
-        self.spread, self.mean = torch.std_mean(stage.float(), dim=(0, 2, 3), keepdim=True)
+        """Fixed from here on: a norm of each picture's own would hide how much contrast it has.
+
+        A channel that no picture of the batch moves shall not drown the others when one does.
+        """
+        spread, self.mean = torch.std_mean(stage.float(), dim=(0, 2, 3), keepdim=True)
+        self.spread = spread.clamp(min=0.1 * spread.mean().item())
 
     def forward(self, stage: Tensor, text: Tensor) -> Tensor:
-        seen = self.look((stage - self.mean) / self.spread.clamp(min=1e-4))
+        seen = self.look((stage - self.mean) / self.spread)
         heard = self.hear(text)[:, :, None, None] / self.hear.out_features**0.5
         return self.score(seen) + (seen * heard).sum(1, keepdim=True)
 

@@ -240,7 +240,7 @@ def build_picture_eyes() -> Eyes:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "maps"), [([build_latent_eyes], 4), ([build_picture_eyes, build_latent_eyes], 8 + 4)]
+    ("kinds", "maps"), [([build_latent_eyes], 4), ([build_picture_eyes, build_latent_eyes], 10 + 4)]
 )
 def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(
     kinds: list[Callable[[], Eyes]], maps: int
@@ -250,7 +250,7 @@ def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(
     latent, text = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(2, 8, 16, requires_grad=True)
     critic.calibrate(latent, text)
     scores = critic(latent, text)
-    assert scores.shape == (2, maps, 4, 4)
+    assert scores.shape[:2] == (2, maps)
     for stage in scores.square().sum(dim=(0, 2, 3)):
         gradients = torch.autograd.grad(stage, (latent, text), retain_graph=True)
         assert all(gradient.abs().max() > 0 for gradient in gradients)
@@ -263,6 +263,18 @@ def test_a_critic_hears_contrast() -> None:
     head.calibrate(stage)
     text = torch.zeros(4, 16)
     assert not torch.allclose(head(stage, text), head(stage / 2, text), rtol=0.1)
+
+
+def test_a_channel_that_was_still_at_first_is_not_louder_than_the_others() -> None:
+    torch.manual_seed(0)
+    head = Critic([build_latent_eyes()], text_width=16).heads[0]
+    stage, text = torch.randn(4, 16, 8, 8), torch.zeros(4, 16)
+    stage[:, 0] = 0
+    head.calibrate(stage)
+    before = head(stage, text)
+    moves = [head(stage + torch.eye(16)[channel].view(1, 16, 1, 1), text) - before for channel in range(16)]
+    still, *others = [move.abs().mean() for move in moves]
+    assert still < 20 * max(others)
 
 
 def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:

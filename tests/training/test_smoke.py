@@ -10,6 +10,7 @@ import torch
 from training.autoencoder import AutoencoderOptions, AutoencoderTraining, build_autoencoder
 from training.bundle import write_digests
 from training.diffusion import build_noising
+from training.features import FeaturePair
 from training.latent_scale import raise_faint_channels
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
 from training.progress import Budget, begin_with
@@ -35,13 +36,13 @@ def test_faint_channels_are_raised_and_the_picture_stays() -> None:
 
 def test_a_decoder_trained_alone_leaves_the_latents() -> None:
     torch.manual_seed(0)
-    options = AutoencoderOptions(channels=4, width=8, decoder_only=True)
+    options = AutoencoderOptions(channels=4, width=8, decoder_only=True, critic=0)
     training = AutoencoderTraining(options, torch.device("cpu"), None)
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     latent, picture = training.model.encoder(image), training.model.decoder(torch.zeros(1, 4, 8, 8))
     for _ in range(2):
         losses = training.step(image, 0.9, random.Random(0))
-    assert set(losses) == {"absolute", "square", "tone"}
+    assert set(losses) == {"absolute", "square", "tone", "perceptual"}
     assert torch.equal(training.model.encoder(image), latent)
     assert not torch.equal(training.model.decoder(torch.zeros(1, 4, 8, 8)), picture)
 
@@ -71,6 +72,16 @@ def test_noising_is_undone_by_the_true_velocity() -> None:
 def test_a_stage_ends_with_its_budget() -> None:
     assert list(Budget(seconds=0.0).steps()) == []
     assert list(Budget(seconds=10.0, spent=11.0).steps(first=5)) == []
+
+
+def test_the_deepest_maps_are_those_that_are_pooled() -> None:
+    torch.manual_seed(0)
+    pair, image = FeaturePair(), torch.rand(2, 3, 64, 64) * 2 - 1
+    maps = pair.all_stages(image)
+    assert tuple(each.shape[1] for each in maps) == pair.channels
+    assert all(map(torch.equal, maps[:4] + maps[5:9], pair.stages(image)))
+    for network, deepest in zip(pair.networks, maps[4::5], strict=True):
+        torch.testing.assert_close(network(image), deepest.mean(dim=(2, 3)))
 
 
 def test_kid_is_small_for_equal_and_large_for_other_distributions() -> None:
