@@ -18,6 +18,7 @@ from training.dataset import Picture, read_folders
 from training.features import FeaturePair, Features, perceptual_distance
 from training.latent_scale import scale_latents
 from training.measures import crop_real, measure_psnr
+from training.parts import require_part
 from training.progress import (
     Average,
     Budget,
@@ -75,7 +76,7 @@ class AutoencoderTraining:
         self.options = options
         model = build_autoencoder(options)
         if start:
-            known = AutoencoderTiny.from_pretrained(start).float()
+            known = AutoencoderTiny.from_pretrained(require_part(start)).float()
             begin_with(model, known)
             model.register_to_config(scaling_factor=known.config.scaling_factor)
         model.encoder.requires_grad_(not options.decoder_only)

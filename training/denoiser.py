@@ -13,6 +13,7 @@ from training.augment import load_images
 from training.dataset import read_folders
 from training.diffusion import Noising, build_noising
 from training.latents import Bank, Captions, encode_bank, encode_captions, load_encoders
+from training.parts import require_part
 from training.progress import (
     Average,
     Budget,
@@ -170,7 +171,7 @@ def train(
     torch.manual_seed(seed)
     model = build_denoiser(native.shape[1], lessons.captions.states.shape[2], options.widths)
     if start:
-        begin_with(model, UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32))
+        begin_with(model, load_denoiser(start))
     training = DenoiserTraining(model, options, native.device)
     first = resume(training, budget, out / "denoiser.pt", native.device)
     torch.manual_seed(seed + first + 1000 * rank)
@@ -201,6 +202,15 @@ def choose_crops(step: int, options: DenoiserOptions) -> tuple[int, int]:
 def write_half(model: UNet2DConditionModel, folder: Path) -> None:
     """The weights in fp16; the model itself stays as it is."""
     copy_denoiser(model).half().save_pretrained(folder)
+
+
+def load_denoiser(folder: Path) -> UNet2DConditionModel:
+    """What a stage wrote there, in float32.
+
+    Raises:
+        MissingPartError: none did.
+    """
+    return UNet2DConditionModel.from_pretrained(require_part(folder), torch_dtype=torch.float32)
 
 
 def copy_denoiser(model: UNet2DConditionModel) -> UNet2DConditionModel:

@@ -11,9 +11,17 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from training.denoiser import DenoiserOptions, Lessons, build_lessons, copy_denoiser, write_half
+from training.denoiser import (
+    DenoiserOptions,
+    Lessons,
+    build_lessons,
+    copy_denoiser,
+    load_denoiser,
+    write_half,
+)
 from training.diffusion import build_noising
 from training.latents import Bank, Captions
+from training.parts import require_part
 from training.progress import (
     Average,
     Budget,
@@ -172,9 +180,8 @@ def distill(
 ) -> None:
     """Distil `out/unet_full/` (into the student in `start`, if given) and write the averaged weights as `out/unet/` (fp16)."""
     device = lessons.captions.states.device
-    teacher = UNet2DConditionModel.from_pretrained(out / "unet_full", torch_dtype=torch.float32)
-    student = UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32) if start else None
-    distillation = Distillation(teacher, options, device, student)
+    student = load_denoiser(start) if start else None
+    distillation = Distillation(load_denoiser(out / "unet_full"), options, device, student)
     first = resume(distillation, budget, out / "distill.pt", device)
     torch.manual_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
@@ -223,6 +230,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--plain-layout", action="store_true", help="NCHW in place of channels last")
     chosen = parser.parse_args()
+    require_part(chosen.out / "unet_full")
     rank, device = join_ranks(), choose_device()
     sizes = DenoiserOptions(crops=chosen.crops)
     lessons = build_lessons(chosen.shards, chosen.out, sizes, device, chosen.seed + 1000 * rank)

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from training.denoiser import write_half
+from training.denoiser import load_denoiser, write_half
 
 
 @torch.no_grad()
@@ -35,10 +35,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the second one")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    first, second = (
-        UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
-        for folder in (chosen.first, chosen.second)
-    )
+    first, second = load_denoiser(chosen.first), load_denoiser(chosen.second)
     interpolate(first, second, chosen.share)
     write_half(first, chosen.out)
 

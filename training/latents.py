@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training.augment import UPRIGHT, CropRange, balance, sample_crop
 from training.corpus import read_names, read_neighbours, vary
 from training.dataset import Picture
+from training.parts import require_part
 from training.progress import half_precision
 from training.text_encoder import embed_text
 
@@ -136,9 +137,13 @@ def _dress(picture: Picture, rng: random.Random) -> list[str]:
 
 
 def load_encoders(folder: Path, device: torch.device) -> tuple[AutoencoderTiny, CLIPTextModel, CLIPTokenizer]:
-    """What the earlier stages wrote, in float32."""
-    vae = AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    """What the earlier stages wrote, in float32.
+
+    Raises:
+        MissingPartError: they did not.
+    """
+    vae = AutoencoderTiny.from_pretrained(require_part(folder / "vae"), torch_dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(require_part(folder / "text_encoder"), dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(require_part(folder / "tokenizer"))
     vae.requires_grad_(False)
     return vae.to(device, memory_format=torch.channels_last).eval(), text.to(device).eval(), tokenizer

@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from training.denoiser import load_denoiser
 from training.latents import load_encoders
 from training.progress import half_precision
 from training.sampling import FEW_STEPS, FULL, PROTOTYPE, Recipe, sample
@@ -83,5 +84,4 @@ def load_prototype(folder: Path, states: Path, device: torch.device) -> Painter:
 
 
 def _load_unet(folder: Path, device: torch.device) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
-    return unet.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return load_denoiser(folder).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

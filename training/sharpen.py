@@ -16,7 +16,15 @@ from torch.nn import functional
 
 from training.classifier import AuxiliaryClassifier, build_classifier
 from training.critic import Critic, LatentEyes, PictureEyes, critic_loss, generator_loss
-from training.denoiser import DenoiserOptions, Lessons, build_lessons, choose_crops, copy_denoiser, write_half
+from training.denoiser import (
+    DenoiserOptions,
+    Lessons,
+    build_lessons,
+    choose_crops,
+    copy_denoiser,
+    load_denoiser,
+    write_half,
+)
 from training.diffusion import build_noising
 from training.progress import (
     Average,
@@ -252,13 +260,13 @@ def main() -> None:
     rank, device = join_ranks(), choose_device()
     variant, seed = VARIANTS[chosen.variant], chosen.seed + 1000 * rank
     sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops)
+    denoiser = load_denoiser(chosen.parts / variant.folder)
     lessons = build_lessons(chosen.shards, chosen.parts, sizes, device, seed)
     options = SharpenOptions(
         variant.learned_steps, chosen.anchor, classifier=chosen.classifier, peak_rate=chosen.peak_rate
     )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     torch.manual_seed(chosen.seed)  # the same critic on every rank
-    denoiser = UNet2DConditionModel.from_pretrained(chosen.parts / variant.folder, torch_dtype=torch.float32)
     vae = AutoencoderTiny.from_pretrained(chosen.parts / "vae", torch_dtype=torch.float32)
     critic = _build_critic(vae, denoiser, device)
     classifier = build_classifier(vae, lessons.banks[512], lessons.captions)

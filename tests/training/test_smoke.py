@@ -9,10 +9,13 @@ import torch
 
 from training.autoencoder import AutoencoderOptions, AutoencoderTraining, build_autoencoder
 from training.bundle import write_digests
+from training.denoiser import load_denoiser
 from training.diffusion import build_noising
 from training.features import FeaturePair
 from training.latent_scale import raise_faint_channels
+from training.latents import load_encoders
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
+from training.parts import MissingPartError
 from training.progress import Budget, begin_with
 from training.ranks import average_gradients
 from training.tokens import train_tokenizer
@@ -67,6 +70,17 @@ def test_noising_is_undone_by_the_true_velocity() -> None:
     noisy = noising.add(latent, noise, timestep)
     restored = noising.clean(noisy, noising.velocity(latent, noise, timestep), timestep)
     assert torch.allclose(restored, latent, atol=1e-5)
+
+
+def test_a_missing_part_is_named_with_the_stage_that_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingPartError, match=r"no folder .*unet_full: python -m training\.denoiser writes it"
+    ):
+        load_denoiser(tmp_path / "unet_full")
+    with pytest.raises(MissingPartError, match=r"no folder .*vae: python -m training\.autoencoder writes it"):
+        load_encoders(tmp_path, torch.device("cpu"))
+    with pytest.raises(MissingPartError, match=r"no folder .*elsewhere$"):
+        load_denoiser(tmp_path / "elsewhere")
 
 
 def test_a_stage_ends_with_its_budget() -> None:
