@@ -1,82 +1,24 @@
 """Following a job over SSE and WebSocket: each event once, in order, whatever happens to the connection."""
 
-import asyncio
 import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import httpx
 import pytest
 from redis import Redis
-from websockets.asyncio.client import connect as connect_async
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api_schemas.answers import Snapshot
-from api_schemas.wire import events_key, unpack_batch, unpack_preview
+from api_schemas.wire import events_key
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
+from tests.service.routes.following import JOB, Follow, await_readers, both, follow_ws, read_ws, tell, ws_url
 from tests.story import Story
-
-JOB = "0" * 28
-Follow = Callable[[str, str | None], list[dict]]
-
-
-def ws_url(url: str, job_id: str = JOB, after: str | None = None) -> str:
-    query = f"?after={after}" if after else ""
-    return f"{url.replace('http', 'ws')}/v1/jobs/{job_id}/ws{query}"
-
-
-def read_ws(socket: ClientConnection) -> Iterator[dict]:
-    """Text messages until the server closes."""
-    for message in socket:
-        if isinstance(message, str):
-            yield json.loads(message)
-
-
-def follow_ws(url: str, after: str | None) -> list[dict]:
-    with connect(ws_url(url, after=after), max_size=2**20) as socket:
-        events = list(read_ws(socket))
-        assert socket.close_code == 1000
-        return events
-
-
-def follow_sse(url: str, after: str | None) -> list[dict]:
-    headers = {"Last-Event-ID": after} if after else {}
-    with httpx.stream("GET", f"{url}/v1/jobs/{JOB}/events", headers=headers, timeout=30) as answer:
-        return list(read_sse(answer))
-
-
-def read_sse(answer: httpx.Response) -> Iterator[dict]:
-    """Events, each checked against its SSE fields."""
-    fields: dict[str, str] = {}
-    for line in answer.iter_lines():
-        name, _, value = line.partition(": ")
-        if name:
-            fields[name] = value
-        elif "data" in fields:
-            event = json.loads(fields.pop("data"))
-            assert fields.pop("event") == event["type"]
-            if event["type"] != "snapshot":
-                assert fields.pop("id") == event["seq"]
-            yield event
-
-
-def tell(story: Story, steps: int = 8, pause_s: float = 0) -> None:
-    """A whole job."""
-    story.start(JOB)
-    story.stage(JOB)
-    for step in range(1, steps + 1):
-        time.sleep(pause_s)
-        story.step(JOB, step)
-    story.fail(JOB)
-
-
-both = pytest.mark.parametrize("follow", [follow_ws, follow_sse])
 
 
 @both
@@ -154,7 +96,7 @@ def test_events_that_the_live_stream_lost_are_found_in_the_log(
     heard.queue(JOB)
     with ThreadPoolExecutor(1) as pool:
         follower = pool.submit(follow, url, None)
-        _await_readers(url, 1)
+        await_readers(url, 1)
         time.sleep(0.2)
         heard.start(JOB)
         for step in range(1, 20):
@@ -215,102 +157,6 @@ def test_a_place_that_is_none_is_refused(url: str, story: Story, after: str) -> 
     assert refusal.value.response.status_code == 422
 
 
-def test_a_late_viewer_sees_the_whole_canvas_first(url: str, story: Story) -> None:
-    story.queue(JOB)
-    story.start(JOB)
-    for left_px in range(0, 4096, 512):
-        story.preview(JOB, left_px, 0, level=10)
-    newest = {left_px: story.preview(JOB, left_px, 0, level=200) for left_px in range(0, 4096, 512)}
-    with connect(ws_url(url)) as socket:
-        frames: list[bytes] = []
-        while isinstance(message := socket.recv(timeout=30), bytes):
-            frames += unpack_batch(message)
-    assert sorted(frames) == sorted(newest.values())
-
-
-def test_previews_arrive_live_and_byte_for_byte(url: str, story: Story) -> None:
-    story.queue(JOB)
-    with connect(ws_url(url)) as socket:
-        assert json.loads(socket.recv(timeout=30))["type"] == "job.queued"
-        sent = [story.preview(JOB, 512 * n, 0, level=n) for n in range(20)]
-        story.cancel(JOB)
-        messages = list(socket)
-    frames = [frame for each in messages if isinstance(each, bytes) for frame in unpack_batch(each)]
-    assert frames == sent
-    assert [unpack_preview(frame)[0].data.left_px for frame in frames] == [512 * n for n in range(20)]
-    assert len(messages) < 20  # they were sent together
-    assert isinstance(messages[-1], str)  # the terminal event comes last
-
-
-def test_sse_carries_no_previews_but_signs_of_life(url: str, story: Story) -> None:
-    story.queue(JOB)
-    lines: list[str] = []
-    with httpx.stream("GET", f"{url}/v1/jobs/{JOB}/events") as answer:
-        assert answer.headers["Content-Type"].startswith("text/event-stream")
-        for line in answer.iter_lines():
-            lines.append(line)
-            if line == ": still here":
-                story.preview(JOB, 0, 0, level=1)
-                story.cancel(JOB)
-    assert ": still here" in lines
-    assert [line for line in lines if line.startswith("event")] == [
-        "event: job.queued",
-        "event: job.canceled",
-    ]
-
-
-def test_a_slow_reader_loses_previews_only_and_gets_the_newest_later(
-    serve_with: Serve, settings: ServiceSettings, story: Story
-) -> None:
-    url = serve_with(settings)
-    story.queue(JOB)
-    story.start(JOB)
-    with connect(ws_url(url), max_queue=1) as socket:
-        newest: dict[str, bytes] = {}
-        for step in range(1, 40):  # far more than socket buffers and mailbox hold
-            story.step(JOB, step)
-            for cell in range(40):
-                newest[f"{cell}"] = story.preview(JOB, cell * 512, 0, level=step, side_px=4096)
-            time.sleep(0.01)
-        story.fail(JOB)
-        time.sleep(1)
-        texts: list[str] = []
-        got: dict[str, bytes] = {}
-        for message in socket:
-            if isinstance(message, str):
-                texts.append(json.loads(message)["seq"])
-                continue
-            for frame in unpack_batch(message):
-                got[str(unpack_preview(frame)[0].data.left_px // 512)] = frame
-        assert socket.close_code == 1000
-    assert texts == [event.seq for event in story.log(JOB)]
-    assert got == newest
-    dropped = _metric(url, "chorale_previews_dropped_total")
-    assert dropped > 0
-
-
-def test_a_reader_that_takes_nothing_is_let_go_and_can_come_back(
-    serve_with: Serve, settings: ServiceSettings, story: Story
-) -> None:
-    url = serve_with(settings.model_copy(update={"send_timeout_s": 1.0}))
-    story.queue(JOB)
-    story.start(JOB)
-    seen: list[str] = []
-    with connect(ws_url(url), max_queue=1) as socket:
-        deadline = time.monotonic() + 15
-        while _metric(url, "chorale_live_readers") and time.monotonic() < deadline:
-            for cell in range(40):
-                story.preview(JOB, cell * 512, 0, level=cell, side_px=4096)
-            time.sleep(0.02)
-        assert _metric(url, "chorale_live_readers") == 0  # the mailbox is gone, memory with it
-        with pytest.raises(ConnectionClosed) as closed:
-            seen.extend(event["seq"] for event in read_ws(socket))
-        assert closed.value.rcvd is None or closed.value.rcvd.code == 1013
-    story.fail(JOB)
-    seen += [event["seq"] for event in follow_ws(url, seen[-1])]
-    assert seen == [event.seq for event in story.log(JOB)]
-
-
 def test_pages_of_other_sites_may_not_listen(url: str, story: Story) -> None:
     story.queue(JOB)
     story.cancel(JOB)
@@ -329,43 +175,3 @@ def test_an_unknown_job_is_refused_before_the_handshake(url: str) -> None:
         connect(ws_url(url))
     assert refusal.value.response.status_code == 404
     assert json.loads(refusal.value.response.body)["code"] == "not_found"
-
-
-def test_hundreds_of_viewers_may_come_at_the_same_moment(url: str, story: Story) -> None:
-    story.queue(JOB)
-
-    async def watch() -> list[str]:
-        async with connect_async(ws_url(url), open_timeout=60) as viewer:
-            return [json.loads(message)["type"] async for message in viewer]
-
-    async def watch_all() -> list[list[str]]:
-        viewers = [asyncio.create_task(watch()) for _ in range(300)]
-        arrival = asyncio.create_task(asyncio.to_thread(_await_readers, url, 300))
-        # Whoever is through before the job's end was refused, and tells why.
-        await asyncio.wait([arrival, *viewers], return_when=asyncio.FIRST_COMPLETED)
-        story.cancel(JOB)
-        return await asyncio.gather(*viewers)
-
-    assert asyncio.run(watch_all()) == [["job.queued", "job.canceled"]] * 300
-
-
-def test_what_clients_say_is_ignored(url: str, story: Story) -> None:
-    story.queue(JOB)
-    with connect(ws_url(url)) as socket:
-        for _ in range(50):
-            socket.send("hello" * 100)
-            socket.send(b"\x00" * 1000)
-        story.cancel(JOB)
-        assert [event["type"] for event in read_ws(socket)] == ["job.queued", "job.canceled"]
-
-
-def _await_readers(url: str, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while (readers := _metric(url, "chorale_live_readers")) < count:
-        assert time.monotonic() < deadline, f"{readers:.0f} of {count} came"
-        time.sleep(0.05)
-
-
-def _metric(url: str, name: str) -> float:
-    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
-    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
