@@ -15,10 +15,10 @@ from torch.nn import functional
 from training.augment import CropRange, balance, load_images, sample_crop
 from training.critic import PatchCritic, critic_loss, generator_loss
 from training.dataset import Picture, read_folders
-from training.features import FeaturePair, Features, perceptual_distance
+from training.features import FeaturePair, perceptual_distance
 from training.latent_scale import scale_latents
+from training.latents import load_autoencoder
 from training.measures import crop_real, measure_psnr
-from training.parts import require_part
 from training.progress import (
     Average,
     Budget,
@@ -76,7 +76,7 @@ class AutoencoderTraining:
         self.options = options
         model = build_autoencoder(options)
         if start:
-            known = AutoencoderTiny.from_pretrained(require_part(start)).float()
+            known = load_autoencoder(start)
             begin_with(model, known)
             model.register_to_config(scaling_factor=known.config.scaling_factor)
         model.encoder.requires_grad_(not options.decoder_only)
@@ -250,16 +250,11 @@ def _batch(crops: Tensor, options: AutoencoderOptions, rng: random.Random) -> Te
 @torch.no_grad()
 def _look(model: AutoencoderTiny, held_out: list[Picture], out: Path, device: torch.device) -> None:
     """Median PSNR and a sheet of held-out crops: the original above what comes back."""
-    features = Features().to(device)
     crops = crop_real(held_out, device, every=False)
     restored = [model.decoder(model.encoder(crop.image[None])).clamp(-1, 1) for crop in crops]
     pairs = [(crop.image[None], back) for crop, back in zip(crops, restored, strict=True)]
     decibels = torch.cat([measure_psnr(back, image) for image, back in pairs])
-    distance = torch.cat([perceptual_distance(features, back, image) for image, back in pairs])
-    tone = torch.stack([(back - image).mean(dim=(0, 2, 3)) for image, back in pairs]).mean(0) * 127.5
-    print(
-        f"held out: median PSNR {decibels.median():.2f} dB, distance {distance.median():.4f}, tone {tone.tolist()}"
-    )
+    print(f"held out: median PSNR {decibels.median():.2f} dB")
     shown = range(0, len(pairs), max(1, len(pairs) // 10))
     images = [image for index in shown for image in (pairs[index][0][0], pairs[index][1][0])]
     labels = [text for index in shown for text in (crops[index].picture.caption, f"{decibels[index]:.1f} dB")]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.dataset import read_folders
-from training.latents import encode_pixels
+from training.latents import encode_pixels, load_autoencoder
 from training.measures import crop_real
 from training.sampling import build_few_step_scheduler, build_full_scheduler
 
@@ -70,7 +70,7 @@ def _load_as_float32(config: Path) -> None:
 
 
 def _describe(vae: Path, shards: list[Path], steps: int, guidance_scale: float) -> dict[str, object]:
-    weight, bias = fit_latent_rgb(AutoencoderTiny.from_pretrained(vae, torch_dtype=torch.float32), shards)
+    weight, bias = fit_latent_rgb(load_autoencoder(vae), shards)
     rounded = [[round(value, 5) for value in row] for row in weight.tolist()]
     return {
         "name": "chorale-textures",

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer
 from training.corpus import PROMPT_FRAMES, TEMPLATES, build_sentences, fill, read_stand_ins
 from training.dataset import read_folders
 from training.latents import load_encoders
+from training.parts import require_part
 from training.progress import Budget, choose_device, half_precision
 from training.stand_ins import list_known
 from training.teacher import find_teacher, list_words
@@ -153,7 +154,7 @@ def main() -> None:
     pairs = build_pairs(stand_ins, plain, tokenizer, chosen.sentences, rng)
     lesson, known = build_lesson(pairs, tokenizer), deepcopy(model)
     if chosen.begin_with:
-        model = CLIPTextModel.from_pretrained(chosen.begin_with, dtype=torch.float32).to(device)
+        model = CLIPTextModel.from_pretrained(require_part(chosen.begin_with), dtype=torch.float32).to(device)
     train(lesson, model, known, Budget(chosen.seconds), chosen.batch, device)
     model.half().save_pretrained(chosen.out / "text_encoder")
 

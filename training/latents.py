@@ -136,14 +136,22 @@ def _dress(picture: Picture, rng: random.Random) -> list[str]:
     return [picture.caption, *versions, *(" ".join([*paint, name]) for name in chosen)]
 
 
+def load_autoencoder(folder: Path) -> AutoencoderTiny:
+    """What a stage wrote there, in float32.
+
+    Raises:
+        MissingPartError: none did.
+    """
+    return AutoencoderTiny.from_pretrained(require_part(folder), torch_dtype=torch.float32)
+
+
 def load_encoders(folder: Path, device: torch.device) -> tuple[AutoencoderTiny, CLIPTextModel, CLIPTokenizer]:
     """What the earlier stages wrote, in float32.
 
     Raises:
         MissingPartError: they did not.
     """
-    vae = AutoencoderTiny.from_pretrained(require_part(folder / "vae"), torch_dtype=torch.float32)
+    vae = load_autoencoder(folder / "vae").requires_grad_(False)
     text = CLIPTextModel.from_pretrained(require_part(folder / "text_encoder"), dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(require_part(folder / "tokenizer"))
-    vae.requires_grad_(False)
     return vae.to(device, memory_format=torch.channels_last).eval(), text.to(device).eval(), tokenizer

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.denoiser import load_denoiser
 from training.latents import load_encoders
+from training.parts import require_part
 from training.progress import half_precision
 from training.sampling import FEW_STEPS, FULL, PROTOTYPE, Recipe, sample
 from training.text_encoder import embed_text
@@ -79,7 +80,11 @@ def load_prototype(folder: Path, states: Path, device: torch.device) -> Painter:
     def embed(captions: list[str]) -> Tensor:
         return kept["states"][[rows[caption] for caption in captions]].float()
 
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
+    vae = (
+        AutoencoderKL.from_pretrained(require_part(folder / "vae"), torch_dtype=torch.float32)
+        .to(device)
+        .eval()
+    )
     return Painter("prototype", _load_unet(folder / "unet", device), vae, PROTOTYPE, embed)
 
 

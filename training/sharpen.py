@@ -26,6 +26,7 @@ from training.denoiser import (
     write_half,
 )
 from training.diffusion import build_noising
+from training.latents import load_autoencoder
 from training.progress import (
     Average,
     Budget,
@@ -260,14 +261,13 @@ def main() -> None:
     rank, device = join_ranks(), choose_device()
     variant, seed = VARIANTS[chosen.variant], chosen.seed + 1000 * rank
     sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops)
-    denoiser = load_denoiser(chosen.parts / variant.folder)
+    denoiser, vae = load_denoiser(chosen.parts / variant.folder), load_autoencoder(chosen.parts / "vae")
     lessons = build_lessons(chosen.shards, chosen.parts, sizes, device, seed)
     options = SharpenOptions(
         variant.learned_steps, chosen.anchor, classifier=chosen.classifier, peak_rate=chosen.peak_rate
     )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     torch.manual_seed(chosen.seed)  # the same critic on every rank
-    vae = AutoencoderTiny.from_pretrained(chosen.parts / "vae", torch_dtype=torch.float32)
     critic = _build_critic(vae, denoiser, device)
     classifier = build_classifier(vae, lessons.banks[512], lessons.captions)
     sharpening = Sharpening(denoiser, critic, classifier, recipe, options, device)
