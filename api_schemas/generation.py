@@ -9,13 +9,17 @@ MAX_SIDE_PX = 16_384
 MAX_TILE_SIZE_PX = 4096
 MAX_STAGES = 8
 MAX_SEED = 2**63 - 1
+MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser keeps it
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
+MIN_DPI, MAX_DPI = 1, 2400
 
 Positions = Literal["local", "global"]
 Layout = Literal["auto", "cascade", "flat"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
+BitDepth = Literal[8, 16]
+DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 # Names of multipart parts; each needs the request's field of the same name without `_image`.
 PicturePart = Literal["control_image", "ip_adapter_image"]
 
@@ -148,6 +152,13 @@ class GenerationRequest(BaseModel):
         " again (cascade), or sung at its full size at once (flat: textures, panoramas). By the model's card: auto.",
     )
     output_format: OutputFormat = "png"
+    bit_depth: BitDepth = Field(default=8, description="Bits a channel of the file; 16 for png and tiff.")
+    dpi: int = Field(
+        default=300,
+        ge=MIN_DPI,
+        le=MAX_DPI,
+        description="Resolution that the file states, pixels an inch; it changes no pixel.",
+    )
     embed_metadata: bool = Field(
         default=True, description="Write prompt, seed, model and settings into the file."
     )
@@ -177,6 +188,10 @@ class GenerationRequest(BaseModel):
         if self.output_format == "webp" and longest_px > WEBP_MAX_SIDE_PX:
             raise ValueError(
                 f"output_format webp ends at {WEBP_MAX_SIDE_PX} px a side, the picture has {longest_px}: use png, jpeg or tiff"
+            )
+        if self.bit_depth == 16 and self.output_format not in DEEP_FORMATS:
+            raise ValueError(
+                f"bit_depth 16 is for output_format {' or '.join(DEEP_FORMATS)}, not {self.output_format}"
             )
         return self
 
