@@ -1,6 +1,7 @@
 """Pictures that come with requests: nothing of them is believed before it was decoded in a cage."""
 
 import os
+import signal
 import struct
 import sys
 from subprocess import PIPE
@@ -55,7 +56,7 @@ class Pictures:
             code, png, words = await self._decode(file)
         if code == 0:
             return png
-        allowed = words if code == 1 else f"a picture that can be decoded within {_CPU_S} s"
+        allowed = _explain(code, words)
         raise InvalidRequestError([FieldError(field=part, value=f"{len(file)} bytes", allowed=allowed)])
 
     async def _decode(self, file: bytes) -> tuple[int, bytes, str]:
@@ -68,3 +69,11 @@ class Pictures:
                 command, input=file, stdout=PIPE, stderr=PIPE, check=False, env=environment
             )
         return done.returncode, done.stdout, done.stderr.decode(errors="replace")[-300:]
+
+
+def _explain(code: int, words: str) -> str:
+    if code == 1:
+        return words.strip().rpartition("\n")[2]  # libraries may have talked before
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"a picture that can be decoded within {_CPU_S} s"
+    return "a whole picture; this one breaks its decoder"

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from api_schemas.answers import JobView
+from service.picture_formats import name_formats
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.story import CARD, Story
@@ -47,7 +48,7 @@ def _card(story: Story) -> None:
     story.publish(CARD.model_copy(update=names))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_a_picture_is_stored_as_png_before_the_job_is_queued(
     api: httpx.Client, store_dir: Path, kind: str
 ) -> None:
@@ -108,11 +109,10 @@ def test_what_is_transparent_is_black(api: httpx.Client, store_dir: Path) -> Non
         (CONTROL, {}, "control_image", "as the part control_image"),
         ({"prompt": "x"}, {"control_image": encode()}, "control_image", "without the field control"),
         (CONTROL, {"control_image": encode(), "mask": encode()}, "mask", "known are request, control_image"),
-        (CONTROL, {"control_image": b"GIF89a" + encode()}, "control_image", "PNG, JPEG or WebP"),
-        (CONTROL, {"control_image": encode("GIF")}, "control_image", "PNG, JPEG or WebP"),
-        (CONTROL, {"control_image": encode("TIFF")}, "control_image", "PNG, JPEG or WebP"),
+        (CONTROL, {"control_image": b"GIF89a" + encode()}, "control_image", name_formats()),
+        (CONTROL, {"control_image": encode("GIF")}, "control_image", name_formats()),
         (CONTROL, {"control_image": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "control_image", "PNG"),
-        (CONTROL, {"control_image": b""}, "control_image", "PNG, JPEG or WebP"),
+        (CONTROL, {"control_image": b""}, "control_image", name_formats()),
         (CONTROL, {"control_image": encode()[:-60]}, "control_image", "this one is broken"),
         ({"control": {"name": "none"}}, {"control_image": encode()}, "control.name", "edges"),
         ({"control": {"nam": "edges"}}, {"control_image": encode()}, "control.nam", "name, scale, start, end"),
