@@ -110,9 +110,7 @@ def _convert(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Ima
     return Image.merge("RGB", [image.point(list(channel.tobytes())) for channel in levels.split()])
 
 
-def _transform(
-    image: Image.Image, profile: ImageCms.ImageCmsProfile, flags: ImageCms.Flags
-) -> Image.Image:
+def _transform(image: Image.Image, profile: ImageCms.ImageCmsProfile, flags: ImageCms.Flags) -> Image.Image:
     converted = ImageCms.profileToProfile(image, profile, _SRGB, _INTENT, outputMode="RGB", flags=flags)
     assert converted is not None  # it is where a picture is converted in place
     return converted

@@ -20,7 +20,9 @@ _AT_ONCE: Final = 2
 _CPU_S: Final = 60
 _PATIENCE_S: Final = 120
 _INTERPRETER_BYTES: Final = 512 << 20
-_BYTES_PER_PIXEL: Final = 16  # decoded, turned, with an alpha channel, and the PNG
+_BYTES_PER_PIXEL: Final = (
+    24  # of a WebP: two canvases of its decoder, the frame, the picture, turned, and sRGB
+)
 _PNG_SIZE: Final = struct.Struct(">16xII")
 # The decoder needs none of our secrets.
 _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG")

@@ -153,7 +153,9 @@ def grey_profile(gamma: float) -> bytes:
     curve = struct.pack(">4s4xIH", b"curv", 1, round(gamma * 256)) + b"\0\0"
     white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
     table = struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, b"kTRC", 176, 14)
-    head = struct.pack(">I4xI4s4s4s12x4s28x3i", 192, 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp", 63190, 65536, 54061)
+    head = struct.pack(
+        ">I4xI4s4s4s12x4s28x3i", 192, 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp", 63190, 65536, 54061
+    )
     return head.ljust(128, b"\0") + table + white + curve
 
 
