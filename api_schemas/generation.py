@@ -2,7 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 MIN_SIDE_PX = 256
 MAX_SIDE_PX = 16_384
@@ -182,16 +190,20 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"each LoRA once; named more often: {', '.join(sorted(twins))}")
         return loras
 
+    @field_validator("bit_depth")
+    @classmethod
+    def _check_format_is_deep(cls, bit_depth: BitDepth, info: ValidationInfo) -> BitDepth:
+        output_format = info.data.get("output_format", "png")
+        if bit_depth == 16 and output_format not in DEEP_FORMATS:
+            raise ValueError(f"16 is for output_format {' or '.join(DEEP_FORMATS)}, not {output_format}")
+        return bit_depth
+
     @model_validator(mode="after")
     def _check_format_fits(self) -> "GenerationRequest":
         longest_px = max(self.width_px, self.height_px)
         if self.output_format == "webp" and longest_px > WEBP_MAX_SIDE_PX:
             raise ValueError(
                 f"output_format webp ends at {WEBP_MAX_SIDE_PX} px a side, the picture has {longest_px}: use png, jpeg or tiff"
-            )
-        if self.bit_depth == 16 and self.output_format not in DEEP_FORMATS:
-            raise ValueError(
-                f"bit_depth 16 is for output_format {' or '.join(DEEP_FORMATS)}, not {self.output_format}"
             )
         return self
 

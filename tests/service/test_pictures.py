@@ -16,6 +16,7 @@ from api_schemas.answers import JobView
 from service.picture_formats import name_formats
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
+from tests.service.test_picture_colors import profile, with_chunks
 from tests.story import CARD, Story
 
 CONTROL = {"prompt": "lava", "control": {"name": "edges"}}
@@ -84,6 +85,21 @@ def test_what_a_file_holds_beside_pixels_is_not_stored(api: httpx.Client, store_
     with Image.open(stored) as picture:
         assert picture.size == (48, 64)  # upright
         assert not picture.info
+
+
+def test_colours_are_stored_as_srgb_whatever_text_comes_along(api: httpx.Client, store_dir: Path) -> None:
+    text = (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (80 << 20)))
+    red = encode_p3(Image.new("RGB", (8, 8), (200, 100, 50)))
+    job = post(api, control_image=with_chunks(red, text)).json()
+    with Image.open(store_dir / "inputs" / job["id"] / "control_image.png") as picture:
+        assert picture.getpixel((0, 0)) == pytest.approx((215, 93, 32), abs=1)  # by CSS Color 4's matrices
+        assert not picture.info
+
+
+def encode_p3(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG", icc_profile=profile("p3"))
+    return file.getvalue()
 
 
 def test_sixteen_bits_of_grey_keep_their_range(api: httpx.Client, store_dir: Path) -> None:
