@@ -150,7 +150,9 @@ class GenerationRequest(BaseModel):
     guidance_scale: float | None = Field(
         default=None, ge=1.0, le=30.0, allow_inf_nan=False, description="1.0 switches guidance off."
     )
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn by the service if left out.")
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="Drawn by the service if left out, below 2^53."
+    )
     seamless: Seamless = Field(
         default="none", description="Axes along which the picture continues into itself."
     )
@@ -209,7 +211,7 @@ class GenerationRequest(BaseModel):
 
 
 class SentPicture(BaseModel):
-    """A picture that came with a request. It is kept as PNG, without what else its file held."""
+    """A picture that came with a request. It is kept as PNG in sRGB, without what else its file held."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

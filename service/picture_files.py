@@ -93,8 +93,7 @@ def read_codes(file: bytes) -> tuple[int, int] | None:
         meta = _find(file, b"meta")[4:]
         properties = [*_split_boxes(_find(_find(meta, b"iprp"), b"ipco"))]
         own = _associations(_find(_find(meta, b"iprp"), b"ipma"), _main_item(_find(meta, b"pitm")))
-        for index in own:
-            kind, body = properties[index - 1]
+        for kind, body in (properties[index - 1] for index in own if index):
             if kind == b"colr" and body[:4] == b"nclx":
                 primaries, transfer = struct.unpack_from(">HH", body, 4)
                 return primaries, transfer
