@@ -11,12 +11,24 @@ from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from api_schemas.generation import MAX_SIDE_PX
 from service.picture_colors import HighRangeError, to_srgb
 from service.picture_files import read_codes, trim_png
 from service.picture_formats import explain_refusal, readable_formats
+
+# By EXIF's orientation: what undoes it.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class RefusedError(Exception):
@@ -81,7 +93,7 @@ def _decode(file: bytes, megapixels: float) -> Image.Image:
         if image.format != "PNG":
             icc = image.info.get("icc_profile")
             declared = replace(declared, icc=icc, codes=None if icc else read_codes(file))
-        picture, alpha = _split_alpha(ImageOps.exif_transpose(image))
+        picture, alpha = _split_alpha(_put_upright(image))
     picture = to_srgb(picture, declared)
     if alpha is not None:  # what is transparent shows nothing, whatever colour hides there
         picture = Image.composite(picture, Image.new("RGB", picture.size), alpha)
@@ -95,6 +107,15 @@ def _check_size(image: Image.Image, megapixels: float) -> None:
         raise RefusedError(
             f"at most {megapixels:g} megapixels and {MAX_SIDE_PX} px a side; this one has {width_px}x{height_px} px"
         )
+
+
+def _put_upright(image: Image.Image) -> Image.Image:
+    """A broken EXIF block turns nothing; Pillow's own function would refuse the picture for it."""
+    try:
+        turn = _TURNS.get(image.getexif().get(Base.Orientation, 1))
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from service.picture_decoder import RefusedError, clean
 from service.picture_formats import name_formats, readable_formats
@@ -41,14 +41,30 @@ def test_pixels_are_taken_as_they_are(kind: str) -> None:
     assert (read(encode(Image.fromarray(noise()), kind, **LOSSLESS[kind])) == noise()).all()
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ALL)
-def test_a_turned_picture_is_put_upright(kind: str) -> None:
+def test_a_turned_picture_is_put_upright(kind: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
+    labelled = smooth()
+    labelled.info["exif"] = exif.tobytes()
     found = read(encode(smooth(), kind, exif=exif, **ALL[kind])).astype(int)
-    expected = np.rot90(np.asarray(smooth()).astype(int), -1)
+    expected = np.asarray(ImageOps.exif_transpose(labelled)).astype(int)
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < 4
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_spoilt_exif_block_does_not_refuse_the_picture(data: st.DataObject) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 1, "told" * 8
+    block = bytearray(exif.tobytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        block[data.draw(st.integers(6, len(block) - 1))] = data.draw(st.integers(0, 255))
+    spoilt = bytes(block[: data.draw(st.integers(6, len(block)))])
+    for kind in ("PNG", "WEBP", "JPEG"):
+        assert read(encode(smooth(), kind, exif=spoilt, **ALL[kind])).size == 64 * 48 * 3
 
 
 def png_16(pixels: np.ndarray, color_type: int, key: tuple[int, ...] = ()) -> bytes:
