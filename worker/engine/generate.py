@@ -1,7 +1,8 @@
 """The straight line: plan -> noise -> denoise -> decode -> stitch, over one stage or a cascade of them."""
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from worker.engine.ascend import Painter, ascend
 from worker.engine.decode import decode
+from worker.engine.decoder import Decoder
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.encode import SignOfLife
 from worker.engine.ensemble import Ensemble
@@ -93,8 +95,18 @@ def generate(
             latent, part.stage.denoise, part.ensemble, part.scheduler, generator, first_step, part.span, low_band
         )  # fmt: skip
     assert latent is not None
-    tiles = decode(latent, singer.decoder, plan.canvas.wrap, plan.decode, group)
-    yield from stitch(tiles, plan.canvas.width * singer.decoder.scale)
+    yield from _decode_to_rows(latent, plan, singer.decoder, group)
+
+
+def _decode_to_rows(
+    latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group
+) -> Iterator[Band | Warned]:
+    widen = plan.bit_depth > 8 and decoder.dtype is not torch.float32
+    with decoder.widened() if widen else nullcontext():
+        # The plan for memory goes by the type that is computed in.
+        decoder = replace(decoder, dtype=torch.float32) if widen else decoder
+        tiles = decode(latent, decoder, plan.canvas.wrap, plan.decode, group)
+        yield from stitch(tiles, plan.canvas.width * decoder.scale, plan.bit_depth)
 
 
 def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part]:
