@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MIN_SIDE_PX = 256
+MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
 MAX_TILE_SIZE_PX = 4096
 MAX_STAGES = 8
@@ -123,7 +123,7 @@ class IpAdapterSettings(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """One picture. Sides must also be multiples of the model's `alignment_px`."""
+    """One picture. Where it is seamless, its side must also be a multiple of the model's `alignment_px`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -28,7 +28,7 @@ class StageBegan:
 
     Args:
         level: 1 for the smallest, up to `levels`.
-        height: of the canvas, latent pixels; so is `width`.
+        height: of the canvas, latent pixels; so is `width`. The picture may be a little smaller.
         before: steps of the stages before.
         steps: of this stage, as its scheduler takes them.
         total: steps of all stages.
@@ -94,7 +94,8 @@ def generate(
         )  # fmt: skip
     assert latent is not None
     tiles = decode(latent, singer.decoder, plan.canvas.wrap, plan.decode, group)
-    yield from stitch(tiles, plan.canvas.width * singer.decoder.scale)
+    scale = singer.decoder.scale
+    yield from stitch(tiles, plan.canvas.width * scale, plan.stages[-1].shown_px(scale))
 
 
 def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part]:

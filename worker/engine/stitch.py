@@ -19,20 +19,30 @@ class Band:
 
 
 @torch.inference_mode()
-def stitch(tiles: Iterator[DecodedTile], width: int) -> Iterator[Band | Warned]:
+def stitch(
+    tiles: Iterator[DecodedTile], width: int, shown: tuple[int, int] | None = None
+) -> Iterator[Band | Warned]:
     """Put the tiles of each row side by side; tell of rows that needed float32.
 
     Args:
         tiles: row by row from the top, each row from the left.
-        width: of the picture, pixels.
+        width: of the canvas, pixels.
+        shown: (height, width) of the picture, which is the canvas' top left part; None: all of it.
     """
     row: list[DecodedTile] = []
     for tile in tiles:
         row.append(tile)
         if tile.place.left + tile.place.width == width:
-            yield from _tell_widened(row)
-            yield Band(tile.place.top, torch.cat([_to_bytes(each.image) for each in row], dim=1).cpu())
+            yield from _finish(row, shown or (tile.place.top + tile.place.height, width))
             row.clear()
+
+
+def _finish(row: Sequence[DecodedTile], shown: tuple[int, int]) -> Iterator[Band | Warned]:
+    (height, width), top = shown, row[0].place.top
+    if top < height:
+        yield from _tell_widened(row)
+        rows = torch.cat([_to_bytes(each.image) for each in row], dim=1)
+        yield Band(top, rows[: height - top, :width].cpu())
 
 
 def _tell_widened(row: Sequence[DecodedTile]) -> Iterator[Warned]:

@@ -57,9 +57,10 @@ def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Stor
 @pytest.mark.parametrize(
     ("choices", "field", "words"),
     [
-        ({"width_px": 1000}, "width_px", "960 or 1024"),
-        ({"height_px": 16_383}, "height_px", "16320 or 16384"),
-        ({"width_px": 255}, "width_px", "256"),
+        ({"width_px": 1000, "seamless": "x"}, "width_px", "960 or 1024"),
+        ({"height_px": 16_383, "seamless": "both"}, "height_px", "16320 or 16384"),
+        ({"width_px": 63}, "width_px", "64"),
+        ({"height_px": 16_385}, "height_px", "16384"),
         ({"steps": 101}, "steps", "100"),
         ({"steps": 0}, "steps", "1"),
         ({"model": "unknown"}, "model", "glow"),
@@ -193,7 +194,7 @@ def test_twenty_posts_with_one_key_make_one_job(api: httpx.Client, story: Story)
 
 def test_a_key_is_bound_to_its_body_and_free_again_after_a_refusal(api: httpx.Client, story: Story) -> None:
     headers = {"Idempotency-Key": "k"}
-    refused = api.post("/v1/jobs", json={"width_px": 1000}, headers=headers)
+    refused = api.post("/v1/jobs", json={"width_px": 63}, headers=headers)
     assert refused.status_code == 422
     made = api.post("/v1/jobs", json={"prompt": "a"}, headers=headers)
     assert made.status_code == 202
