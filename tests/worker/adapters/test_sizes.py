@@ -1,6 +1,7 @@
 """Pictures of any size: what is no multiple of a model's alignment is the corner of what diffusers makes of the next."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from torch import Tensor
 from api_schemas.generation import ResolvedRequest
 from tests.worker.adapters import transformers, unets
 from tests.worker.adapters.test_transformers import sing
+from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.denoise import Step
+from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan
+from worker.engine.plan import DecodeMode, DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.stitch import Band
 from worker.planner import plan_generation
 
 SEED = 9
@@ -106,6 +111,26 @@ def test_it_is_the_corner_of_diffusers_own_picture(
     assert ours.shape == (size[1], size[0], 3)
     assert theirs.std() > 0.01
     assert (ours.float() - theirs[: size[1], : size[0]] * 255).abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("mode", ["exact", "bounded"])
+def test_ranks_decode_modes_and_a_resumed_job_crop_alike(
+    mode: DecodeMode, built: Callable[[SizeCase], Built]
+) -> None:
+    """By group normalisations over all of the canvas, also over what is not shown."""
+    case = CASES[0]
+    singer = built(case).model.prepare(case.conditions)
+    denoise = DenoisePlan(32, 40, (False, True), 16, 0, 0, moving=True, seed=3)
+    stage = StagePlan(denoise, 2, modules=2)
+    whole = GenerationPlan(3, 4, (stage,), DecodePlan(tile_size=4, mode=mode))
+    cropped = replace(whole, stages=(replace(stage, shown=(125 / 128, 1.0)),))
+    picture = sing(whole, singer)[:125]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda group: sing(cropped, singer, group), thread_groups(2)))
+    first = next(event.checkpoint() for event in generate(cropped, singer) if isinstance(event, Step))
+    resumed = [event.rows for event in generate(cropped, singer, first) if isinstance(event, Band)]
+    for each in (sing(cropped, singer), *together, torch.cat(resumed)):
+        assert torch.equal(each, picture)
 
 
 @every_family
