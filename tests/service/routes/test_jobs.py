@@ -96,6 +96,16 @@ def test_a_refused_value_is_named_with_what_is_allowed(
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+def test_only_the_side_that_is_seamless_must_be_a_multiple(api: httpx.Client, story: Story) -> None:
+    for seamless, size in (("none", (2480, 3508)), ("x", (1024, 65)), ("y", (65, 1024))):
+        made = create(api, width_px=size[0], height_px=size[1], seamless=seamless)
+        assert (made.request.width_px, made.request.height_px) == size
+    answer = api.post("/v1/jobs", json={"width_px": 65, "height_px": 16_380, "seamless": "both"})
+    errors = {each["field"]: each["allowed"] for each in answer.json()["errors"]}
+    assert "the nearest: 64 or 128" in errors["width_px"]
+    assert "the nearest: 16320 or 16384" in errors["height_px"]
+
+
 def test_a_negative_prompt_that_would_not_be_heard_is_refused(api: httpx.Client, story: Story) -> None:
     story.publish(CARD.model_copy(update={"negative_prompt": False}))
     answer = api.post("/v1/jobs", json={"negative_prompt": "frogs"})
