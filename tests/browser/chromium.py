@@ -15,6 +15,7 @@ _MAC_PLACES = (
     "Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     "Applications/Chromium.app/Contents/MacOS/Chromium",
 )
+_DEBIAN_PACKAGES = ("chromium", "fonts-dejavu-core")
 _HELP = (
     "no browser for the page's tests, and none could be installed: install Chromium or Chrome (Debian:"
     " apt-get install chromium; macOS: brew install --cask chromium), or name one in " + OVERRIDE
@@ -49,14 +50,12 @@ def install_browser() -> None:
     root = _find_root()
     if root is not None:
         _try(*root, "apt-get", "update", "-qq")
-        _try(
-            *root, "apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-dejavu-core"
-        )  # fmt: skip
+        _try(*root, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *_DEBIAN_PACKAGES)
     if find_browser() is None:
+        command = (sys.executable, "-m", "playwright", "install", "chromium")
         # Its libraries come from apt, too.
-        _try(
-            sys.executable, "-m", "playwright", "install", *(["--with-deps"] if root is not None else []), "chromium"
-        )  # fmt: skip
+        if root is None or not _try(*command, "--with-deps"):
+            _try(*command)
 
 
 def _find_root() -> list[str] | None:
@@ -78,10 +77,10 @@ def _try(*command: str) -> bool:
 
 def main() -> None:
     """Exits with one line where there is no browser and none can be installed."""
-    if find_browser() is None and OVERRIDE not in os.environ:
+    named = os.environ.get(OVERRIDE)
+    if find_browser() is None and not named:
         install_browser()
     if find_browser() is None:
-        named = os.environ.get(OVERRIDE)
         sys.exit(f"{OVERRIDE}: {named} does not start" if named else _HELP)
 
 
