@@ -47,7 +47,7 @@ class Guide:
     """A ControlNet that looks at one picture.
 
     Args:
-        picture: as large as the finished picture, (3, H, W), uint8.
+        picture: as large as the canvas, (3, H, W), uint8.
         scale: pixels per latent pixel.
     """
 
@@ -94,14 +94,10 @@ class ControlNets:
         return lambda stage: self._lay(control, network, stage)
 
     def _lay(self, control: Control, network: ControlNetModel, stage: StagePlan) -> Guide:
-        pipe, canvas, scale = self._pipe, stage.denoise, self._pipe.vae_scale_factor
-        resized = VaeImageProcessor().resize(
-            to_pil(control.picture), canvas.height * scale, canvas.width * scale
-        )
-        picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(pipe.device)
-        loudness = find_loudness(
-            control, make_scheduler(pipe.scheduler, use_scheduler(stage), pipe.device).timesteps
-        )
+        pipe, scale = self._pipe, self._pipe.vae_scale_factor
+        picture = lay_over(control.picture, stage, scale).to(pipe.device)
+        scheduler = make_scheduler(pipe.scheduler, use_scheduler(stage), pipe.device)
+        loudness = find_loudness(control, scheduler.timesteps)
         return Guide(network, picture, scale, loudness)
 
     def _load(self, folder: Path) -> ControlNetModel:
@@ -122,6 +118,18 @@ class ControlNets:
 
 def _flat(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def lay_over(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
+    """Bring a picture (3, h, w), uint8, to the size of the finished one on a stage's canvas: (3, H, W).
+
+    What of the canvas lies beyond the finished picture has the colours of its edge.
+    """
+    height, width = stage.shown_px(scale)
+    resized = np.array(VaeImageProcessor().resize(to_pil(picture), height, width))
+    below, beside = stage.denoise.height * scale - height, stage.denoise.width * scale - width
+    padded = np.pad(resized, ((0, below), (0, beside), (0, 0)), mode="edge")
+    return torch.from_numpy(padded).permute(2, 0, 1)
 
 
 def find_loudness(control: Control, timesteps: Tensor) -> Loudness:

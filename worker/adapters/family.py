@@ -36,7 +36,7 @@ class Shape:
 
     Args:
         scale: pixels per latent pixel and axis.
-        alignment_px: sides of a picture are multiples of this.
+        alignment_px: sides of a canvas are multiples of this.
         native_size_px: side of the pictures that the model was trained on.
         max_tile_px: side of the largest tile that it can be given.
     """

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
-from worker.adapters.add_ons import Control, to_pil
-from worker.adapters.control_net import Loudness, find_loudness
+from worker.adapters.add_ons import Control
+from worker.adapters.control_net import Loudness, find_loudness, lay_over
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
@@ -88,8 +87,7 @@ class FluxControlNets:
         """The picture's latent: the mean, where diffusers' pipeline draws one around it."""
         canvas, scale = stage.denoise, self._pipe.vae_scale_factor
         size = (canvas.height * scale, canvas.width * scale)
-        resized = self._pipe.image_processor.resize(to_pil(control.picture), *size)
-        picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(self._pipe._execution_device)
+        picture = lay_over(control.picture, stage, scale).to(self._pipe._execution_device)
         encoder = flatten_encoder(self._pipe.vae)
         assert encoder is not None
 
