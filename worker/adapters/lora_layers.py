@@ -94,7 +94,8 @@ def _place_converted(
 ) -> tuple[list[LoraLayer], set[str]]:
     """The same for layers that diffusers has to cut up first; the keys are the file's own."""
     best: tuple[list[LoraLayer], set[str]] = ([], set())
-    for converted in convert_layers(pipe, layers) if layers else ():
+    is_cut = any(target.part == "transformer" for target in targets.values())  # UNets have no such layers
+    for converted in convert_layers(pipe, layers) if layers and is_cut else ():
         placed, used = _place(split_layers(converted.tensors)[0], targets)
         origins = set[str]().union(*(converted.origins[key] for key in used))
         best = max(best, (placed, origins | _find_alphas(layers, origins)), key=lambda found: len(found[1]))
