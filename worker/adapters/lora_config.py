@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 
-PEFT_CONFIG = "adapter_config.json"
+PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HEADER = "lora_adapter_metadata"  # diffusers' name for all parts' configurations in one, as {"unet.r": 4}
 # Tensors themselves show what these say, or it was of use in training only.
 _SHOWN = {
@@ -54,6 +54,10 @@ def read_scales(file: Path, folder: Path | None) -> LoraScales:
         return LoraScales({part: _check(config) for part, config in _group(json.loads(header)).items()})
     if folder is not None and (folder / PEFT_CONFIG).is_file():
         return LoraScales({"": _check(json.loads((folder / PEFT_CONFIG).read_text()))})
+    if file.name == _PEFT_WEIGHTS and (file.parent / PEFT_CONFIG).is_file():
+        raise ValueError(
+            f"{PEFT_CONFIG} beside it says how strong it is; supported: both, listed as a folder"
+        )
     return LoraScales({})
 
 

@@ -1,5 +1,6 @@
 """LoRAs of a pipeline: loaded when a picture asks for them, gone when one asks for none."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -111,7 +112,7 @@ def insert_layers(network: nn.Module, layers: Sequence[LoraLayer], adapter: str)
     if not layers:
         return
     tensors = dict(_name_tensors(layers))
-    ranks = {f"^{layer.target.name}": layer.down.shape[0] for layer in layers}
+    ranks = {f"^{re.escape(layer.target.name)}": layer.down.shape[0] for layer in layers}
     config = LoraConfig(
         r=1,
         lora_alpha=1,
