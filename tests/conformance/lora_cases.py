@@ -28,7 +28,7 @@ UNET = (
     "unet.up_blocks.1.resnets.1.conv1",
 )  # fmt: skip
 TEXT = ("self_attn.q_proj", "self_attn.out_proj", "mlp.fc1")
-ONE = tuple(f"text_encoder.encoder.layers.1.{each}" for each in TEXT)
+ONE = tuple(f"text_encoder.encoder.layers.0.{each}" for each in TEXT)
 TWO = (
     *(f"text_encoder_2.text_model.encoder.layers.0.{each}" for each in TEXT),
     "text_encoder_2.text_projection",

@@ -139,6 +139,16 @@ def test_one_of_weight_0_is_none(plain: Built, kind: str, tmp_path: Path) -> Non
     assert torch.equal(plain.ours(Lora(files[0], 0.0), Lora(files[1])), plain.ours(Lora(files[1])))
 
 
+def test_a_peft_file_is_listed_with_its_configuration(plain: Built, tmp_path: Path) -> None:
+    """Alone it would be of another strength, and a file's digest does not cover its neighbour."""
+    (case,) = [case for case in UNET_CASES[ADD_ON_CASES[0].name] if case.name == "peft"]
+    folder = write(tmp_path / "lora", case.layout, draw_layers(plain.pipe, case))
+    with pytest.raises(
+        ModelFolderError, match=r"adapter_config\.json beside it .* supported: both, listed as"
+    ):
+        plain.ours(Lora(folder / "adapter_model.safetensors"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_files_of_half_precision(plain: Built, dtype: torch.dtype, tmp_path: Path) -> None:
     case = UNET_CASES[ADD_ON_CASES[0].name][0]
