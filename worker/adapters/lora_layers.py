@@ -48,7 +48,7 @@ def lay_over(
         if not (layer.adds_nothing or used.issuperset(layer.keys.values()))
     }
     more, used_more = _place_converted(left, targets, pipe)
-    unread += [key for layer in left.values() for key in layer.keys.values() if key not in used_more]
+    unread += [key for layer in left.values() for key in layer.keys.values() if key not in used | used_more]
     twice = {layer.target for layer in placed} & {layer.target for layer in more}
     _require_all(tensors, {*unread, *(key for key in used_more if twice)}, targets)
     return placed + more
@@ -79,13 +79,18 @@ def _scale(layer: FileLayer, name: str, targets: Mapping[str, Target], scales: L
 def _place(
     layers: Mapping[str, FileLayer], targets: Mapping[str, Target]
 ) -> tuple[list[LoraLayer], set[str]]:
-    """(layers that fit, their keys). Of two for the same target the second does not fit."""
+    """(layers that fit, their keys). Of two for the same target the second does not fit.
+
+    Of one that fits but for DoRA's magnitude the other keys are answered, so that it is what an error names.
+    """
     placed: dict[Target, LoraLayer] = {}
     used: set[str] = set()
     for name, layer in layers.items():
         fitted = _fit(layer, targets[name]) if name in targets else None
         if fitted is not None and placed.setdefault(fitted.target, fitted) is fitted:
             used.update(layer.keys.values())
+        elif fitted is None and name in targets and _fit(_without_magnitude(layer), targets[name]):
+            used.update(_without_magnitude(layer).keys.values())
     return list(placed.values()), used
 
 
@@ -123,6 +128,13 @@ def _fit(layer: FileLayer, target: Target) -> LoraLayer | None:
             return None
         magnitude = magnitude.reshape([1, out, *ones] if ones else [out])
     return LoraLayer(target, down, up, bias, magnitude)
+
+
+def _without_magnitude(layer: FileLayer) -> FileLayer:
+    return FileLayer(
+        {role: key for role, key in layer.keys.items() if role != "magnitude"},
+        {role: tensor for role, tensor in layer.tensors.items() if role != "magnitude"},
+    )
 
 
 def _is_of_outputs(layer: FileLayer, magnitude: Tensor, out: int) -> bool:
