@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worker.adapters.add_ons import Control
 from worker.adapters.control_net import Loudness, find_loudness, lay_over
+from worker.adapters.control_net_folder import load_control_net
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
@@ -100,14 +101,7 @@ class FluxControlNets:
 
     def _load(self, folder: Path) -> FluxControlNetModel:
         transformer = self._pipe.transformer
-        try:
-            network = FluxControlNetModel.from_pretrained(
-                str(folder), torch_dtype=transformer.dtype, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelFolderError(
-                f"{folder.name} cannot be loaded as a ControlNet of FLUX.1: {error}"
-            ) from error
+        network = load_control_net(FluxControlNetModel, folder, transformer.dtype)
         for field in _MUST_AGREE:
             theirs, ours = (part.config.get(field) for part in (network, transformer))
             if theirs != ours:
