@@ -73,7 +73,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, _FORESEEN):
         return str(error)
     _log.error("the model does not work", exc_info=error)
-    return f"it does not work, {type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"
 
 
 def choose_decode_memory(room: Room) -> int:

@@ -13,12 +13,6 @@ from worker.adapters.model import Conditions
 _ROLES = ("", "_2", "_3")  # the last one reads the most
 _CLIP = "clip_text_model"  # learned positions, so that it cannot read on
 _MARK = "\x1a"  # in no chat template
-# Chat templates of pipelines whose limit counts the template's words too.
-_TEMPLATES: dict[str, dict[str, Any]] = {
-    "ZImagePipeline": {"add_generation_prompt": True, "enable_thinking": True},
-    "Flux2KleinPipeline": {"add_generation_prompt": True, "enable_thinking": False},
-    "Flux2Pipeline": {"add_generation_prompt": False},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,34 +57,42 @@ def _find_reader(pipe: DiffusionPipeline) -> _Reader | None:
         return None
     if _find_positions(pipe, role) is not None:
         return _Reader(tokenizer, getattr(pipe, "tokenizer_max_length", tokenizer.model_max_length))
-    limit, kind = _ask_limit(pipe), type(pipe).__name__
-    if kind == "SanaPipeline":  # its instructions are extra, and so are two marks
+    limit, before = _ask_limit(pipe, tokenizer), _count_before(pipe, tokenizer)
+    if type(pipe).__name__ == "SanaPipeline":  # its instructions are extra, and so are two marks
         return _Reader(tokenizer, limit - 2, marked=False)
-    if kind in _TEMPLATES:
-        return _Reader(tokenizer, limit - _count_before(pipe, tokenizer), marked=False)
-    return _Reader(tokenizer, limit)
+    return _Reader(tokenizer, limit - before, marked=before == 0)
 
 
-def _ask_limit(pipe: DiffusionPipeline) -> int:
+def _ask_limit(pipe: DiffusionPipeline, tokenizer: PreTrainedTokenizerBase) -> int:
     """As adapters have it: the default of `encode_prompt`, or else what the pipeline passes to it."""
-    config = pipe.components["transformer"].config if "transformer" in pipe.components else {}
-    if type(pipe).__name__ == "FluxPipeline" and not config["guidance_embeds"]:
+    kind = type(pipe).__name__
+    if kind == "FluxPipeline" and not pipe.components["transformer"].config["guidance_embeds"]:
         return 256
     asks: Callable[..., object] = getattr(
-        pipe, "__call__" if type(pipe).__name__ == "QwenImagePipeline" else "encode_prompt"
+        pipe, "__call__" if kind == "QwenImagePipeline" else "encode_prompt"
     )
-    return inspect.signature(asks).parameters["max_sequence_length"].default
+    chosen = inspect.signature(asks).parameters.get("max_sequence_length")
+    return chosen.default if chosen else tokenizer.model_max_length
 
 
 def _count_before(pipe: DiffusionPipeline, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that a chat template writes before the prompt."""
-    kind = type(pipe).__name__
-    messages: list[dict[str, Any]] = [{"role": "user", "content": _MARK}]
-    if kind == "Flux2Pipeline":
-        said = (("system", pipe.system_message), ("user", _MARK))
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
-    text = pipe.components["tokenizer"].apply_chat_template(messages, tokenize=False, **_TEMPLATES[kind])
-    return len(tokenizer(text.partition(_MARK)[0], add_special_tokens=False).input_ids)
+    """Tokens that a template writes before the prompt, less those that are dropped again."""
+    match type(pipe).__name__:
+        case "QwenImagePipeline":
+            text, dropped = pipe.prompt_template_encode.format(_MARK), pipe.prompt_template_encode_start_idx
+        case "Flux2Pipeline":
+            said = (("system", pipe.system_message), ("user", _MARK))
+            messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+            text, dropped = _fill_template(pipe, messages), 0
+        case "Flux2KleinPipeline" | "ZImagePipeline":
+            text, dropped = _fill_template(pipe, [{"role": "user", "content": _MARK}]), 0
+        case _:
+            return 0
+    return len(tokenizer(text.partition(_MARK)[0], add_special_tokens=False).input_ids) - dropped
+
+
+def _fill_template(pipe: DiffusionPipeline, messages: list[dict[str, Any]]) -> str:
+    return pipe.components["tokenizer"].apply_chat_template(messages, tokenize=False)
 
 
 def _find_tokenizer(pipe: DiffusionPipeline, role: str) -> PreTrainedTokenizerBase | None:
