@@ -171,8 +171,11 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
         digests = {result_of(client.wait(job.id, timeout_s=60)).sha256 for job in (plain, guided)}
         assert len(digests) == 2  # the control picture was heard
         (edges / "config.json").write_text((edges / "config.json").read_text() + " ")
-        with pytest.raises(JobEndedError, match=r"edges: config.json has SHA-256"):
+        with pytest.raises(JobEndedError, match=r"edges: config.json has SHA-256") as ended:
             client.wait(client.create(controlled, pictures=pictures).id, timeout_s=60)
+        assert ended.value.job.error is not None
+        assert (ended.value.job.error.code, ended.value.job.error.retryable) == ("model_refused", False)
+        assert str(tmp_path) not in ended.value.job.error.message
     settings = folder / "unet" / "config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"sample_size": 64}))
     refused = run("up", "--data", str(tmp_path / "data"), "--port", "0", "--model", "tiny", folder=tmp_path)

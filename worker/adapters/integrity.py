@@ -50,9 +50,9 @@ class Snapshot:
 
     def keep(self, files: Files) -> None:
         """Only these, under the names that a loader asks for."""
-        kept = set(files.values())
-        for name in Folder.on_disk(self.path).names - kept:
-            (self.path / name).unlink()
+        kept = {self.path / name for name in files.values()}
+        for path in [path for path in self.path.rglob("*") if path.is_file() and path not in kept]:
+            path.unlink()
         for shown, name in files.items():
             (self.path / name).rename(self.path / shown)
 
@@ -91,12 +91,7 @@ def snapshot_listed(name: str, entry: AllowedModel, scratch: Path | None) -> Sna
         ModelFolderError: it cannot be loaded.
         DamagedModelError: a file is missing, changed, or was not there when the entry was made.
     """
-    snapshot = Snapshot(scratch, entry.root.name)
-    if not is_ours(snapshot.path):
-        raise ModelFolderError(
-            f"{name}: others can write to the folder for scratch files, {snapshot.path.parents[1]}; give the worker"
-            " one of its own (CHORALE_WORK_DIR)"
-        )
+    snapshot = _begin_snapshot(name, entry, scratch)
     _require_room(name, entry, snapshot.path)
     for file, expected in entry.files.items():
         _require_digest(
@@ -107,6 +102,19 @@ def snapshot_listed(name: str, entry: AllowedModel, scratch: Path | None) -> Sna
     with _naming(snapshot.path, name):
         snapshot.keep(entry.choose_files(Folder.on_disk(snapshot.path)))
     return snapshot
+
+
+def _begin_snapshot(name: str, entry: AllowedModel, scratch: Path | None) -> Snapshot:
+    """Where nobody else can exchange it: if not in the folder for scratch files, then in the system's."""
+    for place in (scratch, None):
+        snapshot = Snapshot(place, entry.root.name)
+        if is_ours(snapshot.path):
+            return snapshot
+        snapshot.close()
+    raise ModelFolderError(
+        f"{name}: others can exchange files in {scratch or 'TMPDIR'}; give the worker a folder for scratch files that"
+        " only its user can write to (CHORALE_WORK_DIR)"
+    )
 
 
 def _lend(snapshot: Snapshot, shown: str) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.adapters.test_folders import as_the_hub_caches_it, one_tile, save_again
 from worker.adapters.add_ons import find_weights
 from worker.adapters.control_net import ControlNets
-from worker.adapters.errors import DamagedModelError, ModelError, ModelFolderError
+from worker.adapters.errors import DamagedModelError, ModelError
 from worker.adapters.integrity import snapshot_listed, snapshot_model
 from worker.adapters.model import LoadedModel
 from worker.adapters.ownership import is_ours
@@ -225,12 +225,13 @@ def test_who_can_change_a_file_is_seen_from_all_that_leads_to_it(loose: str, fol
     assert not is_ours(folder / "link" / "config.json")
 
 
-def test_a_folder_for_scratch_that_others_can_write_to_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_for_scratch_that_others_can_write_to_is_not_used(folder: Path, tmp_path: Path) -> None:
     entry = enter(folder)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch").chmod(0o777)
-    with pytest.raises(ModelFolderError, match=r"others can write to .*scratch; .*CHORALE_WORK_DIR"):
-        snapshot_listed("mine", entry, tmp_path / "scratch")
+    snapshot = snapshot_listed("mine", entry, tmp_path / "scratch")
+    assert is_ours(snapshot.path)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_lists_that_were_made_before_go_on_or_say_what_to_do(folder: Path, expected: Tensor) -> None:
