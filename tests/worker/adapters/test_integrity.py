@@ -1,7 +1,6 @@
 """What is on the allow-list is what is loaded: links followed, nothing beside it found, nothing exchanged meanwhile."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,17 +14,15 @@ from torch import Tensor
 
 from api_schemas.allow_list import AllowedModel
 from chorale.allow_list import AllowListFile
-from tests.tiny_add_ons import tiny_control_net, tiny_ip_adapter
 from tests.tiny_models import tiny_stable_diffusion
-from tests.worker.adapters.test_folders import as_the_hub_caches_it, one_tile, save_again
-from worker.adapters.add_ons import find_weights
-from worker.adapters.control_net import ControlNets
-from worker.adapters.errors import DamagedModelError, ModelError
+from tests.worker.adapters.layouts import as_the_hub_caches_it, save_again
+from tests.worker.adapters.test_folders import one_tile
+from worker.adapters.errors import DamagedModelError
 from worker.adapters.integrity import snapshot_listed, snapshot_model
 from worker.adapters.model import LoadedModel
 from worker.adapters.ownership import is_ours
 from worker.adapters.registry import load_found
-from worker.adapters.source import AddOns, ModelSource, find_model
+from worker.adapters.source import ModelSource, find_model
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 _opened: list[str] | None = None
@@ -52,9 +49,7 @@ def recorded() -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    pipe = tiny_stable_diffusion(folder)
-    tiny_control_net(folder.with_name("edges"), pipe)
-    tiny_ip_adapter(folder.with_name("face"), pipe)
+    tiny_stable_diffusion(folder)
     return folder
 
 
@@ -98,9 +93,8 @@ LAYOUTS: tuple[Callable[[Path], None], ...] = (
 each_layout = pytest.mark.parametrize("change", LAYOUTS, ids=lambda change: change.__name__)
 
 
-def enter(folder: Path, kind: str = "model", name: str = "mine") -> AllowedModel:
-    base = None if kind == "model" else "stable-diffusion"
-    return AllowListFile(models_file(folder)).add(name, folder, kind, base)  # pyright: ignore[reportArgumentType]
+def enter(folder: Path) -> AllowedModel:
+    return AllowListFile(models_file(folder)).add("mine", folder, "model", None)
 
 
 def models_file(folder: Path) -> Path:
@@ -257,102 +251,3 @@ def enter_digest(path: Path) -> str:
 
 def write(folder: Path, entry: AllowedModel) -> None:
     models_file(folder).write_text(json.dumps({"models": {"mine": entry.model_dump(mode="json")}}))
-
-
-@pytest.fixture
-def add_ons(plain: Path, tmp_path: Path) -> Path:
-    """A LoRA, a ControlNet and an IP-Adapter as the hub caches them, files and folders as links."""
-    for name in ("edges", "face"):
-        shutil.copytree(plain.with_name(name), tmp_path / "blobs" / name)
-    (tmp_path / "edges").mkdir()
-    for file in (tmp_path / "blobs" / "edges").iterdir():
-        (tmp_path / "edges" / file.name).symlink_to(file)
-    (tmp_path / "face").mkdir()
-    (tmp_path / "face" / "image_encoder").symlink_to(tmp_path / "blobs" / "face" / "image_encoder")
-    (tmp_path / "face" / "tiny.safetensors").symlink_to("../blobs/face/tiny.safetensors")
-    (tmp_path / "blobs" / "ink").write_bytes(b"weights")
-    (tmp_path / "ink.safetensors").symlink_to("blobs/ink")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("kind", "path", "files"),
-    [
-        ("lora", "ink.safetensors", {"ink.safetensors": "ink"}),
-        (
-            "controlnet", "edges",
-            {name: f"edges/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")},
-        ),
-        *(
-            (
-                "ip_adapter", path,
-                {
-                    name: f"face/{name}"
-                    for name in ("tiny.safetensors", "image_encoder/config.json", "image_encoder/model.safetensors")
-                },
-            )
-            for path in ("face", "face/tiny.safetensors")
-        ),
-    ],
-)  # fmt: skip
-def test_add_ons_are_what_is_on_the_list(kind: str, path: str, files: dict[str, str], add_ons: Path) -> None:
-    entry = enter(add_ons / path, kind)
-    assert entry.files.keys() == files.keys()
-    opener = AddOns({"mine": entry})
-    (add_ons / "blobs" / "face" / "image_encoder" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    (add_ons / "edges" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
-    found = opener.open(kind, "mine")  # pyright: ignore[reportArgumentType]
-    root = found.parent if found.is_file() else found
-    assert found.name == (add_ons / path).name
-    shown = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
-    assert shown == files.keys()
-    assert opener.open(kind, "mine") == found  # pyright: ignore[reportArgumentType]
-    for name, blob in files.items():
-        kept = (add_ons / "blobs" / blob).read_bytes()
-        (add_ons / "blobs" / blob).write_bytes(kept + b" ")
-        with pytest.raises(DamagedModelError, match=f"mine: {name} has SHA-256") as refused:
-            opener.open(kind, "mine")  # pyright: ignore[reportArgumentType]
-        assert str(add_ons) not in str(refused.value)  # clients read it
-        (add_ons / "blobs" / blob).write_bytes(kept)
-    again = opener.open(kind, "mine")  # pyright: ignore[reportArgumentType]
-    assert again.exists()
-
-
-def test_a_control_net_in_a_variant_is_loaded_and_checked(plain: Path, add_ons: Path) -> None:
-    weights = add_ons / "edges" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".fp16.safetensors"))
-    entry = enter(add_ons / "edges", "controlnet")
-    assert "diffusion_pytorch_model.fp16.safetensors" in entry.files
-    opener = AddOns({"mine": entry})
-    network = ControlNets(tiny_stable_diffusion(add_ons / "pipe"))._load(opener.open("controlnet", "mine"))
-    assert sum(each.numel() for each in network.parameters()) > 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "says"),
-    [
-        (
-            "lora",
-            lambda folder: os.replace(folder / "ink.safetensors", folder / "ink.bin"),
-            "mine: .* is missing",
-        ),
-        (
-            "controlnet",
-            lambda folder: (folder / "edges" / "config.json").unlink(),
-            "mine: config.json is missing",
-        ),
-    ],
-)
-def test_add_ons_that_are_gone_are_named(
-    kind: str, change: Callable[[Path], object], says: str, add_ons: Path
-) -> None:
-    entry = enter(add_ons / ("ink.safetensors" if kind == "lora" else "edges"), kind)
-    change(add_ons)
-    with pytest.raises(ModelError, match=says):
-        AddOns({"mine": entry}).open(kind, "mine")  # pyright: ignore[reportArgumentType]
-
-
-def test_weights_of_a_folder_are_one_file(add_ons: Path) -> None:
-    entry = enter(add_ons / "face" / "tiny.safetensors", "lora")
-    opener = AddOns({"mine": entry})
-    assert find_weights(opener.open("lora", "mine")).name == "tiny.safetensors"
