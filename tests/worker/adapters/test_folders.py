@@ -15,6 +15,7 @@ from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny_transformers import tiny_stable_diffusion_3
 from tests.worker.adapters.layouts import LAYOUTS, PICKLE, TEXT, UNET, in_shards, tell
 from tests.worker.adapters.transformers import ask_stable_diffusion_3
+from tests.worker.engine.known_answer import finish
 from worker.adapters.errors import ModelFolderError, UnknownFamilyError
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions, LoadedModel
@@ -22,7 +23,6 @@ from worker.adapters.registry import load_model
 from worker.engine.denoise import denoise
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
-from worker.engine.schedule import initial_scale
 
 CPU = torch.device("cpu")
 
@@ -48,10 +48,8 @@ def one_tile(model: LoadedModel) -> Tensor:
     plan = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
     singer = model.prepare(Conditions("a brick wall", "moss", guidance_scale=3.0))
     ensemble, scheduler = singer.begin(StagePlan(plan, 2))
-    latent = initial_noise(9, 4, 16, 16) * initial_scale(scheduler)
-    for _ in denoise(latent, plan, ensemble, scheduler, torch.Generator()):
-        pass
-    return latent
+    latent = initial_noise(9, 4, 16, 16) * scheduler.initial_scale
+    return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
 
 
 @pytest.mark.parametrize("change", LAYOUTS, ids=lambda change: change.__name__)
