@@ -13,6 +13,7 @@ from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.compilation import compile_blocks, find_denoiser
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.graphs import replay_forward
+from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.layout import put_parts_channels_last
 from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
@@ -20,6 +21,7 @@ from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.prompt_length import find_cut_prompts
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOnKind, AddOns
+from worker.adapters.vae import Autoencoder, flatten_decoder
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.decoder import Decoder
 from worker.engine.encoder import Encoder
@@ -82,8 +84,6 @@ class Family(Protocol):
     @property
     def habits(self) -> Habits: ...
 
-    def build_decoder(self) -> Decoder: ...
-
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         """Encode what the model is told; a stage then adds what depends on its canvas."""
         ...
@@ -127,8 +127,10 @@ class FamilyModel:
         self._supported = _find_supported(family, settings)
         self.add_ons = (add_ons or AddOns()).only(self._supported)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None
-        self.decoder = family.build_decoder()
-        self._encoder = flatten_encoder(family.pipe.components.get("vae"))
+        vae: Autoencoder = family.pipe.components["vae"]
+        scaling = read_scaling(type(family.pipe), vae)
+        self.decoder = flatten_decoder(vae, scaling)
+        self._encoder = flatten_encoder(vae, scaling)
         announced = {"supports": list(self._supported), **self.add_ons.announce()}
         self.card = _describe(family, settings, name).model_copy(update=announced)
         self.preview_map = _preview_map(family, settings, self.decoder)

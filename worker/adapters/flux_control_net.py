@@ -16,6 +16,7 @@ from torch import Tensor
 from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.control_net import Loudness, find_loudness
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
 from worker.engine.grid import Tile
@@ -91,7 +92,7 @@ class FluxControlNets:
         size = (canvas.height * scale, canvas.width * scale)
         resized = self._pipe.image_processor.resize(to_pil(control.picture), *size)
         picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(self._pipe._execution_device)
-        encoder = flatten_encoder(self._pipe.vae)
+        encoder = flatten_encoder(self._pipe.vae, read_scaling(type(self._pipe), self._pipe.vae))
         assert encoder is not None
 
         def paint(part: Tile) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from worker.adapters.configuration import check_configuration
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.placement import (
     check_offload,
@@ -26,7 +27,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
         parts: of the pipeline that are to be left out.
 
     Raises:
-        ModelFolderError: diffusers cannot load the folder, or not as asked.
+        ModelFolderError: diffusers cannot load the folder, or not as asked, or makes no picture of it.
     """
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
@@ -38,6 +39,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
         )  # fmt: skip
     except Exception as error:  # whatever diffusers, transformers and safetensors make of a broken folder
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
+    check_configuration(pipe)
     if settings.quantization == "float8":
         store_in_float8(pipe)
     place(pipe, settings.offload, device)
