@@ -20,7 +20,6 @@ from worker.adapters.source import ModelSource
 from worker.engine.denoise import Step
 from worker.engine.encode import encode
 from worker.engine.generate import generate
-from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
@@ -49,6 +48,7 @@ def make_theirs(case: FamilyCase, folder: Path, *, pictures: bool) -> Made:
 @torch.inference_mode()
 def _make_theirs(case: FamilyCase, pipe: DiffusionPipeline, pictures: bool) -> Iterator[tuple[str, Tensor]]:
     noise, scale = _noise(case, pipe), case.guidance_scales[-1]
+    torch.manual_seed(SEED)  # not every pipeline hands a generator to its scheduler
     if pictures:
         picture = case.ask(pipe, noise, scale, "np") * 255
         yield "picture", picture
@@ -66,10 +66,14 @@ def make_ours(case: FamilyCase, folder: Path, *, pictures: bool) -> Made:
         return Made({}, error)
 
 
-def refuse_ours(folder: Path) -> Made:
-    """Begin as a worker does, with a first small picture: where diffusers fails we have to say so there."""
+def refuse_ours(case: FamilyCase, folder: Path) -> Made:
+    """Begin as a worker does, with a first small picture: where diffusers fails we have to say so there.
+
+    What only some words of a prompt show is said when the prompt is told.
+    """
     try:
-        make_ready(ModelSource(str(folder)), "cpu")
+        model = make_ready(ModelSource(str(folder)), "cpu").model
+        model.prepare(Conditions(PROMPT, case.negative_prompt, case.guidance_scales[-1]))
     except Exception as error:  # told apart in `judge`
         return Made({}, error)
     return Made({})
@@ -97,8 +101,16 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
     picture = torch.cat(rows).float()
     yield "picture", picture
     image = _image(picture.shape[0], picture.shape[1])
-    yield "encoded", encode(
-        lambda part: part.crop(image), height, width, singer.encoder, (False, False), DecodePlan(tile_size=8)
+    yield (
+        "encoded",
+        encode(
+            lambda part: part.crop(image),
+            height,
+            width,
+            singer.encoder,
+            (False, False),
+            DecodePlan(tile_size=8),
+        ),
     )
 
 
@@ -116,7 +128,11 @@ def _image(height: int, width: int) -> Tensor:
 def judge(base: Made, theirs: Made, ours: Made) -> str:
     """An outcome, or what is wrong."""
     if theirs.error is not None:
-        return "unusable" if isinstance(ours.error, ModelError) else f"diffusers fails ({_say(theirs.error)}), ours: {_say(ours.error)}"
+        return (
+            "unusable"
+            if isinstance(ours.error, ModelError)
+            else f"diffusers fails ({_say(theirs.error)}), ours: {_say(ours.error)}"
+        )
     if isinstance(ours.error, ModelError):
         return "refused"
     if ours.error is not None:

@@ -52,7 +52,14 @@ def find_fields(folder: Path, part: str) -> set[str]:
         return _index_fields(folder)
     library, name = json.loads((folder / "model_index.json").read_text())[part]
     stated = {field for path in (folder / part).glob("*.json") for field in _stated(path)}
+    stated |= {path.name for path in (folder / part).glob("*.jinja")}
     return stated | (_signature(library, name) if "tokenizer" not in part else set())
+
+
+def find_parts(folder: Path) -> set[str]:
+    """That a folder's index names and that are there."""
+    entries = json.loads((folder / "model_index.json").read_text())
+    return {name for name, value in entries.items() if isinstance(value, list) and value[0] is not None}
 
 
 def config_file(part: str, field: str) -> str:
@@ -60,6 +67,8 @@ def config_file(part: str, field: str) -> str:
     if part == "":
         return "model_index.json"
     if "tokenizer" in part:
+        if field.endswith(".jinja"):
+            return field
         return "tokenizer.json" if field.startswith("tokenizer.json/") else "tokenizer_config.json"
     return "scheduler_config.json" if part == "scheduler" else "config.json"
 

@@ -32,6 +32,9 @@ def change(base: Path, folder: Path, part: str, field: str, value: object) -> Pa
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base, folder)
     path = folder / part / config_file(part, field)
+    if path.suffix == ".jinja":
+        path.write_text(str(value))
+        return folder
     entries = json.loads(path.read_text())
     changes = {field: value.value, **value.others} if isinstance(value, Together) else {field: value}
     for name, each in changes.items():

@@ -11,7 +11,7 @@ from api_schemas.cascade import Cascade
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.compilation import compile_blocks, find_denoiser
-from worker.adapters.errors import UnsupportedConditionError
+from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.graphs import replay_forward
 from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.layout import put_parts_channels_last
@@ -164,10 +164,20 @@ class FamilyModel:
             self.decoder,
             self._encoder,
             family.pipe.device,
-            family.encode(conditions),
+            _encode(family, conditions),
             family.make_scheduler,
             self._met_shapes,
         )
+
+
+def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+    try:
+        return family.encode(conditions)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ModelFolderError(
+            f"this {family.name} model cannot be told its prompt, so its tokenizers and text encoders do not fit "
+            f"each other: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check(conditions: Conditions, family: Family) -> None:
