@@ -25,9 +25,9 @@ from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePla
 from worker.engine.stitch import Band
 from worker.readiness import make_ready
 
-# Absolute, and relative to each value; a picture's is of 255, and half of that is rounded away.
+# Absolute, and relative to the largest value; a picture's is of 255, and half of that is rounded away.
 TOLERANCES = {"latent": (1e-4, 1e-5), "picture": (0.51, 0.0), "encoded": (1e-4, 1e-5)}
-FAINT, CLEAR = 0.1, 3.0  # in tolerances: what differs by less is no change, by more is one
+FAINT, CLEAR = 0.1, 1.5  # in tolerances: what differs by less is no change, by more is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def _distance(name: str, expected: Tensor, actual: Tensor) -> float:
     if expected.shape != actual.shape:
         return float("inf")
     absolute, relative = TOLERANCES[name]
-    return float(((expected - actual).abs() / (absolute + relative * expected.abs())).max())
+    return float((expected - actual).abs().max() / (absolute + relative * expected.abs().max()))
 
 
 def _say(error: Exception | None) -> str:

@@ -90,7 +90,7 @@ def load_theirs(folder: Path) -> DiffusionPipeline:
     if "StableDiffusionXL" in (folder / "model_index.json").read_text():
         parts |= {"add_watermarker": False}
     pipe = DiffusionPipeline.from_pretrained(
-        str(folder), torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, **parts
+        str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, **parts
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import diffusers
@@ -57,9 +58,7 @@ def _set(entries: dict[str, object], field: str, value: object) -> None:
 
 def _refit(base: Path, folder: Path, part: str) -> None:
     """Keep the weights that fit; a configuration that no model can be built of keeps them all."""
-    library, name = json.loads((base / "model_index.json").read_text())[part]
-    kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
-    old = kind.from_pretrained(str(base / part)).state_dict()
+    kind, old = _read_weights(base, part)
     torch.manual_seed(7)
     try:
         model = _build(kind, folder / part)
@@ -75,6 +74,13 @@ def _refit(base: Path, folder: Path, part: str) -> None:
         file.unlink()
     model.save_pretrained(folder / part)
     (folder / part / "config.json").write_text(text)
+
+
+@lru_cache(maxsize=4)
+def _read_weights(base: Path, part: str) -> tuple[type, dict[str, torch.Tensor]]:
+    library, name = json.loads((base / "model_index.json").read_text())[part]
+    kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
+    return kind, kind.from_pretrained(str(base / part)).state_dict()
 
 
 def _build(kind: type, folder: Path) -> nn.Module:

@@ -103,7 +103,7 @@ TABLES: dict[str, dict[str, Table]] = {
         "transformer": Table(transformer.QWEN_IMAGE),
         "vae": Table(vae.AUTOENCODER_KL_QWEN_IMAGE),
         "scheduler": Table({"base_shift": honoured(0.1), "shift_terminal": honoured(0.1)}, ((_SD3, "scheduler"),)),
-        "text_encoder": Table(text.QWEN_2_5_VL, ((_SD, "text_encoder"),)),
+        "text_encoder": Table(text.QWEN_2_5_VL, ((_Z, "text_encoder"), (_SD, "text_encoder"))),
         "tokenizer": Table({}, ((_Z, "tokenizer"), (_SD, "tokenizer"))),
     },
     _Z: {
@@ -119,7 +119,7 @@ TABLES: dict[str, dict[str, Table]] = {
         "transformer": Table(transformer.FLUX_2),
         "vae": Table(vae.AUTOENCODER_KL_FLUX_2),
         "scheduler": Table(scheduler.OF_FLUX_2, ((_SD3, "scheduler"),)),
-        "text_encoder": Table(text.MISTRAL_3, ((_SD, "text_encoder"),)),
+        "text_encoder": Table(text.MISTRAL_3, ((_Z, "text_encoder"), (_SD, "text_encoder"))),
         "tokenizer": Table(text.FLUX_2_TOKENIZER, ((_Z, "tokenizer"), (_SD, "tokenizer"))),
     },
     _KLEIN: {

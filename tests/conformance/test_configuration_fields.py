@@ -73,8 +73,8 @@ def test_no_field_is_forgotten(name: str, part: str, base_of: Callable[[str], Pa
 
 
 def _is_shared(field: str, known: set[str]) -> bool:
-    """What a configuration of two parts repeats of its inner one."""
-    return f"text_config.{field}" in known
+    """What a configuration of two parts has of a text model's."""
+    return f"text_config.{field}" in known or field.removeprefix("text_config.") in known
 
 
 def _at(place: tuple[str, str]) -> Table:

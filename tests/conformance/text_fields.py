@@ -125,7 +125,8 @@ GEMMA_2: Fields = {
     "vocab_size": honoured(40),
 }
 QWEN_2_5_VL: Fields = {
-    **{f"text_config.{name}": tries for name, tries in _QWEN.items()},
+    "text_config.hidden_act": honoured("relu"),
+    "text_config.layer_types": unusable(["full_attention", "sliding_attention"]),
     "text_config.num_attention_heads": unusable(2),
     "text_config.model_type": inert("the class knows its parts", "bert"),
     "text_config.rope_parameters": honoured(
@@ -139,14 +140,11 @@ QWEN_2_5_VL: Fields = {
     "tie_word_embeddings": inert(_LOGITS, True),
 }
 MISTRAL_3: Fields = {
-    **{f"text_config.{name}": tries for name, tries in _TEXT_MODEL.items()},
     "text_config.hidden_act": honoured("relu"),
-    "text_config.head_dim": honoured(16),
-    "text_config.num_attention_heads": honoured(2),
+    "text_config.rope_parameters": honoured({"rope_theta": 2.0, "rope_type": "default"}),
     "text_config.num_hidden_layers": (*unusable(29), *honoured(31)),
     "text_config.model_type": inert("the class knows its parts", "mistral"),
     "text_config.sliding_window": honoured(4),
-    "text_config.tie_word_embeddings": inert(_LOGITS, True),
     "image_token_index": inert(_PICTURES, 5),
     "multimodal_projector_bias": inert(_PICTURES, True),
     "projector_hidden_act": inert(_PICTURES, "relu"),
@@ -198,7 +196,7 @@ T5_TOKENIZER: Fields = {
     "model_max_length": inert("the pipeline has its own limit", 8),
     "extra_ids": inert("more words at the end", 3),
     "extra_special_tokens": honoured(["a"]),
-    "padding_side": inert(_MASKED, "left"),
+    "padding_side": honoured("left"),
 }
 GEMMA_TOKENIZER: Fields = {
     "bos_token": inert(_MASKED, "a"),

@@ -70,7 +70,7 @@ OF_SDXL: Fields = {
     "sample_size": inert(_NO_SIZE, 32, [16, 24], None),
     "in_channels": unusable(9),
     "cross_attention_dim": unusable(16),
-    "transformer_layers_per_block": honoured(Together(2, {"attention_head_dim": 4})),
+    "transformer_layers_per_block": honoured(1),
     "reverse_transformer_layers_per_block": honoured([1, 2]),
     "encoder_hid_dim": unusable(32),
     "class_embed_type": unusable("timestep"),

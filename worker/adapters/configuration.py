@@ -22,14 +22,19 @@ class Need:
     """What a field of a part has to be.
 
     Args:
-        allowed: the same in words.
+        allowed: the same in words, which may depend on the configurations of all parts.
         fits: (its value, the configurations of all parts) -> whether it is that.
     """
 
     part: str
     field: str
-    allowed: str
+    allowed: str | Callable[[Configs], str]
     fits: Callable[[object, Configs], bool]
+
+    def say(self, configs: Configs) -> str:
+        allowed = self.allowed if isinstance(self.allowed, str) else self.allowed(configs)
+        value = configs[self.part][self.field]
+        return f"{self.part}/config.json: {self.field} is {value!r}; allowed: {allowed}"
 
 
 def check_configuration(pipe: DiffusionPipeline) -> None:
@@ -43,9 +48,7 @@ def check_configuration(pipe: DiffusionPipeline) -> None:
     for need in _find_needs(pipe, configs):
         config = configs[need.part]
         if need.field in config and not need.fits(config[need.field], configs):
-            raise ModelFolderError(
-                f"{need.part}/config.json: {need.field} is {config[need.field]!r}; allowed: {need.allowed}"
-            )
+            raise ModelFolderError(need.say(configs))
 
 
 def _find_needs(pipe: DiffusionPipeline, configs: Configs) -> Iterator[Need]:
@@ -82,7 +85,7 @@ def _as_many(part: str, field: str, as_field: str, more: int = 0) -> Need:
 
 def _levels(field: str, channels: str) -> Need:
     return Need(
-        "vae", field, f"a number for each of the latent's channels, of which {channels} counts",
+        "vae", field, lambda configs: f"{configs['vae'][channels]} numbers, as {channels} says",
         lambda value, configs: _count(value) == configs["vae"][channels],
     )  # fmt: skip
 
@@ -92,23 +95,27 @@ def _both_levels_or_none(field: str) -> Need:
         levels = [configs["vae"].get(name) for name in ("latents_mean", "latents_std")]
         return None in levels or _count(value) == configs["vae"]["latent_channels"]
 
-    return Need("vae", field, "a number for each of the latent's channels, or null", fits)
+    return Need("vae", field, lambda configs: f"{configs['vae']['latent_channels']} numbers, or null", fits)
 
 
 def _channels(part: str, *, packed: int = 1, of: str = "latent_channels") -> Need:
     """Models for inpainting and the like take more than a latent: there is no text-to-image pipeline for them."""
-    counted = f"{of} of vae/config.json" + (f" times {packed}, a token's pixels" if packed > 1 else "")
+    counted = f"as {of} of vae/config.json" + (f" times {packed}, a token's pixels" if packed > 1 else "")
     return Need(
-        part, "in_channels", f"as many as {counted}", lambda value, configs: value == _int(configs["vae"][of]) * packed
+        part, "in_channels", lambda configs: f"{_int(configs['vae'][of]) * packed}, {counted}",
+        lambda value, configs: value == _int(configs["vae"][of]) * packed,
     )  # fmt: skip
 
 
 def _answers(part: str, *times: int) -> Need:
     """A second half of what a denoiser answers is its variance, which no step needs."""
-    words = " or ".join("as many as in_channels" if each == 1 else f"{each} times that" for each in times)
+
+    def count(configs: Configs) -> list[int]:
+        return [_int(configs[part]["in_channels"]) * each for each in times]
+
     return Need(
-        part, "out_channels", words,
-        lambda value, configs: value is None or value in [_int(configs[part]["in_channels"]) * each for each in times],
+        part, "out_channels", lambda configs: " or ".join(map(str, count(configs))) + ", as in_channels has it",
+        lambda value, configs: value is None or value in count(configs),
     )  # fmt: skip
 
 
@@ -155,6 +162,7 @@ _OF_AUTOENCODERS: dict[str, tuple[Need, ...]] = {
         _one_of("vae", "in_channels", _COLOURS),
         _one_of("vae", "out_channels", _COLOURS),
         _one_of("vae", "upsampling_scaling_factor", 2),
+        Need("vae", "encoder_block_out_channels", "entries that are all alike", lambda value, _: len({*_entries(value)}) == 1),
         _as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
         _divisor("vae", "scaling_factor"),
     ),

@@ -11,7 +11,7 @@ from api_schemas.cascade import Cascade
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.compilation import compile_blocks, find_denoiser
-from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
+from worker.adapters.errors import ModelError, ModelFolderError, UnsupportedConditionError
 from worker.adapters.graphs import replay_forward
 from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.layout import put_parts_channels_last
@@ -173,7 +173,9 @@ class FamilyModel:
 def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Replica]:
     try:
         return family.encode(conditions)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ModelError, RuntimeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers raise nothing more special
         raise ModelFolderError(
             f"this {family.name} model cannot be told its prompt, so its tokenizers and text encoders do not fit "
             f"each other: {type(error).__name__}: {error}"
