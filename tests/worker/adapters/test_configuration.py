@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.folders import change
 from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny_transformers import tiny_flux
 from worker.adapters.errors import ModelFolderError
@@ -24,9 +25,8 @@ def test_a_refusal_names_field_value_and_what_is_allowed(tmp_path: Path) -> None
 
 
 def test_a_model_for_inpainting_is_refused_for_its_channels(tmp_path: Path) -> None:
-    pipe = tiny_stable_diffusion(tmp_path / "tiny")
-    config = dict(pipe.unet.config) | {"in_channels": 9}
-    type(pipe.unet).from_config(config).save_pretrained(tmp_path / "tiny" / "unet")
+    tiny_stable_diffusion(tmp_path / "plain")
+    change(tmp_path / "plain", tmp_path / "tiny", "unet", "in_channels", 9)
     with pytest.raises(
         ModelFolderError, match=r"unet/config.json: in_channels is 9; allowed: 4, as latent_channels of vae"
     ):
