@@ -9,6 +9,7 @@ from api_schemas.cascade import Cascade, Stage, fit_one_tile, lay_sizes
 from api_schemas.generation import MAX_TILE_SIZE_PX, GenerationRequest, Positions, StageSettings
 from api_schemas.tiling import choose_tiling
 
+MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
 
 
@@ -51,6 +52,10 @@ class ModelCard(BaseModel):
     max_tile_size_px: int = Field(default=MAX_TILE_SIZE_PX, description="The most that a tile's side may be.")
     default_steps: int
     max_steps: int = 200
+    max_schedule_steps: int = Field(
+        default=MAX_SCHEDULE_STEPS,
+        description="Steps from pure noise on that its scheduler can take: a stage's steps divided by its strength.",
+    )
     default_guidance_scale: float
     default_num_modules: int = 1
     layout: Literal["cascade", "flat"] = Field(default="flat", description="What the layout `auto` means.")

@@ -2,20 +2,32 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 MIN_SIDE_PX = 256
 MAX_SIDE_PX = 16_384
 MAX_TILE_SIZE_PX = 4096
 MAX_STAGES = 8
 MAX_SEED = 2**63 - 1
+MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser keeps it
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
+MIN_DPI, MAX_DPI = 1, 2400
 
 Positions = Literal["local", "global"]
 Layout = Literal["auto", "cascade", "flat"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
+BitDepth = Literal[8, 16]
+DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 # Names of multipart parts; each needs the request's field of the same name without `_image`.
 PicturePart = Literal["control_image", "ip_adapter_image"]
 
@@ -138,7 +150,9 @@ class GenerationRequest(BaseModel):
     guidance_scale: float | None = Field(
         default=None, ge=1.0, le=30.0, allow_inf_nan=False, description="1.0 switches guidance off."
     )
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Drawn by the service if left out.")
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="Drawn by the service if left out, below 2^53."
+    )
     seamless: Seamless = Field(
         default="none", description="Axes along which the picture continues into itself."
     )
@@ -148,6 +162,13 @@ class GenerationRequest(BaseModel):
         " again (cascade), or sung at its full size at once (flat: textures, panoramas). By the model's card: auto.",
     )
     output_format: OutputFormat = "png"
+    bit_depth: BitDepth = Field(default=8, description="Bits a channel of the file; 16 for png and tiff.")
+    dpi: int = Field(
+        default=300,
+        ge=MIN_DPI,
+        le=MAX_DPI,
+        description="Resolution that the file states, pixels an inch; it changes no pixel.",
+    )
     embed_metadata: bool = Field(
         default=True, description="Write prompt, seed, model and settings into the file."
     )
@@ -171,6 +192,14 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"each LoRA once; named more often: {', '.join(sorted(twins))}")
         return loras
 
+    @field_validator("bit_depth")
+    @classmethod
+    def _check_format_is_deep(cls, bit_depth: BitDepth, info: ValidationInfo) -> BitDepth:
+        output_format = info.data.get("output_format", "png")
+        if bit_depth == 16 and output_format not in DEEP_FORMATS:
+            raise ValueError(f"16 is for output_format {' or '.join(DEEP_FORMATS)}, not {output_format}")
+        return bit_depth
+
     @model_validator(mode="after")
     def _check_format_fits(self) -> "GenerationRequest":
         longest_px = max(self.width_px, self.height_px)
@@ -182,7 +211,7 @@ class GenerationRequest(BaseModel):
 
 
 class SentPicture(BaseModel):
-    """A picture that came with a request. It is kept as PNG, without what else its file held."""
+    """A picture that came with a request. It is kept as PNG in sRGB, without what else its file held."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -25,7 +25,6 @@ from worker.engine.denoise import denoise
 from worker.engine.generate import Singer
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, GenerationPlan
-from worker.engine.schedule import initial_scale
 from worker.planner import plan_generation
 
 BLUR_PX = 8
@@ -81,11 +80,13 @@ def sing(plan: GenerationPlan, singer: Singer) -> Tensor:
     (stage,) = plan.stages
     ensemble, scheduler = singer.begin(stage)
     latent = initial_noise(plan.seed, plan.channels, plan.canvas.height, plan.canvas.width)
-    latent *= initial_scale(scheduler)
-    generator = torch.Generator().manual_seed(plan.seed)
-    for _ in denoise(latent, stage.denoise, ensemble, scheduler, generator):
-        pass
-    return latent
+    latent *= scheduler.initial_scale
+    steps = denoise(latent, stage.denoise, ensemble, scheduler, torch.Generator().manual_seed(plan.seed))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def paint(latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan) -> Tensor:

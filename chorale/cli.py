@@ -163,6 +163,12 @@ def generate(
         Path | None, Option(help="Picture that it takes after.", exists=True, dir_okay=False)
     ] = None,
     ip_adapter_scale: Annotated[float | None, Option(help="How closely, 0 to 1.", show_default="0.6")] = None,
+    bit_depth: Annotated[
+        int | None, Option(help="Bits a channel, 8 or 16; 16 for .png and .tif.", show_default="8")
+    ] = None,
+    dpi: Annotated[
+        int | None, Option(help="Resolution that the file states, pixels an inch.", show_default="300")
+    ] = None,
     dzi: Annotated[bool, Option("--dzi", help="Write the deep zoom beside the picture.")] = False,
     url: Url = None,
     data: Data = None,
@@ -186,6 +192,8 @@ def generate(
             "control": name_add_on("control", control, control_scale, control_image),
             "ip_adapter": name_add_on("ip-adapter", ip_adapter, ip_adapter_scale, ip_adapter_image),
             "output_format": find_format(path),
+            "bit_depth": bit_depth,
+            "dpi": dpi,
         }
     )
     pictures = name_pictures(control_image, ip_adapter_image)

@@ -7,7 +7,7 @@ from typing import Final
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
-from api_schemas.generation import MAX_SEED, GenerationRequest, ResolvedRequest
+from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
 from service.drain import DrainMeter
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.geometry import find_misfits
@@ -69,7 +69,7 @@ def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
         "guidance_scale": (
             card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
-        "seed": secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
     return ResolvedRequest.model_validate(request.model_dump() | choices)
 

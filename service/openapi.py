@@ -8,13 +8,19 @@ from fastapi.openapi.utils import get_openapi
 from api_schemas.errors import Problem
 from api_schemas.generation import GenerationRequest
 from service.errors import INTERNAL_ERROR, STATUS, BodyTooLargeError, ServiceError, UnavailableError
+from service.picture_formats import name_formats, readable_formats
 from service.problems import MEDIA_TYPE
 from service.submission import PICTURE_PARTS, REQUEST_PART
 
 Responses = dict[int | str, dict[str, object]]
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
 _REQUEST_REFERENCE = {"$ref": "#/components/schemas/GenerationRequest"}
-_PICTURE = {"type": "string", "format": "binary"}
+_PICTURE = {
+    "type": "string",
+    "format": "binary",
+    "description": f"A {name_formats()} picture; the first, where there are several. Colours are converted to sRGB.",
+}
+_PICTURE_TYPES = ", ".join(each.media_type for each in readable_formats())
 # A route that reads its body itself declares it here.
 SUBMISSION_BODY: dict[str, object] = {
     "required": True,
@@ -29,7 +35,7 @@ SUBMISSION_BODY: dict[str, object] = {
             },
             "encoding": {
                 REQUEST_PART: {"contentType": "application/json"},
-                **{part: {"contentType": "image/png, image/jpeg, image/webp"} for part in PICTURE_PARTS},
+                **{part: {"contentType": _PICTURE_TYPES} for part in PICTURE_PARTS},
             },
         },
     },

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
+from api_schemas.cascade import Stage
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
-from api_schemas.generation import GenerationRequest
-
-_SCHEDULE_STEPS = 1000  # the clocks of all models know no more
+from api_schemas.generation import GenerationRequest, StageSettings
 
 
 def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
@@ -21,15 +20,24 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
             allowed=f"at most {len(stages)}: model {card.name} sings this picture at {sizes} px",
         )
     yield from _check_first(request)
-    for level, (settings, stage) in enumerate(zip(asked, stages, strict=False)):
+    for level, stage in enumerate(stages):
+        settings = asked[level] if level < len(asked) else StageSettings()
         field = f"advanced.stages.{level}"
         if settings.steps is not None and settings.steps > card.max_steps:
             allowed = f"1 to {card.max_steps} for model {card.name}"
             yield FieldError(field=f"{field}.steps", value=str(settings.steps), allowed=allowed)
-        elif stage.schedule_steps > _SCHEDULE_STEPS:
-            least = stage.steps / _SCHEDULE_STEPS
-            allowed = f"at least {least:g} with {stage.steps} steps: a schedule has {_SCHEDULE_STEPS}"
-            yield FieldError(field=f"{field}.strength", value=f"{stage.strength:g}", allowed=allowed)
+        elif stage.schedule_steps > card.max_schedule_steps:
+            yield _exceeds_schedule(f"{field}.strength", stage, card)
+
+
+def _exceeds_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
+    """Where the strength was not asked for, it is the card's."""
+    least = stage.steps / card.max_schedule_steps
+    allowed = (
+        f"at least {least:g} with {stage.steps} steps: the scheduler of model {card.name} takes"
+        f" {card.max_schedule_steps} from pure noise on"
+    )
+    return FieldError(field=field, value=f"{stage.strength:g}", allowed=allowed)
 
 
 def _check_first(request: GenerationRequest) -> Iterator[FieldError]:

@@ -14,6 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, PicturePart
 from service.errors import BadRequestError, InvalidRequestError
+from service.picture_formats import name_formats
 
 REQUEST_PART: Final = "request"
 PICTURE_PARTS: Final[tuple[PicturePart, ...]] = get_args(PicturePart)
@@ -102,7 +103,7 @@ def _mismatches(submission: Submission) -> Iterator[FieldError]:
     for part, settings in wanted.items():
         name = part.removesuffix("_image")
         if settings is not None and part not in submission.files:
-            allowed = f"a PNG, JPEG or WebP picture as the part {part} of multipart/form-data, for {name}"
+            allowed = f"a {name_formats()} picture as the part {part} of multipart/form-data, for {name}"
             yield FieldError(field=part, value="null", allowed=allowed)
         if settings is None and part in submission.files:
             yield FieldError(field=part, value="a picture", allowed=f"no picture without the field {name}")

@@ -65,7 +65,7 @@ def test_a_prompt_becomes_the_picture_that_the_engine_makes(stack: Stack, tmp_pa
         descriptor = client.download_pyramid(job.id, tmp_path / "waves.dzi")
     expected = expected_picture(REQUEST)
     assert np.array_equal(open_picture(path.read_bytes()), expected)
-    assert Image.open(path).text["prompt"] == "waves 🌊"
+    assert Image.open(path).text["Description"] == "waves 🌊"
     _check_live(live, expected)
     _check_pyramid(descriptor, expected)
 

@@ -47,7 +47,7 @@ class Delivery:
         Raises:
             DiskFullError: no space left.
         """
-        self._press = Press(sung.path)
+        self._press = Press(sung.path, self._request.dpi)
         kind = self._request.output_format
         image, pyramid = folder / f"image.{SUFFIXES[kind]}", folder / "pyramid"
         # `image.tif` holds the rows.

@@ -1,25 +1,32 @@
-"""What a picture says about itself, as PNG text or as XMP."""
+"""What a picture says about itself: PNG text, EXIF and XMP."""
 
 import json
+import re
 import struct
 import zlib
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
+from PIL.ExifTags import IFD, Base
+from PIL.Image import Exif
+
 from api_schemas.generation import ResolvedRequest
 
 _NAMESPACE = "urn:chorale:picture:1"
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2: Char
+_SRGB = 1  # EXIF 3.0, ColorSpace
 
 
 @dataclass(frozen=True, slots=True)
 class PictureMetadata:
-    """`settings` is JSON."""
+    """`settings` is JSON; `parameters` is the text that the common readers of generated pictures parse."""
 
     prompt: str
     negative_prompt: str
     seed: int
     model: str
     settings: str
+    parameters: str
 
 
 def describe_picture(request: ResolvedRequest) -> PictureMetadata:
@@ -28,45 +35,73 @@ def describe_picture(request: ResolvedRequest) -> PictureMetadata:
         mode="json", exclude={"prompt", "negative_prompt", "seed", "model", "embed_metadata"}
     )
     return PictureMetadata(
-        request.prompt, request.negative_prompt, request.seed, request.model, json.dumps(settings)
+        request.prompt,
+        request.negative_prompt,
+        request.seed,
+        request.model,
+        json.dumps(settings),
+        _write_parameters(request),
     )
 
 
+def _write_parameters(request: ResolvedRequest) -> str:
+    """Prompt, negative prompt and a line of settings, as AUTOMATIC1111's web UI writes them."""
+    values: dict[str, object] = {
+        "Steps": request.steps,
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width_px}x{request.height_px}",
+        "Model": request.model,
+        "Version": "Chorale",
+    }
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items()))
+    return "\n".join(lines).strip()
+
+
+def _quote(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\r\n]', value) else value
+
+
 def png_chunks(metadata: PictureMetadata) -> bytes:
-    """International text chunks, UTF-8 (PNG specification, third edition, 11.3.3.4)."""
+    """Text chunks. No key `prompt` or `workflow`: readers of node graphs expect JSON there."""
     texts = {
+        "parameters": metadata.parameters,
         "Software": "Chorale",
         "Description": metadata.prompt,
-        "prompt": metadata.prompt,
         "negative_prompt": metadata.negative_prompt,
         "seed": str(metadata.seed),
         "model": metadata.model,
         "settings": metadata.settings,
     }
-    return b"".join(_international_text(key, text) for key, text in texts.items())
+    return b"".join(_text(key, text) for key, text in texts.items())
 
 
-def _international_text(keyword: str, text: str) -> bytes:
+def _text(keyword: str, text: str) -> bytes:
+    """PNG specification, third edition, 11.3.3: plain where it can be, since some readers know no other."""
+    if text.isascii():
+        return _chunk(b"tEXt", keyword.encode() + b"\0" + text.encode())
     uncompressed, no_language, no_translation = b"\0\0", b"\0", b"\0"
-    body = (
-        b"iTXt"
-        + keyword.encode("latin-1")
-        + b"\0"
-        + uncompressed
-        + no_language
-        + no_translation
-        + text.encode()
+    return _chunk(
+        b"iTXt", keyword.encode() + b"\0" + uncompressed + no_language + no_translation + text.encode()
     )
-    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def _clean(text: str) -> str:
-    """XML 1.0 has no place for control characters, escaped or not."""
-    return "".join(char if char >= " " or char in "\t\n\r" else "\ufffd" for char in text)
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _attribute(text: str) -> str:
-    return quoteattr(_clean(text))
+def exif_block(metadata: PictureMetadata | None) -> bytes:
+    """EXIF for JPEG and WebP: the colour space, and what common readers look for in the comment."""
+    block = Exif()
+    block[Base.ResolutionUnit] = 2  # inches; the writer of the file fills in how many pixels
+    details = block.get_ifd(IFD.Exif)
+    details[Base.ColorSpace] = _SRGB
+    if metadata is not None:
+        details[Base.UserComment] = b"UNICODE\0" + metadata.parameters.encode("utf-16-be")
+    return block.tobytes()
 
 
 def xmp_packet(metadata: PictureMetadata) -> bytes:
@@ -77,6 +112,20 @@ def xmp_packet(metadata: PictureMetadata) -> bytes:
  xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:chorale="{_NAMESPACE}"
  xmp:CreatorTool="Chorale" chorale:seed="{metadata.seed}" chorale:model={_attribute(metadata.model)}
  chorale:negative_prompt={_attribute(metadata.negative_prompt)} chorale:settings={_attribute(metadata.settings)}>
-<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{escape(_clean(metadata.prompt))}</rdf:li></rdf:Alt></dc:description>
+<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{_content(metadata.prompt)}</rdf:li></rdf:Alt></dc:description>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>""".encode()
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(_clean(text), {"\r": "&#13;"})
+
+
+def _content(text: str) -> str:
+    """A bare carriage return would be read as a line feed (XML 1.0, 2.11)."""
+    return escape(_clean(text), {"\r": "&#13;"})
+
+
+def _clean(text: str) -> str:
+    """What XML has no place for, escaped or not: control characters, U+FFFE and U+FFFF."""
+    return _NO_XML.sub("\ufffd", text)

@@ -8,6 +8,8 @@ from math import ceil
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+
 from worker import messages
 from worker.arrivals import Arrivals
 from worker.checkpoint_file import read_checkpoint, write_checkpoint
@@ -89,7 +91,8 @@ class Performance:
         """
         path = self._job.folder / "image.tif"
         request = self._job.request
-        with ImageFile(path, request.height_px, request.width_px) as image, closing(self._open()) as progress:
+        rows = ImageFile(path, request.height_px, request.width_px, request.bit_depth)
+        with rows as image, closing(self._open()) as progress:
             for event in progress:
                 self._take_in(event, image)
                 self._obey()
@@ -172,7 +175,7 @@ class Performance:
     def _write_band(self, band: Band, image: ImageFile) -> None:
         rows = band.rows.numpy()
         image.write(band.top, rows)
-        self._canvas.paint_rows(band.top, rows)
+        self._canvas.paint_rows(band.top, rows if rows.dtype == np.uint8 else (rows >> 8).astype(np.uint8))
         band_px = self._plan.decode.tile_size * self._model.card.vae_scale
         report = BandWritten(
             band.top, len(rows), band.top // band_px + 1, self._count_bands(), self._take_lap()

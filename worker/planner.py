@@ -20,6 +20,7 @@ def plan_generation(
         decode=DecodePlan(
             mode=request.advanced.decode_mode, memory_bytes=decode_memory_bytes, spill_dir=str(spill_dir)
         ),
+        bit_depth=request.bit_depth,
     )
 
 

@@ -9,17 +9,19 @@ import pyvips
 
 from api_schemas.generation import OutputFormat
 from worker.errors import DiskFullError
-from worker.metadata import PictureMetadata, png_chunks, xmp_packet
+from worker.metadata import PictureMetadata, exif_block, png_chunks, xmp_packet
 
 TILE_SIZE = 510
 OVERLAP = 1
 _PNG_HEADER_BYTES = 33  # signature and IHDR; text may stand anywhere after them
 _SAVERS: dict[OutputFormat, str] = {
-    "png": ".png[compression=2,filter=sub,keep=none]",
-    "jpeg": ".jpg[Q=92,keep=xmp]",
-    "webp": ".webp[Q=90,keep=xmp]",
-    "tiff": ".tif[compression=deflate,predictor=horizontal,tile=true,bigtiff=true,keep=xmp]",
+    "png": ".png[compression=2,filter=sub,keep=icc]",
+    "jpeg": ".jpg[Q=92,keep=icc:exif:xmp]",
+    "webp": ".webp[Q=90,keep=icc:exif:xmp]",
+    "tiff": ".tif[compression=deflate,predictor=horizontal,tile=true,resunit=inch,keep=icc:xmp]",
 }
+_CLASSIC_TIFF_BYTES = 4_000_000_000  # of 2**32: deflate may make what it cannot pack a little larger
+_MM_PER_INCH = 25.4
 SUFFIXES: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
 MEDIA_TYPES: dict[OutputFormat, str] = {
     "png": "image/png",
@@ -32,8 +34,9 @@ MEDIA_TYPES: dict[OutputFormat, str] = {
 class Press:
     """Writes files out of one BigTIFF; `stop` may be called from another thread."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, dpi: int) -> None:
         self._source = source
+        self._dpi = dpi
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -41,17 +44,19 @@ class Press:
         self._stopped.set()
 
     def write_picture(self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None) -> None:
-        """Write the picture as a client downloads it.
+        """Write the picture as a client downloads it: sRGB, as many bits as its rows have.
 
         Raises:
             DiskFullError: no space left.
         """
         image = self._open()
+        image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
+        _set_blob(image, "icc-profile-data", pyvips.Operation.call("profile_load", "srgb"))
         try:
             if kind == "png":
                 _write_png(image, path, b"" if metadata is None else png_chunks(metadata))
             else:
-                _write_with_xmp(image, path, kind, metadata)
+                _write_with_blobs(image, path, kind, metadata)
         except pyvips.Error as error:
             raise _translate(error) from error
 
@@ -61,15 +66,18 @@ class Press:
         Raises:
             DiskFullError: no space left.
         """
+        image = self._open()  # it must outlive the call, which signals its progress
         try:
-            self._open().dzsave(
+            image.colourspace("srgb").dzsave(  # 16 bits become 8
                 str(base), tile_size=TILE_SIZE, overlap=OVERLAP, suffix=".jpg[Q=88,keep=none]"
             )
         except pyvips.Error as error:
             raise _translate(error) from error
 
     def _open(self) -> pyvips.Image:
-        image = pyvips.Image.new_from_file(str(self._source), access="sequential").copy()
+        per_mm = self._dpi / _MM_PER_INCH
+        image = pyvips.Image.new_from_file(str(self._source), access="sequential")
+        image = image.copy(xres=per_mm, yres=per_mm)
         image.set_progress(True)
         image.signal_connect("eval", lambda progressing, _: self._check(progressing))
         return image
@@ -122,14 +130,26 @@ def _write_all(file: int, data: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-def _write_with_xmp(
+def _write_with_blobs(
     image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None
 ) -> None:
+    if kind in ("jpeg", "webp"):
+        _set_blob(image, "exif-data", exif_block(metadata))
     if metadata is not None:
-        packet = xmp_packet(metadata)
-        # pyvips' own types leave out bytes, which is what a blob is.
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", packet)  # pyright: ignore[reportArgumentType]
-    image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}")
+        _set_blob(image, "xmp-data", xmp_packet(metadata))
+    options = {"bigtiff": True} if kind == "tiff" and needs_bigtiff(image) else {}
+    image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}", **options)
+
+
+def needs_bigtiff(image: pyvips.Image) -> bool:
+    """Whether a classic TIFF, whose offsets have 32 bits, might be too small; many programs open no other."""
+    sample_bytes = 1 if image.format == "uchar" else 2
+    return image.width * image.height * image.bands * sample_bytes > _CLASSIC_TIFF_BYTES
+
+
+def _set_blob(image: pyvips.Image, name: str, blob: bytes) -> None:
+    # pyvips' own types leave out bytes, which is what a blob is.
+    image.set_type(pyvips.GValue.blob_type, name, blob)  # pyright: ignore[reportArgumentType]
 
 
 def _translate(error: Exception) -> Exception:

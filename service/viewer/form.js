@@ -8,6 +8,8 @@ const SHOWN_AT_ADVANCED = new Set([
   "guidance_scale",
   "advanced.num_modules",
   "output_format",
+  "bit_depth",
+  "dpi",
   "negative_prompt",
 ]);
 
@@ -43,11 +45,12 @@ export class RequestForm {
       height_px: height,
       seamless: elements.seamless.value,
       output_format: elements.output_format.value,
+      bit_depth: Number(elements.bit_depth.value),
     };
     for (const name of ["seed", "model", "negative_prompt"]) {
       if (elements[name].value.trim()) request[name] = elements[name].value.trim();
     }
-    for (const name of ["steps", "guidance_scale"]) {
+    for (const name of ["steps", "guidance_scale", "dpi"]) {
       if (elements[name].value) request[name] = Number(elements[name].value);
     }
     const voices = elements["advanced.num_modules"].value;
@@ -66,6 +69,8 @@ export class RequestForm {
     elements.seamless.value = request.seamless;
     elements.seed.value = request.seed;
     elements.output_format.value = request.output_format;
+    elements.bit_depth.value = String(request.bit_depth);
+    elements.dpi.value = request.dpi;
     elements.negative_prompt.value = request.negative_prompt;
     elements.model.value = request.model;
     elements.steps.value = request.steps;

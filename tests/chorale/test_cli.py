@@ -50,7 +50,7 @@ def test_generate_writes_the_picture_and_its_deep_zoom(stack: LocalStack, tmp_pa
     assert "step 3/3" in done.stderr
     with Image.open(tmp_path / "out" / "dusk.png") as picture:
         assert picture.size == (512, 256)
-        assert picture.text["prompt"] == "waves at dusk"
+        assert picture.text["Description"] == "waves at dusk"
     assert (tmp_path / "out" / "dusk_files" / "9" / "0_0.jpg").exists()
 
 
@@ -63,6 +63,15 @@ def test_the_same_seed_gives_the_same_bytes_and_a_name_comes_from_the_prompt(
         (tmp_path / "waves-at-dusk.png").rename(tmp_path / f"{len(list(tmp_path.iterdir()))}.png")
     first, second = sorted(tmp_path.iterdir())
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_file_for_print_has_its_bits_and_its_resolution(stack: LocalStack, tmp_path: Path) -> None:
+    options = ("--bit-depth", "16", "--dpi", "150", "-o", "waves.tif", "--url", stack.url)
+    done = run("generate", "waves", *SHORT, *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "waves.tif") as picture:
+        assert picture.info["dpi"] == (150, 150)
+        assert picture.tag_v2[258] == (16, 16, 16)  # BitsPerSample
 
 
 def test_generate_sends_pictures_and_names_add_ons(stack: LocalStack, tmp_path: Path) -> None:
@@ -109,6 +118,9 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--size", "100x100"), 2, "width_px"),
         (("generate", "x", "-o", "x.gif"), 2, ".png"),
         (("generate", "x", "--seed", "-1"), 2, "seed"),
+        (("generate", "x", "--dpi", "2401"), 2, "dpi"),
+        (("generate", "x", "--bit-depth", "12"), 2, "8 or 16"),
+        (("generate", "x", "--bit-depth", "16", "-o", "x.jpg"), 2, "png or tiff, not jpeg"),
         (("generate", "x", "--size", "1001x512"), 1, "1000 or 1008"),
         (("generate", "x", "--model", "nobody"), 1, "nobody"),
         (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),
@@ -117,7 +129,7 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--lora", "ink:5"), 2, "loras.0.weight"),
         (("generate", "x", "--control", "edges"), 2, "--control-image"),
         (("generate", "x", "--ip-adapter-image", __file__), 2, "--ip-adapter NAME"),
-        (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 1, "PNG, JPEG or WebP"),
+        (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 1, "a PNG, JPEG, WebP"),
         (("cancel", "0000"), 1, "0000"),
     ],
 )

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from api_schemas.answers import JobView
+from service.picture_formats import name_formats
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
+from tests.service.test_picture_colors import profile, with_chunks
 from tests.story import CARD, Story
 
 CONTROL = {"prompt": "lava", "control": {"name": "edges"}}
@@ -47,7 +49,7 @@ def _card(story: Story) -> None:
     story.publish(CARD.model_copy(update=names))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_a_picture_is_stored_as_png_before_the_job_is_queued(
     api: httpx.Client, store_dir: Path, kind: str
 ) -> None:
@@ -85,6 +87,21 @@ def test_what_a_file_holds_beside_pixels_is_not_stored(api: httpx.Client, store_
         assert not picture.info
 
 
+def test_colours_are_stored_as_srgb_whatever_text_comes_along(api: httpx.Client, store_dir: Path) -> None:
+    text = (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (80 << 20)))
+    red = encode_p3(Image.new("RGB", (8, 8), (200, 100, 50)))
+    job = post(api, control_image=with_chunks(red, text)).json()
+    with Image.open(store_dir / "inputs" / job["id"] / "control_image.png") as picture:
+        assert picture.getpixel((0, 0)) == pytest.approx((215, 93, 32), abs=1)  # by CSS Color 4's matrices
+        assert not picture.info
+
+
+def encode_p3(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG", icc_profile=profile("p3"))
+    return file.getvalue()
+
+
 def test_sixteen_bits_of_grey_keep_their_range(api: httpx.Client, store_dir: Path) -> None:
     file = BytesIO()
     levels = struct.pack("<256H", *(level * 257 for level in range(256)))
@@ -108,11 +125,10 @@ def test_what_is_transparent_is_black(api: httpx.Client, store_dir: Path) -> Non
         (CONTROL, {}, "control_image", "as the part control_image"),
         ({"prompt": "x"}, {"control_image": encode()}, "control_image", "without the field control"),
         (CONTROL, {"control_image": encode(), "mask": encode()}, "mask", "known are request, control_image"),
-        (CONTROL, {"control_image": b"GIF89a" + encode()}, "control_image", "PNG, JPEG or WebP"),
-        (CONTROL, {"control_image": encode("GIF")}, "control_image", "PNG, JPEG or WebP"),
-        (CONTROL, {"control_image": encode("TIFF")}, "control_image", "PNG, JPEG or WebP"),
+        (CONTROL, {"control_image": b"GIF89a" + encode()}, "control_image", name_formats()),
+        (CONTROL, {"control_image": encode("GIF")}, "control_image", name_formats()),
         (CONTROL, {"control_image": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "control_image", "PNG"),
-        (CONTROL, {"control_image": b""}, "control_image", "PNG, JPEG or WebP"),
+        (CONTROL, {"control_image": b""}, "control_image", name_formats()),
         (CONTROL, {"control_image": encode()[:-60]}, "control_image", "this one is broken"),
         ({"control": {"name": "none"}}, {"control_image": encode()}, "control.name", "edges"),
         ({"control": {"nam": "edges"}}, {"control_image": encode()}, "control.nam", "name, scale, start, end"),

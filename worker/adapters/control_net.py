@@ -15,7 +15,8 @@ from torch import Tensor
 
 from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.unet_pipeline import UNetPipeline, make_scheduler
+from worker.adapters.schedulers import make_scheduler
+from worker.adapters.unet_pipeline import UNetPipeline, use_scheduler
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
 
@@ -98,7 +99,9 @@ class ControlNets:
             to_pil(control.picture), canvas.height * scale, canvas.width * scale
         )
         picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(pipe.device)
-        loudness = find_loudness(control, make_scheduler(pipe, stage).timesteps)
+        loudness = find_loudness(
+            control, make_scheduler(pipe.scheduler, use_scheduler(stage), pipe.device).timesteps
+        )
         return Guide(network, picture, scale, loudness)
 
     def _load(self, folder: Path) -> ControlNetModel:

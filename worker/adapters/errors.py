@@ -4,6 +4,7 @@ ModelError
 ├── ModelFolderError           missing, incomplete, or holding pickled weights
 ├── DamagedModelError          a file does not have the digest that the folder states
 ├── UnknownFamilyError         no adapter for this pipeline class
+├── UnsupportedSchedulerError  the folder's scheduler does not work with its family
 └── UnsupportedConditionError  the family cannot be told that
 """
 
@@ -22,6 +23,10 @@ class DamagedModelError(ModelError):
 
 class UnknownFamilyError(ModelError):
     """No adapter for this pipeline class."""
+
+
+class UnsupportedSchedulerError(ModelError):
+    """The folder's scheduler does not work with its family; names those that do."""
 
 
 class UnsupportedConditionError(ModelError):

@@ -8,7 +8,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from api_schemas.cascade import Cascade
-from api_schemas.catalog import ModelCard
+from api_schemas.catalog import MAX_SCHEDULE_STEPS, ModelCard
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.compilation import compile_blocks, find_denoiser
 from worker.adapters.errors import ModelError, ModelFolderError, UnsupportedConditionError
@@ -19,6 +19,8 @@ from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.prompt_length import find_cut_prompts
+from worker.adapters.scheduler_trial import find_most_steps, require_working_scheduler
+from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOnKind, AddOns
 from worker.adapters.vae import Autoencoder, flatten_decoder
@@ -26,8 +28,8 @@ from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.decoder import Decoder
 from worker.engine.encoder import Encoder
 from worker.engine.ensemble import Ensemble, Replica
-from worker.engine.plan import GenerationPlan, StagePlan
-from worker.engine.schedule import Scheduler
+from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,8 @@ class Family(Protocol):
         """Encode what the model is told; a stage then adds what depends on its canvas."""
         ...
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
-        """A fresh one, its timesteps set."""
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        """How its pipeline uses the folder's scheduler for tiles of such a stage."""
         ...
 
 
@@ -125,6 +127,7 @@ class FamilyModel:
             compile_blocks(find_denoiser(family.pipe))
         self._is_compiled, self._met_shapes = settings.compile, set[tuple[int, int]]()
         self._supported = _find_supported(family, settings)
+        schedule_steps = _try_scheduler(family, settings)
         self.add_ons = (add_ons or AddOns()).only(self._supported)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None
         vae: Autoencoder = family.pipe.components["vae"]
@@ -132,7 +135,7 @@ class FamilyModel:
         self.decoder = flatten_decoder(vae, scaling)
         self._encoder = flatten_encoder(vae, scaling)
         announced = {"supports": list(self._supported), **self.add_ons.announce()}
-        self.card = _describe(family, settings, name).model_copy(update=announced)
+        self.card = _describe(family, settings, name, schedule_steps).model_copy(update=announced)
         self.preview_map = _preview_map(family, settings, self.decoder)
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
@@ -165,7 +168,11 @@ class FamilyModel:
             self._encoder,
             family.pipe.device,
             _encode(family, conditions),
-            family.make_scheduler,
+            lambda stage: make_scheduler(
+                family.pipe.components["scheduler"],
+                family.use_scheduler(stage),
+                family.pipe._execution_device,
+            ),
             self._met_shapes,
         )
 
@@ -218,7 +225,23 @@ def _check_add_ons(conditions: Conditions, name: str, supported: Sequence[AddOnK
             )
 
 
-def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
+def _try_scheduler(family: Family, settings: FolderSettings) -> int:
+    """The most steps that the folder's scheduler takes.
+
+    Raises:
+        UnsupportedSchedulerError: it does not work with this family.
+    """
+    scheduler, side = family.pipe.components["scheduler"], family.shape.native_size_px // family.shape.scale
+    tile = DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=0)
+
+    def use(steps: int) -> SchedulerUse:
+        return family.use_scheduler(StagePlan(tile, steps))
+
+    require_working_scheduler(scheduler, use(settings.default_steps or family.habits.steps), family.name)
+    return find_most_steps(scheduler, use, MAX_SCHEDULE_STEPS)
+
+
+def _describe(family: Family, settings: FolderSettings, name: str, schedule_steps: int) -> ModelCard:
     shape, habits = family.shape, family.habits
     native_size_px = settings.native_size_px or shape.native_size_px
     return ModelCard(
@@ -232,7 +255,8 @@ def _describe(family: Family, settings: FolderSettings, name: str) -> ModelCard:
         vae_scale=shape.scale,
         tile_sizes_px=settings.tile_sizes_px or [native_size_px],
         default_steps=settings.default_steps or habits.steps,
-        max_steps=settings.max_steps,
+        max_steps=min(settings.max_steps, schedule_steps),
+        max_schedule_steps=schedule_steps,
         default_guidance_scale=(
             habits.guidance_scale
             if settings.default_guidance_scale is None

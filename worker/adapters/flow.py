@@ -1,47 +1,24 @@
-"""Schedules of the families that are trained by flow matching."""
+"""How the pipelines of the families that are trained by flow matching time their steps."""
+
+# diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
+# pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
-import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from worker.engine.plan import DenoisePlan, StagePlan
-from worker.engine.schedule import Scheduler
-
-
-def make_flow_scheduler(
-    kept: FlowMatchEulerDiscreteScheduler,
-    stage: StagePlan,
-    device: torch.device,
-    shift: float,
-    sigmas: Sequence[float] | None = None,
-) -> Scheduler:
-    """A fresh scheduler after the folder's, its timesteps set.
-
-    Args:
-        kept: the folder's.
-        shift: `mu` of a schedule that depends on the resolution; others have their own.
-        sigmas: noise levels before the shift, if the family has its own.
-    """
-    dynamic = kept.config.get("use_dynamic_shifting", False)
-    derived = kept.config.get("use_flow_sigmas", False)
-    scheduler = cast(FlowMatchEulerDiscreteScheduler, type(kept).from_config(kept.config))
-    scheduler.set_timesteps(
-        stage.steps,
-        device=device,
-        mu=shift if dynamic else None,
-        sigmas=None if sigmas is None or derived else list(sigmas),
-    )
-    return cast(Scheduler, scheduler)
+from worker.engine.plan import DenoisePlan
 
 
-def shift_by_tokens(kept: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:
+def shift_by_tokens(kept: SchedulerMixin, tokens: int, max_shift: float = 1.15) -> float:
     """Esser et al. 2024, section 5.3.2: more pixels need more noise to hide them.
 
     What counts are the pixels that a transformer sees at once, hence a tile's, not the canvas'.
+
+    Args:
+        max_shift: the pipeline's, where the folder has none.
     """
     config = kept.config
     return calculate_shift(
@@ -49,13 +26,18 @@ def shift_by_tokens(kept: FlowMatchEulerDiscreteScheduler, tokens: int) -> float
         config.get("base_image_seq_len", 256),
         config.get("max_image_seq_len", 4096),
         config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
+        config.get("max_shift", max_shift),
     )
 
 
-def even_sigmas(steps: int) -> list[float]:
+def even_sigmas(steps: int) -> Sequence[float]:
     """From pure noise to one step before none, as FLUX' and Qwen-Image's pipelines lay them."""
     return np.linspace(1.0, 1 / steps, steps).tolist()
+
+
+def own_sigmas(kept: SchedulerMixin, sigmas: Sequence[float]) -> Sequence[float] | None:
+    """None where the scheduler derives flow matching's own, which FLUX' pipelines then leave to it."""
+    return None if kept.config.get("use_flow_sigmas") else sigmas
 
 
 def count_tokens(plan: DenoisePlan, patch: int) -> int:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from api_schemas.generation import Positions
 from worker.adapters.family import Habits, Shape
-from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler, shift_by_tokens
+from worker.adapters.flow import count_tokens, even_sigmas, own_sigmas, shift_by_tokens
 from worker.adapters.flux_control_net import FluxControlNets, FluxGuide
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.positions import predict_in_place
+from worker.adapters.schedulers import Packing, SchedulerUse, make_scheduler
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 PATCH = 2  # latent pixels a side that are packed into one token
 
@@ -61,10 +61,10 @@ class FluxReplica:
     def _predict(
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], corner: tuple[int, int]
     ) -> Tensor:
-        count, channels, height, width = crops.shape
+        count, _, height, width = crops.shape
         dtype = self.states.dtype
         told = {
-            "hidden_states": FluxPipeline._pack_latents(crops.to(dtype), count, channels, height, width),
+            "hidden_states": _pack(crops.to(dtype)),
             "timestep": timestep.expand(count).to(dtype) / 1000,
             "guidance": self._guidance(crops),
             "pooled_projections": self.pooled.expand(count, -1),
@@ -79,7 +79,7 @@ class FluxReplica:
             controlnet_single_block_samples=single,
             return_dict=False,
         )[0]
-        return FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1).float()
+        return _unpack(tokens, height, width).float()
 
     def _guidance(self, crops: Tensor) -> Tensor | None:
         scale = self.guidance_scale
@@ -87,6 +87,14 @@ class FluxReplica:
 
     def guide(self, predictions: Tensor) -> Tensor:
         return predictions[0]
+
+
+def _pack(latents: Tensor) -> Tensor:
+    return FluxPipeline._pack_latents(latents, *latents.shape)
+
+
+def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    return FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1)
 
 
 def place_tokens(height: int, width: int, corner: tuple[int, int], device: torch.device) -> Tensor:
@@ -138,13 +146,19 @@ class Flux:
             max_sequence_length=512 if distilled else 256,
         )
         scale = conditions.guidance_scale if distilled else None
-        lay = self.control_nets.open(conditions.control, self.make_scheduler)
+        lay = self.control_nets.open(conditions.control, self._find_timesteps)
         return lambda stage: FluxReplica(transformer, states, pooled, scale, conditions.positions, lay(stage))
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+    def _find_timesteps(self, stage: StagePlan) -> Tensor:
+        pipe = self.pipe
+        return make_scheduler(pipe.scheduler, self.use_scheduler(stage), pipe._execution_device).timesteps
+
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         kept = self.pipe.scheduler
+        sigmas = own_sigmas(kept, even_sigmas(stage.steps))
         shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
-        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift, even_sigmas(stage.steps))
+        timing: dict[str, object] = {"sigmas": sigmas, "mu": shift}
+        return SchedulerUse(stage.steps, timing, from_first=True, packing=Packing(_pack, _unpack))
 
 
 def load(folder: Path, device: torch.device) -> Flux:

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from api_schemas.generation import Positions
 from worker.adapters.family import Habits, Shape
-from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler
+from worker.adapters.flow import count_tokens, even_sigmas, own_sigmas
 from worker.adapters.guidance import guide_classifier_free, pick_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.positions import predict_in_place
+from worker.adapters.schedulers import Packing, SchedulerUse
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 PATCH = 2  # of the autoencoder's pixels a side are one pixel of the canvas, which is one token
 
@@ -72,7 +72,7 @@ class Flux2Replica:
             img_ids=_place_tokens(crops, corner),
             return_dict=False,
         )[0]
-        return tokens.transpose(1, 2).unflatten(-1, crops.shape[-2:]).float()
+        return _unpack(tokens, *crops.shape[-2:]).float()
 
     def _guidance(self, crops: Tensor) -> Tensor | None:
         scale = self.embedded_scale
@@ -80,6 +80,10 @@ class Flux2Replica:
 
     def guide(self, predictions: Tensor) -> Tensor:
         return guide_classifier_free(predictions, self.guidance_scale)
+
+
+def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(-1, (height, width))
 
 
 def _place_tokens(crops: Tensor, corner: tuple[int, int]) -> Tensor:
@@ -132,10 +136,13 @@ class Flux2:
             self.pipe.transformer, states, text_ids, embedded, scale, conditions.positions
         )
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         shift = compute_empirical_mu(count_tokens(stage.denoise, 1), stage.steps)
-        sigmas = even_sigmas(stage.steps)
-        return make_flow_scheduler(self.pipe.scheduler, stage, self.pipe._execution_device, shift, sigmas)
+        sigmas = own_sigmas(self.pipe.scheduler, even_sigmas(stage.steps))
+        timing: dict[str, object] = {"sigmas": sigmas, "mu": shift}
+        return SchedulerUse(
+            stage.steps, timing, from_first=True, packing=Packing(Flux2Pipeline._pack_latents, _unpack)
+        )
 
 
 def load(folder: Path, device: torch.device) -> Flux2:

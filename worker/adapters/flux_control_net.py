@@ -21,7 +21,6 @@ from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
 from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan, StagePlan
-from worker.engine.schedule import Scheduler
 
 _MUST_AGREE = (
     "in_channels",
@@ -69,7 +68,7 @@ class FluxControlNets:
         self._last: tuple[Path, FluxControlNetModel] | None = None
 
     def open(
-        self, control: Control | None, make_scheduler: Callable[[StagePlan], Scheduler]
+        self, control: Control | None, find_timesteps: Callable[[StagePlan], Tensor]
     ) -> Callable[[StagePlan], FluxGuide | None]:
         """Load the network; each stage then lays the picture over its own canvas.
 
@@ -83,7 +82,7 @@ class FluxControlNets:
             self._last = control.path, self._load(control.path)
         network = self._last[1]
         return lambda stage: FluxGuide(
-            network, self._lay(control, stage), find_loudness(control, make_scheduler(stage).timesteps)
+            network, self._lay(control, stage), find_loudness(control, find_timesteps(stage))
         )
 
     def _lay(self, control: Control, stage: StagePlan) -> Tensor:

@@ -14,14 +14,14 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from torch import Tensor
 
 from worker.adapters.family import Habits, Shape
-from worker.adapters.flow import count_tokens, even_sigmas, make_flow_scheduler, shift_by_tokens
+from worker.adapters.flow import count_tokens, even_sigmas, shift_by_tokens
 from worker.adapters.guidance import guide_classifier_free, pick_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.schedulers import Packing, SchedulerUse
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 PATCH = 2  # latent pixels a side that are packed into one token
 MAX_TEXT_TOKENS = 512  # as diffusers' pipeline asks for
@@ -116,10 +116,11 @@ class QwenImage:
         states, mask = _fill(texts)
         return lambda stage: QwenImageReplica(self.pipe.transformer, states, mask, scale)
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         kept = self.pipe.scheduler
         shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
-        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift, even_sigmas(stage.steps))
+        timing: dict[str, object] = {"sigmas": even_sigmas(stage.steps), "mu": shift}
+        return SchedulerUse(stage.steps, timing, from_first=True, packing=Packing(_pack, _unpack))
 
 
 def load(folder: Path, device: torch.device) -> QwenImage:

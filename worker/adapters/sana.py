@@ -14,9 +14,9 @@ from worker.adapters.guidance import stack_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.masked_text import MaskedTextReplica
 from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,8 @@ class Sana:
             return_dict=False,
         )[0]
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
-        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
-        scheduler.set_timesteps(stage.steps, device=self.pipe._execution_device)
-        return scheduler
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        return SchedulerUse(stage.steps, eta=True)
 
 
 def _read_instruction() -> list[str]:

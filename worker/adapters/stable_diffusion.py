@@ -13,11 +13,11 @@ from worker.adapters.guidance import stack_branches
 from worker.adapters.ip_adapter import IpAdapters
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet import UNetReplica
-from worker.adapters.unet_pipeline import embed_strength, is_guided, make_scheduler, read_habits, read_shape
+from worker.adapters.unet_pipeline import embed_strength, is_guided, read_habits, read_shape, use_scheduler
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class StableDiffusion:
         strength = embed_strength(pipe, scale)
         return lambda stage: UNetReplica(pipe.unet, states, scale, strength, seen=seen, control=lay(stage))
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
-        return make_scheduler(self.pipe, stage)
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        return use_scheduler(stage)
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusion:

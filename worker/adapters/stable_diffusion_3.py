@@ -14,14 +14,14 @@ from torch import Tensor
 
 from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.family import Habits, Shape
-from worker.adapters.flow import count_tokens, make_flow_scheduler, shift_by_tokens
+from worker.adapters.flow import count_tokens, shift_by_tokens
 from worker.adapters.guidance import guide_classifier_free, pick_branches, stack_branches
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,12 @@ class StableDiffusion3:
         pools = stack_branches(free_pooled, pooled)
         return lambda stage: StableDiffusion3Replica(self.pipe.transformer, states, pools, scale)
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         kept = self.pipe.scheduler
+        if not kept.config.get("use_dynamic_shifting"):
+            return SchedulerUse(stage.steps)
         tokens = count_tokens(stage.denoise, self.pipe.transformer.config.patch_size)
-        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift_by_tokens(kept, tokens))
+        return SchedulerUse(stage.steps, {"mu": shift_by_tokens(kept, tokens, max_shift=1.16)})
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusion3:

@@ -14,12 +14,12 @@ from worker.adapters.guidance import pick_branches, stack_branches
 from worker.adapters.ip_adapter import IpAdapters
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet import UNetReplica
-from worker.adapters.unet_pipeline import embed_strength, is_guided, make_scheduler, read_habits, read_shape
+from worker.adapters.unet_pipeline import embed_strength, is_guided, read_habits, read_shape, use_scheduler
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import DenoisePlan, StagePlan
-from worker.engine.schedule import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class StableDiffusionXL:
 
         return begin
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
-        return make_scheduler(self.pipe, stage)
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        return use_scheduler(stage)
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusionXL:

@@ -22,6 +22,7 @@ from worker.engine.decoder import Decoder, Local
 from worker.engine.ensemble import Ensemble
 from worker.engine.grid import Tile
 from worker.engine.plan import GenerationPlan, StagePlan
+from worker.engine.scheduler import Scalars
 
 CHANNELS = 4
 SCALE = 8
@@ -61,32 +62,44 @@ class ToyOptions:
     weights_gib: int = 0
 
 
-@dataclass(slots=True)
-class FlowEulerOutput:
-    prev_sample: Tensor
-
-
 class FlowEulerScheduler:
-    """Euler's steps along x = (1 - σ) clean + σ noise (Lipman et al. 2023), the last of them a short one."""
+    """Euler's steps along x = (1 - σ) clean + σ noise (Lipman et al. 2023), the last of them a short one.
+
+    Its state is the index of a step, which the loop counts: there is nothing to keep.
+    """
+
+    initial_scale = 1.0
 
     def __init__(self, steps: int) -> None:
-        self.sigmas = torch.cat([torch.linspace(1, 0.01, steps), torch.zeros(1)])
-        self.timesteps = self.sigmas[:-1] * 1000
-        self.step_index = 0
+        self._sigmas = [*torch.linspace(1, 0.01, steps).tolist(), 0.0]
 
-    def set_begin_index(self, begin_index: int) -> None:
-        self.step_index = begin_index
+    @property
+    def timesteps(self) -> Tensor:
+        return torch.tensor(self._sigmas[:-1]) * 1000
 
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        sigma = timestep / 1000
-        return (1 - sigma) * sample + sigma * noise
+    def skip(self, steps: int) -> None:
+        self._sigmas = self._sigmas[steps:]
 
-    def step(
-        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, generator: torch.Generator
-    ) -> FlowEulerOutput:
-        now, later = self.sigmas[self.step_index : self.step_index + 2]
-        self.step_index += 1
-        return FlowEulerOutput(sample + (later - now) * model_output)
+    def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
+        return (1 - self._sigmas[0]) * clean + self._sigmas[0] * noise
+
+    def scale_input(self, latent: Tensor, index: int) -> Tensor:
+        return latent
+
+    def estimate_clean(self, latent: Tensor, prediction: Tensor, index: int) -> Tensor:
+        return latent - self._sigmas[index] * prediction
+
+    def guide_clean(self, prediction: Tensor, change: Tensor, index: int) -> Tensor:
+        return prediction - change / self._sigmas[index]
+
+    def step(self, prediction: Tensor, index: int, latent: Tensor, generator: torch.Generator) -> Tensor:
+        return latent + (self._sigmas[index + 1] - self._sigmas[index]) * prediction
+
+    def capture(self) -> tuple[dict[str, Tensor], Scalars]:
+        return {}, {}
+
+    def restore(self, tensors: dict[str, Tensor], scalars: Scalars) -> None:
+        return
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor
 
 from worker.adapters.family import Habits, Shape
+from worker.adapters.schedulers import SchedulerUse
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 _USUAL_SIDE = 64  # of Stable Diffusion 1, where a folder does not say
 
@@ -64,8 +64,5 @@ def read_habits(pipe: UNetPipeline, usual: Habits) -> Habits:
     return usual
 
 
-def make_scheduler(pipe: UNetPipeline, stage: StagePlan) -> Scheduler:
-    """A fresh one after the folder's, its timesteps set."""
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(stage.steps, device=pipe.device)
-    return scheduler
+def use_scheduler(stage: StagePlan) -> SchedulerUse:
+    return SchedulerUse(stage.steps, scales=True, eta=True)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.family import Habits, Shape
-from worker.adapters.flow import count_tokens, make_flow_scheduler, shift_by_tokens
+from worker.adapters.flow import count_tokens, shift_by_tokens
 from worker.adapters.guidance import guide_classifier_free
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
 
 PATCH = 2  # latent pixels a side that are packed into one token
 
@@ -82,11 +82,10 @@ class ZImage:
         )
         return lambda stage: ZImageReplica(self.pipe.transformer, [*(free or []), *prompted], scale)
 
-    def make_scheduler(self, stage: StagePlan) -> Scheduler:
-        kept = self.pipe.scheduler
-        shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        shift = shift_by_tokens(self.pipe.scheduler, count_tokens(stage.denoise, PATCH))
         sigmas = get_default_z_image_sigmas(stage.steps)
-        return make_flow_scheduler(kept, stage, self.pipe._execution_device, shift, sigmas)
+        return SchedulerUse(stage.steps, {"sigmas": sigmas, "mu": shift}, from_first=True)
 
 
 def load(folder: Path, device: torch.device) -> ZImage:

@@ -1,8 +1,8 @@
 """The loop: the canvas owns the state, every tile listens to it at every step (decision 0001)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from inspect import signature
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from worker.engine.fuse import Fusion
 from worker.engine.grid import Tile
 from worker.engine.low_band import LowBand
 from worker.engine.plan import DenoisePlan
-from worker.engine.schedule import Scalars, Scheduler, capture_state, estimate_clean, scale_input
+from worker.engine.scheduler import Scalars, Scheduler
 from worker.engine.warned import Warned
 
 
@@ -56,12 +56,10 @@ class Span:
     """Which steps of the picture a stage sings.
 
     Args:
-        first: index of its first timestep in its scheduler's list.
         before: steps of the stages before.
         total: steps of all stages; None: no other stage comes before or after.
     """
 
-    first: int = 0
     before: int = 0
     total: int | None = None
 
@@ -76,45 +74,49 @@ def denoise(
     first_step: int = 0,
     span: Span = Span(),
     low_band: LowBand | None = None,
-) -> Iterator[TilePredicted | Step | Warned]:
+) -> Generator[TilePredicted | Step | Warned, None, Tensor]:
     """Carry a noisy canvas to a clean one, all tiles in step with each other.
 
     The caller drives: it reports each step, and cancels by closing the iterator. The host waits for
     the device once a step, when it asks whether all is finite.
 
     Args:
-        latent: noisy canvas, (C, H, W), float32, latent pixels; overwritten with each step's result.
+        latent: noisy canvas, (C, H, W), float32, latent pixels. It is lent to the scheduler, which may
+            look back at it in later steps: each step makes a new canvas.
         generator: source of the scheduler's own noise, one draw for the whole canvas.
         first_step: of this stage, whose steps before are done.
+
+    Returns:
+        the clean canvas.
 
     Raises:
         NonFiniteLatentError: names the first broken step and tile.
     """
-    timesteps = scheduler.timesteps[span.first :]
+    timesteps = scheduler.timesteps
     clocks, steps = timesteps.cpu(), len(timesteps)
     total = span.total or steps
     for index in range(first_step, steps):
-        timestep, done = timesteps[index], span.before + index
+        done = span.before + index
         tiles = plan.grid_at(index, steps).tiles
         fusion, heard = Fusion(like=latent), list[tuple[Tile, Tensor]]()
-        scaled = scale_input(scheduler, latent, timestep)
-        for tile, prediction in ensemble.predict(scaled, timestep, tiles):
+        scaled = scheduler.scale_input(latent, index)
+        for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles):
             fusion.add(tile, prediction)
             heard.append((tile, prediction))
-            clean = estimate_clean(tile.crop(latent), prediction, clocks[index], scheduler)
+            clean = scheduler.estimate_clean(tile.crop(latent), prediction, index)
             yield TilePredicted(done, tile, clean)
         yield from ensemble.take_warnings()
         prediction = fusion.mean()
         if low_band is not None:
-            prediction = low_band.guide(prediction, latent, clocks[index], scheduler, index, steps)
-        latent.copy_(advance(scheduler, prediction, timestep, latent, generator))
+            prediction = low_band.guide(prediction, latent, scheduler, index, steps)
+        latent = scheduler.step(prediction, index, latent, generator)
         if not latent.isfinite().all():
             raise NonFiniteLatentError(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(heard)}"
             )
-        yield Step(
-            done, total, len(tiles), lambda done=done + 1: keep(done, latent, scheduler, generator, low_band)
-        )
+        keep_now = partial(keep, done + 1, latent, scheduler, generator, low_band)
+        yield Step(done, total, len(tiles), keep_now)
+    return latent
 
 
 def _name_broken(heard: list[tuple[Tile, Tensor]]) -> str:
@@ -126,15 +128,6 @@ def _name_broken(heard: list[tuple[Tile, Tensor]]) -> str:
     return "all tiles are finite, the scheduler's step is not"
 
 
-def advance(
-    scheduler: Scheduler, prediction: Tensor, timestep: Tensor, latent: Tensor, generator: torch.Generator
-) -> Tensor:
-    """One scheduler step of the whole canvas (C, H, W)."""
-    draws = "generator" in signature(scheduler.step).parameters
-    options = {"generator": generator} if draws else {}
-    return scheduler.step(prediction[None], timestep, latent[None], **options).prev_sample[0]
-
-
 def keep(
     step: int,
     latent: Tensor,
@@ -143,7 +136,7 @@ def keep(
     low_band: LowBand | None = None,
 ) -> Checkpoint:
     """The checkpoint after `step` steps."""
-    tensors, scalars = capture_state(scheduler)
+    tensors, scalars = scheduler.capture()
     kept = {f"scheduler.{name}": tensor.clone() for name, tensor in tensors.items()}
     kept |= {"latent": latent.cpu().clone(), "generator": generator.get_state()}
     if low_band is not None:

@@ -5,8 +5,7 @@ EngineError
 ├── GridError              a tile does not fit its canvas
 ├── NonFiniteImageError    a decode tile holds NaN or infinity, in float32 too
 ├── NonFiniteLatentError   a step produced NaN or infinity
-├── RankLostError          a rank of the ensemble has died
-└── SchedulerStateError    a scheduler keeps something that cannot be checkpointed
+└── RankLostError          a rank of the ensemble has died
 """
 
 
@@ -32,7 +31,3 @@ class NonFiniteImageError(EngineError):
 
 class RankLostError(EngineError):
     """A rank of the ensemble has died."""
-
-
-class SchedulerStateError(EngineError):
-    """A scheduler keeps something that cannot be checkpointed."""

@@ -1,7 +1,8 @@
 """The straight line: plan -> noise -> denoise -> decode -> stitch, over one stage or a cascade of them."""
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
 
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from worker.engine.ascend import Painter, ascend
 from worker.engine.decode import decode
+from worker.engine.decoder import Decoder
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.encode import SignOfLife
 from worker.engine.ensemble import Ensemble
 from worker.engine.low_band import LowBand
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, StagePlan
-from worker.engine.schedule import Scheduler, add_noise, initial_scale, restore_state, skip_to_tail
+from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
 from worker.engine.sync import Alone, Group
 from worker.engine.warned import Warned
@@ -89,24 +91,35 @@ def generate(
         else:
             latent, low_band = yield from _begin(plan, part, latent, singer, group)
             first_step = 0
-        yield from denoise(
+        latent = yield from denoise(
             latent, part.stage.denoise, part.ensemble, part.scheduler, generator, first_step, part.span, low_band
         )  # fmt: skip
     assert latent is not None
-    tiles = decode(latent, singer.decoder, plan.canvas.wrap, plan.decode, group)
-    yield from stitch(tiles, plan.canvas.width * singer.decoder.scale)
+    yield from _decode_to_rows(latent, plan, singer.decoder, group)
+
+
+def _decode_to_rows(
+    latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group
+) -> Iterator[Band | Warned]:
+    widen = plan.bit_depth > 8 and decoder.dtype is not torch.float32
+    with decoder.widened() if widen else nullcontext():
+        # The plan for memory goes by the type that is computed in.
+        decoder = replace(decoder, dtype=torch.float32) if widen else decoder
+        tiles = decode(latent, decoder, plan.canvas.wrap, plan.decode, group)
+        yield from stitch(tiles, plan.canvas.width * decoder.scale, plan.bit_depth)
 
 
 def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part]:
     """All stages at once, since only their schedulers know how many steps they take."""
     begun = [(stage, *singer.begin(stage.whole)) for stage in plan.stages]
-    firsts = [skip_to_tail(scheduler, stage.whole.steps - stage.steps) for stage, _, scheduler in begun]
-    counts = [len(each[2].timesteps) - first for each, first in zip(begun, firsts, strict=True)]
+    for stage, _, scheduler in begun:
+        scheduler.skip(stage.whole.steps - stage.steps)
+    counts = [len(scheduler.timesteps) for _, _, scheduler in begun]
     befores, total = [0, *accumulate(counts)], sum(counts)
     parts: list[_Part] = []
     for index, (stage, ensemble, scheduler) in enumerate(begun):
         ensemble.join(group)
-        span = Span(firsts[index], befores[index], total)
+        span = Span(befores[index], total)
         canvas = stage.denoise
         began = StageBegan(
             index + 1, len(begun), canvas.height, canvas.width, befores[index], counts[index], total
@@ -122,12 +135,12 @@ def _begin(
     canvas, level = part.stage.denoise, part.began.level
     noise = initial_noise(plan.seed, plan.channels, canvas.height, canvas.width, stage=level - 1)
     if before is None:
-        return (noise * initial_scale(part.scheduler)).to(singer.device), None
+        return (noise * part.scheduler.initial_scale).to(singer.device), None
     encoded = yield from ascend(before, canvas, singer, plan.decode, group)
     reference = (
         encoded.contiguous()
     )  # an encoder may leave its channels last, a resumed canvas never has them so
-    latent = add_noise(part.scheduler, reference, noise.to(singer.device), part.span.first)
+    latent = part.scheduler.add_noise(reference, noise.to(singer.device))
     return latent, _listen(part, reference)
 
 
@@ -143,6 +156,6 @@ def _resume(
     kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
     latent, reference = kept.pop("latent"), kept.pop("reference", None)
     del kept["generator"]
-    restore_state(part.scheduler, kept, checkpoint.scalars, device)
+    part.scheduler.restore(kept, checkpoint.scalars)
     low_band = None if reference is None else _listen(part, reference.to(device))
     return latent.to(device), low_band

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.plan import LowBandPlan
-from worker.engine.schedule import Scheduler, estimate_clean, guide_clean
+from worker.engine.scheduler import Scheduler
 
 _ORDER = 4  # of the Butterworth filter, as in FreeInit (Wu et al. 2024) and HiFlow
 
@@ -33,7 +33,6 @@ class LowBand:
         self,
         prediction: Tensor,
         latent: Tensor,
-        timestep: Tensor,
         scheduler: Scheduler,
         index: int,
         steps: int,
@@ -43,9 +42,9 @@ class LowBand:
         weight = plan.start + (plan.end - plan.start) * index / max(steps - 1, 1)
         if weight == 0:
             return prediction
-        clean = estimate_clean(latent, prediction, timestep, scheduler)
+        clean = scheduler.estimate_clean(latent, prediction, index)
         change = low_pass(self.reference - clean, plan.cutoff, self._wrap).mul_(weight)
-        return guide_clean(prediction, change, timestep, scheduler)
+        return scheduler.guide_clean(prediction, change, index)
 
 
 def low_pass(canvas: Tensor, cutoff: float, wrap: tuple[bool, bool]) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal
 from worker.engine.grid import TileGrid
 
 DecodeMode = Literal["auto", "exact", "bounded"]
+BitDepth = Literal[8, 16]
 
 # Roberts' R2 sequence, the plane's golden ratio: any few shifts in a row lie far apart.
 # M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
@@ -137,12 +138,15 @@ class GenerationPlan:
     Args:
         channels: of the latent.
         stages: from the smallest canvas to the picture's own; at least one.
+        bit_depth: of the finished rows, bits a channel. 16 are decoded in float32: of half types,
+            float16 has 11 bits of precision and bfloat16 has 8.
     """
 
     seed: int
     channels: int
     stages: tuple[StagePlan, ...]
     decode: DecodePlan = field(default_factory=DecodePlan)
+    bit_depth: BitDepth = 8
 
     @property
     def canvas(self) -> DenoisePlan:

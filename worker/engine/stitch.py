@@ -7,31 +7,35 @@ import torch
 from torch import Tensor
 
 from worker.engine.decode import DecodedTile
+from worker.engine.plan import BitDepth
 from worker.engine.warned import Warned
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Rows of the picture from `top` down, (h, W, 3), uint8; bands come from the top, without a gap."""
+    """Rows of the picture from `top` down, (h, W, 3), uint8 or uint16; bands come from the top, without a gap."""
 
     top: int
     rows: Tensor
 
 
 @torch.inference_mode()
-def stitch(tiles: Iterator[DecodedTile], width: int) -> Iterator[Band | Warned]:
+def stitch(tiles: Iterator[DecodedTile], width: int, bit_depth: BitDepth = 8) -> Iterator[Band | Warned]:
     """Put the tiles of each row side by side; tell of rows that needed float32.
 
     Args:
         tiles: row by row from the top, each row from the left.
         width: of the picture, pixels.
+        bit_depth: of the rows.
     """
     row: list[DecodedTile] = []
     for tile in tiles:
         row.append(tile)
         if tile.place.left + tile.place.width == width:
             yield from _tell_widened(row)
-            yield Band(tile.place.top, torch.cat([_to_bytes(each.image) for each in row], dim=1).cpu())
+            yield Band(
+                tile.place.top, torch.cat([_to_levels(each.image, bit_depth) for each in row], dim=1).cpu()
+            )
             row.clear()
 
 
@@ -46,7 +50,8 @@ def _tell_widened(row: Sequence[DecodedTile]) -> Iterator[Warned]:
         )
 
 
-def _to_bytes(image: Tensor) -> Tensor:
-    """RGB in [-1, 1], (3, h, w), to (h, w, 3), uint8, still on the device."""
-    levels = (image.float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(1, 2, 0)
+def _to_levels(image: Tensor, bit_depth: BitDepth) -> Tensor:
+    """RGB in [-1, 1], (3, h, w), to (h, w, 3), uint8 or uint16, still on the device."""
+    half = (2**bit_depth - 1) / 2
+    levels = (image.float() * half + half).round_().clamp_(0, 2 * half)
+    return levels.to(torch.uint8 if bit_depth == 8 else torch.uint16).permute(1, 2, 0)

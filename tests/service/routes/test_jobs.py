@@ -12,7 +12,9 @@ from redis import Redis
 from rq import Queue
 
 from api_schemas.answers import JobView
+from api_schemas.generation import GenerationRequest
 from api_schemas.wire import RUN_JOB, cancel_key, job_key, queue_name
+from service.admission import resolve
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.story import CARD, Story
@@ -45,6 +47,13 @@ def test_a_given_seed_stays_and_a_missing_one_is_drawn(api: httpx.Client, story:
     assert create(api, seed=2**63 - 1).request.seed == 2**63 - 1
     assert create(api, seed=0).request.seed == 0
     assert create(api).request.seed != create(api).request.seed
+
+
+def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
+    """JavaScript's numbers are doubles: 64 drawings of 63 bits would pass 2**53 with all but certainty."""
+    seeds = [resolve(GenerationRequest(), CARD).seed for _ in range(64)]
+    assert all(float(seed) == seed <= 2**53 - 1 for seed in seeds)
+    assert max(seeds) > 2**50
 
 
 def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Story) -> None:
@@ -82,6 +91,12 @@ def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Stor
         ({"loras": [{"nam": "ink"}]}, "loras.0.nam", "name, weight"),
         ({"advanced": {"positions": "global"}}, "advanced.positions", "local"),
         ({"guidance_scale": 0.5}, "guidance_scale", "1"),
+        ({"bit_depth": 12}, "bit_depth", "8 or 16"),
+        ({"bit_depth": 16, "output_format": "jpeg"}, "bit_depth", "png or tiff, not jpeg"),
+        ({"bit_depth": 16, "output_format": "webp"}, "bit_depth", "png or tiff, not webp"),
+        ({"dpi": 0}, "dpi", "1"),
+        ({"dpi": 2401}, "dpi", "2400"),
+        ({"dpi": 72.5}, "dpi", "integer"),
     ],
 )
 def test_a_refused_value_is_named_with_what_is_allowed(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.tiny_transformers import tiny_flux
 from tests.worker.adapters.transformers import PROMPT, STEPS
+from tests.worker.engine.known_answer import finish
 from worker.adapters.add_ons import Control
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, LoadedModel
@@ -111,8 +112,7 @@ def sing(model: LoadedModel, control: Control | None, plan: DenoisePlan | None =
     singer = model.prepare(Conditions(PROMPT, guidance_scale=3.5, control=control))
     ensemble, scheduler = singer.begin(StagePlan(plan, STEPS))
     latent = initial_noise(9, NOISE[0], plan.height, plan.width)
-    list(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
-    return latent
+    return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
 
 
 def _picture() -> Tensor:

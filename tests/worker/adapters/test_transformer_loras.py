@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from tests.worker.adapters.transformers import CASES, NEGATIVE, PROMPT, STEPS, FamilyCase
+from tests.worker.engine.known_answer import finish
 from worker.adapters.add_ons import Lora
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.model import Conditions, LoadedModel
@@ -68,5 +69,4 @@ def sing(case: FamilyCase, model: LoadedModel, scale: float, *loras: Lora) -> Te
     singer = model.prepare(Conditions(PROMPT, negative, scale, loras=loras))
     ensemble, scheduler = singer.begin(StagePlan(plan, STEPS))
     latent = initial_noise(9, *case.noise)
-    list(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
-    return latent
+    return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))

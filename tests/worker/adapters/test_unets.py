@@ -9,6 +9,7 @@ from torch import Tensor
 
 from api_schemas.allow_list import FAMILIES
 from tests.worker.adapters.unets import CASES, NOISE, PROMPT, SEED, STEPS, UNetCase, ask
+from tests.worker.engine.known_answer import finish
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
@@ -16,7 +17,6 @@ from worker.engine.denoise import denoise
 from worker.engine.generate import Singer, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
-from worker.engine.schedule import initial_scale
 from worker.engine.stitch import Band
 from worker.engine.sync import Group
 
@@ -64,9 +64,9 @@ def test_the_allow_list_knows_the_family(case: UNetCase, tmp_path: Path) -> None
 def sing_one_tile(singer: Singer) -> Tensor:
     """The clean latent of a canvas of one tile."""
     ensemble, scheduler = singer.begin(StagePlan(ONE_TILE, STEPS))
-    latent = initial_noise(SEED, *NOISE) * initial_scale(scheduler)
-    list(denoise(latent, ONE_TILE, ensemble, scheduler, torch.Generator().manual_seed(SEED)))
-    return latent
+    latent = initial_noise(SEED, *NOISE) * scheduler.initial_scale
+    generator = torch.Generator().manual_seed(SEED)
+    return finish(denoise(latent, ONE_TILE, ensemble, scheduler, generator))
 
 
 def sing(singer: Singer, modules: int, group: Group | None = None) -> Tensor:

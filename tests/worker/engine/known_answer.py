@@ -1,21 +1,28 @@
 """A replica that knows the clean canvas and says whatever its scheduler asks for, and a singer around any replica."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.engine.decoder import Decoder, Local
 from worker.engine.encoder import Encoder
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
-from worker.engine.schedule import Scheduler
+from worker.engine.scheduler import Scheduler
+
+T = TypeVar("T")
 
 
 @dataclass
 class KnownAnswer:
+    """`scheduler` is diffusers' own, asked for its configuration only."""
+
     answer: Tensor
     scheduler: object
 
@@ -28,7 +35,12 @@ class KnownAnswer:
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
         clean = torch.stack([tile.crop(self.answer) for tile in tiles])
-        config = self.scheduler.config
+        config, name = self.scheduler.config, type(self.scheduler).__name__
+        if name.startswith("EDM"):
+            return self._precondition(crops, clean, (4 * timestep).exp())
+        if name == "IPNDMScheduler":
+            angle = timestep * torch.pi / 2
+            return (angle.cos() * crops - clean) / angle.sin()
         kind = getattr(config, "prediction_type", "epsilon")
         if "FlowMatch" in type(self.scheduler).__name__ or kind == "flow_prediction":
             return (crops - clean) / (timestep / 1000)
@@ -37,6 +49,12 @@ class KnownAnswer:
             return (alpha * crops - clean) / sigma
         alpha, sigma = self._level(timestep)
         return (crops - alpha * clean) / sigma
+
+    def _precondition(self, scaled: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+        """Karras et al. 2022, table 1: what F must say, shown c_in x, so that D is clean."""
+        data = self.scheduler.config.sigma_data
+        total = sigma**2 + data**2
+        return (clean - data**2 / total * scaled * total.sqrt()) * total.sqrt() / (sigma * data)
 
     def _level(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise of what the model is shown, α² + σ² = 1, interpolated between timesteps."""
@@ -48,16 +66,33 @@ class KnownAnswer:
 
 @dataclass
 class Soloist:
-    """One replica with one scheduler, whatever the stage asks for."""
+    """One replica; `make_scheduler` makes a fresh scheduler of so many steps."""
 
     replica: Replica
-    scheduler: Scheduler
+    make_scheduler: Callable[[int], Scheduler]
     decoder: Decoder
     encoder: Encoder | None = None
     device = torch.device("cpu")
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        return Ensemble(self.replica, stage.modules), self.scheduler
+        return Ensemble(self.replica, stage.modules), self.make_scheduler(stage.steps)
+
+
+def maker(scheduler: SchedulerMixin) -> Callable[[int], Scheduler]:
+    """Fresh ones after diffusers' own, used as Stable Diffusion's pipeline does."""
+    flows = not hasattr(scheduler, "scale_model_input")
+    return lambda steps: make_scheduler(
+        scheduler, SchedulerUse(steps, scales=not flows, eta=True), torch.device("cpu")
+    )
+
+
+def finish(steps: Generator[object, None, T]) -> T:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def plain_decoder() -> Decoder:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.tiny_models import tiny_stable_diffusion
-from tests.worker.engine.known_answer import KnownAnswer, plain_decoder
-from tests.worker.engine.test_schedule import SCHEDULERS
+from tests.worker.adapters.test_schedulers import SCHEDULERS
+from tests.worker.engine.known_answer import KnownAnswer, maker, plain_decoder
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
@@ -20,7 +20,7 @@ from worker.engine.ensemble import Ensemble
 from worker.engine.generate import Progress, Singer, StageBegan, generate
 from worker.engine.low_band import low_pass
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
-from worker.engine.schedule import Scheduler
+from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band
 
 SMALL = DenoisePlan(12, 16, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
@@ -41,9 +41,8 @@ class Choir:
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
         scheduler = getattr(diffusers, self.name)(**self.options)
-        scheduler.set_timesteps(stage.steps)
         wanted = answer(stage.denoise.height, stage.denoise.width)
-        return Ensemble(KnownAnswer(wanted, scheduler), stage.modules), scheduler
+        return Ensemble(KnownAnswer(wanted, scheduler), stage.modules), maker(scheduler)(stage.steps)
 
 
 def answer(height: int, width: int) -> Tensor:

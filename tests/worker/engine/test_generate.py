@@ -7,7 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from tests.tiny_models import tiny_stable_diffusion
-from tests.worker.engine.known_answer import Soloist
+from tests.worker.engine.known_answer import Soloist, maker
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions
 from worker.adapters.stable_diffusion import load
@@ -55,9 +55,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Replica:
 
 
 def choir(replica: Replica) -> Soloist:
-    scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(4)
-    return Soloist(replica, scheduler, toy_decoder())
+    return Soloist(replica, maker(DDIMScheduler(clip_sample=False)), toy_decoder())
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -87,13 +85,13 @@ def _difference_from_a_touched_corner(replica: Replica, steps: int) -> torch.Ten
     plain = initial_noise(3, CHANNELS, 32, 64)
     touched = plain.clone()
     touched[:, :4, :4] += 1
+    canvases: list[torch.Tensor] = []
     for latent in (plain, touched):
         ensemble, scheduler = choir(replica).begin(StagePlan(GRIDS, 4))
         loop = denoise(latent, GRIDS, ensemble, scheduler, torch.Generator())
-        done = (event for event in loop if isinstance(event, Step))
-        for _ in range(steps):
-            next(done)
-    return plain - touched
+        done = [event.checkpoint() for event in loop if isinstance(event, Step)]
+        canvases.append(done[steps - 1].tensors["latent"])
+    return canvases[0] - canvases[1]
 
 
 class Broken:

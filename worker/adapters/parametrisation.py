@@ -1,0 +1,123 @@
+"""What a prediction means: the clean latent it implies, for each of diffusers' schedulers.
+
+All of them are straight lines in what the model says: x̂0 = a x + b prediction.
+"""
+
+# diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
+# pyright: reportAttributeAccessIssue=false
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
+from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+from diffusers.schedulers.scheduling_ipndm import IPNDMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+Tables = Mapping[str, Tensor]
+_TABLES = ("sigmas", "alphas_cumprod", "alphas", "betas")
+_SMALLEST_SIGNAL = 1e-3  # where zero terminal signal leaves nothing to divide by
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """x̂0 = of_latent · x + of_prediction · prediction."""
+
+    of_latent: float
+    of_prediction: float
+
+
+def copy_tables(scheduler: SchedulerMixin) -> Tables:
+    """Its noise levels in main memory: to read one, nothing has to wait for the device."""
+    found = {name: getattr(scheduler, name, None) for name in _TABLES}
+    return {name: table.detach().cpu() for name, table in found.items() if isinstance(table, Tensor)}
+
+
+def read_line(scheduler: SchedulerMixin, tables: Tables, index: int, timestep: float, scaling: float) -> Line:
+    """The line of one step.
+
+    Args:
+        index: of the step in the scheduler's own list.
+        timestep: its entry there.
+        scaling: by which the latent was multiplied for the model.
+
+    Raises:
+        ValueError: the scheduler's kind of prediction is not known.
+    """
+    match scheduler:
+        case EDMEulerScheduler() | EDMDPMSolverMultistepScheduler():
+            return _precondition(scheduler, float(tables["sigmas"][index]))
+        case CMStochasticIterativeScheduler():
+            return Line(*map(float, scheduler.get_scalings_for_boundary_condition(tables["sigmas"][index])))
+        case IPNDMScheduler():
+            return _imply(*read_plain_levels(tables, index), "v_prediction")
+        case _ if (
+            scheduler.config.get("prediction_type") == "flow_prediction" or "alphas_cumprod" not in tables
+        ):
+            return _imply(1.0, _read_sigma(tables, index), "flow_prediction")
+        case _:
+            signal, noise = _read_levels(scheduler, tables, index, timestep, scaling)
+            kind = scheduler.config["prediction_type"]
+            line = _imply(signal, noise, kind)
+            # An exploding latent is the preserving one divided by its signal.
+            return line if scaling == 1.0 else Line(line.of_latent * scaling, line.of_prediction)
+
+
+def read_plain_levels(tables: Tables, index: int) -> tuple[float, float]:
+    """(signal, noise) of a latent: sines and cosines (IPNDM's), or flow matching's straight line."""
+    if "alphas" in tables:
+        return float(tables["alphas"][index]), float(tables["betas"][index])
+    sigma = _read_sigma(tables, index)
+    return 1 - sigma, sigma
+
+
+def _read_sigma(tables: Tables, index: int) -> float:
+    if "sigmas" not in tables:
+        raise ValueError("it has no noise levels for the family's kind of prediction")
+    return float(tables["sigmas"][index])
+
+
+def _imply(signal: float, noise: float, kind: str) -> Line:
+    """For x = signal · x0 + noise · ε: Ho et al. 2020, eq. 15; Salimans & Ho 2022, eq. 8; Lipman et al. 2023."""
+    match kind:
+        case "epsilon":
+            divisor = max(signal, _SMALLEST_SIGNAL)
+            return Line(1 / divisor, -noise / divisor)
+        case "v_prediction":
+            return Line(signal, -noise)
+        case "sample":
+            return Line(0.0, 1.0)
+        case "flow_prediction":
+            return Line(1.0, -noise)
+        case _:
+            raise ValueError(
+                f"prediction_type is {kind!r}; allowed: epsilon, v_prediction, sample, flow_prediction"
+            )
+
+
+def _precondition(scheduler: SchedulerMixin, sigma: float) -> Line:
+    """Karras et al. 2022, table 1, last column."""
+    data = scheduler.config["sigma_data"]
+    total = sigma**2 + data**2
+    of_prediction = sigma * data / sqrt(total)
+    sign = -1 if scheduler.config["prediction_type"] == "v_prediction" else 1
+    return Line(data**2 / total, sign * of_prediction)
+
+
+def _read_levels(
+    scheduler: SchedulerMixin, tables: Tables, index: int, timestep: float, scaling: float
+) -> tuple[float, float]:
+    """(signal, noise) of what the model sees; the squares of both add up to 1 but for flow matching's levels."""
+    if scaling != 1.0:  # the latent explodes, and 1/√(σ²+1) brings it back (Karras et al. 2022, eq. 7)
+        return scaling, sqrt(max(1 - scaling**2, 0.0))
+    if "sigmas" not in tables:
+        signal = sqrt(float(tables["alphas_cumprod"][int(timestep)]))
+        return signal, sqrt(1 - signal**2)
+    sigma = _read_sigma(tables, index)
+    if scheduler.config.get("use_flow_sigmas"):
+        return 1 - sigma, sigma
+    signal = 1 / sqrt(sigma**2 + 1)
+    return signal, sigma * signal

@@ -1,0 +1,155 @@
+"""diffusers' schedulers, set up and called as each family's own pipeline does it."""
+
+# diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalSubscript=false, reportReturnType=false
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from inspect import signature
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from worker.adapters.errors import UnsupportedConditionError
+from worker.adapters.parametrisation import Line, copy_tables, read_line, read_plain_levels
+from worker.adapters.scheduler_state import capture_state, restore_state
+from worker.engine.scheduler import Scalars
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The form in which a pipeline hands latents to its scheduler: where noise is drawn, its order counts.
+
+    Args:
+        pack: from (1, C, H, W).
+        unpack: (packed, H, W) -> (1, C, H, W).
+    """
+
+    pack: Callable[[Tensor], Tensor] = lambda latent: latent
+    unpack: Callable[[Tensor, int, int], Tensor] = lambda packed, height, width: packed
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerUse:
+    """How a family's pipeline uses its scheduler.
+
+    Args:
+        steps: from pure noise on.
+        timing: what it is told beside: `sigmas` before the shift, and the shift `mu`.
+        scales: whether noise and the model's input are scaled as the scheduler says.
+        eta: whether the pipeline passes its default of 0 on; else the scheduler's own default counts.
+        from_first: whether the index of the first step is set rather than looked up.
+    """
+
+    steps: int
+    timing: dict[str, object] = field(default_factory=dict)
+    scales: bool = False
+    eta: bool = False
+    from_first: bool = False
+    packing: Packing = Packing()
+
+
+def make_scheduler(kept: SchedulerMixin, use: SchedulerUse, device: torch.device) -> "DiffusersScheduler":
+    """A fresh one after the folder's, its timesteps set.
+
+    Raises:
+        UnsupportedConditionError: it cannot take so many steps.
+    """
+    scheduler = type(kept).from_config(kept.config)
+    try:
+        retrieve_timesteps(scheduler, use.steps, device, **use.timing)
+        return DiffusersScheduler(scheduler, use, device)
+    except Exception as error:  # each scheduler has its own reasons, and raises what it likes
+        raise UnsupportedConditionError(
+            f"steps: {use.steps} is not possible with {type(kept).__name__}: {error}"
+        ) from error
+
+
+class DiffusersScheduler:
+    """One of diffusers' schedulers behind the loop's protocol."""
+
+    def __init__(self, scheduler: SchedulerMixin, use: SchedulerUse, device: torch.device) -> None:
+        taken = signature(scheduler.step).parameters
+        self._scheduler, self._use, self._device = scheduler, use, device
+        self._draws = "generator" in taken
+        self._options = {"eta": 0.0} if use.eta and "eta" in taken else {}
+        self._scales = use.scales and hasattr(scheduler, "scale_model_input")
+        self._first = 0
+        self._keep_timesteps()
+        if use.from_first:
+            scheduler.set_begin_index(0)
+
+    def _keep_timesteps(self) -> None:
+        self.timesteps: Tensor = self._scheduler.timesteps[self._first :]
+        self._clock: list[float] = self.timesteps.tolist()
+        self._tables = copy_tables(self._scheduler)
+
+    @property
+    def initial_scale(self) -> float:
+        return float(self._scheduler.init_noise_sigma) if self._use.scales else 1.0
+
+    def skip(self, steps: int) -> None:
+        """As diffusers' image-to-image pipelines do; a step of second order has two timesteps."""
+        if steps == 0:
+            return
+        if isinstance(self._scheduler, PNDMScheduler):
+            self._scheduler = _skip_plms(self._scheduler, self._use.steps, steps, self._device)
+        else:
+            self._first = steps * self._scheduler.order
+            if hasattr(self._scheduler, "set_begin_index"):
+                self._scheduler.set_begin_index(self._first)
+        self._keep_timesteps()
+
+    def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
+        scheduler, timestep = self._scheduler, self.timesteps[:1]
+        if hasattr(scheduler, "scale_noise"):
+            return scheduler.scale_noise(clean[None], timestep, noise[None])[0]
+        if hasattr(scheduler, "add_noise"):
+            return scheduler.add_noise(clean[None], noise[None], timestep)[0]
+        signal, level = read_plain_levels(self._tables, self._first)
+        return signal * clean + level * noise
+
+    def scale_input(self, latent: Tensor, index: int) -> Tensor:
+        return self._scheduler.scale_model_input(latent, self.timesteps[index]) if self._scales else latent
+
+    def estimate_clean(self, latent: Tensor, prediction: Tensor, index: int) -> Tensor:
+        line = self._read_line(index)
+        return line.of_latent * latent + line.of_prediction * prediction
+
+    def guide_clean(self, prediction: Tensor, change: Tensor, index: int) -> Tensor:
+        slope = self._read_line(index).of_prediction
+        return prediction + change / slope if slope else prediction
+
+    def _read_line(self, index: int) -> Line:
+        scaling = float(self.scale_input(torch.ones(1), index)) if self._scales else 1.0
+        return read_line(self._scheduler, self._tables, self._first + index, self._clock[index], scaling)
+
+    def step(self, prediction: Tensor, index: int, latent: Tensor, generator: torch.Generator) -> Tensor:
+        pack, options = self._use.packing.pack, self._options
+        if self._draws:
+            options = options | {"generator": generator}
+        packed, timestep = pack(prediction[None]), self.timesteps[index]
+        stepped = self._scheduler.step(packed, timestep, pack(latent[None]), **options, return_dict=False)[0]
+        return self._use.packing.unpack(stepped, *latent.shape[1:])[0]
+
+    def capture(self) -> tuple[dict[str, Tensor], Scalars]:
+        return capture_state(self._scheduler)
+
+    def restore(self, tensors: dict[str, Tensor], scalars: Scalars) -> None:
+        restore_state(self._scheduler, tensors, scalars, self._device)
+
+
+def _skip_plms(scheduler: PNDMScheduler, asked: int, skipped: int, device: torch.device) -> PNDMScheduler:
+    """PNDM predicts at its second timestep twice, so a tail has to repeat its own second one.
+
+    A tail has no Runge-Kutta steps: they would cover the beginning, which was left out.
+    """
+    tail = PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True)
+    tail.set_timesteps(asked, device=device)
+    plain = torch.cat([tail.timesteps[:2], tail.timesteps[3:]])[skipped:]
+    tail.timesteps = torch.cat([plain[:2], plain[1:2], plain[2:]])
+    return tail
