@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,17 +34,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of whole workers come first: they wait long, and nobody should wait for them alone at the end."""
     items.sort(key=lambda item: not item.path.match("tests/worker/test_*.py"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many cases the matrices hold, by their outcomes; tests record them as properties."""
-    matrices: dict[str, Counter[str]] = {}
-    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
-        for name, counts in report.user_properties if report.when == "call" else ():
-            matrices.setdefault(name, Counter()).update(counts)
-    for name, counts in matrices.items():
-        cases = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-        terminalreporter.write_line(f"{name}: {counts.total()} cases: {cases}")
 
 
 @pytest.hookimpl(tryfirst=True)

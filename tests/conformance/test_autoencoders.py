@@ -1,13 +1,13 @@
 """Every autoencoder that we know in every family: as diffusers' pipeline has it, or refused."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from diffusers.models.modeling_utils import ModelMixin
 
+from tests.conformance.conftest import MATRIX
 from tests.conformance.examine import judge, make_ours, make_theirs, refuse_ours
 from tests.conformance.families import CASES, build
 from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
@@ -47,7 +47,7 @@ def test_an_autoencoder_of_another_class(
         theirs = make_theirs(case, folder, pictures=True)
         ours = refuse_ours(case, folder) if theirs.error else make_ours(case, folder, pictures=True)
         outcomes[kind] = judge(base, theirs, ours)
-    record_property("autoencoders", dict(Counter(outcomes.values())))
+        record_property(MATRIX, ("autoencoders in families", outcomes[kind]))
     assert {kind for kind, outcome in outcomes.items() if outcome in ("honoured", "inert")} == known, outcomes
     assert set(outcomes.values()) <= {"honoured", "inert", "refused", "unusable"}, outcomes
 

@@ -87,7 +87,7 @@ _TEXT_MODEL: Fields = {
     "num_key_value_heads": honoured(1),
     "pad_token_id": inert("the tokenizer's counts", 3),
     "rms_norm_eps": honoured(10.0),
-    "rope_parameters": honoured({"rope_theta": 2.0, "rope_type": "default"}),
+    "rope_parameters": honoured({"rope_theta": 1.0, "rope_type": "default"}),
     "use_cache": inert(_FASTER, False),
     "vocab_size": (*honoured(300), *unusable(20)),
 }
@@ -130,7 +130,7 @@ QWEN_2_5_VL: Fields = {
     "text_config.num_attention_heads": unusable(2),
     "text_config.model_type": inert("the class knows its parts", "bert"),
     "text_config.rope_parameters": honoured(
-        {"mrope_section": [1, 1, 2], "rope_theta": 2.0, "rope_type": "default"}
+        {"mrope_section": [1, 1, 2], "rope_theta": 1.0, "rope_type": "default"}
     ),
     "image_token_id": inert(_PICTURES, 5),
     "video_token_id": inert(_PICTURES, 6),
@@ -141,7 +141,7 @@ QWEN_2_5_VL: Fields = {
 }
 MISTRAL_3: Fields = {
     "text_config.hidden_act": honoured("relu"),
-    "text_config.rope_parameters": honoured({"rope_theta": 2.0, "rope_type": "default"}),
+    "text_config.rope_parameters": honoured({"rope_theta": 1.0, "rope_type": "default"}),
     "text_config.num_hidden_layers": (*unusable(29), *honoured(31)),
     "text_config.model_type": inert("the class knows its parts", "mistral"),
     "text_config.sliding_window": honoured(4),
@@ -196,7 +196,7 @@ T5_TOKENIZER: Fields = {
     "model_max_length": inert("the pipeline has its own limit", 8),
     "extra_ids": inert("more words at the end", 3),
     "extra_special_tokens": honoured(["a"]),
-    "padding_side": honoured("left"),
+    "padding_side": inert(_MASKED, "left"),
 }
 GEMMA_TOKENIZER: Fields = {
     "bos_token": inert(_MASKED, "a"),
