@@ -9,6 +9,7 @@ demo: .venv/.installed
 	$(BIN)/chorale generate "glowing orange lava" --size 2048x2048 --seamless both -o lava.png --dzi
 
 test: .venv/.installed-dev
+	$(BIN)/python -m tests.browser.chromium
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder  # they mostly wait for leases, kills and browsers
 
 check: .venv/.installed-dev
@@ -25,6 +26,8 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 .venv/.torch:
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "$(PYTHON) is no Python 3.11 or newer with venv: install one (Debian, Ubuntu: apt-get install python3-venv; macOS: brew install python), or name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$(TORCH)"

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api_schemas.cascade import Cascade, Stage, fit_one_tile, lay_sizes
-from api_schemas.generation import MAX_TILE_SIZE_PX, GenerationRequest, Positions, StageSettings
+from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, GenerationRequest, Positions, StageSettings
 from api_schemas.tiling import choose_tiling
 
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
@@ -20,7 +20,9 @@ class Cost(BaseModel):
 
     tiles: int = Field(description="Tile predictions over all steps; their mean where the seed decides.")
     steps: int = Field(default=0, description="Of all stages; 0 in records from before there were stages.")
-    megapixel_steps: float = Field(description="Width x height x steps, in millions, over all stages.")
+    megapixel_steps: float = Field(
+        description="Width x height x steps, in millions, over all stages' canvases."
+    )
     vram_gib: float = Field(description="Predicted peak memory of the device.")
 
 
@@ -43,8 +45,11 @@ class ModelCard(BaseModel):
     description: str = ""
     license: str = ""
     native_size_px: int
-    alignment_px: int = Field(description="Sides must be multiples of this.")
-    min_side_px: int = 256
+    alignment_px: int = Field(
+        description="Sides of a canvas are multiples of this. Those of a picture need to be where it is seamless;"
+        " else the canvas is a little larger, and the picture is its top left part."
+    )
+    min_side_px: int = MIN_SIDE_PX
     max_side_px: int = 16_384
     latent_channels: int
     vae_scale: int = Field(description="Pixels per latent pixel and axis.")
@@ -86,9 +91,20 @@ class ModelCard(BaseModel):
         below = min(max(side_px // self.alignment_px * self.alignment_px, lowest), highest)
         return below, min(below + self.alignment_px, highest)
 
+    def fit_canvas(self, request: GenerationRequest) -> tuple[int, int]:
+        """(width, height) of what is made for a picture, whose top left part the picture then is.
+
+        Noise and tiles lie by the distance from that corner, so a smaller picture is a part of the larger one.
+        """
+        width, height = (
+            ceil(side_px / self.alignment_px) * self.alignment_px
+            for side_px in (request.width_px, request.height_px)
+        )
+        return width, height
+
     def lay_stages(self, request: GenerationRequest) -> list[Stage]:
-        """What is sung for this request, from the smallest canvas to the picture's own."""
-        whole = (request.width_px, request.height_px)
+        """What is sung for this request, from the smallest canvas to the largest."""
+        whole = self.fit_canvas(request)
         layout = self.layout if request.layout == "auto" else request.layout
         sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px) if layout == "cascade" else [whole]
         return [self._lay_stage(request, level, size, len(sizes)) for level, size in enumerate(sizes)]
@@ -113,9 +129,9 @@ class ModelCard(BaseModel):
             for stage in stages
         ]
         modules = request.advanced.num_modules or self.default_num_modules
-        decode_gib = self._find_decode_gib(request)
-        megapixels = request.width_px * request.height_px / 1e6
-        canvas_gib = 6 * 4 * self.latent_channels * megapixels * 1e6 / self.vae_scale**2 / 2**30
+        canvas_px = stages[-1].width_px * stages[-1].height_px
+        decode_gib = self._find_decode_gib(sqrt(canvas_px))
+        canvas_gib = 6 * 4 * self.latent_channels * canvas_px / self.vae_scale**2 / 2**30
         return Cost(
             tiles=sum(counts),
             steps=sum(stage.steps for stage in stages),
@@ -125,9 +141,8 @@ class ModelCard(BaseModel):
             vram_gib=round(self.weights_gib + canvas_gib + max(modules * self.tile_gib, decode_gib), 2),
         )
 
-    def _find_decode_gib(self, request: GenerationRequest) -> float:
-        """The larger need of the two known sizes around the picture's own."""
-        side_px = sqrt(request.width_px * request.height_px)
+    def _find_decode_gib(self, side_px: float) -> float:
+        """The larger need of the two known sizes around the canvas' own."""
         smaller = [need.gib for need in self.decode_needs if need.side_px <= side_px]
         larger = [need.gib for need in self.decode_needs if need.side_px >= side_px]
         return max([*smaller[-1:], *larger[:1]], default=0.0)

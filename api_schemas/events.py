@@ -33,8 +33,11 @@ class StageStartedData(_Data):
     done: int = Field(default=0, description="Of `total`, before this.")
     level: int = Field(default=1, description="Which canvas is denoised: 1 is the smallest.")
     levels: int = Field(default=1, description="How many canvases are denoised, one after the other.")
-    width_px: int | None = Field(default=None, description="Of the canvas that is denoised.")
-    height_px: int | None = Field(default=None, description="Of the canvas that is denoised.")
+    width_px: int | None = Field(
+        default=None,
+        description="Of the canvas that is denoised: the last may be a little larger than the picture.",
+    )
+    height_px: int | None = Field(default=None, description="The same.")
     steps: int | None = Field(default=None, description="On this canvas.")
 
 
@@ -46,7 +49,7 @@ class StepCompletedData(_Data):
 
 
 class TilePreviewedData(_Data):
-    """A rectangle of the canvas as it stands; never kept in the durable log."""
+    """A rectangle of the picture as it stands; never kept in the durable log."""
 
     left_px: int
     top_px: int

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-MIN_SIDE_PX = 256
+MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
 MAX_TILE_SIZE_PX = 4096
 MAX_STAGES = 8
@@ -135,7 +135,7 @@ class IpAdapterSettings(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """One picture. Sides must also be multiples of the model's `alignment_px`."""
+    """One picture. Where it is seamless, its side must also be a multiple of the model's `alignment_px`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

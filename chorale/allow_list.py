@@ -9,21 +9,12 @@ from pydantic import ValidationError
 from api_schemas.allow_list import (
     FAMILIES,
     HUB_NAME,
-    JSON_OBJECT,
     AllowedModel,
     AllowList,
     ModelKind,
-    covered_files,
-    refused_files,
 )
+from api_schemas.model_files import Folder, FolderError
 from chorale.errors import AllowListError
-
-_NEEDED = {
-    "model": "model_index.json",
-    "lora": "*.safetensors",
-    "controlnet": "config.json",
-    "ip_adapter": "*.safetensors",
-}
 
 
 class AllowListFile:
@@ -47,12 +38,14 @@ class AllowListFile:
     def add(self, name: str, path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
         """Enter a folder or file with the digests that it has now; an earlier entry is replaced.
 
+        A link is entered as such: where it leads later is checked then.
+
         Raises:
-            AllowListError: it would run code, lacks what its kind needs, is not there, or has no sound name.
+            AllowListError: it cannot be loaded, is not there, or has no sound name.
         """
         if kind == "model":
             _refuse_hub_name(path)
-        entry = _inspect(path.expanduser().resolve(), kind, base)
+        entry = _inspect(path.expanduser().absolute(), kind, base)
         self._write(name, self.read().models | {name: entry})
         return entry
 
@@ -92,42 +85,17 @@ def _inspect(path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
         raise AllowListError(said)
     if base is not None and base not in FAMILIES:
         raise AllowListError(f"--base {base}: no such family; known are {', '.join(FAMILIES)}")
-    if path.is_dir():
-        _require_folder(path, kind)
-    elif not (path.is_file() and path.suffix == ".safetensors" and kind in ("lora", "ip_adapter")):
+    if not path.is_dir() and not (
+        path.is_file() and path.suffix == ".safetensors" and kind in ("lora", "ip_adapter")
+    ):
         one = " or one .safetensors file" if kind in ("lora", "ip_adapter") else ""
         raise AllowListError(f"{path}: a {kind} is a folder{one}")
-    root = path if path.is_dir() else path.parent
-    return AllowedModel(
-        kind=kind, path=path, base=base, files={name: _digest(root / name) for name in covered_files(path)}
-    )
-
-
-def _require_folder(folder: Path, kind: ModelKind) -> None:
-    if refused := refused_files(folder):
-        raise AllowListError(
-            f"{folder} holds what would run code when loaded ({', '.join(refused)}): only safetensors are taken"
-        )
-    if next(folder.glob(_NEEDED[kind]), None) is None:
-        raise AllowListError(f"{folder} is no {kind}: {_NEEDED[kind]} is missing")
-    if next(folder.rglob("*.safetensors"), None) is None:
-        raise AllowListError(f"{folder} is no {kind}: it holds no .safetensors file")
-    if kind == "model":
-        _refuse_remote_code(folder)
-
-
-def _refuse_remote_code(folder: Path) -> None:
-    """A part of a pipeline is [library, class]; any other library would be code of the folder's own."""
-    for part, value in _read_object(folder / "model_index.json").items():
-        if isinstance(value, list) and value[:1] not in (["diffusers"], ["transformers"], [None]):
-            raise AllowListError(f"{folder} asks for code of its own: {part} is of {value[0]}")
-
-
-def _read_object(path: Path) -> dict[str, object]:
+    entry = AllowedModel(kind=kind, path=path, base=base, files={})
     try:
-        return JSON_OBJECT.validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise AllowListError(f"{path}: {error.errors()[0]['msg']}") from error
+        read = entry.choose_files(Folder.on_disk(entry.root)).values()
+    except FolderError as error:
+        raise AllowListError(str(error)) from error
+    return entry.model_copy(update={"files": {name: _digest(entry.root / name) for name in sorted(read)}})
 
 
 def _digest(path: Path) -> str:

@@ -38,13 +38,14 @@ class Part:
     def start(self) -> None:
         """Begin, with standard output and error going to the log."""
         command = [sys.executable, "-m", *self.arguments]
+        self._refusal.unlink(missing_ok=True)
         if self.guarded:
             command = [sys.executable, "-m", "chorale.guard", *command]
         with self.log.open("ab") as log:
             # Its own session: Ctrl-C in the terminal is for us, and we stop parts in their order.
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, "CHORALE_REFUSAL_FILE": str(self._refusal)},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -69,7 +70,7 @@ class Part:
         self._deaths = [death for death in self._deaths if now - death < _WINDOW_S] + [now]
         if code == _REFUSED or len(self._deaths) >= _MOST_DEATHS:
             raise PartFailedError(
-                f"{self.name} ended with code {code}: {self._last_words()} (log: {self.log})"
+                f"{self.name} ended with code {code}: {self._find_reason()} (log: {self.log})"
             )
         self._again_at = now + min(2.0 ** len(self._deaths) / 4, _LONGEST_DELAY_S)
 
@@ -93,6 +94,13 @@ class Part:
             process.stdin.close()
         self._process = None
 
-    def _last_words(self) -> str:
+    @property
+    def _refusal(self) -> Path:
+        """Where it may write why it refuses; a log holds other lines, after that one too."""
+        return self.log.with_suffix(".refusal")
+
+    def _find_reason(self) -> str:
+        if self._refusal.is_file():
+            return self._refusal.read_text(errors="replace").strip()
         lines = self.log.read_text(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

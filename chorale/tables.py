@@ -41,7 +41,7 @@ def lay_models(models: Iterable[ModelCard]) -> Table:
             Text(f"{card.name} (default)" if card.is_default else card.name),
             Text(card.family),
             f"{card.native_size_px} px",
-            f"{card.min_side_px} to {card.max_side_px} px by {card.alignment_px}",
+            f"{card.min_side_px} to {card.max_side_px} px, seamless by {card.alignment_px}",
             f"{card.default_steps} (up to {card.max_steps})",
             Text(", ".join((*card.loras, *card.controlnets, *card.ip_adapters))),
             Text(card.description),

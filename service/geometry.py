@@ -19,16 +19,14 @@ def find_misfits(request: GenerationRequest, card: ModelCard) -> list[FieldError
 
 
 def _check_sides(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
-    for field, side_px in (("width_px", request.width_px), ("height_px", request.height_px)):
-        below, above = card.nearest_sides(side_px)
-        if side_px % card.alignment_px or not below <= side_px <= above:
-            nearest = f"{below}" if below == above else f"{below} or {above}"
-            yield FieldError(
-                field=field,
-                value=str(side_px),
-                allowed=f"multiples of {card.alignment_px} from {card.min_side_px} to {card.max_side_px};"
-                f" the nearest are {nearest}",
-            )
+    for field, side_px, axis in (("width_px", request.width_px, "x"), ("height_px", request.height_px, "y")):
+        lowest, highest = card.min_side_px, card.max_side_px
+        if request.seamless in (axis, "both") and side_px not in (sides := card.nearest_sides(side_px)):
+            nearest = " or ".join(map(str, dict.fromkeys(sides)))
+            allowed = f"multiples of {card.alignment_px} from {lowest} to {highest} where it is seamless; the nearest: {nearest}"
+            yield FieldError(field=field, value=str(side_px), allowed=allowed)
+        elif not lowest <= side_px <= highest:
+            yield FieldError(field=field, value=str(side_px), allowed=f"{lowest} to {highest}")
 
 
 def _check_steps(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:

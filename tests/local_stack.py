@@ -1,13 +1,14 @@
 """Chorale's own local stack with the closed-form model, for tests that follow it from outside."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from chorale.data_folder import DataFolder
 from chorale.local import LocalStack, StackOptions
-from tests.worker.processes import find_children
+from tests.worker.processes import command_of, environment_of, find_children
 
 
 @contextmanager
@@ -23,19 +24,11 @@ def find_part(owner: int, module: str) -> int:
     """Process id of the module that runs under a guard of `owner`."""
     for guard in find_children(owner):
         for child in find_children(guard):
-            if module in _arguments(child):
+            if module in command_of(child):
                 return child
     raise LookupError(f"{owner} runs no {module}")
 
 
 def find_all(word: str) -> list[int]:
     """Process ids of everything with `word` on its command line or in its environment."""
-    listing = subprocess.run(
-        ["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True, check=True
-    )
-    lines = [line.split(maxsplit=1) for line in listing.stdout.splitlines()]
-    return [int(pid) for pid, *rest in lines if rest and word in rest[0] and "<defunct>" not in rest[0]]
-
-
-def _arguments(pid: int) -> str:
-    return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return [pid for pid in psutil.pids() if word in command_of(pid) or word in environment_of(pid)]

@@ -31,6 +31,10 @@ REQUEST = GenerationRequest(
 )
 
 
+# Cells of previews are 512 px: the last ones are one pixel wide, and cut within a latent pixel.
+ODD = {"width_px": 1025, "height_px": 515, "seamless": "none"}
+
+
 @pytest.fixture
 def stack(tmp_path: Path, valkey: str) -> Iterator[Stack]:
     with running_stack(tmp_path, valkey, "toy") as stack:
@@ -57,13 +61,16 @@ def open_picture(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_a_prompt_becomes_the_picture_that_the_engine_makes(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [REQUEST, REQUEST.model_copy(update=ODD)], ids=["aligned", "no multiple"])
+def test_a_prompt_becomes_the_picture_that_the_engine_makes(
+    stack: Stack, tmp_path: Path, asked: GenerationRequest
+) -> None:
     with Client(stack.url) as client:
-        job = client.create(REQUEST)
+        job = client.create(asked)
         live = list(client.live(job.id))
         path = client.download(job.id, tmp_path / "waves.png")
         descriptor = client.download_pyramid(job.id, tmp_path / "waves.dzi")
-    expected = expected_picture(REQUEST)
+    expected = expected_picture(asked)
     assert np.array_equal(open_picture(path.read_bytes()), expected)
     assert Image.open(path).text["Description"] == "waves 🌊"
     _check_live(live, expected)
@@ -92,9 +99,22 @@ def _paste(canvas: np.ndarray, preview: Preview) -> None:
     canvas[place.top_px : bottom, place.left_px : right] = np.asarray(cell)
 
 
+def test_a4_at_300_dpi_is_the_corner_of_a_canvas_that_fits_the_model(stack: Stack, tmp_path: Path) -> None:
+    """2480 is 310 latent pixels, 3508 is 438.5 of them."""
+    request = GenerationRequest(prompt="waves", width_px=2480, height_px=3508, seed=11, steps=1)
+    with Client(stack.url) as client:
+        job = client.wait(client.create(request).id, timeout_s=60)
+        path = client.download(job.id, tmp_path / "a4.png")
+    assert job.result is not None
+    assert (job.result.width_px, job.result.height_px) == (2480, 3508)
+    whole = expected_picture(request.model_copy(update={"height_px": 3512}))
+    assert np.array_equal(open_picture(path.read_bytes()), whole[:3508])
+
+
 def _check_pyramid(descriptor: Path, expected: np.ndarray) -> None:
-    tile = np.asarray(Image.open(descriptor.with_name("waves_files") / "10" / "1_0.jpg"))
-    assert np.abs(tile.astype(int) - expected[0:511, 509:768]).mean() < 6
+    level = (max(expected.shape) - 1).bit_length()
+    tile = np.asarray(Image.open(descriptor.with_name("waves_files") / str(level) / "1_0.jpg"))
+    assert np.abs(tile.astype(int) - expected[0:511, 509:1021]).mean() < 6
 
 
 def test_followers_by_every_door_see_the_same_events(slow_stack: Stack) -> None:

@@ -137,8 +137,7 @@ class Attempt:
 
     def _report_band(self, report: BandWritten) -> None:
         pace = self._workplace.pace
-        band_megapixels = self._log.job.request.width_px * report.height_px / 1e6
-        pace.learn_decode(report.seconds / band_megapixels)
+        pace.learn_decode(report.seconds / (report.decoded_px / 1e6))
         share_left = 1 - report.done / report.bands
         self._log.append(
             BandFinishedData(

@@ -5,6 +5,7 @@ import multiprocessing
 import time
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,10 +18,15 @@ _log = logging.getLogger(__name__)
 
 
 class EngineProcess:
-    """The consumer's end. Nothing here imports torch; nothing here blocks longer than it is told to."""
+    """The consumer's end. Nothing here imports torch; nothing here blocks longer than it is told to.
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    Args:
+        scratch: folder of this worker; the process may be killed, and leaves there what it needed.
+    """
+
+    def __init__(self, settings: WorkerSettings, scratch: Path) -> None:
         self._settings = settings
+        self._scratch = scratch
         self._devices = settings.devices.split(",")
         self._lost: list[str] = []
         self._process: SpawnProcess | None = None
@@ -50,7 +56,9 @@ class EngineProcess:
         spawning = multiprocessing.get_context("spawn")
         ours, theirs = spawning.Pipe()
         # Not a daemon, for those may not have children, and the other ranks are its children.
-        process = spawning.Process(target=_run, args=(theirs, self._settings, self._devices), name="engine")
+        process = spawning.Process(
+            target=_run, args=(theirs, self._settings, self._devices, self._scratch), name="engine"
+        )
         process.start()
         theirs.close()  # else the end of the process would not end the pipe
         self._process, self._pipe, self._busy = process, ours, False
@@ -145,10 +153,10 @@ class EngineProcess:
         self.close()
 
 
-def _run(pipe: Connection, settings: WorkerSettings, devices: list[str]) -> None:
+def _run(pipe: Connection, settings: WorkerSettings, devices: list[str], scratch: Path) -> None:
     # Imported in the new process only: the consumer stays free of torch.
     from worker.adapters.source import ModelSource
     from worker.performer import serve
 
-    source = ModelSource(settings.model, settings.models_file)
+    source = ModelSource(settings.model, settings.models_file, scratch)
     serve(pipe, source, devices, settings.decode_memory_mb, settings.checkpoint_interval_s)

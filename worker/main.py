@@ -34,27 +34,46 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model."""
+    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model.
+
+    A refusal is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        _log.error("%s", error)
-        return 2
+        return _refuse(_describe(error))
     stop = _listen_for_signals()
-    with open_scratch(settings.work_dir, _name_worker()) as scratch, EngineProcess(settings) as engine:
+    with (
+        open_scratch(settings.work_dir, _name_worker()) as scratch,
+        EngineProcess(settings, scratch) as engine,
+    ):
         try:
             loaded = _load(engine, stop)
         except ModelRefusedError as error:
-            _log.error("model %s is refused: %s", settings.model, error)
-            return 2
+            return _refuse(f"model {settings.model} is refused: {error}")
         except EngineLostError as error:
             _log.error("%s", error)
             return 1
         if loaded is not None:
             _work(settings, engine, loaded, stop, scratch)
     return 0
+
+
+def _refuse(why: str) -> int:
+    _log.error("%s", why)
+    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
+        Path(path).write_text(why)
+    return 2
+
+
+def _describe(error: ValidationError) -> str:
+    """Each variable with its value and what is allowed."""
+    return "; ".join(
+        f"CHORALE_{'.'.join(map(str, each['loc'])).upper()}={each['input']!r}: {each['msg']}"
+        for each in error.errors()
+    )
 
 
 def _listen_for_signals() -> Event:

@@ -123,8 +123,15 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class BandWritten:
+    """Rows of the picture lie on disk.
+
+    Args:
+        decoded_px: pixels that `seconds` went into, with those beyond the picture.
+    """
+
     top_px: int
     height_px: int
+    decoded_px: int
     done: int
     bands: int
     seconds: float

@@ -2,8 +2,8 @@
 
 import resource
 import sys
-from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -25,7 +25,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
-            self._before = _read_resident()
+            self._before = psutil.Process().memory_info().rss
 
     def rise(self) -> int:
         """Bytes."""
@@ -34,12 +34,7 @@ class Peak:
         return max(_read_highest() - self._before, 0)
 
 
-def _read_resident() -> int:
-    """Linux tells; elsewhere the high-water mark has to do, and the rise is that over the mark so far."""
-    path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else _read_highest()
-
-
 def _read_highest() -> int:
+    """psutil knows no high-water mark."""
     mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return mark if sys.platform == "darwin" else mark << 10

@@ -80,8 +80,10 @@ class Performance:
         self._stage: StageBegan | None = None
         self._tiles: list[int] = []  # of each step, from the first of this stage
         self._is_fresh = False
-        canvas = self._plan.canvas
-        self._canvas = PreviewCanvas(canvas.height, canvas.width, model.card.vae_scale, model.preview_map)
+        canvas, self._shown = self._plan.canvas, (job.request.height_px, job.request.width_px)
+        self._canvas = PreviewCanvas(
+            canvas.height, canvas.width, model.card.vae_scale, model.preview_map, self._shown
+        )
 
     def finish(self) -> Sung:
         """Sing to the end.
@@ -90,9 +92,10 @@ class Performance:
             HaltedError: told to stop.
         """
         path = self._job.folder / "image.tif"
-        request = self._job.request
-        rows = ImageFile(path, request.height_px, request.width_px, request.bit_depth)
-        with rows as image, closing(self._open()) as progress:
+        with (
+            ImageFile(path, *self._shown, self._job.request.bit_depth) as image,
+            closing(self._open()) as progress,
+        ):
             for event in progress:
                 self._take_in(event, image)
                 self._obey()
@@ -176,9 +179,10 @@ class Performance:
         rows = band.rows.numpy()
         image.write(band.top, rows)
         self._canvas.paint_rows(band.top, rows if rows.dtype == np.uint8 else (rows >> 8).astype(np.uint8))
-        band_px = self._plan.decode.tile_size * self._model.card.vae_scale
+        canvas, scale, band_px = self._plan.canvas, self._model.card.vae_scale, self._band_px
+        decoded_px = min(band_px, canvas.height * scale - band.top) * canvas.width * scale
         report = BandWritten(
-            band.top, len(rows), band.top // band_px + 1, self._count_bands(), self._take_lap()
+            band.top, len(rows), decoded_px, band.top // band_px + 1, self._count_bands(), self._take_lap()
         )
         self._pipe.send(report)
 
@@ -220,7 +224,11 @@ class Performance:
                 return
 
     def _count_bands(self) -> int:
-        return ceil(self._plan.canvas.height / self._plan.decode.tile_size)
+        return ceil(self._shown[0] / self._band_px)
+
+    @property
+    def _band_px(self) -> int:
+        return self._plan.decode.tile_size * self._model.card.vae_scale
 
     def _take_lap(self) -> float:
         lap, self._lap = self._lap, time.monotonic()

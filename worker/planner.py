@@ -13,10 +13,12 @@ def plan_generation(
 ) -> GenerationPlan:
     """Make every choice that the request left open."""
     stages = card.lay_stages(request)
+    canvas = stages[-1]
+    shown = request.height_px / canvas.height_px, request.width_px / canvas.width_px
     return GenerationPlan(
         seed=request.seed,
         channels=card.latent_channels,
-        stages=tuple(_plan_stage(request, card, stage) for stage in stages),
+        stages=tuple(_plan_stage(request, card, stage, shown) for stage in stages),
         decode=DecodePlan(
             mode=request.advanced.decode_mode, memory_bytes=decode_memory_bytes, spill_dir=str(spill_dir)
         ),
@@ -24,7 +26,9 @@ def plan_generation(
     )
 
 
-def _plan_stage(request: ResolvedRequest, card: ModelCard, stage: Stage) -> StagePlan:
+def _plan_stage(
+    request: ResolvedRequest, card: ModelCard, stage: Stage, shown: tuple[float, float]
+) -> StagePlan:
     return StagePlan(
         _plan_denoise(request, card, stage),
         stage.steps,
@@ -32,6 +36,7 @@ def _plan_stage(request: ResolvedRequest, card: ModelCard, stage: Stage) -> Stag
         modules=request.advanced.num_modules or card.default_num_modules,
         even=request.advanced.num_modules is None,
         low_band=LowBandPlan(card.cascade.low_band) if card.cascade.low_band else None,
+        shown=shown,
     )
 
 

@@ -1,6 +1,7 @@
 """The canvas as it stands, cut into JPEG cells that lie on one fixed grid."""
 
 from itertools import product
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -27,16 +28,26 @@ class PreviewCanvas:
     Args:
         height: of the canvas, latent pixels; so is `width`.
         scale: pixels of the picture per latent pixel.
+        shown: (height, width) of the picture, the canvas' top left part, in pixels; None: all of it.
     """
 
-    def __init__(self, height: int, width: int, scale: int, colors: PreviewMap) -> None:
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        scale: int,
+        colors: PreviewMap,
+        shown: tuple[int, int] | None = None,
+    ) -> None:
         self._scale = scale
         self._cell = max(CELL_PX // scale, 1)
         self._weight = colors.weight.float().cpu()
         self._bias = colors.bias.float().cpu()[:, None, None]
         self._height, self._width = height, width
+        self._shown = shown or (height * scale, width * scale)
         self._rough = np.zeros((height, width, 3), np.uint8)
-        self._crisp = np.zeros((self._cell * scale // _CRISP + 1, width * scale // _CRISP, 3), np.uint8)
+        crisp_width = ceil(self._shown[1] / _CRISP)
+        self._crisp = np.zeros((self._cell * scale // _CRISP + 1, crisp_width, 3), np.uint8)
         self._dirty: dict[tuple[int, int], None] = {}
         self._ready: list[PreviewCell] = []
         self._step = 0
@@ -78,14 +89,15 @@ class PreviewCanvas:
         return tuple(taken)
 
     def _mark(self, rectangle: Tile) -> None:
-        rows = self._cells_under(rectangle.top, rectangle.height, self._rough.shape[0], self._height)
-        columns = self._cells_under(rectangle.left, rectangle.width, self._rough.shape[1], self._width)
+        rows = self._cells_under(rectangle.top, rectangle.height, self._rough.shape[0], 0)
+        columns = self._cells_under(rectangle.left, rectangle.width, self._rough.shape[1], 1)
         for row, column in product(rows, columns):
             self._dirty[row, column] = None
 
-    def _cells_under(self, start: int, extent: int, length: int, whole: int) -> range:
-        """On one axis, of `length` on the present canvas and of `whole` on the picture's own."""
-        last = ((start + extent) * whole - 1) // length
+    def _cells_under(self, start: int, extent: int, length: int, axis: int) -> range:
+        """Those of the picture, on an axis that is of `length` on the present canvas."""
+        whole, shown = (self._height, self._width)[axis], ceil(self._shown[axis] / self._scale)
+        last = min(((start + extent) * whole - 1) // length, shown - 1)
         return range(start * whole // length // self._cell, last // self._cell + 1)
 
     def _next_dirty(self) -> tuple[int, int]:
@@ -94,20 +106,24 @@ class PreviewCanvas:
         return key
 
     def _cut_rough(self, key: tuple[int, int]) -> PreviewCell:
-        top, left = key[0] * self._cell, key[1] * self._cell
-        height, width = min(self._cell, self._height - top), min(self._cell, self._width - left)
-        pixels = _enlarge(self._rough, self._height, self._width, Tile(top, left, height, width))
-        return self._encode(key, pixels, "denoise")
+        (row, column), cell, scale = key, self._cell, self._scale
+        height_px, width_px = self._measure(key)
+        part = Tile(row * cell, column * cell, ceil(height_px / scale), ceil(width_px / scale))
+        return self._encode(key, _enlarge(self._rough, self._height, self._width, part), "denoise")
+
+    def _measure(self, key: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of a cell, pixels."""
+        cell_px, (height, width) = self._cell * self._scale, self._shown
+        return min(cell_px, height - key[0] * cell_px), min(cell_px, width - key[1] * cell_px)
 
     def _paint_cell_row(self, row: int, offset: int, pixels: np.ndarray) -> None:
         start = offset // _CRISP
         self._crisp[start : start + len(pixels)] = pixels
-        height, width = self._height, self._width
-        expected = min(self._cell, height - row * self._cell) * self._scale // _CRISP
+        expected = ceil(self._measure((row, 0))[0] / _CRISP)
         if start + len(pixels) < expected:
             return
         side = self._cell * self._scale // _CRISP
-        for column in range(-(-width // self._cell)):
+        for column in range(ceil(len(self._crisp[0]) / side)):
             self._dirty.pop((row, column), None)
             pixels = self._crisp[:expected, column * side : (column + 1) * side]
             self._ready.append(self._encode((row, column), pixels, "decode"))
@@ -115,13 +131,13 @@ class PreviewCanvas:
     def _encode(
         self, key: tuple[int, int], pixels: np.ndarray, stage: Literal["denoise", "decode"]
     ) -> PreviewCell:
-        (row, column), height, width = key, self._height, self._width
+        (row, column), (height_px, width_px) = key, self._measure(key)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
         return PreviewCell(
             left_px=column * self._cell * self._scale,
             top_px=row * self._cell * self._scale,
-            width_px=min(self._cell, width - column * self._cell) * self._scale,
-            height_px=min(self._cell, height - row * self._cell) * self._scale,
+            width_px=width_px,
+            height_px=height_px,
             stage=stage,
             step=self._step,
             jpeg=jpeg,
@@ -138,12 +154,13 @@ def _enlarge(pixels: np.ndarray, height: int, width: int, part: Tile) -> np.ndar
 
 
 def _shrink(rows: np.ndarray) -> np.ndarray:
-    """The mean of every 2 x 2 pixels; an odd last row or column is left out.
+    """The mean of every 2 x 2 pixels; an odd last row or column counts twice.
 
     Sums of strided halves: numpy's own mean over two axes takes seven times as long.
     """
-    height, width = len(rows) // _CRISP * _CRISP, rows.shape[1] // _CRISP * _CRISP
-    sums = rows[0:height:2, :width].astype(np.uint16)
-    sums += rows[1:height:2, :width]
+    odd = [(0, side % _CRISP) for side in rows.shape[:2]]
+    rows = np.pad(rows, [*odd, (0, 0)], mode="edge") if odd != [(0, 0)] * 2 else rows
+    sums = rows[0::2].astype(np.uint16)
+    sums += rows[1::2]
     sums = sums[:, 0::2] + sums[:, 1::2]
     return (sums >> 2).astype(np.uint8)

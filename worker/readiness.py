@@ -86,8 +86,9 @@ def _try_out(model: LoadedModel, device: torch.device) -> Rehearsal:
 
 def explain(error: Exception) -> str:
     """Why a model cannot be served. It would be no better the next time, so nobody tries again."""
-    if not isinstance(error, _FORESEEN):
-        _log.error("the model does not work", exc_info=error)
+    if isinstance(error, _FORESEEN):
+        return str(error)
+    _log.error("the model does not work", exc_info=error)
     return f"{type(error).__name__}: {error}"
 
 

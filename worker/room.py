@@ -1,11 +1,10 @@
 """Which device a name means, whether it exists, and how much memory it has."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from worker.engine.main_memory import measure_main_memory
 from worker.errors import DeviceRefusedError
 
 _GIB = 1 << 30
@@ -42,18 +41,11 @@ def _list_devices() -> str:
 def measure_room(device: torch.device) -> Room:
     """What other processes leave over; what PyTorch keeps here for later counts as free."""
     if device.type != "cuda":
-        return Room(str(device), _read_available(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        memory = measure_main_memory()
+        return Room(str(device), memory.free, memory.total)
     free, total = torch.cuda.mem_get_info(device)
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return Room(str(device), free + idle, total)
-
-
-def _read_available() -> int:
-    """Linux' estimate of what a new process can have; elsewhere all of main memory."""
-    path = Path("/proc/meminfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    kib = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return kib[0] << 10 if kib else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def require_room(room: Room, needed_bytes: int, what: str) -> None:

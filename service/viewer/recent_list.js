@@ -4,7 +4,7 @@ import { fetchJobs, tileUrl } from "./api.js";
 import * as words from "./words.js";
 
 const SHOWN = 12;
-const THUMB_LEVEL = 7; // 128 px
+const THUMB_LEVEL = 7; // 128 px; the last level of a smaller picture is its own size
 
 export class RecentList {
   constructor(list, empty, onChoose) {
@@ -66,7 +66,8 @@ function thumb(job) {
   image.className = "thumb";
   image.alt = "";
   image.loading = "lazy";
-  image.src = tileUrl(job.id, THUMB_LEVEL, 0, 0);
+  const lastLevel = Math.ceil(Math.log2(Math.max(job.result.width_px, job.result.height_px)));
+  image.src = tileUrl(job.id, Math.min(THUMB_LEVEL, lastLevel), 0, 0);
   return image;
 }
 

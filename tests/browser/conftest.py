@@ -1,7 +1,5 @@
 """A real Chromium on a real stack with the closed-form model."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +9,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 
 from chorale.client import Client
 from chorale.local import LocalStack
+from tests.browser.chromium import find_browser
 from tests.local_stack import toy_stack
 
 FLAGS = [
@@ -31,8 +30,8 @@ expect.set_options(timeout=30_000)
 # Not longer than its module: Playwright keeps an event loop running in this thread.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "these tests need Chromium: install it, or name it in CHROMIUM"
+    chromium = find_browser()
+    assert chromium, "no Chromium or Chrome: `python -m tests.browser.chromium` finds or installs one"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser

@@ -51,6 +51,19 @@ def test_a_prompt_becomes_a_picture_before_the_visitors_eyes(
     assert Path(download.value.path()).read_bytes() == picture.read_bytes()
 
 
+def test_a_picture_of_odd_sides_fills_its_place(open_page: OpenPage, client: Client, tmp_path: Path) -> None:
+    """Cells of previews end where the picture does: the last of 512 px are one pixel wide, and three high."""
+    page = open_page()
+    ask(page, "waves at dusk", width=1025, height=515, steps=10)
+    expect(page.locator("#state")).to_contain_text("Singing, step")
+    await_true(lambda: painted(page) >= 6)
+    page.screenshot(path=tmp_path / "running.png")
+    await_deep_zoom(page)
+    page.screenshot(path=tmp_path / "done.png")
+    expect(page.locator("#facts")).to_contain_text("1025 × 515")
+    _check_shown(page, client, tmp_path)
+
+
 def _check_shown(page: Page, client: Client, folder: Path) -> None:
     """What lies on the stage is the picture, whole and in its middle."""
     page.evaluate("document.getElementById('tools').hidden = true")
@@ -192,6 +205,14 @@ def test_a_failed_job_says_why(open_page: OpenPage, stack: LocalStack) -> None:
 def test_an_unknown_job_says_so(open_page: OpenPage) -> None:
     page = open_page("/?job=" + "0" * 28)
     expect(page.locator("#sheet-note")).to_contain_text("not here")
+
+
+def test_the_smallest_picture_is_shown_and_found_again(open_page: OpenPage, client: Client) -> None:
+    smallest = SHORT.model_copy(update={"prompt": "very small", "width_px": 64, "height_px": 64})
+    page = open_page(f"/?job={client.wait(client.create(smallest).id).id}")
+    await_deep_zoom(page)
+    thumb = page.locator("li", has_text="very small").locator("img")
+    await_true(lambda: thumb.evaluate("each => each.naturalWidth") == 64)
 
 
 def test_recent_jobs_lead_back_to_their_picture(open_page: OpenPage, client: Client) -> None:

@@ -15,7 +15,7 @@ from tests.browser.visitor import SHORT, ask, await_deep_zoom, job_of
     ("field", "value", "place", "says"),
     [
         ("width_px", "1001", "size", "1000 or 1008"),
-        ("height_px", "100", "size", "256"),
+        ("height_px", "63", "size", "64"),
         ("seed", "12.5", "seed", "integer"),
         ("seed", "9223372036854775808", "seed", "9223372036854775807"),
         ("steps", "500", "steps", "200"),
@@ -26,6 +26,7 @@ def test_refusals_stand_at_their_field(
 ) -> None:
     page = open_page()
     page.check("input[name=size][value=free]")
+    page.check("input[name=seamless][value=x]")
     page.click("#advanced summary")
     page.fill(f"#{field}", value)
     page.click("#submit")

@@ -22,6 +22,7 @@ from worker.adapters.errors import DamagedModelError, ModelFolderError
 from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIGEST = hashlib.sha256(b"weights").hexdigest()
 
 
@@ -30,8 +31,9 @@ def model(tmp_path: Path) -> Path:
     """A folder that looks like a model."""
     folder = tmp_path / "model"
     (folder / "unet").mkdir(parents=True)
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    (folder / "unet" / "weights.safetensors").write_bytes(b"weights")
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "unet" / WEIGHTS).write_bytes(b"weights")
     (folder / "README.md").write_text("no weights")
     return folder
 
@@ -52,8 +54,8 @@ def test_an_entry_holds_a_digest_of_each_file_that_decides(model: Path, tmp_path
     done = models(tmp_path, "add", "mine", str(model))
     assert (done.returncode, done.stdout) == (0, f"mine: 2 files of {model}\n")
     (entry,) = listed(tmp_path).models.values()
-    assert sorted(entry.files) == ["model_index.json", "unet/weights.safetensors"]
-    assert entry.files["unet/weights.safetensors"] == DIGEST
+    assert sorted(entry.files) == ["model_index.json", f"unet/{WEIGHTS}"]
+    assert entry.files[f"unet/{WEIGHTS}"] == DIGEST
     shown = models(tmp_path, "list").stdout
     assert "mine" in shown
     assert str(model) in shown
@@ -64,15 +66,14 @@ def test_an_entry_holds_a_digest_of_each_file_that_decides(model: Path, tmp_path
 
 
 def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
-    for name in ("unet/weights.bin", "pipeline.py"):
-        (model / name).write_bytes(b"")
-        done = models(tmp_path, "add", "mine", str(model))
-        assert (done.returncode, name in done.stderr) == (1, True)
-        (model / name).unlink()
+    weights = (model / "unet" / WEIGHTS).rename(model / "unet" / "diffusion_pytorch_model.bin")
+    done = models(tmp_path, "add", "mine", str(model))
+    assert (done.returncode, "only pickled weights (unet/diffusion_pytorch" in done.stderr) == (1, True)
+    weights.rename(model / "unet" / WEIGHTS)
     for content, says in (("{oops", "Invalid JSON: "), ("[]", "Input should be an object")):
         (model / "model_index.json").write_text(content)
         assert f"model_index.json: {says}" in models(tmp_path, "add", "mine", str(model)).stderr
-    (model / "model_index.json").write_text('{"unet": ["my_own_code", "Network"]}')
+    (model / "model_index.json").write_text('{"_class_name": "A", "unet": ["my_own_code", "Network"]}')
     assert "unet is of my_own_code" in models(tmp_path, "add", "mine", str(model)).stderr
     assert not (tmp_path / "data").exists()
 
@@ -90,7 +91,7 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
         (("add", "mine", "model", "--kind", "lora"), "needs --base"),
         (("add", "mine", "model", "--kind", "lora", "--base", "flox"), "no such family; known are stable-"),
         (("add", "mine", "model", "--kind", "controlnet", "--base", "toy"), "config.json is missing"),
-        (("add", "mine", "model/unet/weights.safetensors"), "a model is a folder"),
+        (("add", "mine", "model/unet/diffusion_pytorch_model.safetensors"), "a model is a folder"),
     ],
 )
 def test_what_is_not_sound_is_refused_in_one_line(
@@ -105,19 +106,17 @@ def test_what_is_not_sound_is_refused_in_one_line(
 def test_a_changed_missing_or_added_file_is_named(model: Path, tmp_path: Path) -> None:
     models(tmp_path, "add", "mine", str(model))
     cpu = torch.device("cpu")
-    weights = model / "unet" / "weights.safetensors"
+    weights = model / "unet" / WEIGHTS
     weights.write_bytes(b"other")
     other = hashlib.sha256(b"other").hexdigest()
-    with pytest.raises(
-        DamagedModelError, match=f"weights.safetensors has SHA-256 {other}, expected {DIGEST}"
-    ):
+    with pytest.raises(DamagedModelError, match=f"{WEIGHTS} has SHA-256 {other}, expected {DIGEST}"):
         load_found(find_model(source(tmp_path, "mine")), cpu)
     weights.unlink()
-    with pytest.raises(DamagedModelError, match=r"weights.safetensors is missing; expected .* " + DIGEST):
+    with pytest.raises(DamagedModelError, match=WEIGHTS + " is missing; expected .* " + DIGEST):
         load_found(find_model(source(tmp_path, "mine")), cpu)
     weights.write_bytes(b"weights")
-    (model / "unet" / "more.safetensors").write_bytes(b"")
-    with pytest.raises(DamagedModelError, match=r"not on the allow-list: unet/more.safetensors"):
+    (model / "unet" / "config.json").write_bytes(b"")
+    with pytest.raises(DamagedModelError, match=r"not on the allow-list: unet/config\.json; .* add it again"):
         load_found(find_model(source(tmp_path, "mine")), cpu)
 
 
@@ -131,14 +130,14 @@ def test_a_name_that_is_not_listed_names_those_that_are(model: Path, tmp_path: P
 
 
 def test_add_ons_fit_their_family_and_are_checked_when_opened(model: Path, tmp_path: Path) -> None:
-    weights = model / "unet" / "weights.safetensors"
+    weights = model / "unet" / WEIGHTS
     for name, kind, base in (("ink", "lora", "toy"), ("face", "ip_adapter", "toy"), ("xl", "lora", "flux")):
         assert models(tmp_path, "add", name, str(weights), "--kind", kind, "--base", base).returncode == 0
     found = find_model(source(tmp_path, "toy"))
     card = load_found(found, torch.device("cpu")).card
     assert (card.loras, card.controlnets, card.ip_adapters) == (["ink"], [], ["face"])
     add_ons = found.add_ons("toy")
-    assert add_ons.open("lora", "ink") == weights
+    assert add_ons.open("lora", "ink").read_bytes() == b"weights"
     for kind, name in (("lora", "xl"), ("lora", "face"), ("controlnet", "ink")):
         with pytest.raises(ModelFolderError, match=name):
             add_ons.open(kind, name)
@@ -172,8 +171,11 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
         digests = {result_of(client.wait(job.id, timeout_s=60)).sha256 for job in (plain, guided)}
         assert len(digests) == 2  # the control picture was heard
         (edges / "config.json").write_text((edges / "config.json").read_text() + " ")
-        with pytest.raises(JobEndedError, match=r"edges: config.json has SHA-256"):
+        with pytest.raises(JobEndedError, match=r"edges: config.json has SHA-256") as ended:
             client.wait(client.create(controlled, pictures=pictures).id, timeout_s=60)
+        assert ended.value.job.error is not None
+        assert (ended.value.job.error.code, ended.value.job.error.retryable) == ("model_refused", False)
+        assert str(tmp_path) not in ended.value.job.error.message
     settings = folder / "unet" / "config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"sample_size": 64}))
     refused = run("up", "--data", str(tmp_path / "data"), "--port", "0", "--model", "tiny", folder=tmp_path)

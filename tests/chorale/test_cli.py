@@ -54,6 +54,20 @@ def test_generate_writes_the_picture_and_its_deep_zoom(stack: LocalStack, tmp_pa
     assert (tmp_path / "out" / "dusk_files" / "9" / "0_0.jpg").exists()
 
 
+def test_generate_takes_any_size(stack: LocalStack, tmp_path: Path) -> None:
+    """A4 at 300 dpi; where the picture is seamless, the nearest sizes are named."""
+    a4 = ("generate", "waves", "--size", "2480x3508", "--steps", "1", "--url", stack.url)
+    done = run(*a4, "-o", "a4.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2480x3508" in done.stderr
+    with Image.open(tmp_path / "a4.png") as picture:
+        assert picture.size == (2480, 3508)
+    refused = run(*a4, "--seamless", "both", folder=tmp_path)
+    assert refused.returncode != 0
+    assert "3504 or 3512" in refused.stderr
+    assert "width_px" not in refused.stderr
+
+
 def test_the_same_seed_gives_the_same_bytes_and_a_name_comes_from_the_prompt(
     stack: LocalStack, tmp_path: Path
 ) -> None:
@@ -115,13 +129,13 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
     ("arguments", "code", "says"),
     [
         (("generate", "x", "--size", "wide"), 2, "WIDTHxHEIGHT"),
-        (("generate", "x", "--size", "100x100"), 2, "width_px"),
+        (("generate", "x", "--size", "63x64"), 2, "width_px"),
         (("generate", "x", "-o", "x.gif"), 2, ".png"),
         (("generate", "x", "--seed", "-1"), 2, "seed"),
         (("generate", "x", "--dpi", "2401"), 2, "dpi"),
         (("generate", "x", "--bit-depth", "12"), 2, "8 or 16"),
         (("generate", "x", "--bit-depth", "16", "-o", "x.jpg"), 2, "png or tiff, not jpeg"),
-        (("generate", "x", "--size", "1001x512"), 1, "1000 or 1008"),
+        (("generate", "x", "--size", "1001x512", "--seamless", "x"), 1, "1000 or 1008"),
         (("generate", "x", "--model", "nobody"), 1, "nobody"),
         (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),
         (("generate", "x", "--lora", "ink:x:"), 2, "--lora ink:x:"),

@@ -114,7 +114,7 @@ def test_refusals_carry_their_problem(client: Client) -> None:
         client.get("0" * 28)
     assert unknown.value.problem.status == 404
     with pytest.raises(InvalidRequestError) as refused:
-        client.create(GenerationRequest(width_px=1001, height_px=512))
+        client.create(GenerationRequest(width_px=1001, height_px=512, seamless="x"))
     assert [each.field for each in refused.value.problem.errors] == ["width_px"]
     assert "1000" in str(refused.value)
     assert "1008" in str(refused.value)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from diffusers.models.modeling_utils import ModelMixin
 
-from tests.conformance.conftest import MATRIX
 from tests.conformance.examine import judge, make_ours, make_theirs, refuse_ours
 from tests.conformance.families import CASES, build
+from tests.conformance.summary import MATRIX
 from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
 from tests.tiny_models import tiny_autoencoder
 

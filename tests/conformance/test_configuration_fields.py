@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.conftest import MATRIX
 from tests.conformance.examine import Made, judge, make_ours, make_theirs, refuse_ours
 from tests.conformance.families import CASES, build
 from tests.conformance.fields import find_fields, find_parts
 from tests.conformance.folders import Together, change
+from tests.conformance.summary import MATRIX
 from tests.conformance.tables import TABLES, Table
 
 PARTS = [(case, part) for case, parts in TABLES.items() for part in parts]

@@ -18,19 +18,20 @@ from worker.messages import Sing
 
 @pytest.fixture
 def model(tmp_path: Path) -> Toy:
-    """A model with one add-on of each kind, all the same file."""
-    weights = tmp_path / "weights.safetensors"
+    """A model with one add-on of each kind."""
+    weights, edges = tmp_path / "weights.safetensors", tmp_path / "edges"
+    edges.mkdir()
+    net = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"net"}
+    for name, content in net.items():
+        (edges / name).write_bytes(content)
     weights.write_bytes(b"weights")
     kinds: dict[str, AddOnKind] = {"ink": "lora", "edges": "controlnet", "face": "ip_adapter"}
-    files = {weights.name: hashlib.sha256(b"weights").hexdigest()}
-    return Toy(
-        add_ons=AddOns(
-            {
-                name: AllowedModel(kind=kind, path=weights, base="toy", files=files)
-                for name, kind in kinds.items()
-            }
-        )
-    )
+    entries: dict[str, AllowedModel] = {}
+    for name, kind in kinds.items():
+        path, contents = (edges, net) if name == "edges" else (weights, {weights.name: b"weights"})
+        files = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+        entries[name] = AllowedModel(kind=kind, path=path, base="toy", files=files)
+    return Toy(add_ons=AddOns(entries))
 
 
 def job(folder: Path, **choices: object) -> Sing:
@@ -52,13 +53,13 @@ def test_names_become_files_and_files_become_pictures(model: Toy, tmp_path: Path
             ip_adapter=IpAdapterSettings(name="face", scale=0.1).model_dump(),
         ),
     )
-    weights = tmp_path / "weights.safetensors"
-    assert [(lora.path, lora.weight) for lora in told.loras] == [(weights, -0.5)]
+    assert [(lora.path.read_bytes(), lora.weight) for lora in told.loras] == [(b"weights", -0.5)]
     assert told.control is not None
     control = told.control
-    assert (control.path, control.scale, control.start, control.end) == (weights, 0.5, 0.25, 0.75)
+    assert (control.path.name, control.scale, control.start, control.end) == ("edges", 0.5, 0.25, 0.75)
+    assert (control.path / "diffusion_pytorch_model.safetensors").read_bytes() == b"net"
     assert told.ip_adapter is not None
-    assert (told.ip_adapter.path, told.ip_adapter.scale) == (weights, 0.1)
+    assert (told.ip_adapter.path.read_bytes(), told.ip_adapter.scale) == (b"weights", 0.1)
     expected = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 2, 3)
     for picture in (control.picture, told.ip_adapter.picture):
         assert picture.dtype == torch.uint8

@@ -10,7 +10,7 @@ import pytest
 from api_schemas.generation import ResolvedRequest
 from worker.adapters.source import ModelSource
 from worker.choir import Choir
-from worker.messages import Previewed, Report, Shown, Sing, Stepped, Sung
+from worker.messages import BandWritten, Previewed, Report, Shown, Sing, Stepped, Sung
 from worker.performance import Performance
 from worker.readiness import make_ready
 
@@ -24,25 +24,35 @@ def listen(pipe: Connection) -> list[Report]:
     return reports
 
 
-@pytest.mark.parametrize("seamless", ["none", "both"])
-def test_the_tiles_that_are_left_are_those_that_are_sung(tmp_path: Path, seamless: str) -> None:
-    """Also where shifted grids have more of them than others, outer steps than inner, large canvases than small."""
-    request = ResolvedRequest.model_validate(
-        {
-            "model": "toy",
-            "steps": 6,
-            "guidance_scale": 1.0,
-            "seed": 500,
-            "seamless": seamless,
-            "layout": "cascade",
-        }
-    )
+def perform(folder: Path, **choices: object) -> list[Report]:
+    """All that is told of a picture by the toy."""
+    asked = {"model": "toy", "steps": 6, "guidance_scale": 1.0, "seed": 500, "layout": "cascade"}
     source, (ours, theirs) = ModelSource("toy"), multiprocessing.Pipe()
-    job = Sing(request, tmp_path, None, {})
+    job = Sing(ResolvedRequest.model_validate(asked | choices), folder, None, {})
     with Choir(source, ["cpu"]) as choir, ThreadPoolExecutor() as pool:
         heard = pool.submit(listen, ours)
         theirs.send(Performance(make_ready(source, "cpu"), job, theirs, choir, 0.0).finish())
-        steps = [report for report in heard.result(60) if isinstance(report, Stepped)]
+        return heard.result(60)
+
+
+def test_nothing_lies_beyond_the_picture(tmp_path: Path) -> None:
+    """Its last band is one row high, its last column of cells one pixel wide; the canvas has eight of both."""
+    heard = perform(tmp_path, width_px=1025, height_px=513)
+    bands = [report for report in heard if isinstance(report, BandWritten)]
+    assert [(band.top_px, band.height_px, band.done, band.bands) for band in bands] == [
+        (0, 512, 1, 2),
+        (512, 1, 2, 2),
+    ]
+    assert [band.decoded_px for band in bands] == [512 * 1032, 8 * 1032]
+    cells = [cell for report in heard if isinstance(report, Previewed) for cell in report.cells]
+    assert {cell.left_px + cell.width_px for cell in cells} == {512, 1024, 1025}
+    assert {cell.top_px + cell.height_px for cell in cells} == {512, 513}
+
+
+@pytest.mark.parametrize("seamless", ["none", "both"])
+def test_the_tiles_that_are_left_are_those_that_are_sung(tmp_path: Path, seamless: str) -> None:
+    """Also where shifted grids have more of them than others, outer steps than inner, large canvases than small."""
+    steps = [report for report in perform(tmp_path, seamless=seamless) if isinstance(report, Stepped)]
     assert len({step.tiles for step in steps}) > 2
     for index, step in enumerate(steps):
         assert step.tiles_left == sum(later.tiles for later in steps[index + 1 :])

@@ -39,6 +39,23 @@ def test_pixels_become_latent_pixels(rows: int, columns: int) -> None:
     assert found.tile_size * 8 == CARD.native_size_px
 
 
+@given(st.integers(64, 16_384), st.integers(64, 16_384), st.sampled_from(["flat", "cascade"]))
+def test_a_canvas_is_the_least_that_is_aligned_and_holds_the_picture(
+    height_px: int, width_px: int, layout: str
+) -> None:
+    stages = plan(height_px=height_px, width_px=width_px, layout=layout).stages
+    for side, side_px in (
+        (stages[-1].denoise.height, height_px),
+        (stages[-1].denoise.width, width_px),
+    ):
+        assert 0 <= side * 8 - side_px < CARD.alignment_px
+    assert stages[-1].shown_px(8) == (height_px, width_px)
+    for stage in stages:
+        canvas, shown = stage.denoise, stage.whole.shown_px(8)
+        assert canvas.height * 8 % CARD.alignment_px == canvas.width * 8 % CARD.alignment_px == 0
+        assert abs(shown[0] - canvas.height * 8 * height_px / (stages[-1].denoise.height * 8)) <= 0.5
+
+
 @pytest.mark.parametrize(
     ("seamless", "wrap"),
     [("none", (False, False)), ("x", (False, True)), ("y", (True, False)), ("both", (True, True))],
@@ -68,7 +85,7 @@ def test_stages_become_plans_from_small_to_large() -> None:
     )
 
 
-SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512))
+SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512), (2480, 3508), (1001, 64))
 SEAMLESS = ("none", "x", "y", "both")
 
 

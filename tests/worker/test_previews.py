@@ -18,8 +18,8 @@ EVERYTHING = 1 << 30
 sides = st.integers(4, 200)
 
 
-def canvas_of(height: int, width: int) -> PreviewCanvas:
-    return PreviewCanvas(height, width, SCALE, GREY)
+def canvas_of(height: int, width: int, shown: tuple[int, int] | None = None) -> PreviewCanvas:
+    return PreviewCanvas(height, width, SCALE, GREY, shown)
 
 
 def assemble(cells: tuple[PreviewCell, ...], height: int, width: int) -> np.ndarray:
@@ -70,6 +70,30 @@ def test_finished_rows_replace_estimates(height: int, width: int, band: int) -> 
     cells = canvas.take(EVERYTHING)
     assert {cell.stage for cell in cells} == {"decode"}
     assert np.abs(assemble(cells, height, width) - 200).max() < 4
+
+
+@given(sides, sides, st.integers(0, 63), st.integers(0, 63), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_cells_end_where_the_picture_does(
+    height: int, width: int, below: int, beside: int, decoded: bool
+) -> None:
+    """And have a pixel for each of its latent pixels, or for two by two of its own, whole or not."""
+    shown = max(height * SCALE - below, 1), max(width * SCALE - beside, 1)
+    canvas = canvas_of(height, width, shown)
+    if decoded:
+        for top in range(0, shown[0], 64):
+            canvas.paint_rows(top, np.zeros((min(64, shown[0] - top), shown[1], 3), np.uint8))
+    else:
+        canvas.paint(Tile(0, 0, height, width), torch.zeros(1, height, width), 1)
+    covered, per_pixel = np.zeros(shown, int), 2 if decoded else SCALE
+    for cell in canvas.take(EVERYTHING):
+        assert cell.stage == ("decode" if decoded else "denoise")
+        bottom, right = cell.top_px + cell.height_px, cell.left_px + cell.width_px
+        assert (bottom <= shown[0], right <= shown[1]) == (True, True)
+        covered[cell.top_px : bottom, cell.left_px : right] += 1
+        pixels = simplejpeg.decode_jpeg(cell.jpeg)
+        assert pixels.shape[:2] == (-(-cell.height_px // per_pixel), -(-cell.width_px // per_pixel))
+    assert (covered == 1).all()
 
 
 def test_only_changes_are_taken_and_each_once() -> None:

@@ -14,13 +14,25 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import Tensor
 
 from worker.adapters.add_ons import Control, to_pil
+from worker.adapters.control_net_folder import load_control_net
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.schedulers import make_scheduler
 from worker.adapters.unet_pipeline import UNetPipeline, use_scheduler
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
 
-_MUST_AGREE = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
+# Else what it answers has another number, or another size, than what the UNet adds it to.
+_MUST_AGREE = (
+    "in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type",
+    "addition_time_embed_dim", "projection_class_embeddings_input_dim",
+)  # fmt: skip
+# What diffusers' pipelines read or would need to be told for it.
+_ALLOWED = {
+    "conditioning_channels": 3,
+    "global_pool_conditions": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Guide:
     """A ControlNet that looks at one picture.
 
     Args:
-        picture: as large as the finished picture, (3, H, W), uint8.
+        picture: as large as the canvas, (3, H, W), uint8.
         scale: pixels per latent pixel.
     """
 
@@ -94,34 +106,50 @@ class ControlNets:
         return lambda stage: self._lay(control, network, stage)
 
     def _lay(self, control: Control, network: ControlNetModel, stage: StagePlan) -> Guide:
-        pipe, canvas, scale = self._pipe, stage.denoise, self._pipe.vae_scale_factor
-        resized = VaeImageProcessor().resize(
-            to_pil(control.picture), canvas.height * scale, canvas.width * scale
-        )
-        picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(pipe.device)
-        loudness = find_loudness(
-            control, make_scheduler(pipe.scheduler, use_scheduler(stage), pipe.device).timesteps
-        )
+        pipe, scale = self._pipe, self._pipe.vae_scale_factor
+        picture = lay_over(control.picture, stage, scale).to(pipe.device)
+        scheduler = make_scheduler(pipe.scheduler, use_scheduler(stage), pipe.device)
+        loudness = find_loudness(control, scheduler.timesteps)
         return Guide(network, picture, scale, loudness)
 
     def _load(self, folder: Path) -> ControlNetModel:
-        try:
-            network = ControlNetModel.from_pretrained(
-                str(folder), torch_dtype=self._pipe.unet.dtype, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelFolderError(f"{folder.name} cannot be loaded as a ControlNet: {error}") from error
+        network = load_control_net(ControlNetModel, folder, self._pipe.unet.dtype)
         for field in _MUST_AGREE:
             theirs, ours = (_flat(part.config.get(field)) for part in (network, self._pipe.unet))
             if theirs != ours:
                 raise ModelFolderError(
                     f"{folder.name} is for another model: its {field} is {theirs}, this model's is {ours}"
                 )
+        for field, allowed in _ALLOWED.items():
+            if network.config.get(field, allowed) != allowed:
+                raise ModelFolderError(
+                    f"{folder.name} has {field} {network.config[field]}; supported: {allowed}"
+                )
+        scale, ours = (
+            2 ** (len(network.config["conditioning_embedding_out_channels"]) - 1),
+            self._pipe.vae_scale_factor,
+        )
+        if scale != ours:
+            raise ModelFolderError(
+                f"{folder.name} takes {scale} px for each latent pixel, this model has {ours}"
+            )
         return network.to(self._pipe.device)
 
 
 def _flat(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def lay_over(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
+    """Bring a picture (3, h, w), uint8, to the size of the finished one on a stage's canvas: (3, H, W).
+
+    What of the canvas lies beyond the finished picture has the colours of its edge.
+    """
+    height, width = stage.shown_px(scale)
+    resized = np.array(VaeImageProcessor().resize(to_pil(picture), height, width))
+    below, beside = stage.denoise.height * scale - height, stage.denoise.width * scale - width
+    padded = np.pad(resized, ((0, below), (0, beside), (0, 0)), mode="edge")
+    return torch.from_numpy(padded).permute(2, 0, 1)
 
 
 def find_loudness(control: Control, timesteps: Tensor) -> Loudness:

@@ -38,7 +38,7 @@ class Shape:
 
     Args:
         scale: pixels per latent pixel and axis.
-        alignment_px: sides of a picture are multiples of this.
+        alignment_px: sides of a canvas are multiples of this.
         native_size_px: side of the pictures that the model was trained on.
         max_tile_px: side of the largest tile that it can be given.
     """
@@ -237,8 +237,10 @@ def _try_scheduler(family: Family, settings: FolderSettings) -> int:
     def use(steps: int) -> SchedulerUse:
         return family.use_scheduler(StagePlan(tile, steps))
 
-    require_working_scheduler(scheduler, use(settings.default_steps or family.habits.steps), family.name)
-    return find_most_steps(scheduler, use, MAX_SCHEDULE_STEPS)
+    most = find_most_steps(scheduler, use, MAX_SCHEDULE_STEPS)
+    usual = settings.default_steps or family.habits.steps
+    require_working_scheduler(scheduler, use(min(usual, most)), family.name)
+    return most
 
 
 def _describe(family: Family, settings: FolderSettings, name: str, schedule_steps: int) -> ModelCard:
@@ -254,7 +256,7 @@ def _describe(family: Family, settings: FolderSettings, name: str, schedule_step
         latent_channels=shape.channels,
         vae_scale=shape.scale,
         tile_sizes_px=settings.tile_sizes_px or [native_size_px],
-        default_steps=settings.default_steps or habits.steps,
+        default_steps=min(settings.default_steps or habits.steps, schedule_steps),
         max_steps=min(settings.max_steps, schedule_steps),
         max_schedule_steps=schedule_steps,
         default_guidance_scale=(

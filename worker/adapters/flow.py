@@ -3,8 +3,6 @@
 # diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
 # pyright: reportAttributeAccessIssue=false
 
-from collections.abc import Sequence
-
 import numpy as np
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -30,12 +28,15 @@ def shift_by_tokens(kept: SchedulerMixin, tokens: int, max_shift: float = 1.15) 
     )
 
 
-def even_sigmas(steps: int) -> Sequence[float]:
-    """From pure noise to one step before none, as FLUX' and Qwen-Image's pipelines lay them."""
-    return np.linspace(1.0, 1 / steps, steps).tolist()
+def even_sigmas(steps: int) -> np.ndarray:
+    """From pure noise to one step before none, as FLUX' and Qwen-Image's pipelines lay them.
+
+    An array, as there: some schedulers calculate with it, others refuse it.
+    """
+    return np.linspace(1.0, 1 / steps, steps)
 
 
-def own_sigmas(kept: SchedulerMixin, sigmas: Sequence[float]) -> Sequence[float] | None:
+def own_sigmas(kept: SchedulerMixin, sigmas: np.ndarray) -> np.ndarray | None:
     """None where the scheduler derives flow matching's own, which FLUX' pipelines then leave to it."""
     return None if kept.config.get("use_flow_sigmas") else sigmas
 

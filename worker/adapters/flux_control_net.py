@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
-from worker.adapters.add_ons import Control, to_pil
-from worker.adapters.control_net import Loudness, find_loudness
+from worker.adapters.add_ons import Control
+from worker.adapters.control_net import Loudness, find_loudness, lay_over
+from worker.adapters.control_net_folder import load_control_net
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.vae_encoder import flatten_encoder
@@ -89,8 +89,7 @@ class FluxControlNets:
         """The picture's latent: the mean, where diffusers' pipeline draws one around it."""
         canvas, scale = stage.denoise, self._pipe.vae_scale_factor
         size = (canvas.height * scale, canvas.width * scale)
-        resized = self._pipe.image_processor.resize(to_pil(control.picture), *size)
-        picture = torch.from_numpy(np.array(resized)).permute(2, 0, 1).to(self._pipe._execution_device)
+        picture = lay_over(control.picture, stage, scale).to(self._pipe._execution_device)
         encoder = flatten_encoder(self._pipe.vae, read_scaling(type(self._pipe), self._pipe.vae))
         assert encoder is not None
 
@@ -103,14 +102,7 @@ class FluxControlNets:
 
     def _load(self, folder: Path) -> FluxControlNetModel:
         transformer = self._pipe.transformer
-        try:
-            network = FluxControlNetModel.from_pretrained(
-                str(folder), torch_dtype=transformer.dtype, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelFolderError(
-                f"{folder.name} cannot be loaded as a ControlNet of FLUX.1: {error}"
-            ) from error
+        network = load_control_net(FluxControlNetModel, folder, transformer.dtype)
         for field in _MUST_AGREE:
             theirs, ours = (part.config.get(field) for part in (network, transformer))
             if theirs != ours:

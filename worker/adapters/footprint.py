@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.model_index import read_index
+from worker.adapters.model_index import find_files
 from worker.adapters.precision import DENOISERS, choose_dtypes
 from worker.adapters.settings import FolderSettings, read_settings
 
@@ -16,11 +16,8 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16
 def weigh(address: str, device: torch.device) -> int:
     """Bytes of weights that are on the device at the same time, as `load_pipeline` will hold them.
 
-    Only parts that the index names count, and no file with a variant in its name (`model.fp16.safetensors`):
-    folders from a hub often hold weights that are never loaded.
-
     Raises:
-        ModelFolderError: a file is damaged.
+        ModelFolderError: a file is damaged or missing.
     """
     if address.partition(":")[0] == "toy":
         from worker.adapters.toy import parse_toy
@@ -28,7 +25,7 @@ def weigh(address: str, device: torch.device) -> int:
         return int(parse_toy(address).weights_gib * (1 << 30))
     folder = Path(address)
     settings = read_settings(folder)
-    parts = {part: _weigh_part(folder / part, settings, device) for part in read_index(folder).parts}
+    parts = _weigh_parts(folder, settings, device)
     decoder = parts.pop("vae", 0)
     match settings.offload:
         case "none":
@@ -39,12 +36,19 @@ def weigh(address: str, device: torch.device) -> int:
             return decoder
 
 
-def _weigh_part(part: Path, settings: FolderSettings, device: torch.device) -> int:
-    numbers = sum(_count_numbers(path) for path in part.glob("*.safetensors") if path.name.count(".") == 1)
-    if settings.quantization != "none" and part.name in DENOISERS:
-        return numbers
-    dtypes = choose_dtypes(part.parent, settings, device)
-    return numbers * dtypes.get(part.name, dtypes["default"]).itemsize
+def _weigh_parts(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, int]:
+    dtypes, numbers = choose_dtypes(folder, settings, device), dict[str, int]()
+    for shown, name in find_files(folder).items():
+        if shown.endswith(".safetensors"):
+            part = shown.partition("/")[0]
+            numbers[part] = numbers.get(part, 0) + _count_numbers(folder / name)
+    return {part: count * _weigh_number(part, settings, dtypes) for part, count in numbers.items()}
+
+
+def _weigh_number(part: str, settings: FolderSettings, dtypes: dict[str, torch.dtype]) -> int:
+    if settings.quantization != "none" and part in DENOISERS:
+        return 1
+    return dtypes.get(part, dtypes["default"]).itemsize
 
 
 def _count_numbers(path: Path) -> int:

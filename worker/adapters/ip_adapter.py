@@ -9,6 +9,8 @@ from torch import Tensor
 
 from worker.adapters.add_ons import IpAdapter, find_weights, stamp, to_pil
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.image_encoder import load_image_encoder
+from worker.adapters.ip_adapter_file import check_ip_adapter
 from worker.adapters.unet_pipeline import UNetPipeline
 
 _ENCODER = "image_encoder"
@@ -42,18 +44,26 @@ class IpAdapters:
 
     def _put_on(self, file: Path) -> None:
         self._take_off()
-        if self._own_encoder is None and not (file.parent / _ENCODER).is_dir():
+        folder = file.parent / _ENCODER
+        if self._own_encoder is None and not folder.is_dir():
             raise ModelFolderError(
                 f"{file.name} needs a folder {_ENCODER} beside it, since the model has none"
             )
         self._worn = stamp(file)
+        pipe = self._pipe
         try:
-            self._pipe.load_ip_adapter(
-                str(file.parent), "", file.name, image_encoder_folder=_ENCODER, local_files_only=True
+            encoder = self._own_encoder or load_image_encoder(folder, pipe.dtype)
+            check_ip_adapter(file, pipe.unet, encoder.config)
+            pipe.register_modules(image_encoder=encoder.to(pipe.device))
+            # Loaded with room for every weight, layers refuse keys that they do not know; else they are left out.
+            pipe.load_ip_adapter(
+                str(file.parent), "", file.name, local_files_only=True, low_cpu_mem_usage=False
             )
         except Exception as error:  # whatever a file of another model may raise in diffusers
             self._take_off()
-            raise ModelFolderError(f"{file.name} is no IP-Adapter for this model: {error}") from error
+            raise ModelFolderError(
+                f"{file.name} is no IP-Adapter for this model: {str(error)[:400]}"
+            ) from error
 
     def _take_off(self) -> None:
         if self._worn is not None:

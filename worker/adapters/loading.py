@@ -1,13 +1,17 @@
 """From a checked folder to a diffusers pipeline on its device."""
 
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from api_schemas.model_files import ModelIndex
 from worker.adapters.configuration import check_configuration
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.model_index import read_index
 from worker.adapters.placement import (
     check_offload,
     choose_quantization,
@@ -15,32 +19,60 @@ from worker.adapters.placement import (
     store_in_float8,
 )
 from worker.adapters.precision import choose_dtypes
+from worker.adapters.prompt_length import limit_tokenizers
 from worker.adapters.settings import read_settings
 
 Pipe = TypeVar("Pipe", bound=DiffusionPipeline)
+# Parts that a folder may state to be null, whether or not diffusers says so of the pipeline.
+_DISPENSABLE = {"safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3"}
+# The second of each alone gives all the text that the denoiser reads.
+_DISPENSABLE_OF = {"StableDiffusionXLPipeline": {"text_encoder", "tokenizer"}}
 
 
 def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts: bool | None) -> Pipe:
-    """Load as the folder's `chorale.json` asks; safetensors only.
+    """Load as the folder's `chorale.json` asks; safetensors only, and no part that is null or never read.
 
     Args:
-        parts: of the pipeline that are to be left out.
+        parts: of the pipeline that are to be left out, and options of it.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder, or not as asked, or makes no picture of it.
     """
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
+    absent = _leave_out(kind, folder, read_index(folder))
     quantization = choose_quantization(folder, settings)
     try:
         pipe = kind.from_pretrained(
             str(folder), dtype=choose_dtypes(folder, settings, device), quantization_config=quantization,
-            use_safetensors=True, local_files_only=True, **parts,
+            use_safetensors=True, local_files_only=True, **{**absent, **parts},
         )  # fmt: skip
     except Exception as error:  # whatever diffusers, transformers and safetensors make of a broken folder
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
     check_configuration(pipe)
+    limit_tokenizers(pipe)
     if settings.quantization == "float8":
         store_in_float8(pipe)
     place(pipe, settings.offload, device)
     return pipe
+
+
+def _leave_out(kind: type[DiffusionPipeline], folder: Path, index: ModelIndex) -> dict[str, None]:
+    """The absent parts, which diffusers wants to be told of."""
+    absent = index.absent & inspect.signature(kind.__init__).parameters.keys()
+    kept = absent - _DISPENSABLE - _DISPENSABLE_OF.get(kind.__name__, set())
+    if kept:
+        raise ModelFolderError(
+            f"{folder}/model_index.json: {_join(kept)} is null, and a {kind.__name__} cannot do without"
+        )
+    for tokenizer in (name for name in absent if name.startswith("tokenizer")):
+        encoder = tokenizer.replace("tokenizer", "text_encoder")
+        if encoder not in absent:
+            raise ModelFolderError(
+                f"{folder}/model_index.json: {tokenizer} is null, and {encoder} cannot read without it"
+            )
+    return dict.fromkeys(absent)
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

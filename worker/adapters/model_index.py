@@ -1,23 +1,10 @@
-"""What a folder's `model_index.json` says: the pipeline's class and the parts that it is made of."""
+"""What a folder's files say of it, with the adapters' own errors."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from api_schemas.allow_list import JSON_OBJECT
+from api_schemas.model_files import Files, Folder, FolderError, ModelIndex, choose_model_files
+from api_schemas.model_files import read_index as read_index_of
 from worker.adapters.errors import ModelFolderError
-
-# Parts of Stable Diffusion that are never loaded: they judge finished pictures.
-_LEFT_OUT = {"safety_checker", "feature_extractor"}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelIndex:
-    """`kind` is the pipeline's class; each of `parts` is a folder beside the index."""
-
-    kind: str
-    parts: tuple[str, ...]
 
 
 def read_index(folder: Path) -> ModelIndex:
@@ -25,17 +12,22 @@ def read_index(folder: Path) -> ModelIndex:
     Raises:
         ModelFolderError: there is none, or it names no pipeline.
     """
-    path = folder / "model_index.json"
-    if not path.is_file():
-        raise ModelFolderError(f"{folder} is not a model folder: {path.name} is missing")
-    entries = read_object(path)
-    kind = entries.get("_class_name")
-    if not isinstance(kind, str):
-        raise ModelFolderError(
-            f"{path}: _class_name is {kind!r}; allowed: the name of a pipeline of diffusers"
-        )
-    named = (name for name, value in entries.items() if isinstance(value, list) and value[:1] != [None])
-    return ModelIndex(kind, tuple(name for name in named if name not in _LEFT_OUT))
+    try:
+        return read_index_of(Folder.on_disk(folder))
+    except FolderError as error:
+        raise ModelFolderError(str(error)) from error
+
+
+def find_files(folder: Path) -> Files:
+    """What is read of a folder: the name that a loader asks for -> the name that the file has.
+
+    Raises:
+        ModelFolderError: something is missing or not as it has to be.
+    """
+    try:
+        return choose_model_files(Folder.on_disk(folder))
+    except FolderError as error:
+        raise ModelFolderError(str(error)) from error
 
 
 def read_object(path: Path) -> dict[str, object]:
@@ -44,6 +36,6 @@ def read_object(path: Path) -> dict[str, object]:
         ModelFolderError: the file holds no JSON object.
     """
     try:
-        return JSON_OBJECT.validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ModelFolderError(f"{path}: {error.errors()[0]['msg']}") from error
+        return Folder(path.parent, frozenset()).read(path.name)
+    except FolderError as error:
+        raise ModelFolderError(str(error)) from error

@@ -1,33 +1,109 @@
 """Text encoders read so many tokens and no more; pipelines cut what is longer without a word."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
 from worker.adapters.model import Conditions
 
-_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # the last one reads the most
+_ROLES = ("", "_2", "_3")  # the last one reads the most
+_CLIP = "clip_text_model"  # learned positions, so that it cannot read on
+_MARK = "\x1a"  # in no chat template
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A tokenizer and how many of its tokens are read; `marked` if those include its own marks."""
+
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+    marked: bool = True
+
+    def count(self, text: str) -> int:
+        return len(
+            self.tokenizer(text, truncation=False, verbose=False, add_special_tokens=self.marked).input_ids
+        )
 
 
 def find_cut_prompts(pipe: DiffusionPipeline, conditions: Conditions) -> Iterator[str]:
-    """What will not be read, in words for people; a chat template's own tokens are not counted."""
-    tokenizers = [pipe.components.get(name) for name in _TOKENIZERS]
-    for tokenizer in [each for each in tokenizers if isinstance(each, PreTrainedTokenizerBase)][-1:]:
-        limit = _find_limit(pipe, tokenizer)
-        for field, text in (
-            ("prompt", conditions.prompt),
-            ("negative_prompt", conditions.negative_prompt),
-        ):
-            count = len(tokenizer(text, truncation=False, verbose=False).input_ids)
-            if count > limit:
-                yield f"{field} has {count} tokens; the model reads the first {limit} and not the rest"
+    """What will not be read, in words for people."""
+    reader = _find_reader(pipe)
+    if reader is None:
+        return
+    prompts = {"prompt": conditions.prompt, "negative_prompt": conditions.negative_prompt}
+    for field, text in prompts.items():
+        if (count := reader.count(text)) > reader.limit:
+            yield f"{field} has {count} tokens; the model reads the first {reader.limit} and not the rest"
 
 
-def _find_limit(pipe: DiffusionPipeline, tokenizer: PreTrainedTokenizerBase) -> int:
-    """As the pipeline's own `encode_prompt` has it; else it cuts where the tokenizer says."""
-    encode_prompt = getattr(pipe, "encode_prompt", None)
-    parameters = inspect.signature(encode_prompt).parameters if encode_prompt else {}
-    chosen = parameters.get("max_sequence_length")
-    return chosen.default if chosen and isinstance(chosen.default, int) else tokenizer.model_max_length
+def limit_tokenizers(pipe: DiffusionPipeline) -> None:
+    """Where a folder states no limit, or too high a one, the text encoder's positions are it."""
+    for role in _ROLES:
+        tokenizer, most = _find_tokenizer(pipe, role), _find_positions(pipe, role)
+        if tokenizer is not None and most is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+            if getattr(pipe, "tokenizer_max_length", 0) > most:
+                pipe.tokenizer_max_length = most
+
+
+def _find_reader(pipe: DiffusionPipeline) -> _Reader | None:
+    role = next((role for role in reversed(_ROLES) if _find_tokenizer(pipe, role)), None)
+    tokenizer = None if role is None else _find_tokenizer(pipe, role)
+    if role is None or tokenizer is None:
+        return None
+    if _find_positions(pipe, role) is not None:
+        return _Reader(tokenizer, getattr(pipe, "tokenizer_max_length", tokenizer.model_max_length))
+    limit, before = _ask_limit(pipe, tokenizer), _count_before(pipe, tokenizer)
+    if type(pipe).__name__ == "SanaPipeline":  # its instructions are extra, and so are two marks
+        return _Reader(tokenizer, limit - 2, marked=False)
+    return _Reader(tokenizer, limit - before, marked=before == 0)
+
+
+def _ask_limit(pipe: DiffusionPipeline, tokenizer: PreTrainedTokenizerBase) -> int:
+    """As adapters have it: the default of `encode_prompt`, or else what the pipeline passes to it."""
+    kind = type(pipe).__name__
+    if kind == "FluxPipeline" and not pipe.components["transformer"].config["guidance_embeds"]:
+        return 256
+    asks: Callable[..., object] = getattr(
+        pipe, "__call__" if kind == "QwenImagePipeline" else "encode_prompt"
+    )
+    chosen = inspect.signature(asks).parameters.get("max_sequence_length")
+    return chosen.default if chosen else tokenizer.model_max_length
+
+
+def _count_before(pipe: DiffusionPipeline, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a template writes before the prompt, less those that are dropped again."""
+    match type(pipe).__name__:
+        case "QwenImagePipeline":
+            text, dropped = pipe.prompt_template_encode.format(_MARK), pipe.prompt_template_encode_start_idx
+        case "Flux2Pipeline":
+            said = (("system", pipe.system_message), ("user", _MARK))
+            messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+            text, dropped = _fill_template(pipe, messages), 0
+        case "Flux2KleinPipeline" | "ZImagePipeline":
+            text, dropped = _fill_template(pipe, [{"role": "user", "content": _MARK}]), 0
+        case _:
+            return 0
+    return len(tokenizer(text.partition(_MARK)[0], add_special_tokens=False).input_ids) - dropped
+
+
+def _fill_template(pipe: DiffusionPipeline, messages: list[dict[str, Any]]) -> str:
+    return pipe.components["tokenizer"].apply_chat_template(messages, tokenize=False)
+
+
+def _find_tokenizer(pipe: DiffusionPipeline, role: str) -> PreTrainedTokenizerBase | None:
+    """A processor for text and pictures has one inside."""
+    found = pipe.components.get(f"tokenizer{role}")
+    inner = getattr(found, "tokenizer", found)
+    return inner if isinstance(inner, PreTrainedTokenizerBase) else None
+
+
+def _find_positions(pipe: DiffusionPipeline, role: str) -> int | None:
+    config = getattr(pipe.components.get(f"text_encoder{role}"), "config", None)
+    if getattr(config, "model_type", None) != _CLIP:
+        return None
+    return config.max_position_embeddings  # pyright: ignore[reportOptionalMemberAccess]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.adapters.errors import UnknownFamilyError
-from worker.adapters.integrity import check_folder, check_listed
+from worker.adapters.integrity import snapshot_folder, snapshot_model
 from worker.adapters.model import LoadedModel
+from worker.adapters.model_index import read_index
 from worker.adapters.settings import read_settings
 from worker.adapters.source import FoundModel, ModelSource, find_model
 
@@ -46,24 +47,27 @@ def load_found(found: FoundModel, device: torch.device) -> LoadedModel:
     Raises:
         ModelError: it cannot be served; the message says why.
     """
-    if found.name is not None and found.entry is not None:
-        check_listed(found.name, found.entry)
     if found.address.partition(":")[0] == "toy":
         from worker.adapters.toy import load_toy
 
         return load_toy(found.address, found.add_ons("toy"))
-    return _load_folder(found, device)
+    folder = Path(found.address)
+    if found.name is not None and found.entry is not None:
+        checked = snapshot_model(found.name, found.entry, found.scratch)
+    else:
+        checked = snapshot_folder(folder, found.scratch)
+    with checked as snapshot:
+        return _load_folder(found, snapshot, device, folder.resolve().name)
 
 
-def _load_folder(found: FoundModel, device: torch.device) -> LoadedModel:
+def _load_folder(found: FoundModel, folder: Path, device: torch.device, name: str) -> LoadedModel:
     from worker.adapters.family import FamilyModel
 
-    folder = Path(found.address)
-    kind = check_folder(folder)
+    kind = read_index(folder).kind
     if kind not in _FAMILIES:
         raise UnknownFamilyError(f"{folder} holds a {kind}; known families: {', '.join(_FAMILIES)}")
     family: Family = import_module(f"worker.adapters.{_FAMILIES[kind]}").load(folder, device)
     settings = read_settings(folder)
     if found.name is not None:  # what the operator calls it goes before what the folder says
         settings = settings.model_copy(update={"name": found.name})
-    return FamilyModel(family, settings, folder.resolve().name, found.add_ons(family.name))
+    return FamilyModel(family, settings, name, found.add_ons(family.name))

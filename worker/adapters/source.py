@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from api_schemas.allow_list import HUB_NAME, AllowedModel, AllowList, covered_files
+from api_schemas.allow_list import HUB_NAME, AllowedModel, AllowList
 from api_schemas.catalog import AddOnKind
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.integrity import check_listed
+from worker.adapters.integrity import Snapshot, snapshot_listed
 
-Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change
+Stamp = tuple[tuple[str, int, int, int, int], ...]  # name, file, size, times of the last change
 _log = logging.getLogger(__name__)
 
 
@@ -22,10 +22,12 @@ class ModelSource:
 
     Args:
         models_file: the allow-list; there need not be one.
+        scratch: folder for copies of files that others could change; None for the system's.
     """
 
     model: str
     models_file: Path | None = None
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,9 @@ class AddOns:
     """The allow-list's LoRAs, ControlNets and IP-Adapters that fit one family."""
 
     entries: dict[str, AllowedModel] = field(default_factory=dict)
-    # What files looked like when their digests were found right: some weigh gigabytes.
-    _checked: dict[str, Stamp] = field(default_factory=dict, compare=False)
+    scratch: Path | None = None
+    # With what files looked like when their digests were found right: some weigh gigabytes.
+    _checked: dict[str, tuple[Stamp, Snapshot]] = field(default_factory=dict, compare=False)
 
     def announce(self) -> dict[str, list[str]]:
         """The fields of a model's card that list them."""
@@ -46,27 +49,31 @@ class AddOns:
 
     def only(self, kinds: Sequence[AddOnKind]) -> "AddOns":
         """Those that a family can take."""
-        return AddOns({name: entry for name, entry in self.entries.items() if entry.kind in kinds})
+        return AddOns(
+            {name: entry for name, entry in self.entries.items() if entry.kind in kinds}, self.scratch
+        )
 
     def names(self, kind: AddOnKind) -> list[str]:
         """All of one kind."""
         return sorted(name for name, entry in self.entries.items() if entry.kind == kind)
 
     def open(self, kind: AddOnKind, name: str) -> Path:
-        """A file or folder whose digests are as listed.
+        """A file or folder whose digests are as listed, and in which nothing else can be found.
 
         Raises:
-            ModelFolderError: there is no such add-on.
+            ModelFolderError: there is no such add-on, or it cannot be loaded.
             DamagedModelError: it was changed.
         """
         entry = self.entries.get(name)
         if entry is None or entry.kind != kind:
             raise ModelFolderError(f"no {kind} {name!r} is on the allow-list for this model's family")
         stamp = _stamp(entry)
-        if self._checked.get(name) != stamp:
-            check_listed(name, entry)
-            self._checked[name] = stamp
-        return entry.path
+        checked = self._checked.pop(name, None)
+        if checked is None or checked[0] != stamp:
+            checked = stamp, snapshot_listed(name, entry, self.scratch)
+        self._checked[name] = checked
+        folder = checked[1].path
+        return folder / entry.path.name if entry.root != entry.path else folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,7 @@ class FoundModel:
     name: str | None
     entry: AllowedModel | None
     allow_list: AllowList
+    scratch: Path | None = None
 
     def add_ons(self, family: str) -> AddOns:
         """Those that fit; one that is gone from the disk is left out, loudly."""
@@ -93,7 +101,7 @@ class FoundModel:
         gone = [name for name, entry in fitting.items() if not entry.path.exists()]
         for name in gone:
             _log.error("%s is on the allow-list, but %s is gone", name, fitting[name].path)
-        return AddOns({name: entry for name, entry in fitting.items() if name not in gone})
+        return AddOns({name: entry for name, entry in fitting.items() if name not in gone}, self.scratch)
 
 
 def find_model(source: ModelSource) -> FoundModel:
@@ -102,16 +110,17 @@ def find_model(source: ModelSource) -> FoundModel:
     Raises:
         ModelFolderError: none has it, or the allow-list cannot be read.
     """
-    allow_list = _read(source.models_file)
+    allow_list, scratch = _read(source.models_file), source.scratch
     entry = allow_list.models.get(source.model)
     if entry is not None and entry.kind == "model":
-        return FoundModel(str(entry.path), source.model, entry, allow_list)
+        return FoundModel(str(entry.path), source.model, entry, allow_list, scratch)
     if source.model.partition(":")[0] == "toy" or Path(source.model).is_dir():
-        return FoundModel(source.model, None, None, allow_list)
+        return FoundModel(source.model, None, None, allow_list, scratch)
     if HUB_NAME.fullmatch(source.model):
         from worker.adapters.hub import fetch
 
-        return FoundModel(str(fetch(source.model)), source.model.partition("/")[2], None, allow_list)
+        name = source.model.partition("/")[2]
+        return FoundModel(str(fetch(source.model)), name, None, allow_list, scratch)
     known = _join(name for name, each in allow_list.models.items() if each.kind == "model")
     raise ModelFolderError(
         f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"
@@ -119,10 +128,10 @@ def find_model(source: ModelSource) -> FoundModel:
 
 
 def _stamp(entry: AllowedModel) -> Stamp:
-    names = sorted({*entry.files, *covered_files(entry.path)})
-    states = ((name, entry.root / name) for name in names)
+    paths = ((name, entry.root / name) for name in sorted(entry.files))
+    states = ((name, path.stat()) for name, path in paths if path.exists())
     return tuple(
-        (name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in states if path.exists()
+        (name, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states
     )
 
 

@@ -1,6 +1,5 @@
 """Tiles of a half-decoded canvas, held where there is room: on the device, in main memory, in files."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.grid import Tile
+from worker.engine.main_memory import measure_main_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +137,4 @@ def _to_pinned(tensor: Tensor) -> Tensor:
 
 def spare_host_bytes() -> int:
     """Half of the main memory that nobody uses."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return measure_main_memory().free // 2

@@ -30,7 +30,7 @@ class StageBegan:
 
     Args:
         level: 1 for the smallest, up to `levels`.
-        height: of the canvas, latent pixels; so is `width`.
+        height: of the canvas, latent pixels; so is `width`. The picture may be a little smaller.
         before: steps of the stages before.
         steps: of this stage, as its scheduler takes them.
         total: steps of all stages.
@@ -106,7 +106,8 @@ def _decode_to_rows(
         # The plan for memory goes by the type that is computed in.
         decoder = replace(decoder, dtype=torch.float32) if widen else decoder
         tiles = decode(latent, decoder, plan.canvas.wrap, plan.decode, group)
-        yield from stitch(tiles, plan.canvas.width * decoder.scale, plan.bit_depth)
+        shown = plan.stages[-1].shown_px(decoder.scale)
+        yield from stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth)
 
 
 def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part]:

@@ -95,6 +95,7 @@ class StagePlan:
         modules: tiles that one rank denoises at the same time.
         low_band: how the picture of the stage before guides this one, if there is one and it does.
         even: whether batches may be smaller than `modules`, as `Ensemble` says.
+        shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
     """
 
     denoise: DenoisePlan
@@ -103,6 +104,12 @@ class StagePlan:
     modules: int = 1
     low_band: LowBandPlan | None = None
     even: bool = False
+    shown: tuple[float, float] = (1.0, 1.0)
+
+    def shown_px(self, scale: int) -> tuple[int, int]:
+        """(height, width) of the picture on this canvas, of `scale` pixels per latent pixel."""
+        canvas = self.denoise
+        return round(canvas.height * scale * self.shown[0]), round(canvas.width * scale * self.shown[1])
 
     @property
     def whole(self) -> "StagePlan":

@@ -20,23 +20,36 @@ class Band:
 
 
 @torch.inference_mode()
-def stitch(tiles: Iterator[DecodedTile], width: int, bit_depth: BitDepth = 8) -> Iterator[Band | Warned]:
+def stitch(
+    tiles: Iterator[DecodedTile],
+    width: int,
+    shown: tuple[int, int] | None = None,
+    bit_depth: BitDepth = 8,
+) -> Iterator[Band | Warned]:
     """Put the tiles of each row side by side; tell of rows that needed float32.
 
     Args:
         tiles: row by row from the top, each row from the left.
-        width: of the picture, pixels.
+        width: of the canvas, pixels.
+        shown: (height, width) of the picture, which is the canvas' top left part; None: all of it.
         bit_depth: of the rows.
     """
     row: list[DecodedTile] = []
     for tile in tiles:
         row.append(tile)
         if tile.place.left + tile.place.width == width:
-            yield from _tell_widened(row)
-            yield Band(
-                tile.place.top, torch.cat([_to_levels(each.image, bit_depth) for each in row], dim=1).cpu()
-            )
+            yield from _finish(row, shown or (tile.place.top + tile.place.height, width), bit_depth)
             row.clear()
+
+
+def _finish(
+    row: Sequence[DecodedTile], shown: tuple[int, int], bit_depth: BitDepth
+) -> Iterator[Band | Warned]:
+    (height, width), top = shown, row[0].place.top
+    if top < height:
+        yield from _tell_widened(row)
+        rows = torch.cat([_to_levels(each.image, bit_depth) for each in row], dim=1)
+        yield Band(top, rows[: height - top, :width].cpu())
 
 
 def _tell_widened(row: Sequence[DecodedTile]) -> Iterator[Warned]:

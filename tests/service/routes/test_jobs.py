@@ -66,9 +66,10 @@ def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Stor
 @pytest.mark.parametrize(
     ("choices", "field", "words"),
     [
-        ({"width_px": 1000}, "width_px", "960 or 1024"),
-        ({"height_px": 16_383}, "height_px", "16320 or 16384"),
-        ({"width_px": 255}, "width_px", "256"),
+        ({"width_px": 1000, "seamless": "x"}, "width_px", "960 or 1024"),
+        ({"height_px": 16_383, "seamless": "both"}, "height_px", "16320 or 16384"),
+        ({"width_px": 63}, "width_px", "64"),
+        ({"height_px": 16_385}, "height_px", "16384"),
         ({"steps": 101}, "steps", "100"),
         ({"steps": 0}, "steps", "1"),
         ({"model": "unknown"}, "model", "glow"),
@@ -108,6 +109,16 @@ def test_a_refused_value_is_named_with_what_is_allowed(
     errors = {each["field"]: each for each in answer.json()["errors"]}
     assert words in errors[field]["allowed"]
     assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_only_the_side_that_is_seamless_must_be_a_multiple(api: httpx.Client, story: Story) -> None:
+    for seamless, size in (("none", (2480, 3508)), ("x", (1024, 65)), ("y", (65, 1024))):
+        made = create(api, width_px=size[0], height_px=size[1], seamless=seamless)
+        assert (made.request.width_px, made.request.height_px) == size
+    answer = api.post("/v1/jobs", json={"width_px": 65, "height_px": 16_380, "seamless": "both"})
+    errors = {each["field"]: each["allowed"] for each in answer.json()["errors"]}
+    assert "the nearest: 64 or 128" in errors["width_px"]
+    assert "the nearest: 16320 or 16384" in errors["height_px"]
 
 
 def test_a_negative_prompt_that_would_not_be_heard_is_refused(api: httpx.Client, story: Story) -> None:
@@ -208,7 +219,7 @@ def test_twenty_posts_with_one_key_make_one_job(api: httpx.Client, story: Story)
 
 def test_a_key_is_bound_to_its_body_and_free_again_after_a_refusal(api: httpx.Client, story: Story) -> None:
     headers = {"Idempotency-Key": "k"}
-    refused = api.post("/v1/jobs", json={"width_px": 1000}, headers=headers)
+    refused = api.post("/v1/jobs", json={"width_px": 63}, headers=headers)
     assert refused.status_code == 422
     made = api.post("/v1/jobs", json={"prompt": "a"}, headers=headers)
     assert made.status_code == 202

@@ -40,7 +40,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Built(request.param, pipe, folder / "tiny", tiny_control_net(folder / "net", pipe))
 
 
-def ask_controlled(built: Built, start: float, end: float) -> torch.Tensor:
+def ask_controlled(built: Built, start: float, end: float, picture: torch.Tensor = PICTURE) -> torch.Tensor:
     net = ControlNetModel.from_pretrained(built.net)
     if "xl" in built.case.name:
         pipe = StableDiffusionXLControlNetPipeline(**built.pipe.components, controlnet=net)
@@ -49,7 +49,7 @@ def ask_controlled(built: Built, start: float, end: float) -> torch.Tensor:
             **built.pipe.components, controlnet=net, requires_safety_checker=False
         )
     return ask(
-        pipe, initial_noise(SEED, *NOISE), GUIDED, image=to_pil(PICTURE), height=64, width=64,
+        pipe, initial_noise(SEED, *NOISE), GUIDED, image=to_pil(picture), height=64, width=64,
         controlnet_conditioning_scale=0.8, control_guidance_start=start, control_guidance_end=end,
     )  # fmt: skip
 
@@ -66,6 +66,20 @@ def test_one_tile_equals_diffusers_own_pipeline(built: Built, start: float, end:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     no_step_lies_within = end == 0.7
     assert ((ours - bare).abs().max() < 1e-4) == no_step_lies_within
+
+
+def test_the_picture_lies_over_what_is_shown_and_its_edge_goes_on_beyond(built: Built) -> None:
+    """As if diffusers' pipeline, which knows no such canvas, were given a picture that was padded by hand."""
+    shown = PICTURE[:, :, :58]
+    padded = torch.cat([shown, shown[:, :, -1:].expand(-1, -1, 6)], dim=2)
+    padded = torch.cat([padded, padded[:, -1:].expand(-1, 14, -1)], dim=1)
+    model = load_model(str(built.folder), "cpu")
+    control = Control(built.net, shown, 0.8)
+    theirs = ask_controlled(built, 0.0, 1.0, padded)
+    ours = sing_one_tile(
+        model.prepare(Conditions(PROMPT, *GUIDED, control=control)), shown=(50 / 64, 58 / 64)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_each_tile_follows_its_own_crop(built: Built) -> None:

@@ -80,6 +80,18 @@ def test_one_tile_equals_diffusers_own_pipeline(
     assert (ours - sing(model, None)).abs().max() > 1e-2
 
 
+def test_the_picture_lies_over_what_is_shown_and_its_edge_goes_on_beyond(
+    network: Path, model: LoadedModel
+) -> None:
+    """On 32 x 24 px of which 29 x 21 are shown: the latent is that of a picture padded by hand."""
+    shown = _picture()[:, :29, :21]
+    padded = torch.cat([shown, shown[:, :, -1:].expand(-1, -1, 3)], dim=2)
+    padded = torch.cat([padded, padded[:, -1:].expand(-1, 3, -1)], dim=1)
+    cropped = sing(model, Control(network, shown), shown=(29 / 32, 21 / 24))
+    assert torch.equal(cropped, sing(model, Control(network, padded)))
+    assert (cropped - sing(model, Control(network, shown))).abs().max() > 1e-2
+
+
 def test_each_tile_follows_its_own_crop(network: Path, model: LoadedModel) -> None:
     """What is changed in one corner of the picture is not heard by a tile that is far from it."""
     changed = _picture()
@@ -106,11 +118,16 @@ def test_a_network_for_another_model_is_refused(
         sing(model, Control(other, _picture()))
 
 
-def sing(model: LoadedModel, control: Control | None, plan: DenoisePlan | None = None) -> Tensor:
+def sing(
+    model: LoadedModel,
+    control: Control | None,
+    plan: DenoisePlan | None = None,
+    shown: tuple[float, float] = (1.0, 1.0),
+) -> Tensor:
     """The latent, of one tile if no plan says otherwise."""
     plan = plan or DenoisePlan(*NOISE[1:], (False, False), 16, 0, 0, moving=False, seed=9)
     singer = model.prepare(Conditions(PROMPT, guidance_scale=3.5, control=control))
-    ensemble, scheduler = singer.begin(StagePlan(plan, STEPS))
+    ensemble, scheduler = singer.begin(StagePlan(plan, STEPS, shown=shown))
     latent = initial_noise(9, NOISE[0], plan.height, plan.width)
     return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
 

@@ -164,6 +164,8 @@ def test_a_damaged_header_is_named(tmp_path: Path, content: bytes) -> None:
     part.mkdir()
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    (part / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelFolderError, match=r"unet/model.safetensors is no safetensors file"):
+    (part / "diffusion_pytorch_model.safetensors").write_bytes(content)
+    with pytest.raises(
+        ModelFolderError, match=r"unet/diffusion_pytorch_model.safetensors is no safetensors file"
+    ):
         weigh(str(tmp_path), torch.device("cpu"))

@@ -56,13 +56,6 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load_model(str(tmp_path / "nowhere"), "cpu")
 
 
-def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
-    _link(folder, tmp_path / "model")
-    (tmp_path / "model" / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelFolderError, match=r"pickled weights \(unet/diffusion_pytorch_model.bin\)"):
-        load_model(str(tmp_path / "model"), "cpu")
-
-
 def test_a_truncated_file_is_named_with_its_digest(folder: Path, tmp_path: Path) -> None:
     model = _link(folder, tmp_path / "model")
     weights = model / "vae" / "diffusion_pytorch_model.safetensors"

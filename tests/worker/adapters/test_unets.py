@@ -61,9 +61,9 @@ def test_the_allow_list_knows_the_family(case: UNetCase, tmp_path: Path) -> None
     assert load_model(str(tmp_path / "tiny"), "cpu").card.family in FAMILIES
 
 
-def sing_one_tile(singer: Singer) -> Tensor:
+def sing_one_tile(singer: Singer, shown: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """The clean latent of a canvas of one tile."""
-    ensemble, scheduler = singer.begin(StagePlan(ONE_TILE, STEPS))
+    ensemble, scheduler = singer.begin(StagePlan(ONE_TILE, STEPS, shown=shown))
     latent = initial_noise(SEED, *NOISE) * scheduler.initial_scale
     generator = torch.Generator().manual_seed(SEED)
     return finish(denoise(latent, ONE_TILE, ensemble, scheduler, generator))
