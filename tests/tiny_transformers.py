@@ -200,7 +200,7 @@ def tiny_z_image(folder: Path) -> ZImagePipeline:
         n_kv_heads=2,
         cap_feat_dim=WIDTH,
         axes_dims=[4, 6, 6],
-        axes_lens=[512, 32, 32],
+        axes_lens=[1024, 32, 32],
     )
     torch.nn.init.normal_(transformer.x_pad_token)
     torch.nn.init.normal_(transformer.cap_pad_token)

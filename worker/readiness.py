@@ -7,7 +7,7 @@ from math import log2
 import torch
 
 from api_schemas.catalog import DecodeNeed, ModelCard
-from worker.adapters.errors import ModelError
+from worker.adapters.errors import ModelError, ModelFolderError
 from worker.adapters.footprint import weigh
 from worker.adapters.model import LoadedModel
 from worker.adapters.registry import load_found
@@ -58,7 +58,7 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     needed = weights + _TO_WORK_BYTES.get(device.type, _TO_WORK_ELSEWHERE_BYTES)
     require_room(measure_room(device), needed, f"model {source.model}")
     model = load_found(found, device)
-    rehearsal = rehearse(model, device)
+    rehearsal = _try_out(model, device)
     room = measure_room(device)
     memory = decode_memory_mb << 20 if decode_memory_mb else choose_decode_memory(room)
     needs = predict_decode(model, rehearsal, DecodePlan(memory_bytes=memory, recompute=device.type == "cuda"))
@@ -66,6 +66,22 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     if device.type == "cuda":
         meet_every_shape(model, card, memory)
     return Ready(model, card, device, rehearsal.tile_s, rehearsal.decode_s, memory)
+
+
+def _try_out(model: LoadedModel, device: torch.device) -> Rehearsal:
+    """
+    Raises:
+        ModelFolderError: parts do not fit each other, which only a first picture shows.
+    """
+    try:
+        return rehearse(model, device)
+    except (*_FORESEEN, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever parts may raise that were not made for each other
+        raise ModelFolderError(
+            f"{model.card.name} is loaded, but makes no picture, so its parts' configurations do not fit each "
+            f"other: {type(error).__name__}: {error}"
+        ) from error
 
 
 def explain(error: Exception) -> str:

@@ -12,7 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from tests.conformance.conftest import MATRIX
+from tests.conformance.summary import MATRIX
 from tests.tiny_models import SCHEDULE, tiny_stable_diffusion
 from tests.worker.adapters import transformers, unets
 from tests.worker.engine.known_answer import finish

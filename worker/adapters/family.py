@@ -11,8 +11,9 @@ from api_schemas.cascade import Cascade
 from api_schemas.catalog import MAX_SCHEDULE_STEPS, ModelCard
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.compilation import compile_blocks, find_denoiser
-from worker.adapters.errors import UnsupportedConditionError
+from worker.adapters.errors import ModelError, ModelFolderError, UnsupportedConditionError
 from worker.adapters.graphs import replay_forward
+from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.layout import put_parts_channels_last
 from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
@@ -22,6 +23,7 @@ from worker.adapters.scheduler_trial import find_most_steps, require_working_sch
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOnKind, AddOns
+from worker.adapters.vae import Autoencoder, flatten_decoder
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.decoder import Decoder
 from worker.engine.encoder import Encoder
@@ -84,8 +86,6 @@ class Family(Protocol):
     @property
     def habits(self) -> Habits: ...
 
-    def build_decoder(self) -> Decoder: ...
-
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         """Encode what the model is told; a stage then adds what depends on its canvas."""
         ...
@@ -130,8 +130,10 @@ class FamilyModel:
         schedule_steps = _try_scheduler(family, settings)
         self.add_ons = (add_ons or AddOns()).only(self._supported)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None
-        self.decoder = family.build_decoder()
-        self._encoder = flatten_encoder(family.pipe.components.get("vae"))
+        vae: Autoencoder = family.pipe.components["vae"]
+        scaling = read_scaling(type(family.pipe), vae)
+        self.decoder = flatten_decoder(vae, scaling)
+        self._encoder = flatten_encoder(vae, scaling)
         announced = {"supports": list(self._supported), **self.add_ons.announce()}
         self.card = _describe(family, settings, name, schedule_steps).model_copy(update=announced)
         self.preview_map = _preview_map(family, settings, self.decoder)
@@ -165,7 +167,7 @@ class FamilyModel:
             self.decoder,
             self._encoder,
             family.pipe.device,
-            family.encode(conditions),
+            _encode(family, conditions),
             lambda stage: make_scheduler(
                 family.pipe.components["scheduler"],
                 family.use_scheduler(stage),
@@ -173,6 +175,18 @@ class FamilyModel:
             ),
             self._met_shapes,
         )
+
+
+def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+    try:
+        return family.encode(conditions)
+    except (ModelError, RuntimeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers raise nothing more special
+        raise ModelFolderError(
+            f"this {family.name} model cannot be told its prompt, so its tokenizers and text encoders do not fit "
+            f"each other: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check(conditions: Conditions, family: Family) -> None:

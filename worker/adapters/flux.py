@@ -20,8 +20,6 @@ from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.positions import predict_in_place
 from worker.adapters.schedulers import Packing, SchedulerUse, make_scheduler
-from worker.adapters.vae import flatten_decoder
-from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
@@ -137,9 +135,6 @@ class Flux:
         scale = self.pipe.vae_scale_factor
         channels = self.pipe.transformer.config.in_channels // PATCH**2
         return Shape(channels, scale, scale * PATCH, self.pipe.default_sample_size * scale)
-
-    def build_decoder(self) -> Decoder:
-        return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         transformer = self.pipe.transformer

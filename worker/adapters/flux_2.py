@@ -22,8 +22,6 @@ from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.positions import predict_in_place
 from worker.adapters.schedulers import Packing, SchedulerUse
-from worker.adapters.vae import flatten_decoder
-from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
@@ -126,9 +124,6 @@ class Flux2:
         scale = self.pipe.vae_scale_factor * PATCH
         native_size_px = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         return Shape(self.pipe.transformer.config.in_channels, scale, scale, native_size_px)
-
-    def build_decoder(self) -> Decoder:
-        return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale

@@ -16,6 +16,7 @@ from worker.adapters.add_ons import Control
 from worker.adapters.control_net import Loudness, find_loudness, lay_over
 from worker.adapters.control_net_folder import load_control_net
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
 from worker.engine.grid import Tile
@@ -89,7 +90,7 @@ class FluxControlNets:
         canvas, scale = stage.denoise, self._pipe.vae_scale_factor
         size = (canvas.height * scale, canvas.width * scale)
         picture = lay_over(control.picture, stage, scale).to(self._pipe._execution_device)
-        encoder = flatten_encoder(self._pipe.vae)
+        encoder = flatten_encoder(self._pipe.vae, read_scaling(type(self._pipe), self._pipe.vae))
         assert encoder is not None
 
         def paint(part: Tile) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from api_schemas.model_files import ModelIndex
+from worker.adapters.configuration import check_configuration
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model_index import read_index
 from worker.adapters.placement import (
@@ -35,7 +36,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
         parts: of the pipeline that are to be left out, and options of it.
 
     Raises:
-        ModelFolderError: diffusers cannot load the folder, or not as asked.
+        ModelFolderError: diffusers cannot load the folder, or not as asked, or makes no picture of it.
     """
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
@@ -48,6 +49,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
         )  # fmt: skip
     except Exception as error:  # whatever diffusers, transformers and safetensors make of a broken folder
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
+    check_configuration(pipe)
     limit_tokenizers(pipe)
     if settings.quantization == "float8":
         store_in_float8(pipe)

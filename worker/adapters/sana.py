@@ -15,8 +15,6 @@ from worker.adapters.loading import load_pipeline
 from worker.adapters.masked_text import MaskedTextReplica
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
-from worker.adapters.vae import flatten_decoder
-from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
 
@@ -33,9 +31,6 @@ class Sana:
     def shape(self) -> Shape:
         config, scale = self.pipe.transformer.config, self.pipe.vae_scale_factor
         return Shape(config.in_channels, scale, scale * config.patch_size, config.sample_size * scale)
-
-    def build_decoder(self) -> Decoder:
-        return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale

@@ -16,8 +16,6 @@ from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet import UNetReplica
 from worker.adapters.unet_pipeline import embed_strength, is_guided, read_habits, read_shape, use_scheduler
-from worker.adapters.vae import flatten_decoder
-from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
 
@@ -38,9 +36,6 @@ class StableDiffusion:
     @property
     def habits(self) -> Habits:
         return read_habits(self.pipe, Habits(add_ons=("lora", "controlnet", "ip_adapter")))
-
-    def build_decoder(self) -> Decoder:
-        return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         pipe, scale = self.pipe, conditions.guidance_scale

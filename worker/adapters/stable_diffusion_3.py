@@ -19,8 +19,6 @@ from worker.adapters.guidance import guide_classifier_free, pick_branches, stack
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
-from worker.adapters.vae import flatten_decoder
-from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
@@ -73,9 +71,6 @@ class StableDiffusion3:
         patch_px = scale * config.patch_size
         most_px = min(config.pos_embed_max_size * patch_px, MAX_TILE_SIZE_PX)
         return Shape(config.in_channels, scale, patch_px, config.sample_size * scale, most_px)
-
-    def build_decoder(self) -> Decoder:
-        return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale

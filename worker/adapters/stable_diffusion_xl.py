@@ -17,8 +17,6 @@ from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet import UNetReplica
 from worker.adapters.unet_pipeline import embed_strength, is_guided, read_habits, read_shape, use_scheduler
-from worker.adapters.vae import flatten_decoder
-from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import DenoisePlan, StagePlan
@@ -76,9 +74,6 @@ class StableDiffusionXL:
     @property
     def habits(self) -> Habits:
         return read_habits(self.pipe, Habits(50, 5.0, add_ons=("lora", "controlnet", "ip_adapter")))
-
-    def build_decoder(self) -> Decoder:
-        return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         """Without a negative prompt the base model was trained on states of zeros, not of ""."""

@@ -3,6 +3,7 @@
 # diffusers types tensors as FloatTensor, and as optional what is always there.
 # pyright: reportArgumentType=false
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from worker.adapters.family import Habits, Shape
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.plan import StagePlan
+
+_USUAL_SIDE = 64  # of Stable Diffusion 1, where a folder does not say
 
 UNetPipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
@@ -34,7 +37,14 @@ def embed_strength(pipe: UNetPipeline, scale: float) -> Tensor | None:
 def read_shape(pipe: UNetPipeline) -> Shape:
     unet, scale = pipe.unet.config, pipe.vae_scale_factor
     alignment_px = scale * 2 ** (len(unet.block_out_channels) - 1)
-    return Shape(unet.in_channels, scale, alignment_px, unet.sample_size * scale)
+    return Shape(unet.in_channels, scale, alignment_px, _read_side(unet.sample_size) * scale)
+
+
+def _read_side(sample_size: int | Sequence[int] | None) -> int:
+    """Of a square tile, in latent pixels: diffusers also takes (height, width), or nothing from who says a size."""
+    if isinstance(sample_size, int):
+        return sample_size
+    return min(sample_size) if sample_size else _USUAL_SIDE
 
 
 def read_habits(pipe: UNetPipeline, usual: Habits) -> Habits:

@@ -22,16 +22,20 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from worker.adapters.errors import UnknownFamilyError
+from worker.adapters.latent_scaling import LatentScaling
 from worker.adapters.vae_attention import attend
 from worker.adapters.vae_dc import walk_dc
 from worker.adapters.vae_qwen_image import walk_qwen_image
 from worker.adapters.vae_walk import Walk, walk_convolution
 from worker.engine.decoder import Attend, Decoder, Fork, Join, Local, Normalize
 
+# Input pixels beyond its own that an enlarged pixel is mixed from.
+_INTERPOLATION_REACH = {"bilinear": 1, "bicubic": 2}
+
 Autoencoder = AutoencoderKL | AutoencoderKLFlux2 | AutoencoderKLQwenImage | AutoencoderDC | AutoencoderTiny
 
 
-def flatten_decoder(vae: Autoencoder) -> Decoder:
+def flatten_decoder(vae: Autoencoder, scaling: LatentScaling) -> Decoder:
     """List the operations from a canvas to its picture, taking back how the latent was scaled.
 
     Raises:
@@ -39,15 +43,15 @@ def flatten_decoder(vae: Autoencoder) -> Decoder:
     """
     match vae:
         case AutoencoderKL():
-            walk = list(_walk_kl(vae))
+            walk = list(_walk_kl(vae, scaling))
         case AutoencoderKLFlux2():
-            walk = list(_walk_flux_2(vae))
+            walk = list(_walk_flux_2(vae, scaling))
         case AutoencoderKLQwenImage():
-            walk = list(walk_qwen_image(vae))
+            walk = list(walk_qwen_image(vae, scaling))
         case AutoencoderDC():
-            walk = list(walk_dc(vae))
+            walk = list(walk_dc(vae, scaling))
         case AutoencoderTiny():
-            walk = list(_walk_tiny(vae))
+            walk = list(_walk_tiny(vae, scaling))
         case _:
             known = ", ".join(kind.__name__ for kind in get_args(Autoencoder))
             raise UnknownFamilyError(f"autoencoder {type(vae).__name__}; known: {known}")
@@ -66,20 +70,16 @@ def widened(vae: Autoencoder) -> Iterator[None]:
         nn.Module.to(vae, dtype)
 
 
-def _walk_kl(vae: AutoencoderKL) -> Walk:
-    config = vae.config
-    shift = config.shift_factor or 0.0
-    yield Local(lambda latent: (latent / config.scaling_factor + shift).to(vae.dtype)), config.latent_channels
+def _walk_kl(vae: AutoencoderKL, scaling: LatentScaling) -> Walk:
+    yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), vae.config.latent_channels
     yield from _walk_from_plain_latent(vae)
 
 
-def _walk_flux_2(vae: AutoencoderKLFlux2) -> Walk:
+def _walk_flux_2(vae: AutoencoderKLFlux2, scaling: LatentScaling) -> Walk:
     """Its canvas holds patches of 2 x 2, row by row, each of their channels normalised on its own."""
-    mean = vae.bn.running_mean[:, None, None]
-    spread = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()[:, None, None]
     yield (
-        Local(lambda latent: F.pixel_shuffle(latent * spread + mean, 2).to(vae.dtype), scale=2),
-        len(mean) // 4,
+        Local(lambda latent: F.pixel_shuffle(scaling.undo(latent), 2).to(vae.dtype), scale=2),
+        vae.config.latent_channels,
     )
     yield from _walk_from_plain_latent(vae)
 
@@ -91,13 +91,21 @@ def _walk_from_plain_latent(vae: AutoencoderKL | AutoencoderKLFlux2) -> Walk:
     yield walk_convolution(decoder.conv_in)
     yield from walk_middle(decoder.mid_block)
     for block in decoder.up_blocks:
-        for resnet in block.resnets:
-            yield from walk_resnet(resnet)
+        yield from walk_level(block)
         for upsampler in block.upsamplers or []:
             yield Local(upsampler, reach=1, scale=2), upsampler.out_channels
     yield Normalize(decoder.conv_norm_out), decoder.conv_norm_out.num_channels
     yield Local(decoder.conv_act), decoder.conv_norm_out.num_channels
     yield walk_convolution(decoder.conv_out)
+
+
+def walk_level(block: nn.Module) -> Walk:
+    """What blocks on the way up and down share; those with attention have it behind each part."""
+    attentions = getattr(block, "attentions", [None] * len(block.resnets))
+    for resnet, attention in zip(block.resnets, attentions, strict=True):
+        yield from walk_resnet(resnet)
+        if attention is not None:
+            yield from _walk_attention(attention)
 
 
 def walk_middle(block: nn.Module) -> Walk:
@@ -127,11 +135,12 @@ def _activate(resnet: ResnetBlock2D, value: Tensor) -> Tensor:
 
 
 def _walk_attention(attention: Attention) -> Walk:
-    norm = attention.group_norm
-    yield Fork(nn.Identity()), norm.num_channels
-    yield Normalize(norm), norm.num_channels
-    yield Attend(lambda asking, answering: _attend(attention, asking, answering)), norm.num_channels
-    yield Join(attention.rescale_output_factor), norm.num_channels
+    width = attention.to_q.in_features
+    yield Fork(nn.Identity()), width
+    if attention.group_norm is not None:
+        yield Normalize(attention.group_norm), width
+    yield Attend(lambda asking, answering: _attend(attention, asking, answering)), width
+    yield Join(attention.rescale_output_factor), width
 
 
 def _attend(attention: Attention, asking: Tensor, answering: Tensor) -> Tensor:
@@ -145,15 +154,16 @@ def _attend(attention: Attention, asking: Tensor, answering: Tensor) -> Tensor:
     return attention.to_out[0](mixed).transpose(1, 2).unflatten(-1, asking.shape[-2:])
 
 
-def _walk_tiny(vae: AutoencoderTiny) -> Walk:
+def _walk_tiny(vae: AutoencoderTiny, scaling: LatentScaling) -> Walk:
     """No statistics anywhere: every layer is local."""
     channels = vae.config.latent_channels
-    scaling = vae.config.scaling_factor
-    yield Local(lambda latent: torch.tanh(latent.to(vae.dtype) / scaling / 3) * 3), channels
+    yield Local(lambda latent: torch.tanh(scaling.undo(latent.to(vae.dtype)) / 3) * 3), channels
     for layer in vae.decoder.layers:
         convolutions = [part for part in layer.modules() if isinstance(part, nn.Conv2d)]
         channels = convolutions[-1].out_channels if convolutions else channels
         reach = sum(part.kernel_size[0] // 2 for part in convolutions)
         scale = int(layer.scale_factor) if isinstance(layer, nn.Upsample) else 1
+        if isinstance(layer, nn.Upsample):
+            reach = scale * _INTERPOLATION_REACH.get(layer.mode, 0)
         yield Local(layer, reach, scale), channels
     yield Local(lambda image: image * 2 - 1), 3

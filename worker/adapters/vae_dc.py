@@ -15,15 +15,16 @@ from diffusers.models.autoencoders.autoencoder_dc import (
 )
 from torch import Tensor, nn
 
+from worker.adapters.latent_scaling import LatentScaling
 from worker.adapters.vae_walk import EncoderWalk, Walk, walk_convolution, without_channels
 from worker.engine.decoder import Attend, Fork, Join, Local
 from worker.engine.encoder import Shrink
 
 
-def walk_dc(vae: AutoencoderDC) -> Walk:
+def walk_dc(vae: AutoencoderDC, scaling: LatentScaling) -> Walk:
     """Its norms are taken pixel by pixel and its residual blocks are local; its linear attention is not."""
-    decoder, config = vae.decoder, vae.config
-    yield Local(lambda latent: (latent / config.scaling_factor).to(vae.dtype)), config.latent_channels
+    decoder = vae.decoder
+    yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), vae.config.latent_channels
     yield Local(lambda latent: _enter(decoder, latent), reach=1), decoder.conv_in.out_channels
     for level in reversed(decoder.up_blocks):
         for block in level:
@@ -36,8 +37,7 @@ def walk_dc(vae: AutoencoderDC) -> Walk:
 
 
 def walk_dc_encoder(vae: AutoencoderDC) -> EncoderWalk:
-    """To the latent, scaled as the canvas holds it."""
-    encoder, config = vae.encoder, vae.config
+    encoder = vae.encoder
     yield Local(lambda image: image.to(vae.dtype))
     if isinstance(encoder.conv_in, DCDownBlock2d):
         yield Shrink(encoder.conv_in)
@@ -50,7 +50,6 @@ def walk_dc_encoder(vae: AutoencoderDC) -> EncoderWalk:
             else:
                 yield from without_channels(_walk_block(block))
     yield Local(lambda value: _settle(encoder, value), reach=1)
-    yield Local(lambda latent: latent.float() * config.scaling_factor)
 
 
 def _settle(encoder: nn.Module, value: Tensor) -> Tensor:

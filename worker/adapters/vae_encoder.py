@@ -14,7 +14,8 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import nn
 
-from worker.adapters.vae import walk_middle, walk_resnet, widened
+from worker.adapters.latent_scaling import LatentScaling
+from worker.adapters.vae import walk_level, walk_middle, widened
 from worker.adapters.vae_dc import walk_dc_encoder
 from worker.adapters.vae_qwen_image import walk_qwen_image_encoder
 from worker.adapters.vae_walk import EncoderWalk, walk_convolution, without_channels
@@ -22,7 +23,7 @@ from worker.engine.decoder import Attend, Fork, Local, Normalize, Operation
 from worker.engine.encoder import Encoder, Shrink
 
 
-def flatten_encoder(vae: object) -> Encoder | None:
+def flatten_encoder(vae: object, scaling: LatentScaling) -> Encoder | None:
     """List the operations from a picture to its latent's mean, scaled as the canvas holds it.
 
     Returns:
@@ -30,15 +31,15 @@ def flatten_encoder(vae: object) -> Encoder | None:
     """
     match vae:
         case AutoencoderKL():
-            operations = [*_walk_to_mean(vae), _scale_kl(vae)]
+            operations = [*_walk_to_mean(vae), Local(scaling.apply)]
         case AutoencoderKLFlux2():
-            operations = [*_walk_to_mean(vae), _scale_flux_2(vae)]
+            operations = [*_walk_to_mean(vae), _lay_patches(scaling)]
         case AutoencoderKLQwenImage():
-            operations = list(walk_qwen_image_encoder(vae))
+            operations = [*walk_qwen_image_encoder(vae), Local(scaling.apply)]
         case AutoencoderDC():
-            operations = list(walk_dc_encoder(vae))
+            operations = [*walk_dc_encoder(vae), Local(scaling.apply)]
         case AutoencoderTiny():
-            operations = [*_walk_tiny(vae), _scale_tiny(vae)]
+            operations = [*_walk_tiny(vae), Local(scaling.apply)]
         case _:
             return None
     split = _find_split(operations)
@@ -48,34 +49,21 @@ def flatten_encoder(vae: object) -> Encoder | None:
 def _find_split(operations: Sequence[Operation | Shrink]) -> int:
     """Behind the last stride of the network, or where an earlier attention begins: it needs the whole canvas."""
     strides = [index for index, each in enumerate(operations[:-1]) if isinstance(each, Shrink)]
-    behind = strides[-1] + 1
+    behind = strides[-1] + 1 if strides else 0
     first = next((index for index, each in enumerate(operations) if isinstance(each, Attend)), behind)
     return behind if first >= behind else max(i for i in range(first) if isinstance(operations[i], Fork))
 
 
-def _scale_kl(vae: AutoencoderKL) -> Local:
-    scaling, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-    return Local(lambda mean: (mean.float() - shift) * scaling)
-
-
-def _scale_flux_2(vae: AutoencoderKLFlux2) -> Shrink:
-    """Its canvas holds patches of 2 x 2, row by row, each of their channels normalised on its own."""
-    mean = vae.bn.running_mean[:, None, None].float()
-    spread = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()[:, None, None]
-    return Shrink(lambda latent: (F.pixel_unshuffle(latent.float(), 2) - mean) / spread)
-
-
-def _scale_tiny(vae: AutoencoderTiny) -> Local:
-    scaling = vae.config.scaling_factor
-    return Local(lambda latent: latent.float() * scaling)
+def _lay_patches(scaling: LatentScaling) -> Shrink:
+    """FLUX.2's canvas holds patches of 2 x 2, row by row, each of their channels normalised on its own."""
+    return Shrink(lambda latent: scaling.apply(F.pixel_unshuffle(latent, 2)))
 
 
 def _walk_to_mean(vae: AutoencoderKL | AutoencoderKLFlux2) -> EncoderWalk:
     encoder, channels = vae.encoder, vae.config.latent_channels
     yield Local(lambda image: encoder.conv_in(image.to(vae.dtype)), reach=1)
     for block in encoder.down_blocks:
-        for resnet in block.resnets:
-            yield from without_channels(walk_resnet(resnet))
+        yield from without_channels(walk_level(block))
         for downsampler in block.downsamplers or []:
             yield Shrink(downsampler)
     yield from without_channels(walk_middle(encoder.mid_block))

@@ -4,7 +4,6 @@
 # tests, which compare the walk with the autoencoder's own decode.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 
-import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
     AutoencoderKLQwenImage,
@@ -15,17 +14,17 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
 )
 from torch import Tensor, nn
 
+from worker.adapters.latent_scaling import LatentScaling
 from worker.adapters.vae_attention import attend
 from worker.adapters.vae_walk import EncoderWalk, Walk, walk_convolution, without_channels
 from worker.engine.decoder import Attend, Fork, Join, Local
 from worker.engine.encoder import Shrink
 
 
-def walk_qwen_image(vae: AutoencoderKLQwenImage) -> Walk:
+def walk_qwen_image(vae: AutoencoderKLQwenImage, scaling: LatentScaling) -> Walk:
     """Every layer is local but one attention: its norms are taken pixel by pixel."""
     decoder, config = vae.decoder, vae.config
-    mean, spread = _read_scaling(vae)
-    yield Local(lambda latent: (latent * spread + mean).to(vae.dtype)), config.z_dim
+    yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), config.z_dim
     yield _walk_frame(vae.post_quant_conv)
     yield _walk_frame(decoder.conv_in)
     yield from _walk_middle(decoder.mid_block)
@@ -42,9 +41,8 @@ def walk_qwen_image(vae: AutoencoderKLQwenImage) -> Walk:
 
 
 def walk_qwen_image_encoder(vae: AutoencoderKLQwenImage) -> EncoderWalk:
-    """To the mean of the latent, scaled as the canvas holds it."""
+    """To the mean of the latent."""
     encoder, channels = vae.encoder, vae.config.z_dim
-    mean, spread = _read_scaling(vae)
     yield Local(lambda image: image.to(vae.dtype))
     yield _walk_frame(encoder.conv_in)[0]
     for layer in encoder.down_blocks:
@@ -59,14 +57,7 @@ def walk_qwen_image_encoder(vae: AutoencoderKLQwenImage) -> EncoderWalk:
     yield _walk_norm(encoder.norm_out)[0]
     yield Local(encoder.nonlinearity)
     yield from (_walk_frame(layer)[0] for layer in (encoder.conv_out, vae.quant_conv))
-    yield Local(lambda moments: (moments[:, :channels].float() - mean) / spread)
-
-
-def _read_scaling(vae: AutoencoderKLQwenImage) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of a latent, (C, 1, 1)."""
-    levels = (vae.config.latents_mean, vae.config.latents_std)
-    mean, spread = (torch.tensor(level, device=vae.device)[:, None, None] for level in levels)
-    return mean, spread
+    yield Local(lambda moments: moments[:, :channels])
 
 
 def _walk_middle(block: nn.Module) -> Walk:

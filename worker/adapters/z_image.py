@@ -16,8 +16,6 @@ from worker.adapters.guidance import guide_classifier_free
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
-from worker.adapters.vae import flatten_decoder
-from worker.engine.decoder import Decoder
 from worker.engine.ensemble import Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
@@ -76,9 +74,6 @@ class ZImage:
         config = self.pipe.transformer.config
         most_px = min(*config.axes_lens[1:], MAX_TILE_SIZE_PX // (scale * PATCH)) * scale * PATCH
         return Shape(config.in_channels, scale, scale * PATCH, min(1024, most_px), most_px)
-
-    def build_decoder(self) -> Decoder:
-        return flatten_decoder(self.pipe.vae)
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale

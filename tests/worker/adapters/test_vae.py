@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
+from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image, usual_scaling
 from worker.adapters.errors import UnknownFamilyError
+from worker.adapters.latent_scaling import LatentScaling
 from worker.adapters.vae import Autoencoder, flatten_decoder
 from worker.engine.decode import decode
 from worker.engine.decoder import Decoder
@@ -68,7 +69,7 @@ def test_tiled_with_halo_equals_the_autoencoders_own_decode(case: Case, memory_b
     vae = build(channels)
     latent = latent_for(vae, channels, 21, 26)
     whole = decode_whole(vae, latent)
-    tiled = paint(latent, flatten_decoder(vae), DecodePlan(6, "exact", memory_bytes))
+    tiled = paint(latent, flatten_decoder(vae, usual_scaling(vae)), DecodePlan(6, "exact", memory_bytes))
     assert whole.std() > 10 * ONE_LEVEL
     assert (tiled - whole).abs().mean() < 0.001 * ONE_LEVEL
     assert (tiled - whole).abs().max() < 0.1 * ONE_LEVEL
@@ -78,7 +79,7 @@ def test_tiled_with_halo_equals_the_autoencoders_own_decode(case: Case, memory_b
 def test_a_wrapping_canvas_has_no_edge(case: Case) -> None:
     build, channels, _ = case
     vae = build(channels)
-    latent, decoder = latent_for(vae, channels, 14, 18), flatten_decoder(vae)
+    latent, decoder = latent_for(vae, channels, 14, 18), flatten_decoder(vae, usual_scaling(vae))
     wrap, plan = (True, True), DecodePlan(5, "exact", 1)
     shift = (3 * decoder.scale, 7 * decoder.scale)
     rolled = paint(latent.roll((3, 7), (1, 2)), decoder, plan, wrap)
@@ -90,7 +91,7 @@ def test_an_unknown_autoencoder_is_named_with_the_known_ones() -> None:
     with pytest.raises(
         UnknownFamilyError, match=r"autoencoder Linear; known: AutoencoderKL, .*AutoencoderDC"
     ):
-        flatten_decoder(torch.nn.Linear(1, 1))  # pyright: ignore[reportArgumentType]
+        flatten_decoder(torch.nn.Linear(1, 1), LatentScaling())  # pyright: ignore[reportArgumentType]
 
 
 def paint(

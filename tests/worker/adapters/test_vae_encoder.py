@@ -5,8 +5,9 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
 
-from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
+from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image, usual_scaling
 from tests.tiny_models import tiny_autoencoder, tiny_vae
+from worker.adapters.latent_scaling import LatentScaling
 from worker.adapters.vae_encoder import flatten_encoder
 from worker.engine.encode import encode
 from worker.engine.encoder import shrink_of
@@ -25,7 +26,7 @@ KINDS = {
 
 
 def scale_of(vae: nn.Module) -> int:
-    encoder = flatten_encoder(vae)
+    encoder = flatten_encoder(vae, usual_scaling(vae))
     assert encoder is not None
     return shrink_of([*encoder.tiled, *encoder.whole])
 
@@ -55,7 +56,7 @@ def tiled(vae: nn.Module, image: Tensor, tile_size: int, wrap: tuple[bool, bool]
         columns = torch.arange(part.left, part.left + part.width) % image.shape[2]
         return image[:, rows][:, :, columns]
 
-    encoder = flatten_encoder(vae)
+    encoder = flatten_encoder(vae, usual_scaling(vae))
     assert encoder is not None
     height, width = (side // scale_of(vae) for side in image.shape[1:])
     return encode(paint, height, width, encoder, wrap, DecodePlan(tile_size))
@@ -96,4 +97,4 @@ def test_a_sample_of_many_tiles_changes_all_of_them_alike() -> None:
 
 
 def test_other_autoencoders_have_none() -> None:
-    assert flatten_encoder(nn.Identity()) is None
+    assert flatten_encoder(nn.Identity(), LatentScaling()) is None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.tiny_models import tiny_autoencoder, tiny_vae
 from tests.worker.engine.thread_group import thread_groups
+from worker.adapters.latent_scaling import LatentScaling
 from worker.adapters.vae import flatten_decoder
 from worker.engine.activations import Activation, Held
 from worker.engine.decode import DecodedTile, decode
@@ -26,7 +27,7 @@ ONE_LEVEL = 1 / 127.5  # of 255, in the decoder's range [-1, 1]
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return flatten_decoder(tiny_vae())
+    return flatten_decoder(tiny_vae(), LatentScaling(0.18215))
 
 
 def paint(
@@ -49,7 +50,11 @@ def test_exact_equals_the_autoencoders_own_decode(attention: bool, memory_bytes:
     latent = torch.randn(4, 37, 50)
     with torch.inference_mode():
         whole = vae.decode(latent[None] / vae.config.scaling_factor).sample[0]
-    tiled = paint(latent, flatten_decoder(vae), DecodePlan(13, "exact", memory_bytes))
+    tiled = paint(
+        latent,
+        flatten_decoder(vae, LatentScaling(vae.config.scaling_factor)),
+        DecodePlan(13, "exact", memory_bytes),
+    )
     assert (tiled - whole).abs().max() < 0.01 * ONE_LEVEL
 
 
@@ -64,7 +69,7 @@ def test_a_decoder_without_statistics_streams_and_is_exact() -> None:
     latent = torch.randn(4, 40, 33)
     with torch.inference_mode():
         whole = vae.decode(latent[None]).sample[0]
-    tiled = paint(latent, flatten_decoder(vae), DecodePlan(16, "exact"))
+    tiled = paint(latent, flatten_decoder(vae, LatentScaling()), DecodePlan(16, "exact"))
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
@@ -73,7 +78,7 @@ def test_a_decoder_without_statistics_streams_and_is_exact() -> None:
 def test_wrapped_decode_of_a_rolled_latent_is_the_rolled_decode(
     down: int, right: int, wrap: tuple[bool, bool]
 ) -> None:
-    decoder = flatten_decoder(tiny_vae())
+    decoder = flatten_decoder(tiny_vae(), LatentScaling(0.18215))
     latent = torch.randn(4, 24, 28)
     shift = (down * wrap[0], right * wrap[1])
     plan = DecodePlan(9, "exact", 1)
@@ -113,7 +118,7 @@ def test_bands_come_from_the_top_without_a_gap(decoder: Decoder) -> None:
 
 
 def test_halo_counts_reach_through_every_scale() -> None:
-    operations = flatten_decoder(tiny_autoencoder()).operations
+    operations = flatten_decoder(tiny_autoencoder(), LatentScaling()).operations
     latent = torch.randn(4, 64, 64)
     disturbed = latent.clone()
     disturbed[:, 32, 32] += 5
@@ -191,7 +196,7 @@ def test_a_tile_that_overflows_is_decoded_in_float32(
     latent[:, 11:13, 19:21] *= 200
 
     def decode_all(group: Group) -> list[DecodedTile]:
-        decoder = flatten_decoder(deepcopy(overflowing))
+        decoder = flatten_decoder(deepcopy(overflowing), LatentScaling(0.18215))
         return list(decode(latent, decoder, (False, False), DecodePlan(8, mode, 1), group))
 
     with ThreadPoolExecutor(ranks) as pool:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+from worker.adapters.latent_scaling import LatentScaling
 from worker.adapters.vae import flatten_decoder
 from worker.engine.decode import predict_held, with_trims
 from worker.engine.decoder import Decoder, halo_of, scale_of
@@ -25,7 +26,7 @@ def sdxl() -> Decoder:
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
         )
-    return flatten_decoder(vae.bfloat16())
+    return flatten_decoder(vae.bfloat16(), LatentScaling(0.18215))
 
 
 def plan(decoder: Decoder, side: int, memory_bytes: int) -> tuple[list[Site], list[int | None], list[int]]:

@@ -1,0 +1,61 @@
+"""Every autoencoder that we know in every family: as diffusers' pipeline has it, or refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from diffusers.models.modeling_utils import ModelMixin
+
+from tests.conformance.examine import judge, make_ours, make_theirs, refuse_ours
+from tests.conformance.families import CASES, build
+from tests.conformance.summary import MATRIX
+from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
+from tests.tiny_models import tiny_autoencoder
+
+AUTOENCODERS: dict[str, Callable[[int], ModelMixin]] = {
+    "AutoencoderKL": tiny_kl,
+    "AutoencoderKLFlux2": tiny_kl_flux_2,
+    "AutoencoderKLQwenImage": tiny_kl_qwen_image,
+    "AutoencoderDC": tiny_dc,
+    "AutoencoderTiny": tiny_autoencoder,
+}
+# Channels of the family's latent, and the autoencoders that its pipeline can use.
+KNOWN = {
+    "stable-diffusion": (4, {"AutoencoderKL", "AutoencoderTiny"}),
+    "stable-diffusion-xl": (4, {"AutoencoderKL", "AutoencoderTiny"}),
+    "stable-diffusion-3": (16, {"AutoencoderKL", "AutoencoderTiny"}),
+    "flux-dev": (4, {"AutoencoderKL", "AutoencoderTiny"}),
+    "pixart-sigma": (4, {"AutoencoderKL", "AutoencoderTiny"}),
+    "sana": (8, {"AutoencoderDC", "AutoencoderTiny"}),
+    "z-image": (4, {"AutoencoderKL", "AutoencoderTiny"}),
+    "flux-2": (4, {"AutoencoderKLFlux2"}),
+    "qwen-image": (4, {"AutoencoderKLQwenImage"}),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_an_autoencoder_of_another_class(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    case, (channels, known) = CASES[name], KNOWN[name]
+    folder = build(case, tmp_path / name)
+    base = make_theirs(case, folder, pictures=True)
+    outcomes = dict[str, str]()
+    for kind, make in AUTOENCODERS.items():
+        _replace(folder, kind, make(channels))
+        theirs = make_theirs(case, folder, pictures=True)
+        ours = refuse_ours(case, folder) if theirs.error else make_ours(case, folder, pictures=True)
+        outcomes[kind] = judge(base, theirs, ours)
+        record_property(MATRIX, ("autoencoders in families", outcomes[kind]))
+    assert {kind for kind, outcome in outcomes.items() if outcome in ("honoured", "inert")} == known, outcomes
+    assert set(outcomes.values()) <= {"honoured", "inert", "refused", "unusable"}, outcomes
+
+
+def _replace(folder: Path, kind: str, vae: ModelMixin) -> None:
+    for file in (folder / "vae").iterdir():
+        file.unlink()
+    vae.save_pretrained(folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vae"] = ["diffusers", kind]
+    (folder / "model_index.json").write_text(json.dumps(index))

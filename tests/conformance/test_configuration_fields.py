@@ -1,0 +1,85 @@
+"""Every field of every configuration in a folder: honoured, without effect, or refused; none is read past.
+
+One field at a time is changed in a tiny folder. What diffusers' own pipeline makes of that is right. A field that
+no table knows fails, so that one which comes with a new release shows itself.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.examine import Made, judge, make_ours, make_theirs, refuse_ours
+from tests.conformance.families import CASES, build
+from tests.conformance.fields import find_fields, find_parts
+from tests.conformance.folders import Together, change
+from tests.conformance.summary import MATRIX
+from tests.conformance.tables import TABLES, Table
+
+PARTS = [(case, part) for case, parts in TABLES.items() for part in parts]
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root, built = tmp_path_factory.mktemp("bases"), dict[str, Path]()
+
+    def find(name: str) -> Path:
+        if name not in built:
+            built[name] = build(CASES[name], root / name)
+        return built[name]
+
+    return find
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS, ids=[f"{case}-{part or 'index'}" for case, part in PARTS])
+def test_what_diffusers_makes_of_a_changed_field_we_make(
+    name: str,
+    part: str,
+    base_of: Callable[[str], Path],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    case, base, pictures = CASES[name], base_of(name), part == "vae"
+    unchanged = make_theirs(case, base, pictures=pictures)
+    assert judge(unchanged, unchanged, make_ours(case, base, pictures=pictures)) == "inert"
+    surprises = list[str]()
+    for field, tries in TABLES[name][part].tried.items():
+        for each in tries:
+            outcome = _examine(name, unchanged, change(base, tmp_path / "changed", part, field, each.value))
+            record_property(MATRIX, ("configuration fields", outcome))
+            if outcome != each.outcome:
+                value = each.value.value if isinstance(each.value, Together) else each.value
+                surprises.append(f"{field} = {value!r}: {outcome}; expected: {each.outcome}")
+    assert not surprises, "\n".join(surprises)
+
+
+def _examine(name: str, unchanged: Made, folder: Path) -> str:
+    case, pictures = CASES[name], "picture" in unchanged.tensors
+    theirs = make_theirs(case, folder, pictures=pictures)
+    ours = refuse_ours(case, folder) if theirs.error else make_ours(case, folder, pictures=pictures)
+    return judge(unchanged, theirs, ours)
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS, ids=[f"{case}-{part or 'index'}" for case, part in PARTS])
+def test_no_field_is_forgotten(name: str, part: str, base_of: Callable[[str], Path]) -> None:
+    table = TABLES[name][part]
+    known = set(table.tried).union(*(_at(place).tried for place in table.elsewhere))
+    forgotten = {
+        field for field in find_fields(base_of(name), part) - known
+        if not field.startswith("vision_config.") and not _is_shared(field, known)
+    }  # fmt: skip
+    assert forgotten == set()
+
+
+def _is_shared(field: str, known: set[str]) -> bool:
+    """What a configuration of two parts has of a text model's."""
+    return f"text_config.{field}" in known or field.removeprefix("text_config.") in known
+
+
+def _at(place: tuple[str, str]) -> Table:
+    return TABLES[place[0]][place[1]]
+
+
+def test_no_part_is_forgotten(base_of: Callable[[str], Path]) -> None:
+    for name in [name for name, parts in TABLES.items() if "scheduler" in parts]:
+        assert {part for part in TABLES[name] if part} == find_parts(base_of(name))

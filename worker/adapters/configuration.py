@@ -1,0 +1,256 @@
+"""What of a folder's configurations no picture can be made of, or not the one that was meant.
+
+diffusers fails on most of it in the middle of a picture; here it is refused when the folder is loaded. All that
+is not named here is honoured, changes nothing, or shows itself in the first small picture that a worker makes:
+tests/conformance holds every field to that.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from worker.adapters.errors import ModelFolderError
+
+Config = Mapping[str, object]
+Configs = Mapping[str, Config]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a field of a part has to be.
+
+    Args:
+        allowed: the same in words, which may depend on the configurations of all parts.
+        fits: (its value, the configurations of all parts) -> whether it is that.
+    """
+
+    part: str
+    field: str
+    allowed: str | Callable[[Configs], str]
+    fits: Callable[[object, Configs], bool]
+
+    def say(self, configs: Configs) -> str:
+        allowed = self.allowed if isinstance(self.allowed, str) else self.allowed(configs)
+        value = configs[self.part][self.field]
+        return f"{self.part}/config.json: {self.field} is {value!r}; allowed: {allowed}"
+
+
+def check_configuration(pipe: DiffusionPipeline) -> None:
+    """
+    Raises:
+        ModelFolderError: names the first field that cannot be honoured, its value and what is allowed.
+    """
+    configs: Configs = {
+        name: part.config for name, part in pipe.components.items() if hasattr(part, "config")
+    }
+    for need in _find_needs(pipe, configs):
+        config = configs[need.part]
+        if need.field in config and not need.fits(config[need.field], configs):
+            raise ModelFolderError(need.say(configs))
+
+
+def _find_needs(pipe: DiffusionPipeline, configs: Configs) -> Iterator[Need]:
+    kind = next(each.__name__ for each in type(pipe).__mro__ if each.__name__ in _NEEDS)
+    allowed, needs = _NEEDS[kind]
+    found = type(pipe.components["vae"]).__name__
+    if found not in allowed:
+        raise ModelFolderError(f"vae is of class {found}; allowed for a {kind}: {', '.join(allowed)}")
+    yield from _OF_AUTOENCODERS[found]
+    yield from needs
+
+
+def _one_of(part: str, field: str, *values: object) -> Need:
+    return Need(part, field, ", ".join(map(repr, values)), lambda value, _: value in values)
+
+
+def _number(part: str, field: str) -> Need:
+    return Need(part, field, "a number", lambda value, _: isinstance(value, int | float))
+
+
+def _divisor(part: str, field: str) -> Need:
+    return Need(
+        part, field, "a number other than 0", lambda value, _: isinstance(value, int | float) and value != 0
+    )
+
+
+def _as_many(part: str, field: str, as_field: str, more: int = 0) -> Need:
+    """Levels: an autoencoder enlarges as often as it has them, and a pipeline counts one list only."""
+    return Need(
+        part, field, f"as many entries as {as_field} has" + (f", and {more}" if more else ""),
+        lambda value, configs: _count(value) == _count(configs[part][as_field]) + more,
+    )  # fmt: skip
+
+
+def _levels(field: str, channels: str) -> Need:
+    return Need(
+        "vae", field, lambda configs: f"{configs['vae'][channels]} numbers, as {channels} says",
+        lambda value, configs: _count(value) == configs["vae"][channels],
+    )  # fmt: skip
+
+
+def _both_levels_or_none(field: str) -> Need:
+    def fits(value: object, configs: Configs) -> bool:
+        levels = [configs["vae"].get(name) for name in ("latents_mean", "latents_std")]
+        return None in levels or _count(value) == configs["vae"]["latent_channels"]
+
+    return Need("vae", field, lambda configs: f"{configs['vae']['latent_channels']} numbers, or null", fits)
+
+
+def _channels(part: str, *, packed: int = 1, of: str = "latent_channels") -> Need:
+    """Models for inpainting and the like take more than a latent: there is no text-to-image pipeline for them."""
+    counted = f"as {of} of vae/config.json" + (f" times {packed}, a token's pixels" if packed > 1 else "")
+    return Need(
+        part, "in_channels", lambda configs: f"{_int(configs['vae'][of]) * packed}, {counted}",
+        lambda value, configs: value == _int(configs["vae"][of]) * packed,
+    )  # fmt: skip
+
+
+def _answers(part: str, *times: int) -> Need:
+    """A second half of what a denoiser answers is its variance, which no step needs."""
+
+    def count(configs: Configs) -> list[int]:
+        return [_int(configs[part]["in_channels"]) * each for each in times]
+
+    return Need(
+        part, "out_channels", lambda configs: " or ".join(map(str, count(configs))) + ", as in_channels has it",
+        lambda value, configs: value is None or value in count(configs),
+    )  # fmt: skip
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, list | tuple) else -1
+
+
+_COLOURS = 3
+_OF_AUTOENCODERS: dict[str, tuple[Need, ...]] = {
+    "AutoencoderKL": (
+        _one_of("vae", "in_channels", _COLOURS),
+        _one_of("vae", "out_channels", _COLOURS),
+        _as_many("vae", "up_block_types", "block_out_channels"),
+        _as_many("vae", "down_block_types", "block_out_channels"),
+    ),
+    "AutoencoderKLFlux2": (
+        _one_of("vae", "in_channels", _COLOURS),
+        _one_of("vae", "out_channels", _COLOURS),
+        _as_many("vae", "up_block_types", "block_out_channels"),
+        _as_many("vae", "down_block_types", "block_out_channels"),
+        Need(
+            "vae", "decoder_block_out_channels", "null, or as many entries as block_out_channels has",
+            lambda value, configs: value is None or _count(value) == _count(configs["vae"]["block_out_channels"]),
+        ),
+        Need("vae", "patch_size", "of 4 pixels in all", lambda value, _: prod(_entries(value)) == 4),
+    ),
+    "AutoencoderKLQwenImage": (
+        _one_of("vae", "input_channels", _COLOURS),
+        _as_many("vae", "dim_mult", "temperal_downsample", more=1),
+        _levels("latents_mean", "z_dim"),
+        _levels("latents_std", "z_dim"),
+    ),
+    "AutoencoderDC": (
+        _one_of("vae", "in_channels", _COLOURS),
+        _as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
+        _divisor("vae", "scaling_factor"),
+    ),
+    "AutoencoderTiny": (
+        _one_of("vae", "in_channels", _COLOURS),
+        _one_of("vae", "out_channels", _COLOURS),
+        _one_of("vae", "upsampling_scaling_factor", 2),
+        Need("vae", "encoder_block_out_channels", "entries that are all alike", lambda value, _: len({*_entries(value)}) == 1),
+        _as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
+        _divisor("vae", "scaling_factor"),
+    ),
+}  # fmt: skip
+
+_UNET = (
+    _channels("unet"),
+    _one_of("unet", "class_embed_type", None),
+    _one_of("unet", "num_class_embeds", None),
+    _one_of("unet", "encoder_hid_dim_type", None, "text_proj"),
+)
+_SHIFTED = (_divisor("vae", "scaling_factor"), _number("vae", "shift_factor"))
+_FLUX_2 = (
+    _channels("transformer", packed=4),
+    _answers("transformer", 1),
+    _one_of("transformer", "patch_size", 1),
+)
+_TEXT_TOKENS = 512  # that Z-Image's pipeline reads; the picture has the place behind them
+
+_KL = ("AutoencoderKL", "AutoencoderTiny")
+_NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
+    "StableDiffusionPipeline": (
+        _KL, (*_UNET, _one_of("unet", "addition_embed_type", None, "text"), _divisor("vae", "scaling_factor")),
+    ),
+    "StableDiffusionXLPipeline": (
+        _KL, (
+            *_UNET,
+            _one_of("unet", "addition_embed_type", "text_time"),
+            _divisor("vae", "scaling_factor"),
+            _both_levels_or_none("latents_mean"),
+            _both_levels_or_none("latents_std"),
+        ),
+    ),
+    "StableDiffusion3Pipeline": (_KL, (_channels("transformer"), _answers("transformer", 1), *_SHIFTED)),
+    "FluxPipeline": (
+        _KL, (
+            _channels("transformer", packed=4),
+            _answers("transformer", 1),
+            _one_of("transformer", "patch_size", 1),
+            *_SHIFTED,
+        ),
+    ),
+    "Flux2Pipeline": (("AutoencoderKLFlux2",), _FLUX_2),
+    "Flux2KleinPipeline": (("AutoencoderKLFlux2",), _FLUX_2),
+    "PixArtSigmaPipeline": (
+        _KL, (
+            _channels("transformer"),
+            _answers("transformer", 1, 2),
+            Need(
+                "transformer", "use_additional_conditions", "false, or null where sample_size is not 128",
+                lambda value, configs: not value and (value, configs["transformer"]["sample_size"]) != (None, 128),
+            ),
+            _divisor("vae", "scaling_factor"),
+        ),
+    ),
+    "SanaPipeline": (
+        ("AutoencoderDC", "AutoencoderTiny"), (
+            _channels("transformer"),
+            _answers("transformer", 1, 2),
+            _one_of("transformer", "guidance_embeds", False),
+        ),
+    ),
+    "QwenImagePipeline": (
+        ("AutoencoderKLQwenImage",), (
+            _channels("transformer", packed=4, of="z_dim"),
+            _one_of("transformer", "patch_size", 2),
+            Need(
+                "transformer", "out_channels", "a quarter of in_channels",
+                lambda value, configs: _int(value) * 4 == configs["transformer"]["in_channels"],
+            ),
+            _one_of("transformer", "guidance_embeds", False),
+            _one_of("transformer", "use_additional_t_cond", False),
+        ),
+    ),
+    "ZImagePipeline": (
+        _KL, (
+            _channels("transformer"),
+            Need("transformer", "all_patch_size", "a list with 2", lambda value, _: 2 in _entries(value)),
+            Need("transformer", "all_f_patch_size", "a list with 1", lambda value, _: 1 in _entries(value)),
+            Need(
+                "transformer", "axes_lens", f"three numbers, of which the first is at least {_TEXT_TOKENS + 2}",
+                lambda value, _: _count(value) == 3 and _entries(value)[0] >= _TEXT_TOKENS + 2,
+            ),
+            *_SHIFTED,
+        ),
+    ),
+}  # fmt: skip
+
+
+def _entries(value: object) -> list[int]:
+    return list(value) if isinstance(value, list | tuple) else []
