@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from worker.adapters.model_index import read_object
+from worker.adapters.model_index import read_index, read_object
 from worker.adapters.settings import FolderSettings
 
 DENOISERS = ("unet", "transformer")
@@ -13,7 +13,8 @@ DENOISERS = ("unet", "transformer")
 def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, torch.dtype]:
     """float32 on a CPU, bfloat16 elsewhere, or what the settings ask for.
 
-    Autoencoders that say so overflow in float16, so they then stay in float32.
+    Autoencoders that say so overflow in float16, so they then stay in float32; SDXL's where it does not
+    say otherwise, as diffusers has it.
 
     Raises:
         ModelFolderError: the autoencoder's configuration cannot be read.
@@ -21,6 +22,10 @@ def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) 
     default = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype: torch.dtype = getattr(torch, settings.dtype) if settings.dtype else default
     path = folder / "vae" / "config.json"
-    overflows = path.is_file() and bool(read_object(path).get("force_upcast"))
+    overflows = path.is_file() and bool(read_object(path).get("force_upcast", _is_xl(folder)))
     widen = {"vae": torch.float32} if overflows and dtype == torch.float16 else {}
     return {"default": dtype, **widen}
+
+
+def _is_xl(folder: Path) -> bool:
+    return read_index(folder).kind == "StableDiffusionXLPipeline"

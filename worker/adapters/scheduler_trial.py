@@ -44,13 +44,13 @@ def try_scheduler(kept: SchedulerMixin, use: SchedulerUse) -> None:
         Exception: it does not work; each scheduler has its own reasons, and raises what it likes.
     """
     whole = _walk(make_scheduler(kept, use, _CPU))
-    if not torch.equal(whole, _walk(make_scheduler(kept, use, _CPU), make_scheduler(kept, use, _CPU))):
-        raise ValueError("it goes on from a checkpoint to other bytes")
     off = float((whole - _CLEAN).square().mean().sqrt())
     if not off < _MOST_OFF:
         raise ValueError(
             f"it does not lead from noise to a picture (a model that knows it ends {off:.2g} beside it)"
         )
+    if not torch.equal(whole, _walk(make_scheduler(kept, use, _CPU), make_scheduler(kept, use, _CPU))):
+        raise ValueError("it goes on from a checkpoint to other bytes")
     if use.steps > 1:
         tail = make_scheduler(kept, use, _CPU)
         tail.skip(use.steps // 2)

@@ -50,12 +50,20 @@ def test_a_folder_says_in_which_type_it_computes(folder: Path) -> None:
     assert 0 < (half - full).abs().mean() < 0.1 * full.std()
 
 
-def test_decoders_that_overflow_in_float16_stay_in_float32(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("says", "dtype"), [(True, torch.float32), (None, torch.float32), (False, torch.float16)]
+)
+def test_decoders_that_overflow_in_float16_stay_in_float32(
+    folder: Path, says: bool | None, dtype: torch.dtype
+) -> None:
+    """SDXL's pipeline widens an autoencoder whose folder does not say."""
     assert choose_dtypes(folder, FolderSettings(), GPU) == {"default": torch.bfloat16}
-    config = folder / "vae" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": True}))
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    del config["force_upcast"]
+    path.write_text(json.dumps(config if says is None else config | {"force_upcast": says}))
     pipe = load(ask(folder, dtype="float16"), CPU).pipe
-    assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
+    assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.float16, dtype)
 
 
 def test_float8_weights_take_half_the_room_and_paint_nearly_the_same(folder: Path) -> None:
