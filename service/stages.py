@@ -20,13 +20,15 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
             allowed=f"at most {len(stages)}: model {card.name} sings this picture at {sizes} px",
         )
     yield from _check_first(request)
+    # Stages have their share of these: one that has too many for that reason alone is not another fault.
+    takes_too_many = request.steps is not None and request.steps > card.max_steps
     for level, stage in enumerate(stages):
         settings = asked[level] if level < len(asked) else StageSettings()
         field = f"advanced.stages.{level}"
         if settings.steps is not None and settings.steps > card.max_steps:
             allowed = f"1 to {card.max_steps} for model {card.name}"
             yield FieldError(field=f"{field}.steps", value=str(settings.steps), allowed=allowed)
-        elif stage.schedule_steps > card.max_schedule_steps:
+        elif not takes_too_many and stage.schedule_steps > card.max_schedule_steps:
             yield _exceeds_schedule(f"{field}.strength", stage, card)
 
 
@@ -34,7 +36,7 @@ def _exceeds_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
     """Where the strength was not asked for, it is the card's."""
     least = stage.steps / card.max_schedule_steps
     allowed = (
-        f"at least {least:g} with {stage.steps} steps: the scheduler of model {card.name} takes"
+        f"at least {least:g} with {stage.steps} steps, or fewer steps: the scheduler of model {card.name} takes"
         f" {card.max_schedule_steps} from pure noise on"
     )
     return FieldError(field=field, value=f"{stage.strength:g}", allowed=allowed)
