@@ -21,13 +21,15 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
             allowed=f"at most {len(stages)}: model {card.name} sings this picture at {sizes} px",
         )
     yield from _check_first(request)
+    # Stages have their share of these: one that has too many or too few for that reason alone is not another fault.
+    leaves_card = request.steps is not None and not card.min_steps <= request.steps <= card.max_steps
     for level, stage in enumerate(stages):
         settings = asked[level] if level < len(asked) else StageSettings()
         field = f"advanced.stages.{level}"
         if settings.steps is not None and settings.steps > card.max_steps:
             allowed = f"1 to {card.max_steps} for model {card.name}"
             yield FieldError(field=f"{field}.steps", value=str(settings.steps), allowed=allowed)
-        elif not card.min_steps <= stage.schedule_steps <= card.max_schedule_steps:
+        elif not leaves_card and not card.min_steps <= stage.schedule_steps <= card.max_schedule_steps:
             yield _leaves_schedule(field, stage, card)
 
 
@@ -38,7 +40,7 @@ def _leaves_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
         least = ceil(card.min_steps * stage.strength)
         allowed = f"at least {least} with strength {stage.strength:g}: {takes}"
         return FieldError(field=f"{field}.steps", value=str(stage.steps), allowed=allowed)
-    allowed = f"at least {stage.steps / card.max_schedule_steps:g} with {stage.steps} steps: {takes}"
+    allowed = f"at least {stage.steps / card.max_schedule_steps:g} with {stage.steps} steps, or fewer steps: {takes}"
     return FieldError(field=f"{field}.strength", value=f"{stage.strength:g}", allowed=allowed)
 
 

@@ -22,7 +22,7 @@ from worker.adapters.family import Family, FamilyModel
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.adapters.scheduler_trial import try_scheduler
-from worker.adapters.schedulers import make_scheduler
+from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
 from worker.checkpoint_file import read_checkpoint, write_checkpoint
 from worker.engine.denoise import Checkpoint, Step, denoise
@@ -230,6 +230,18 @@ def test_no_number_of_steps_ends_in_the_middle(kind: Kind, name: str, load: Load
                 torch.zeros(4, 4, 4), index, scheduler.scale_input(latent, index), generator
             )
         assert latent.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "asked", [{"shift_terminal": 0.02}, {"shift_terminal": 0.02, "use_beta_sigmas": True}], ids=str
+)
+def test_a_number_of_steps_that_has_no_timesteps_is_refused_before_the_first(
+    asked: dict[str, object],
+) -> None:
+    kept = diffusers.FlowMatchEulerDiscreteScheduler(**asked)
+    with pytest.raises(UnsupportedConditionError, match="steps: 1 is not possible with FlowMatchEuler"):
+        make_scheduler(kept, SchedulerUse(1), torch.device("cpu"))
+    assert len(make_scheduler(kept, SchedulerUse(2), torch.device("cpu")).timesteps) == 2
 
 
 def test_every_scheduler_is_counted() -> None:

@@ -11,6 +11,7 @@ the list, whose SHA256SUMS finds damage but no malice.
 import hashlib
 import logging
 import os
+import re
 import shutil
 import stat
 from collections.abc import Generator, Iterator
@@ -24,6 +25,7 @@ from worker.adapters.errors import DamagedModelError, ModelError, ModelFolderErr
 from worker.adapters.ownership import is_ours
 
 _DIGESTS = "SHA256SUMS"
+_SUM = re.compile(r"(?P<digest>[0-9A-Fa-f]{64}) [ *]?(?P<name>.+)")
 _GIB = 1 << 30
 _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
@@ -193,12 +195,15 @@ def _digest(path: Path) -> str:
 
 
 def _check_sums(folder: Path) -> None:
-    for line in (folder / _DIGESTS).read_text().splitlines():
-        expected, _, name = line.partition(" ")
-        if not name:
+    """Lines as sha256sum writes and reads them; PowerShell's digests are in capitals."""
+    for line in (folder / _DIGESTS).read_bytes().decode(errors="replace").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _SUM.fullmatch(line)
+        if match is None:
             raise ModelFolderError(f"{folder / _DIGESTS}: {line!r} is not a digest and the name of a file")
-        path = folder / name.lstrip(" *")
-        _require_digest(_digest(path) if path.is_file() else None, expected, str(path))
+        path = folder / match["name"]
+        _require_digest(_digest(path) if path.is_file() else None, match["digest"].lower(), str(path))
 
 
 def _require_digest(actual: str | None, expected: str, shown: str) -> None:

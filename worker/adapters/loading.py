@@ -11,6 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from api_schemas.model_files import ModelIndex
 from worker.adapters.configuration import check_configuration
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.missing_weights import require_whole_weights
 from worker.adapters.model_index import read_index
 from worker.adapters.placement import (
     check_offload,
@@ -36,7 +37,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
         parts: of the pipeline that are to be left out, and options of it.
 
     Raises:
-        ModelFolderError: diffusers cannot load the folder, or not as asked, or makes no picture of it.
+        ModelFolderError: diffusers cannot load the folder, or not as asked or not whole, or makes no picture of it.
     """
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
@@ -49,6 +50,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
         )  # fmt: skip
     except Exception as error:  # whatever diffusers, transformers and safetensors make of a broken folder
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
+    require_whole_weights(pipe, folder)
     check_configuration(pipe)
     limit_tokenizers(pipe)
     if settings.quantization == "float8":

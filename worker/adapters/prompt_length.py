@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
+from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions
 
 _ROLES = ("", "_2", "_3")  # the last one reads the most
@@ -41,11 +42,20 @@ def find_cut_prompts(pipe: DiffusionPipeline, conditions: Conditions) -> Iterato
 
 
 def limit_tokenizers(pipe: DiffusionPipeline) -> None:
-    """Where a folder states no limit, or too high a one, the text encoder's positions are it."""
+    """Where a folder states no limit, or too high a one, the text encoder's positions are it.
+
+    Raises:
+        ModelFolderError: what it states is no number.
+    """
     for role in _ROLES:
         tokenizer, most = _find_tokenizer(pipe, role), _find_positions(pipe, role)
         if tokenizer is not None and most is not None:
-            tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+            stated: object = tokenizer.model_max_length
+            if not isinstance(stated, int | float):
+                raise ModelFolderError(
+                    f"tokenizer{role}: model_max_length is {stated!r}; allowed: a number, or nothing"
+                )
+            tokenizer.model_max_length = int(min(stated, most))
             if getattr(pipe, "tokenizer_max_length", 0) > most:
                 pipe.tokenizer_max_length = most
 

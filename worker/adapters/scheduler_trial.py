@@ -33,7 +33,8 @@ def require_working_scheduler(kept: SchedulerMixin, use: SchedulerUse, family: s
     except Exception as error:
         working = ", ".join(_find_working(kept, use)) or "none"
         raise UnsupportedSchedulerError(
-            f"scheduler: {type(kept).__name__}, as its configuration is, does not work with {family}: {error}; "
+            f"scheduler: {type(kept).__name__}, as its configuration is, does not work with {family}: "
+            f"{str(error) or repr(error)}; "
             f"allowed, with the same configuration: {working}"
         ) from error
 

@@ -63,11 +63,21 @@ def make_scheduler(kept: SchedulerMixin, use: SchedulerUse, device: torch.device
     scheduler = type(kept).from_config(kept.config)
     try:
         retrieve_timesteps(scheduler, use.steps, device, **use.timing)
-        return DiffusersScheduler(scheduler, use, device)
+        made = DiffusersScheduler(scheduler, use, device)
+        _require_clock(made.timesteps, getattr(scheduler, "sigmas", made.timesteps))
     except Exception as error:  # each scheduler has its own reasons, and raises what it likes
         raise UnsupportedConditionError(
-            f"steps: {use.steps} is not possible with {type(kept).__name__}: {error}"
+            f"steps: {use.steps} is not possible with {type(kept).__name__}: {str(error) or repr(error)}"
         ) from error
+    return made
+
+
+def _require_clock(timesteps: Tensor, levels: Tensor) -> None:
+    """Beta distributions and shifts to a terminal level divide by what is 0 for one step alone."""
+    if not len(timesteps) or not bool(timesteps.isfinite().all() and levels.isfinite().all()):
+        raise ValueError(
+            f"its timesteps are {timesteps.tolist()[:4]}, its noise levels {levels.tolist()[:4]}"
+        )
 
 
 class DiffusersScheduler:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
@@ -193,6 +194,25 @@ def test_sdxl_without_its_first_text_encoder_equals_diffusers_own(tmp_path: Path
         output_type="latent",
     ).images[0]  # fmt: skip
     torch.testing.assert_close(one_tile(load_model(str(lean), "cpu")), theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("file", [UNET, TEXT, UNET.replace("unet", "vae")])
+def test_weights_that_are_missing_are_not_invented(file: str, folder: Path) -> None:
+    tensors = load_file(folder / file)
+    gone = sorted(tensors)[0]
+    save_file({name: each for name, each in tensors.items() if name != gone}, folder / file, {"format": "pt"})
+    part, _, _ = file.partition("/")
+    with pytest.raises(
+        ModelFolderError, match=rf"tiny/{part}: 1 weights .* are missing, the first is '{gone}'"
+    ):
+        load_model(str(folder), "cpu")
+
+
+def test_a_part_of_another_class_is_refused(folder: Path) -> None:
+    """BERT takes CLIP's configuration, and would find none of its weights."""
+    tell(folder, text_encoder=["transformers", "BertModel"])
+    with pytest.raises(ModelFolderError, match=r"tiny/text_encoder: 39 weights of its BertModel are missing"):
+        load_model(str(folder), "cpu")
 
 
 def _narrow(pipe: StableDiffusionXLPipeline) -> torch.nn.Module:

@@ -1,5 +1,6 @@
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,26 @@ def test_a_truncated_file_is_named_with_its_digest(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    "write",
+    [
+        str,
+        lambda line: f"# by hand\n\n{line}",
+        lambda line: line.replace("  ", " *").replace("\n", "\r\n"),
+        lambda line: line[:64].upper() + line[64:],
+    ],
+    ids=["sha256sum", "with a comment", "of Windows", "in capitals"],
+)
+def test_digests_are_read_as_programs_write_them(
+    folder: Path, tmp_path: Path, write: Callable[[str], str]
+) -> None:
+    model = _link(folder, tmp_path / "model")
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (model / "SHA256SUMS").write_text(write(f"{digest}  vae/{weights.name}\n"))
+    load_model(str(model), "cpu")
+
+
+@pytest.mark.parametrize(
     ("file", "content", "says"),
     [
         ("model_index.json", "{oops", r"model_index\.json: Invalid JSON: "),
@@ -80,12 +101,18 @@ def test_a_truncated_file_is_named_with_its_digest(folder: Path, tmp_path: Path)
         ("vae/config.json", "{oops", r"vae/config\.json: Invalid JSON: "),
         ("unet/config.json", "{oops", r"cannot be loaded as a StableDiffusionPipeline: .*unet/config\.json"),
         ("SHA256SUMS", "moss\n", r"SHA256SUMS: 'moss' is not a digest and the name of a file"),
+        ("SHA256SUMS", "\udcff\n", r"SHA256SUMS: '.' is not a digest and the name of a file"),
+        (
+            "tokenizer/tokenizer_config.json",
+            '{"model_max_length": "many"}',
+            r"tokenizer: model_max_length is 'many'; allowed: a number",
+        ),
         ("text_encoder/model.safetensors", "", r"cannot be loaded as a StableDiffusionPipeline: "),
     ],
 )
 def test_a_damaged_file_is_named(folder: Path, tmp_path: Path, file: str, content: str, says: str) -> None:
     model = _link(folder, tmp_path / "model")
-    (model / file).write_text(content)
+    (model / file).write_text(content, errors="surrogateescape")
     with pytest.raises(ModelFolderError, match=says):
         load_model(str(model), "cpu")
 
