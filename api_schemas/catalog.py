@@ -56,6 +56,7 @@ class ModelCard(BaseModel):
     tile_sizes_px: list[int] = []
     max_tile_size_px: int = Field(default=MAX_TILE_SIZE_PX, description="The most that a tile's side may be.")
     default_steps: int
+    min_steps: int = Field(default=1, description="Fewer its scheduler cannot take, from pure noise on.")
     max_steps: int = 200
     max_schedule_steps: int = Field(
         default=MAX_SCHEDULE_STEPS,

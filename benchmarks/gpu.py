@@ -175,7 +175,7 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> N
                     digest.update(event.rows.numpy())
                     image.write(event.top, event.rows.numpy())
         marks += [last_step, time.perf_counter()]
-        Press(folder / "image.tif").write_picture(folder / "image.png", "png", None)
+        Press(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
         marks.append(time.perf_counter())
     spans = " ".join(f"{after - before:.1f}" for before, after in pairwise(marks))
     bench.say(

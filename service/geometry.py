@@ -30,9 +30,11 @@ def _check_sides(request: GenerationRequest, card: ModelCard) -> Iterator[FieldE
 
 
 def _check_steps(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
-    if request.steps is not None and request.steps > card.max_steps:
+    if request.steps is not None and not card.min_steps <= request.steps <= card.max_steps:
         yield FieldError(
-            field="steps", value=str(request.steps), allowed=f"1 to {card.max_steps} for model {card.name}"
+            field="steps",
+            value=str(request.steps),
+            allowed=f"{card.min_steps} to {card.max_steps} for model {card.name}",
         )
 
 

@@ -1,6 +1,7 @@
 """What a request says about single stages, against those that its picture is sung in."""
 
 from collections.abc import Iterator
+from math import ceil
 
 from api_schemas.cascade import Stage
 from api_schemas.catalog import ModelCard
@@ -26,18 +27,19 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
         if settings.steps is not None and settings.steps > card.max_steps:
             allowed = f"1 to {card.max_steps} for model {card.name}"
             yield FieldError(field=f"{field}.steps", value=str(settings.steps), allowed=allowed)
-        elif stage.schedule_steps > card.max_schedule_steps:
-            yield _exceeds_schedule(f"{field}.strength", stage, card)
+        elif not card.min_steps <= stage.schedule_steps <= card.max_schedule_steps:
+            yield _leaves_schedule(field, stage, card)
 
 
-def _exceeds_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
-    """Where the strength was not asked for, it is the card's."""
-    least = stage.steps / card.max_schedule_steps
-    allowed = (
-        f"at least {least:g} with {stage.steps} steps: the scheduler of model {card.name} takes"
-        f" {card.max_schedule_steps} from pure noise on"
-    )
-    return FieldError(field=field, value=f"{stage.strength:g}", allowed=allowed)
+def _leaves_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
+    """Where steps or strength were not asked for, they are the card's."""
+    takes = f"the scheduler of model {card.name} takes {card.min_steps} to {card.max_schedule_steps} from pure noise on"
+    if stage.schedule_steps < card.min_steps:
+        least = ceil(card.min_steps * stage.strength)
+        allowed = f"at least {least} with strength {stage.strength:g}: {takes}"
+        return FieldError(field=f"{field}.steps", value=str(stage.steps), allowed=allowed)
+    allowed = f"at least {stage.steps / card.max_schedule_steps:g} with {stage.steps} steps: {takes}"
+    return FieldError(field=f"{field}.strength", value=f"{stage.strength:g}", allowed=allowed)
 
 
 def _check_first(request: GenerationRequest) -> Iterator[FieldError]:

@@ -75,7 +75,12 @@ def meet_every_shape(model: LoadedModel, card: ModelCard, decode_memory: int) ->
     scale, side_px = card.default_guidance_scale, max(2 * card.native_size_px, card.min_side_px)
     singer = model.prepare(Conditions("", guidance_scale=scale))
     request = ResolvedRequest(
-        model=card.name, width_px=side_px, height_px=side_px, steps=_STEPS, guidance_scale=scale, seed=0
+        model=card.name,
+        width_px=side_px,
+        height_px=side_px,
+        steps=_count_steps(card),
+        guidance_scale=scale,
+        seed=0,
     )
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_generation(request, card, decode_memory, Path(folder))
@@ -90,5 +95,9 @@ def meet_every_shape(model: LoadedModel, card: ModelCard, decode_memory: int) ->
 def _plan(model: LoadedModel, modules: int) -> GenerationPlan:
     side = model.card.native_size_px // model.card.vae_scale
     denoise = DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=0)
-    stage = StagePlan(denoise, _STEPS, modules=modules)
+    stage = StagePlan(denoise, _count_steps(model.card), modules=modules)
     return GenerationPlan(0, model.card.latent_channels, (stage,), DecodePlan(mode="bounded"))
+
+
+def _count_steps(card: ModelCard) -> int:
+    return max(_STEPS, card.min_steps)

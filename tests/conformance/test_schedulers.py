@@ -30,6 +30,7 @@ from worker.engine.generate import Singer, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
+from worker.rehearsal import rehearse
 
 SEED, STEPS = unets.SEED, unets.STEPS
 # What a folder that names one of these must say beside.
@@ -250,6 +251,14 @@ def test_a_folder_with_a_scheduler_that_does_not_work_is_refused_with_those_that
         <= allowed
         <= WORKING["stable-diffusion"]
     )
+
+
+def test_a_folder_with_a_scheduler_that_takes_many_steps_says_how_many(tmp_path: Path) -> None:
+    """Four Runge-Kutta steps come before PNDM's linear ones; the worker's own small picture takes as many."""
+    _with_scheduler(tmp_path / "tiny", diffusers.PNDMScheduler(**EPSILON))
+    model = load_model(str(tmp_path / "tiny"), "cpu")
+    assert (model.card.min_steps, model.card.max_steps) == (4, 200)
+    assert rehearse(model, torch.device("cpu")).tile_s > 0
 
 
 def test_a_folder_with_a_scheduler_that_takes_few_steps_says_how_many(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from worker.adapters.loras import LoraPipeline, Loras
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.preview_map import fit_preview_map, read_preview_map
 from worker.adapters.prompt_length import find_cut_prompts
-from worker.adapters.scheduler_trial import find_most_steps, require_working_scheduler
+from worker.adapters.scheduler_trial import find_least_steps, find_most_steps, require_working_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOnKind, AddOns
@@ -127,7 +127,7 @@ class FamilyModel:
             compile_blocks(find_denoiser(family.pipe))
         self._is_compiled, self._met_shapes = settings.compile, set[tuple[int, int]]()
         self._supported = _find_supported(family, settings)
-        schedule_steps = _try_scheduler(family, settings)
+        steps = _try_scheduler(family, settings)
         self.add_ons = (add_ons or AddOns()).only(self._supported)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in self._supported else None
         vae: Autoencoder = family.pipe.components["vae"]
@@ -135,7 +135,7 @@ class FamilyModel:
         self.decoder = flatten_decoder(vae, scaling)
         self._encoder = flatten_encoder(vae, scaling)
         announced = {"supports": list(self._supported), **self.add_ons.announce()}
-        self.card = _describe(family, settings, name, schedule_steps).model_copy(update=announced)
+        self.card = _describe(family, settings, name, steps).model_copy(update=announced)
         self.preview_map = _preview_map(family, settings, self.decoder)
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
@@ -225,8 +225,8 @@ def _check_add_ons(conditions: Conditions, name: str, supported: Sequence[AddOnK
             )
 
 
-def _try_scheduler(family: Family, settings: FolderSettings) -> int:
-    """The most steps that the folder's scheduler takes.
+def _try_scheduler(family: Family, settings: FolderSettings) -> tuple[int, int]:
+    """The fewest and the most steps that the folder's scheduler takes.
 
     Raises:
         UnsupportedSchedulerError: it does not work with this family.
@@ -237,14 +237,15 @@ def _try_scheduler(family: Family, settings: FolderSettings) -> int:
     def use(steps: int) -> SchedulerUse:
         return family.use_scheduler(StagePlan(tile, steps))
 
-    most = find_most_steps(scheduler, use, MAX_SCHEDULE_STEPS)
     usual = settings.default_steps or family.habits.steps
+    least = find_least_steps(scheduler, use, usual)
+    most = find_most_steps(scheduler, use, least, MAX_SCHEDULE_STEPS)
     require_working_scheduler(scheduler, use(min(usual, most)), family.name)
-    return most
+    return least, most
 
 
-def _describe(family: Family, settings: FolderSettings, name: str, schedule_steps: int) -> ModelCard:
-    shape, habits = family.shape, family.habits
+def _describe(family: Family, settings: FolderSettings, name: str, steps: tuple[int, int]) -> ModelCard:
+    shape, habits, (least, most) = family.shape, family.habits, steps
     native_size_px = settings.native_size_px or shape.native_size_px
     return ModelCard(
         name=settings.name or name,
@@ -256,9 +257,10 @@ def _describe(family: Family, settings: FolderSettings, name: str, schedule_step
         latent_channels=shape.channels,
         vae_scale=shape.scale,
         tile_sizes_px=settings.tile_sizes_px or [native_size_px],
-        default_steps=min(settings.default_steps or habits.steps, schedule_steps),
-        max_steps=min(settings.max_steps, schedule_steps),
-        max_schedule_steps=schedule_steps,
+        default_steps=min(settings.default_steps or habits.steps, most),
+        min_steps=least,
+        max_steps=min(settings.max_steps, most),
+        max_schedule_steps=most,
         default_guidance_scale=(
             habits.guidance_scale
             if settings.default_guidance_scale is None

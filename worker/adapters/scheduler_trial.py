@@ -57,9 +57,13 @@ def try_scheduler(kept: SchedulerMixin, use: SchedulerUse) -> None:
         _walk(tail, noisy=tail.add_noise(_clean(), _noise()))
 
 
-def find_most_steps(kept: SchedulerMixin, use: Callable[[int], SchedulerUse], most: int) -> int:
-    """The largest number of steps up to `most` that it accepts; it accepts all below."""
-    least = 1
+def find_least_steps(kept: SchedulerMixin, use: Callable[[int], SchedulerUse], most: int) -> int:
+    """The smallest number of steps that it accepts, such as 4 for PNDM with Runge-Kutta steps; `most` if none."""
+    return next((steps for steps in range(1, most) if _accepts(kept, use(steps))), most)
+
+
+def find_most_steps(kept: SchedulerMixin, use: Callable[[int], SchedulerUse], least: int, most: int) -> int:
+    """The largest number of steps up to `most` that it accepts, as it does all between."""
     while least < most:
         middle = (least + most + 1) // 2
         least, most = (middle, most) if _accepts(kept, use(middle)) else (least, middle - 1)

@@ -5,6 +5,7 @@
 # pyright: reportOptionalSubscript=false, reportReturnType=false
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from inspect import signature
 
@@ -57,7 +58,7 @@ def make_scheduler(kept: SchedulerMixin, use: SchedulerUse, device: torch.device
     """A fresh one after the folder's, its timesteps set.
 
     Raises:
-        UnsupportedConditionError: it cannot take so many steps.
+        UnsupportedConditionError: it cannot take so many steps, or so few.
     """
     scheduler = type(kept).from_config(kept.config)
     try:
@@ -105,7 +106,8 @@ class DiffusersScheduler:
         self._keep_timesteps()
 
     def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
-        scheduler, timestep = self._scheduler, self.timesteps[:1]
+        # It moves tables to the latent's device, where steps round differently; a resumed job adds no noise.
+        scheduler, timestep = copy(self._scheduler), self.timesteps[:1]
         if hasattr(scheduler, "scale_noise"):
             return scheduler.scale_noise(clean[None], timestep, noise[None])[0]
         if hasattr(scheduler, "add_noise"):
@@ -125,7 +127,8 @@ class DiffusersScheduler:
         return prediction + change / slope if slope else prediction
 
     def _read_line(self, index: int) -> Line:
-        scaling = float(self.scale_input(torch.ones(1), index)) if self._scales else 1.0
+        # A number and not a list of one, so that it may lie elsewhere than the levels (KDPM2's, on a GPU).
+        scaling = float(self.scale_input(torch.ones(()), index)) if self._scales else 1.0
         return read_line(self._scheduler, self._tables, self._first + index, self._clock[index], scaling)
 
     def step(self, prediction: Tensor, index: int, latent: Tensor, generator: torch.Generator) -> Tensor:

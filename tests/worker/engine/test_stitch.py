@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from tests.tiny_models import tiny_stable_diffusion, tiny_vae
 from tests.worker.engine.known_answer import KnownAnswer, Soloist, maker
 from tests.worker.engine.thread_group import thread_groups
-from worker.adapters.latent_scaling import LatentScaling
+from worker.adapters.latent_scaling import read_scaling
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.adapters.vae import flatten_decoder
@@ -70,7 +70,11 @@ def known_picture(vae: AutoencoderKL) -> Singer:
     """Whatever the noise, it ends at one latent."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     answer = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
-    return Soloist(KnownAnswer(answer, scheduler), maker(scheduler), flatten_decoder(vae, LatentScaling()))
+    return Soloist(
+        KnownAnswer(answer, scheduler),
+        maker(scheduler),
+        flatten_decoder(vae, read_scaling(StableDiffusionPipeline, vae)),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
