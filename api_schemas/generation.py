@@ -192,6 +192,16 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"each LoRA once; named more often: {', '.join(sorted(twins))}")
         return loras
 
+    @field_validator("output_format")
+    @classmethod
+    def _check_format_fits(cls, output_format: OutputFormat, info: ValidationInfo) -> OutputFormat:
+        longest_px = max(info.data.get("width_px", 0), info.data.get("height_px", 0))
+        if output_format == "webp" and longest_px > WEBP_MAX_SIDE_PX:
+            raise ValueError(
+                f"png, jpeg or tiff: webp ends at {WEBP_MAX_SIDE_PX} px a side, the picture has {longest_px}"
+            )
+        return output_format
+
     @field_validator("bit_depth")
     @classmethod
     def _check_format_is_deep(cls, bit_depth: BitDepth, info: ValidationInfo) -> BitDepth:
@@ -199,15 +209,6 @@ class GenerationRequest(BaseModel):
         if bit_depth == 16 and output_format not in DEEP_FORMATS:
             raise ValueError(f"16 is for output_format {' or '.join(DEEP_FORMATS)}, not {output_format}")
         return bit_depth
-
-    @model_validator(mode="after")
-    def _check_format_fits(self) -> "GenerationRequest":
-        longest_px = max(self.width_px, self.height_px)
-        if self.output_format == "webp" and longest_px > WEBP_MAX_SIDE_PX:
-            raise ValueError(
-                f"output_format webp ends at {WEBP_MAX_SIDE_PX} px a side, the picture has {longest_px}: use png, jpeg or tiff"
-            )
-        return self
 
 
 class SentPicture(BaseModel):

@@ -118,4 +118,5 @@ def build_request(given: dict[str, object]) -> GenerationRequest:
 
 def _describe(location: tuple[int | str, ...], message: str) -> str:
     field = ".".join(map(str, location))
+    message = message.removeprefix("Value error, ")  # pydantic's, before our own words
     return f"{field}: {message}" if field else message

@@ -15,7 +15,7 @@ ServiceError
 ├── RangeNotSatisfiableError
 ├── QueueFullError
 ├── NoModelError
-└── UnavailableError           Redis or the object store is away
+└── UnavailableError           Redis or the object store is away, or the machine too busy
 """
 
 from api_schemas.errors import ErrorCode, FieldError

@@ -5,7 +5,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Final
 
-from PIL import features
+from PIL import Image, features
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,13 @@ def name_formats() -> str:
 
 
 def explain_refusal(file: bytes) -> str:
-    """What is allowed in place of a file that none of them is."""
+    """What is allowed in place of a file that Pillow cannot open."""
     allowed = f"a {name_formats()} picture"
     is_heic = file[4:8] == b"ftyp" and file[8:12] in _HEIC_BRANDS
     if is_heic and _HEIC not in readable_formats():
         return f"{allowed}; HEIC is not readable by this installation"
+    for each in readable_formats():
+        _, accepts = Image.OPEN[each.plugin]
+        if accepts is not None and accepts(file[:16]) is True:
+            return f"{allowed}; this {each.name} has a broken header, or pixels of a kind that is not read"
     return allowed

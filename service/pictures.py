@@ -12,13 +12,14 @@ from anyio import CapacityLimiter, fail_after, run_process
 from api_schemas.errors import FieldError
 from api_schemas.generation import PicturePart, SentPicture
 from api_schemas.wire import input_key
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, UnavailableError
 from service.image_store import ImageStore
 from service.submission import Submission
 
 _AT_ONCE: Final = 2
 _CPU_S: Final = 60
 _PATIENCE_S: Final = 120
+_RETRY_AFTER_S: Final = 60
 _INTERPRETER_BYTES: Final = 512 << 20
 _BYTES_PER_PIXEL: Final = (
     24  # of a WebP: two canvases of its decoder, the frame, the picture, turned, and sRGB
@@ -29,11 +30,17 @@ _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH
 
 
 class Pictures:
-    """Cleans pictures and stores them for the worker."""
+    """Cleans pictures and stores them for the worker.
 
-    def __init__(self, images: ImageStore, megapixels: float) -> None:
+    Args:
+        megapixels: the most that a picture may have.
+        patience_s: how long one may be decoded, however little of the CPU it gets.
+    """
+
+    def __init__(self, images: ImageStore, megapixels: float, patience_s: float = _PATIENCE_S) -> None:
         self._images = images
         self._megapixels = megapixels
+        self._patience_s = patience_s
         self._limiter = CapacityLimiter(_AT_ONCE)
 
     async def keep(self, job_id: str, submission: Submission) -> dict[PicturePart, SentPicture]:
@@ -41,6 +48,7 @@ class Pictures:
 
         Raises:
             InvalidRequestError: names the part that is no picture, or too large a one.
+            UnavailableError: the machine is too busy to decode it.
         """
         digests = submission.digests()
         cleaned: dict[PicturePart, bytes] = {}
@@ -66,10 +74,14 @@ class Pictures:
         command = [sys.executable, "-m", "service.picture_decoder"]
         command += [str(self._megapixels), str(memory_bytes), str(_CPU_S)]
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        with fail_after(_PATIENCE_S):
-            done = await run_process(
-                command, input=file, stdout=PIPE, stderr=PIPE, check=False, env=environment
-            )
+        try:
+            with fail_after(self._patience_s):
+                done = await run_process(
+                    command, input=file, stdout=PIPE, stderr=PIPE, check=False, env=environment
+                )
+        except TimeoutError as error:
+            why = f"the machine is busy: a picture could not be decoded within {self._patience_s:g} s"
+            raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
         return done.returncode, done.stdout, done.stderr.decode(errors="replace")[-300:]
 
 

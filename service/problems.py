@@ -154,7 +154,7 @@ def _field_error(failure: dict[str, object]) -> FieldError:
 
 def _allowed(failure: dict[str, object], location: list[str]) -> str:
     if failure["type"] != "extra_forbidden":
-        return str(failure["msg"])
+        return str(failure["msg"]).removeprefix("Value error, ")  # pydantic's, before our own words
     parents = [_PARTS[name] for name in location[1:-1] if name in _PARTS]
     model = parents[-1] if parents else GenerationRequest
     return "no such field; known are " + ", ".join(model.model_fields)

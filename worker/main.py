@@ -71,7 +71,7 @@ def _refuse(why: str) -> int:
 def _describe(error: ValidationError) -> str:
     """Each variable with its value and what is allowed."""
     return "; ".join(
-        f"CHORALE_{'.'.join(map(str, each['loc'])).upper()}={each['input']!r}: {each['msg']}"
+        f"CHORALE_{'.'.join(map(str, each['loc'])).upper()}={each['input']!r}: {each['msg'].removeprefix('Value error, ')}"
         for each in error.errors()
     )
 

@@ -14,6 +14,7 @@ from api_schemas.generation import ResolvedRequest
 
 _NAMESPACE = "urn:chorale:picture:1"
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2: Char
+_PLAIN = re.compile("[\n\x20-\x7e]*")  # other control characters have no place in a tEXt chunk
 _SRGB = 1  # EXIF 3.0, ColorSpace
 
 
@@ -81,7 +82,7 @@ def png_chunks(metadata: PictureMetadata) -> bytes:
 
 def _text(keyword: str, text: str) -> bytes:
     """PNG specification, third edition, 11.3.3: plain where it can be, since some readers know no other."""
-    if text.isascii():
+    if _PLAIN.fullmatch(text):
         return _chunk(b"tEXt", keyword.encode() + b"\0" + text.encode())
     uncompressed, no_language, no_translation = b"\0\0", b"\0", b"\0"
     return _chunk(

@@ -134,7 +134,7 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--seed", "-1"), 2, "seed"),
         (("generate", "x", "--dpi", "2401"), 2, "dpi"),
         (("generate", "x", "--bit-depth", "12"), 2, "8 or 16"),
-        (("generate", "x", "--bit-depth", "16", "-o", "x.jpg"), 2, "png or tiff, not jpeg"),
+        (("generate", "x", "--bit-depth", "16", "-o", "x.jpg"), 2, "bit_depth: 16 is for output_format"),
         (("generate", "x", "--size", "1001x512", "--seamless", "x"), 1, "1000 or 1008"),
         (("generate", "x", "--model", "nobody"), 1, "nobody"),
         (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),

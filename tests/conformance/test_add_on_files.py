@@ -15,6 +15,7 @@ from tests.conformance.fused_layers import tie
 from tests.conformance.lora_cases import ATTENTIONS, UNET_CASES, Case
 from tests.conformance.lora_files import Layer, Layout, changed, draw, with_scale_inside, write
 from tests.conformance.lora_refusals import REFUSALS, SPOILED_LAYERS, Refusal
+from tests.conformance.summary import MATRIX
 from tests.conformance.transformer_lora_cases import TRANSFORMER_CASES
 from tests.worker.adapters.test_transformer_loras import sing
 from tests.worker.adapters.test_unets import sing_one_tile
@@ -162,14 +163,10 @@ def test_files_of_half_precision(plain: Built, dtype: torch.dtype, tmp_path: Pat
     assert torch.equal(ours, plain.ours(Lora(folder)))
 
 
-def test_the_matrix_says_how_many_cases_it_holds(
-    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
-) -> None:
+def test_the_matrix_says_how_many_cases_it_holds(record_property: Callable[[str, object], None]) -> None:
     applied, refused = len(UNETS) + len(TRANSFORMER_CASES), len(REFUSALS)
     summary = (
         f"LoRA files: {applied} cells of family and layout take effect, {refused} kinds of file are refused"
     )
-    record_property("matrix", summary)
-    with capsys.disabled():
-        print(f"\n{summary}")
+    record_property(MATRIX, summary)
     assert len({(family.name, case.name) for family, case in (*UNETS, *TRANSFORMER_CASES)}) == applied

@@ -178,6 +178,14 @@ def test_heic_is_named_where_it_cannot_be_read() -> None:
     assert str(refused.value).endswith("not readable by this installation") is not can_read
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_a_broken_header_is_not_taken_for_another_format(kind: str) -> None:
+    file = encode(smooth(), kind, **ALL[kind])
+    name = next(each.name for each in readable_formats() if each.plugin == kind)
+    with pytest.raises(RefusedError, match=f"this {name} has a broken header|this one is broken"):
+        clean(file[:16] + bytes(len(file) - 16), 1.0)
+
+
 def files() -> list[bytes]:
     pictures = [encode(smooth(), kind, icc_profile=profile("p3"), **options) for kind, options in ALL.items()]
     return [*pictures, encode(smooth().convert("P"), "PNG", transparency=3), png_16(noise(kind="uint16"), 2)]

@@ -8,13 +8,19 @@ from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from PIL import Image
 
 from api_schemas.answers import JobView
+from api_schemas.generation import ControlSettings, GenerationRequest
+from service.errors import UnavailableError
+from service.image_store import ImageStore
 from service.picture_formats import name_formats
+from service.pictures import Pictures
 from service.settings import ServiceSettings
+from service.submission import Submission
 from tests.service.conftest import Serve
 from tests.service.test_picture_colors import profile, with_chunks
 from tests.story import CARD, Story
@@ -215,3 +221,12 @@ def test_a_key_is_bound_to_the_pictures_too(api: httpx.Client) -> None:
     refused = post(api, key="two", control_image=b"no picture")
     assert refused.status_code == 422
     assert post(api, key="two", control_image=encode()).status_code == 202
+
+
+def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Path) -> None:
+    """No interpreter starts within a millisecond."""
+    pictures = Pictures(ImageStore.open(settings), megapixels=1.0, patience_s=0.001)
+    request = GenerationRequest(control=ControlSettings(name="edges"))
+    with pytest.raises(UnavailableError, match="busy"):
+        anyio.run(pictures.keep, "job", Submission(request, {"control_image": encode()}))
+    assert not [path for path in store_dir.rglob("*") if path.is_file()]

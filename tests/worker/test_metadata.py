@@ -11,7 +11,7 @@ import pytest
 import pyvips
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from api_schemas.generation import OutputFormat, ResolvedRequest
@@ -78,6 +78,17 @@ def test_any_prompt_survives_in_a_png(prompt: str) -> None:
         assert image.info["Description"] == prompt
         assert image.info["parameters"].startswith(prompt.strip()[:1])
         assert not {"prompt", "workflow"} & image.info.keys(), "there readers expect JSON"
+
+
+@given(PROMPTS)
+@settings(max_examples=40, deadline=None)
+def test_plain_chunks_hold_no_control_characters(prompt: str) -> None:
+    """PNG specification, third edition, 11.3.3.2; `pngcheck` calls such a file broken."""
+    data = PIXEL[:33] + png_chunks(describe(prompt=prompt)) + PIXEL[33:]
+    with Image.open(io.BytesIO(data)) as image:
+        plain = [text for text in image.text.values() if not isinstance(text, PngImagePlugin.iTXt)]
+    assert "Chorale" in plain
+    assert not re.search("[^\n\x20-\x7e]", "".join(plain))
 
 
 def test_parameters_are_read_as_common_readers_do() -> None:
