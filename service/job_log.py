@@ -1,4 +1,4 @@
-"""One client's way through the durable log of one job."""
+"""Reads the durable log of one job for one client."""
 
 import json
 from collections.abc import AsyncIterator
@@ -86,7 +86,7 @@ class JobLog:
 
     async def _snapshot(self) -> SnapshotMessage | None:
         job = await self._jobs.get(self._job_id)
-        if job is None:  # the record is gone, nothing will ever come
+        if job is None:  # the record was deleted: there will be no more events
             self.ended = True
             return None
         if order(job.seq) <= order(self._cursor):
@@ -97,4 +97,4 @@ class JobLog:
 
 
 class LogGapError(Exception):
-    """The live stream skipped events of this job."""
+    """Events of this job are missing from the live stream."""
