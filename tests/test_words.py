@@ -31,7 +31,6 @@ _ALLOWED_PHRASES = (
     r"\b(os|ast)\.walk\b",  # the standard library
     r"\b(add|remove)EventListener\b",  # the DOM
     r"\.listen\(",  # sockets
-    r'drawer: "canvas"',  # an option of OpenSeadragon
 )
 # The two places of the brand, each once in its file.
 BRAND = {

@@ -206,7 +206,7 @@ def test_a_failed_job_says_why(open_page: OpenPage, stack: LocalStack) -> None:
 
 def test_an_unknown_job_says_so(open_page: OpenPage) -> None:
     page = open_page("/?job=" + "0" * 28)
-    expect(page.locator("#sheet-note")).to_contain_text("not here")
+    expect(page.locator("#sheet-note")).to_contain_text("does not exist")
 
 
 def test_the_smallest_picture_is_shown_and_found_again(open_page: OpenPage, client: Client) -> None:
