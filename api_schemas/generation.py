@@ -54,8 +54,7 @@ class StageSettings(BaseModel):
         ge=0.05,
         le=1.0,
         allow_inf_nan=False,
-        description="Img2img strength: share of the noise schedule that this stage runs, counted from its end."
-        " 1.0 ignores the stage before.",
+        description="Img2img strength: share of the noise schedule that this stage runs, counted from its end; 1.0 is all of it.",
     )
 
 
