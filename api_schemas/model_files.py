@@ -25,7 +25,7 @@ _BASES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _WEIGHTLESS = ("scheduler", "tokenizer")
 # Configurations, vocabularies, chat templates. An index is one of weights.
 _TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})
-_VARIANTS = (None, "fp32", "bf16", "fp16")  # as soon as there is one of these, others are not asked for
+_VARIANTS = (None, "fp32", "bf16", "fp16")  # the first of these that exists is read, and no other
 # These run code when they are loaded.
 _PICKLED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 _LEVELS = ("*", "*/*", "*/additional_chat_templates/*")  # loaders read at most this deep

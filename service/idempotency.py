@@ -44,7 +44,7 @@ class IdempotencyStore:
         return held_id
 
     async def keep(self, key: str) -> None:
-        """The job is on record: remember the key for a day, or as long as the job."""
+        """Keep the key of a recorded job for a day, or as long as the job."""
         await self._redis.expire(_name(key), self._lifetime_s)
 
     async def release(self, key: str) -> None:

@@ -91,7 +91,7 @@ class ImageStore:
         """Delete every object below a folder; nothing happens if there is none."""
         found = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]
         keys = [entry["path"] for entry in await found.collect_async()]
-        with suppress(FileNotFoundError):  # somebody else deletes the same
+        with suppress(FileNotFoundError):  # another process deletes the same
             if keys:
                 await obstore.delete_async(self._store, keys)
 

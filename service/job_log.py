@@ -30,12 +30,12 @@ class JobLog:
         self._redis = redis
         self._jobs = jobs
         self._job_id = job.id
-        # An id from the future comes from a log that Redis lost; the client goes on from here.
+        # An id from the future comes from a log that Redis lost; the client continues from the current end.
         self._cursor = min(after or START, job.seq, key=order)
         self.ended = job.status in TERMINAL and self._cursor == job.seq
 
     async def replay(self) -> AsyncIterator[EventMessage | SnapshotMessage]:
-        """All stored events after the cursor, or a snapshot and its event if some are gone."""
+        """All stored events after the cursor, or a snapshot and its event if some were trimmed."""
         while not self.ended:
             first, page = await self._read()
             if self._is_trimmed(first):

@@ -68,7 +68,7 @@ class JobQueue:
         return await to_thread.run_sync(self._list_waiting)
 
     def _queue(self, model: str) -> Queue:
-        # With pickle, whoever can write to Redis could run code in the worker.
+        # With pickle, write access to Redis would allow running code in the worker.
         return Queue(queue_name(model), connection=self._redis, serializer=JSONSerializer)
 
     def _queues(self) -> dict[str, Queue]:

@@ -18,8 +18,8 @@ class ModelCatalog:
     async def list_cards(self) -> list[ModelCard]:
         """All cards, the default model first, then those that are served now, then by name.
 
-        A model that nobody serves now is the default one only while none is served at all: who asks
-        for no model by name does not wait for one that may never come back.
+        A model without workers is the default only while no model has any: otherwise a request that
+        names no model would wait for workers that may never return.
         """
         bodies = await cast(Awaitable[list[bytes]], self._redis.hvals(MODELS_KEY))
         cards = [ModelCard.model_validate_json(body) for body in bodies]

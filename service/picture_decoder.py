@@ -32,7 +32,7 @@ _TURNS = {
 
 
 class RefusedError(Exception):
-    """Says what is allowed."""
+    """The picture is rejected; the message is what is allowed."""
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def clean(file: bytes, megapixels: float) -> bytes:
     """Decode and encode again: upright, sRGB, 8 bits, and nothing but pixels.
 
     Raises:
-        RefusedError: says what is allowed.
+        RefusedError: with what is allowed.
     """
     try:
         picture = _decode(file, megapixels)

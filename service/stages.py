@@ -31,11 +31,11 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
 
 
 def _exceeds_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
-    """Where the strength was not asked for, it is the card's."""
+    """The strength is the card's unless the request sets it."""
     least = stage.steps / card.max_schedule_steps
     allowed = (
-        f"at least {least:g} with {stage.steps} steps: the scheduler of model {card.name} takes"
-        f" {card.max_schedule_steps} from pure noise on"
+        f"at least {least:g} with {stage.steps} steps: the scheduler of model {card.name} supports"
+        f" a full schedule of at most {card.max_schedule_steps}"
     )
     return FieldError(field=field, value=f"{stage.strength:g}", allowed=allowed)
 

@@ -85,7 +85,7 @@ async def _read_part(name: str, part: UploadFile | str, max_bytes: int) -> bytes
 
 
 def require_pictures(submission: Submission) -> None:
-    """Each picture needs the field that says what it is for, and the other way round.
+    """Check that each picture has its field in the request, and each such field its picture.
 
     Raises:
         InvalidRequestError: one is missing, or too much.

@@ -26,7 +26,7 @@ def ask(*stages: dict[str, float], **changes: object) -> GenerationRequest:
         (ask({"strength": 0.5}), "advanced.stages.0.strength", "0.5", "1: the first stage starts from pure noise"),
         (ask({"steps": 20}, steps=30), "advanced.stages.0.steps", "20", "30, as the field steps says, or only one of the two"),
         (ask({}, {"steps": 120}), "advanced.stages.1.steps", "120", "1 to 100 for model m"),
-        (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps: the scheduler of model m takes 1000 from pure noise on"),
+        (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps: the scheduler of model m supports a full schedule of at most 1000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sung_is_named(
