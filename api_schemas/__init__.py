@@ -1,1 +1,1 @@
-"""What clients, service and worker say to each other: pydantic models and names, nothing else."""
+"""What clients, service and worker exchange: pydantic models and names, nothing else."""

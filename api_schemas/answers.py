@@ -1,4 +1,4 @@
-"""Bodies that the service answers with, built from a job, its place in the queue and its addresses."""
+"""Response bodies, built from a job, its queue position and its URLs."""
 
 from typing import Literal
 
@@ -13,30 +13,32 @@ class _Answer(BaseModel):
 
 
 class JobUrls(_Answer):
-    """Where everything about one job is; paths on the server that answered."""
+    """URLs of one job, as paths on the server that answered."""
 
     self: str
     cancel: str
     events: str = Field(description="Server-sent events.")
-    ws: str = Field(description="WebSocket: the same events, and previews as binary frames.")
-    result: str = Field(description="The picture itself, once the job has succeeded.")
-    deep_zoom: str = Field(description="Deep Zoom descriptor, also while the job runs.")
-    download: str | None = Field(None, description="Expiring link to the picture that needs no credentials.")
+    ws: str = Field(description="WebSocket: the same events, with previews as binary messages.")
+    result: str = Field(description="The finished picture, once the job has succeeded.")
+    deep_zoom: str = Field(description="Deep Zoom descriptor; available while the job runs.")
+    download: str | None = Field(None, description="Expiring link to the picture; needs no credentials.")
 
 
 class JobView(Job):
-    """A job as clients see it."""
+    """A job with its queue position, estimated time and URLs."""
 
-    queue_position: int | None = Field(None, description="Jobs to be started before this one, while queued.")
-    eta_s: float | None = Field(None, description="Seconds until the job ends, where that can be told.")
+    queue_position: int | None = Field(
+        None, description="Number of jobs ahead of this one while it is queued."
+    )
+    eta_s: float | None = Field(None, description="Estimated seconds until the job ends; null if unknown.")
     urls: JobUrls
 
 
 class JobPage(_Answer):
-    """Jobs, newest first."""
+    """One page of jobs, newest first."""
 
     data: list[JobView]
-    next: str | None = Field(description="Cursor of the next page, or null at the end.")
+    next: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
 class ModelList(_Answer):
@@ -44,7 +46,7 @@ class ModelList(_Answer):
 
 
 class Readiness(_Answer):
-    """Whether a job posted now would be made, part by part."""
+    """Whether a job posted now would run, part by part."""
 
     ready: bool
     queue: Literal["ok", "unreachable"]
@@ -52,12 +54,13 @@ class Readiness(_Answer):
     workers: list[str] = Field(description="Names of the workers whose heartbeat is fresh.")
     models: list[str] = Field(description="Models that these workers serve.")
     degraded: dict[str, str] = Field(
-        default={}, description="Workers that go on with less than they were given, and what they lost."
+        default={},
+        description="Workers that lost a device and continue with the rest: worker name to message.",
     )
 
 
 class Snapshot(_Answer):
-    """Sent instead of events that are no longer kept.
+    """The current state of a job, sent in place of events that are no longer stored.
 
     The event that `seq` names follows it, so that a terminal event is always seen.
     """

@@ -1,4 +1,4 @@
-"""How a large picture is sung in stages: at the model's native size first, then twice as large each time."""
+"""How a large picture is generated in stages: at the model's native size first, then twice as large each time."""
 
 from dataclasses import dataclass
 
@@ -11,24 +11,24 @@ _LONGEST_ONE_TILE = 2
 
 
 class Cascade(BaseModel):
-    """What a model does where a request does not say otherwise."""
+    """A model's defaults for the stages of a cascade; a request may override them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: list[int] = Field(
         default=[30, 15, 12],
         min_length=1,
-        description="Of each stage, in proportion: a request's `steps` are the first stage's."
-        " Further stages take as many as the last.",
+        description="Steps of each stage, used as ratios: a request's `steps` apply to the first stage."
+        " Stages beyond the end of the list use the last value.",
     )
     strength: float = Field(
-        default=0.4, ge=0.05, le=1.0, description="Share of the schedule that each later stage sings again."
+        default=0.4, ge=0.05, le=1.0, description="Img2img strength of every stage after the first."
     )
     low_band: float = Field(
         default=1.0,
         ge=0.0,
         le=1.0,
-        description="How firmly a stage begins to hold on to large forms; 0 is off.",
+        description="Initial strength of the guidance towards the low frequencies of the stage before; 0 is off.",
     )
 
     def share(self, level: int) -> float:
@@ -48,7 +48,7 @@ class Stage:
 
     @property
     def schedule_steps(self) -> int:
-        """Of the whole schedule, of which `steps` are sung."""
+        """Steps of the whole schedule; a stage runs the last `steps` of them."""
         return round(self.steps / self.strength)
 
 

@@ -1,4 +1,4 @@
-"""What a worker says about a model it serves, and what a request costs on it."""
+"""The model card that a worker publishes, and the estimated cost of a request."""
 
 from math import ceil, sqrt
 from typing import Literal
@@ -14,20 +14,20 @@ AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
 
 
 class Cost(BaseModel):
-    """What a job will take, estimated before it starts."""
+    """Cost of a job, estimated before it starts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tiles: int = Field(description="Tile predictions over all steps; their mean where the seed decides.")
-    steps: int = Field(default=0, description="Of all stages; 0 in records from before there were stages.")
-    megapixel_steps: float = Field(
-        description="Width x height x steps, in millions, over all stages' canvases."
+    tiles: int = Field(
+        description="Tile predictions over all steps; the mean where the number depends on the seed."
     )
-    vram_gib: float = Field(description="Predicted peak memory of the device.")
+    steps: int = Field(default=0, description="Steps of all stages; 0 in records older than cascades.")
+    megapixel_steps: float = Field(description="Width x height x steps of each stage, summed, in millions.")
+    vram_gib: float = Field(description="Estimated peak device memory.")
 
 
 class DecodeNeed(BaseModel):
-    """What decoding a square picture takes of the device."""
+    """Device memory that decoding a square picture needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class DecodeNeed(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that a live worker serves. Sizes are pixels of the finished picture."""
+    """A model that workers serve. Sizes are in pixels of the finished picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,44 +46,48 @@ class ModelCard(BaseModel):
     license: str = ""
     native_size_px: int
     alignment_px: int = Field(
-        description="Sides of a canvas are multiples of this. Those of a picture need to be where it is seamless;"
-        " else the canvas is a little larger, and the picture is its top left part."
+        description="Canvas sides are multiples of this. A picture's side must be one too along a seamless axis;"
+        " elsewhere the canvas is rounded up and the picture is its top left part."
     )
     min_side_px: int = MIN_SIDE_PX
     max_side_px: int = 16_384
     latent_channels: int
-    vae_scale: int = Field(description="Pixels per latent pixel and axis.")
+    vae_scale: int = Field(description="Pixels per latent pixel along each axis.")
     tile_sizes_px: list[int] = []
-    max_tile_size_px: int = Field(default=MAX_TILE_SIZE_PX, description="The most that a tile's side may be.")
+    max_tile_size_px: int = Field(default=MAX_TILE_SIZE_PX, description="Largest allowed tile side.")
     default_steps: int
     min_steps: int = Field(default=1, description="Fewer its scheduler cannot take, from pure noise on.")
     max_steps: int = 200
     max_schedule_steps: int = Field(
         default=MAX_SCHEDULE_STEPS,
-        description="Steps from pure noise on that its scheduler can take: a stage's steps divided by its strength.",
+        description="Largest full schedule that the scheduler supports; a stage needs its steps divided by its strength.",
     )
     default_guidance_scale: float
     default_num_modules: int = 1
-    layout: Literal["cascade", "flat"] = Field(default="flat", description="What the layout `auto` means.")
+    layout: Literal["cascade", "flat"] = Field(default="flat", description="Layout that `auto` selects.")
     cascade: Cascade = Cascade()
-    positions: list[Positions] = Field(default=["local"], description="What `advanced.positions` may be.")
-    negative_prompt: bool = Field(default=True, description="Whether `negative_prompt` is heard.")
-    guidance: bool = Field(default=True, description="Whether `guidance_scale` may be other than 1.")
-    weights_gib: float = Field(default=0.0, description="Weights that are on the device at the same time.")
-    tile_gib: float = Field(default=0.0, description="Memory that one module takes while it sings.")
+    positions: list[Positions] = Field(
+        default=["local"], description="Allowed values of `advanced.positions`."
+    )
+    negative_prompt: bool = Field(default=True, description="Whether the model uses `negative_prompt`.")
+    guidance: bool = Field(
+        default=True, description="Whether the model supports a `guidance_scale` other than 1."
+    )
+    weights_gib: float = Field(default=0.0, description="Weights held on the device at the same time.")
+    tile_gib: float = Field(default=0.0, description="Memory that one module needs while it denoises.")
     decode_needs: list[DecodeNeed] = Field(
         default=[],
-        description="Memory that decoding takes, by size, from small to large. It may fall on the way: of larger"
-        " pictures more is decoded in parts.",
+        description="Memory that decoding needs, from the smallest size to the largest. A larger picture may need"
+        " less, since more of its decoder runs tile by tile.",
     )
-    tile_seconds: float | None = Field(default=None, description="Measured seconds per tile prediction.")
+    tile_seconds: float | None = Field(default=None, description="Seconds per tile prediction, as measured.")
     is_default: bool = False
     supports: list[AddOnKind] = Field(
-        default=[], description="Kinds of add-ons that its family can take; what may be named follows."
+        default=[], description="Kinds of add-ons that the family supports; their names are listed below."
     )
-    loras: list[str] = Field(default=[], description="Names that `loras[].name` may have.")
-    controlnets: list[str] = Field(default=[], description="Names that `control.name` may have.")
-    ip_adapters: list[str] = Field(default=[], description="Names that `ip_adapter.name` may have.")
+    loras: list[str] = Field(default=[], description="Allowed values of `loras[].name`.")
+    controlnets: list[str] = Field(default=[], description="Allowed values of `control.name`.")
+    ip_adapters: list[str] = Field(default=[], description="Allowed values of `ip_adapter.name`.")
 
     def nearest_sides(self, side_px: int) -> tuple[int, int]:
         """The allowed sides just below and above `side_px`."""
@@ -93,9 +97,9 @@ class ModelCard(BaseModel):
         return below, min(below + self.alignment_px, highest)
 
     def fit_canvas(self, request: GenerationRequest) -> tuple[int, int]:
-        """(width, height) of what is made for a picture, whose top left part the picture then is.
+        """(width, height) of the canvas; the picture is its top left part.
 
-        Noise and tiles lie by the distance from that corner, so a smaller picture is a part of the larger one.
+        Noise and tiles are positioned from that corner, so a smaller picture is a crop of the larger one.
         """
         width, height = (
             ceil(side_px / self.alignment_px) * self.alignment_px
@@ -104,7 +108,7 @@ class ModelCard(BaseModel):
         return width, height
 
     def lay_stages(self, request: GenerationRequest) -> list[Stage]:
-        """What is sung for this request, from the smallest canvas to the largest."""
+        """The stages that this request needs, from the smallest canvas to the largest."""
         whole = self.fit_canvas(request)
         layout = self.layout if request.layout == "auto" else request.layout
         sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px) if layout == "cascade" else [whole]
@@ -143,7 +147,7 @@ class ModelCard(BaseModel):
         )
 
     def _find_decode_gib(self, side_px: float) -> float:
-        """The larger need of the two known sizes around the canvas' own."""
+        """The larger need of the two known sizes around that of the canvas."""
         smaller = [need.gib for need in self.decode_needs if need.side_px <= side_px]
         larger = [need.gib for need in self.decode_needs if need.side_px >= side_px]
         return max([*smaller[-1:], *larger[:1]], default=0.0)

@@ -33,13 +33,13 @@ ErrorCode = Literal[
 
 
 class FieldError(BaseModel):
-    """One refused value."""
+    """One rejected value."""
 
     model_config = ConfigDict(frozen=True)
 
     field: str = Field(description="Dotted path of the field, e.g. `advanced.num_modules`.")
-    value: str = Field(description="What was sent, as JSON, cut to 200 characters.")
-    allowed: str = Field(description="What would have been accepted.")
+    value: str = Field(description="The rejected value as JSON, truncated to 200 characters.")
+    allowed: str = Field(description="Accepted values.")
 
 
 class Problem(BaseModel):

@@ -1,4 +1,4 @@
-"""Everything a job reports, as one tagged union. `seq` is the id in the job's Redis stream."""
+"""All events of a job, as one tagged union. `seq` is the id in the job's Redis stream."""
 
 from typing import Annotated, Literal
 
@@ -22,34 +22,34 @@ class QueuedData(_Data):
 
 class StartedData(_Data):
     worker: str
-    execution: str = Field(description="Token of this attempt; events of older attempts are refused.")
+    execution: str = Field(description="Token of this attempt; events of earlier attempts are rejected.")
 
 
 class StageStartedData(_Data):
-    """Denoising starts once for each canvas of a cascade; its steps count over all of them."""
+    """A phase begins: denoise (once per stage of a cascade), decode or store."""
 
     stage: Literal["denoise", "decode", "store"]
-    total: int = Field(description="Steps (of all canvases), bands or files.")
-    done: int = Field(default=0, description="Of `total`, before this.")
-    level: int = Field(default=1, description="Which canvas is denoised: 1 is the smallest.")
-    levels: int = Field(default=1, description="How many canvases are denoised, one after the other.")
+    total: int = Field(description="Number of steps (over all stages), bands or files.")
+    done: int = Field(default=0, description="How many of `total` are already done.")
+    level: int = Field(default=1, description="Stage of the cascade; 1 is the smallest.")
+    levels: int = Field(default=1, description="Number of stages.")
     width_px: int | None = Field(
         default=None,
-        description="Of the canvas that is denoised: the last may be a little larger than the picture.",
+        description="Width of the stage's canvas; the last canvas may be slightly larger than the picture.",
     )
-    height_px: int | None = Field(default=None, description="The same.")
-    steps: int | None = Field(default=None, description="On this canvas.")
+    height_px: int | None = Field(default=None, description="Height of the stage's canvas.")
+    steps: int | None = Field(default=None, description="Steps of this stage.")
 
 
 class StepCompletedData(_Data):
-    step: int = Field(description="1 after the first step.")
+    step: int = Field(description="Steps completed so far, over all stages.")
     steps: int
     tiles: int = Field(description="Tile predictions in this step.")
-    eta_s: float | None = Field(description="Seconds until the whole job ends.")
+    eta_s: float | None = Field(description="Estimated seconds until the job ends.")
 
 
 class TilePreviewedData(_Data):
-    """A rectangle of the picture as it stands; never kept in the durable log."""
+    """A preview of one rectangle of the canvas; sent live, not stored in the log."""
 
     left_px: int
     top_px: int
@@ -62,7 +62,7 @@ class TilePreviewedData(_Data):
 class ResumedData(_Data):
     worker: str
     execution: str
-    step: int = Field(description="Steps that need not be done again.")
+    step: int = Field(description="Steps already done at the checkpoint.")
 
 
 class DelayedData(_Data):
@@ -71,7 +71,7 @@ class DelayedData(_Data):
 
 
 class WarnedData(_Data):
-    """Something went wrong and was made good: the job goes on."""
+    """A problem that was recovered from; the job continues."""
 
     code: WarningCode
     message: str
@@ -100,7 +100,7 @@ class Result(_Data):
     height_px: int
     size_bytes: int
     sha256: str
-    engine_s: float = Field(description="Seconds in the engine, all attempts.")
+    engine_s: float = Field(description="Engine time in seconds, summed over all attempts.")
 
 
 class SucceededData(_Data):
@@ -116,7 +116,7 @@ class CanceledData(_Data):
 
 
 class Event(BaseModel):
-    """The envelope. `seq` is empty only before the log has given one, and in previews."""
+    """Fields of every event. `seq` is empty in previews, and until the event is stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What a client asks for."""
+"""The request of a client."""
 
 from typing import Annotated, Literal
 
@@ -44,22 +44,22 @@ Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
 
 class StageSettings(BaseModel):
-    """One stage of a cascade, from the smallest."""
+    """Settings of one stage of a cascade."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int | None = Field(default=None, ge=1, le=200, description="Steps that are sung.")
+    steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps of this stage.")
     strength: float | None = Field(
         default=None,
         ge=0.05,
         le=1.0,
         allow_inf_nan=False,
-        description="Share of the schedule that they cover, from its end: how much of the smaller picture is sung anew.",
+        description="Img2img strength: share of the noise schedule that this stage runs, counted from its end; 1.0 is all of it.",
     )
 
 
 class AdvancedSettings(BaseModel):
-    """How the choir sings; every field left out is chosen from the model's card."""
+    """Tiling and decoding; a field that is left out takes the default of the model's card."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,34 +67,36 @@ class AdvancedSettings(BaseModel):
         default=None,
         ge=1,
         le=64,
-        description="Tiles denoised at the same time, as one batch a device. Left out: as many as fit, shared"
-        " out evenly. Given: the same bytes on any number of devices.",
+        description="Tiles denoised at the same time, one batch per device. If left out, as many as fit, divided"
+        " evenly between the devices. If given, the result has the same bytes on any number of devices.",
     )
     tile_size_px: int | None = Field(
         default=None, ge=128, le=MAX_TILE_SIZE_PX, description="Side of a denoising tile."
     )
     overlap_px: int | None = Field(
-        default=None, ge=0, le=2048, description="Pixels that neighbouring tiles share at least."
+        default=None, ge=0, le=2048, description="Smallest overlap of neighbouring tiles."
     )
     tile_grid: Literal["moving", "fixed"] = Field(
         default="moving", description="Whether the grid is shifted at every step."
     )
     positions: Positions = Field(
         default="local",
-        description="Where a transformer believes a tile's pixels to lie: in the tile, or on the canvas.",
+        description="Coordinates of a transformer's position embeddings: relative to the tile (local) or the canvas (global).",
     )
     stages: list[StageSettings] = Field(
         default=[],
         max_length=MAX_STAGES,
-        description="Of a cascade, from the smallest; what is left out, the model's card decides.",
+        description="Stages of a cascade, smallest first; what is left out takes the defaults of the model's card.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
-        default="auto", description="Exact whole-canvas statistics, or statistics of a sample in less memory."
+        default="auto",
+        description="Normalisation statistics of the tiled decoder: of the whole canvas (exact), or of a sample, in less memory"
+        " (bounded).",
     )
 
 
 class LoraChoice(BaseModel):
-    """A LoRA of the model's card and how strongly it speaks; negative weights turn it round."""
+    """A LoRA from the model's card and its scale; a negative weight inverts its effect."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -103,17 +105,25 @@ class LoraChoice(BaseModel):
 
 
 class ControlSettings(BaseModel):
-    """A ControlNet that follows the picture sent as the part `control_image`."""
+    """A ControlNet, conditioned on the picture in the part `control_image`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: AddOnName
     scale: float = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False)
     start: float = Field(
-        default=0.0, ge=0.0, le=1.0, allow_inf_nan=False, description="Share of the steps before it begins."
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Share of the steps after which it starts to apply.",
     )
     end: float = Field(
-        default=1.0, ge=0.0, le=1.0, allow_inf_nan=False, description="Share of the steps when it ends."
+        default=1.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Share of the steps after which it stops.",
     )
 
     @model_validator(mode="after")
@@ -124,62 +134,73 @@ class ControlSettings(BaseModel):
 
 
 class IpAdapterSettings(BaseModel):
-    """An IP-Adapter that takes its style from the picture sent as the part `ip_adapter_image`."""
+    """An IP-Adapter, conditioned on the picture in the part `ip_adapter_image`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: AddOnName
     scale: float = Field(
-        default=0.6, ge=0.0, le=1.0, allow_inf_nan=False, description="1.0 all but drowns the prompt."
+        default=0.6,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="At 1.0 the prompt has almost no effect.",
     )
 
 
 class GenerationRequest(BaseModel):
-    """One picture. Where it is seamless, its side must also be a multiple of the model's `alignment_px`."""
+    """A request for one picture. Along a seamless axis its side must be a multiple of the model's `alignment_px`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Prompt = ""
     negative_prompt: Prompt = ""
     model: str | None = Field(
-        default=None, max_length=200, description="Name of a model card; the default model if left out."
+        default=None, max_length=200, description="Name of a model card; if left out, the default model."
     )
     width_px: Side = 1024
     height_px: Side = 1024
     steps: int | None = Field(default=None, ge=1, le=200)
     guidance_scale: float | None = Field(
-        default=None, ge=1.0, le=30.0, allow_inf_nan=False, description="1.0 switches guidance off."
+        default=None,
+        ge=1.0,
+        le=30.0,
+        allow_inf_nan=False,
+        description="As in diffusers; 1.0 turns guidance off.",
     )
     seed: int | None = Field(
-        default=None, ge=0, le=MAX_SEED, description="Drawn by the service if left out, below 2^53."
+        default=None, ge=0, le=MAX_SEED, description="If left out, the service draws one below 2^53."
     )
     seamless: Seamless = Field(
-        default="none", description="Axes along which the picture continues into itself."
+        default="none",
+        description="Axes along which opposite edges match, so that copies tile without a seam.",
     )
     layout: Layout = Field(
         default="auto",
-        description="Whether the picture is first sung at the model's native size and then enlarged and sung"
-        " again (cascade), or sung at its full size at once (flat: textures, panoramas). By the model's card: auto.",
+        description="cascade: generate at the model's native size, then repeatedly enlarge and denoise again."
+        " flat: denoise at full size at once, for textures and panoramas. auto: the default of the model's card.",
     )
     output_format: OutputFormat = "png"
-    bit_depth: BitDepth = Field(default=8, description="Bits a channel of the file; 16 for png and tiff.")
+    bit_depth: BitDepth = Field(default=8, description="Bits per channel of the file; 16 needs png or tiff.")
     dpi: int = Field(
         default=300,
         ge=MIN_DPI,
         le=MAX_DPI,
-        description="Resolution that the file states, pixels an inch; it changes no pixel.",
+        description="Resolution in the metadata of the file, pixels per inch; it does not change the pixels.",
     )
     embed_metadata: bool = Field(
         default=True, description="Write prompt, seed, model and settings into the file."
     )
     loras: list[LoraChoice] = Field(
-        default=[], max_length=MAX_LORAS, description="Names from `loras` of the model's card, each once."
+        default=[],
+        max_length=MAX_LORAS,
+        description="LoRAs to apply, by their names in `loras` of the model's card; each at most once.",
     )
     control: ControlSettings | None = Field(
-        default=None, description="Needs the picture part `control_image`, so the request is multipart."
+        default=None, description="Needs a multipart request with the part `control_image`."
     )
     ip_adapter: IpAdapterSettings | None = Field(
-        default=None, description="Needs the picture part `ip_adapter_image`, so the request is multipart."
+        default=None, description="Needs a multipart request with the part `ip_adapter_image`."
     )
     advanced: AdvancedSettings = AdvancedSettings()
 
@@ -212,17 +233,17 @@ class GenerationRequest(BaseModel):
 
 
 class SentPicture(BaseModel):
-    """A picture that came with a request. It is kept as PNG in sRGB, without what else its file held."""
+    """A picture that was sent with a request. It is stored as PNG in sRGB, without metadata."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sha256: str = Field(description="Of the file as it was sent.")
+    sha256: str = Field(description="Digest of the file as it was sent.")
     width_px: int
     height_px: int
 
 
 class ResolvedRequest(GenerationRequest):
-    """A request with every choice made: what the worker sings and what the job reports."""
+    """A request with all defaults filled in, as the worker runs it and the job reports it."""
 
     model: str  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     steps: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]

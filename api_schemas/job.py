@@ -27,7 +27,7 @@ TERMINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "
 
 
 class Progress(BaseModel):
-    """How far a running job is, within its present stage."""
+    """Progress of a running job within its current phase."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,12 +35,12 @@ class Progress(BaseModel):
     done: int
     total: int
     eta_s: float | None = None
-    level: int = Field(default=1, description="Which canvas of a cascade is denoised: 1 is the smallest.")
+    level: int = Field(default=1, description="Stage of the cascade; 1 is the smallest.")
     levels: int = 1
 
 
 class Job(BaseModel):
-    """What the log says about one job. `seq` names the last event folded in."""
+    """State of one job, folded from its events. `seq` is the id of the last one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class Job(BaseModel):
     request: ResolvedRequest
     cost: Cost
     attempt: int = 0
-    created_at: float = Field(description="Unix time, seconds; so are the next two.")
+    created_at: float = Field(description="Unix time in seconds, like `started_at` and `finished_at`.")
     started_at: float | None = None
     finished_at: float | None = None
     progress: Progress | None = None
@@ -122,7 +122,7 @@ def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
 
 
 def fold(events: list[DurableEvent]) -> Job:
-    """The state that a whole log tells.
+    """The state after a whole log.
 
     Raises:
         ValueError: the log does not begin with `job.queued`.

@@ -11,24 +11,24 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-# What a folder says of itself.
+# The configuration of a folder.
 JSON_OBJECT: Final = TypeAdapter(dict[str, object])
 _LIST: Final = TypeAdapter(list[object])
 # The name that a loader asks for -> the name that the file has below the folder.
 Files = Mapping[str, str]
 
-# They judge finished pictures, or serve whoever does.
+# Safety checkers and their preprocessors: they are not used.
 _NEVER_READ = frozenset({"safety_checker", "feature_extractor"})
-# Families whose IP-Adapters may look through the model's own image encoder; others never use theirs.
+# Families whose IP-Adapters may use the model's own image encoder; others never do.
 _SEES = frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"})
 _BASES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _WEIGHTLESS = ("scheduler", "tokenizer")
 # Configurations, vocabularies, chat templates. An index is one of weights.
 _TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})
-_VARIANTS = (None, "fp32", "bf16", "fp16")  # as soon as there is one of these, others are not asked for
+_VARIANTS = (None, "fp32", "bf16", "fp16")  # the first of these that exists is read, and no other
 # These run code when they are loaded.
 _PICKLED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
-_LEVELS = ("*", "*/*", "*/additional_chat_templates/*")  # no loader looks deeper
+_LEVELS = ("*", "*/*", "*/additional_chat_templates/*")  # loaders read at most this deep
 _ENCODER = "image_encoder"
 _ADAPTER = "adapter_config.json"
 
@@ -39,7 +39,7 @@ class FolderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """`names` of files below `root`; others are as if they were not there."""
+    """`names` of files below `root`; other files are ignored."""
 
     root: Path
     names: frozenset[str]
@@ -72,12 +72,12 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class ModelIndex:
-    """What `model_index.json` says.
+    """Content of `model_index.json`.
 
     Args:
         kind: the pipeline's class.
         parts: library of each part that is read, by the name of its folder.
-        absent: parts that the index knows and that are not there, or never read.
+        absent: parts that the index names and that are null, or never read.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class ModelIndex:
 def read_index(folder: Folder) -> ModelIndex:
     """
     Raises:
-        FolderError: there is none, it names no pipeline, or it asks for code of its own.
+        FolderError: there is none, it names no pipeline, or it needs custom code.
     """
     path = folder.root / "model_index.json"
     if path.name not in folder.names:
@@ -175,7 +175,7 @@ def _choose_texts(folder: Folder, part: str) -> dict[str, str]:
 
 
 def _choose_weights(folder: Folder, part: str, library: str) -> dict[str, str]:
-    """One file, or an index and its shards; shown without the variant, which a loader would have to be told."""
+    """One file, or an index and its shards; shown without the variant, so that a loader needs no `variant` argument."""
     base, inside = _BASES[library], folder.inside(part)
     if library == "transformers" and _ADAPTER in inside:  # it would name other weights, anywhere
         raise FolderError(

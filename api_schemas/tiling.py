@@ -1,4 +1,4 @@
-"""How the tiles of a canvas lie: what the worker sings by, and what a job's cost is counted by."""
+"""The tile grid of a canvas: the worker denoises by it, and the cost of a job is counted by it."""
 
 from collections import Counter
 from dataclasses import dataclass

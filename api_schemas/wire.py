@@ -1,15 +1,15 @@
-"""Where things lie in Redis and in the object store, and the one script that writes a job's log.
+"""Keys in Redis and in the object store, and the one script that writes a job's log.
 
 chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
 chorale:events:{id}     stream field `event`: durable events
 chorale:previews:{id}   hash   "left,top" -> newest preview frame of that tile
-chorale:cancel:{id}     string set while a cancellation is asked for
+chorale:cancel:{id}     string set when a cancellation was requested
 chorale:jobs            zset   job id by creation time
 chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
 chorale:models          hash   model name -> ModelCard JSON
-chorale:worker:{name}   string name of the model that it serves; expires when the worker stops beating
-chorale:trouble:{name}  string how the worker is less than it should be, if it is; expires like its beat
-chorale:workers         set    names that have beaten lately, so that nobody need scan all keys
+chorale:worker:{name}   string name of the model that it serves; expires when heartbeats stop
+chorale:trouble:{name}  string what a degraded worker has lost; expires with its heartbeat
+chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
 chorale:idempotency:{k} string job id, or "" while the first request is in flight
 
 jobs/{id}/{execution}/  picture and deep zoom
@@ -40,7 +40,7 @@ EVENTS_MAXLEN: Final = 2_000
 
 
 def queue_name(model: str) -> str:
-    """The queue of one model's jobs, so that each waits for a worker that can sing it.
+    """The queue of one model's jobs, so that each job waits for a worker that serves its model.
 
     RQ appends `:intermediate` to names, so no name may hold a colon of its own.
     """
@@ -72,12 +72,12 @@ INPUTS_FOLDER: Final = "inputs"
 
 
 def input_key(job_id: str, part: PicturePart) -> str:
-    """Where a picture that came with a request lies in the object store."""
+    """Key of a picture that was sent with a request."""
     return f"{INPUTS_FOLDER}/{job_id}/{part}.png"
 
 
 def job_folders(job_id: str) -> tuple[str, ...]:
-    """All that a job may have in the object store."""
+    """All folders that a job may have in the object store."""
     return f"jobs/{job_id}", f"{INPUTS_FOLDER}/{job_id}", f"checkpoints/{job_id}"
 
 

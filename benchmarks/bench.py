@@ -1,4 +1,4 @@
-"""What measures share: a model on a device, what it is asked to sing, seconds and memory."""
+"""Shared by the measurements: a model on a device, requests for it, seconds and memory."""
 
 import argparse
 import tempfile

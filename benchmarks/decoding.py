@@ -1,4 +1,4 @@
-"""Measures of the decoder: whole pictures, what their time goes to, and its attention alone."""
+"""Measurements of the decoder: whole pictures, the time of its parts, and its attention alone."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,11 +1,11 @@
-"""One forward of the SDXL-size UNet in several dresses, and where its time goes by kind of kernel.
+"""One forward of the SDXL-size UNet in several configurations, and its time by kind of kernel.
 
     .venv/bin/python -m benchmarks.forward --batches 8 16 --profile
-    .venv/bin/python -m benchmarks.forward --dresses plain channels_last+cudnn+compiled
+    .venv/bin/python -m benchmarks.forward --variants plain channels_last+cudnn+compiled
     .venv/bin/python -m benchmarks.forward --tiny    # does it run? on a CPU
 
-A batch of 16 is eight tiles with guidance. A dress is parts joined by +, put on in that order; every
-dress is built anew and measured in turn, the most promising first.
+A batch of 16 is eight tiles with guidance. A variant is a list of parts joined by +, applied in that order;
+each is built from scratch and measured in turn, the most promising first.
 """
 
 import argparse
@@ -60,7 +60,7 @@ PARTS: dict[str, Part] = {
     "graphs": lambda unet: replay_forward(unet),
     "compiled": lambda unet: compile_blocks(unet),
 }
-DRESSES = (
+VARIANTS = (
     "plain",
     "channels_last+compiled",
     "channels_last+float8+compiled",
@@ -78,11 +78,11 @@ def main() -> None:
     if device.type == "cuda":
         compare_attention(device)
     print("ms a tile-forward (share of the ceiling) at batch " + ", ".join(map(str, options.batches)))
-    for dress in options.dresses:
+    for variant in options.variants:
         try:
-            try_on(dress, options, device, ceiling)
+            measure_variant(variant, options, device, ceiling)
         except Exception:  # one that does not fit must not take the others' time
-            print(f"{dress}: {traceback.format_exc(limit=-3)}", flush=True)
+            print(f"{variant}: {traceback.format_exc(limit=-3)}", flush=True)
         take_off()
 
 
@@ -114,10 +114,10 @@ def time_attention(keys: int, backend: SDPBackend | None, device: torch.device) 
         return measure(lambda _: F.scaled_dot_product_attention(query, key, key), 1, device, repeats=20)
 
 
-def try_on(dress: str, options: argparse.Namespace, device: torch.device, ceiling: float) -> None:
+def measure_variant(variant: str, options: argparse.Namespace, device: torch.device, ceiling: float) -> None:
     unet = build_sdxl(device, tiny=options.tiny).unet
     began = time.perf_counter()
-    for name in dress.split("+"):
+    for name in variant.split("+"):
         PARTS[name](unet)
     forward = prepare(unet, device)
     for batch in sorted(options.batches, reverse=True):  # compiled for the largest
@@ -126,14 +126,14 @@ def try_on(dress: str, options: argparse.Namespace, device: torch.device, ceilin
     first_s = time.perf_counter() - began
     times = [measure(forward, batch, device) / batch for batch in options.batches]
     cells = [f"{1000 * each:7.2f} ({TILE_TFLOP / each / ceiling:4.0%})" for each in times]
-    print(f"{dress:<46} {' '.join(cells)}   first calls {first_s:.0f} s", flush=True)
+    print(f"{variant:<46} {' '.join(cells)}   first calls {first_s:.0f} s", flush=True)
     if options.profile:
         batch = options.batches[-1]
         print_profile(lambda: forward(batch), device, batch)
 
 
 def take_off() -> None:
-    """Leave nothing of a dress to the next one."""
+    """Undo the global settings of a variant before the next one."""
     gc.collect()
     torch.compiler.reset()
     torch._inductor.config.coordinate_descent_tuning = False
@@ -175,7 +175,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--dresses", nargs="+", default=list(DRESSES), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Speed and memory of models of true size (random weights, bfloat16) on a GPU, one line a measure.
+"""Speed and memory of models of true size (random weights, bfloat16) on a GPU, one line per measurement.
 
     .venv/bin/python -m benchmarks.gpu
     .venv/bin/python -m benchmarks.gpu --only ceiling loop panorama
@@ -6,9 +6,9 @@
     .venv/bin/python -m benchmarks.gpu --only flux-loop    # what flux would take, from a few steps
     .venv/bin/python -m benchmarks.gpu --tiny    # does it run? on a CPU, with tiny models
 
-`peak` is what the process had allocated on the device at most during a measure, weights included.
+`peak` is the most memory that the process had allocated on the device during a measurement, weights included.
 With `--modules` all batches have one size, and a picture's digest is the same for any number of ranks;
-without it they are shared out evenly, as a worker does it.
+without it tiles are divided evenly between ranks, as in a worker.
 """
 
 import argparse

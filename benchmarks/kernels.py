@@ -1,4 +1,4 @@
-"""Where a device's time goes, by kind of kernel."""
+"""Device time by kind of kernel."""
 
 import re
 import time

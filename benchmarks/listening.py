@@ -1,4 +1,4 @@
-"""What listening to each other costs ranks: a group that notes when the device gathers, and what was gathered."""
+"""The cost of communication between ranks: a group that records when the device gathers, and what was gathered."""
 
 import time
 from dataclasses import dataclass

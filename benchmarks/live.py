@@ -1,4 +1,4 @@
-"""Tiles a second to many viewers of one API process: delivered rate, lag, and what the API process used.
+"""Tiles per second to many viewers of one API process: delivered rate, lag, and resources of the API process.
 
     .venv/bin/python benchmarks/live.py --clients 200 --rate 500 --seconds 20
 

@@ -1,4 +1,4 @@
-"""diffusers' own way to a large picture, for comparison: StableDiffusionPanoramaPipeline's loop."""
+"""The loop of diffusers' StableDiffusionPanoramaPipeline, for comparison."""
 
 import time
 

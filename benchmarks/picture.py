@@ -1,4 +1,4 @@
-"""Seconds by stage and peak memory by process of whole pictures, from POST to the stored file.
+"""Seconds by phase and peak memory by process of whole pictures, from POST to the stored file.
 
     .venv/bin/python benchmarks/picture.py --sizes 512 1024 2048 4096
     .venv/bin/python benchmarks/picture.py --sizes 8192 --steps 2

@@ -1,4 +1,4 @@
-"""What a folder's `chorale.json` may ask of a GPU's memory: eight-bit weights, or weights that wait outside.
+"""Memory settings of a folder's `chorale.json`: eight-bit weights, or weights offloaded to main memory.
 
     .venv/bin/python -m benchmarks.placements
     .venv/bin/python -m benchmarks.placements --tiny    # does it run? on a CPU, where nothing is offloaded

@@ -1,4 +1,4 @@
-"""How fast jobs are taken in, and how soon a worker begins.
+"""How fast jobs are accepted, and how soon a worker starts them.
 
     .venv/bin/python benchmarks/queueing.py --rate 50 --seconds 20
     .venv/bin/python benchmarks/queueing.py --url http://127.0.0.1:8000

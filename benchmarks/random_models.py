@@ -1,4 +1,4 @@
-"""Models of true size with random weights, made on the device: speed and memory do not ask what they know.
+"""Models of true size with random weights, created on the device: speed and memory do not depend on the weights.
 
 Text encoders are left out; text states are random numbers of the true shapes.
 """

@@ -18,7 +18,7 @@ from chorale.errors import AllowListError
 
 
 class AllowListFile:
-    """One JSON file; there need not be one before the first entry."""
+    """One JSON file, created with the first entry."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class AllowListFile:
     def add(self, name: str, path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
         """Enter a folder or file with the digests that it has now; an earlier entry is replaced.
 
-        A link is entered as such: where it leads later is checked then.
+        A link is stored as a link: its target is resolved when the model is loaded.
 
         Raises:
             AllowListError: it cannot be loaded, is not there, or has no sound name.

@@ -21,7 +21,7 @@ def show_progress(console: Console, updates: Iterable[Update | Preview]) -> None
             if isinstance(update, Preview):
                 state.glimpse(update.event.data)
             else:
-                state.note(update)
+                state.apply(update)
                 ends_at = None if state.eta_s is None else _time_of(update) + state.eta_s
                 progress.update(task, ends_at=ends_at)
             if isinstance(update, JobWarned):
@@ -36,7 +36,7 @@ def show_progress(console: Console, updates: Iterable[Update | Preview]) -> None
 
 
 def _time_of(update: Update) -> float:
-    """When it was so; a snapshot tells of now."""
+    """Time of an event; a snapshot is the state of now."""
     return time.time() if update.type == "snapshot" else update.ts
 
 

@@ -1,4 +1,4 @@
-"""What both clients ask a server, whichever way the bytes travel."""
+"""Requests and how their responses are read, shared by both clients."""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -34,8 +34,8 @@ class Call(Generic[Answer]):
 def create_job(
     request: GenerationRequest, pictures: Mapping[PicturePart, Path] | None, idempotency_key: str | None
 ) -> Call[JobView]:
-    """JSON, or a form where pictures come along. Every creation has a key, so that it may be sent again."""
-    # What was chosen and nothing else: the rest is for the server to choose.
+    """JSON, or a multipart form if there are pictures. Every creation has a key, so that it can be retried."""
+    # Only the fields that were set: the server chooses the rest.
     body = request.model_dump_json(exclude_unset=True).encode()
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
     if not pictures:

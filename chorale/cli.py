@@ -37,7 +37,7 @@ _FAILED, _WRONG_OPTION = 1, 2
 
 app = typer.Typer(
     name="chorale",
-    help="Very large pictures, sung by many modules that listen to each other.",
+    help="Very large pictures by tiled diffusion on one or several GPUs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,15 +47,15 @@ Devices = Annotated[
     str | None,
     Option(
         envvar="CHORALE_DEVICES",
-        help="cpu, cuda:0, or several GPUs that sing each picture together: 0,1",
-        show_default="a GPU where there is one",
+        help="cpu, cuda:0, or several GPUs that share the tiles of each picture: 0,1",
+        show_default="a GPU if there is one",
     ),
 ]
 
 
 def main() -> None:
-    """Tell errors in one line, without a trace."""
-    # Whoever stops us, parts are stopped in their order.
+    """Run the command; print errors in one line, without a traceback."""
+    # SIGTERM stops like Ctrl-C, so that the parts of a stack are stopped in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
@@ -70,19 +70,19 @@ def main() -> None:
 @app.command()
 def up(
     data: Data = None,
-    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65_535, help="0 takes any free one.")] = 8000,
+    host: Annotated[str, Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65_535, help="0 for any free port.")] = 8000,
     model: Annotated[
         list[str] | None,
         Option(
-            help="Name on the allow-list, model folder, or name on the hub; once for each model.",
-            show_default="CHORALE_MODEL, or the bundled one",
+            help="Name on the allow-list, model folder, or name on the hub; may be repeated.",
+            show_default="CHORALE_MODEL, or the bundled model",
         ),
     ] = None,
     devices: Devices = None,
     workers: Annotated[int, Option(min=1, max=64, help="Worker processes for each model.")] = 1,
 ) -> None:
-    """Run queue, API and worker on this machine until Ctrl-C. What is queued survives a restart."""
+    """Run queue, API and worker on this machine until Ctrl-C. Queued jobs survive a restart."""
     installed.require(installed.STACK, "all")
     from chorale.local import StackOptions
     from chorale.start import start_stack
@@ -92,7 +92,7 @@ def up(
     try:
         with start_stack(folder, options, console) as stack:
             print(stack.url, flush=True)
-            console.print(f"data and logs: {folder.path}\nCtrl-C stops; what is queued is kept", style="dim")
+            console.print(f"data and logs: {folder.path}\nCtrl-C stops; queued jobs are kept", style="dim")
             while True:
                 stack.check()
                 time.sleep(0.5)
@@ -102,7 +102,7 @@ def up(
 
 @app.command()
 def serve() -> None:
-    """Run the API alone; CHORALE_* in the environment says where queue and store are."""
+    """Run the API alone; CHORALE_* in the environment configures queue and store."""
     installed.require(installed.SERVICE, "service")
     os.execv(sys.executable, [sys.executable, "-m", "service.main"])
 
@@ -114,13 +114,13 @@ def worker(
         Option(
             envvar="CHORALE_MODEL",
             help="Name on the allow-list, model folder, or name on the hub, as in someone/model.",
-            show_default="the bundled one",
+            show_default="the bundled model",
         ),
     ] = None,
     devices: Devices = None,
     data: Data = None,
 ) -> None:
-    """Run one worker alone; CHORALE_* in the environment says where queue and store are."""
+    """Run one worker alone; CHORALE_* in the environment configures queue and store."""
     installed.require(installed.WORKER, "worker")
     given = {"CHORALE_MODEL": model, "CHORALE_DEVICES": devices}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -135,16 +135,19 @@ def generate(
         Path | None, Option("-o", "--output", help="File to write.", show_default="named after the prompt")
     ] = None,
     size: Annotated[str, Option(help="WIDTHxHEIGHT in pixels.")] = "1024x1024",
-    seamless: Annotated[Seamless, Option(help="Axes along which the picture goes on into itself.")] = "none",
+    seamless: Annotated[
+        Seamless, Option(help="Axes along which copies of the picture tile without a seam.")
+    ] = "none",
     layout: Annotated[
-        Layout, Option(help="Sung from small to large, or at full size at once; auto asks the model's card.")
+        Layout,
+        Option(help="From small to large in stages, or at full size at once; auto is the model's default."),
     ] = "auto",
     seed: Annotated[
         int | None, Option(help="The same seed gives the same picture.", show_default="drawn")
     ] = None,
     steps: Annotated[int | None, Option(help="Denoising steps.", show_default="the model's")] = None,
     guidance: Annotated[
-        float | None, Option(help="1.0 switches guidance off.", show_default="the model's")
+        float | None, Option(help="1.0 turns guidance off.", show_default="the model's")
     ] = None,
     negative: Annotated[str | None, Option(help="What the picture should not show.")] = None,
     model: Annotated[
@@ -155,25 +158,28 @@ def generate(
     ] = None,
     control: Annotated[str | None, Option(metavar="NAME", help="ControlNet of the model's card.")] = None,
     control_image: Annotated[
-        Path | None, Option(help="Picture that it follows.", exists=True, dir_okay=False)
+        Path | None, Option(help="Conditioning picture of the ControlNet.", exists=True, dir_okay=False)
     ] = None,
-    control_scale: Annotated[float | None, Option(help="How strictly, 0 to 2.", show_default="1")] = None,
+    control_scale: Annotated[
+        float | None, Option(help="Conditioning scale, 0 to 2.", show_default="1")
+    ] = None,
     ip_adapter: Annotated[str | None, Option(metavar="NAME", help="IP-Adapter of the model's card.")] = None,
     ip_adapter_image: Annotated[
-        Path | None, Option(help="Picture that it takes after.", exists=True, dir_okay=False)
+        Path | None, Option(help="Conditioning picture of the IP-Adapter.", exists=True, dir_okay=False)
     ] = None,
-    ip_adapter_scale: Annotated[float | None, Option(help="How closely, 0 to 1.", show_default="0.6")] = None,
+    ip_adapter_scale: Annotated[float | None, Option(help="Scale, 0 to 1.", show_default="0.6")] = None,
     bit_depth: Annotated[
-        int | None, Option(help="Bits a channel, 8 or 16; 16 for .png and .tif.", show_default="8")
+        int | None, Option(help="Bits per channel, 8 or 16; 16 needs .png or .tif.", show_default="8")
     ] = None,
     dpi: Annotated[
-        int | None, Option(help="Resolution that the file states, pixels an inch.", show_default="300")
+        int | None,
+        Option(help="Resolution in the metadata of the file, pixels per inch.", show_default="300"),
     ] = None,
-    dzi: Annotated[bool, Option("--dzi", help="Write the deep zoom beside the picture.")] = False,
+    dzi: Annotated[bool, Option("--dzi", help="Also write the deep zoom, beside the picture.")] = False,
     url: Url = None,
     data: Data = None,
 ) -> None:
-    """Make one picture, on a running server or on a stack that is started for this call."""
+    """Generate one picture, on a running server or on a stack started for this call."""
     path = output or name_after(prompt)
     wanted = parse_size(size)
     request = build_request(
@@ -203,8 +209,8 @@ def generate(
 
 @app.command()
 def jobs(
-    status: Annotated[JobStatus | None, Option(help="Only these.")] = None,
-    limit: Annotated[int, Option(min=1, max=100, help="How many.")] = 20,
+    status: Annotated[JobStatus | None, Option(help="Only jobs with this status.")] = None,
+    limit: Annotated[int, Option(min=1, max=100, help="Number of jobs.")] = 20,
     url: Url = None,
     data: Data = None,
 ) -> None:
@@ -215,22 +221,22 @@ def jobs(
 
 @app.command()
 def cancel(job_id: Annotated[str, Argument(metavar="ID")], url: Url = None, data: Data = None) -> None:
-    """Stop a job."""
+    """Cancel a job."""
     with Client(find_server(url, data)) as client:
         job = client.cancel(job_id)
     print(f"job {job.id} {'stops within one step' if job.status == 'processing' else 'is ' + job.status}")
 
 
 def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
-    """Follow a job to its end and fetch what it made."""
+    """Follow a job to its end and download its picture."""
     console = open_notes()
     try:
         _announce(console, client.url, job)
         show_progress(console, client.live(job.id))
         client.wait(job.id)
     except KeyboardInterrupt:
-        told = f"no longer followed; on a server that goes on running: chorale cancel {job.id}"
-        console.print(told, soft_wrap=True, highlight=False)
+        hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
+        console.print(hint, soft_wrap=True, highlight=False)
         raise
     print(client.download(job.id, path))
     if dzi:

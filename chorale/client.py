@@ -39,17 +39,17 @@ from chorale.protocol import (
 from chorale.pyramid import Pyramid, PyramidTile
 from chorale.reconnect import Reconnect
 
-# The server speaks at least every 15 s, also when there is nothing to say.
+# The server sends something at least every 15 s, a keep-alive if there is no event.
 _TIMEOUT = httpx.Timeout(30, read=60)
 _PARALLEL_TILES = 8
 _LOOK_S = 0.25
-# Whoever leaves a live line in its middle does not wait longer for previews that nobody reads.
+# How long closing a live connection may wait for previews that nobody reads.
 _LEAVE_S = 1
 _TRANSIENT = (httpx.TransportError, UnavailableError)
 
 
 class Client:
-    """Talks to one Chorale server.
+    """A client of one Chorale server.
 
     >>> with Client("http://127.0.0.1:8000") as chorale:
     ...     job = chorale.create(GenerationRequest(prompt="glowing orange lava", seamless="both"))
@@ -71,7 +71,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give connections back."""
+        """Close all connections."""
         self._http.close()
 
     def create(
@@ -81,10 +81,10 @@ class Client:
         pictures: Mapping[PicturePart, Path] | None = None,
         idempotency_key: str | None = None,
     ) -> JobView:
-        """Ask for a picture. With the same key and request the same job is answered again.
+        """Create a job. The same key and request return the same job again.
 
         Args:
-            pictures: what the request's `control` and `ip_adapter` need, PNG, JPEG or WebP.
+            pictures: for the request's `control` and `ip_adapter`: PNG, JPEG or WebP.
 
         >>> job = chorale.create(GenerationRequest(prompt="moss", width_px=4096, height_px=4096))
 
@@ -95,7 +95,7 @@ class Client:
         return self._do(calls.create_job(request, pictures, idempotency_key))
 
     def get(self, job_id: str) -> JobView:
-        """The present state of a job.
+        """The current state of a job.
 
         Raises:
             NotFoundError: no such job.
@@ -118,13 +118,13 @@ class Client:
         return self._do(calls.list_models())
 
     def readiness(self) -> Readiness:
-        """Whether a job posted now would be made."""
+        """Whether a job posted now would run."""
         return self._do(calls.ask_readiness())
 
     def events(self, job_id: str, *, after: str = "") -> Iterator[Update]:
-        """All that a job reports, from its beginning or after a `seq`, until it ends.
+        """All events of a job, from its beginning or after a `seq`, until it ends.
 
-        A broken line is taken up where it broke: nothing is missing, nothing comes twice.
+        Reconnects after a lost connection, without gaps or duplicates.
 
         >>> for event in chorale.events(job.id):
         ...     print(event.seq, event.type)
@@ -137,7 +137,7 @@ class Client:
             try:
                 with self._open(job_path(job_id, "events"), params=after_parameters(after)) as response:
                     if response.status_code == HTTPStatus.NO_CONTENT:
-                        return  # all was seen
+                        return  # all events were received
                     for message in EventSource(response).iter_sse():
                         if (
                             not message.data
@@ -155,9 +155,9 @@ class Client:
             time.sleep(reconnect.delay_s)
 
     def live(self, job_id: str, *, after: str = "") -> Iterator[Update | Preview]:
-        """The same as `events`, and between them the canvas as it fills.
+        """The same as `events`, with previews of the canvas between them.
 
-        Previews of cells that changed while the line was broken arrive in their newest state.
+        After a lost connection, the newest preview of each cell is sent.
         """
         reconnect = Reconnect(self.url)
         while True:
@@ -177,12 +177,12 @@ class Client:
                             return
                 reconnect.fail()
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
-                self.get(job_id)  # an unknown job is not worth waiting for
+                self.get(job_id)  # raises if there is no such job
                 reconnect.fail(error)
             time.sleep(reconnect.delay_s)
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
-        """The job with its picture.
+        """Wait for the job's picture.
 
         Raises:
             JobEndedError: it ended without one.
@@ -205,7 +205,7 @@ class Client:
     def download(self, job_id: str, path: Path) -> Path:
         """Stream the picture into a file, checked against the job's checksum.
 
-        A broken download is taken up again, also by another call after a crash.
+        An interrupted download is resumed, also by a later call after a crash.
 
         Raises:
             JobEndedError: the job has no picture.

@@ -1,4 +1,4 @@
-"""The folder where a stack of this machine keeps its queue, pictures and logs."""
+"""The data directory of a local stack: queue, pictures and logs."""
 
 import fcntl
 import hashlib
@@ -19,7 +19,7 @@ _SOCKET_PATH_LIMIT = 100  # macOS ends a Unix socket's path at 104 bytes, Linux 
 
 
 class DataFolder:
-    """Paths below one folder, and the lock that lets one stack have it."""
+    """Paths in one data directory, and the lock that gives it to one stack."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = (path or user_data_path("chorale", appauthor=False)).expanduser().absolute()
@@ -46,7 +46,7 @@ class DataFolder:
         return self.path / "logs" / f"{part}.log"
 
     def socket(self) -> Path:
-        """Where the queue server listens: beside its data, or in a short place of our own."""
+        """Unix socket of the queue server: beside its data, or in a temporary folder if that path is too long."""
         beside = self.queue / "queue.sock"
         if len(os.fsencode(beside)) <= _SOCKET_PATH_LIMIT:
             return beside
@@ -55,12 +55,12 @@ class DataFolder:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             raise StackError(
-                f"{folder} belongs to somebody else: choose a shorter data directory than {self.path}"
+                f"{folder} belongs to another user: choose a shorter data directory than {self.path}"
             )
         return folder / "queue.sock"
 
     def link_secret(self) -> str:
-        """Signs download links, also those of before a restart."""
+        """Key that signs download links, the same after a restart."""
         path = self.path / "link-secret"
         if not path.exists():
             path.touch(mode=0o600)
@@ -68,7 +68,7 @@ class DataFolder:
         return path.read_text()
 
     def find_running(self) -> str | None:
-        """Address of the stack that has this folder now."""
+        """Address of the stack that is using this folder."""
         if not self._lock.exists():
             return None
         with self._lock.open() as file:
@@ -76,10 +76,10 @@ class DataFolder:
 
     @contextmanager
     def hold(self, url: str) -> Generator[None, None, None]:
-        """Keep other stacks out; the lock ends with the process, however that ends.
+        """Lock out other stacks; the lock ends with the process, even if it is killed.
 
         Raises:
-            AlreadyRunningError: another one has the folder.
+            AlreadyRunningError: another one is using the folder.
         """
         self._prepare()
         with self._lock.open("a+") as file:
@@ -95,7 +95,7 @@ class DataFolder:
     def _leave_short_place(self) -> None:
         place = self.socket().parent
         if place != self.queue:
-            with suppress(OSError):  # a server that outlived us still listens there
+            with suppress(OSError):  # in use by a queue server that outlived its owner
                 place.rmdir()
 
     def _prepare(self) -> None:

@@ -6,16 +6,16 @@ ChoraleError
 │   ├── ConflictError        a state that does not allow this, or not yet
 │   ├── InvalidRequestError  `problem.errors` names field, value and what is allowed
 │   └── UnavailableError     the server is there, but cannot take this now
-├── NoConnectionError        nobody answers at this address
-├── NoServerError            neither an address is given nor does a stack run here
-├── UnexpectedAnswerError    somebody answers, but not as Chorale does
+├── NoConnectionError        no answer at this address
+├── NoServerError            no address is given and no stack runs here
+├── UnexpectedAnswerError    the answer is not one of a Chorale server
 ├── JobEndedError            the job ended without a picture; carries the job
 ├── JobRunningError          the job has no picture yet
-├── DownloadError            what arrived is not what the job promised
-├── AllowListError           the operator's list, or what shall be on it, is not sound
-├── TimedOutError            waiting was given up, the job goes on
+├── DownloadError            size or checksum differ from the job's result
+├── AllowListError           the operator's list, or a new entry for it, is invalid
+├── TimedOutError            the wait timed out, the job continues
 └── StackError               the stack of this machine
-    ├── AlreadyRunningError  another one has this data directory
+    ├── AlreadyRunningError  another one uses this data directory
     ├── NotInstalledError    a part is missing from this environment
     ├── PortTakenError
     └── PartFailedError      a process of the stack does not stay up
@@ -32,7 +32,7 @@ class ChoraleError(Exception):
 
 
 class ProblemError(ChoraleError):
-    """The server refused, and said why."""
+    """The server rejected the request; carries its problem body."""
 
     def __init__(self, problem: Problem, retry_after_s: float | None = None) -> None:
         super().__init__(_describe(problem))
@@ -57,7 +57,7 @@ class UnavailableError(ProblemError):
 
 
 class NoConnectionError(ChoraleError):
-    """Nobody answers."""
+    """No answer at this address."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"no answer from {url}: {reason}")
@@ -65,14 +65,14 @@ class NoConnectionError(ChoraleError):
 
 
 class NoServerError(ChoraleError):
-    """Nobody to talk to."""
+    """No address is given, and no stack runs here."""
 
     def __init__(self) -> None:
         super().__init__("no server: start one with `chorale up`, or give an address by --url or CHORALE_URL")
 
 
 class UnexpectedAnswerError(ChoraleError):
-    """The answer is not one of Chorale's."""
+    """The answer is not one of a Chorale server."""
 
 
 class JobEndedError(ChoraleError):
@@ -97,22 +97,22 @@ class DownloadError(ChoraleError):
 
 
 class AllowListError(ChoraleError):
-    """Not on the list, or not fit for it."""
+    """Not on the allow-list, or not valid for it."""
 
 
 class TimedOutError(ChoraleError):
-    """Waiting was given up."""
+    """The wait timed out; the job continues."""
 
 
 class StackError(ChoraleError):
-    """The stack of this machine does not run."""
+    """The local stack failed."""
 
 
 class AlreadyRunningError(StackError):
-    """One data directory, one stack."""
+    """Another stack uses this data directory."""
 
     def __init__(self, folder: Path, url: str | None) -> None:
-        where = f"at {url}" if url else "and starts just now"
+        where = f"at {url}" if url else "and is starting"
         super().__init__(f"a stack with the data directory {folder} already runs {where}")
         self.url = url
 
@@ -122,7 +122,7 @@ class NotInstalledError(StackError):
 
 
 class PortTakenError(StackError):
-    """Somebody else listens there."""
+    """The port is in use."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(f"port {port} of {host} is taken: give another one by --port, or 0 for any")

@@ -1,4 +1,4 @@
-"""`python -m chorale.guard COMMAND...`: run a command that ends when its owner does, however that ends.
+"""`python -m chorale.guard COMMAND...`: run a command that ends with its owner, even if the owner is killed.
 
 The owner holds the other end of standard input. It is read until it closes, which the kernel does
 even for an owner that was killed.
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def stop_on_signals() -> Event:
-    """Set when this process is told to end."""
+    """Set when this process gets a signal to end."""
     stop = Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:
@@ -45,7 +45,7 @@ def stop_on_signals() -> Event:
 
 
 def owner_is_gone() -> bool:
-    """Look for a moment whether standard input has ended."""
+    """Poll whether standard input has ended."""
     readable, _, _ = select.select([sys.stdin], [], [], _LOOK_S)
     return bool(readable) and not os.read(sys.stdin.fileno(), 64)
 

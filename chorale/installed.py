@@ -1,4 +1,4 @@
-"""What of Chorale this environment has: the bare install is the client alone."""
+"""Checks which parts of Chorale are installed: without extras, only the client is."""
 
 from importlib.util import find_spec
 

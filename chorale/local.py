@@ -1,4 +1,4 @@
-"""The whole stack on one machine: queue server, API and workers, as processes that this one looks after."""
+"""The whole stack on one machine: queue server, API and workers, as supervised processes."""
 
 import os
 import socket
@@ -18,7 +18,9 @@ from chorale.part import Part
 from chorale.queue_server import answers
 
 _LOOK_S = 0.2
-_READY_S = 3600.0  # a large model is fetched, or read from a slow disk; who gives up is noticed before
+_READY_S = (
+    3600.0  # for downloading a large model, or reading it from a slow disk; a failed part is noticed earlier
+)
 _QUEUE_READY_S = 60.0
 _STOP_S = 90.0  # longer than any part gives itself
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
@@ -26,7 +28,7 @@ _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What a user may choose; port 0 takes any free one, `workers` counts for each model."""
+    """Options of a stack. Port 0 takes any free one; `workers` is per model."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -43,8 +45,8 @@ class LocalStack:
     ...     Client(stack.url).create(GenerationRequest(prompt="moss"))
 
     Raises:
-        AlreadyRunningError: another stack has the data folder.
-        PortTakenError: somebody listens on the port.
+        AlreadyRunningError: another stack uses the data folder.
+        PortTakenError: the port is in use.
     """
 
     def __init__(self, folder: DataFolder, options: StackOptions) -> None:
@@ -69,7 +71,7 @@ class LocalStack:
 
     @property
     def folder(self) -> Path:
-        """Where queue, pictures and logs are."""
+        """The data directory."""
         return self._folder.path
 
     def __exit__(
@@ -86,7 +88,7 @@ class LocalStack:
             raise self._failure
 
     def await_ready(self, report: Callable[[str], None] = lambda _: None) -> Readiness:
-        """Wait until a job posted now would be made, saying what is missing.
+        """Wait until a job posted now would run, reporting what is missing.
 
         Raises:
             PartFailedError: a part was given up, or it takes too long.
@@ -117,7 +119,7 @@ class LocalStack:
         self._watcher.start()
 
     def _models(self) -> list[dict[str, str]]:
-        """What each model adds to a worker's environment; without a choice, what is there decides."""
+        """Environment variables for each model; without a choice, the present environment decides."""
         return [{"CHORALE_MODEL": model} for model in self._options.models] or [{}]
 
     def _serves_all(self, readiness: Readiness) -> bool:
@@ -159,7 +161,7 @@ class LocalStack:
                 return
 
     def _end(self) -> None:
-        """Workers first, while the queue still hears where they stopped; the queue server last."""
+        """Workers first, while they can still record in the queue where they stopped; the queue server last."""
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()

@@ -14,7 +14,7 @@ from chorale.data_folder import DataFolder
 from chorale.server_options import Data, Url, find_server
 from chorale.tables import lay_allowed, lay_models
 
-app = typer.Typer(help="List the models that are served, or see to the allow-list of this machine.")
+app = typer.Typer(help="List served models, or edit the allow-list of this machine.")
 File = Annotated[
     Path | None,
     Option(
@@ -25,7 +25,7 @@ File = Annotated[
 
 @app.callback(invoke_without_command=True)
 def show_served(context: typer.Context, url: Url = None, data: Data = None) -> None:
-    """List the models that are served, or see to the allow-list of this machine."""
+    """List served models, or edit the allow-list of this machine."""
     if context.invoked_subcommand is None:
         with Client(find_server(url, data)) as client:
             Console().print(lay_models(client.models()))
@@ -33,17 +33,17 @@ def show_served(context: typer.Context, url: Url = None, data: Data = None) -> N
 
 @app.command()
 def add(
-    name: Annotated[str, Argument(help="What clients will call it.")],
+    name: Annotated[str, Argument(help="Name for clients.")],
     path: Annotated[Path, Argument(help="A diffusers folder; for a LoRA or IP-Adapter also one file.")],
-    kind: Annotated[ModelKind, Option(help="What it is.")] = "model",
+    kind: Annotated[ModelKind, Option(help="Kind of the entry.")] = "model",
     base: Annotated[
         str | None,
-        Option(help="Family that an add-on fits, as `chorale models` shows it.", show_default=False),
+        Option(help="Model family of an add-on, as `chorale models` shows it.", show_default=False),
     ] = None,
     file: File = None,
     data: Data = None,
 ) -> None:
-    """Let workers load a model or an add-on. Digests of its files are kept, and checked at each load."""
+    """Add a model or an add-on to the allow-list. Its files are checked against their digests at each load."""
     allow_list = AllowListFile(file or DataFolder(data).models_file)
     entry = allow_list.add(name, path, kind, base)
     print(f"{name}: {len(entry.files)} files of {entry.path}")
@@ -51,13 +51,13 @@ def add(
 
 @app.command("list")
 def show_allowed(file: File = None, data: Data = None) -> None:
-    """List what workers may load."""
+    """List the entries of the allow-list."""
     allow_list = AllowListFile(file or DataFolder(data).models_file)
     Console().print(lay_allowed(allow_list.read()))
 
 
 @app.command()
 def remove(name: Annotated[str, Argument()], file: File = None, data: Data = None) -> None:
-    """Take a model or an add-on from the list. Workers that have loaded it keep it until they end."""
+    """Remove a model or an add-on from the allow-list. Workers that have loaded it keep it until they end."""
     AllowListFile(file or DataFolder(data).models_file).remove(name)
     print(f"{name} is removed")

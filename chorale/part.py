@@ -1,4 +1,4 @@
-"""One process of the stack: started, watched, started again, stopped."""
+"""One process of the stack: start, supervise, restart, stop."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from chorale.errors import PartFailedError
 
-_REFUSED = 2  # exit code of a process that would refuse again
+_REFUSED = 2  # exit code of a process that a restart would not help
 _MOST_DEATHS = 5
 _WINDOW_S = 60.0
 _LONGEST_DELAY_S = 5.0
@@ -23,7 +23,7 @@ class Part:
 
     Args:
         arguments: module and its arguments, as after `python -m`.
-        guarded: whether it needs `chorale.guard` to end with us.
+        guarded: whether it runs under `chorale.guard`, so that it ends with this process.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Part:
     _again_at: float = 0.0
 
     def start(self) -> None:
-        """Begin, with standard output and error going to the log."""
+        """Start the process; standard output and error go to the log."""
         command = [sys.executable, "-m", *self.arguments]
         self._refusal.unlink(missing_ok=True)
         if self.guarded:
             command = [sys.executable, "-m", "chorale.guard", *command]
         with self.log.open("ab") as log:
-            # Its own session: Ctrl-C in the terminal is for us, and we stop parts in their order.
+            # In its own session: Ctrl-C in the terminal reaches only this process, which stops parts in order.
             self._process = subprocess.Popen(
                 command,
                 env={**os.environ, **self.environment, "CHORALE_REFUSAL_FILE": str(self._refusal)},
@@ -56,7 +56,7 @@ class Part:
         """Start it again if it died.
 
         Raises:
-            PartFailedError: it dies again and again, or refuses to work.
+            PartFailedError: it keeps dying, or refuses to start.
         """
         now = time.monotonic()
         if self._process is None:
@@ -96,11 +96,11 @@ class Part:
 
     @property
     def _refusal(self) -> Path:
-        """Where it may write why it refuses; a log holds other lines, after that one too."""
+        """File for the reason why it refuses to start; in the log, other lines may follow."""
         return self.log.with_suffix(".refusal")
 
     def _find_reason(self) -> str:
         if self._refusal.is_file():
             return self._refusal.read_text(errors="replace").strip()
         lines = self.log.read_text(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -1,4 +1,4 @@
-"""A download that may be broken off and taken up again."""
+"""A download that can be interrupted and resumed."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from chorale.errors import DownloadError
 
 
 class PartFile:
-    """What has arrived of a picture, beside the place where it will lie.
+    """The part of a picture that was received, beside its final path.
 
     The name holds the picture's checksum, so that parts of two pictures are never joined.
     """
@@ -32,12 +32,12 @@ class PartFile:
         return self._part.exists() and self.size_bytes >= self._result.size_bytes
 
     def headers(self) -> dict[str, str]:
-        """Ask for what is missing, as it lies in the store."""
+        """Headers for the missing bytes, without content encoding."""
         range_header = {"Range": f"bytes={self.size_bytes}-"} if self.size_bytes else {}
         return {"Accept-Encoding": "identity", **range_header}
 
     def prepare(self, response: httpx.Response) -> None:
-        """Begin anew where the server answers with the whole picture."""
+        """Start over if the server answers with the whole picture."""
         if response.status_code != HTTPStatus.PARTIAL_CONTENT:
             self._part.write_bytes(b"")
 
@@ -46,7 +46,7 @@ class PartFile:
             file.write(chunk)
 
     def finish(self) -> Path:
-        """Move the picture to its place.
+        """Move the picture to its final path.
 
         Raises:
             DownloadError: it is not the picture that the job made; what arrived is removed.

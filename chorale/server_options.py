@@ -1,4 +1,4 @@
-"""How a command finds its server, and says what is no result."""
+"""Options that select a server, and the console for messages."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,14 +14,14 @@ from chorale.errors import NoServerError
 Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
 Data = Annotated[
     Path | None,
-    Option("--data", help="Data directory of the stack of this machine.", show_default="per user"),
+    Option("--data", help="Data directory of the local stack.", show_default="per user"),
 ]
 
 
 def find_server(url: str | None, data: Path | None) -> str:
     """
     Raises:
-        NoServerError: none was named, and none runs here.
+        NoServerError: none was given, and none runs here.
     """
     found = url or DataFolder(data).find_running()
     if found is None:
@@ -30,7 +30,7 @@ def find_server(url: str | None, data: Path | None) -> str:
 
 
 def open_server(url: str | None, data: Path | None) -> AbstractContextManager[str]:
-    """A server that runs, or else a stack of this machine for one call."""
+    """A running server, or else a local stack for one call."""
     found = url or DataFolder(data).find_running()
     if found is not None:
         return nullcontext(found)
@@ -41,5 +41,5 @@ def open_server(url: str | None, data: Path | None) -> AbstractContextManager[st
 
 
 def open_notes() -> Console:
-    """Everything but results goes to standard error."""
+    """Console for everything but results, on standard error."""
     return Console(stderr=True)

@@ -19,7 +19,7 @@ def stack_for_call(data: Path | None, console: Console) -> Generator[str, None, 
         try:
             yield stack.url
         except NoConnectionError:
-            stack.check()  # says why, if a part was given up
+            stack.check()  # raises with the reason if a part has failed
             raise
 
 
@@ -27,7 +27,7 @@ def stack_for_call(data: Path | None, console: Console) -> Generator[str, None, 
 def start_stack(
     folder: DataFolder, options: StackOptions, console: Console
 ) -> Generator[LocalStack, None, None]:
-    """A stack that is ready, with a line that says what it waits for."""
+    """A stack that is ready; a status line shows what it is waiting for."""
     with LocalStack(folder, options) as stack:
         with console.status("starting the queue") as status:
             stack.await_ready(lambda missing: status.update(missing))
@@ -39,7 +39,7 @@ def start_stack(
 
 @contextmanager
 def _open_folder(data: Path | None) -> Generator[DataFolder, None, None]:
-    """A stack for one call needs no memory, unless it was given a place for it."""
+    """A temporary data directory for a stack of one call, unless one was given."""
     if data is not None:
         yield DataFolder(data)
         return

@@ -1,1 +1,1 @@
-"""The HTTP side: takes requests, keeps the records, tells the story of each job. Never loads a model."""
+"""The HTTP API: validates requests, stores jobs, streams their events. Never loads a model."""

@@ -1,4 +1,4 @@
-"""Whether a job may come in, and what exactly it will be."""
+"""Checks a request against the model's card and fills in its defaults."""
 
 import math
 import secrets
@@ -20,7 +20,7 @@ _UNMEASURED_JOB_S: Final = 30.0
 
 
 class Admission:
-    """Makes every choice that a request left open."""
+    """Resolves a request, unless it is invalid or the queue is full."""
 
     def __init__(self, catalog: ModelCatalog, queue: JobQueue, drain: DrainMeter, max_queued: int) -> None:
         self._catalog = catalog
@@ -29,19 +29,19 @@ class Admission:
         self._max_queued = max_queued
 
     async def admit(self, request: GenerationRequest) -> QueuedData:
-        """What the new job will be.
+        """The first event of a new job.
 
         Raises:
             NoModelError: no worker has announced a model yet.
-            InvalidRequestError: the model cannot sing this.
-            QueueFullError: says when a place will be free.
+            InvalidRequestError: the model does not support this.
+            QueueFullError: with the time until a place will be free.
         """
         card = _choose(request, await self._catalog.list_cards())
         resolved = resolve(request, card)
-        await self._check_room(card.name)
+        await self._check_capacity(card.name)
         return QueuedData(request=resolved, cost=card.estimate(resolved))
 
-    async def _check_room(self, model: str) -> None:
+    async def _check_capacity(self, model: str) -> None:
         waiting = await self._queue.count(model)
         if waiting < self._max_queued:
             return
@@ -55,7 +55,7 @@ class Admission:
 
 
 def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
-    """Fill in what the client left to us.
+    """Fill in defaults.
 
     Raises:
         InvalidRequestError: names each field, its value and what is allowed.

@@ -1,4 +1,4 @@
-"""No request makes the service hold more than it was told to."""
+"""Limits the size of request bodies."""
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException

@@ -1,4 +1,4 @@
-"""Where a page of the list of jobs ends, opaque to clients."""
+"""Cursors of the job list, opaque to clients."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ def read_cursor(cursor: str) -> tuple[float, str]:
     """Inverse of `write_cursor`.
 
     Raises:
-        InvalidRequestError: we never wrote this.
+        InvalidRequestError: this is no cursor of ours.
     """
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()

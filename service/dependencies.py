@@ -1,4 +1,4 @@
-"""What routes may ask for. Everything is built once in main and found here by type."""
+"""FastAPI dependencies. Everything is built once in main."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -26,7 +26,7 @@ from service.stream_id import parse
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One of each, shared by all requests of a process."""
+    """The parts of the service, one of each, shared by all requests of a process."""
 
     settings: ServiceSettings
     redis: Redis
@@ -46,19 +46,19 @@ def get_services(connection: HTTPConnection) -> Services:
     return cast(Services, connection.app.state.services)
 
 
-Rooms = Annotated[Services, Depends(get_services)]
+ServicesDep = Annotated[Services, Depends(get_services)]
 
 
 async def load_job(
-    rooms: Rooms, job_id: Annotated[str, Path(description="As `POST /v1/jobs` gave it.")]
+    services: ServicesDep, job_id: Annotated[str, Path(description="Job id, as `POST /v1/jobs` returned it.")]
 ) -> Job:
     """The record of the job in the path.
 
     Raises:
         JobNotFoundError: there is none.
     """
-    # Ids are ours: whatever looks different never reaches Redis.
-    job = await rooms.jobs.get(job_id) if job_id.isascii() and job_id.isalnum() else None
+    # The service draws all ids: anything of another form is not looked up.
+    job = await services.jobs.get(job_id) if job_id.isascii() and job_id.isalnum() else None
     if job is None:
         raise JobNotFoundError(job_id)
     return job
@@ -68,9 +68,9 @@ LoadedJob = Annotated[Job, Depends(load_job)]
 
 
 def check_after(
-    after: Annotated[str | None, Query(description="`seq` of the last event already seen.")] = None,
+    after: Annotated[str | None, Query(description="`seq` of the last event already received.")] = None,
 ) -> str | None:
-    """The place to go on from.
+    """The position to continue from.
 
     Raises:
         InvalidRequestError: this is no `seq`.

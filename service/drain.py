@@ -1,4 +1,4 @@
-"""How fast jobs come to an end, measured from their events: what Retry-After and eta_s are made of."""
+"""How fast jobs finish, measured from their events; Retry-After and eta_s are computed from it."""
 
 import json
 from collections import OrderedDict, deque
@@ -20,7 +20,7 @@ class _Followed:
 
 
 class DrainMeter:
-    """Remembers how long the last jobs of each model ran. Events come once each, in order."""
+    """Run times of the latest jobs of each model. Every event arrives once, in order."""
 
     def __init__(self) -> None:
         self._durations_s: dict[str, deque[float]] = {}
@@ -41,7 +41,7 @@ class DrainMeter:
             durations_s.append(max(0.0, ts - job.started_at))
 
     def seconds_per_job(self, model: str) -> float | None:
-        """What one worker needs for a usual job; None before the first has ended."""
+        """Seconds that one worker needs for a typical job; None before the first has ended."""
         durations_s = self._durations_s.get(model)
         return median(durations_s) if durations_s else None
 

@@ -22,7 +22,7 @@ from api_schemas.errors import ErrorCode, FieldError
 
 
 class ServiceError(Exception):
-    """Base of all errors that a client is told about."""
+    """Base of all errors that are sent to clients."""
 
     def __init__(self, detail: str, *, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)

@@ -1,4 +1,4 @@
-"""Following a job: first what the log holds, then what happens, without a gap or a duplicate."""
+"""Streams a job's events: those in the log, then live ones, without gaps or duplicates."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -31,7 +31,7 @@ class EventStream:
         """Everything after event `after`; ends after the terminal event or when the server stops."""
         log = JobLog(self._redis, self._jobs, job, after)
         with self._hub.subscribe(job.id, previews=previews) as subscription:
-            # The present canvas comes first: a late viewer sees the picture before the story.
+            # Stored previews come first, so that a late viewer sees the canvas before the log is replayed.
             if previews and not log.ended and job.status != "succeeded":
                 async for message in self._stored_previews(job.id):
                     yield message
@@ -57,7 +57,7 @@ class EventStream:
 
     async def _pass_on(self, job_id: str, log: JobLog, delivery: Delivery) -> AsyncIterator[Message]:
         if delivery == Delivery():
-            # Should a live entry ever get lost unnoticed, it is found in the log here.
+            # If a live entry was lost unnoticed, it is read from the log here.
             async for message in log.replay():
                 yield message
             yield Idle()

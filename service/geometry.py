@@ -1,4 +1,4 @@
-"""What a request must respect that only the model's card knows."""
+"""Limits on sizes, tiles and steps that come from the model's card."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from service.stages import find_stage_misfits
 
 
 def find_misfits(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
-    """Every value that this model cannot sing, with what it can."""
+    """Every value that this model does not support, with those that it does."""
     return [
         *_check_sides(request, card),
         *_check_steps(request, card),
@@ -51,7 +51,7 @@ def _check_tiles(request: GenerationRequest, card: ModelCard) -> Iterator[FieldE
     if overlap_px is not None and overlap_px % card.vae_scale:
         yield _misaligned("advanced.overlap_px", overlap_px, card.vae_scale)
     full_tile_px = tile_px or card.native_size_px
-    # Beyond three quarters a pixel is sung more than 16 times a step, and the stride may round to nothing.
+    # Above three quarters a pixel is predicted more than 16 times a step, and the stride may round to 0.
     most_px = full_tile_px * 3 // 4
     if overlap_px is not None and overlap_px > most_px:
         yield FieldError(

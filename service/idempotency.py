@@ -1,4 +1,4 @@
-"""The same Idempotency-Key makes one job, however often and however fast it is sent."""
+"""One Idempotency-Key makes one job, also when it is sent several times at once."""
 
 import hashlib
 from typing import Final, cast
@@ -19,7 +19,7 @@ class IdempotencyStore:
 
     def __init__(self, redis: Redis, jobs_kept_s: float) -> None:
         self._redis = redis
-        # A key that outlives its job would find nothing.
+        # A key must not be stored for longer than its job.
         self._lifetime_s = max(_IN_FLIGHT_S, min(_LIFETIME_S, int(jobs_kept_s) or _LIFETIME_S))
 
     async def claim(self, key: str, fingerprint: str, job_id: str) -> str:
@@ -44,7 +44,7 @@ class IdempotencyStore:
         return held_id
 
     async def keep(self, key: str) -> None:
-        """The job is on record: remember the key for a day, or as long as the job."""
+        """Keep the key of a recorded job for a day, or as long as the job."""
         await self._redis.expire(_name(key), self._lifetime_s)
 
     async def release(self, key: str) -> None:

@@ -21,7 +21,7 @@ _PROBE_KEY: Final = "probe-that-need-not-exist"
 
 
 class ImageStore:
-    """Keys come from committed results and from ids of our own, never from a client."""
+    """Keys come from committed results and from ids that the service drew, never from a client."""
 
     def __init__(self, store: LocalStore | S3Store, signer: S3Store | None, link_lifetime_s: int) -> None:
         self._store = store
@@ -50,7 +50,7 @@ class ImageStore:
                 raise ValueError(f"store_url {settings.store_url!r} must begin with file:// or s3://")
 
     async def sign(self, key: str, method: str) -> str | None:
-        """An address that gives this object to anyone for a while; None if the store has no such thing."""
+        """An address that gives this object to anyone for a while; None if the store does not sign addresses."""
         if self._signer is None:
             return None
         verb = "HEAD" if method == "HEAD" else "GET"
@@ -91,7 +91,7 @@ class ImageStore:
         """Delete every object below a folder; nothing happens if there is none."""
         found = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]
         keys = [entry["path"] for entry in await found.collect_async()]
-        with suppress(FileNotFoundError):  # somebody else deletes the same
+        with suppress(FileNotFoundError):  # another process deletes the same
             if keys:
                 await obstore.delete_async(self._store, keys)
 
@@ -110,7 +110,7 @@ def _open_s3(settings: ServiceSettings, endpoint: str | None) -> S3Store:
         prefix=url.path.strip("/") or None,
         config=_s3_config(settings, endpoint),
         client_options={"allow_http": True, "connect_timeout": "3s", "timeout": "30s"},
-        # A client waits for us: rather a quick 503 than a long silence.
+        # A client is waiting: a quick 503 is better than a long timeout.
         retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=5)},
     )
 

@@ -19,7 +19,7 @@ _RETRY_S: Final = 1
 
 
 class Intake:
-    """Record first, enqueue second: what falls between is found by the reconciler."""
+    """Writes the record first and enqueues second; after a crash in between, the reconciler enqueues."""
 
     def __init__(
         self,
@@ -54,7 +54,9 @@ class Intake:
             raise ConflictError(
                 "the first request with this Idempotency-Key is still in flight", retry_after_s=_RETRY_S
             )
-        await self._idempotency.keep(key)  # whoever recorded it may have died before saying so
+        await self._idempotency.keep(
+            key
+        )  # the process that recorded it may have died before it confirmed the key
         return earlier
 
     async def _create_claimed(self, job_id: str, submission: Submission, key: str) -> Job:
@@ -69,9 +71,9 @@ class Intake:
 
     async def _create(self, job_id: str, submission: Submission) -> Job:
         data = await self._admission.admit(submission.request)
-        require_pictures(submission)  # only now: nobody should have to send one for what is refused anyway
+        require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
         if submission.files:
-            # Before the record: a job that can be seen can be sung.
+            # Before the record: every recorded job has its pictures.
             pictures = await self._pictures.keep(job_id, submission)
             request = data.request.model_copy(update={"pictures": pictures})
             data = data.model_copy(update={"request": request})

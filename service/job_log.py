@@ -1,4 +1,4 @@
-"""One client's way through the durable log of one job."""
+"""Reads the durable log of one job for one client."""
 
 import json
 from collections.abc import AsyncIterator
@@ -30,12 +30,12 @@ class JobLog:
         self._redis = redis
         self._jobs = jobs
         self._job_id = job.id
-        # An id from the future comes from a log that Redis lost; the client goes on from here.
+        # An id from the future comes from a log that Redis lost; the client continues from the current end.
         self._cursor = min(after or START, job.seq, key=order)
         self.ended = job.status in TERMINAL and self._cursor == job.seq
 
     async def replay(self) -> AsyncIterator[EventMessage | SnapshotMessage]:
-        """All stored events after the cursor, or a snapshot and its event if some are gone."""
+        """All stored events after the cursor, or a snapshot and its event if some were trimmed."""
         while not self.ended:
             first, page = await self._read()
             if self._is_trimmed(first):
@@ -86,7 +86,7 @@ class JobLog:
 
     async def _snapshot(self) -> SnapshotMessage | None:
         job = await self._jobs.get(self._job_id)
-        if job is None:  # the record is gone, nothing will ever come
+        if job is None:  # the record was deleted: there will be no more events
             self.ended = True
             return None
         if order(job.seq) <= order(self._cursor):
@@ -97,4 +97,4 @@ class JobLog:
 
 
 class LogGapError(Exception):
-    """The live stream skipped events of this job."""
+    """Events of this job are missing from the live stream."""

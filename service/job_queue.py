@@ -1,4 +1,4 @@
-"""The lines of jobs that wait, one a model: RQ, by dotted name, so that no worker code is loaded here."""
+"""The queues of waiting jobs, one per model. RQ functions are named by string, so no worker code is imported."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,7 @@ class Load:
 
 
 class JobQueue:
-    """RQ speaks blocking Redis only, so each call runs in a thread."""
+    """RQ supports blocking Redis clients only, so each call runs in a thread."""
 
     def __init__(self, redis: Redis, *, timeout_s: int, retries: int) -> None:
         self._redis = redis
@@ -32,7 +32,7 @@ class JobQueue:
         self._retries = retries
 
     async def enqueue(self, job_id: str, model: str) -> bool:
-        """Put a job at the end of its model's line; False if it is known there already."""
+        """Append a job to its model's queue; False if it is there already."""
         return await to_thread.run_sync(self._enqueue, job_id, model)
 
     async def presence(self, job_id: str, model: str) -> Presence:
@@ -40,15 +40,15 @@ class JobQueue:
         return await to_thread.run_sync(self._presence, job_id, model)
 
     async def revive(self, job_id: str, model: str) -> bool:
-        """Enqueue a job afresh, whatever is left of it; False if someone else just did."""
+        """Enqueue a job again, whatever state RQ has of it; False if another process just did."""
         return await to_thread.run_sync(self._revive, job_id, model)
 
     async def remove(self, job_id: str) -> None:
-        """Take a job out of its line; nothing happens if it is not there."""
+        """Remove a job from its queue; nothing happens if it is not there."""
         await to_thread.run_sync(self._remove, job_id)
 
     async def forget(self, job_id: str) -> None:
-        """Delete all that RQ still knows about an ended job."""
+        """Delete what RQ still stores about an ended job."""
         await to_thread.run_sync(self._forget, job_id)
 
     async def count(self, model: str) -> int:
@@ -60,7 +60,7 @@ class JobQueue:
         return await to_thread.run_sync(self._measure)
 
     async def position(self, job_id: str, model: str) -> int | None:
-        """Jobs before this one, None if it does not wait."""
+        """Number of jobs ahead of this one, None if it is not waiting."""
         return await to_thread.run_sync(self._queue(model).get_job_position, job_id)
 
     async def list_waiting(self) -> list[str]:
@@ -68,11 +68,11 @@ class JobQueue:
         return await to_thread.run_sync(self._list_waiting)
 
     def _queue(self, model: str) -> Queue:
-        # With pickle, whoever can write to Redis could run code in the worker.
+        # With pickle, write access to Redis would allow running code in the worker.
         return Queue(queue_name(model), connection=self._redis, serializer=JSONSerializer)
 
     def _queues(self) -> dict[str, Queue]:
-        """Every queue that ever held a job of ours, by model."""
+        """Every queue that ever held a job of the service, by model."""
         known = Queue.all(  # pyright: ignore[reportUnknownMemberType]
             connection=self._redis, serializer=JSONSerializer
         )

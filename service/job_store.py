@@ -113,7 +113,7 @@ class JobStore:
         return found[:count]
 
     async def delete(self, job_id: str) -> None:
-        """Forget an ended job; followers of its log are told by the record's absence."""
+        """Delete an ended job; the streams of its log end when they find no record."""
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.delete(job_key(job_id), events_key(job_id), previews_key(job_id), cancel_key(job_id))
             transaction.zrem(JOBS_KEY, job_id)

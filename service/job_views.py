@@ -1,4 +1,4 @@
-"""A job as clients see it: the record, its place in the line, its addresses."""
+"""Job responses: the record, its queue position and its URLs."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from service.model_catalog import ModelCatalog
 
 
 class JobViews:
-    """Adds to a record what only holds at this moment."""
+    """Adds the queue position, the estimated time and fresh links to a record."""
 
     def __init__(self, queue: JobQueue, catalog: ModelCatalog, drain: DrainMeter, links: LinkSigner) -> None:
         self._queue = queue

@@ -20,7 +20,7 @@ _BATCH_S: Final = 0.05
 _BLOCK_MS: Final = 1000
 _COUNT: Final = 2000
 _RETRY_S: Final = 0.5
-# A stalled reader holds one message beside its mailbox, and usual clients refuse more than 1 MiB.
+# A stalled reader holds one message beside its buffer, and common clients reject more than 1 MiB.
 MAX_BATCH_BYTES: Final = 256 * 1024
 
 Row = tuple[bytes, dict[bytes, bytes]]
@@ -39,7 +39,7 @@ class LiveHub:
 
     @contextmanager
     def subscribe(self, job_id: str, *, previews: bool) -> Generator[Subscription]:
-        """A mailbox that fills from now on until the end of the `with` block."""
+        """A subscription to a job, until the end of the `with` block."""
         subscription = Subscription(previews=previews)
         if self._closed:
             subscription.close()
@@ -54,13 +54,13 @@ class LiveHub:
                 del self._subscriptions[job_id]
 
     def close(self) -> None:
-        """Let all readers go, so that the server can stop without waiting for them."""
+        """End all subscriptions, so that the server can stop without waiting for its clients."""
         self._closed = True
         for subscription in self._all():
             subscription.close()
 
     async def run(self) -> None:
-        """Read until cancelled. While Redis is away, clients wait and are told nothing wrong."""
+        """Read until cancelled. While Redis is unreachable, clients wait."""
         while True:
             try:
                 await self._follow()
@@ -70,7 +70,7 @@ class LiveHub:
 
     async def _follow(self) -> None:
         position = await self._tip()
-        # Whatever happened before this moment is in the logs only.
+        # Earlier events are only in the logs.
         self._mark_behind()
         while True:
             rows = await self._read(position)

@@ -50,7 +50,7 @@ _DAY_S = 86_400
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
-    """Build every part once and join them."""
+    """Build every part once and connect them."""
     metrics, drain = Metrics(), DrainMeter()
     client, blocking_client = _open_redis(settings), _open_blocking_redis(settings)
     hub = LiveHub(client, metrics, drain)
@@ -72,7 +72,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         blocking_client.close()
 
     app = FastAPI(
-        title="Chorale", version=version("chorale"), description="Very large pictures, live.", lifespan=live
+        title="Chorale",
+        version=version("chorale"),
+        description="Very large pictures by tiled diffusion, with live previews.",
+        lifespan=live,
     )
     app.state.services = services
     app.state.hub = hub
@@ -86,15 +89,15 @@ def main() -> None:
     settings = ServiceSettings()
     if not settings.is_loopback() and not settings.allow_open_bind:
         sys.exit(
-            f"CHORALE_HOST={settings.host} would let anyone on the network make pictures here:"
-            " set CHORALE_ALLOW_OPEN_BIND=1 if that is meant, or bind 127.0.0.1"
+            f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
+            " set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"
         )
     app = create_app(settings)
     _Server(app, settings).run()
 
 
 class _Server(uvicorn.Server):
-    """Lets followers go at the first signal, so that stopping does not wait for them."""
+    """Ends all event streams at the first signal, so that shutdown does not wait for clients."""
 
     def __init__(self, app: FastAPI, settings: ServiceSettings) -> None:
         super().__init__(server_config(app, settings))
@@ -177,12 +180,12 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
 def _open_redis(settings: ServiceSettings) -> Redis:
     pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings.redis_url,
-        # Hundreds of viewers come back at the same moment after a restart: they wait for each other.
+        # After a restart hundreds of viewers reconnect at the same moment: they queue for connections.
         max_connections=_REDIS_CONNECTIONS,
         timeout=_REDIS_TIMEOUT_S,
         socket_timeout=_REDIS_TIMEOUT_S,
         socket_connect_timeout=_REDIS_TIMEOUT_S,
-        # One more try for a connection that went stale; a server that is away is said so at once.
+        # One retry for a stale connection; an unreachable server is reported at once.
         retry=AsyncRetry(ConstantBackoff(0.05), 1),
     )
     return Redis.from_pool(pool)

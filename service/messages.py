@@ -1,4 +1,4 @@
-"""What a follower of a job is handed: events as text, previews as bytes, or the news that all is well."""
+"""Messages to a client that follows a job: events as text, previews as bytes, keep-alives."""
 
 import json
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ class PreviewMessage:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing happened for a while; the connection is alive."""
+    """A keep-alive: nothing happened for a while."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restarting:
-    """The server stops; whoever comes back finds another."""
+    """The server is shutting down; clients should reconnect."""
 
 
 Message = EventMessage | SnapshotMessage | PreviewMessage | Idle | Restarting
 
 
 def read_event(seq: str, stored: bytes) -> EventMessage:
-    """Give a stored event its id. The log is ours, so it is not validated again."""
+    """Give a stored event its id. Only validated events are stored, so it is not validated again."""
     body = json.loads(stored)
     body["seq"] = seq
     return EventMessage(type=body["type"], seq=seq, text=json.dumps(body, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""The models that workers have announced, and the workers that are alive."""
+"""The models that workers have published, and the workers with a fresh heartbeat."""
 
 from collections.abc import Awaitable, Iterable
 from typing import cast
@@ -10,7 +10,7 @@ from api_schemas.wire import MODELS_KEY, TROUBLE_KEY_PREFIX, WORKER_KEY_PREFIX, 
 
 
 class ModelCatalog:
-    """Cards outlive their worker: a job for a model waits until one that serves it comes back."""
+    """Cards outlive their workers: a job waits until a worker serves its model again."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -18,8 +18,8 @@ class ModelCatalog:
     async def list_cards(self) -> list[ModelCard]:
         """All cards, the default model first, then those that are served now, then by name.
 
-        A model that nobody serves now is the default one only while none is served at all: who asks
-        for no model by name does not wait for one that may never come back.
+        A model without workers is the default only while no model has any: otherwise a request that
+        names no model would wait for workers that may never return.
         """
         bodies = await cast(Awaitable[list[bytes]], self._redis.hvals(MODELS_KEY))
         cards = [ModelCard.model_validate_json(body) for body in bodies]
@@ -41,12 +41,12 @@ class ModelCatalog:
         return alive
 
     async def list_troubles(self, workers: Iterable[str]) -> dict[str, str]:
-        """What those of these workers say that go on with less than they were given."""
+        """Messages of those of these workers that lost a device."""
         names = list(workers)
         keys = [TROUBLE_KEY_PREFIX + name for name in names]
         said = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
         return {name: text.decode() for name, text in zip(names, said, strict=True) if text is not None}
 
     async def count_workers(self, model: str) -> int:
-        """Live workers that serve this model."""
+        """Number of workers that serve this model."""
         return list((await self.list_workers()).values()).count(model)

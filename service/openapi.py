@@ -1,4 +1,4 @@
-"""What routes declare beyond their success: every failure, as the table in errors.py has it."""
+"""Error responses in OpenAPI, taken from the table in errors.py."""
 
 from typing import cast
 
@@ -43,7 +43,7 @@ SUBMISSION_BODY: dict[str, object] = {
 
 
 def problems(*errors: type[ServiceError]) -> Responses:
-    """Declarations for these errors and for those that any route can meet."""
+    """Responses for these errors and for those that any route can give."""
     codes: dict[int, list[str]] = {INTERNAL_ERROR[0]: [INTERNAL_ERROR[1]]}
     for error in (*errors, BodyTooLargeError, UnavailableError):
         status, code, _ = STATUS[error]

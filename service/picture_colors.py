@@ -1,4 +1,4 @@
-"""Colours as a file declares them, to sRGB."""
+"""Conversion from the colours that a file declares to sRGB."""
 
 import struct
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ _D50: Final = np.array([0.9642, 1.0, 0.8249])
 
 
 class HighRangeError(Exception):
-    """A picture of high dynamic range, which would have to be graded by somebody."""
+    """A picture of high dynamic range, which would need tone mapping."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What a file says about its colours; what it does not say is None.
+    """Colours that a file declares; None where it declares nothing.
 
     Args:
         codes: primaries and transfer, Rec. ITU-T H.273.
@@ -82,7 +82,7 @@ def to_srgb(image: Image.Image, declared: Declared) -> Image.Image:
 
 
 def _choose_profile(declared: Declared) -> bytes | None:
-    """The strongest word counts: codes, profile, curve and primaries (PNG, third edition, 4.3)."""
+    """Order of precedence: codes, profile, curve and primaries (PNG, third edition, 4.3)."""
     if declared.codes is not None:
         primaries, transfer = declared.codes
         if transfer in _HIGH_RANGE:
@@ -104,7 +104,7 @@ def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
 def _convert(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     if image.mode != "L":
         return _transform(image, profile, _FLAGS)
-    # Of a curve LittleCMS looks at 33 points, too few near black; so each level is converted by itself.
+    # LittleCMS samples a curve at 33 points, too few near black; so each level is converted separately.
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     levels = _transform(ramp, profile, _FLAGS | ImageCms.Flags.NOOPTIMIZE)
     return Image.merge("RGB", [image.point(list(channel.tobytes())) for channel in levels.split()])

@@ -1,4 +1,4 @@
-"""`python -m service.picture_decoder MEGAPIXELS MEMORY_BYTES CPU_S`: an untrusted picture in, a clean PNG out.
+"""`python -m service.picture_decoder MEGAPIXELS MEMORY_BYTES CPU_S`: decodes an untrusted picture to a PNG.
 
 It has no more memory and time than it was given, whatever the file claims to be: decoders are where
 malformed files do harm. Exit code 1: refused; what is allowed is the last line on standard error.
@@ -32,7 +32,7 @@ _TURNS = {
 
 
 class RefusedError(Exception):
-    """Says what is allowed."""
+    """The picture is rejected; the message is what is allowed."""
 
 
 def main() -> int:
@@ -53,8 +53,8 @@ def main() -> int:
 
 def _set_up_plugins() -> None:
     warnings.simplefilter("ignore")
-    Image.MAX_IMAGE_PIXELS = None  # we say it ourselves, before anything is decoded
-    # Every thread would take its share of the memory, and of the time.
+    Image.MAX_IMAGE_PIXELS = None  # the size is checked below, before anything is decoded
+    # Every thread would use part of the memory and time limits.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if any(each.plugin == "HEIF" for each in readable_formats()):
         import pillow_heif  # pyright: ignore[reportMissingImports]
@@ -67,7 +67,7 @@ def clean(file: bytes, megapixels: float) -> bytes:
     """Decode and encode again: upright, sRGB, 8 bits, and nothing but pixels.
 
     Raises:
-        RefusedError: says what is allowed.
+        RefusedError: with what is allowed.
     """
     try:
         picture = _decode(file, megapixels)
@@ -77,7 +77,7 @@ def clean(file: bytes, megapixels: float) -> bytes:
         raise RefusedError(explain_refusal(file)) from error
     except HighRangeError as error:
         raise RefusedError(f"a picture of standard dynamic range; this one is {error}") from error
-    except Exception as error:  # a broken file takes Pillow's plugins anywhere
+    except Exception as error:  # a broken file can raise anything from Pillow's plugins
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise RefusedError(f"a whole picture; this one is broken ({words})") from error
     encoded = BytesIO()
@@ -119,7 +119,7 @@ def _put_upright(image: Image.Image) -> Image.Image:
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Into L, RGB or CMYK, 8 bits, and how opaque it is, if it says so."""
+    """Into L, RGB or CMYK, 8 bits, and its alpha channel, if there is one."""
     if image.mode.startswith("I;16"):
         return _halve_grey(image)
     if image.mode in ("I", "F"):

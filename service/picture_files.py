@@ -1,4 +1,4 @@
-"""What we read of files ourselves: only their colours, and how to skip what nobody needs."""
+"""Minimal parsers: the colours of a file, and which chunks to skip."""
 
 import struct
 import zlib

@@ -10,7 +10,7 @@ from PIL import Image, features
 
 @dataclass(frozen=True, slots=True)
 class PictureFormat:
-    """As people call it, as Pillow does, and as HTTP does."""
+    """The names of a format: for people, in Pillow and in HTTP."""
 
     name: str
     plugin: str

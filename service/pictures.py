@@ -1,4 +1,4 @@
-"""Pictures that come with requests: nothing of them is believed before it was decoded in a cage."""
+"""Pictures sent with requests: each is decoded in a sandboxed subprocess before anything in it is trusted."""
 
 import os
 import signal
@@ -25,12 +25,12 @@ _BYTES_PER_PIXEL: Final = (
     24  # of a WebP: two canvases of its decoder, the frame, the picture, turned, and sRGB
 )
 _PNG_SIZE: Final = struct.Struct(">16xII")
-# The decoder needs none of our secrets.
+# The decoder gets only these variables: it needs none of the secrets in the environment.
 _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG")
 
 
 class Pictures:
-    """Cleans pictures and stores them for the worker.
+    """Decodes pictures, encodes them as PNG and stores them for the worker.
 
     Args:
         megapixels: the most that a picture may have.
@@ -87,7 +87,7 @@ class Pictures:
 
 def _explain(code: int, words: str) -> str:
     if code == 1:
-        return words.strip().rpartition("\n")[2]  # libraries may have talked before
+        return words.strip().rpartition("\n")[2]  # libraries may have written lines before
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"a picture that can be decoded within {_CPU_S} s"
-    return "a whole picture; this one breaks its decoder"
+    return "a whole picture; this one crashes its decoder"

@@ -1,4 +1,4 @@
-"""Pyramid tiles of a picture that is still being sung, put together from its stored previews."""
+"""Pyramid tiles of an unfinished picture, assembled from its stored previews."""
 
 from collections.abc import Awaitable, Iterable
 from typing import Final, cast
@@ -15,7 +15,7 @@ from service.deep_zoom import Window
 
 _BACKGROUND: Final = 40
 _QUALITY: Final = 80
-# Workers cut cells of at most 512 px; twice that is safe, and only says which keys are looked at.
+# Workers cut cells of at most 512 px; twice that is safe, and only decides which keys are read.
 _LARGEST_CELL_PX: Final = 1024
 _PAGE: Final = 256
 Pixels = NDArray[np.uint8]
@@ -28,7 +28,7 @@ class PreviewCanvas:
         self._redis = redis
 
     async def render(self, job_id: str, window: Window) -> bytes:
-        """The window as JPEG; what was not sung yet is grey."""
+        """The window as JPEG; parts without a preview are grey."""
         tile = np.full((window.height, window.width, 3), _BACKGROUND, np.uint8)
         keys = await self._find_cells(job_id, window)
         for start in range(0, len(keys), _PAGE):

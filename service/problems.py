@@ -1,4 +1,4 @@
-"""Every failure leaves as application/problem+json (RFC 9457)."""
+"""Turns every failure into application/problem+json (RFC 9457)."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Makes records and queue agree again after a crash of either."""
+"""Makes job records and queues consistent again after a crash."""
 
 import asyncio
 import logging
@@ -12,14 +12,14 @@ from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
 from service.metrics import Metrics
 
-# A record is written a moment after its id is listed; younger ones may just be on their way.
+# A record is written shortly after its id is listed; for a younger id it may not be there yet.
 _SETTLED_S: Final = 60
 _PAGE: Final = 500
 log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Enqueues what should wait or run and does not; takes out what has no record. Idempotent."""
+    """Enqueues jobs that should be in a queue and are not; removes those without a record. Idempotent."""
 
     def __init__(self, jobs: JobStore, queue: JobQueue, metrics: Metrics, interval_s: float) -> None:
         self._jobs = jobs
@@ -50,7 +50,7 @@ class Reconciler:
         await self._drop_strangers()
 
     async def _mend(self, job_id: str, job: Job | None) -> bool:
-        """Treat one job; True if it looks wrong and must be looked at again."""
+        """Check one job; True if it looks lost and must be checked again."""
         if job is None:
             if read_time(job_id) < time.time() - _SETTLED_S:
                 await self._jobs.forget_active([job_id])
@@ -64,7 +64,7 @@ class Reconciler:
         presence = await self._queue.presence(job_id, model)
         if presence == "present":
             return False
-        # Between two lists of RQ a job is in neither for a moment; only what stays lost is lost.
+        # RQ moves jobs between lists, so one may briefly be in none: it is lost if it still is at the next check.
         if presence == "adrift" and job_id not in self._suspects:
             return True
         if await self._queue.revive(job_id, model):

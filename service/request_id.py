@@ -1,4 +1,4 @@
-"""A name for each request, in every answer and log line."""
+"""An id for each request, in every response and log line."""
 
 import re
 import secrets
@@ -12,7 +12,7 @@ _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestIdMiddleware:
-    """Takes the caller's X-Request-ID where it is harmless, else draws one."""
+    """Uses the caller's X-Request-ID if its form is valid, else draws one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,7 +32,7 @@ class RequestIdMiddleware:
 
 
 def request_id_of(connection: HTTPConnection) -> str:
-    """The name that the middleware gave."""
+    """The id that the middleware assigned."""
     return str(getattr(connection.state, "request_id", "-"))
 
 

@@ -1,4 +1,4 @@
-"""Counts and times every request, by route and not by path, so that job ids make no series."""
+"""Counts and times requests by route, not by path, so that job ids create no series."""
 
 import time
 
@@ -8,7 +8,7 @@ from service.metrics import Metrics
 
 
 class RequestMetricsMiddleware:
-    """Knows the route once the router has run, which is before the first byte leaves."""
+    """The route is known once the router has run, which is before the first byte of the response."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

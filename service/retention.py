@@ -1,4 +1,4 @@
-"""Ended jobs leave after a while: files first, then the record, so that what was begun is gone on with."""
+"""Deletes old jobs: files first, then the record, so that an interrupted deletion is resumed."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
 
 _PAGE: Final = 200
-# A picture is stored before its job is on record; what is still without one then belongs to nothing.
+# A picture is stored before its job's record; without a record after this time it is orphaned.
 _STRANDED_S: Final = 3600.0
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Retention:
                     await self._remove(job_id)
 
     async def drop_stranded_pictures(self) -> None:
-        """Pictures whose job never came to be: its service died between the two."""
+        """Pictures without a job: the service died before it wrote the record."""
         job_ids = [
             job_id
             for job_id in await self._images.list_folders(INPUTS_FOLDER)

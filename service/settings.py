@@ -1,4 +1,4 @@
-"""What an operator may choose, read once from the environment (prefix CHORALE_)."""
+"""Settings, read once from the environment (prefix CHORALE_)."""
 
 import ipaddress
 import secrets
@@ -37,7 +37,7 @@ class ServiceSettings(BaseSettings):
     )
     store_endpoint: OptionalText = None
     store_public_endpoint: OptionalText = Field(
-        default=None, description="How clients reach the S3 store, where that differs from store_endpoint."
+        default=None, description="Endpoint of the S3 store for clients, if it differs from store_endpoint."
     )
     store_access_key_id: OptionalText = None
     store_secret_access_key: OptionalSecret = None
@@ -48,28 +48,32 @@ class ServiceSettings(BaseSettings):
     allow_open_bind: bool = False
     max_queued: int = Field(default=1000, ge=1)
     max_body_bytes: int = Field(default=256 * 1024, ge=1024)
-    max_picture_bytes: int = Field(default=32 << 20, ge=1024, description="Of each picture sent with a job.")
+    max_picture_bytes: int = Field(
+        default=32 << 20, ge=1024, description="Limit for each picture sent with a job."
+    )
     max_picture_megapixels: float = Field(default=64.0, gt=0)
     link_secret: SecretStr = Field(
         default_factory=_draw_secret,
-        description="Signs download links; drawn at start if not given, and links then end with the process.",
+        description="Key that signs download links; if not given, drawn at start, and links end with the process.",
     )
     link_lifetime_s: int = Field(default=3600, ge=1)
-    job_timeout_s: int = Field(
-        default=86_400, ge=1, description="Longest time one execution of a job may take."
+    job_timeout_s: int = Field(default=86_400, ge=1, description="Time limit of one execution of a job.")
+    job_retries: int = Field(
+        default=50, ge=0, description="Executions that a job may lose to workers that die."
     )
-    job_retries: int = Field(default=50, ge=0, description="Executions a job may lose to dying workers.")
     retention_days: float = Field(
-        default=30.0, ge=0, description="How long ended jobs and their pictures are kept; 0 is for ever."
+        default=30.0,
+        ge=0,
+        description="How long ended jobs and their pictures are kept; 0 keeps them for ever.",
     )
     reconcile_interval_s: float = Field(default=30.0, gt=0)
     ping_interval_s: float = Field(default=15.0, gt=0)
     send_timeout_s: float = Field(
-        default=30.0, gt=0, description="A reader that takes nothing for so long is let go."
+        default=30.0, gt=0, description="A client that receives nothing for so long is disconnected."
     )
 
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the bound address."""
+        """Whether the bound address is a loopback address."""
         if self.host == "localhost":
             return True
         try:

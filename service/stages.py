@@ -1,4 +1,4 @@
-"""What a request says about single stages, against those that its picture is sung in."""
+"""Checks `advanced.stages` against the stages that the picture is generated in."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -10,7 +10,7 @@ from api_schemas.generation import GenerationRequest, StageSettings
 
 
 def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
-    """Every choice in `advanced.stages` that cannot be sung, with what can."""
+    """Every invalid value in `advanced.stages`, with what is allowed."""
     stages = card.lay_stages(request)
     asked = request.advanced.stages
     if len(asked) > len(stages):
@@ -18,7 +18,7 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
         yield FieldError(
             field="advanced.stages",
             value=f"{len(asked)} stages",
-            allowed=f"at most {len(stages)}: model {card.name} sings this picture at {sizes} px",
+            allowed=f"at most {len(stages)}: model {card.name} generates this picture at {sizes} px",
         )
     yield from _check_first(request)
     # Stages have their share of these: one that has too many or too few for that reason alone is not another fault.
@@ -34,8 +34,8 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
 
 
 def _leaves_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
-    """Where steps or strength were not asked for, they are the card's."""
-    takes = f"the scheduler of model {card.name} takes {card.min_steps} to {card.max_schedule_steps} from pure noise on"
+    """Steps and strength are the card's unless the request sets them."""
+    takes = f"the scheduler of model {card.name} takes {card.min_steps} to {card.max_schedule_steps} steps in a full schedule"
     if stage.schedule_steps < card.min_steps:
         least = ceil(card.min_steps * stage.strength)
         allowed = f"at least {least} with strength {stage.strength:g}: {takes}"
@@ -47,7 +47,7 @@ def _leaves_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
 def _check_first(request: GenerationRequest) -> Iterator[FieldError]:
     for first in request.advanced.stages[:1]:
         if first.strength not in (None, 1.0):
-            allowed = "1: the first stage begins with noise alone"
+            allowed = "1: the first stage starts from pure noise"
             yield FieldError(field="advanced.stages.0.strength", value=f"{first.strength:g}", allowed=allowed)
         if first.steps is not None and request.steps not in (None, first.steps):
             allowed = f"{request.steps}, as the field steps says, or only one of the two"

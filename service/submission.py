@@ -18,12 +18,12 @@ from service.picture_formats import name_formats
 
 REQUEST_PART: Final = "request"
 PICTURE_PARTS: Final[tuple[PicturePart, ...]] = get_args(PicturePart)
-_MOST_PARTS: Final = 20  # more than can be meant, so that it is we who name the one that is too much
+_MOST_PARTS: Final = 20  # more than are ever valid, so that this module can name the part that is too much
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request and the files that came with it, not yet looked into."""
+    """A request and the files sent with it, not yet decoded."""
 
     request: GenerationRequest
     files: dict[PicturePart, bytes] = field(default_factory=dict[PicturePart, bytes])
@@ -85,7 +85,7 @@ async def _read_part(name: str, part: UploadFile | str, max_bytes: int) -> bytes
 
 
 def require_pictures(submission: Submission) -> None:
-    """Each picture needs the field that says what it is for, and the other way round.
+    """Check that each picture has its field in the request, and each such field its picture.
 
     Raises:
         InvalidRequestError: one is missing, or too much.

@@ -1,4 +1,4 @@
-"""The mailbox between the one reader of the live stream and one client."""
+"""The buffer between the one reader of the live stream and one client."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ MAX_PREVIEW_BYTES: Final = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class LiveEvent:
-    """A durable event as the live stream tells it; `previous` is the id of the job's event before it."""
+    """A durable event in the live stream; `previous` is the id of the job's event before it."""
 
     previous: str
     message: EventMessage

@@ -1,4 +1,4 @@
-"""What a request asks for beyond a canvas, against what the model's card says it supports."""
+"""Checks the options of a request against those that the model's card supports."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ _TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip
 
 
 def find_unsupported(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
-    """Every choice that this model does not know, with those that it knows."""
+    """Every option that this model does not support, with those that it does."""
     return [*_check_add_ons(request, card), *_check_conditions(request, card)]
 
 
@@ -27,13 +27,13 @@ def _check_add_ons(request: GenerationRequest, card: ModelCard) -> Iterator[Fiel
 def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
     positions = request.advanced.positions
     if positions not in card.positions:
-        allowed = f"{' or '.join(card.positions)}: all that model {card.name} ({card.family}) understands"
+        allowed = f"{' or '.join(card.positions)}: what model {card.name} ({card.family}) supports"
         yield FieldError(field="advanced.positions", value=positions, allowed=allowed)
     if request.negative_prompt and not card.negative_prompt:
-        allowed = f"nothing: model {card.name} ({card.family}) guides without a negative prompt"
+        allowed = f"nothing: model {card.name} ({card.family}) uses no negative prompt"
         yield FieldError(field="negative_prompt", value=request.negative_prompt[:200], allowed=allowed)
     if request.guidance_scale not in (None, 1.0) and not card.guidance:
-        allowed = f"1: model {card.name} ({card.family}) was trained to do without guidance"
+        allowed = f"1: model {card.name} ({card.family}) was trained to work without guidance"
         yield FieldError(field="guidance_scale", value=f"{request.guidance_scale:g}", allowed=allowed)
 
 
@@ -45,8 +45,8 @@ def _check_name(
     title, model = _TITLES[kind], f"model {card.name} ({card.family})"
     if not known and kind not in card.supports:
         taken = ", ".join(_TITLES[each] for each in card.supports) or "no add-ons"
-        allowed = f"none: {model} takes no {title}; it takes {taken}"
+        allowed = f"none: {model} supports no {title}; it supports {taken}"
     else:
         names = f"one of: {', '.join(known)}" if known else "none"
-        allowed = f"{names}; the {title}s that {model} is served with"
+        allowed = f"{names}; the {title}s on the card of {model}"
     yield FieldError(field=field, value=name[:200], allowed=allowed)

@@ -43,7 +43,7 @@ class EngineProcess:
         """How this worker is less than its operator asked for."""
         if not self._lost:
             return None
-        return f"degraded: lost {', '.join(self._lost)}; sings on {', '.join(self._devices)}"
+        return f"degraded: lost {', '.join(self._lost)}; continues on {', '.join(self._devices)}"
 
     def restart(self) -> None:
         """Kill what is there and spawn a new process, which loads the model while the caller goes on.

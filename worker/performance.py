@@ -245,5 +245,5 @@ def _read(path: Path | None) -> tuple[Checkpoint | None, float]:
     try:
         return read_checkpoint(path)
     except CheckpointError:
-        _log.warning("singing from the first step", exc_info=True)
+        _log.warning("the checkpoint is damaged: starting from the first step", exc_info=True)
         return None, 0.0

@@ -63,10 +63,12 @@ class WorkerSettings(BaseSettings):
     decode_memory_mb: OptionalNumber = Field(
         default=None,
         ge=64,
-        description="What decoding may hold of the device before it spills; else by room.",
+        description="Device memory for decoding before it spills; by default, by the memory that is free.",
     )
     lease_s: int = Field(default=15, ge=2, le=60, description="A dead worker's job is taken over after this.")
-    stall_timeout_s: float = Field(default=300, gt=0, description="Silence after which the engine is killed.")
+    stall_timeout_s: float = Field(
+        default=300, gt=0, description="Seconds without progress after which the engine is killed."
+    )
     max_attempts: int = Field(default=5, ge=1, description="Attempts without progress before a job fails.")
     storage_patience_s: float = Field(
         default=300, ge=0, description="How long a job waits for a store or disk."

@@ -1,4 +1,4 @@
-"""Exit code 0 while a worker of this host beats in Redis."""
+"""Exit code 0 while Redis has a fresh heartbeat of a worker of this host."""
 
 import os
 import socket
@@ -14,5 +14,5 @@ try:
     with Redis.from_url(os.environ["CHORALE_REDIS_URL"], socket_timeout=4) as redis:
         alive = next(redis.scan_iter(pattern, count=1000), None)
 except RedisError as error:
-    sys.exit(f"Redis cannot be asked: {error}")
+    sys.exit(f"Redis cannot be reached: {error}")
 sys.exit(None if alive else f"no heartbeat at {pattern}")

@@ -1,1 +1,1 @@
-"""One file per kind of thing that clients can address."""
+"""One file per kind of resource."""

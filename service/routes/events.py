@@ -1,4 +1,4 @@
-"""Following a job, over server-sent events or a WebSocket."""
+"""Job events, as server-sent events or over a WebSocket."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api_schemas.job import TERMINAL
-from service.dependencies import After, LoadedJob, Rooms, require_seq
+from service.dependencies import After, LoadedJob, ServicesDep, require_seq
 from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage
 from service.openapi import problems
@@ -36,7 +36,10 @@ _SSE_EVENT = {
 router = APIRouter(tags=["events"])
 LastEventId = Annotated[
     str | None,
-    Header(alias="Last-Event-ID", description="Sent by browsers when they reconnect; goes before `after`."),
+    Header(
+        alias="Last-Event-ID",
+        description="Sent by browsers when they reconnect; takes precedence over `after`.",
+    ),
 ]
 
 
@@ -48,39 +51,41 @@ LastEventId = Annotated[
             "description": "Each event's `id` is its `seq`. The stream ends after the terminal event.",
             "content": {"text/event-stream": {"schema": _SSE_EVENT}},
         },
-        204: {"description": "The job has ended and the client has seen all of it: don't reconnect."},
+        204: {"description": "The job has ended and all its events were received: do not reconnect."},
         **problems(JobNotFoundError, InvalidRequestError),
     },
 )
 async def stream_events(
-    job: LoadedJob, rooms: Rooms, after: After = None, last_event_id: LastEventId = None
+    job: LoadedJob, services: ServicesDep, after: After = None, last_event_id: LastEventId = None
 ) -> Response:
-    """All durable events after the given one, then those that come, until the job ends."""
+    """Stored events after the given one, then live events, until the job ends."""
     after = require_seq("Last-Event-ID", last_event_id) or after
     if after and job.status in TERMINAL and order(after) >= order(job.seq):
         return Response(status_code=204)
-    messages = rooms.events.follow(job, after, previews=False)
-    # Proxies that buffer would hold the events back.
+    messages = services.events.follow(job, after, previews=False)
+    # Buffering proxies would delay the events.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return EventSourceResponse(_encode_all(messages), headers=headers)
 
 
 @router.websocket("/v1/jobs/{job_id}/ws")
-async def follow_job(websocket: WebSocket, job: LoadedJob, rooms: Rooms, after: After = None) -> None:
+async def follow_job(
+    websocket: WebSocket, job: LoadedJob, services: ServicesDep, after: After = None
+) -> None:
     """The same events as JSON text, and previews as binary messages (see api_schemas/wire.py)."""
     _check_origin(websocket)
     await websocket.accept()
-    messages = rooms.events.follow(job, after, previews=True)
+    messages = services.events.follow(job, after, previews=True)
     with suppress(WebSocketDisconnect):
         async with anyio.create_task_group() as group:
             group.start_soon(_await_disconnect, websocket, group.cancel_scope)
-            await _serve(websocket, messages, rooms.settings.send_timeout_s)
+            await _serve(websocket, messages, services.settings.send_timeout_s)
             group.cancel_scope.cancel()
 
 
 async def _encode_all(messages: AsyncGenerator[Message]) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=_RECONNECT_MS)
-    # While Redis is away the stream just ends: browsers come back by themselves, with their last id.
+    # If Redis is unreachable the stream ends: browsers reconnect by themselves, with their last id.
     with suppress(RedisError, OSError):
         async with aclosing(messages):
             async for message in messages:
@@ -103,14 +108,14 @@ def _encode(message: Message) -> bytes:
 
 
 def _check_origin(websocket: WebSocket) -> None:
-    """Let pages of other sites not speak in the name of their visitors."""
+    """Reject pages of other sites, which would act with their visitors' credentials."""
     origin = websocket.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
         raise ForbiddenError(f"pages of {origin[:100]!a} may not connect to this server")
 
 
 async def _await_disconnect(websocket: WebSocket, scope: anyio.CancelScope) -> None:
-    """Clients have nothing to say here; what they send is read and dropped."""
+    """Messages of clients are read and dropped."""
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass
     scope.cancel()
@@ -118,7 +123,7 @@ async def _await_disconnect(websocket: WebSocket, scope: anyio.CancelScope) -> N
 
 async def _serve(websocket: WebSocket, messages: AsyncGenerator[Message], timeout_s: float) -> None:
     code = await _send_all(websocket, messages, timeout_s)
-    # A stalled connection takes no close frame either, until its reader wakes up.
+    # A stalled connection does not accept a close frame either, until its client reads again.
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await websocket.close(code)
@@ -144,5 +149,7 @@ async def _send(websocket: WebSocket, message: Message) -> None:
             await websocket.send_text(text)
         case PreviewMessage(data=data):
             await websocket.send_bytes(data)
-        case Idle() | Restarting():  # the server pings by itself, and closing says the rest
+        case (
+            Idle() | Restarting()
+        ):  # the server pings by itself, and the close code tells clients to reconnect
             pass

@@ -1,4 +1,4 @@
-"""The picture: whole, by link, and as a deep zoom, which works while it is still being sung."""
+"""The picture: whole, by signed link, and as a deep zoom, also while the job runs."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from api_schemas.events import Result
 from api_schemas.job import TERMINAL, Job
 from service.deep_zoom import Pyramid, Window
-from service.dependencies import LoadedJob, Rooms
+from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
     FileMissingError,
     ForbiddenError,
@@ -30,9 +30,9 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _PICTURE: dict[str, object] = dict.fromkeys(("image/png", "image/jpeg", "image/webp", "image/tiff"), _BINARY)
 _FILE_RESPONSES: Responses = {
     200: {"description": "The picture.", "content": _PICTURE},
-    206: {"description": "A range of its bytes.", "content": _PICTURE},
-    302: {"description": "The store's own expiring address of the picture."},
-    304: {"description": "The client's copy is good."},
+    206: {"description": "A byte range of the picture.", "content": _PICTURE},
+    302: {"description": "Redirect to an expiring address of the object store."},
+    304: {"description": "The client's copy is current."},
 }
 _FILE_PROBLEMS = (
     JobNotFoundError,
@@ -61,9 +61,9 @@ Index = Annotated[int, Path(ge=0, le=1_000_000)]
     response_class=Response,
     responses={**_FILE_RESPONSES, **problems(*_FILE_PROBLEMS)},
 )
-async def get_image(request: Request, job: LoadedJob, rooms: Rooms) -> Response:
-    """The finished picture, to be shown in place."""
-    return await _answer(request, rooms, job, inline=True)
+async def get_image(request: Request, job: LoadedJob, services: ServicesDep) -> Response:
+    """The finished picture, for display (Content-Disposition: inline)."""
+    return await _answer(request, services, job, inline=True)
 
 
 @router.get(
@@ -72,14 +72,14 @@ async def get_image(request: Request, job: LoadedJob, rooms: Rooms) -> Response:
     responses={**_FILE_RESPONSES, **problems(*_FILE_PROBLEMS, ForbiddenError)},
 )
 async def download_image(
-    request: Request, job_id: str, expires: int, signature: str, rooms: Rooms
+    request: Request, job_id: str, expires: int, signature: str, services: ServicesDep
 ) -> Response:
-    """The finished picture, to be saved, for whoever has a link from `urls.download`."""
-    rooms.links.check(job_id, expires, signature)
-    job = await rooms.jobs.get(job_id)
+    """The finished picture, as an attachment, by a signed link from `urls.download`."""
+    services.links.check(job_id, expires, signature)
+    job = await services.jobs.get(job_id)
     if job is None:
         raise JobNotFoundError(job_id)
-    return await _answer(request, rooms, job, inline=False)
+    return await _answer(request, services, job, inline=False)
 
 
 @router.get(
@@ -91,7 +91,7 @@ async def download_image(
     },
 )
 async def get_descriptor(job: LoadedJob) -> Response:
-    """What deep-zoom viewers open; its tiles are at image_files/{level}/{column}_{row}.jpg beside it."""
+    """Descriptor for deep-zoom viewers; the tiles are at image_files/{level}/{column}_{row}.jpg beside it."""
     return Response(_pyramid(job).describe(), media_type="application/xml", headers=_IMMUTABLE)
 
 
@@ -104,22 +104,24 @@ async def get_descriptor(job: LoadedJob) -> Response:
     responses=_TILE_RESPONSES,
     operation_id="get_tile_of_descriptor",
 )
-async def get_tile(job: LoadedJob, level: Index, column: Index, row: Index, rooms: Rooms) -> Response:
-    """One tile of the deep zoom: of the finished picture, else of the present canvas."""
+async def get_tile(
+    job: LoadedJob, level: Index, column: Index, row: Index, services: ServicesDep
+) -> Response:
+    """One tile of the deep zoom: of the finished picture, or of the current canvas."""
     window = _pyramid(job).window(level, column, row)
     if window is None:
         raise FileMissingError(f"no tile {column}_{row} at level {level}")
     if job.result is not None:
-        return await _send_stored_tile(rooms, job.result, f"{level}/{column}_{row}.jpg")
-    return await _send_present_tile(rooms, job, window)
+        return await _send_stored_tile(services, job.result, f"{level}/{column}_{row}.jpg")
+    return await _send_present_tile(services, job, window)
 
 
-async def _answer(request: Request, rooms: Rooms, job: Job, *, inline: bool) -> Response:
+async def _answer(request: Request, services: ServicesDep, job: Job, *, inline: bool) -> Response:
     result = _require_result(job)
-    address = await rooms.images.sign(result.image_key, request.method)
+    address = await services.images.sign(result.image_key, request.method)
     if address is not None:
         return RedirectResponse(address, 302, {"Cache-Control": "no-store"})
-    return await send_file(request, rooms.images, result, name=f"chorale-{job.id}", inline=inline)
+    return await send_file(request, services.images, result, name=f"chorale-{job.id}", inline=inline)
 
 
 def _require_result(job: Job) -> Result:
@@ -136,12 +138,14 @@ def _pyramid(job: Job) -> Pyramid:
     return Pyramid(job.request.width_px, job.request.height_px)
 
 
-async def _send_stored_tile(rooms: Rooms, result: Result, name: str) -> Response:
-    tile = await rooms.images.read(f"{result.pyramid_key.rstrip('/')}/image_files/{name}")
+async def _send_stored_tile(services: ServicesDep, result: Result, name: str) -> Response:
+    tile = await services.images.read(f"{result.pyramid_key.rstrip('/')}/image_files/{name}")
     if tile is None:
         raise ResultExpiredError("the deep zoom is no longer stored")
     return Response(tile, media_type="image/jpeg", headers=_IMMUTABLE)
 
 
-async def _send_present_tile(rooms: Rooms, job: Job, window: Window) -> Response:
-    return Response(await rooms.previews.render(job.id, window), media_type="image/jpeg", headers=_CHANGING)
+async def _send_present_tile(services: ServicesDep, job: Job, window: Window) -> Response:
+    return Response(
+        await services.previews.render(job.id, window), media_type="image/jpeg", headers=_CHANGING
+    )

@@ -1,4 +1,4 @@
-"""Making, reading, listing and cancelling jobs."""
+"""Create, get, list and cancel jobs."""
 
 import re
 from typing import Annotated, Final
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from api_schemas.answers import JobPage, JobView
 from api_schemas.job import TERMINAL, Job, JobStatus
 from service.cursor import read_cursor, write_cursor
-from service.dependencies import LoadedJob, Rooms
+from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
     BadRequestError,
     ConflictError,
@@ -23,7 +23,7 @@ from service.submission import Submission, read_submission
 
 MAX_WAIT_S: Final = 60
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
-# A status filter looks through so many jobs a page at most; `next` goes on from there.
+# A status filter reads at most this many jobs for one page; `next` continues from there.
 _SCAN_LIMIT: Final = 1000
 
 router = APIRouter(tags=["jobs"])
@@ -33,16 +33,19 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="The same key and body give the same job for a day.",
+        description="For one day, the same key and body return the same job.",
     ),
 ]
 Prefer = Annotated[
-    str | None, Header(description="`wait=N`: answer with the finished job if it ends within N (up to 60) s.")
+    str | None,
+    Header(description="`wait=N`: wait up to N seconds (at most 60) for the job to end before answering."),
 ]
 
 
-async def take_submission(request: Request, rooms: Rooms) -> Submission:
-    return await read_submission(request, rooms.settings.max_body_bytes, rooms.settings.max_picture_bytes)
+async def take_submission(request: Request, services: ServicesDep) -> Submission:
+    return await read_submission(
+        request, services.settings.max_body_bytes, services.settings.max_picture_bytes
+    )
 
 
 @router.post(
@@ -51,7 +54,7 @@ async def take_submission(request: Request, rooms: Rooms) -> Submission:
     response_model=JobView,
     openapi_extra={"requestBody": SUBMISSION_BODY},
     responses={
-        200: {"model": JobView, "description": "The job ended within the time that `Prefer: wait` gave it."},
+        200: {"model": JobView, "description": "The job ended within the time of `Prefer: wait`."},
         **problems(
             BadRequestError,
             ConflictError,
@@ -65,19 +68,19 @@ async def take_submission(request: Request, rooms: Rooms) -> Submission:
 async def create_job(
     submission: Annotated[Submission, Depends(take_submission)],
     response: Response,
-    rooms: Rooms,
+    services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> JobView:
-    """Queue one picture: JSON, or a form with the JSON as `request` beside the pictures it needs. Follow it at `urls.ws` or `urls.events`; its picture will be at `urls.result`."""
-    job = await rooms.intake.take(submission, idempotency_key)
+    """Queue a job for one picture, as JSON, or as a multipart form of the part `request` (JSON) and the pictures. Follow it at `urls.ws` or `urls.events`; fetch the picture at `urls.result`."""
+    job = await services.intake.take(submission, idempotency_key)
     wait_s = _read_wait(prefer)
     if wait_s:
-        await rooms.events.wait(job, wait_s)
-        job = await rooms.jobs.get(job.id) or job
+        await services.events.wait(job, wait_s)
+        job = await services.jobs.get(job.id) or job
         response.headers["Preference-Applied"] = f"wait={wait_s}"
         response.status_code = 200 if job.status in TERMINAL else 202
-    view = await rooms.views.show(job)
+    view = await services.views.show(job)
     response.headers["Location"] = view.urls.self
     return view
 
@@ -85,51 +88,51 @@ async def create_job(
 @router.get(
     "/v1/jobs/{job_id}", response_model=JobView, responses=problems(JobNotFoundError, InvalidRequestError)
 )
-async def get_job(job: LoadedJob, rooms: Rooms) -> JobView:
-    """One job as it stands now."""
-    return await rooms.views.show(job)
+async def get_job(job: LoadedJob, services: ServicesDep) -> JobView:
+    """The current state of one job."""
+    return await services.views.show(job)
 
 
 @router.get("/v1/jobs", response_model=JobPage, responses=problems(InvalidRequestError))
 async def list_jobs(
-    rooms: Rooms,
+    services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next` of the previous page.")] = None,
     status: Annotated[JobStatus | None, Query()] = None,
 ) -> JobPage:
-    """Jobs, newest first. New jobs never shift later pages. A page may be short; only `next: null` ends."""
-    jobs, position = await _find_page(rooms, read_cursor(cursor) if cursor else None, limit, status)
+    """List jobs, newest first. New jobs do not shift later pages. A page may be short; the last has `next: null`."""
+    jobs, position = await _find_page(services, read_cursor(cursor) if cursor else None, limit, status)
     next_cursor = write_cursor(position) if position else None
-    return JobPage(data=await rooms.views.show_all(jobs), next=next_cursor)
+    return JobPage(data=await services.views.show_all(jobs), next=next_cursor)
 
 
 @router.post(
     "/v1/jobs/{job_id}/cancel",
     response_model=JobView,
     responses={
-        202: {"model": JobView, "description": "The job is running and stops within one step."},
+        202: {"model": JobView, "description": "The job is running and will stop within one step."},
         **problems(JobNotFoundError, InvalidRequestError),
     },
 )
-async def cancel_job(job: LoadedJob, response: Response, rooms: Rooms) -> JobView:
-    """End a job. A job that has ended stays as it is, so this may be repeated."""
-    job = await rooms.jobs.cancel(job, "canceled by a client")
+async def cancel_job(job: LoadedJob, response: Response, services: ServicesDep) -> JobView:
+    """Cancel a job. A job that has already ended is not changed, so this may be repeated."""
+    job = await services.jobs.cancel(job, "canceled by a client")
     if job.status in TERMINAL:
-        await rooms.queue.remove(job.id)
+        await services.queue.remove(job.id)
     else:
         response.status_code = 202
-    return await rooms.views.show(job)
+    return await services.views.show(job)
 
 
 async def _find_page(
-    rooms: Rooms, before: tuple[float, str] | None, limit: int, status: JobStatus | None
+    services: ServicesDep, before: tuple[float, str] | None, limit: int, status: JobStatus | None
 ) -> tuple[list[Job], tuple[float, str] | None]:
     """Up to `limit` jobs, and the position of the last one looked at if there are more."""
     found: list[Job] = []
     scanned = 0
     while scanned < _SCAN_LIMIT:
-        rows = await rooms.jobs.list_older(before, limit + 1)
-        jobs = await rooms.jobs.get_many([job_id for _, job_id in rows])
+        rows = await services.jobs.list_older(before, limit + 1)
+        jobs = await services.jobs.get_many([job_id for _, job_id in rows])
         for position, job in list(zip(rows, jobs, strict=True))[:limit]:
             before = position
             if job is not None and status in (None, job.status):

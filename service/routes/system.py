@@ -1,4 +1,4 @@
-"""What operators and their machines ask."""
+"""Health, readiness and metrics."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from api_schemas.answers import Readiness
-from service.dependencies import Rooms, Services
+from service.dependencies import Services, ServicesDep
 from service.job_queue import Load
 from service.openapi import problems
 
@@ -28,7 +28,7 @@ class Health(BaseModel):
 
 @router.get("/healthz", response_model=Health, responses=problems())
 async def check_health() -> Health:
-    """The process answers; nothing else is looked at."""
+    """Liveness: the process answers; nothing else is checked."""
     return Health()
 
 
@@ -37,13 +37,13 @@ async def check_health() -> Health:
     response_model=Readiness,
     responses={
         **problems(),
-        503: {"model": Readiness, "description": "A part is missing; the body says which."},
+        503: {"model": Readiness, "description": "A part is not available; the body names it."},
     },
 )
-async def check_readiness(response: Response, rooms: Rooms) -> Readiness:
-    """Whether a job posted now would be made."""
-    queue, store = await asyncio.gather(_reach_queue(rooms), _reach_store(rooms))
-    workers = await rooms.catalog.list_workers() if queue == "ok" else {}
+async def check_readiness(response: Response, services: ServicesDep) -> Readiness:
+    """Readiness: whether a job posted now would run."""
+    queue, store = await asyncio.gather(_reach_queue(services), _reach_store(services))
+    workers = await services.catalog.list_workers() if queue == "ok" else {}
     ready = queue == store == "ok" and bool(workers)
     if not ready:
         response.status_code = 503
@@ -53,7 +53,7 @@ async def check_readiness(response: Response, rooms: Rooms) -> Readiness:
         store=store,
         workers=list(workers),
         models=sorted(set(workers.values())),
-        degraded=await rooms.catalog.list_troubles(workers),
+        degraded=await services.catalog.list_troubles(workers),
     )
 
 
@@ -62,45 +62,45 @@ async def check_readiness(response: Response, rooms: Rooms) -> Readiness:
     response_class=Response,
     responses={200: {"description": "Prometheus text.", "content": {"text/plain": {}}}, **problems()},
 )
-async def show_metrics(rooms: Rooms) -> Response:
-    """Counts, times and the state of the queue. Answers also while Redis is away."""
+async def show_metrics(services: ServicesDep) -> Response:
+    """Prometheus metrics. Answers also while Redis is unreachable."""
     try:
-        await _measure_queues(rooms)
-        rooms.metrics.queue_up.set(1)
+        await _measure_queues(services)
+        services.metrics.queue_up.set(1)
     except (RedisError, OSError):
-        rooms.metrics.queue_up.set(0)
-    return Response(rooms.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        services.metrics.queue_up.set(0)
+    return Response(services.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def _measure_queues(rooms: Services) -> None:
-    load = await rooms.queue.measure()
-    alive = await rooms.catalog.list_workers()
+async def _measure_queues(services: Services) -> None:
+    load = await services.queue.measure()
+    alive = await services.catalog.list_workers()
     workers = Counter(alive.values())
-    rooms.metrics.workers_degraded.set(len(await rooms.catalog.list_troubles(alive)))
-    for model in {*load, *workers, *(card.name for card in await rooms.catalog.list_cards())}:
+    services.metrics.workers_degraded.set(len(await services.catalog.list_troubles(alive)))
+    for model in {*load, *workers, *(card.name for card in await services.catalog.list_cards())}:
         line = load.get(model, Load(0, 0))
-        rooms.metrics.jobs_waiting.labels(model).set(line.waiting)
-        rooms.metrics.jobs_running.labels(model).set(line.running)
-        rooms.metrics.workers.labels(model).set(workers[model])
+        services.metrics.jobs_waiting.labels(model).set(line.waiting)
+        services.metrics.jobs_running.labels(model).set(line.running)
+        services.metrics.workers.labels(model).set(workers[model])
 
 
-async def _reach_queue(rooms: Services) -> Reach:
+async def _reach_queue(services: Services) -> Reach:
     try:
-        await asyncio.wait_for(_ping(rooms), _TIMEOUT_S)
+        await asyncio.wait_for(_ping(services), _TIMEOUT_S)
     except (RedisError, OSError, TimeoutError) as error:
         log.warning("not ready: queue: %s", error)
         return "unreachable"
     return "ok"
 
 
-async def _reach_store(rooms: Services) -> Reach:
+async def _reach_store(services: Services) -> Reach:
     try:
-        await asyncio.wait_for(rooms.images.probe(), _TIMEOUT_S)
+        await asyncio.wait_for(services.images.probe(), _TIMEOUT_S)
     except (StoreError, OSError, TimeoutError) as error:
         log.warning("not ready: store: %s", error)
         return "unreachable"
     return "ok"
 
 
-async def _ping(rooms: Services) -> None:
-    await rooms.redis.ping()  # pyright: ignore[reportUnknownMemberType]
+async def _ping(services: Services) -> None:
+    await services.redis.ping()  # pyright: ignore[reportUnknownMemberType]

@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 _FOLDER: Final = Path(__file__).parent.parent / "viewer"
-# Our own files change with every version and carry no hash: browsers ask each time and get 304.
+# These files change with every version and have no hash in their names: browsers revalidate (304).
 _OWN = "no-cache"
 _VENDORED = "public, max-age=86400"
 

@@ -1,4 +1,4 @@
-// Everything that is said to the server.
+// All requests to the server.
 
 // A refusal with its problem body (RFC 9457).
 export class Refusal extends Error {
@@ -58,7 +58,7 @@ function writeJson(request) {
   const { seed, ...rest } = request;
   const text = JSON.stringify(rest);
   if (seed === undefined) return text;
-  // What is no whole number goes as text, for the server to refuse.
+  // Anything but a whole number is sent as text, for the server to reject.
   const value = /^(0|[1-9]\d{0,30})$/.test(seed) ? seed : JSON.stringify(seed);
   return `${text.slice(0, -1)}${text === "{}" ? "" : ","}"seed":${value}}`;
 }

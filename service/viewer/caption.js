@@ -1,4 +1,4 @@
-// Below the picture: what it is, how far it is, and what can be done with it.
+// Below the picture: its settings, its progress, and buttons.
 
 import * as words from "./words.js";
 
@@ -18,7 +18,7 @@ export class Caption {
     byId("cancel").hidden = job.isOver;
     byId("progress").hidden = job.status === "succeeded" || job.status === "failed";
     byId("failure").hidden = job.status !== "failed";
-    byId("failure").textContent = job.error ? `This picture was not made: ${job.error.message}` : "";
+    byId("failure").textContent = job.error ? `Generation failed: ${job.error.message}` : "";
     byId("counts").textContent = words.counts(job);
     this.setState(words.state(job));
     this.drawTime(job);
@@ -32,10 +32,10 @@ export class Caption {
 
   setState(text) {
     const place = byId("state");
-    if (place.textContent !== text) place.textContent = text; // screen readers say each change
+    if (place.textContent !== text) place.textContent = text; // screen readers announce each change
   }
 
-  say(text) {
+  showFailure(text) {
     byId("failure").hidden = !text;
     byId("failure").textContent = text;
   }
@@ -57,7 +57,7 @@ export class Caption {
     link.hidden = !job.result;
     if (!job.result) return;
     const ending = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/tiff": "tif" }[job.result.media_type];
-    // A store of its own host ends the download attribute's power; the picture then opens beside this page.
+    // Browsers ignore the download attribute if the store is another host; the picture then opens in a new tab.
     link.href = job.urls.result;
     link.setAttribute("download", `chorale-${job.id}.${ending ?? "img"}`);
     link.textContent = `Download ${(ending ?? "picture").toUpperCase()}, ${words.bytes(job.result.size_bytes)}`;
@@ -71,7 +71,7 @@ async function copyAddress() {
     button.textContent = "Copied";
   } catch {
     // Without a secure origin there is no clipboard; the address bar has the link too.
-    button.textContent = "See the address bar";
+    button.textContent = "Use the address bar";
   }
   setTimeout(() => (button.textContent = "Copy link"), 2000);
 }

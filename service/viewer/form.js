@@ -1,4 +1,4 @@
-// What is asked for: reading it, filling it in, and showing refusals at their fields.
+// The request form: reading and filling it, and showing errors at their fields.
 
 const SIZES = ["1024", "2048", "4096"];
 const AT = { width_px: "size", height_px: "size" };
@@ -53,12 +53,12 @@ export class RequestForm {
     for (const name of ["steps", "guidance_scale", "dpi"]) {
       if (elements[name].value) request[name] = Number(elements[name].value);
     }
-    const voices = elements["advanced.num_modules"].value;
-    if (voices) request.advanced = { num_modules: Number(voices) };
+    const modules = elements["advanced.num_modules"].value;
+    if (modules) request.advanced = { num_modules: Number(modules) };
     return request;
   }
 
-  // Takes the settings of a job over.
+  // Copies the settings of a job.
   fill(request) {
     const { elements } = this.form;
     elements.prompt.value = request.prompt;
@@ -99,7 +99,7 @@ export class RequestForm {
 
   setBusy(busy) {
     this.submit.disabled = busy;
-    this.submit.textContent = busy ? "Asking" : "Make the picture";
+    this.submit.textContent = busy ? "Submitting" : "Generate";
   }
 
   clearRefusals() {
@@ -107,7 +107,7 @@ export class RequestForm {
     for (const field of this.form.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
   }
 
-  // Shows what the problem body says, where it says it.
+  // Shows each error of the problem body at its field.
   showRefusal(refusal) {
     this.clearRefusals();
     const unplaced = refusal.errors.filter((error) => !this.showAtField(error));

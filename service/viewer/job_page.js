@@ -1,4 +1,4 @@
-// One job on the stage, from its first event to its deep zoom.
+// Shows one job, from its first event to its deep zoom.
 
 import { cancelJob, fetchJob } from "./api.js";
 import { JobState } from "./job_state.js";
@@ -26,11 +26,11 @@ export class JobPage {
     if (this.closed) return;
     if (this.job.status === "succeeded") return this.showResult();
     this.view.showLive(this.canvas);
-    // Also after a failure or a cancellation: what was sung by then is still kept for a while.
+    // Also after a failure or a cancellation: the previews are still stored for a while.
     this.line = new LiveLine(this.job.id, {
       onUpdate: (update) => this.take(update),
       onPreviews: (previews) => this.canvas.paint(previews),
-      onConnection: (well, failures) => this.tellConnection(well, failures),
+      onConnection: (well, failures) => this.showConnection(well, failures),
     });
     this.tick = setInterval(() => this.caption.drawTime(this.job), TICK_MS);
     this.lookAtQueue();
@@ -50,7 +50,7 @@ export class JobPage {
       const record = await cancelJob(this.job.id);
       if (record.status === "processing") this.caption.setState("Stopping after this step");
     } catch (refusal) {
-      this.caption.say(refusal.message);
+      this.caption.showFailure(refusal.message);
     }
   }
 
@@ -77,7 +77,7 @@ export class JobPage {
       await this.view.showResult(this.job.id);
     } catch (refusal) {
       this.view.setBusy(false);
-      this.caption.say(refusal.message);
+      this.caption.showFailure(refusal.message);
     }
   }
 
@@ -86,27 +86,27 @@ export class JobPage {
     if (!this.closed) this.caption.draw(this.job);
   }
 
-  tellConnection(well, failures) {
+  showConnection(well, failures) {
     if (!well) this.verify();
     if (well !== this.connected && !this.job.isOver) {
       this.connected = well;
-      if (!well && failures > 1) this.caption.setState("The line is broken; trying again");
+      if (!well && failures > 1) this.caption.setState("Connection lost; reconnecting");
       else this.caption.setState(words.state(this.job));
     }
   }
 
-  // A job that the server does not know is not worth waiting for.
+  // If the server has no such job, do not reconnect.
   async verify() {
     try {
       await fetchJob(this.job.id);
     } catch (refusal) {
       if (refusal.status !== 404) return;
       this.line.close();
-      this.caption.say(refusal.message);
+      this.caption.showFailure(refusal.message);
     }
   }
 
-  // Places in line are told by no event.
+  // No event reports queue positions.
   async lookAtQueue() {
     if (this.closed || this.job.status !== "queued") return;
     try {
@@ -117,7 +117,7 @@ export class JobPage {
         this.redraw();
       }
     } catch {
-      // The live line tells of trouble.
+      // Connection problems are shown by the live connection.
     }
     this.queueLook = setTimeout(() => this.lookAtQueue(), QUEUE_LOOK_MS);
   }

@@ -17,7 +17,7 @@ export class JobState {
     return ["succeeded", "failed", "canceled", "expired"].includes(this.status);
   }
 
-  // Seconds left now, counted down from when it was told.
+  // Seconds left now, counted down from the latest estimate.
   secondsLeft(nowMs) {
     return this.endsAtMs === null ? null : Math.max(0, (this.endsAtMs - nowMs) / 1000);
   }
@@ -38,7 +38,7 @@ export class JobState {
     this.level = this.levels = 1;
     this.canvas = null;
     this.endsAtMs = null;
-    // An estimate, until the first step tells more exactly.
+    // A first estimate, until a step reports a better one.
     if (typeof job.eta_s === "number") this.expectEnd(job.eta_s);
     if (job.progress) {
       this.level = job.progress.level;
@@ -47,7 +47,7 @@ export class JobState {
       this.step = job.progress.stage === "denoise" ? job.progress.done : this.steps;
       if (typeof job.progress.eta_s === "number") this.expectEnd(job.progress.eta_s);
     }
-    // Until events tell more exactly.
+    // Until events report exact numbers.
     this.furthest = this.step;
     this.tiles = Math.max(this.tiles, Math.round((job.cost.tiles * this.step) / Math.max(this.steps, 1)));
   }
@@ -59,7 +59,7 @@ export class JobState {
       case "snapshot":
         return this.catchUp(data);
       case "job.queued":
-        // The whole story follows.
+        // The log is replayed from its beginning.
         this.tiles = this.step = this.furthest = 0;
         this.warning = null;
         break;
@@ -88,7 +88,7 @@ export class JobState {
         break;
       case "step.completed":
         if (data.step > this.furthest) {
-          this.tiles += data.tiles; // a resumed job sings some steps again
+          this.tiles += data.tiles; // a resumed job repeats some steps
           this.furthest = data.step;
         }
         this.step = data.step;

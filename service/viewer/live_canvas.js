@@ -1,4 +1,4 @@
-// The canvas while it is sung: rough colours below, decoded pixels above.
+// The canvas while a job runs: approximate colours below, decoded pixels above.
 
 const LONGEST_SIDE = 2048;
 
@@ -9,7 +9,7 @@ export class LiveCanvas {
     this.element = document.createElement("div");
     this.element.className = "canvas";
     this.element.setAttribute("role", "img");
-    this.element.setAttribute("aria-label", `The picture as it is made: ${request.prompt}`);
+    this.element.setAttribute("aria-label", `The unfinished picture: ${request.prompt}`);
     this.element.style.setProperty("--columns", this.widthPx / tilePx);
     this.element.style.setProperty("--rows", this.heightPx / tilePx);
     this.layers = { denoise: null, decode: null };

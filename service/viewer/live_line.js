@@ -1,12 +1,12 @@
-// A job's WebSocket, taken up again where it broke: no gap, nothing twice.
+// The WebSocket of a job; reconnects after the last event received, without gaps or duplicates.
 
 import { liveUrl, readJson } from "./api.js";
 import { unpackPreviews } from "./frames.js";
 
 const TERMINAL = new Set(["job.succeeded", "job.failed", "job.canceled"]);
 const LONGEST_DELAY_MS = 8000;
-// A line that says nothing for so long may be dead without a close: a new one costs little.
-const SILENCE_MS = 45000;
+// Without a message for so long, the connection may be lost without a close event: it is replaced.
+const TIMEOUT_MS = 45000;
 
 export class LiveLine {
   constructor(jobId, { onUpdate, onPreviews, onConnection }) {
@@ -22,7 +22,7 @@ export class LiveLine {
   close() {
     this.closed = true;
     clearTimeout(this.timer);
-    clearTimeout(this.silence);
+    clearTimeout(this.timeout);
     this.socket?.close();
   }
 
@@ -30,12 +30,12 @@ export class LiveLine {
     const socket = new WebSocket(liveUrl(this.jobId, this.after));
     this.socket = socket;
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => this.hear();
+    socket.onopen = () => this.resetTimeout();
     socket.onmessage = ({ data }) => {
       if (this.closed || socket !== this.socket) return;
       this.failures = 0;
       this.onConnection(true);
-      this.hear();
+      this.resetTimeout();
       if (typeof data === "string") this.take(readJson(data));
       else this.onPreviews(unpackPreviews(data));
     };
@@ -45,20 +45,20 @@ export class LiveLine {
   }
 
   take(update) {
-    // A snapshot moves nothing: the event that it stands before comes after it.
+    // A snapshot does not move the position: the event with its `seq` follows it.
     if (update.type !== "snapshot") this.after = update.seq;
     const last = TERMINAL.has(update.type);
     if (last) this.close();
     this.onUpdate(update);
   }
 
-  hear() {
-    clearTimeout(this.silence);
-    this.silence = setTimeout(() => this.socket.close(), SILENCE_MS);
+  resetTimeout() {
+    clearTimeout(this.timeout);
+    this.timeout = setTimeout(() => this.socket.close(), TIMEOUT_MS);
   }
 
   retry() {
-    clearTimeout(this.silence);
+    clearTimeout(this.timeout);
     this.failures += 1;
     this.onConnection(false, this.failures);
     const delay = Math.min(250 * 2 ** (this.failures - 1), LONGEST_DELAY_MS);

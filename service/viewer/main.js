@@ -1,4 +1,4 @@
-// Wiring: form, address, stage.
+// Wiring: form, address, picture.
 
 import { Refusal, createJob, fetchJob, fetchModels } from "./api.js";
 import { Caption } from "./caption.js";
@@ -12,7 +12,7 @@ import { Tools } from "./tools.js";
 const LOOK_MS = 15000;
 const DEFAULT_TILE_PX = 512;
 const byId = (id) => document.getElementById(id);
-const house = document.querySelector(".house");
+const panes = document.querySelector(".panes");
 
 let page = null;
 let view = null;
@@ -39,7 +39,7 @@ async function submit(request) {
     history.pushState(null, "", `/?job=${encodeURIComponent(record.id)}`);
     openJob(record);
     byId("title").focus({ preventScroll: true });
-    byId("stage").scrollIntoView({ block: "nearest" });
+    byId("frame").scrollIntoView({ block: "nearest" });
     recent.refresh();
   } catch (refusal) {
     form.showRefusal(asRefusal(refusal));
@@ -63,16 +63,16 @@ async function openAddress() {
     if (new URLSearchParams(location.search).get("job") === jobId) openJob(record);
   } catch (refusal) {
     closeJob();
-    trouble = refusal.status === 404 ? "This picture is not here (any more)." : refusal.message;
+    trouble = refusal.status === 404 ? "This picture does not exist, or was deleted." : refusal.message;
     drawPlan(form.read());
-    house.dataset.open = "";
+    panes.dataset.open = "";
   }
 }
 
 function openJob(record) {
   page?.close();
   hideSheet();
-  house.dataset.open = "";
+  panes.dataset.open = "";
   byId("viewer").hidden = false;
   view ??= new PictureView(byId("viewer"));
   tools ??= new Tools(view);
@@ -86,7 +86,7 @@ function closeJob() {
   page?.close();
   page = null;
   trouble = null;
-  delete house.dataset.open;
+  delete panes.dataset.open;
   byId("viewer").hidden = true;
   tools?.show(false);
   caption.hide();

@@ -1,4 +1,4 @@
-// One zoomable view: the canvas while it is made, then the deep zoom in the same place.
+// One zoomable view: the live canvas, then the deep zoom in the same place.
 
 import { fetchPyramid, tileUrl } from "./api.js";
 
@@ -21,7 +21,7 @@ export class PictureView {
       visibilityRatio: 0.5,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
     });
-    // A stage that changes its size goes on to show the whole picture, unless somebody chose a part of it.
+    // After a resize the whole picture is shown again, unless the user had zoomed or moved it.
     for (const moved of ["canvas-drag", "canvas-scroll", "canvas-pinch", "canvas-key", "canvas-double-click"]) {
       this.viewer.addHandler(moved, () => (this.isMoved = true));
     }
@@ -49,7 +49,7 @@ export class PictureView {
     this.viewer.addOverlay({ element: this.live, location: this.bounds(1) });
   }
 
-  // Lays the deep zoom below the live canvas, which fades once all that is looked at is there.
+  // Puts the deep zoom below the live canvas, which fades out once all visible tiles are loaded.
   async showResult(jobId) {
     const pyramid = await fetchPyramid(jobId);
     const source = { ...pyramid, minLevel: 0, getTileUrl: (level, x, y) => tileUrl(jobId, level, x, y) };
@@ -70,7 +70,7 @@ export class PictureView {
     this.fadeLive();
   }
 
-  // Shows the picture going on into itself along the axes where it does.
+  // Repeats the picture along its seamless axes.
   setRepeat(axes) {
     const [across, down] = [axes === "x" || axes === "both", axes === "y" || axes === "both"];
     this.viewer.viewport.wrapHorizontal = across;
@@ -122,9 +122,9 @@ function emptySource(width, height) {
 function loaded(image) {
   if (image.getFullyLoaded()) return Promise.resolve();
   return new Promise((resolve) =>
-    image.addHandler("fully-loaded-change", function heard({ fullyLoaded }) {
+    image.addHandler("fully-loaded-change", function onChange({ fullyLoaded }) {
       if (!fullyLoaded) return;
-      image.removeHandler("fully-loaded-change", heard);
+      image.removeHandler("fully-loaded-change", onChange);
       resolve();
     }),
   );

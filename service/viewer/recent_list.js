@@ -1,4 +1,4 @@
-// Jobs of before, newest first.
+// Recent jobs, newest first.
 
 import { fetchJobs, tileUrl } from "./api.js";
 import * as words from "./words.js";
@@ -19,7 +19,7 @@ export class RecentList {
     try {
       this.draw((await fetchJobs(SHOWN)).data);
     } catch {
-      // The list stays as it is; the next look may find more.
+      // The list stays as it is until the next refresh.
     }
   }
 
@@ -34,7 +34,7 @@ export class RecentList {
   draw(jobs) {
     const now = Date.now() / 1000;
     const lines = jobs.map((job) => [job.id, job.status, words.ago(now - job.created_at)].join());
-    // Drawing anew would take the focus from a line.
+    // Redrawing would take the focus from a line.
     if (lines.join() === this.drawn) return;
     this.drawn = lines.join();
     const focused = document.activeElement?.dataset?.job;
@@ -53,7 +53,7 @@ export class RecentList {
       event.preventDefault();
       this.onChoose(job.id);
     });
-    link.append(thumb(job), telling(job, now));
+    link.append(thumb(job), summary(job, now));
     const item = document.createElement("li");
     item.append(link);
     return item;
@@ -71,7 +71,7 @@ function thumb(job) {
   return image;
 }
 
-function telling(job, now) {
+function summary(job, now) {
   const place = document.createElement("div");
   const prompt = document.createElement("b");
   prompt.textContent = job.request.prompt || "No prompt";

@@ -1,4 +1,4 @@
-// The empty sheet: the shape of the picture and its tiles, before anything is sung.
+// The empty sheet: the shape of the picture and its tiles, before there is a job.
 
 import * as words from "./words.js";
 
@@ -24,5 +24,5 @@ function plan(width, height, tilePx) {
   const tiles = Math.ceil(width / tilePx) * Math.ceil(height / tilePx);
   const megapixels = (width * height) / 1e6;
   const area = megapixels < 10 ? megapixels.toFixed(1) : words.count(Math.round(megapixels));
-  return `${area} megapixels, ${tiles === 1 ? "one voice" : `${words.count(tiles)} tiles, one choir`}`;
+  return `${area} megapixels, ${tiles === 1 ? "one tile" : `${words.count(tiles)} tiles`}`;
 }

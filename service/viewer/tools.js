@@ -1,4 +1,4 @@
-// Buttons on the stage.
+// Buttons over the picture.
 
 const byId = (id) => document.getElementById(id);
 
@@ -34,5 +34,5 @@ export class Tools {
 
 function toggleFullScreen() {
   if (document.fullscreenElement) document.exitFullscreen();
-  else byId("stage").requestFullscreen();
+  else byId("frame").requestFullscreen();
 }

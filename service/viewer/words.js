@@ -1,4 +1,4 @@
-// Numbers and states in words.
+// Numbers and job states as text.
 
 const whole = new Intl.NumberFormat("en");
 const SEAMLESS = { none: "", x: "seamless across", y: "seamless down", both: "seamless both ways" };
@@ -7,7 +7,7 @@ export const count = (value) => whole.format(value);
 export const size = (width, height) => `${width} × ${height}`;
 
 export function facts({ request, status, startedAt, finishedAt }) {
-  const took = status === "succeeded" && startedAt ? `made in ${duration(finishedAt - startedAt)}` : "";
+  const took = status === "succeeded" && startedAt ? `generated in ${duration(finishedAt - startedAt)}` : "";
   const parts = [
     size(request.width_px, request.height_px),
     SEAMLESS[request.seamless],
@@ -22,10 +22,10 @@ export function facts({ request, status, startedAt, finishedAt }) {
 export function state(job) {
   switch (job.status) {
     case "queued":
-      if (job.queuePosition === null) return "Waiting for a choir";
-      return job.queuePosition === 0 ? "Next in line" : `Waiting, ${job.queuePosition} before this one`;
+      if (job.queuePosition === null) return "Waiting for a worker";
+      return job.queuePosition === 0 ? "Next in the queue" : `Queued, ${job.queuePosition} ahead`;
     case "processing":
-      return (job.delay ? `Waiting: ${job.delay}` : stage(job)) + warning(job);
+      return (job.delay ? `Waiting: ${job.delay}` : phase(job)) + warning(job);
     case "succeeded":
       return "Done" + warning(job);
     case "canceled":
@@ -33,7 +33,7 @@ export function state(job) {
     case "failed":
       return "Failed";
     default:
-      return "No longer kept";
+      return "No longer stored";
   }
 }
 
@@ -41,10 +41,10 @@ function warning(job) {
   return job.warning ? ` (${job.warning})` : "";
 }
 
-function stage({ stage: name, step, steps, done, total, level, levels, canvas }) {
+function phase({ stage: name, step, steps, done, total, level, levels, canvas }) {
   if (name === "denoise") {
-    const at = levels > 1 ? ` ${canvas ? `at ${size(...canvas)}` : `canvas ${level} of ${levels}`}` : "";
-    return `Singing${at}, step ${Math.min(step + 1, steps)} of ${steps}`;
+    const at = levels > 1 ? ` ${canvas ? `at ${size(...canvas)}` : `stage ${level} of ${levels}`}` : "";
+    return `Denoising${at}, step ${Math.min(step + 1, steps)} of ${steps}`;
   }
   if (name === "decode") return done ? `Decoding, band ${done} of ${total}` : "Decoding";
   if (name === "store") return "Storing";
@@ -78,4 +78,4 @@ export function ago(seconds) {
   return `${Math.floor(seconds / 86400)} d ago`;
 }
 
-export const short = { queued: "waiting", processing: "singing", succeeded: "", failed: "failed", canceled: "canceled", expired: "no longer kept" };
+export const short = { queued: "queued", processing: "running", succeeded: "", failed: "failed", canceled: "canceled", expired: "no longer stored" };

@@ -35,7 +35,7 @@ def test_a_prompt_becomes_a_picture_before_the_visitors_eyes(
 ) -> None:
     page = open_page()
     ask(page, "waves at dusk", width=1024, height=512, steps=30, seamless="x")
-    expect(page.locator("#state")).to_contain_text("Singing, step")
+    expect(page.locator("#state")).to_contain_text("Denoising, step")
     expect(page.locator("#left")).to_contain_text("left")
     expect(page.locator("#counts")).to_contain_text(re.compile(r"[\d,]+ of about [\d,]+ tiles"))
     before = painted(page), percent(page)
@@ -55,7 +55,7 @@ def test_a_picture_of_odd_sides_fills_its_place(open_page: OpenPage, client: Cli
     """Cells of previews end where the picture does: the last of 512 px are one pixel wide, and three high."""
     page = open_page()
     ask(page, "waves at dusk", width=1025, height=515, steps=10)
-    expect(page.locator("#state")).to_contain_text("Singing, step")
+    expect(page.locator("#state")).to_contain_text("Denoising, step")
     await_true(lambda: painted(page) >= 6)
     page.screenshot(path=tmp_path / "running.png")
     await_deep_zoom(page)
@@ -108,14 +108,16 @@ def test_a_cascade_is_shown_whole_and_its_canvases_named(
         advanced=stages,
     )
     page = open_page(f"/?job={client.create(asked).id}")
-    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 256 × 256, step \d+ of 144"))
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Denoising at 256 × 256, step \d+ of 144"))
     await_true(lambda: painted(page) >= 4)
     page.screenshot(path=tmp_path / "small.png")
     shown = pixels(page.locator("#viewer"))
     rows, columns = (slice(side // 4, side * 3 // 4, 20) for side in shown.shape[:2])
     assert shown[rows, columns].std() > 10
     first = percent(page)
-    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing at 512 × 512, step 1[0-4]\d of 144"))
+    expect(page.locator("#state")).to_contain_text(
+        re.compile(r"Denoising at 512 × 512, step 1[0-4]\d of 144")
+    )
     page.screenshot(path=tmp_path / "middle.png")
     await_true(lambda: percent(page) > first)
     await_deep_zoom(page)
@@ -124,7 +126,7 @@ def test_a_cascade_is_shown_whole_and_its_canvases_named(
 def test_cancel_stops_the_job_within_a_step(open_page: OpenPage, client: Client) -> None:
     page = open_page()
     ask(page, "never to be seen", width=1024, height=1024, steps=120)
-    expect(page.locator("#state")).to_contain_text(re.compile(r"Singing, step ([3-9]|\d\d)"))
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Denoising, step ([3-9]|\d\d)"))
     page.click("#cancel")
     expect(page.locator("#state")).to_contain_text("Canceled after step")
     expect(page.locator("#cancel")).to_be_hidden()
@@ -204,7 +206,7 @@ def test_a_failed_job_says_why(open_page: OpenPage, stack: LocalStack) -> None:
 
 def test_an_unknown_job_says_so(open_page: OpenPage) -> None:
     page = open_page("/?job=" + "0" * 28)
-    expect(page.locator("#sheet-note")).to_contain_text("not here")
+    expect(page.locator("#sheet-note")).to_contain_text("does not exist")
 
 
 def test_the_smallest_picture_is_shown_and_found_again(open_page: OpenPage, client: Client) -> None:

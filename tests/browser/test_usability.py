@@ -56,7 +56,7 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, client: Client
     page.click("#advanced summary")
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    stage, form = page.locator("#stage").bounding_box(), page.locator("#form").bounding_box()
+    stage, form = page.locator("#frame").bounding_box(), page.locator("#form").bounding_box()
     assert stage
     assert form
     assert stage["y"] < form["y"], "the picture comes first"

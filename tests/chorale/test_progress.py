@@ -64,13 +64,13 @@ anything = st.one_of(
 @given(st.lists(anything))
 def test_the_bar_never_goes_back(events: list[DurableEvent | TilePreviewedData]) -> None:
     progress = JobProgress()
-    progress.note(queued())
+    progress.apply(queued())
     fractions = [0.0]
     for event in events:
         if isinstance(event, TilePreviewedData):
             progress.glimpse(event)
         else:
-            progress.note(event)
+            progress.apply(event)
         fractions.append(progress.fraction)
     assert fractions == sorted(fractions)
     assert fractions[-1] <= 1
@@ -80,14 +80,14 @@ def test_the_bar_never_goes_back(events: list[DurableEvent | TilePreviewedData])
 def test_steps_that_are_sung_again_after_a_kill_are_counted_once() -> None:
     progress = JobProgress()
     for event in (queued(), step(1), step(2), step(3), resumed(1), step(2), step(3), step(4)):
-        progress.note(event)
+        progress.apply(event)
     assert (progress.step, progress.tiles) == (4, 4 * TILES)
 
 
 def test_a_step_is_told_while_it_is_sung() -> None:
     progress = JobProgress()
-    progress.note(queued())
-    progress.note(step(1))
+    progress.apply(queued())
+    progress.apply(step(1))
     after_one = progress.fraction
     for _ in range(2):  # the same cell again is no more
         progress.glimpse(cell(0, 2, 0))
@@ -98,16 +98,16 @@ def test_a_step_is_told_while_it_is_sung() -> None:
         progress.glimpse(cell(number, 2, left_px))
     sung = progress.fraction
     assert progress.within_step == 1.0
-    progress.note(step(2))
+    progress.apply(step(2))
     assert progress.within_step == 0.0
     assert after_one < sung == progress.fraction
 
 
 def test_a_cascade_is_one_bar_that_names_its_canvases() -> None:
     progress = JobProgress()
-    progress.note(queued())
+    progress.apply(queued())
     for level, done in ((1, 0), (2, 6)):
         data = StageStartedData(stage="denoise", total=STEPS, done=done, level=level, levels=2)
-        progress.note(StageStarted(job_id="j", attempt=1, ts=0, data=data))
-        assert progress.label == f"singing {level}/2"
+        progress.apply(StageStarted(job_id="j", attempt=1, ts=0, data=data))
+        assert progress.label == f"denoising {level}/2"
         assert progress.fraction == 0.88 * done / STEPS

@@ -21,12 +21,12 @@ def ask(*stages: dict[str, float], **changes: object) -> GenerationRequest:
 @pytest.mark.parametrize(
     ("request_", "field", "value", "allowed"),
     [
-        (ask({}, {}, {}), "advanced.stages", "3 stages", "at most 2: model m sings this picture at 1024x1024, then 2048x2048 px"),
-        (ask({}, {}, layout="flat"), "advanced.stages", "2 stages", "at most 1: model m sings this picture at 2048x2048 px"),
-        (ask({"strength": 0.5}), "advanced.stages.0.strength", "0.5", "1: the first stage begins with noise alone"),
+        (ask({}, {}, {}), "advanced.stages", "3 stages", "at most 2: model m generates this picture at 1024x1024, then 2048x2048 px"),
+        (ask({}, {}, layout="flat"), "advanced.stages", "2 stages", "at most 1: model m generates this picture at 2048x2048 px"),
+        (ask({"strength": 0.5}), "advanced.stages.0.strength", "0.5", "1: the first stage starts from pure noise"),
         (ask({"steps": 20}, steps=30), "advanced.stages.0.steps", "20", "30, as the field steps says, or only one of the two"),
         (ask({}, {"steps": 120}), "advanced.stages.1.steps", "120", "1 to 100 for model m"),
-        (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps, or fewer steps: the scheduler of model m takes 1 to 1000 from pure noise on"),
+        (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps, or fewer steps: the scheduler of model m takes 1 to 1000 steps in a full schedule"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sung_is_named(

@@ -22,7 +22,7 @@ CARD = ModelCard(
             GenerationRequest(advanced=AdvancedSettings(positions="global")),
             "advanced.positions",
             "global",
-            "local: all that model few-steps (flux) understands",
+            "local: what model few-steps (flux) supports",
         ),
         (
             GenerationRequest(advanced=AdvancedSettings(tile_size_px=2048)),
@@ -48,9 +48,9 @@ def test_an_add_on_that_a_family_cannot_take_is_told_from_one_that_is_not_listed
         find_unsupported(*each) for each in ((control, sana), (lora, sana), (lora, CARD))
     )
     assert (refused.field, refused.value) == ("control.name", "edges")
-    assert refused.allowed == "none: model few-steps (sana) takes no ControlNet; it takes LoRA"
-    assert unlisted.allowed == "none; the LoRAs that model few-steps (sana) is served with"
-    assert bare.allowed == "none: model few-steps (flux) takes no LoRA; it takes no add-ons"
+    assert refused.allowed == "none: model few-steps (sana) supports no ControlNet; it supports LoRA"
+    assert unlisted.allowed == "none; the LoRAs on the card of model few-steps (sana)"
+    assert bare.allowed == "none: model few-steps (flux) supports no LoRA; it supports no add-ons"
 
 
 @pytest.mark.parametrize("guidance_scale", [None, 1.0])

@@ -62,7 +62,7 @@ def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny:
     assert resumed.data.step >= 1
     assert bench.picture(job) == picture
     assert find_followers(find_engine(worker.pid)) == []
-    trouble = "degraded: lost cpu; sings on cpu"
+    trouble = "degraded: lost cpu; continues on cpu"
     assert trouble in bench.logs()
     bench.await_that(lambda: bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*") != [], "word of the loss")
     (key,) = bench.redis.keys(f"{wire.TROUBLE_KEY_PREFIX}*")

@@ -184,7 +184,7 @@ def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Rep
         raise
     except Exception as error:  # tokenizers raise nothing more special
         raise ModelFolderError(
-            f"this {family.name} model cannot be told its prompt, so its tokenizers and text encoders do not fit "
+            f"this {family.name} model cannot encode a prompt, so its tokenizers and text encoders do not match "
             f"each other: {type(error).__name__}: {error}"
         ) from error
 
@@ -194,17 +194,17 @@ def _check(conditions: Conditions, family: Family) -> None:
     if conditions.positions not in habits.positions:
         allowed = ", ".join(habits.positions)
         raise UnsupportedConditionError(
-            f"advanced.positions: {conditions.positions!r} means nothing to {family.name}; allowed: {allowed}"
+            f"advanced.positions: {conditions.positions!r} is not supported by {family.name}; allowed: {allowed}"
         )
     if conditions.negative_prompt and not habits.negative_prompt:
         raise UnsupportedConditionError(
-            f"negative_prompt: {conditions.negative_prompt[:80]!r} would not be heard, since {family.name} "
-            "guides without one; allowed: empty"
+            f"negative_prompt: {conditions.negative_prompt[:80]!r} would have no effect: guidance of "
+            f"{family.name} uses no negative prompt; allowed: empty"
         )
     if conditions.guidance_scale != 1.0 and not habits.guidance:
         raise UnsupportedConditionError(
-            f"guidance_scale: {conditions.guidance_scale:g} would not be heard, since {family.name} was "
-            "trained to do without; allowed: 1"
+            f"guidance_scale: {conditions.guidance_scale:g} would have no effect: {family.name} was "
+            "trained to work without guidance; allowed: 1"
         )
 
 

@@ -17,9 +17,9 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
         200,
         {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"], "models": ["glow"], "degraded": {}},
     )
-    redis.set("chorale:trouble:w7", "degraded: lost cuda:1; sings on cuda:0")
+    redis.set("chorale:trouble:w7", "degraded: lost cuda:1; continues on cuda:0")
     answer = api.get("/readyz")
-    assert answer.json()["degraded"] == {"w7": "degraded: lost cuda:1; sings on cuda:0"}
+    assert answer.json()["degraded"] == {"w7": "degraded: lost cuda:1; continues on cuda:0"}
     assert answer.json()["ready"]
     assert "chorale_workers_degraded 1.0" in api.get("/metrics").text
     redis.delete("chorale:worker:w7")
