@@ -136,14 +136,6 @@ def test_a_configuration_that_is_heeded(built: Built, name: str, tmp_path: Path)
     assert (ours - built.ours(None)).abs().max() > 1e-2
 
 
-def test_weights_of_half_precision_only(built: Built, tmp_path: Path) -> None:
-    folder = built.write(tmp_path / "net")
-    network = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float16)
-    network.save_pretrained(tmp_path / "half", variant="fp16")
-    network.float().save_pretrained(tmp_path / "rounded")
-    assert torch.equal(built.ours(tmp_path / "half"), built.ours(tmp_path / "rounded"))
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_configuration_that_is_refused(built: Built, name: str, tmp_path: Path) -> None:
     fields, says = REFUSED[name]

@@ -23,7 +23,6 @@ def load_control_net(kind: type[N], folder: Path, dtype: torch.dtype) -> N:
         network, found = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # typed as the network alone
             str(folder),
             torch_dtype=dtype,
-            variant=_find_variant(folder),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -46,11 +45,3 @@ def _require_kind(folder: Path, kind: str) -> None:
     found = read_object(config).get("_class_name", kind) if config.is_file() else kind
     if found != kind:
         raise ModelFolderError(f"{folder.name} holds a {found}; this model takes a {kind}")
-
-
-def _find_variant(folder: Path) -> str | None:
-    """Many are published in half precision only."""
-    name = "diffusion_pytorch_model.safetensors"
-    is_usual = any((folder / each).is_file() for each in (name, f"{name}.index.json"))
-    is_half = any(folder.glob("diffusion_pytorch_model*.fp16*.safetensors"))
-    return "fp16" if is_half and not is_usual else None

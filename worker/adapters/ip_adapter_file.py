@@ -8,11 +8,11 @@ from safetensors import safe_open
 from transformers import CLIPVisionConfig
 
 Kind = Literal["plain", "plus", "full"]
-# What a kind's file alone has, and the axis along which that is as wide as what CLIP makes of a picture.
-_WIDTHS: dict[Kind, tuple[str, int]] = {
-    "plain": ("image_proj.proj.weight", 1),
-    "plus": ("image_proj.proj_in.weight", 1),
-    "full": ("image_proj.proj.0.weight", 1),
+# What a kind's file alone has; its second axis is as wide as what CLIP makes of a picture.
+_WIDTHS: dict[Kind, str] = {
+    "plain": "image_proj.proj.weight",
+    "plus": "image_proj.proj_in.weight",
+    "full": "image_proj.proj.0.weight",
 }
 SUPPORTED = "IP-Adapters, IP-Adapters Plus and IP-Adapters Full, not those of FaceID"
 
@@ -26,8 +26,7 @@ def check_ip_adapter(file: Path, unet: UNet2DConditionModel, encoder: CLIPVision
         keys = list(tensors.keys())
         kind = _find_kind(keys)
         _require_known(keys, unet)
-        key, axis = _WIDTHS[kind]
-        width: int = tensors.get_slice(key).get_shape()[axis]
+        width: int = tensors.get_slice(_WIDTHS[kind]).get_shape()[1]
     seen = encoder.projection_dim if kind == "plain" else encoder.hidden_size
     if width != seen:
         raise ValueError(f"it takes pictures as {width} numbers, its image encoder makes {seen}")
