@@ -1,7 +1,7 @@
 """Whether a scheduler can do what the loop asks of it: found out by doing it, before any job.
 
 A model that knows the clean latent must be led there from pure noise, and a checkpoint in the middle
-must not change a byte. Each canvas here has 64 latent pixels, so a trial takes milliseconds.
+must not change a byte. Each canvas here has 16 latent pixels, so a trial takes milliseconds.
 """
 
 # diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
@@ -44,18 +44,18 @@ def try_scheduler(kept: SchedulerMixin, use: SchedulerUse) -> None:
     Raises:
         Exception: it does not work; each scheduler has its own reasons, and raises what it likes.
     """
-    whole = _walk(make_scheduler(kept, use, _CPU))
+    whole = _run(make_scheduler(kept, use, _CPU))
     off = float((whole - _CLEAN).square().mean().sqrt())
     if not off < _MOST_OFF:
         raise ValueError(
             f"it does not lead from noise to a picture (a model that knows it ends {off:.2g} beside it)"
         )
-    if not torch.equal(whole, _walk(make_scheduler(kept, use, _CPU), make_scheduler(kept, use, _CPU))):
+    if not torch.equal(whole, _run(make_scheduler(kept, use, _CPU), make_scheduler(kept, use, _CPU))):
         raise ValueError("it goes on from a checkpoint to other bytes")
     if use.steps > 1:
         tail = make_scheduler(kept, use, _CPU)
         tail.skip(use.steps // 2)
-        _walk(tail, noisy=tail.add_noise(_clean(), _noise()))
+        _run(tail, noisy=tail.add_noise(_clean(), _noise()))
 
 
 def find_least_steps(kept: SchedulerMixin, use: Callable[[int], SchedulerUse], most: int) -> int:
@@ -99,7 +99,7 @@ def list_schedulers() -> list[type[SchedulerMixin]]:
     return found
 
 
-def _walk(
+def _run(
     scheduler: DiffusersScheduler, after: DiffusersScheduler | None = None, noisy: Tensor | None = None
 ) -> Tensor:
     """From noise to the clean canvas, `after` taking over from a checkpoint in the middle."""
