@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.control_net_folder import load_control_net
-from worker.adapters.errors import ModelFolderError
+from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.schedulers import make_scheduler
 from worker.adapters.unet_pipeline import UNetPipeline, use_scheduler
 from worker.engine.grid import Tile
@@ -153,13 +154,24 @@ def lay_over(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
 
 
 def find_loudness(control: Control, timesteps: Tensor) -> Loudness:
-    """As diffusers' pipelines count: a step is heard if it lies wholly between start and end."""
+    """As diffusers' pipelines count: a step is controlled if it lies wholly between start and end.
+
+    Raises:
+        UnsupportedConditionError: that divides the predictions of one timestep, of which solvers of higher
+            order have several (Heun's, KDPM2's).
+    """
     if (control.start, control.end) == (0.0, 1.0):
         return Loudness(control.scale, None)
-    count = len(timesteps)
-    heard = [
-        float(timestep)
-        for index, timestep in enumerate(timesteps)
-        if index / count >= control.start and (index + 1) / count <= control.end
-    ]
-    return Loudness(control.scale, (max(heard), min(heard)) if heard else (-1.0, 0.0))
+    clock, count = timesteps.tolist(), len(timesteps)
+    steps = [i for i in range(count) if i / count >= control.start and (i + 1) / count <= control.end]
+    if not steps:
+        return Loudness(control.scale, (-1.0, 0.0))
+    chosen = [clock[step] for step in steps]
+    around = [step for step in range(count) if clock[step] in chosen]
+    if around != steps:
+        start, end = floor(around[0] / count * 1e4) / 1e4, ceil((around[-1] + 1) / count * 1e4) / 1e4
+        raise UnsupportedConditionError(
+            f"control.start and control.end: {control.start:g} to {control.end:g} divides what the scheduler "
+            f"predicts at one timestep; allowed, for example: {start:g} to {end:g}"
+        )
+    return Loudness(control.scale, (max(chosen), min(chosen)))

@@ -7,13 +7,15 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.controlnet.pipeline_controlnet_sd_xl import StableDiffusionXLControlNetPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 
 from tests.tiny_add_ons import tiny_control_net
+from tests.tiny_models import SCHEDULE
 from tests.worker.adapters.test_unets import sing, sing_one_tile
 from tests.worker.adapters.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
 from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.control_net import ControlNets, Guide
-from worker.adapters.errors import ModelFolderError
+from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.engine.grid import Tile
@@ -66,6 +68,26 @@ def test_one_tile_equals_diffusers_own_pipeline(built: Built, start: float, end:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     no_step_lies_within = end == 0.7
     assert ((ours - bare).abs().max() < 1e-4) == no_step_lies_within
+
+
+def test_a_window_takes_all_predictions_of_a_timestep_or_none(built: Built, tmp_path: Path) -> None:
+    """Heun's solver predicts twice at each timestep but the first; diffusers counts predictions."""
+    pipe = type(built.pipe)(**built.pipe.components | {"scheduler": HeunDiscreteScheduler(**SCHEDULE)})
+    pipe.save_pretrained(tmp_path / "tiny")
+    model = load_model(str(tmp_path / "tiny"), "cpu")
+
+    def control(start: float, end: float) -> Conditions:
+        return Conditions(PROMPT, *GUIDED, control=Control(built.net, PICTURE, 0.8, start, end))
+
+    with pytest.raises(
+        UnsupportedConditionError, match=r"0\.5 to 0\.8 divides .* allowed, .*: 0\.4285 to 0\.7143"
+    ):
+        sing_one_tile(model.prepare(control(0.5, 0.8)))
+    theirs = ask_controlled(Built(built.case, pipe, built.folder, built.net), 0.4285, 0.7143)
+    # Unscaled noise of an exploding latent reaches 60, and its last digits with it.
+    torch.testing.assert_close(
+        sing_one_tile(model.prepare(control(0.4285, 0.7143))), theirs, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_the_picture_lies_over_what_is_shown_and_its_edge_goes_on_beyond(built: Built) -> None:
