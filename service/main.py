@@ -16,31 +16,30 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from service import openapi, problems
-from service.admission import Admission
-from service.body_limit import BodyLimitMiddleware
+from service import openapi
+from service.catalog import ModelCatalog
 from service.dependencies import Services
-from service.drain import DrainMeter
 from service.event_stream import EventStream
-from service.idempotency import IdempotencyStore
+from service.http import problems
+from service.http.middleware import BodyLimitMiddleware, RequestIdMiddleware, RequestMetricsMiddleware
+from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
-from service.intake import Intake
+from service.images.deep_zoom import PreviewCanvas
+from service.images.uploads import Pictures
 from service.job_queue import JobQueue
 from service.job_store import JobStore
-from service.job_views import JobViews
-from service.links import LinkSigner
-from service.live_hub import LiveHub
+from service.jobs.admission import Admission
+from service.jobs.idempotency import IdempotencyStore
+from service.jobs.intake import Intake
+from service.jobs.reconciler import Reconciler
+from service.jobs.retention import Retention
+from service.jobs.submission import PICTURE_PARTS
+from service.jobs.views import JobViews
+from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.model_catalog import ModelCatalog
-from service.pictures import Pictures
-from service.preview_canvas import PreviewCanvas
-from service.reconciler import Reconciler
-from service.request_id import RequestIdMiddleware
-from service.request_metrics import RequestMetricsMiddleware
-from service.retention import Retention
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
-from service.submission import PICTURE_PARTS
+from service.throughput import DrainMeter
 
 _REDIS_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50

@@ -12,7 +12,7 @@ import simplejpeg
 from obstore.store import LocalStore, S3Store
 
 from api_schemas.events import Result
-from service.links import LinkSigner
+from service.http.signed_urls import LinkSigner
 from service.settings import ServiceSettings
 from tests.conftest import S3Server
 from tests.service.conftest import Serve

@@ -14,7 +14,7 @@ from rq import Queue
 from api_schemas.answers import JobView
 from api_schemas.generation import GenerationRequest
 from api_schemas.wire import RUN_JOB, cancel_key, job_key, queue_name
-from service.admission import resolve
+from service.jobs.admission import resolve
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.story import CARD, Story
