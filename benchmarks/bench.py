@@ -13,18 +13,18 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from api_schemas.generation import ResolvedRequest
-from worker.adapters.compilation import compile_blocks, find_denoiser
-from worker.adapters.family import FamilyModel
+from worker.adapters.acceleration import compile_blocks, find_denoiser
+from worker.adapters.family_model import FamilyModel
 from worker.adapters.graphs import replay_forward
 from worker.adapters.model import Conditions
-from worker.engine.decode import decode
-from worker.engine.decoder import Decoder
 from worker.engine.generate import Progress, generate
 from worker.engine.plan import DecodeMode, DecodePlan, GenerationPlan
+from worker.engine.ranks import Group
 from worker.engine.stitch import stitch
-from worker.engine.sync import Group
+from worker.engine.vae.decode import decode
+from worker.engine.vae.operations import Decoder
 from worker.planner import plan_generation
-from worker.rehearsal import meet_every_shape, rehearse
+from worker.process.warmup import warm_up, warm_up_every_shape
 
 Layout = Literal["flat", "cascade"]
 GIB = 2**30
@@ -61,7 +61,7 @@ class Bench:
             replay_forward(find_denoiser(pipe))
         count = compile_blocks(find_denoiser(pipe)) if options.compile else 0
         with self.gauge() as gauge:
-            self.rehearse()
+            self.warm_up()
         self.say("rehearsal", f"{count} blocks compiled, {gauge.seconds:.0f} s, once at a worker's start")
 
     def say(self, name: str, value: str) -> None:
@@ -86,10 +86,10 @@ class Bench:
         if self.device.type == "cuda":
             gauge.peak_gib = torch.cuda.max_memory_allocated() / GIB
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """As a worker does; a decode as exact as the measured ones."""
-        rehearse(self.model, self.device)
-        meet_every_shape(self.model, self.model.card, self.decode_bytes)
+        warm_up(self.model, self.device)
+        warm_up_every_shape(self.model, self.model.card, self.decode_bytes)
         self.decode(1024, "exact")
 
     def decode(self, side_px: int, mode: DecodeMode, decoder: Decoder | None = None) -> None:

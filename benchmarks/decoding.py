@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench import Bench
-from worker.adapters.compilation import find_denoiser
+from worker.adapters.acceleration import find_denoiser
+from worker.adapters.autoencoders.layers import attend_in_blocks
 from worker.adapters.model import Conditions
-from worker.adapters.vae_attention import attend_in_blocks
-from worker.engine.decoder import Attend, Local, Operation
 from worker.engine.plan import DecodeMode
+from worker.engine.vae.operations import Attend, Local, Operation
 
 Spans = list[tuple[torch.cuda.Event, torch.cuda.Event]]
 MODES: tuple[DecodeMode, ...] = ("exact", "bounded")

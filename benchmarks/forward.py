@@ -25,9 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.float8 import store_in_float8
 from benchmarks.kernels import print_profile, settle
 from benchmarks.random_models import build_sdxl
-from worker.adapters.compilation import compile_blocks
+from worker.adapters.acceleration import compile_blocks, put_channels_last
 from worker.adapters.graphs import replay_forward
-from worker.adapters.layout import put_channels_last
 
 Forward = Callable[[int], Tensor]
 Part = Callable[[UNet2DConditionModel], object]

@@ -33,11 +33,10 @@ from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
 from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import StageBegan
-from worker.engine.ranks import Ranks
+from worker.engine.ranks import Alone, Ranks
 from worker.engine.stitch import Band
-from worker.engine.sync import Alone
-from worker.image_file import ImageFile
-from worker.pyramid import Press
+from worker.process.files import ImageFile
+from worker.result import Press
 
 TILE_TFLOP = 6.76  # of SDXL's UNet for one 1024 px tile, one branch
 

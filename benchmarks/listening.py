@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.sync import Group
+from worker.engine.ranks import Group
 
 
 @dataclass(slots=True)

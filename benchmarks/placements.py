@@ -19,7 +19,7 @@ from benchmarks.gpu import measure_picture
 from benchmarks.random_models import WordlessXLPipeline, build_sdxl, wrap_sdxl
 from worker.adapters.loading import load_pipeline
 from worker.adapters.settings import FolderSettings
-from worker.engine.sync import Alone
+from worker.engine.ranks import Alone
 
 WAYS = (
     FolderSettings(),

@@ -19,12 +19,12 @@ from torch import Tensor
 from api_schemas.generation import ResolvedRequest
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
-from worker.engine.decode import decode
-from worker.engine.decoder import Decoder
 from worker.engine.denoise import denoise
-from worker.engine.generate import Singer
+from worker.engine.generate import PreparedModel
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, GenerationPlan
+from worker.engine.vae.decode import decode
+from worker.engine.vae.operations import Decoder
 from worker.planner import plan_generation
 
 BLUR_PX = 8
@@ -36,16 +36,16 @@ def main() -> None:
     request = ask(model, options)
     plan = plan_generation(request, model.card, 1 << 30, Path("."))
     plan = replace(plan, decode=replace(plan.decode, spill_dir=None))
-    singer = model.prepare(Conditions(request.prompt, guidance_scale=request.guidance_scale))
-    latent = sing(plan, singer)
-    image = paint(latent, singer.decoder, plan.canvas.wrap, plan.decode)
+    prepared = model.prepare(Conditions(request.prompt, guidance_scale=request.guidance_scale))
+    latent = sing(plan, prepared)
+    image = paint(latent, prepared.decoder, plan.canvas.wrap, plan.decode)
     print(f"{request.prompt!r}, {options.size} px, {request.steps} steps")
     for name, lines, stride in seam_lines(plan, model.card.vae_scale, request.steps):
         sharp, blurred = (seam_ratio(x, lines, stride) for x in (image, blur(image)))
         print(f"seam ratio, {name:<28} {sharp:5.2f}   blurred {blurred:5.2f}")
     for mode in ("exact", "bounded"):
         mean, p99 = decode_error(
-            latent[:, : 1024 // model.card.vae_scale, : 1024 // model.card.vae_scale], singer.decoder, mode
+            latent[:, : 1024 // model.card.vae_scale, : 1024 // model.card.vae_scale], prepared.decoder, mode
         )
         print(f"decode error, {mode:<10} mean {mean:.4f}/255   p99 {p99:.4f}/255")
 
@@ -76,9 +76,9 @@ def ask(model: LoadedModel, options: argparse.Namespace) -> ResolvedRequest:
     )
 
 
-def sing(plan: GenerationPlan, singer: Singer) -> Tensor:
+def sing(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
     (stage,) = plan.stages
-    ensemble, scheduler = singer.begin(stage)
+    ensemble, scheduler = prepared.begin(stage)
     latent = initial_noise(plan.seed, plan.channels, plan.canvas.height, plan.canvas.width)
     latent *= scheduler.initial_scale
     steps = denoise(latent, stage.denoise, ensemble, scheduler, torch.Generator().manual_seed(plan.seed))

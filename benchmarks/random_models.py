@@ -16,13 +16,13 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from worker.adapters.control_net import ControlNets
-from worker.adapters.family import FamilyModel
-from worker.adapters.flux import Flux
-from worker.adapters.flux_control_net import FluxControlNets
-from worker.adapters.ip_adapter import IpAdapters
+from worker.adapters.extras.control_net import ControlNets
+from worker.adapters.extras.flux_control_net import FluxControlNets
+from worker.adapters.extras.ip_adapter import IpAdapters
+from worker.adapters.families.flux import Flux
+from worker.adapters.families.stable_diffusion_xl import StableDiffusionXL
+from worker.adapters.family_model import FamilyModel
 from worker.adapters.settings import FolderSettings
-from worker.adapters.stable_diffusion_xl import StableDiffusionXL
 
 SDXL_UNET = {
     "sample_size": 128,

@@ -40,10 +40,10 @@ def test_chorale_commands_are_known(command: str) -> None:
 
 def test_diagram_names_files_that_are_there() -> None:
     diagram = re.search(r"    client ──POST.*?\n\n", TEXT, re.DOTALL).group()
-    rooms = re.findall(r"(?:service|worker|api_schemas)(?:/\w+)+", diagram)
-    assert len(rooms) > 8
-    for room in rooms:
-        assert (ROOT / f"{room}.py").is_file(), room
+    files = re.findall(r"(?:service|worker|api_schemas)(?:/\w+)+", diagram)
+    assert len(files) > 8
+    for file in files:
+        assert (ROOT / f"{file}.py").is_file(), file
 
 
 def test_links_lead_somewhere() -> None:

@@ -52,8 +52,8 @@ def expected_picture(request: GenerationRequest) -> np.ndarray:
     model = load_model("toy", "cpu")
     resolved = ResolvedRequest(**request.model_dump() | {"model": "toy", "guidance_scale": 1.0})
     plan = plan_generation(resolved, model.card, 1 << 30, Path())
-    singer = model.prepare(Conditions(resolved.prompt))
-    rows = [event.rows for event in generate(plan, singer) if isinstance(event, Band)]
+    prepared = model.prepare(Conditions(resolved.prompt))
+    rows = [event.rows for event in generate(plan, prepared) if isinstance(event, Band)]
     return torch.cat(rows).numpy()
 
 
@@ -134,11 +134,11 @@ def test_a_killed_part_costs_nothing_but_time(slow_stack: Stack, tmp_path: Path,
     request = REQUEST.model_copy(update={"steps": 12})
     with Client(slow_stack.url) as client:
         job = client.create(request)
-        follow = client.events(job.id)
+        serve_rank = client.events(job.id)
         # Once: without a checkpoint of step 3 it is sung again.
-        next(event for event in follow if isinstance(event, StepCompleted) and event.data.step == 3)
+        next(event for event in serve_rank if isinstance(event, StepCompleted) and event.data.step == 3)
         _kill(slow_stack, victim)
-        assert any(isinstance(event, JobSucceeded) for event in follow)
+        assert any(isinstance(event, JobSucceeded) for event in serve_rank)
         path = client.download(job.id, tmp_path / "waves.png")
         kinds = [event.type for event in client.events(job.id)]
     assert np.array_equal(open_picture(path.read_bytes()), expected_picture(request))

@@ -13,7 +13,7 @@ from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import nn
 
-from worker.adapters.latent_scaling import LatentScaling, read_scaling
+from worker.adapters.autoencoders.scaling import LatentScaling, read_scaling
 
 
 def usual_scaling(vae: nn.Module) -> LatentScaling:

@@ -12,7 +12,7 @@ from training.corpus import read_synonyms, read_words
 from training.dataset import read_folders
 from training.features import Features, perceptual_distance
 from training.measures import Crop, Probe, crop_real, fit_probe, measure_kid, measure_psnr
-from training.painter import BATCH, Painter, load_ours, load_prototype
+from training.painter import BATCH, Autoencoder, load_ours, load_prototype
 from training.progress import choose_device, half_precision
 from training.sampling import FULL
 from training.sheet import draw_sheet
@@ -67,7 +67,7 @@ def _pool(features: Features, image: Tensor) -> Tensor:
         return features(image).float()
 
 
-def measure_autoencoder(painter: Painter, features: Features, crops: list[Crop]) -> Figures:
+def measure_autoencoder(painter: Autoencoder, features: Features, crops: list[Crop]) -> Figures:
     """PSNR, perceptual distance and colour cast of crops that go through the autoencoder."""
     images = [crop.image[None] for crop in crops]
     pairs = [(painter.restore(image), image) for image in images]
@@ -82,7 +82,7 @@ def measure_autoencoder(painter: Painter, features: Features, crops: list[Crop])
 
 
 def measure_pictures(
-    painter: Painter, features: Features, reality: Reality, folders: list[Path], count: int
+    painter: Autoencoder, features: Features, reality: Reality, folders: list[Path], count: int
 ) -> Figures:
     """KID and the probe's agreement of pictures painted from the held-out captions."""
     held_out = [picture for picture in read_folders(folders) if picture.held_out]
@@ -94,13 +94,13 @@ def measure_pictures(
     }
 
 
-def paint_features(painter: Painter, features: Features, captions: list[str]) -> Tensor:
+def paint_features(painter: Autoencoder, features: Features, captions: list[str]) -> Tensor:
     """Features of one picture for each caption."""
     starts = range(0, len(captions), BATCH)
     return torch.cat([_pool(features, painter.paint(captions[i : i + BATCH], seed=1000 + i)) for i in starts])
 
 
-def measure_synonyms(painter: Painter, features: Features, probe: Probe, each: int) -> Figures:
+def measure_synonyms(painter: Autoencoder, features: Features, probe: Probe, each: int) -> Figures:
     """How often pictures of unseen words, and of their known twins, are named as their category."""
     rows = [row for row in read_synonyms() for _ in range(each)]
     categories = [category for *_, category in rows]
@@ -112,7 +112,7 @@ def measure_synonyms(painter: Painter, features: Features, probe: Probe, each: i
     }
 
 
-def draw_prompts(painter: Painter, path: Path, side: int = 64) -> None:
+def draw_prompts(painter: Autoencoder, path: Path, side: int = 64) -> None:
     """The 40 pictures of the model card."""
     prompts = read_prompts()
     starts = range(0, len(prompts), 20)
@@ -133,7 +133,7 @@ def list_sentences(folders: list[Path]) -> list[str]:
 
 
 def evaluate(
-    folders: list[Path], painters: list[Painter], out: Path, count: int, each: int, device: torch.device
+    folders: list[Path], painters: list[Autoencoder], out: Path, count: int, each: int, device: torch.device
 ) -> dict[str, Figures]:
     """All figures by variant; sheets and `figures.json` in `out`."""
     features = Features().to(device, memory_format=torch.channels_last)

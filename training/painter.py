@@ -21,7 +21,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Painter:
+class Autoencoder:
     """One variant: text to pictures of 512 px, and pictures through its autoencoder and back."""
 
     name: str
@@ -54,7 +54,7 @@ class Painter:
 
 def load_ours(
     folder: Path, device: torch.device, guidance_scale: float = FULL.guidance_scale
-) -> list[Painter]:
+) -> list[Autoencoder]:
     """The few-step variant from `unet/`, and the full one, under that guidance, where `unet_full/` stands beside it."""
     vae, text, tokenizer = load_encoders(folder, device)
 
@@ -66,13 +66,13 @@ def load_ours(
         ("full", "unet_full", replace(FULL, guidance_scale=guidance_scale)),
     ]
     return [
-        Painter(name, _load_unet(folder / part, device), vae, recipe, embed)
+        Autoencoder(name, _load_unet(folder / part, device), vae, recipe, embed)
         for name, part, recipe in variants
         if (folder / part).is_dir()
     ]
 
 
-def load_prototype(folder: Path, states: Path, device: torch.device) -> Painter:
+def load_prototype(folder: Path, states: Path, device: torch.device) -> Autoencoder:
     """The first prototype; `states` is what `python -m training.teacher` wrote for the captions."""
     kept = torch.load(states, map_location=device, weights_only=True)
     rows = {sentence: row for row, sentence in enumerate(kept["sentences"])}
@@ -85,7 +85,7 @@ def load_prototype(folder: Path, states: Path, device: torch.device) -> Painter:
         .to(device)
         .eval()
     )
-    return Painter("prototype", _load_unet(folder / "unet", device), vae, PROTOTYPE, embed)
+    return Autoencoder("prototype", _load_unet(folder / "unet", device), vae, PROTOTYPE, embed)
 
 
 def _load_unet(folder: Path, device: torch.device) -> UNet2DConditionModel:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from training.evaluate import measure_pictures, observe_reality
 from training.features import Features
-from training.painter import Painter, load_ours
+from training.painter import Autoencoder, load_ours
 from training.progress import choose_device
 from training.sampling import FULL
 
 SCALES = (1.5, 2.0, 2.5, 3.0)
 
 
-def with_guidance(painter: Painter, scale: float) -> Painter:
+def with_guidance(painter: Autoencoder, scale: float) -> Autoencoder:
     """The same model under another guidance scale."""
     return replace(painter, recipe=replace(painter.recipe, guidance_scale=scale))
 

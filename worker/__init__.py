@@ -1,1 +1,1 @@
-"""Takes jobs from the queue and sings them: main > consumer > engine_process > runner > … > engine."""
+"""Takes jobs from the queue and makes their pictures, in two processes: a consumer and its engine process."""

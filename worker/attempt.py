@@ -1,29 +1,29 @@
-"""One attempt to sing a job: the engine's reports become events."""
+"""One attempt at a job: the engine's reports become events."""
 
 import time
 
 from api_schemas.events import BandFinishedData, StageStartedData, StepCompletedData, WarnedData
 from worker.checkpoints import CheckpointStore
+from worker.context import Workplace
 from worker.errors import DiskFullError, EngineStalledError, HopelessJobError, PreemptedError
 from worker.events import EventLog
-from worker.messages import (
+from worker.process.protocol import (
     BandWritten,
     Began,
     Broke,
+    Generate,
+    Generated,
     Halted,
     Kept,
     Previewed,
     Refused,
     Report,
     Shown,
-    Sing,
     Stepped,
     Stop,
-    Sung,
     Warned,
 )
 from worker.watch import Watch
-from worker.workplace import Workplace
 
 _TICK_S = 0.2
 
@@ -40,12 +40,12 @@ class Attempt:
         self._watch = watch
         self._stopping = False
         self._bands = 0
-        self._heard_at = time.monotonic()
+        self._reported_at = time.monotonic()
         request = log.job.request
         self._megapixels = request.width_px * request.height_px / 1e6
 
-    def sing(self, job: Sing) -> Sung:
-        """Sing until the rows are on disk.
+    def run(self, job: Generate) -> Generated:
+        """Run until the rows are on disk.
 
         Raises:
             EngineLostError: the engine process died.
@@ -54,11 +54,11 @@ class Attempt:
             DiskFullError: it found no space.
             CanceledError, PreemptedError, FencedError: the job is not to go on here.
         """
-        self._workplace.engine.say(job)
+        self._workplace.engine.send(job)
         while True:
-            match self._hear():
-                case Sung() as sung:
-                    return sung
+            match self._receive():
+                case Generated() as generated:
+                    return generated
                 case Halted(step=step):
                     self._settle_checkpoints()
                     raise PreemptedError(step, "the worker is shutting down")
@@ -74,16 +74,16 @@ class Attempt:
                 case report:
                     self._relay(report)
 
-    def _hear(self) -> Report | None:
-        report = self._workplace.engine.hear(_TICK_S)
+    def _receive(self) -> Report | None:
+        report = self._workplace.engine.receive(_TICK_S)
         self._watch.tick()
         self._checkpoints.pump()
         if self._workplace.stop.is_set() and not self._stopping:
             self._stopping = True
-            self._workplace.engine.say(Stop(keep=True))
+            self._workplace.engine.send(Stop(keep=True))
         if report is not None:
-            self._heard_at = time.monotonic()
-        elif time.monotonic() - self._heard_at > self._workplace.patience.stall_s:
+            self._reported_at = time.monotonic()
+        elif time.monotonic() - self._reported_at > self._workplace.patience.stall_s:
             raise EngineStalledError(f"no progress for {self._workplace.patience.stall_s:g} s")
         return report
 
@@ -102,7 +102,7 @@ class Attempt:
                 self._log.append(WarnedData(code=report.code, message=report.message))
             case Previewed():
                 self._log.show(report.cells)
-                self._workplace.engine.say(Shown())
+                self._workplace.engine.send(Shown())
             case _:
                 pass
 

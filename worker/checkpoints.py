@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from worker.errors import ResourceError
-from worker.messages import Kept
+from worker.process.protocol import Kept
 from worker.storage import Storage
 
 _log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from rq.timeouts import BaseDeathPenalty
 from rq.worker import WorkerStatus
 
 from api_schemas import wire
-from worker.engine_process import EngineProcess
+from worker.context import WORKPLACE, Workplace
 from worker.janitor import Janitor
-from worker.messages import Refused
+from worker.process.client import EngineProcess
+from worker.process.protocol import Refused
 from worker.runner import LET_GO
-from worker.workplace import WORKPLACE, Workplace
 
 _POLL_S = 1
 _RENEWALS_PER_LEASE = 5
@@ -91,11 +91,11 @@ class EngineWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
-        """Wait for a job; unlike RQ's own loop, hear a stop within a second."""
+        """Wait for a job; unlike RQ's own loop, notice a stop within a second."""
         self.set_state(WorkerStatus.IDLE)
         while not self._workplace.stop.is_set():
             try:
-                self._keep_house()
+                self._maintain()
                 found = self.queue_class.dequeue_any(
                     self.queues, _POLL_S, self.connection, self.job_class, self.serializer
                 )
@@ -134,7 +134,7 @@ class EngineWorker(SimpleWorker):
 
     # --------------------------------------------------------------------------------------------
 
-    def _keep_house(self) -> None:
+    def _maintain(self) -> None:
         if isinstance(self._engine.tend(), Refused):
             self._workplace.stop.set()
         self._keep_alive()

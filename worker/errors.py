@@ -1,7 +1,7 @@
 """What can go wrong in the worker.
 
 WorkerError
-├── DeviceRefusedError       a device does not exist or has no room
+├── DeviceRefusedError       a device does not exist or has too little memory
 ├── ModelRefusedError        the engine process says why it cannot serve its model
 ├── EngineLostError          the engine process died
 ├── EngineStalledError       the engine process shows no progress
@@ -23,7 +23,7 @@ class WorkerError(Exception):
 
 
 class DeviceRefusedError(WorkerError):
-    """A device does not exist or has no room."""
+    """A device does not exist or has too little memory."""
 
 
 class ModelRefusedError(WorkerError):

@@ -32,7 +32,7 @@ from api_schemas.events import (
 )
 from api_schemas.job import TERMINAL, Job, apply
 from worker.errors import FencedError
-from worker.messages import PreviewCell
+from worker.process.protocol import PreviewCell
 
 DurableData = (
     StartedData

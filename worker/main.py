@@ -19,14 +19,13 @@ from redis.retry import Retry
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
 from worker.consumer import EngineWorker
-from worker.engine_process import EngineProcess
+from worker.context import Pace, Patience, Workplace
 from worker.errors import EngineLostError, ModelRefusedError, WorkerError
-from worker.messages import Loaded, Refused
-from worker.pace import Pace
-from worker.scratch import open_scratch
+from worker.process.client import EngineProcess
+from worker.process.protocol import Loaded, Refused
 from worker.settings import WorkerSettings
 from worker.storage import Storage
-from worker.workplace import Patience, Workplace
+from worker.workdir import open_scratch
 
 _REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is away
 _LOAD_ATTEMPTS = 3
@@ -44,7 +43,7 @@ def main() -> int:
         settings = WorkerSettings()
     except ValidationError as error:
         return _refuse(_describe(error))
-    stop = _listen_for_signals()
+    stop = _handle_signals()
     with (
         open_scratch(settings.work_dir, _name_worker()) as scratch,
         EngineProcess(settings, scratch) as engine,
@@ -76,7 +75,7 @@ def _describe(error: ValidationError) -> str:
     )
 
 
-def _listen_for_signals() -> Event:
+def _handle_signals() -> Event:
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -107,7 +106,7 @@ def _load(engine: EngineProcess, stop: Event) -> Loaded | None:
 
 def _await_model(engine: EngineProcess, stop: Event) -> Loaded | None:
     while not stop.is_set():
-        match engine.hear(0.5):
+        match engine.receive(0.5):
             case Loaded() as loaded:
                 return loaded
             case Refused(reason=reason):

@@ -21,11 +21,12 @@ from api_schemas.events import (
     StartedData,
     SucceededData,
 )
-from api_schemas.generation import PicturePart
+from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.job import TERMINAL
+from api_schemas.wire import input_key
 from worker.attempt import Attempt
 from worker.checkpoints import CheckpointStore
-from worker.delivery import FILES, Delivery, Parcel, sweep
+from worker.context import WORKPLACE, Workplace
 from worker.errors import (
     CanceledError,
     EngineLostError,
@@ -36,10 +37,10 @@ from worker.errors import (
     ResourceError,
 )
 from worker.events import DurableData, EventLog, count_fruitless_attempts
-from worker.inputs import fetch_inputs
-from worker.messages import Sing, Sung
+from worker.process.protocol import Generate, Generated
+from worker.result import FILES, Delivery, Parcel, sweep
+from worker.storage import Storage
 from worker.watch import Watch
-from worker.workplace import WORKPLACE, Workplace
 
 LET_GO = "let go"  # somebody else owns the job: nothing about it may be touched
 _PREEMPTIONS = 10_000  # they are no failures
@@ -86,7 +87,7 @@ class _Run:
 
     def finish(self) -> Retry | str:
         try:
-            return self._sing_until_done()
+            return self._run_until_done()
         except PreemptedError as error:
             return self._hand_back(error)
         except FencedError as error:
@@ -102,19 +103,19 @@ class _Run:
             _log.exception("job %s failed", self._log.job_id)
             return self._end(FailedData(error=_describe(error)), "failed")
 
-    def _sing_until_done(self) -> str:
+    def _run_until_done(self) -> str:
         while True:
             try:
                 job = self._claim()
                 attempt = Attempt(self._workplace, self._log, self._checkpoints, self._watch)
-                return self._deliver(attempt.sing(job))
+                return self._deliver(attempt.run(job))
             except (EngineLostError, EngineStalledError) as error:
                 _log.warning("job %s: %s", self._log.job_id, error)
                 self._workplace.engine.restart()
             except ResourceError as error:
                 self._bide(error)
 
-    def _claim(self) -> Sing:
+    def _claim(self) -> Generate:
         """Begin an attempt, from the most advanced checkpoint."""
         workplace, request = self._workplace, self._log.job.request
         if request.model != workplace.card.name:
@@ -124,12 +125,12 @@ class _Run:
         inputs = self._watch.run(self._fetch_inputs, _nothing)
         if self._log.job.attempt == 0:
             self._log.claim(StartedData(worker=workplace.worker, execution=token))
-            return Sing(request, self._folder, None, inputs)
+            return Generate(request, self._folder, None, inputs)
         self._refuse_poison()
         found = self._watch.run(lambda: self._checkpoints.find_newest(self._folder), _nothing)
         self._step, path = found or (0, None)
         self._log.claim(ResumedData(worker=workplace.worker, execution=token, step=self._step))
-        return Sing(request, self._folder, path, inputs)
+        return Generate(request, self._folder, path, inputs)
 
     def _fetch_inputs(self) -> dict[PicturePart, Path]:
         log = self._log
@@ -141,13 +142,13 @@ class _Run:
             message = f"{fruitless} attempts ended without any progress"
             raise HopelessJobError("too_many_attempts", message, retryable=False)
 
-    def _deliver(self, sung: Sung) -> str:
+    def _deliver(self, generated: Generated) -> str:
         began = time.monotonic()
         self._log.append(StageStartedData(stage="store", total=FILES))
         request = self._log.job.request
         delivery = Delivery(self._workplace.storage, request, self._log.job_id, self._log.token)
-        parcel = self._watch.run(lambda: delivery.pack(sung, self._folder), delivery.stop)
-        result = self._send(delivery, parcel, sung.engine_s)
+        parcel = self._watch.run(lambda: delivery.pack(generated, self._folder), delivery.stop)
+        result = self._send(delivery, parcel, generated.engine_s)
         self._log.append(SucceededData(result=result))
         megapixels = result.width_px * result.height_px / 1e6
         self._workplace.pace.learn_store((time.monotonic() - began) / megapixels)
@@ -215,3 +216,25 @@ def _describe(error: Exception) -> JobError:
 
 def _nothing() -> None:
     return
+
+
+def fetch_inputs(
+    storage: Storage, job_id: str, request: ResolvedRequest, folder: Path
+) -> dict[PicturePart, Path]:
+    """The job's pictures as PNG files in `folder`; those that are there already stay.
+
+    Raises:
+        HopelessJobError: one is no longer stored.
+        ResourceError: the store does not answer.
+    """
+    paths: dict[PicturePart, Path] = {}
+    for part in request.pictures:
+        path = paths[part] = folder / f"{part}.png"
+        partial = path.with_suffix(".partial")
+        if path.exists():
+            continue
+        if not storage.get_file(input_key(job_id, part), partial):
+            message = f"the picture {part} that came with this job is no longer stored"
+            raise HopelessJobError("input_missing", message, retryable=False)
+        partial.rename(path)
+    return paths

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from worker.context import Workplace
 from worker.errors import CanceledError, PreemptedError
 from worker.events import EventLog
-from worker.workplace import Workplace
 
 _TICK_S = 0.1
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class Watch:
-    """Renews the lease and hears who wants the job to end."""
+    """Renews the lease and notices who wants the job to end."""
 
     def __init__(self, workplace: Workplace, log: EventLog) -> None:
         self._workplace = workplace

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from tests.conformance.encodings import encode_theirs
 from tests.conformance.families import SEED, load_theirs
-from tests.worker.adapters.transformers import PROMPT, STEPS, FamilyCase
+from tests.worker.adapters.families.transformers import PROMPT, STEPS, FamilyCase
 from worker.adapters.errors import ModelError
-from worker.adapters.family import FamilySinger
+from worker.adapters.family_model import PreparedFamily
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.adapters.source import ModelSource
 from worker.engine.denoise import Step
-from worker.engine.encode import encode
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
-from worker.readiness import make_ready
+from worker.engine.vae.encode import encode
+from worker.process.warmup import make_ready
 
 # Absolute, and relative to the largest value; a picture's is of 255, and half of that is rounded away.
 TOLERANCES = {"latent": (1e-4, 1e-5), "picture": (0.51, 0.0), "encoded": (1e-4, 1e-5)}
@@ -84,15 +84,15 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
     model = load_model(str(folder), "cpu")
     negative_prompt = case.negative_prompt if model.card.negative_prompt else ""
     scale = case.guidance_scales[-1] if model.card.guidance else 1.0
-    singer = model.prepare(Conditions(PROMPT, negative_prompt, scale))
-    assert isinstance(singer, FamilySinger)
-    assert singer.encoder is not None
+    prepared = model.prepare(Conditions(PROMPT, negative_prompt, scale))
+    assert isinstance(prepared, PreparedFamily)
+    assert prepared.encoder is not None
     _, height, width = case.noise
     denoise = DenoisePlan(height, width, (False, False), max(height, width), 0, 0, moving=False, seed=SEED)
     stage = StagePlan(denoise, STEPS)
     plan = GenerationPlan(SEED, model.card.latent_channels, (stage,), DecodePlan(tile_size=8))
     rows: list[Tensor] = []
-    for event in generate(plan, singer):
+    for event in generate(plan, prepared):
         if isinstance(event, Step) and event.index == event.steps - 1 and not pictures:
             yield "latent", event.checkpoint().tensors["latent"]
             return
@@ -107,7 +107,7 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
             lambda part: part.crop(image),
             height,
             width,
-            singer.encoder,
+            prepared.encoder,
             (False, False),
             DecodePlan(tile_size=8),
         ),

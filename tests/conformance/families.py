@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.tiny_models import tiny_autoencoder, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny_transformers import tiny_flux
-from tests.worker.adapters.transformers import CASES as TRANSFORMERS
-from tests.worker.adapters.transformers import NEGATIVE, PROMPT, STEPS, FamilyCase, ask_flux
+from tests.worker.adapters.families.transformers import CASES as TRANSFORMERS
+from tests.worker.adapters.families.transformers import NEGATIVE, PROMPT, STEPS, FamilyCase, ask_flux
 from worker.adapters import flux, stable_diffusion, stable_diffusion_xl
 
 SEED = 9

@@ -17,10 +17,10 @@ from tests.conformance.lora_files import Layer, Layout, changed, draw, with_scal
 from tests.conformance.lora_refusals import REFUSALS, SPOILED_LAYERS, Refusal
 from tests.conformance.summary import MATRIX
 from tests.conformance.transformer_lora_cases import TRANSFORMER_CASES
-from tests.worker.adapters.test_transformer_loras import sing
-from tests.worker.adapters.test_unets import sing_one_tile
-from tests.worker.adapters.transformers import FamilyCase
-from tests.worker.adapters.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
+from tests.worker.adapters.extras.test_transformer_loras import make_picture
+from tests.worker.adapters.families.test_unets import generate_one_tile
+from tests.worker.adapters.families.transformers import FamilyCase
+from tests.worker.adapters.families.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
 from worker.adapters.add_ons import Lora
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, LoadedModel
@@ -54,13 +54,13 @@ def build(case: UNetCase | FamilyCase, folder: Path) -> Built:
     return Built(
         pipe,
         lambda: case.ask(pipe, noise, scale, "latent"),
-        lambda *loras: sing(case, model, scale, *loras),
-        sing(case, model, scale),
+        lambda *loras: make_picture(case, model, scale, *loras),
+        make_picture(case, model, scale),
     )
 
 
 def make(model: LoadedModel, *loras: Lora) -> Tensor:
-    return sing_one_tile(model.prepare(Conditions(PROMPT, *GUIDED, loras=loras)))
+    return generate_one_tile(model.prepare(Conditions(PROMPT, *GUIDED, loras=loras)))
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.conformance.summary import MATRIX
-from tests.worker.adapters.test_unets import sing_one_tile
-from tests.worker.adapters.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
+from tests.worker.adapters.families.test_unets import generate_one_tile
+from tests.worker.adapters.families.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
 from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, LoadedModel
@@ -120,7 +120,7 @@ class Built:
 
     def ours(self, folder: Path | None) -> Tensor:
         control = Control(folder, PICTURE, 0.8) if folder else None
-        return sing_one_tile(self.model.prepare(Conditions(PROMPT, *GUIDED, control=control)))
+        return generate_one_tile(self.model.prepare(Conditions(PROMPT, *GUIDED, control=control)))
 
 
 @pytest.fixture(scope="module", params=ADD_ON_CASES, ids=lambda case: case.name)

@@ -18,8 +18,8 @@ from transformers import (
 
 from tests.conformance.summary import MATRIX
 from tests.tiny_add_ons import tiny_ip_adapter
-from tests.worker.adapters.test_unets import sing_one_tile
-from tests.worker.adapters.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
+from tests.worker.adapters.families.test_unets import generate_one_tile
+from tests.worker.adapters.families.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
 from worker.adapters.add_ons import IpAdapter, to_pil
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, LoadedModel
@@ -134,7 +134,7 @@ class Built:
 
     def ours(self, folder: Path | None) -> Tensor:
         adapter = IpAdapter(folder, PICTURE, 0.7) if folder else None
-        return sing_one_tile(self.model.prepare(Conditions(PROMPT, *GUIDED, ip_adapter=adapter)))
+        return generate_one_tile(self.model.prepare(Conditions(PROMPT, *GUIDED, ip_adapter=adapter)))
 
 
 @pytest.fixture(scope="module", params=ADD_ON_CASES, ids=lambda case: case.name)

@@ -14,23 +14,24 @@ from torch import Tensor
 
 from tests.conformance.summary import MATRIX
 from tests.tiny_models import SCHEDULE, tiny_stable_diffusion
-from tests.worker.adapters import transformers, unets
+from tests.worker.adapters.families import transformers, unets
 from tests.worker.engine.known_answer import finish
 from worker.adapters import stable_diffusion, stable_diffusion_xl
 from worker.adapters.errors import UnsupportedConditionError, UnsupportedSchedulerError
-from worker.adapters.family import Family, FamilyModel
+from worker.adapters.family import Family
+from worker.adapters.family_model import FamilyModel
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.adapters.scheduler_trial import try_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
-from worker.checkpoint_file import read_checkpoint, write_checkpoint
 from worker.engine.denoise import Checkpoint, Step, denoise
-from worker.engine.generate import Singer, generate
+from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
-from worker.rehearsal import rehearse
+from worker.process.files import read_checkpoint, write_checkpoint
+from worker.process.warmup import warm_up
 
 SEED, STEPS = unets.SEED, unets.STEPS
 # What a folder that names one of these must say beside.
@@ -167,12 +168,12 @@ def test_a_scheduler_agrees_with_the_familys_own_pipeline_or_is_refused(
     torch.manual_seed(SEED)  # pipelines of transformers have no generator for their scheduler
     theirs = kind.ask(pipe, noise)
     assert (theirs - noise).abs().max() > 0.1
-    singer = model.prepare(kind.conditions)
-    torch.testing.assert_close(_denoise(singer, noise), theirs, rtol=3e-6, atol=1e-4)
-    whole, checkpoints = _sing(singer, kind)
+    prepared = model.prepare(kind.conditions)
+    torch.testing.assert_close(_denoise(prepared, noise), theirs, rtol=3e-6, atol=1e-4)
+    whole, checkpoints = _predict_batch(prepared, kind)
     for number, checkpoint in enumerate(checkpoints):
         write_checkpoint(tmp_path / f"{number}", checkpoint, 0.0)
-        resumed, _ = _sing(singer, kind, read_checkpoint(tmp_path / f"{number}")[0])
+        resumed, _ = _predict_batch(prepared, kind, read_checkpoint(tmp_path / f"{number}")[0])
         assert torch.equal(resumed, whole)
     record_property(MATRIX, ("schedulers", "agree"))
 
@@ -189,21 +190,23 @@ def _one_tile(height: int, width: int) -> DenoisePlan:
     return DenoisePlan(height, width, (False, False), max(height, width), 0, 0, moving=False, seed=SEED)
 
 
-def _denoise(singer: Singer, noise: Tensor) -> Tensor:
+def _denoise(prepared: PreparedModel, noise: Tensor) -> Tensor:
     """The clean latent of a canvas of one tile."""
     plan = _one_tile(*noise.shape[1:])
-    ensemble, scheduler = singer.begin(StagePlan(plan, STEPS))
+    ensemble, scheduler = prepared.begin(StagePlan(plan, STEPS))
     generator = torch.Generator().manual_seed(SEED)
     return finish(denoise(noise * scheduler.initial_scale, plan, ensemble, scheduler, generator))
 
 
-def _sing(singer: Singer, kind: Kind, resume: Checkpoint | None = None) -> tuple[Tensor, list[Checkpoint]]:
+def _predict_batch(
+    prepared: PreparedModel, kind: Kind, resume: Checkpoint | None = None
+) -> tuple[Tensor, list[Checkpoint]]:
     """The picture, and a checkpoint of every step."""
     channels, height, width = kind.noise
     plan = GenerationPlan(SEED, channels, (StagePlan(_one_tile(height, width), STEPS),))
     rows: list[Tensor] = []
     checkpoints: list[Checkpoint] = []
-    for event in generate(plan, singer, resume):
+    for event in generate(plan, prepared, resume):
         if isinstance(event, Band):
             rows.append(event.rows)
         elif isinstance(event, Step):
@@ -274,7 +277,7 @@ def test_a_folder_with_a_scheduler_that_takes_many_steps_says_how_many(tmp_path:
     _with_scheduler(tmp_path / "tiny", diffusers.PNDMScheduler(**EPSILON))
     model = load_model(str(tmp_path / "tiny"), "cpu")
     assert (model.card.min_steps, model.card.max_steps) == (4, 200)
-    assert rehearse(model, torch.device("cpu")).tile_s > 0
+    assert warm_up(model, torch.device("cpu")).tile_s > 0
 
 
 def test_a_folder_with_a_scheduler_that_takes_few_steps_says_how_many(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from tests.conformance.fused_layers import FLUX_1, FLUX_2, Z_IMAGE, fuse, xlabs
 from tests.conformance.lora_cases import Case
 from tests.conformance.lora_files import Layout, dotted, kohya, peft
-from tests.worker.adapters.transformers import CASES
+from tests.worker.adapters.families.transformers import CASES
 
 FLAT = {"transformer": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 LAYERS = {

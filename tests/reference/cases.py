@@ -10,12 +10,12 @@ from tempfile import mkdtemp
 import torch
 from torch import Tensor
 
-from tests.worker.adapters import transformers, unets
+from tests.worker.adapters.families import transformers, unets
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
 from worker.engine.denoise import Checkpoint, Step
-from worker.engine.generate import Singer, generate
+from worker.engine.generate import PreparedModel, generate
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
 from worker.engine.stitch import Band
 
@@ -103,7 +103,7 @@ def _cascade(subject: Subject) -> GenerationPlan:
     return replace(_flat(subject), stages=(first, second))
 
 
-def _prepare(subject: Subject) -> Singer:
+def _prepare(subject: Subject) -> PreparedModel:
     return subject.load().prepare(subject.conditions)
 
 
@@ -116,16 +116,16 @@ def _join(events: Iterator[object]) -> Tensor:
 
 
 def _paint_by_two(subject: Subject, plan: GenerationPlan) -> Tensor:
-    singer = _prepare(subject)
+    prepared = _prepare(subject)
     with ThreadPoolExecutor(2) as pool:
-        first, _ = pool.map(lambda group: _join(generate(plan, singer, group=group)), thread_groups(2))
+        first, _ = pool.map(lambda group: _join(generate(plan, prepared, group=group)), thread_groups(2))
     return first
 
 
 def _resume(subject: Subject, plan: GenerationPlan) -> Tensor:
-    singer = _prepare(subject)
+    prepared = _prepare(subject)
     checkpoints: list[Checkpoint] = []
-    for event in generate(plan, singer):
+    for event in generate(plan, prepared):
         if isinstance(event, Step):
             checkpoints.append(event.checkpoint())
-    return _join(generate(plan, singer, checkpoints[-2]))
+    return _join(generate(plan, prepared, checkpoints[-2]))

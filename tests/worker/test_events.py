@@ -27,7 +27,7 @@ from api_schemas.events import (
 from tests.worker.bench import Bench
 from worker.errors import FencedError
 from worker.events import EventLog, count_fruitless_attempts
-from worker.messages import PreviewCell
+from worker.process.protocol import PreviewCell
 
 STEP = StepCompletedData(step=1, steps=4, tiles=4, eta_s=1.0)
 

@@ -15,9 +15,9 @@ from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from api_schemas.generation import OutputFormat, ResolvedRequest
-from worker.image_file import ImageFile
 from worker.metadata import PictureMetadata, describe_picture, png_chunks, xmp_packet
-from worker.pyramid import SUFFIXES, Press
+from worker.process.files import ImageFile
+from worker.result import SUFFIXES, Press
 
 LI = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 DESCRIPTION = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"

@@ -27,7 +27,7 @@ def plan(**changes: object) -> GenerationPlan:
     return plan_generation(ask(**changes), CARD, 1 << 30, Path("spill"))
 
 
-def count_sung(**changes: object) -> int:
+def count_predicted(**changes: object) -> int:
     """Tiles of all steps of all stages, as the engine lays them."""
     return sum(sum(stage.denoise.count_tiles(stage.steps)) for stage in plan(**changes).stages)
 
@@ -95,8 +95,8 @@ SEAMLESS = ("none", "x", "y", "both")
 def test_the_estimate_is_the_mean_of_what_is_sung(size: tuple[int, int], seamless: str, layout: str) -> None:
     """Seeds enter the shifts modulo 997; a few steps may lie a little off the mean of all of them."""
     chosen = {"width_px": size[0], "height_px": size[1], "seamless": seamless, "layout": layout, "steps": 12}
-    sung = fmean(count_sung(**chosen, seed=seed) for seed in range(0, 997, 13))
-    assert CARD.estimate(ask(**chosen)).tiles == pytest.approx(sung, rel=0.01, abs=1)
+    predicted = fmean(count_predicted(**chosen, seed=seed) for seed in range(0, 997, 13))
+    assert CARD.estimate(ask(**chosen)).tiles == pytest.approx(predicted, rel=0.01, abs=1)
 
 
 @given(
@@ -111,4 +111,4 @@ def test_where_no_seed_decides_the_estimate_is_what_is_sung(
 ) -> None:
     advanced = {"tile_grid": grid[0], "overlap_px": None if shared is None else shared * 64}
     chosen = {"height_px": rows * 64, "width_px": columns * 64, "seamless": grid[1], "advanced": advanced}
-    assert CARD.estimate(ask(**chosen, steps=steps)).tiles == count_sung(**chosen, steps=steps)
+    assert CARD.estimate(ask(**chosen, steps=steps)).tiles == count_predicted(**chosen, steps=steps)

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import S3Server, free_ports
 from worker.checkpoints import CheckpointStore
 from worker.errors import StorageUnavailableError
-from worker.messages import Kept
+from worker.process.protocol import Kept
 from worker.settings import WorkerSettings
 from worker.storage import Storage
 

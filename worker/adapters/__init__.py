@@ -1,1 +1,1 @@
-"""One file per model family; registry.py picks. What families share: model.py, vae.py."""
+"""diffusers' models behind the engine's protocols: one file per model family in families/, and registry.py picks."""

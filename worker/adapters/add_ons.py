@@ -41,7 +41,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class IpAdapter:
-    """A picture that is heard beside the prompt (Ye et al. 2023).
+    """A picture that conditions the model beside the prompt (Ye et al. 2023).
 
     Args:
         path: a safetensors file, or a folder with one and with `image_encoder`.

@@ -31,7 +31,7 @@ class Need:
     allowed: str | Callable[[Configs], str]
     fits: Callable[[object, Configs], bool]
 
-    def say(self, configs: Configs) -> str:
+    def send(self, configs: Configs) -> str:
         allowed = self.allowed if isinstance(self.allowed, str) else self.allowed(configs)
         value = configs[self.part][self.field]
         return f"{self.part}/config.json: {self.field} is {value!r}; allowed: {allowed}"
@@ -48,7 +48,7 @@ def check_configuration(pipe: DiffusionPipeline) -> None:
     for need in _find_needs(pipe, configs):
         config = configs[need.part]
         if need.field in config and not need.fits(config[need.field], configs):
-            raise ModelFolderError(need.say(configs))
+            raise ModelFolderError(need.send(configs))
 
 
 def _find_needs(pipe: DiffusionPipeline, configs: Configs) -> Iterator[Need]:

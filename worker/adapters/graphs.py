@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from worker.engine.shortage import is_out_of_memory
+from worker.engine.memory import is_out_of_memory
 
 Forward = Callable[..., Any]
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]

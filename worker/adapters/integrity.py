@@ -8,9 +8,11 @@ Not covered: root, the worker's user, somebody who opened a file before it becam
 the list, whose SHA256SUMS finds damage but no malice.
 """
 
+import grp
 import hashlib
 import logging
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -22,7 +24,6 @@ from tempfile import TemporaryDirectory
 from api_schemas.allow_list import AllowedModel
 from api_schemas.model_files import Files, Folder, FolderError, choose_model_files
 from worker.adapters.errors import DamagedModelError, ModelError, ModelFolderError
-from worker.adapters.ownership import is_ours
 
 _DIGESTS = "SHA256SUMS"
 _SUM = re.compile(r"(?P<digest>[0-9A-Fa-f]{64}) [ *]?(?P<name>.+)")
@@ -94,7 +95,7 @@ def snapshot_listed(name: str, entry: AllowedModel, scratch: Path | None) -> Sna
         DamagedModelError: a file is missing, changed, or was not there when the entry was made.
     """
     snapshot = _begin_snapshot(name, entry, scratch)
-    _require_room(name, entry, snapshot.path)
+    _require_memory(name, entry, snapshot.path)
     for file, expected in entry.files.items():
         _require_digest(
             _settle(name, entry.root / file, snapshot.place(file), file), expected, f"{name}: {file}"
@@ -148,7 +149,7 @@ def _refuse_added(name: str, entry: AllowedModel) -> None:
         )
 
 
-def _require_room(name: str, entry: AllowedModel, scratch: Path) -> None:
+def _require_memory(name: str, entry: AllowedModel, scratch: Path) -> None:
     paths = [entry.root / file for file in entry.files]
     needed = sum(path.stat().st_size for path in paths if path.is_file() and not is_ours(path.resolve()))
     if not needed:
@@ -211,3 +212,35 @@ def _require_digest(actual: str | None, expected: str, shown: str) -> None:
         raise DamagedModelError(f"{shown} is missing; expected a file with SHA-256 {expected}")
     if actual != expected:
         raise DamagedModelError(f"{shown} has SHA-256 {actual}, expected {expected}: damaged or changed")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether root and this user alone can change the file, or what lies at its path.
+
+    That holds for the path of every folder above it too, up from the root, so that none can be exchanged. Access
+    control lists count: they show as rights of the group. Somebody who opened the file while it was still his to
+    write is not found out.
+
+    Args:
+        path: resolved, without links.
+    """
+    return all(_is_ours(each.lstat()) for each in (path, *path.parents))
+
+
+def _is_ours(state: os.stat_result) -> bool:
+    if stat.S_ISLNK(state.st_mode) or state.st_uid not in (0, os.geteuid()):
+        return False
+    if stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX:
+        return True  # as /tmp: others may add to it, and not replace what is ours
+    if state.st_mode & stat.S_IWOTH:
+        return False
+    return not state.st_mode & stat.S_IWGRP or _is_private(state)
+
+
+def _is_private(state: os.stat_result) -> bool:
+    """Whether the file's group is its owner's own, as many systems make one for each user."""
+    try:
+        group, owner = grp.getgrgid(state.st_gid), pwd.getpwuid(state.st_uid)
+    except KeyError:
+        return False
+    return group.gr_name == owner.pw_name and set(group.gr_mem) <= {owner.pw_name}

@@ -1,17 +1,19 @@
 """From a checked folder to a diffusers pipeline on its device."""
 
 import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+from transformers import PreTrainedModel
 
 from api_schemas.model_files import ModelIndex
 from worker.adapters.configuration import check_configuration
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.missing_weights import require_whole_weights
 from worker.adapters.model_index import read_index
 from worker.adapters.placement import (
     check_offload,
@@ -78,3 +80,31 @@ def _leave_out(kind: type[DiffusionPipeline], folder: Path, index: ModelIndex) -
 
 def _join(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
+
+
+# What looks at pictures or writes text: folders leave it out, since no prompt needs it.
+_UNREAD = re.compile(r"(.+\.)?(lm_head|visual|vision_tower|multi_modal_projector|logit_scale)(\..+)?")
+
+
+def require_whole_weights(pipe: DiffusionPipeline, folder: Path) -> None:
+    """
+    Raises:
+        ModelFolderError: names the part and the first weight that its files do not hold.
+    """
+    for name, part in pipe.components.items():
+        missing = sorted(_find_missing(part, folder / name)) if isinstance(part, nn.Module) else []
+        if missing:
+            raise ModelFolderError(
+                f"{folder}/{name}: {len(missing)} weights of its {type(part).__name__} are missing, the first is "
+                f"{missing[0]!r}; allowed: files that hold them all"
+            )
+
+
+def _find_missing(part: nn.Module, folder: Path) -> list[str]:
+    """transformers does not keep what it found, so it is asked again, for shapes alone: that takes milliseconds."""
+    if not isinstance(part, PreTrainedModel):
+        return [name for name, weight in part.named_parameters() if weight.is_meta]
+    _, found = type(part).from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # typed as the model alone
+        folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True
+    )
+    return [name for name in found["missing_keys"] if not _UNREAD.fullmatch(name)]

@@ -9,9 +9,9 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import Positions
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.source import AddOns
-from worker.engine.decoder import Decoder
-from worker.engine.generate import Singer
+from worker.engine.generate import PreparedModel
 from worker.engine.plan import GenerationPlan
+from worker.engine.vae.operations import Decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class LoadedModel(Protocol):
         ...
 
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
-        """What has to be compiled before the plan's tiles are sung, in words for people."""
+        """What has to be compiled before the plan's tiles are denoised, in words for people."""
         ...
 
-    def prepare(self, conditions: Conditions) -> Singer:
+    def prepare(self, conditions: Conditions) -> PreparedModel:
         """Encode what the model is told, once for all stages."""
         ...

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from worker.adapters.model import PreviewMap
 from worker.adapters.settings import LatentRgb
-from worker.engine.decode import decode
-from worker.engine.decoder import Decoder
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan
+from worker.engine.vae.decode import decode
+from worker.engine.vae.operations import Decoder
 
 
 def read_preview_map(stored: LatentRgb) -> PreviewMap:

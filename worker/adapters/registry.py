@@ -61,12 +61,12 @@ def load_found(found: FoundModel, device: torch.device) -> LoadedModel:
 
 
 def _load_folder(found: FoundModel, folder: Path, device: torch.device, name: str) -> LoadedModel:
-    from worker.adapters.family import FamilyModel
+    from worker.adapters.family_model import FamilyModel
 
     kind = read_index(folder).kind
     if kind not in _FAMILIES:
         raise UnknownFamilyError(f"{folder} holds a {kind}; known families: {', '.join(_FAMILIES)}")
-    family: Family = import_module(f"worker.adapters.{_FAMILIES[kind]}").load(folder, device)
+    family: Family = import_module(f"worker.adapters.families.{_FAMILIES[kind]}").load(folder, device)
     settings = read_settings(folder)
     if found.name is not None:  # what the operator calls it goes before what the folder says
         settings = settings.model_copy(update={"name": found.name})

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from inspect import signature
 
+import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.parametrisation import Line, copy_tables, read_line, read_plain_levels
-from worker.adapters.scheduler_state import capture_state, restore_state
 from worker.engine.scheduler import Scalars
 
 
@@ -166,3 +166,65 @@ def _skip_plms(scheduler: PNDMScheduler, asked: int, skipped: int, device: torch
     plain = torch.cat([tail.timesteps[:2], tail.timesteps[3:]])[skipped:]
     tail.timesteps = torch.cat([plain[:2], plain[1:2], plain[2:]])
     return tail
+
+
+_CONFIGURED = "_internal_dict"
+
+
+def capture_state(scheduler: object) -> tuple[dict[str, Tensor], Scalars]:
+    """Its attributes, split into tensors in main memory and JSON scalars; functions come from its configuration.
+
+    Raises:
+        TypeError: an attribute is none of these (a Brownian tree, say).
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: Scalars = {}
+    for name, value in vars(scheduler).items():
+        if name != _CONFIGURED and not callable(value):
+            _capture(name, value, tensors, scalars)
+    return tensors, scalars
+
+
+def _capture(name: str, value: object, tensors: dict[str, Tensor], scalars: Scalars) -> None:
+    match value:
+        case Tensor():
+            tensors[name] = value.detach().cpu().contiguous()
+        case np.ndarray():
+            tensors[f"{name}:numpy"] = torch.as_tensor(value)
+        case np.generic():
+            scalars[name] = value.item()
+        case list() | tuple():  # a size, which nobody asks for its type
+            scalars[f"{name}:length"] = len(value)
+            for index, item in enumerate(value):
+                _capture(f"{name}:{index}", item, tensors, scalars)
+        case bool() | int() | float() | str() | None:
+            scalars[name] = value
+        case _:
+            raise TypeError(
+                f"it keeps a {type(value).__name__} ({name}), which cannot be written to a checkpoint"
+            )
+
+
+def restore_state(
+    scheduler: object, tensors: dict[str, Tensor], scalars: Scalars, device: torch.device
+) -> None:
+    """Put back what `capture_state` took."""
+    flat = {**_place(tensors, device, scheduler), **scalars}
+    for name in flat:
+        stem, _, suffix = name.partition(":")
+        if not suffix:
+            setattr(scheduler, name, flat[name])
+        elif suffix == "length":
+            setattr(scheduler, stem, [flat[f"{stem}:{index}"] for index in range(int(str(flat[name])))])
+
+
+def _place(tensors: dict[str, Tensor], device: torch.device, scheduler: object) -> dict[str, object]:
+    """A canvas goes back to the device; small tables stay where the scheduler keeps them."""
+    placed: dict[str, object] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(":numpy"):
+            placed[name.removesuffix(":numpy")] = tensor.numpy()
+        else:
+            current = getattr(scheduler, name, None)
+            placed[name] = tensor.to(current.device if isinstance(current, Tensor) else device)
+    return placed

@@ -64,7 +64,7 @@ class FolderSettings(BaseModel):
 
     @property
     def has_common_weights(self) -> bool:
-        """Whether weights are tensors that lie where they are used: they can be laid out anew."""
+        """Whether weights are tensors that lie where they are used: their memory layout can be changed."""
         return self.offload == "none" and self.quantization != "int8"
 
 

@@ -14,6 +14,9 @@ from worker.adapters.integrity import Snapshot, snapshot_listed
 
 Stamp = tuple[tuple[str, int, int, int, int], ...]  # name, file, size, times of the last change
 _log = logging.getLogger(__name__)
+# In this order, since what has no variant is what diffusers would take.
+_VARIANTS = (None, "bf16", "fp16")
+_NEVER_READ = {"safety_checker": None, "feature_extractor": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +120,8 @@ def find_model(source: ModelSource) -> FoundModel:
     if source.model.partition(":")[0] == "toy" or Path(source.model).is_dir():
         return FoundModel(source.model, None, None, allow_list, scratch)
     if HUB_NAME.fullmatch(source.model):
-        from worker.adapters.hub import fetch
-
         name = source.model.partition("/")[2]
-        return FoundModel(str(fetch(source.model)), name, None, allow_list, scratch)
+        return FoundModel(str(_fetch(source.model)), name, None, allow_list, scratch)
     known = _join(name for name, each in allow_list.models.items() if each.kind == "model")
     raise ModelFolderError(
         f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"
@@ -146,3 +147,24 @@ def _read(path: Path | None) -> AllowList:
 
 def _join(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
+
+
+def _fetch(name: str) -> Path:
+    """The folder of a model, as `someone/model`; what its pipeline needs of it, without pickled weights.
+
+    HF_HOME says where the cache is, HF_TOKEN who asks. Without a way to the hub the cache has to do.
+
+    Raises:
+        ModelFolderError: it is neither on the hub nor in the cache, or it would run code of its own.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # two seconds that other models spare
+
+    errors: list[Exception] = []
+    for variant in _VARIANTS:
+        try:
+            return Path(
+                DiffusionPipeline.download(name, use_safetensors=True, variant=variant, **_NEVER_READ)
+            )
+        except Exception as error:  # whatever diffusers, the hub and the network may raise
+            errors.append(error)
+    raise ModelFolderError(f"{name} cannot be fetched from the hub: {errors[0]}") from errors[0]

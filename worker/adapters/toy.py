@@ -18,11 +18,11 @@ from api_schemas.catalog import ModelCard
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.source import AddOns
-from worker.engine.decoder import Decoder, Local
 from worker.engine.ensemble import Ensemble
 from worker.engine.grid import Tile
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.scheduler import Scalars
+from worker.engine.vae.operations import Decoder, Local
 
 CHANNELS = 4
 SCALE = 8
@@ -137,7 +137,7 @@ class ToyReplica:
 
 
 @dataclass(frozen=True, slots=True)
-class ToySinger:
+class PreparedToy:
     prompt: str
     options: ToyOptions
 
@@ -195,8 +195,8 @@ class Toy:
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
         return []
 
-    def prepare(self, conditions: Conditions) -> ToySinger:
-        return ToySinger(conditions.prompt, self.options)
+    def prepare(self, conditions: Conditions) -> PreparedToy:
+        return PreparedToy(conditions.prompt, self.options)
 
 
 # Each RGB channel shows one latent channel; the fourth dims all three.

@@ -1,4 +1,4 @@
-"""The loop: the canvas owns the state, every tile listens to it at every step (decision 0001)."""
+"""The denoising loop: the canvas owns the state, and every tile is predicted from it at every step (decision 0001)."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from worker.engine.ensemble import Ensemble
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.fuse import Fusion
 from worker.engine.grid import Tile
-from worker.engine.low_band import LowBand
+from worker.engine.guidance import LowBand
 from worker.engine.plan import DenoisePlan
 from worker.engine.scheduler import Scalars, Scheduler
 from worker.engine.warned import Warned
@@ -28,7 +28,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class TilePredicted:
-    """One tile of a step was heard; `clean` (C, h, w) is what it believes the picture to be.
+    """One tile of a step was predicted; `clean` (C, h, w) is the clean latent that the prediction implies.
 
     On a GPU it may not have been computed yet: reading it waits for the device.
     """
@@ -53,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Which steps of the picture a stage sings.
+    """Which steps of the picture belong to a stage.
 
     Args:
         before: steps of the stages before.
@@ -98,11 +98,11 @@ def denoise(
     for index in range(first_step, steps):
         done = span.before + index
         tiles = plan.grid_at(index, steps).tiles
-        fusion, heard = Fusion(like=latent), list[tuple[Tile, Tensor]]()
+        fusion, predictions = Fusion(like=latent), list[tuple[Tile, Tensor]]()
         scaled = scheduler.scale_input(latent, index)
         for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles):
             fusion.add(tile, prediction)
-            heard.append((tile, prediction))
+            predictions.append((tile, prediction))
             clean = scheduler.estimate_clean(tile.crop(latent), prediction, index)
             yield TilePredicted(done, tile, clean)
         yield from ensemble.take_warnings()
@@ -112,19 +112,19 @@ def denoise(
         latent = scheduler.step(prediction, index, latent, generator)
         if not latent.isfinite().all():
             raise NonFiniteLatentError(
-                f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(heard)}"
+                f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
             )
         keep_now = partial(keep, done + 1, latent, scheduler, generator, low_band)
         yield Step(done, total, len(tiles), keep_now)
     return latent
 
 
-def _name_broken(heard: list[tuple[Tile, Tensor]]) -> str:
+def _name_broken(predictions: list[tuple[Tile, Tensor]]) -> str:
     """Whose prediction holds NaN or infinity, in latent pixels. Asked only after the canvas has broken."""
-    for number, (tile, prediction) in enumerate(heard, start=1):
+    for number, (tile, prediction) in enumerate(predictions, start=1):
         if not prediction.isfinite().all():
             place = f"rows {tile.top} to {tile.top + tile.height}, columns {tile.left} to {tile.left + tile.width}"
-            return f"tile {number} of {len(heard)} ({place} of the latent) is not finite"
+            return f"tile {number} of {len(predictions)} ({place} of the latent) is not finite"
     return "all tiles are finite, the scheduler's step is not"
 
 

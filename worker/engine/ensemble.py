@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from worker.engine.grid import Tile
-from worker.engine.shortage import is_out_of_memory, release_unused_memory
-from worker.engine.sync import Alone, Group
+from worker.engine.memory import is_out_of_memory, release_unused_memory
+from worker.engine.ranks import Alone, Group
 from worker.engine.warned import Warned
 
 
@@ -32,7 +32,7 @@ class Replica(Protocol):
         ...
 
 
-Voice = tuple[Tile, int]
+Query = tuple[Tile, int]
 
 
 class Ensemble:
@@ -76,49 +76,51 @@ class Ensemble:
             Exception: whatever the replica raises, except for want of memory while a batch can be halved.
         """
         branches = self._replica.branches
-        heard: list[Tensor] = []
+        results: list[Tensor] = []
         waiting = iter(tiles)
-        for batch in self._sing_in_rounds(latent, timestep, tiles):
-            heard.extend(batch)
-            while len(heard) >= branches:
-                yield next(waiting), self._replica.guide(torch.stack(heard[:branches]))
-                del heard[:branches]
+        for batch in self._predict_in_rounds(latent, timestep, tiles):
+            results.extend(batch)
+            while len(results) >= branches:
+                yield next(waiting), self._replica.guide(torch.stack(results[:branches]))
+                del results[:branches]
 
-    def sing_every_size(self, latent: Tensor, timestep: Tensor, tile: Tile) -> None:
+    def predict_every_size(self, latent: Tensor, timestep: Tensor, tile: Tile) -> None:
         """One batch of each size that `predict` may choose: a GPU chooses and records its kernels for each."""
         for size in range(self._largest_batch, 0, -1):
-            self._sing([(tile, 0)], size, latent, timestep)
+            self._predict_batch([(tile, 0)], size, latent, timestep)
 
-    def _sing_in_rounds(self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Iterator[Tensor]:
-        """In each round every rank sings one batch; all hear all of them, in order."""
-        voices = [(tile, branch) for tile in tiles for branch in range(self._replica.branches)]
+    def _predict_in_rounds(self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Iterator[Tensor]:
+        """In each round every rank predicts one batch; every rank gets all of them, in order."""
+        queries = [(tile, branch) for tile in tiles for branch in range(self._replica.branches)]
         group, first = self._group, 0
-        while first < len(voices):
-            size = self._choose_batch(len(voices))
+        while first < len(queries):
+            size = self._choose_batch(len(queries))
             start = first + group.rank * size
-            batch = voices[start : start + size] or voices[-1:]  # with nothing to sing, sing along
-            own = self._try_to_sing(batch, size, latent, timestep)
+            batch = (
+                queries[start : start + size] or queries[-1:]
+            )  # a rank without queries repeats the last, to keep the collectives in step
+            own = self._try_batch(batch, size, latent, timestep)
             if not group.meet(fine=own is not None) or own is None:
                 self._halve_batch(size)
                 continue
             for rank, predictions in enumerate(group.gather(own)):
-                yield predictions[: max(len(voices) - first - rank * size, 0)]
+                yield predictions[: max(len(queries) - first - rank * size, 0)]
             first += size * group.size
 
-    def _choose_batch(self, voices: int) -> int:
-        """50 voices in batches of up to 16: four of 13 for one rank, two or four; eight of 7 for eight."""
+    def _choose_batch(self, queries: int) -> int:
+        """50 queries in batches of up to 16: four of 13 for one rank, two or four; eight of 7 for eight."""
         if not self._even:
             return self._largest_batch
         ranks = self._group.size
-        rounds = ceil(voices / (self._largest_batch * ranks))
-        return ceil(voices / (rounds * ranks))
+        rounds = ceil(queries / (self._largest_batch * ranks))
+        return ceil(queries / (rounds * ranks))
 
-    def _try_to_sing(
-        self, batch: Sequence[Voice], size: int, latent: Tensor, timestep: Tensor
+    def _try_batch(
+        self, batch: Sequence[Query], size: int, latent: Tensor, timestep: Tensor
     ) -> Tensor | None:
         """None for want of memory, which the host learns at once: nothing here waits for the device."""
         try:
-            return self._sing(batch, size, latent, timestep)
+            return self._predict_batch(batch, size, latent, timestep)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
@@ -131,7 +133,7 @@ class Ensemble:
         self._warnings.append(Warned("batch_halved", message))
 
     @torch.inference_mode()
-    def _sing(self, batch: Sequence[Voice], size: int, latent: Tensor, timestep: Tensor) -> Tensor:
+    def _predict_batch(self, batch: Sequence[Query], size: int, latent: Tensor, timestep: Tensor) -> Tensor:
         padded = [*batch, *[batch[-1]] * (size - len(batch))]
         tiles, branches = zip(*padded, strict=True)
         crops = torch.stack([tile.crop(latent) for tile in tiles])

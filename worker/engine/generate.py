@@ -9,24 +9,24 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.ascend import Painter, ascend
-from worker.engine.decode import decode
-from worker.engine.decoder import Decoder
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
-from worker.engine.encode import SignOfLife
 from worker.engine.ensemble import Ensemble
-from worker.engine.low_band import LowBand
+from worker.engine.guidance import LowBand
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, StagePlan
+from worker.engine.ranks import Alone, Group
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
-from worker.engine.sync import Alone, Group
+from worker.engine.upscale import Autoencoder, ascend
+from worker.engine.vae.decode import decode
+from worker.engine.vae.encode import SignOfLife
+from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
 
 
 @dataclass(frozen=True, slots=True)
 class StageBegan:
-    """A canvas of a new size is to be sung.
+    """A canvas of a new size is to be denoised.
 
     Args:
         level: 1 for the smallest, up to `levels`.
@@ -48,7 +48,7 @@ class StageBegan:
 Progress = StageBegan | SignOfLife | TilePredicted | Step | Band | Warned
 
 
-class Singer(Painter, Protocol):
+class PreparedModel(Autoencoder, Protocol):
     """A model that knows its prompt: who predicts, who advances the canvas, who paints."""
 
     def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
@@ -58,7 +58,7 @@ class Singer(Painter, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A stage that is ready to be sung."""
+    """A stage that is ready to be denoised."""
 
     stage: StagePlan
     ensemble: Ensemble
@@ -68,11 +68,14 @@ class _Part:
 
 
 def generate(
-    plan: GenerationPlan, singer: Singer, resume: Checkpoint | None = None, group: Group | None = None
+    plan: GenerationPlan,
+    prepared: PreparedModel,
+    resume: Checkpoint | None = None,
+    group: Group | None = None,
 ) -> Iterator[Progress]:
-    """Sing one picture; with `resume`, from there on and to the same bytes.
+    """Make one picture; with `resume`, from there on and to the same bytes.
 
-    The caller drives, and cancels by closing the iterator. All ranks of a group walk this line alike.
+    The caller drives, and cancels by closing the iterator. All ranks of a group run this alike.
 
     Raises:
         NonFiniteLatentError: a step broke.
@@ -81,21 +84,21 @@ def generate(
     group = group or Alone()
     generator = torch.Generator().manual_seed(plan.seed)
     latent: Tensor | None = None
-    for part in _get_ready(plan, singer, group):
+    for part in _get_ready(plan, prepared, group):
         if resume and resume.step > part.began.before + part.began.steps:
             continue
         yield part.began
         if resume and resume.step > part.began.before:
-            latent, low_band = _resume(resume, part, generator, singer.device)
+            latent, low_band = _resume(resume, part, generator, prepared.device)
             first_step = resume.step - part.began.before
         else:
-            latent, low_band = yield from _begin(plan, part, latent, singer, group)
+            latent, low_band = yield from _begin(plan, part, latent, prepared, group)
             first_step = 0
         latent = yield from denoise(
             latent, part.stage.denoise, part.ensemble, part.scheduler, generator, first_step, part.span, low_band
         )  # fmt: skip
     assert latent is not None
-    yield from _decode_to_rows(latent, plan, singer.decoder, group)
+    yield from _decode_to_rows(latent, plan, prepared.decoder, group)
 
 
 def _decode_to_rows(
@@ -110,9 +113,9 @@ def _decode_to_rows(
         yield from stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth)
 
 
-def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part]:
+def _get_ready(plan: GenerationPlan, prepared: PreparedModel, group: Group) -> list[_Part]:
     """All stages at once, since only their schedulers know how many steps they take."""
-    begun = [(stage, *singer.begin(stage.whole)) for stage in plan.stages]
+    begun = [(stage, *prepared.begin(stage.whole)) for stage in plan.stages]
     for stage, _, scheduler in begun:
         scheduler.skip(stage.whole.steps - stage.steps)
     counts = [len(scheduler.timesteps) for _, _, scheduler in begun]
@@ -130,22 +133,22 @@ def _get_ready(plan: GenerationPlan, singer: Singer, group: Group) -> list[_Part
 
 
 def _begin(
-    plan: GenerationPlan, part: _Part, before: Tensor | None, singer: Singer, group: Group
+    plan: GenerationPlan, part: _Part, before: Tensor | None, prepared: PreparedModel, group: Group
 ) -> Generator[Warned | SignOfLife, None, tuple[Tensor, LowBand | None]]:
     """The noisy canvas: pure noise, or the enlarged picture of the stage before under as much as it takes."""
     canvas, level = part.stage.denoise, part.began.level
     noise = initial_noise(plan.seed, plan.channels, canvas.height, canvas.width, stage=level - 1)
     if before is None:
-        return (noise * part.scheduler.initial_scale).to(singer.device), None
-    encoded = yield from ascend(before, canvas, singer, plan.decode, group)
+        return (noise * part.scheduler.initial_scale).to(prepared.device), None
+    encoded = yield from ascend(before, canvas, prepared, plan.decode, group)
     reference = (
         encoded.contiguous()
     )  # an encoder may leave its channels last, a resumed canvas never has them so
-    latent = part.scheduler.add_noise(reference, noise.to(singer.device))
-    return latent, _listen(part, reference)
+    latent = part.scheduler.add_noise(reference, noise.to(prepared.device))
+    return latent, _make_low_band(part, reference)
 
 
-def _listen(part: _Part, reference: Tensor) -> LowBand | None:
+def _make_low_band(part: _Part, reference: Tensor) -> LowBand | None:
     low_band = part.stage.low_band
     return None if low_band is None else LowBand(low_band, reference, part.stage.denoise.wrap)
 
@@ -158,5 +161,5 @@ def _resume(
     latent, reference = kept.pop("latent"), kept.pop("reference", None)
     del kept["generator"]
     part.scheduler.restore(kept, checkpoint.scalars)
-    low_band = None if reference is None else _listen(part, reference.to(device))
+    low_band = None if reference is None else _make_low_band(part, reference.to(device))
     return latent.to(device), low_band

@@ -1,54 +1,94 @@
-"""How much of a decode is done at once, by the memory that there is."""
+"""How much main memory this process may still take, and what to do where there is none."""
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from torch import Tensor
-
-from worker.engine.decoder import Attend, Decoder, Fork, Join, Local, Normalize
-from worker.engine.plan import DecodePlan
-
-_AT_ONCE = 4  # activations: input, output, set aside, work space
+import psutil
+import torch
 
 
-def choose_split(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
-    """How many operations run on the whole canvas.
+@dataclass(frozen=True, slots=True)
+class MainMemory:
+    """Bytes."""
 
-    All up to the last attention, then as many as fit `memory_bytes`, as `measure_head` counts. None where nothing needs the whole canvas: then all streams.
+    free: int
+    total: int
+
+
+def measure_main_memory(root: Path = Path("/")) -> MainMemory:
+    """The least that the machine and every control group around this process leave over.
+
+    Page cache that nobody reads counts as free. A group of version 1 or 2 counts with all that lie around it.
+
+    Args:
+        root: where `proc` and the groups' file systems lie; Linux only, elsewhere there are no groups.
     """
-    if not any(isinstance(operation, Normalize | Attend) for operation in decoder.operations):
-        return 0
-    attentions = [
-        index for index, operation in enumerate(decoder.operations) if isinstance(operation, Attend)
-    ]
-    first_allowed = attentions[-1] if attentions else -1
-    split = 0
-    for index, (size_bytes, inside_fork) in enumerate(_walk(latent, decoder)):
-        if split > first_allowed and _AT_ONCE * size_bytes > plan.memory_bytes:
-            break
-        split = split if inside_fork else index + 1
-    return split
+    machine = psutil.virtual_memory()
+    memories = [MainMemory(machine.available, machine.total), *_measure_groups(root)]
+    return MainMemory(
+        min(measured.free for measured in memories), min(measured.total for measured in memories)
+    )
 
 
-def measure_head(latent: Tensor, decoder: Decoder, split: int) -> int:
-    """Bytes that the first operations take at the most when they run on the whole canvas."""
-    sizes = [size_bytes for size_bytes, _ in _walk(latent, decoder)]
-    return _AT_ONCE * max(sizes[:split], default=0)
+def _measure_groups(root: Path) -> Iterator[MainMemory]:
+    for version, mount, group in _find_groups(root):
+        files = _FILES[version]
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(mount) and (measured := _measure_group(folder, *files)):
+                yield measured
 
 
-def choose_mode(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> Literal["exact", "bounded"]:
-    """Resolve `auto`: exact while what all tiles hold stays under four times `memory_bytes`."""
-    if plan.mode != "auto":
-        return plan.mode
-    held_bytes = 2 * max(size_bytes for size_bytes, _ in _walk(latent, decoder))
-    return "exact" if held_bytes <= 4 * plan.memory_bytes else "bounded"
+# Of each version: limit and use in bytes, and what `memory.stat` calls page cache that can be dropped.
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
-def _walk(latent: Tensor, decoder: Decoder) -> Iterator[tuple[int, bool]]:
-    """(bytes of the whole canvas behind it, whether something is set aside) for each operation."""
-    plane_bytes = latent[0].numel() * decoder.dtype.itemsize
-    inside_fork = False
-    for operation, channels in zip(decoder.operations, decoder.channels, strict=True):
-        plane_bytes *= operation.scale**2 if isinstance(operation, Local) else 1
-        inside_fork = isinstance(operation, Fork) or (inside_fork and not isinstance(operation, Join))
-        yield plane_bytes * channels, inside_fork
+def _measure_group(folder: Path, limit_file: str, use_file: str, droppable: str) -> MainMemory | None:
+    """None where it sets no limit; version 1 then says about 2^63."""
+    try:
+        limit = int((folder / limit_file).read_text())
+        used = int((folder / use_file).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return MainMemory(max(limit - max(used - int(stat.get(droppable, 0)), 0), 0), limit)
+    except (OSError, ValueError):  # no such file, or the word "max"
+        return None
+
+
+def _find_groups(root: Path) -> Iterator[tuple[int, Path, Path]]:
+    """(version, mount point, this process' group below it) of what may limit memory; cgroups(7), proc(5)."""
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+    except OSError:
+        return
+    for fields in mounts:
+        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        for number, controllers, path in groups:
+            if kind == "cgroup2" and number == "0":
+                yield 2, *_locate(root, fields, path)
+            elif kind == "cgroup" and "memory" in options and "memory" in controllers.split(","):
+                yield 1, *_locate(root, fields, path)
+
+
+def _locate(root: Path, mount: list[str], path: str) -> tuple[Path, Path]:
+    """A container may see only its own part of the tree mounted, whose root mountinfo names in its fourth field."""
+    inside, place = PurePosixPath(path), root / mount[4].lstrip("/")
+    if not inside.is_relative_to(mount[3]) or ".." in inside.parts:
+        return place, place
+    return place, place / inside.relative_to(mount[3])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has a class for devices only; for main memory there are words."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def release_unused_memory() -> None:
+    """Give back what PyTorch keeps for later, so that smaller blocks fit between larger ones."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

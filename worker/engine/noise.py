@@ -1,4 +1,4 @@
-"""The first breath: noise as a function of seed and position."""
+"""Initial noise as a function of seed and position."""
 
 import hashlib
 

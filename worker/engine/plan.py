@@ -16,7 +16,7 @@ _R2 = (0.7548776662466927, 0.5698402909980532)
 
 @dataclass(frozen=True, slots=True)
 class DenoisePlan:
-    """Which tiles are sung at which step.
+    """Which tiles are denoised at which step.
 
     A moving grid is shifted at every step, so that no line of the picture is a border twice
     (Frolov et al., "SpotDiffusion", 2024, here in two dimensions). On an axis that does not wrap a
@@ -89,7 +89,7 @@ class StagePlan:
     """One denoising of the whole canvas at one size.
 
     Args:
-        steps: that are sung.
+        steps: that are run.
         strength: share of the schedule that they cover, from the end; 1 begins with pure noise, less
             with the picture of the stage before.
         modules: tiles that one rank denoises at the same time.
@@ -127,8 +127,8 @@ class DecodePlan:
             must be held stays under four times `memory_bytes`.
         memory_bytes: what held activations may take of the device before they are spilled: to main
             memory from a GPU, then to `spill_dir`.
-        recompute: hold tiles only where that is cheaper than to compute them once more, as holding.py
-            says, rather than before every normalisation; None: on a GPU.
+        recompute: hold tiles only where that is cheaper than to compute them once more, as
+            vae/memory.py says, rather than before every normalisation; None: on a GPU.
     """
 
     tile_size: int = 64
@@ -140,7 +140,7 @@ class DecodePlan:
 
 @dataclass(frozen=True, slots=True)
 class GenerationPlan:
-    """One picture, ready to be sung.
+    """One picture, ready to be made.
 
     Args:
         channels: of the latent.

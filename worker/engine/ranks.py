@@ -1,10 +1,16 @@
-"""Ranks as processes of one machine, over torch.distributed: NCCL between GPUs, gloo between CPUs."""
+"""Ranks: the processes of one worker that share a canvas, each with one device.
+
+Every rank holds the whole canvas and runs the same `generate`; they differ only in which tiles they
+predict. The leader, rank 0, alone has a caller who may stop it, so the others wait for it at every barrier.
+"""
 
 import os
 import sys
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,6 +18,50 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
 from worker.engine.errors import DismissedError, RankLostError
+
+
+class Group(Protocol):
+    """All ranks of an ensemble, as one of them sees them."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def meet(self, *, fine: bool = True) -> bool:
+        """Wait until all ranks are here; whether all of them could do what they had to.
+
+        Raises:
+            DismissedError: the leader's caller has stopped, or another rank broke.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Say, instead of meeting once more, that this rank will not go on."""
+        ...
+
+    def gather(self, own: Tensor) -> list[Tensor]:
+        """Every rank's tensor, by rank; all have one shape and type. Meet first: nobody may be missing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One rank."""
+
+    rank: int = 0
+    size: int = 1
+
+    def meet(self, *, fine: bool = True) -> bool:
+        return fine
+
+    def leave(self) -> None:
+        return
+
+    def gather(self, own: Tensor) -> list[Tensor]:
+        return [own]
+
 
 # The leader may wait for its consumer, the others then wait for the leader. Death is noticed at once.
 _PATIENCE = timedelta(hours=24)
@@ -71,12 +121,12 @@ class Ranks:
             RankLostError: a rank has died.
         """
         octets = own.contiguous().flatten().view(torch.uint8)  # gloo does not know every type
-        heard = [torch.empty_like(octets) for _ in range(self.size)]
+        gathered = [torch.empty_like(octets) for _ in range(self.size)]
         try:
-            dist.all_gather(heard, octets)  # pyright: ignore[reportUnknownMemberType]
+            dist.all_gather(gathered, octets)  # pyright: ignore[reportUnknownMemberType]
         except RuntimeError as error:
             raise RankLostError(str(error)) from error
-        return [each.view(own.dtype).view(own.shape) for each in heard]
+        return [each.view(own.dtype).view(own.shape) for each in gathered]
 
     def _agree(self, own: _Verdict) -> _Verdict:
         word = torch.tensor([int(own)])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.decode import DecodedTile
 from worker.engine.plan import BitDepth
+from worker.engine.vae.decode import DecodedTile
 from worker.engine.warned import Warned
 
 

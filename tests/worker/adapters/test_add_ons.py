@@ -12,8 +12,8 @@ from chorale.allow_list import AllowListFile
 from tests.tiny_add_ons import tiny_control_net, tiny_ip_adapter
 from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.add_ons import find_weights
-from worker.adapters.control_net import ControlNets
 from worker.adapters.errors import DamagedModelError, ModelError
+from worker.adapters.extras.control_net import ControlNets
 from worker.adapters.source import AddOnKind, AddOns
 
 

@@ -18,9 +18,8 @@ from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.adapters.layouts import as_the_hub_caches_it, save_again
 from tests.worker.adapters.test_folders import one_tile
 from worker.adapters.errors import DamagedModelError
-from worker.adapters.integrity import snapshot_listed, snapshot_model
+from worker.adapters.integrity import is_ours, snapshot_listed, snapshot_model
 from worker.adapters.model import LoadedModel
-from worker.adapters.ownership import is_ours
 from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
 

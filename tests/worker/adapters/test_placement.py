@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from tests.tiny_models import tiny_stable_diffusion_xl
-from tests.worker.adapters.test_unets import sing_one_tile
-from tests.worker.adapters.unets import PROMPT
+from tests.worker.adapters.families.test_unets import generate_one_tile
+from tests.worker.adapters.families.unets import PROMPT
 from worker.adapters.add_ons import Lora
 from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
+from worker.adapters.families.stable_diffusion_xl import load
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions
 from worker.adapters.placement import place, require_package
 from worker.adapters.precision import choose_dtypes
 from worker.adapters.registry import load_model
 from worker.adapters.settings import FolderSettings, Offload, read_settings
-from worker.adapters.stable_diffusion_xl import load
 from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
@@ -38,13 +38,13 @@ def ask(folder: Path, **settings: str) -> Path:
     return folder
 
 
-def sing(folder: Path) -> torch.Tensor:
-    return sing_one_tile(load_model(str(folder), "cpu").prepare(TOLD))
+def make_picture(folder: Path) -> torch.Tensor:
+    return generate_one_tile(load_model(str(folder), "cpu").prepare(TOLD))
 
 
 def test_a_folder_says_in_which_type_it_computes(folder: Path) -> None:
-    full = sing(folder)
-    half = sing(ask(folder, dtype="bfloat16"))
+    full = make_picture(folder)
+    half = make_picture(ask(folder, dtype="bfloat16"))
     assert load(folder, CPU).pipe.unet.dtype == torch.bfloat16
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().mean() < 0.1 * full.std()
@@ -67,8 +67,8 @@ def test_decoders_that_overflow_in_float16_stay_in_float32(
 
 
 def test_float8_weights_take_half_the_room_and_paint_nearly_the_same(folder: Path) -> None:
-    full, plain_bytes = sing(folder), weigh(str(folder), GPU)
-    narrow = sing(ask(folder, quantization="float8"))
+    full, plain_bytes = make_picture(folder), weigh(str(folder), GPU)
+    narrow = make_picture(ask(folder, quantization="float8"))
     assert 0 < (narrow - full).abs().mean() < 0.1 * full.std()
     stored = [each for each in load(folder, CPU).pipe.unet.parameters() if each.dtype == torch.float8_e4m3fn]
     assert len(stored) > 20

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.worker.engine.known_answer import KnownAnswer, Soloist, maker, plain_decoder
+from tests.worker.engine.known_answer import KnownAnswer, Untiled, maker, plain_decoder
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import generate
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
@@ -41,10 +41,10 @@ SCHEDULERS = [
 ]  # fmt: skip
 
 
-def _singer(name: str, options: dict[str, object]) -> tuple[Soloist, torch.Tensor]:
+def _prepare(name: str, options: dict[str, object]) -> tuple[Untiled, torch.Tensor]:
     scheduler = getattr(diffusers, name)(**options)
     answer = torch.sin(torch.arange(2 * 24 * 32, dtype=torch.float32)).reshape(2, 24, 32)
-    return Soloist(KnownAnswer(answer, scheduler), maker(scheduler), plain_decoder()), answer
+    return Untiled(KnownAnswer(answer, scheduler), maker(scheduler), plain_decoder()), answer
 
 
 GRIDS = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
@@ -53,9 +53,9 @@ PLAN = GenerationPlan(11, 2, (StagePlan(GRIDS, 6, modules=2),))
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 def test_clean_estimate_is_the_known_answer_at_every_step(name: str, options: dict[str, object]) -> None:
-    singer, answer = _singer(name, options)
-    clock = singer.make_scheduler(6).timesteps.tolist()
-    for event in generate(PLAN, singer):
+    prepared, answer = _prepare(name, options)
+    clock = prepared.make_scheduler(6).timesteps.tolist()
+    for event in generate(PLAN, prepared):
         if isinstance(event, TilePredicted) and _is_noisy_enough(clock[event.index]):
             torch.testing.assert_close(event.clean, event.tile.crop(answer), rtol=0, atol=2e-2)
 
@@ -68,14 +68,14 @@ def _is_noisy_enough(timestep: float) -> bool:
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 @pytest.mark.parametrize("stop", [1, 4])
 def test_resumed_equals_never_stopped(name: str, options: dict[str, object], stop: int) -> None:
-    whole = _picture(generate(PLAN, _singer(name, options)[0]))
-    resumed = _picture(generate(PLAN, _singer(name, options)[0], _checkpoint_after(stop, name, options)))
+    whole = _picture(generate(PLAN, _prepare(name, options)[0]))
+    resumed = _picture(generate(PLAN, _prepare(name, options)[0], _checkpoint_after(stop, name, options)))
     assert torch.equal(whole, resumed)
     assert whole.float().std() > 0
 
 
 def _checkpoint_after(stop: int, name: str, options: dict[str, object]) -> Checkpoint:
-    for event in generate(PLAN, _singer(name, options)[0]):
+    for event in generate(PLAN, _prepare(name, options)[0]):
         if isinstance(event, Step) and event.index + 1 == stop:
             return event.checkpoint()
     raise AssertionError(f"no step {stop}")

@@ -11,8 +11,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from api_schemas.generation import ResolvedRequest
-from tests.worker.adapters import transformers, unets
-from tests.worker.adapters.test_transformers import sing
+from tests.worker.adapters.families import transformers, unets
+from tests.worker.adapters.families.test_transformers import make_picture
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
@@ -91,7 +91,7 @@ def make(
     )
     card = model.card.model_copy(update={"native_size_px": native_px})
     plan = replace(plan_generation(request, card, 1 << 30, Path()), decode=DecodePlan(tile_size=8))
-    return sing(plan, model.prepare(case.conditions))
+    return make_picture(plan, model.prepare(case.conditions))
 
 
 @every_family
@@ -119,17 +119,17 @@ def test_ranks_decode_modes_and_a_resumed_job_crop_alike(
 ) -> None:
     """By group normalisations over all of the canvas, also over what is not shown."""
     case = CASES[0]
-    singer = built(case).model.prepare(case.conditions)
+    prepared = built(case).model.prepare(case.conditions)
     denoise = DenoisePlan(32, 40, (False, True), 16, 0, 0, moving=True, seed=3)
     stage = StagePlan(denoise, 2, modules=2)
     whole = GenerationPlan(3, 4, (stage,), DecodePlan(tile_size=4, mode=mode))
     cropped = replace(whole, stages=(replace(stage, shown=(125 / 128, 1.0)),))
-    picture = sing(whole, singer)[:125]
+    picture = make_picture(whole, prepared)[:125]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda group: sing(cropped, singer, group), thread_groups(2)))
-    first = next(event.checkpoint() for event in generate(cropped, singer) if isinstance(event, Step))
-    resumed = [event.rows for event in generate(cropped, singer, first) if isinstance(event, Band)]
-    for each in (sing(cropped, singer), *together, torch.cat(resumed)):
+        together = list(pool.map(lambda group: make_picture(cropped, prepared, group), thread_groups(2)))
+    first = next(event.checkpoint() for event in generate(cropped, prepared) if isinstance(event, Step))
+    resumed = [event.rows for event in generate(cropped, prepared, first) if isinstance(event, Band)]
+    for each in (make_picture(cropped, prepared), *together, torch.cat(resumed)):
         assert torch.equal(each, picture)
 
 

@@ -9,12 +9,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
-from worker.engine.decoder import Decoder, Local
-from worker.engine.encoder import Encoder
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.grid import Tile
 from worker.engine.plan import StagePlan
 from worker.engine.scheduler import Scheduler
+from worker.engine.vae.operations import Decoder, Encoder, Local
 
 T = TypeVar("T")
 
@@ -65,7 +64,7 @@ class KnownAnswer:
 
 
 @dataclass
-class Soloist:
+class Untiled:
     """One replica; `make_scheduler` makes a fresh scheduler of so many steps."""
 
     replica: Replica

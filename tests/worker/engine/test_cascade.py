@@ -17,8 +17,8 @@ from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.ensemble import Ensemble
-from worker.engine.generate import Progress, Singer, StageBegan, generate
-from worker.engine.low_band import low_pass
+from worker.engine.generate import PreparedModel, Progress, StageBegan, generate
+from worker.engine.guidance import low_pass
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band
@@ -30,7 +30,7 @@ CASCADE = GenerationPlan(11, 2, (FIRST, SECOND))
 
 
 @dataclass
-class Choir:
+class RankProcesses:
     """Knows the clean canvas of every size, and begins each stage with a scheduler of its own."""
 
     name: str
@@ -65,9 +65,9 @@ def test_a_tail_of_the_schedule_ends_as_near_the_known_answer_as_all_of_it(
     name: str, options: dict[str, object], low_band: LowBandPlan | None
 ) -> None:
     """Noise of another level than the tail's first step expects would be left over in the picture."""
-    choir, wanted = Choir(name, options), answer(24, 32)
-    flat = canvas(generate(replace(CASCADE, stages=(StagePlan(LARGE, 6),)), choir))
-    tail = canvas(generate(replace(CASCADE, stages=(FIRST, replace(SECOND, low_band=low_band))), choir))
+    ranks, wanted = RankProcesses(name, options), answer(24, 32)
+    flat = canvas(generate(replace(CASCADE, stages=(StagePlan(LARGE, 6),)), ranks))
+    tail = canvas(generate(replace(CASCADE, stages=(FIRST, replace(SECOND, low_band=low_band))), ranks))
     far = (flat - wanted).abs().max()
     # A solver that looks back also remembers what it was guided to.
     assert (tail - wanted).abs().max() < max(1.3 * far, 0.05 if low_band is None else 0.12)
@@ -76,17 +76,17 @@ def test_a_tail_of_the_schedule_ends_as_near_the_known_answer_as_all_of_it(
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 def test_a_cascade_resumed_anywhere_equals_never_stopped(name: str, options: dict[str, object]) -> None:
     """Within each stage and between the two."""
-    events = list(generate(CASCADE, Choir(name, options)))
+    events = list(generate(CASCADE, RankProcesses(name, options)))
     border = [event.before for event in events if isinstance(event, StageBegan)][1]
     for stop in (border - 1, border, border + 1, border + 2):
-        checkpoint = checkpoint_after(stop, CASCADE, Choir(name, options))
+        checkpoint = checkpoint_after(stop, CASCADE, RankProcesses(name, options))
         assert ("reference" in checkpoint.tensors) is (stop > border)
-        resumed = picture(generate(CASCADE, Choir(name, options), checkpoint))
+        resumed = picture(generate(CASCADE, RankProcesses(name, options), checkpoint))
         assert torch.equal(picture(events), resumed)
 
 
-def checkpoint_after(stop: int, plan: GenerationPlan, singer: Singer) -> Checkpoint:
-    for event in generate(plan, singer):
+def checkpoint_after(stop: int, plan: GenerationPlan, prepared: PreparedModel) -> Checkpoint:
+    for event in generate(plan, prepared):
         if isinstance(event, Step) and event.index + 1 == stop:
             return event.checkpoint()
     raise AssertionError(f"no step {stop}")
@@ -94,7 +94,7 @@ def checkpoint_after(stop: int, plan: GenerationPlan, singer: Singer) -> Checkpo
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 def test_stages_tell_the_steps_that_their_schedulers_take(name: str, options: dict[str, object]) -> None:
-    events = list(generate(CASCADE, Choir(name, options)))
+    events = list(generate(CASCADE, RankProcesses(name, options)))
     stages = [event for event in events if isinstance(event, StageBegan)]
     steps = [event for event in events if isinstance(event, Step)]
     assert [(each.level, each.levels, each.height, each.width) for each in stages] == [
@@ -121,7 +121,9 @@ def test_full_guidance_keeps_the_low_band_of_the_stage_before(
     if name == "DDIMScheduler":
         options = options | {"clip_sample": False}  # clipped at 1, the reference would be changed too
     *_, last = (
-        event.checkpoint() for event in generate(plan, Choir(name, options)) if isinstance(event, Step)
+        event.checkpoint()
+        for event in generate(plan, RankProcesses(name, options))
+        if isinstance(event, Step)
     )
     reference = last.tensors["reference"]
     free = answer(24, 32)
@@ -138,7 +140,7 @@ def test_a_low_pass_leaves_long_waves_and_drops_short_ones(wrap: tuple[bool, boo
 
 
 @pytest.fixture(scope="module")
-def singer(tmp_path_factory: pytest.TempPathFactory) -> Singer:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedModel:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_stable_diffusion(folder)
     return load_model(str(folder), "cpu").prepare(Conditions("brick wall", guidance_scale=3.0))
@@ -156,19 +158,21 @@ def tiny_plan(wrap: bool) -> GenerationPlan:
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_a_real_model_goes_by_way_of_pixels_and_resumes_to_the_same_bytes(singer: Singer, wrap: bool) -> None:
-    assert singer.encoder is not None
-    whole = picture(generate(tiny_plan(wrap), singer))
+def test_a_real_model_goes_by_way_of_pixels_and_resumes_to_the_same_bytes(
+    prepared: PreparedModel, wrap: bool
+) -> None:
+    assert prepared.encoder is not None
+    whole = picture(generate(tiny_plan(wrap), prepared))
     assert whole.float().std() > 0
     for stop in (1, 2, 3):
-        checkpoint = checkpoint_after(stop, tiny_plan(wrap), singer)
-        assert torch.equal(picture(generate(tiny_plan(wrap), singer, checkpoint)), whole)
+        checkpoint = checkpoint_after(stop, tiny_plan(wrap), prepared)
+        assert torch.equal(picture(generate(tiny_plan(wrap), prepared, checkpoint)), whole)
 
 
-def test_bytes_of_a_cascade_do_not_depend_on_how_it_is_shared_out(singer: Singer) -> None:
-    alone = picture(generate(tiny_plan(False), singer))
+def test_bytes_of_a_cascade_do_not_depend_on_how_it_is_shared_out(prepared: PreparedModel) -> None:
+    alone = picture(generate(tiny_plan(False), prepared))
     with ThreadPoolExecutor(3) as pool:
         together = pool.map(
-            lambda group: picture(generate(tiny_plan(False), singer, group=group)), thread_groups(3)
+            lambda group: picture(generate(tiny_plan(False), prepared, group=group)), thread_groups(3)
         )
         assert all(torch.equal(alone, each) for each in together)

@@ -7,20 +7,20 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from tests.tiny_models import tiny_stable_diffusion
-from tests.worker.engine.known_answer import Soloist, maker
+from tests.worker.engine.known_answer import Untiled, maker
 from tests.worker.engine.thread_group import thread_groups
+from worker.adapters.families.stable_diffusion import load
 from worker.adapters.model import Conditions
-from worker.adapters.stable_diffusion import load
 from worker.adapters.toy import CHANNELS, Toy, toy_decoder
 from worker.engine.denoise import Step, denoise
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.errors import NonFiniteLatentError
-from worker.engine.generate import Singer, generate
+from worker.engine.generate import PreparedModel, generate
 from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.ranks import Group
 from worker.engine.stitch import Band
-from worker.engine.sync import Group
 from worker.engine.warned import Warned
 
 GRIDS = DenoisePlan(32, 64, (False, False), 16, 0, 0, moving=True, seed=3)
@@ -33,8 +33,8 @@ def plan(
     return GenerationPlan(3, CHANNELS, (StagePlan(denoise, 4, modules=modules),), DecodePlan(tile_size=16))
 
 
-def picture(plan: GenerationPlan, singer: Singer, group: Group | None = None) -> torch.Tensor:
-    events = generate(plan, singer, group=group)
+def picture(plan: GenerationPlan, prepared: PreparedModel, group: Group | None = None) -> torch.Tensor:
+    events = generate(plan, prepared, group=group)
     return torch.cat([event.rows for event in events if isinstance(event, Band)])
 
 
@@ -54,23 +54,23 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Replica:
     return family.encode(Conditions("brick wall", guidance_scale=3.0))(StagePlan(GRIDS, 4))
 
 
-def choir(replica: Replica) -> Soloist:
-    return Soloist(replica, maker(DDIMScheduler(clip_sample=False)), toy_decoder())
+def untiled(replica: Replica) -> Untiled:
+    return Untiled(replica, maker(DDIMScheduler(clip_sample=False)), toy_decoder())
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("modules", [1, 2])
 def test_bytes_do_not_depend_on_how_tiles_are_shared_out(replica: Replica, ranks: int, modules: int) -> None:
-    alone = picture(plan(16, modules=modules), choir(replica))
+    alone = picture(plan(16, modules=modules), untiled(replica))
     groups = thread_groups(ranks)
     with ThreadPoolExecutor(ranks) as pool:
-        together = pool.map(lambda group: picture(plan(16, modules=modules), choir(replica), group), groups)
+        together = pool.map(lambda group: picture(plan(16, modules=modules), untiled(replica), group), groups)
     assert all(torch.equal(alone, each) for each in together)
 
 
 @pytest.mark.parametrize("modules", [2, 8])
 def test_another_batch_shape_changes_at_most_one_level(replica: Replica, modules: int) -> None:
-    alone, batched = (picture(plan(16, modules=each), choir(replica)).int() for each in (1, modules))
+    alone, batched = (picture(plan(16, modules=each), untiled(replica)).int() for each in (1, modules))
     assert (alone - batched).abs().max() <= 1
 
 
@@ -87,7 +87,7 @@ def _difference_from_a_touched_corner(replica: Replica, steps: int) -> torch.Ten
     touched[:, :4, :4] += 1
     canvases: list[torch.Tensor] = []
     for latent in (plain, touched):
-        ensemble, scheduler = choir(replica).begin(StagePlan(GRIDS, 4))
+        ensemble, scheduler = untiled(replica).begin(StagePlan(GRIDS, 4))
         loop = denoise(latent, GRIDS, ensemble, scheduler, torch.Generator())
         done = [event.checkpoint() for event in loop if isinstance(event, Step)]
         canvases.append(done[steps - 1].tensors["latent"])
@@ -115,7 +115,7 @@ def test_a_broken_step_and_tile_are_named_by_every_rank(ranks: int) -> None:
     message = rf"step 3 of 4, timestep 250: tile 7 of 8 \({place} of the latent\) is not finite"
     with ThreadPoolExecutor(ranks) as pool:
         pictures = [
-            pool.submit(picture, plan(16, moving=False), choir(Broken()), group)
+            pool.submit(picture, plan(16, moving=False), untiled(Broken()), group)
             for group in thread_groups(ranks)
         ]
         for each in pictures:
@@ -128,7 +128,7 @@ class Narrow:
     """Has room for so many predictions at a time, and counts how many came."""
 
     replica: Replica
-    room: int
+    largest: int
     batches: list[int] = field(default_factory=list)
 
     @property
@@ -142,32 +142,34 @@ class Narrow:
         self, crops: torch.Tensor, timestep: torch.Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> torch.Tensor:
         self.batches.append(len(tiles))
-        if len(tiles) > self.room:
+        if len(tiles) > self.largest:
             raise torch.OutOfMemoryError("no room")
         return self.replica.predict(crops, timestep, tiles, branches)
 
 
 def test_ranks_halve_their_batches_together_where_one_lacks_memory(replica: Replica) -> None:
-    rooms = [Narrow(replica, 3), Narrow(replica, 99)]
-    alone = picture(plan(16, modules=1), choir(replica))
+    narrow = [Narrow(replica, 3), Narrow(replica, 99)]
+    alone = picture(plan(16, modules=1), untiled(replica))
     with ThreadPoolExecutor(2) as pool:
         together = pool.map(
-            lambda room, group: picture(plan(16, modules=4), choir(room), group), rooms, thread_groups(2)
+            lambda largest, group: picture(plan(16, modules=4), untiled(largest), group),
+            narrow,
+            thread_groups(2),
         )
         assert all(torch.equal(alone, each) for each in together)
-    assert rooms[0].batches[:3] == rooms[1].batches[:3] == [8, 4, 2]
-    assert set(rooms[0].batches[3:]) == set(rooms[1].batches[3:]) == {2}
+    assert narrow[0].batches[:3] == narrow[1].batches[:3] == [8, 4, 2]
+    assert set(narrow[0].batches[3:]) == set(narrow[1].batches[3:]) == {2}
 
 
 def test_a_halved_batch_is_told(replica: Replica) -> None:
-    events = list(generate(plan(16, modules=4), choir(Narrow(replica, 5))))
+    events = list(generate(plan(16, modules=4), untiled(Narrow(replica, 5))))
     (warning,) = (event for event in events if isinstance(event, Warned))
     assert warning == Warned("batch_halved", "no memory for batches of 8 predictions; going on with 4")
 
 
 def test_a_single_prediction_without_room_is_an_error(replica: Replica) -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        picture(plan(16), choir(Narrow(replica, 0)))
+        picture(plan(16), untiled(Narrow(replica, 0)))
 
 
 class Counting(Broken):
@@ -205,8 +207,8 @@ def test_even_batches_waste_little_and_give_every_rank_as_many(
         return list(ensemble.predict(torch.arange(128.0).expand(1, 4, -1), torch.tensor(0), tiles))
 
     with ThreadPoolExecutor(ranks) as pool:
-        heard = list(pool.map(predict, replicas, thread_groups(ranks)))
+        gathered = list(pool.map(predict, replicas, thread_groups(ranks)))
     assert [replica.batches for replica in replicas] == [batches] * ranks
-    for each in heard:
+    for each in gathered:
         assert [tile for tile, _ in each] == tiles
         assert all(float(prediction[0, 0, 0]) == 2 * tile.left for tile, prediction in each)

@@ -14,9 +14,8 @@ from worker.adapters.registry import load_model
 from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.generate import generate
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
-from worker.engine.ranks import Ranks
+from worker.engine.ranks import Alone, Group, Ranks
 from worker.engine.stitch import Band
-from worker.engine.sync import Alone, Group
 
 Part = Callable[[Group, str], object]
 CPU = torch.device("cpu")
@@ -29,8 +28,8 @@ def paint(group: Group, folder: str) -> bytes:
     plan = GenerationPlan(
         3, 4, (stage,), DecodePlan(tile_size=8, mode="exact", memory_bytes=1, recompute=True)
     )
-    singer = load_model(folder, CPU).prepare(Conditions("lava", guidance_scale=3.0))
-    bands = [event.rows for event in generate(plan, singer, group=group) if isinstance(event, Band)]
+    prepared = load_model(folder, CPU).prepare(Conditions("lava", guidance_scale=3.0))
+    bands = [event.rows for event in generate(plan, prepared, group=group) if isinstance(event, Band)]
     return torch.cat(bands).numpy().tobytes()
 
 
@@ -82,14 +81,14 @@ def run_ranks(part: Part, size: int, folder: Path) -> list[object]:
     for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
         theirs.close()
-    heard: list[object] = []
+    gathered: list[object] = []
     for process, (ours, _) in zip(processes, pipes, strict=True):
         try:
-            heard.append(ours.recv())
+            gathered.append(ours.recv())
         except EOFError:
-            heard.append(None)
+            gathered.append(None)
         process.join()
-    return heard
+    return gathered
 
 
 @pytest.mark.parametrize("size", [2, 4])

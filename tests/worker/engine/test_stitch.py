@@ -11,18 +11,18 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from tests.tiny_models import tiny_stable_diffusion, tiny_vae
-from tests.worker.engine.known_answer import KnownAnswer, Soloist, maker
+from tests.worker.engine.known_answer import KnownAnswer, Untiled, maker
 from tests.worker.engine.thread_group import thread_groups
-from worker.adapters.latent_scaling import read_scaling
+from worker.adapters.autoencoders.decoder import flatten_decoder
+from worker.adapters.autoencoders.scaling import read_scaling
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
-from worker.adapters.vae import flatten_decoder
 from worker.engine.denoise import Checkpoint, Step
-from worker.engine.generate import Singer, generate
+from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.ranks import Group
 from worker.engine.stitch import Band
-from worker.engine.sync import Group
 
 ONE_TILE = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
 EIGHT = GenerationPlan(9, 4, (StagePlan(ONE_TILE, 3),), DecodePlan(tile_size=8, mode="exact", memory_bytes=1))
@@ -30,9 +30,12 @@ SIXTEEN = replace(EIGHT, bit_depth=16)
 
 
 def paint(
-    plan: GenerationPlan, singer: Singer, resume: Checkpoint | None = None, group: Group | None = None
+    plan: GenerationPlan,
+    prepared: PreparedModel,
+    resume: Checkpoint | None = None,
+    group: Group | None = None,
 ) -> torch.Tensor:
-    events = generate(plan, singer, resume, group)
+    events = generate(plan, prepared, resume, group)
     return torch.cat([event.rows for event in events if isinstance(event, Band)])
 
 
@@ -43,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepare(folder: Path) -> Singer:
+def prepare(folder: Path) -> PreparedModel:
     return load_model(str(folder), "cpu").prepare(Conditions("dune", guidance_scale=2.0))
 
 
@@ -66,11 +69,11 @@ def test_eight_bits_are_the_upper_half_of_sixteen(folder: Path) -> None:
     assert len(sixteen.int().unique()) > 10 * len(eight.unique())
 
 
-def known_picture(vae: AutoencoderKL) -> Singer:
+def known_picture(vae: AutoencoderKL) -> PreparedModel:
     """Whatever the noise, it ends at one latent."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     answer = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
-    return Soloist(
+    return Untiled(
         KnownAnswer(answer, scheduler),
         maker(scheduler),
         flatten_decoder(vae, read_scaling(StableDiffusionPipeline, vae)),
@@ -90,10 +93,10 @@ def test_of_half_weights_sixteen_bits_are_decoded_in_float32(dtype: torch.dtype)
 
 def test_ranks_make_the_same_sixteen_bits() -> None:
     whole = paint(SIXTEEN, known_picture(tiny_vae()))
-    singers = [known_picture(tiny_vae()) for _ in range(3)]
+    prepared_models = [known_picture(tiny_vae()) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         pictures = pool.map(
-            lambda singer, group: paint(SIXTEEN, singer, group=group), singers, thread_groups(3)
+            lambda prepared, group: paint(SIXTEEN, prepared, group=group), prepared_models, thread_groups(3)
         )
     assert all(torch.equal(each.int(), whole.int()) for each in pictures)
 

@@ -27,9 +27,9 @@ class ThreadGroup:
     def gather(self, own: Tensor) -> list[Tensor]:
         self.board[self.rank] = own
         self.barrier.wait()
-        heard = [self.board[rank] for rank in range(self.size)]
+        gathered = [self.board[rank] for rank in range(self.size)]
         self.barrier.wait()
-        return heard
+        return gathered
 
 
 def thread_groups(size: int) -> list[ThreadGroup]:

@@ -1,0 +1,69 @@
+"""Checkpoints on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.engine.denoise import Checkpoint
+from worker.errors import CheckpointError
+from worker.process.files import ImageFile, read_checkpoint, write_checkpoint
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    tensors = {
+        "latent": torch.randn(4, 8, 8),
+        "generator": torch.Generator().manual_seed(3).get_state(),
+        "scheduler.sigmas": torch.tensor([0.1, float("inf"), float("nan")], dtype=torch.float64),
+    }
+    kept = Checkpoint(7, tensors, {"order": 2, "lower": None, "ratio": 0.1, "name": "é"})
+    write_checkpoint(tmp_path / "a.safetensors", kept, 12.5)
+    found, engine_s = read_checkpoint(tmp_path / "a.safetensors")
+    assert (found.step, found.scalars, engine_s) == (7, kept.scalars, 12.5)
+    assert found.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype
+        assert found.tensors[name].numpy().tobytes() == tensor.numpy().tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 200, b"not a checkpoint"])
+def test_a_damaged_checkpoint_is_told_apart(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(damage)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+
+
+def test_a_missing_checkpoint_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "nowhere.safetensors")
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 70))
+def test_bands_of_any_height_make_the_picture(height: int, width: int, band: int) -> None:
+    import tempfile
+
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.tif"
+        with ImageFile(path, height, width) as image:
+            for top in range(0, height, band):
+                image.write(top, pixels[top : top + band])
+        assert (tifffile.imread(path) == pixels).all()
+        with tifffile.TiffFile(path) as file:
+            assert file.is_bigtiff
+
+
+def test_a_second_attempt_starts_on_a_clean_file(tmp_path: Path) -> None:
+    path = tmp_path / "image.tif"
+    with ImageFile(path, 40, 40) as image:
+        image.write(0, np.full((40, 40, 3), 9, np.uint8))
+    with ImageFile(path, 20, 30) as image:
+        image.write(0, np.zeros((20, 30, 3), np.uint8))
+    assert tifffile.imread(path).shape == (20, 30, 3)
+    assert not tifffile.imread(path).any()

@@ -1,0 +1,147 @@
+"""IP-Adapters of the UNet families: a picture that conditions the model beside the prompt."""
+
+# diffusers' pipelines are typed as if an image encoder were always there.
+# pyright: reportArgumentType=false
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from worker.adapters.add_ons import IpAdapter, find_weights, stamp, to_pil
+from worker.adapters.errors import ModelFolderError
+from worker.adapters.unet_pipeline import UNetPipeline
+
+_ENCODER = "image_encoder"
+
+
+class IpAdapters:
+    """Keeps the last adapter loaded while pictures ask for it."""
+
+    def __init__(self, pipe: UNetPipeline) -> None:
+        self._pipe = pipe
+        self._own_encoder = pipe.image_encoder
+        self._applied: tuple[Path, int] | None = None
+
+    def apply(self, chosen: IpAdapter | None, *, guided: bool) -> tuple[Tensor, ...]:
+        """What the UNet is told of the picture, each (branches, 1, ...); nothing without one.
+
+        Raises:
+            ModelFolderError: it is not for this model, or unreadable.
+        """
+        if chosen is None:
+            self._take_off()
+            return ()
+        file = find_weights(chosen.path)
+        if self._applied != stamp(file):
+            self._put_on(file)
+        self._pipe.set_ip_adapter_scale(chosen.scale)
+        embeds = self._pipe.prepare_ip_adapter_image_embeds(
+            [to_pil(chosen.picture)], None, self._pipe.device, 1, guided
+        )
+        return tuple(embed.to(self._pipe.unet.dtype) for embed in embeds)
+
+    def _put_on(self, file: Path) -> None:
+        self._take_off()
+        folder = file.parent / _ENCODER
+        if self._own_encoder is None and not folder.is_dir():
+            raise ModelFolderError(
+                f"{file.name} needs a folder {_ENCODER} beside it, since the model has none"
+            )
+        self._applied = stamp(file)
+        pipe = self._pipe
+        try:
+            encoder = self._own_encoder or load_image_encoder(folder, pipe.dtype)
+            check_ip_adapter(file, pipe.unet, encoder.config)
+            pipe.register_modules(image_encoder=encoder.to(pipe.device))
+            # Made with every weight, layers refuse keys that they do not know; else they are left out.
+            pipe.load_ip_adapter(
+                str(file.parent), "", file.name, local_files_only=True, low_cpu_mem_usage=False
+            )
+        except Exception as error:  # whatever a file of another model may raise in diffusers
+            self._take_off()
+            raise ModelFolderError(
+                f"{file.name} is no IP-Adapter for this model: {str(error)[:400]}"
+            ) from error
+
+    def _take_off(self) -> None:
+        if self._applied is not None:
+            self._pipe.unload_ip_adapter()
+            self._pipe.register_modules(image_encoder=self._own_encoder, feature_extractor=None)
+            self._applied = None
+
+
+Kind = Literal["plain", "plus", "full"]
+# What a kind's file alone has; its second axis is as wide as what CLIP makes of a picture.
+_WIDTHS: dict[Kind, str] = {
+    "plain": "image_proj.proj.weight",
+    "plus": "image_proj.proj_in.weight",
+    "full": "image_proj.proj.0.weight",
+}
+SUPPORTED = "IP-Adapters, IP-Adapters Plus and IP-Adapters Full, not those of FaceID"
+
+
+def check_ip_adapter(file: Path, unet: UNet2DConditionModel, encoder: CLIPVisionConfig) -> None:
+    """
+    Raises:
+        ValueError: it is of another kind or width, or has keys for layers that the UNet does not have.
+    """
+    with safe_open(file, "pt") as tensors:
+        keys = list(tensors.keys())
+        kind = _find_kind(keys)
+        _require_known(keys, unet)
+        width: int = tensors.get_slice(_WIDTHS[kind]).get_shape()[1]
+    seen = encoder.projection_dim if kind == "plain" else encoder.hidden_size
+    if width != seen:
+        raise ValueError(f"it takes pictures as {width} numbers, its image encoder makes {seen}")
+
+
+def _find_kind(keys: list[str]) -> Kind:
+    names = {key.removeprefix("image_proj.") for key in keys if key.startswith("image_proj.")}
+    if "proj.weight" in names:
+        return "plain"
+    if "proj.3.weight" in names:
+        return "full"
+    if {"latents", "proj_in.weight", "proj_out.weight"} <= names:
+        return "plus"
+    first = f", the first is {keys[0][:120]!r}" if keys else ""
+    raise ValueError(f"its {len(keys)} keys are of another kind{first}; supported: {SUPPORTED}")
+
+
+def _require_known(keys: list[str], unet: UNet2DConditionModel) -> None:
+    """Cross-attentions count 1, 3, 5 ..., in the order of the UNet's processors."""
+    attentions = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    known = {
+        f"ip_adapter.{2 * index + 1}.to_{each}_ip.weight" for index in range(len(attentions)) for each in "kv"
+    }
+    rest = [key for key in keys if key not in known and not key.startswith("image_proj.")]
+    if rest:
+        raise ValueError(
+            f"{len(rest)} of {len(keys)} keys have no effect on this model, the first is {rest[0][:120]!r}; "
+            f"supported: {SUPPORTED}"
+        )
+
+
+_OF_TEXT = ("text_", "logit_scale")  # a whole CLIP is often what lies there
+
+
+def load_image_encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModelWithProjection:
+    """
+    Raises:
+        ValueError: it is not whole; transformers would invent what is missing.
+    """
+    encoder, found = CLIPVisionModelWithProjection.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    left = (key for key in found["unexpected_keys"] if not key.startswith(_OF_TEXT))
+    wrong = sorted([*found["missing_keys"], *(key for key in left if not key.endswith("position_ids"))])
+    if wrong:
+        raise ValueError(
+            f"{folder.name}: {len(wrong)} keys are missing or unknown, the first is {wrong[0]!r}; supported: a "
+            "whole CLIPVisionModelWithProjection"
+        )
+    return encoder

@@ -1,0 +1,156 @@
+"""FLUX.2: dev, whose guidance is embedded, and klein, which is guided by two branches or not at all."""
+
+# diffusers types tensors as FloatTensor, and as optional what is always there.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline, compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+
+from api_schemas.generation import Positions
+from worker.adapters.families.flow import count_tokens, even_sigmas, own_sigmas
+from worker.adapters.families.guidance import guide_classifier_free, pick_branches
+from worker.adapters.families.positions import predict_in_place
+from worker.adapters.family import Habits, Shape
+from worker.adapters.loading import load_pipeline
+from worker.adapters.model import Conditions
+from worker.adapters.schedulers import Packing, SchedulerUse
+from worker.engine.ensemble import Replica
+from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
+
+PATCH = 2  # of the autoencoder's pixels a side are one pixel of the canvas, which is one token
+
+
+@dataclass(frozen=True, slots=True)
+class Flux2Replica:
+    """One transformer with one prompt.
+
+    Args:
+        states: text states of each branch, (branches, tokens, width), filled up by the tokenizer.
+        text_ids: positions of the text, (1, tokens, 4).
+        embedded_scale: that the transformer is told, or None.
+        guidance_scale: between the branches.
+    """
+
+    transformer: Flux2Transformer2DModel
+    states: Tensor
+    text_ids: Tensor
+    embedded_scale: float | None
+    guidance_scale: float
+    positions: Positions
+
+    @property
+    def branches(self) -> int:
+        return len(self.states)
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
+        return predict_in_place(
+            lambda alike, _, chosen, corner: self._predict(alike, timestep, chosen, corner),
+            self.positions, crops, tiles, branches,
+        )  # fmt: skip
+
+    def _predict(
+        self, crops: Tensor, timestep: Tensor, branches: Sequence[int], corner: tuple[int, int]
+    ) -> Tensor:
+        inputs = crops.to(self.states.dtype)
+        tokens = self.transformer(
+            hidden_states=Flux2Pipeline._pack_latents(inputs),
+            timestep=timestep.expand(len(crops)).to(inputs.dtype) / 1000,
+            guidance=self._guidance(crops),
+            encoder_hidden_states=pick_branches(self.states, branches),
+            txt_ids=self.text_ids,
+            img_ids=_place_tokens(crops, corner),
+            return_dict=False,
+        )[0]
+        return _unpack(tokens, *crops.shape[-2:]).float()
+
+    def _guidance(self, crops: Tensor) -> Tensor | None:
+        scale = self.embedded_scale
+        return None if scale is None else torch.full((len(crops),), scale, device=crops.device)
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return guide_classifier_free(predictions, self.guidance_scale)
+
+
+def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(-1, (height, width))
+
+
+def _place_tokens(crops: Tensor, corner: tuple[int, int]) -> Tensor:
+    """(1, tokens, 4): time, row, column, layer."""
+    with crops.device:  # made there: nothing has to wait for a copy
+        ids = Flux2Pipeline._prepare_latent_ids(crops[:1]).clone()
+    for axis, start in enumerate(corner, start=1):
+        ids[..., axis] += start
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Flux2:
+    """A loaded folder."""
+
+    pipe: Flux2Pipeline | Flux2KleinPipeline
+    name = "flux-2"
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        return isinstance(self.pipe, Flux2Pipeline)
+
+    @property
+    def _distilled(self) -> bool:
+        return self._embeds_guidance or bool(self.pipe.config["is_distilled"])
+
+    @property
+    def habits(self) -> Habits:
+        few = self._distilled and not self._embeds_guidance
+        steps, scale = (4, 1.0) if few else (50, 4.0)
+        return Habits(
+            steps, scale, ("local", "global"),
+            negative_prompt=not self._distilled, guidance=not few, add_ons=("lora",),
+        )  # fmt: skip
+
+    @property
+    def shape(self) -> Shape:
+        scale = self.pipe.vae_scale_factor * PATCH
+        native_size_px = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        return Shape(self.pipe.transformer.config.in_channels, scale, scale, native_size_px)
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        scale = conditions.guidance_scale
+        alone = self._distilled or scale == 1.0
+        prompts = [conditions.prompt] if alone else [conditions.negative_prompt, conditions.prompt]
+        encoded = [self.pipe.encode_prompt(prompt, self.pipe._execution_device) for prompt in prompts]
+        states, text_ids = torch.cat([states for states, _ in encoded]), encoded[0][1]
+        embedded = scale if self._embeds_guidance else None
+        return lambda stage: Flux2Replica(
+            self.pipe.transformer, states, text_ids, embedded, scale, conditions.positions
+        )
+
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        shift = compute_empirical_mu(count_tokens(stage.denoise, 1), stage.steps)
+        sigmas = own_sigmas(self.pipe.scheduler, even_sigmas(stage.steps))
+        timing: dict[str, object] = {"sigmas": sigmas, "mu": shift}
+        return SchedulerUse(
+            stage.steps, timing, from_first=True, packing=Packing(Flux2Pipeline._pack_latents, _unpack)
+        )
+
+
+def load(folder: Path, device: torch.device) -> Flux2:
+    """Load a folder.
+
+    Raises:
+        ModelFolderError: diffusers cannot load the folder.
+    """
+    stated = DiffusionPipeline.load_config(str(folder))["_class_name"]
+    kinds = {kind.__name__: kind for kind in (Flux2Pipeline, Flux2KleinPipeline)}
+    return Flux2(load_pipeline(kinds[stated], folder, device))

@@ -1,0 +1,73 @@
+"""Sana."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
+from torch import Tensor
+
+from worker.adapters.families.guidance import stack_branches
+from worker.adapters.families.masked_text import MaskedTextReplica
+from worker.adapters.family import Habits, Shape
+from worker.adapters.loading import load_pipeline
+from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
+from worker.engine.ensemble import Replica
+from worker.engine.plan import StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Sana:
+    """A loaded folder. It knows no positions: its convolutions see where a tile ends."""
+
+    pipe: SanaPipeline
+    name = "sana"
+    habits = Habits(steps=20, guidance_scale=4.5, add_ons=("lora",))
+
+    @property
+    def shape(self) -> Shape:
+        config, scale = self.pipe.transformer.config, self.pipe.vae_scale_factor
+        return Shape(config.in_channels, scale, scale * config.patch_size, config.sample_size * scale)
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        scale = conditions.guidance_scale
+        prompted, mask, free, free_mask = self.pipe.encode_prompt(
+            conditions.prompt,
+            scale != 1.0,
+            conditions.negative_prompt,
+            device=self.pipe._execution_device,
+            complex_human_instruction=_read_instruction(),
+        )
+        states = stack_branches(free, prompted)
+        masks = stack_branches(free_mask, mask)
+        return lambda stage: MaskedTextReplica(self._ask, states, masks, scale)
+
+    def _ask(self, crops: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        transformer = self.pipe.transformer
+        return transformer(
+            crops,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=timestep * transformer.config["timestep_scale"],
+            return_dict=False,
+        )[0]
+
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        return SchedulerUse(stage.steps, eta=True)
+
+
+def _read_instruction() -> list[str]:
+    """What the text encoder was asked in training before each prompt; diffusers keeps it as a default."""
+    return list(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
+
+
+def load(folder: Path, device: torch.device) -> Sana:
+    """Load a folder.
+
+    Raises:
+        ModelFolderError: diffusers cannot load the folder.
+    """
+    return Sana(load_pipeline(SanaPipeline, folder, device))

@@ -1,0 +1,66 @@
+"""Stable Diffusion 1.x and 2.x, and every other folder of a StableDiffusionPipeline."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from worker.adapters.extras.control_net import ControlNets
+from worker.adapters.extras.ip_adapter import IpAdapters
+from worker.adapters.families.guidance import stack_branches
+from worker.adapters.families.unet import UNetReplica
+from worker.adapters.family import Habits, Shape
+from worker.adapters.loading import load_pipeline
+from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
+from worker.adapters.unet_pipeline import embed_strength, is_guided, read_habits, read_shape, use_scheduler
+from worker.engine.ensemble import Replica
+from worker.engine.plan import StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class StableDiffusion:
+    """A loaded folder."""
+
+    pipe: StableDiffusionPipeline
+    control_nets: ControlNets
+    ip_adapters: IpAdapters
+    name = "stable-diffusion"
+
+    @property
+    def shape(self) -> Shape:
+        return read_shape(self.pipe)
+
+    @property
+    def habits(self) -> Habits:
+        return read_habits(self.pipe, Habits(add_ons=("lora", "controlnet", "ip_adapter")))
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        pipe, scale = self.pipe, conditions.guidance_scale
+        guided = is_guided(pipe, scale)
+        seen = self.ip_adapters.apply(conditions.ip_adapter, guided=guided)
+        lay = self.control_nets.open(conditions.control)
+        prompted, free = pipe.encode_prompt(
+            conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
+        )
+        states = stack_branches(free, prompted)
+        strength = embed_strength(pipe, scale)
+        return lambda stage: UNetReplica(pipe.unet, states, scale, strength, seen=seen, control=lay(stage))
+
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        return use_scheduler(stage)
+
+
+def load(folder: Path, device: torch.device) -> StableDiffusion:
+    """Load a folder.
+
+    Raises:
+        ModelFolderError: diffusers cannot load the folder.
+    """
+    pipe = load_pipeline(
+        StableDiffusionPipeline, folder, device,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    return StableDiffusion(pipe, ControlNets(pipe), IpAdapters(pipe))

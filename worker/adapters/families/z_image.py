@@ -1,0 +1,97 @@
+"""Z-Image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline, get_default_z_image_sigmas
+from torch import Tensor
+
+from api_schemas.generation import MAX_TILE_SIZE_PX
+from worker.adapters.families.flow import count_tokens, shift_by_tokens
+from worker.adapters.families.guidance import guide_classifier_free
+from worker.adapters.family import Habits, Shape
+from worker.adapters.loading import load_pipeline
+from worker.adapters.model import Conditions
+from worker.adapters.schedulers import SchedulerUse
+from worker.engine.ensemble import Replica
+from worker.engine.grid import Tile
+from worker.engine.plan import StagePlan
+
+PATCH = 2  # latent pixels a side that are packed into one token
+
+
+@dataclass(frozen=True, slots=True)
+class ZImageReplica:
+    """One transformer with one prompt.
+
+    Args:
+        texts: states of each branch, (tokens, width) of any length; the transformer itself fills
+            the shorter and masks what it filled.
+    """
+
+    transformer: ZImageTransformer2DModel
+    texts: Sequence[Tensor]
+    guidance_scale: float
+
+    @property
+    def branches(self) -> int:
+        return len(self.texts)
+
+    def predict(
+        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
+    ) -> Tensor:
+        """Its clock runs from noise at 0 to the picture at 1, and its velocity with it."""
+        predictions = self.transformer(
+            list(crops[:, :, None].to(self.texts[0].dtype)),
+            (1000 - timestep.expand(len(crops))) / 1000,
+            [self.texts[branch] for branch in branches],
+            return_dict=False,
+        )[0]
+        return -torch.stack(predictions)[:, :, 0].float()
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return guide_classifier_free(predictions, self.guidance_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class ZImage:
+    """A loaded folder.
+
+    Its pipeline counts guidance from 0, here as everywhere 1 is off: ours is theirs plus one. Its
+    transformer lays positions itself, behind the text and from each tile's corner.
+    """
+
+    pipe: ZImagePipeline
+    name = "z-image"
+    habits = Habits(steps=50, guidance_scale=6.0, add_ons=("lora",))
+
+    @property
+    def shape(self) -> Shape:
+        scale = self.pipe.vae_scale_factor
+        config = self.pipe.transformer.config
+        most_px = min(*config.axes_lens[1:], MAX_TILE_SIZE_PX // (scale * PATCH)) * scale * PATCH
+        return Shape(config.in_channels, scale, scale * PATCH, min(1024, most_px), most_px)
+
+    def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
+        scale = conditions.guidance_scale
+        prompted, free = self.pipe.encode_prompt(
+            conditions.prompt, self.pipe._execution_device, scale != 1.0, conditions.negative_prompt
+        )
+        return lambda stage: ZImageReplica(self.pipe.transformer, [*(free or []), *prompted], scale)
+
+    def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
+        shift = shift_by_tokens(self.pipe.scheduler, count_tokens(stage.denoise, PATCH))
+        sigmas = get_default_z_image_sigmas(stage.steps)
+        return SchedulerUse(stage.steps, {"sigmas": sigmas, "mu": shift}, from_first=True)
+
+
+def load(folder: Path, device: torch.device) -> ZImage:
+    """Load a folder.
+
+    Raises:
+        ModelFolderError: diffusers cannot load the folder.
+    """
+    return ZImage(load_pipeline(ZImagePipeline, folder, device))

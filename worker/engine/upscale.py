@@ -1,0 +1,124 @@
+"""From a finished small canvas to the start of the next larger one."""
+
+from collections.abc import Generator
+from functools import lru_cache
+from math import floor
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.engine.grid import Tile
+from worker.engine.plan import DecodePlan, DenoisePlan
+from worker.engine.ranks import Group
+from worker.engine.stitch import Band, stitch
+from worker.engine.vae.decode import decode
+from worker.engine.vae.encode import SignOfLife, encode_in_steps
+from worker.engine.vae.operations import Decoder, Encoder
+from worker.engine.warned import Warned
+
+
+class Autoencoder(Protocol):
+    """The two halves of an autoencoder. Without an encoder, latents themselves are enlarged."""
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    @property
+    def encoder(self) -> Encoder | None: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+@torch.inference_mode()
+def ascend(
+    latent: Tensor, canvas: DenoisePlan, painter: Autoencoder, plan: DecodePlan, group: Group
+) -> Generator[Warned | SignOfLife, None, Tensor]:
+    """Enlarge a clean latent (C, h, w) to the size of `canvas`: (C, H, W), float32.
+
+    By way of pixels, where enlarging does no harm: the picture is decoded, enlarged by Lanczos'
+    kernel and encoded again. Held whole is the small picture, as bytes; the large one only exists
+    tile by tile. An enlarged latent decodes to a picture with halos, which the next stage has to mend.
+
+    Raises:
+        NonFiniteImageError: the picture could not be decoded or encoded.
+    """
+    if painter.encoder is None:
+        return enlarge(latent, canvas.height, canvas.width, _all_of(canvas), canvas.wrap)
+    scale = painter.decoder.scale
+    image = yield from _decode_to_bytes(latent, canvas, painter, plan, group)
+
+    def paint(part: Tile) -> Tensor:
+        larger = enlarge(image, canvas.height * scale, canvas.width * scale, part, canvas.wrap)
+        return larger.to(painter.device).div_(127.5).sub_(1).clamp_(-1, 1)
+
+    latent = yield from encode_in_steps(
+        paint, canvas.height, canvas.width, painter.encoder, canvas.wrap, plan, group
+    )
+    return latent
+
+
+def _all_of(canvas: DenoisePlan) -> Tile:
+    return Tile(0, 0, canvas.height, canvas.width)
+
+
+def _decode_to_bytes(
+    latent: Tensor, canvas: DenoisePlan, painter: Autoencoder, plan: DecodePlan, group: Group
+) -> Generator[Warned | SignOfLife, None, Tensor]:
+    """RGB (3, h, w), uint8, on the painter's device."""
+    scale = painter.decoder.scale
+    height, width = latent.shape[-2] * scale, latent.shape[-1] * scale
+    image = torch.empty(3, height, width, dtype=torch.uint8, device=painter.device)
+    tiles = decode(latent, painter.decoder, canvas.wrap, plan, group)
+    for event in stitch(tiles, width):
+        if isinstance(event, Band):
+            image[:, event.top : event.top + len(event.rows)] = event.rows.permute(2, 0, 1).to(image.device)
+            yield SignOfLife()
+        else:
+            yield event
+    return image
+
+
+_LOBES = 3
+
+
+def enlarge(source: Tensor, height: int, width: int, part: Tile, wrap: tuple[bool, bool]) -> Tensor:
+    """A part of `source` (C, h, w) enlarged to (height, width), float32.
+
+    Two small matrix products, whose weights depend on absolute places alone: PyTorch and Pillow can
+    only enlarge a whole picture, or lay a part's own grid, and neither goes round a wrapping axis.
+
+    Args:
+        part: of the enlarged picture; on a wrapping axis it may lie over the edge.
+        wrap: whether the picture continues into itself, (vertically, horizontally); else it is mirrored.
+    """
+    device = source.device
+    rows, down = _weigh(part.top, part.height, source.shape[-2], height, wrap[0], device)
+    columns, right = _weigh(part.left, part.width, source.shape[-1], width, wrap[1], device)
+    return down @ source[:, rows][:, :, columns].float() @ right.T
+
+
+@lru_cache(maxsize=64)
+def _weigh(
+    start: int, extent: int, length: int, enlarged: int, wraps: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which pixels of an axis count, and how much (extent, pixels) for each new one.
+
+    Made on the CPU and kept on the device: all tiles of a row have the same.
+    """
+    centers = (torch.arange(start, start + extent, dtype=torch.float64) + 0.5) * length / enlarged - 0.5
+    first, last = floor(float(centers[0])) - _LOBES + 1, floor(float(centers[-1])) + _LOBES
+    places = torch.arange(first, last + 1)
+    distance = centers[:, None] - places[None, :]
+    weights = torch.where(distance.abs() < _LOBES, distance.sinc() * (distance / _LOBES).sinc(), 0)
+    shares = (weights / weights.sum(1, keepdim=True)).float()
+    return _fold(places, length, wraps).to(device), shares.to(device)
+
+
+def _fold(places: Tensor, length: int, wraps: bool) -> Tensor:
+    """Places beyond the edge, brought back: round the ring, or mirrored at the edge."""
+    if wraps:
+        return places % length
+    mirrored = places % (2 * length)
+    return torch.minimum(mirrored, 2 * length - 1 - mirrored)

@@ -1,0 +1,140 @@
+"""Tiles of a half-decoded canvas, held where memory is free: on the device, in main memory, in files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worker.engine.grid import Tile
+from worker.engine.memory import measure_main_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What one decode tile looks like between two operations.
+
+    Args:
+        value: (1, C, h, w), halo included.
+        core: the owned pixels within `value`.
+        aside: what the last `Fork` set aside, at most one at a time; often `value` itself.
+    """
+
+    value: Tensor
+    core: Tile
+    aside: Tensor | None = None
+
+    @property
+    def owned(self) -> Tensor:
+        return self.core.slice(self.value)
+
+    @property
+    def size_bytes(self) -> int:
+        own = self.aside is not None and self.aside.data_ptr() != self.value.data_ptr()
+        return self.value.nbytes + (self.aside.nbytes if own and self.aside is not None else 0)
+
+    def enlarged(self, value: Tensor, scale: int) -> "Activation":
+        return replace(self, value=value, core=self.core.scaled(scale))
+
+    def forked(self, aside: Tensor) -> "Activation":
+        return replace(self, aside=aside)
+
+    def joined(self, divisor: float) -> "Activation":
+        assert self.aside is not None
+        total = self.value + self.aside
+        return replace(self, value=total if divisor == 1 else total.div_(divisor), aside=None)
+
+    def trimmed(self, halo: int) -> "Activation":
+        """The same with at most `halo` pixels around the core; a copy, since a view would keep all that was cut off."""
+        top, left = max(self.core.top - halo, 0), max(self.core.left - halo, 0)
+        bottom, right = self.core.top + self.core.height + halo, self.core.left + self.core.width + halo
+        core = replace(self.core, top=self.core.top - top, left=self.core.left - left)
+        value = self.value[..., top:bottom, left:right]
+        return replace(self, value=value if value.shape == self.value.shape else value.clone(), core=core)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Activation":
+        value = move(self.value)
+        shared = self.aside is not None and self.aside.data_ptr() == self.value.data_ptr()
+        aside = value if shared else None if self.aside is None else move(self.aside)
+        return replace(self, value=value, aside=aside)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one activation is held, and behind how many operations it stands; None: in a file."""
+
+    position: int
+    size_bytes: int
+    core: Tile
+    activation: Activation | None = None
+    on_device: bool = True
+
+
+class Held:
+    """Activations by tile: as many as fit stay on the device, then in main memory, the rest in files.
+
+    Args:
+        device_bytes: what may stay on the device; for a CPU, in main memory.
+        host_bytes: what a GPU's activations may take of main memory.
+    """
+
+    def __init__(self, device_bytes: int, host_bytes: int, spill_dir: Path) -> None:
+        self.device_bytes = device_bytes
+        self._device_free = device_bytes
+        self._host_free = host_bytes
+        self._spill_dir = spill_dir
+        self._places: dict[int, _Place] = {}
+
+    def put(self, index: int, position: int, activation: Activation) -> None:
+        """Hold a tile, instead of what was held of it."""
+        self.drop(index)
+        size = activation.size_bytes
+        if size <= self._device_free:
+            self._device_free -= size
+            self._places[index] = _Place(position, size, activation.core, activation)
+        elif activation.value.is_cuda and size <= self._host_free:
+            self._host_free -= size
+            self._places[index] = _Place(position, size, activation.core, activation.moved(_to_pinned), False)
+        else:
+            self._places[index] = _Place(position, size, activation.core)
+            torch.save((activation.value, activation.aside), self._path(index))
+
+    def read(self, index: int, device: torch.device) -> tuple[int, Activation] | None:
+        """A tile that is held, and the position behind which it stands."""
+        place = self._places.get(index)
+        if place is None:
+            return None
+        activation = place.activation or self._load(index, place.core, device)
+        if not place.on_device:
+            activation = activation.moved(lambda tensor: tensor.to(device, non_blocking=True))
+        return place.position, activation
+
+    def drop(self, index: int) -> None:
+        """Hold a tile no longer."""
+        place = self._places.pop(index, None)
+        if place is None:
+            return
+        if place.activation is None:
+            self._path(index).unlink()
+        elif place.on_device:
+            self._device_free += place.size_bytes
+        else:
+            self._host_free += place.size_bytes
+
+    def _load(self, index: int, core: Tile, device: torch.device) -> Activation:
+        value, aside = torch.load(self._path(index), map_location=device, weights_only=True)
+        return Activation(value, core, aside)
+
+    def _path(self, index: int) -> Path:
+        return self._spill_dir / f"{index}.pt"
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    """A copy in the same layout that the device makes while the host goes on; only page-locked memory allows that."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def spare_host_bytes() -> int:
+    """Half of the main memory that nobody uses."""
+    return measure_main_memory().free // 2

@@ -1,0 +1,155 @@
+"""A VAE as a list of operations, so that it can run on tiles and stay exact, in both directions.
+
+A convolution needs a halo; a normalisation needs the statistics of the whole canvas; attention
+needs the whole canvas itself. The list says which is which; executor.py acts on it.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """An operation of finite reach.
+
+    Args:
+        apply: (1, C, h, w) -> (1, C', h * scale, w * scale).
+        reach: pixels that it looks beyond its own, at its output's resolution.
+        scale: by how much it enlarges.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    reach: int = 0
+    scale: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """Group normalisation over the whole canvas."""
+
+    norm: nn.GroupNorm
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Self-attention over the whole canvas.
+
+    Args:
+        apply: ((1, C, h, w) with halo, the same without) -> (1, C, h, w); the first asks, the second answers.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Set the activation aside, through `shortcut`, for the next `Join`."""
+
+    shortcut: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Add what was set aside, then divide by `divisor`."""
+
+    divisor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Keep a halo of `halo` pixels, no more."""
+
+    halo: int
+
+
+Operation = Local | Normalize | Attend | Fork | Join | Trim
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Clean latent (C, H, W) to RGB in [-1, 1], (3, H * scale, W * scale).
+
+    Args:
+        channels: of each operation's output, for the memory plan.
+        dtype: that the operations compute in.
+        widened: within this context they compute in float32.
+    """
+
+    operations: Sequence[Operation]
+    channels: Sequence[int]
+    dtype: torch.dtype = torch.float32
+    widened: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @property
+    def scale(self) -> int:
+        return scale_of(self.operations)
+
+
+def scale_of(operations: Sequence[Operation]) -> int:
+    scale = 1
+    for operation in operations:
+        scale *= operation.scale if isinstance(operation, Local) else 1
+    return scale
+
+
+def halo_of(operations: Sequence[Operation]) -> int:
+    """Pixels at the first operation's resolution that reach into one output pixel, rounded up."""
+    halo = 0
+    for operation in reversed(operations):
+        if isinstance(operation, Local):
+            halo = -(-(halo + operation.reach) // operation.scale)
+    return halo
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """A convolution with a stride, or another operation that makes less of a picture.
+
+    Args:
+        apply: (1, C, h, w) -> (1, C', h / factor, w / factor); output i sees inputs from
+            i * factor - 1 to (i + 1) * factor.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    factor: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """RGB in [-1, 1], (3, H * scale, W * scale), to the clean latent (C, H, W): what a canvas holds.
+
+    Args:
+        tiled: the operations down to where the whole canvas is small.
+        whole: the rest.
+        dtype: that the operations compute in.
+        widened: within this context they compute in float32.
+    """
+
+    tiled: Sequence[Operation | Shrink]
+    whole: Sequence[Operation | Shrink]
+    dtype: torch.dtype = torch.float32
+    widened: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def shrink_of(operations: Sequence[Operation | Shrink]) -> int:
+    return prod(operation.factor for operation in operations if isinstance(operation, Shrink))
+
+
+def aligned_halo_of(operations: Sequence[Operation | Shrink]) -> int:
+    """Pixels at the first operation's resolution that reach into one output pixel.
+
+    Rounded up so that strides count from the same pixels in every tile.
+    """
+    halo = 0
+    for operation in reversed(operations):
+        if isinstance(operation, Shrink):
+            halo = halo * operation.factor + 1
+        elif isinstance(operation, Local):
+            halo += operation.reach
+    unit = shrink_of(operations)
+    return -(-halo // unit) * unit

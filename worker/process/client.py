@@ -1,0 +1,162 @@
+"""The process that owns torch and the device: spawned, persistent, restartable."""
+
+import logging
+import multiprocessing
+import time
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from worker.errors import EngineLostError
+from worker.process.protocol import LOST_RANK_EXIT, Broke, Command, Generate, Generated, Halted, Report, Stop
+from worker.settings import WorkerSettings
+
+_FINAL = Generated | Halted | Broke
+_log = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """The consumer's end. Nothing here imports torch; nothing here blocks longer than it is told to.
+
+    Args:
+        scratch: folder of this worker; the process may be killed, and leaves there what it needed.
+    """
+
+    def __init__(self, settings: WorkerSettings, scratch: Path) -> None:
+        self._settings = settings
+        self._scratch = scratch
+        self._devices = settings.devices.split(",")
+        self._lost: list[str] = []
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._busy = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that lives now."""
+        return self._process.pid if self._process else None
+
+    @property
+    def trouble(self) -> str | None:
+        """How this worker is less than its operator asked for."""
+        if not self._lost:
+            return None
+        return f"degraded: lost {', '.join(self._lost)}; continues on {', '.join(self._devices)}"
+
+    def restart(self) -> None:
+        """Kill what is there and spawn a new process, which loads the model while the caller goes on.
+
+        A rank that died by itself is left out from then on: its device may be what killed it. Call this
+        from the main thread: the process dies with the thread that spawned it.
+        """
+        self._leave_out_lost_rank()
+        self.close()
+        spawning = multiprocessing.get_context("spawn")
+        ours, theirs = spawning.Pipe()
+        # Not a daemon, for those may not have children, and the other ranks are its children.
+        process = spawning.Process(
+            target=_run, args=(theirs, self._settings, self._devices, self._scratch), name="engine"
+        )
+        process.start()
+        theirs.close()  # else the end of the process would not end the pipe
+        self._process, self._pipe, self._busy = process, ours, False
+
+    def send(self, command: Command) -> None:
+        """Send a command; the process reads it once the model is loaded.
+
+        Raises:
+            EngineLostError: the process died.
+        """
+        if self._pipe is None:
+            raise EngineLostError("the engine process was not started")
+        try:
+            self._pipe.send(command)
+        except OSError as error:
+            raise EngineLostError(self._describe_end()) from error
+        self._busy = self._busy or isinstance(command, Generate)
+
+    def receive(self, timeout_s: float) -> Report | None:
+        """Wait for the next report.
+
+        Raises:
+            EngineLostError: the process died.
+        """
+        if self._pipe is None or self._process is None:
+            raise EngineLostError("the engine process was not started")
+        ready = wait([self._pipe, self._process.sentinel], timeout_s)
+        if self._pipe in ready:
+            return self._receive(self._pipe)
+        if ready:
+            raise EngineLostError(self._describe_end())
+        return None
+
+    def quiet(self, patience_s: float) -> None:
+        """End the present job; a process that does not answer in time is replaced."""
+        deadline = time.monotonic() + patience_s
+        try:
+            if self._busy:
+                self.send(Stop(keep=False))
+            while self._busy and time.monotonic() < deadline:
+                self.receive(0.1)
+        except EngineLostError:
+            self._busy = True
+        if self._busy:
+            self.restart()
+
+    def tend(self) -> Report | None:
+        """Between jobs: read what comes, replace a process that died."""
+        try:
+            return self.receive(0)
+        except EngineLostError:
+            self.restart()
+            return None
+
+    def close(self) -> None:
+        """Kill the process; it ignores gentler signals."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def _leave_out_lost_rank(self) -> None:
+        code = self._process.exitcode if self._process else None
+        rank = (code or 0) - LOST_RANK_EXIT
+        if 0 < rank < len(self._devices):
+            self._lost.append(self._devices.pop(rank))
+            _log.error("rank %d died; this worker is %s", rank, self.trouble)
+
+    def _receive(self, pipe: Connection) -> Report:
+        try:
+            report: Report = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise EngineLostError(self._describe_end()) from error
+        if isinstance(report, _FINAL):
+            self._busy = False
+        return report
+
+    def _describe_end(self) -> str:
+        assert self._process is not None
+        self._process.join(1)
+        return f"the engine process {self._process.pid} ended with exit code {self._process.exitcode}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _run(pipe: Connection, settings: WorkerSettings, devices: list[str], scratch: Path) -> None:
+    # Imported in the new process only: the consumer stays free of torch.
+    from worker.adapters.source import ModelSource
+    from worker.process.server import serve
+
+    source = ModelSource(settings.model, settings.models_file, scratch)
+    serve(pipe, source, devices, settings.decode_memory_mb, settings.checkpoint_interval_s)

@@ -1,0 +1,76 @@
+"""What a job writes into its work folder: checkpoints, and the finished rows."""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import tifffile
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from worker.engine.denoise import Checkpoint
+from worker.engine.plan import BitDepth
+from worker.errors import CheckpointError
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint, engine_s: float) -> None:
+    """Write atomically: at `path` there is a whole checkpoint or none."""
+    state = {"step": checkpoint.step, "scalars": checkpoint.scalars, "engine_s": engine_s}
+    partial = path.with_suffix(".partial")
+    save_file(checkpoint.tensors, partial, metadata={"chorale": json.dumps(state)})
+    os.replace(partial, path)
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, float]:
+    """Read a checkpoint and the seconds of engine time that went into it.
+
+    Raises:
+        CheckpointError: the file is damaged or not ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["chorale"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Checkpoint(state["step"], tensors, state["scalars"]), state["engine_s"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+
+
+class ImageFile:
+    """A BigTIFF, RGB, uint8 or uint16, that is filled from the top.
+
+    tifffile makes the header; rows are plain writes at their offset, not a memory map, whose touched
+    pages would count as this process' memory.
+    """
+
+    def __init__(self, path: Path, height: int, width: int, bit_depth: BitDepth = 8) -> None:
+        self._row_bytes = width * 3 * bit_depth // 8
+        self._offset = _lay_out(path, height, width, bit_depth)
+        self._file = os.open(path, os.O_WRONLY)
+
+    def write(self, top: int, rows: np.ndarray) -> None:
+        """Write rows (h, W, 3) from row `top` down."""
+        view = memoryview(rows.tobytes())
+        position = self._offset + top * self._row_bytes
+        while view:
+            written = os.pwrite(self._file, view, position)
+            position, view = position + written, view[written:]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+
+def _lay_out(path: Path, height: int, width: int, bit_depth: BitDepth) -> int:
+    path.unlink(missing_ok=True)
+    pixels = tifffile.memmap(
+        path, shape=(height, width, 3), dtype=f"uint{bit_depth}", photometric="rgb", bigtiff=True
+    )
+    return int(pixels.offset)

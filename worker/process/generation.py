@@ -1,0 +1,69 @@
+"""What every rank does for one job: conditions in, the engine's events out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from worker.adapters.add_ons import Control, IpAdapter, Lora
+from worker.adapters.model import Conditions, LoadedModel
+from worker.adapters.source import AddOns
+from worker.engine.denoise import Checkpoint
+from worker.engine.generate import Progress, generate
+from worker.engine.plan import GenerationPlan
+from worker.engine.ranks import Group
+from worker.engine.warned import Warned
+from worker.process.protocol import Generate
+
+
+def generate_job(
+    model: LoadedModel, job: Generate, plan: GenerationPlan, resume: Checkpoint | None, group: Group
+) -> Iterator[Progress]:
+    """Encode the request's conditions, then run the engine."""
+    conditions = read_conditions(model, job)
+    yield from (Warned("prompt_cut", cut) for cut in model.find_cuts(conditions))
+    yield from (Warned("compiling", shape) for shape in model.find_new_shapes(plan))
+    yield from generate(plan, model.prepare(conditions), resume, group)
+
+
+def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
+    """Open all that the request names.
+
+    Raises:
+        ModelError: an add-on is not on the allow-list, or was changed since it was put there.
+    """
+    request, add_ons = job.request, model.add_ons
+    return Conditions(
+        request.prompt,
+        request.negative_prompt,
+        request.guidance_scale,
+        request.advanced.positions,
+        loras=tuple(Lora(add_ons.open("lora", each.name), each.weight) for each in request.loras),
+        control=_open_control(job, add_ons),
+        ip_adapter=_open_ip_adapter(job, add_ons),
+    )
+
+
+def _open_control(job: Generate, add_ons: AddOns) -> Control | None:
+    control = job.request.control
+    if control is None:
+        return None
+    path, picture = add_ons.open("controlnet", control.name), _read_picture(job.inputs["control_image"])
+    return Control(path, picture, control.scale, control.start, control.end)
+
+
+def _open_ip_adapter(job: Generate, add_ons: AddOns) -> IpAdapter | None:
+    adapter = job.request.ip_adapter
+    if adapter is None:
+        return None
+    path, picture = add_ons.open("ip_adapter", adapter.name), _read_picture(job.inputs["ip_adapter_image"])
+    return IpAdapter(path, picture, adapter.scale)
+
+
+def _read_picture(path: Path) -> Tensor:
+    """(3, H, W), uint8, from a PNG that the service has written."""
+    with Image.open(path, formats=["PNG"]) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

@@ -1,0 +1,96 @@
+"""How much memory a device has free, and how much of it something takes at the most."""
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from worker.engine.memory import measure_main_memory
+from worker.errors import DeviceRefusedError
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Memory of a device, for everybody who uses it; bytes."""
+
+    device: str
+    free: int
+    total: int
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a name of `parse_devices` means here.
+
+    Raises:
+        DeviceRefusedError: it does not exist; the message says which do.
+    """
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and int(name.removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise DeviceRefusedError(f"devices: there is no {name}; this machine has {_list_devices()}")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DeviceRefusedError(f"devices: there is no mps; this machine has {_list_devices()}")
+    return torch.device(name)
+
+
+def _list_devices() -> str:
+    return ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+
+
+def measure_device_memory(device: torch.device) -> DeviceMemory:
+    """What other processes leave over; what PyTorch keeps here for later counts as free."""
+    if device.type != "cuda":
+        memory = measure_main_memory()
+        return DeviceMemory(str(device), memory.free, memory.total)
+    free, total = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return DeviceMemory(str(device), free + idle, total)
+
+
+def require_device_memory(available: DeviceMemory, needed_bytes: int, what: str) -> None:
+    """
+    Raises:
+        DeviceRefusedError: the device has less free memory than that.
+    """
+    if needed_bytes > available.free:
+        raise DeviceRefusedError(
+            f"devices: {available.device} has {available.free / _GIB:.1f} of {available.total / _GIB:.1f} GiB free, and {what} "
+            f"needs about {needed_bytes / _GIB:.1f} GiB; stop what else uses the device, or choose another"
+        )
+
+
+class Peak:
+    """Counts from its making, or from the last `restart`.
+
+    A GPU's figure is PyTorch's own and exact. Main memory's is the process' high-water mark over what it
+    held at the beginning: too high where loading took more than what came after, too low by what the
+    allocator had kept of what was gone by then.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+        self.restart()
+
+    def restart(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            self._before = psutil.Process().memory_info().rss
+
+    def rise(self) -> int:
+        """Bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return max(_read_highest() - self._before, 0)
+
+
+def _read_highest() -> int:
+    """psutil knows no high-water mark."""
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return mark if sys.platform == "darwin" else mark << 10

@@ -1,0 +1,245 @@
+"""From the finished rows to stored files: picture, pyramid, metadata."""
+
+import errno
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import pyvips
+
+from api_schemas.events import Result
+from api_schemas.generation import OutputFormat, ResolvedRequest
+from worker.errors import DiskFullError
+from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
+from worker.process.protocol import Generated
+from worker.storage import Storage
+
+FILES = 2  # the picture and its pyramid
+_PYRAMID_TYPES = {".dzi": "application/xml", ".jpg": "image/jpeg"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Files as they will be stored."""
+
+    image: Path
+    pyramid: Path
+    sha256: str
+
+
+class Delivery:
+    """Writes and stores the files of one attempt, under keys that no other attempt uses."""
+
+    def __init__(self, storage: Storage, request: ResolvedRequest, job_id: str, token: str) -> None:
+        self._storage = storage
+        self._request = request
+        self._prefix = f"jobs/{job_id}/{token}"
+        self._press: Press | None = None
+        self._stopped = Event()
+
+    def stop(self) -> None:
+        """Make `pack` end soon; from another thread."""
+        self._stopped.set()
+        if self._press is not None:
+            self._press.stop()
+
+    def pack(self, generated: Generated, folder: Path) -> Parcel:
+        """Write the picture and its pyramid.
+
+        Raises:
+            DiskFullError: no space left.
+        """
+        self._press = Press(generated.path, self._request.dpi)
+        kind = self._request.output_format
+        image, pyramid = folder / f"image.{SUFFIXES[kind]}", folder / "pyramid"
+        # `image.tif` holds the rows.
+        image = image.with_stem("finished") if image == generated.path else image
+        pyramid.mkdir(exist_ok=True)
+        metadata = describe_picture(self._request) if self._request.embed_metadata else None
+        self._press.write_picture(image, kind, metadata)
+        if not self._stopped.is_set():
+            self._press.write_pyramid(pyramid / "image")
+        with image.open("rb") as file:
+            return Parcel(image, pyramid, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def send(self, parcel: Parcel, engine_s: float) -> Result:
+        """Store the files.
+
+        Raises:
+            ResourceError: the store does not take them.
+        """
+        kind = self._request.output_format
+        image_key = f"{self._prefix}/image.{SUFFIXES[kind]}"
+        self._storage.put_file(image_key, parcel.image, MEDIA_TYPES[kind])
+        self._storage.put_folder(self._prefix, parcel.pyramid, _PYRAMID_TYPES, self._stopped.is_set)
+        return Result(
+            image_key=image_key,
+            pyramid_key=self._prefix,
+            media_type=MEDIA_TYPES[kind],
+            width_px=self._request.width_px,
+            height_px=self._request.height_px,
+            size_bytes=parcel.image.stat().st_size,
+            sha256=parcel.sha256,
+            engine_s=round(engine_s, 3),
+        )
+
+
+def sweep(storage: Storage, job_id: str, committed: Result | None) -> None:
+    """Delete what attempts of an ended job left behind, all but its result.
+
+    Raises:
+        ResourceError: the store does not answer.
+    """
+    kept = committed.image_key.rpartition("/")[0] if committed else None
+    keys = storage.list_keys(f"jobs/{job_id}")
+    storage.delete([key for key in keys if kept is None or not key.startswith(f"{kept}/")])
+
+
+TILE_SIZE = 510
+OVERLAP = 1
+_PNG_HEADER_BYTES = 33  # signature and IHDR; text may stand anywhere after them
+_SAVERS: dict[OutputFormat, str] = {
+    "png": ".png[compression=2,filter=sub,keep=icc]",
+    "jpeg": ".jpg[Q=92,keep=icc:exif:xmp]",
+    "webp": ".webp[Q=90,keep=icc:exif:xmp]",
+    "tiff": ".tif[compression=deflate,predictor=horizontal,tile=true,resunit=inch,keep=icc:xmp]",
+}
+_CLASSIC_TIFF_BYTES = 4_000_000_000  # of 2**32: deflate may make what it cannot pack a little larger
+_MM_PER_INCH = 25.4
+SUFFIXES: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
+MEDIA_TYPES: dict[OutputFormat, str] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "tiff": "image/tiff",
+}
+
+
+class Press:
+    """Writes files out of one BigTIFF; `stop` may be called from another thread."""
+
+    def __init__(self, source: Path, dpi: int) -> None:
+        self._source = source
+        self._dpi = dpi
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Give up at the next row; the running call raises pyvips.Error."""
+        self._stopped.set()
+
+    def write_picture(self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None) -> None:
+        """Write the picture as a client downloads it: sRGB, as many bits as its rows have.
+
+        Raises:
+            DiskFullError: no space left.
+        """
+        image = self._open()
+        image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
+        _set_blob(image, "icc-profile-data", pyvips.Operation.call("profile_load", "srgb"))
+        try:
+            if kind == "png":
+                _write_png(image, path, b"" if metadata is None else png_chunks(metadata))
+            else:
+                _write_with_blobs(image, path, kind, metadata)
+        except pyvips.Error as error:
+            raise _translate(error) from error
+
+    def write_pyramid(self, base: Path) -> None:
+        """Write `base`.dzi and `base`_files/.
+
+        Raises:
+            DiskFullError: no space left.
+        """
+        image = self._open()  # it must outlive the call, which signals its progress
+        try:
+            image.colourspace("srgb").dzsave(  # 16 bits become 8
+                str(base), tile_size=TILE_SIZE, overlap=OVERLAP, suffix=".jpg[Q=88,keep=none]"
+            )
+        except pyvips.Error as error:
+            raise _translate(error) from error
+
+    def _open(self) -> pyvips.Image:
+        per_mm = self._dpi / _MM_PER_INCH
+        image = pyvips.Image.new_from_file(str(self._source), access="sequential")
+        image = image.copy(xres=per_mm, yres=per_mm)
+        image.set_progress(True)
+        image.signal_connect("eval", lambda progressing, _: self._check(progressing))
+        return image
+
+    def _check(self, image: pyvips.Image) -> None:
+        if self._stopped.is_set():
+            image.set_kill(True)
+
+
+def _write_png(image: pyvips.Image, path: Path, chunks: bytes) -> None:
+    """libvips writes text as Latin-1 only, so our chunks are slipped in behind the header."""
+    with path.open("wb") as file:
+        sink = _Sink(file.fileno(), chunks)
+        target = pyvips.TargetCustom()
+        target.on_write(sink.write)
+        try:
+            image.write_to_target(target, _SAVERS["png"])
+        except pyvips.Error:
+            if sink.error is not None:
+                raise _translate(sink.error) from None
+            raise
+
+
+class _Sink:
+    """A file that gets extra bytes at one place. libvips swallows exceptions, so the first is kept."""
+
+    def __init__(self, file: int, chunks: bytes) -> None:
+        self._file, self._chunks = file, chunks
+        self._position = 0
+        self.error: OSError | None = None
+
+    def write(self, buffer: bytes | bytearray | memoryview) -> int:
+        data = bytes(buffer)
+        given, split = len(data), _PNG_HEADER_BYTES - self._position
+        if self._chunks and given >= split:
+            data = data[:split] + self._chunks + data[split:]
+            self._chunks = b""
+        self._position += given
+        try:
+            _write_all(self._file, data)
+        except OSError as error:
+            self.error = error
+            return -1
+        return given
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _write_with_blobs(
+    image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None
+) -> None:
+    if kind in ("jpeg", "webp"):
+        _set_blob(image, "exif-data", exif_block(metadata))
+    if metadata is not None:
+        _set_blob(image, "xmp-data", xmp_packet(metadata))
+    options = {"bigtiff": True} if kind == "tiff" and needs_bigtiff(image) else {}
+    image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}", **options)
+
+
+def needs_bigtiff(image: pyvips.Image) -> bool:
+    """Whether a classic TIFF, whose offsets have 32 bits, might be too small; many programs open no other."""
+    sample_bytes = 1 if image.format == "uchar" else 2
+    return image.width * image.height * image.bands * sample_bytes > _CLASSIC_TIFF_BYTES
+
+
+def _set_blob(image: pyvips.Image, name: str, blob: bytes) -> None:
+    # pyvips' own types leave out bytes, which is what a blob is.
+    image.set_type(pyvips.GValue.blob_type, name, blob)  # pyright: ignore[reportArgumentType]
+
+
+def _translate(error: Exception) -> Exception:
+    """libvips gives the system's words only."""
+    full = os.strerror(errno.ENOSPC) in str(error)
+    return DiskFullError("no space left in the work folder") if full else error
