@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from api_schemas.events import TilePreviewedData
+from api_schemas.layout import PREVIEW_CELL_PX, PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from api_schemas.wire import previews_key, unpack_preview
 
-TILE_PX: Final = 510
-OVERLAP_PX: Final = 1
 _DESCRIPTOR: Final = (
     '<?xml version="1.0" encoding="UTF-8"?>\n'
     '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpg" Overlap="{overlap}" '
@@ -49,7 +48,7 @@ class Pyramid:
     def describe(self) -> str:
         """The .dzi file."""
         return _DESCRIPTOR.format(
-            overlap=OVERLAP_PX, tile=TILE_PX, width=self.width_px, height=self.height_px
+            overlap=PYRAMID_OVERLAP_PX, tile=PYRAMID_TILE_PX, width=self.width_px, height=self.height_px
         )
 
     def window(self, level: int, column: int, row: int) -> Window | None:
@@ -72,15 +71,15 @@ class Pyramid:
 
 
 def _span(index: int, length: int) -> tuple[int, int] | None:
-    if index < 0 or index * TILE_PX >= length:
+    if index < 0 or index * PYRAMID_TILE_PX >= length:
         return None
-    return max(0, index * TILE_PX - OVERLAP_PX), min((index + 1) * TILE_PX + OVERLAP_PX, length)
+    return max(0, index * PYRAMID_TILE_PX - PYRAMID_OVERLAP_PX), min(
+        (index + 1) * PYRAMID_TILE_PX + PYRAMID_OVERLAP_PX, length
+    )
 
 
 _BACKGROUND: Final = 40
 _QUALITY: Final = 80
-# Workers cut cells of at most 512 px; twice that is safe, and only decides which keys are read.
-_LARGEST_CELL_PX: Final = 1024
 _PAGE: Final = 256
 Pixels = NDArray[np.uint8]
 
@@ -111,8 +110,8 @@ class PreviewCanvas:
 def _may_touch(key: str, window: Window) -> bool:
     left_px, top_px = map(int, key.split(","))
     return (
-        window.left_px - _LARGEST_CELL_PX < left_px < window.right_px
-        and window.top_px - _LARGEST_CELL_PX < top_px < window.bottom_px
+        window.left_px - PREVIEW_CELL_PX < left_px < window.right_px
+        and window.top_px - PREVIEW_CELL_PX < top_px < window.bottom_px
     )
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from math import ceil
 
-from api_schemas.cascade import Stage
 from api_schemas.catalog import AddOnKind, ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, StageSettings
+from api_schemas.layout import Stage
 
 
 def find_misfits(request: GenerationRequest, card: ModelCard) -> list[FieldError]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api_schemas.cascade import lay_sizes
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
+from api_schemas.layout import lay_sizes
 
 CARD = ModelCard(
     name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
