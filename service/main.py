@@ -20,8 +20,7 @@ from service import openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
 from service.event_stream import EventStream
-from service.http import problems
-from service.http.middleware import BodyLimitMiddleware, RequestIdMiddleware, RequestMetricsMiddleware
+from service.http import middleware, problems
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
@@ -85,6 +84,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 def main() -> None:
     """Run until SIGTERM or Ctrl-C, with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)  # a malformed id is no news
     settings = ServiceSettings()
     if not settings.is_loopback() and not settings.allow_open_bind:
         sys.exit(
@@ -169,11 +169,8 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
-    # The last one added is the outermost.
     upload_limit = settings.max_body_bytes + len(PICTURE_PARTS) * settings.max_picture_bytes
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, upload_limit=upload_limit)
-    app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
-    app.add_middleware(RequestIdMiddleware)
+    middleware.install(app, metrics, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
 
 
 def _open_redis(settings: ServiceSettings) -> Redis:

@@ -3,46 +3,39 @@
 import re
 import secrets
 import time
+from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import STATUS, BodyTooLargeError
-from service.http.problems import answer, request_id_of
+from service.http.problems import REQUEST_ID, answer
 from service.metrics import Metrics
 
-HEADER = "X-Request-ID"
-_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class RequestIdMiddleware:
-    """Uses the caller's X-Request-ID if its form is valid, else draws one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            return await self._app(scope, receive, send)
-        request_id = _choose(Headers(scope=scope).get(HEADER, ""))
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_named(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                MutableHeaders(scope=message)[HEADER] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_named)
-
-
-def _choose(offered: str) -> str:
-    return offered if _ACCEPTED.fullmatch(offered) else secrets.token_hex(8)
+def install(app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int) -> None:
+    """Surround an app, limits in bytes; the last one added is the outermost."""
+    app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
+    app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
+    app.add_middleware(
+        CorrelationIdMiddleware,
+        header_name=REQUEST_ID,
+        update_request_header=False,
+        generator=lambda: secrets.token_hex(8),
+        validator=lambda offered: _ACCEPTED_ID.fullmatch(offered) is not None,
+    )
 
 
 class RequestMetricsMiddleware:
-    """The route is known once the router has run, which is before the first byte of the response."""
+    """Counts and times requests by route, not by path, so that job ids create no series.
+
+    The route is known once the router has run, which is before the first byte of the response.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -61,7 +54,7 @@ class RequestMetricsMiddleware:
         await self._app(scope, receive, send_counted)
 
     def _observe(self, scope: Scope, status: str, seconds: float) -> None:
-        route = str(getattr(scope.get("route"), "path", "unmatched"))
+        route = scope["route"].path if "route" in scope else "unmatched"
         self._metrics.requests.labels(scope["method"], route, status).inc()
         self._metrics.request_s.labels(route).observe(seconds)
 
@@ -104,7 +97,7 @@ async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> Non
     error = BodyTooLargeError(f"a body may have {limit} bytes, this one announces more")
     # What follows the headers is not read, so the connection cannot be used again.
     error.headers["Connection"] = "close"
-    await answer(request_id_of(Request(scope)), error)(scope, receive, send)
+    await answer(scope, error)(scope, receive, send)
 
 
 def _announced_length(headers: Headers) -> int:

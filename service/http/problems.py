@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import cast
 
+from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import compile_path
+from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
 from api_schemas.generation import (
@@ -35,6 +36,7 @@ from service.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+REQUEST_ID = "X-Request-ID"
 _RETRY_AFTER_S = 5
 _PARTS = {
     "advanced": AdvancedSettings,
@@ -58,29 +60,29 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _answer_internal_error)
 
 
-def answer(request_id: str, error: ServiceError) -> Response:
+def answer(scope: Scope, error: ServiceError) -> Response:
     """The problem body of one of our own errors."""
     status, code, retryable = STATUS[type(error)]
-    return _respond(request_id, status, code, error.detail, retryable, error.errors, error.headers)
+    return _respond(scope, status, code, error.detail, retryable, error.errors, error.headers)
 
 
 async def _answer_service_error(request: Request, error: Exception) -> Response:
-    return answer(request_id_of(request), cast(ServiceError, error))
+    return answer(request.scope, cast(ServiceError, error))
 
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
     log.warning("%s: %s", _describe(request), error)
     part = "object store" if isinstance(error, StoreError) else "queue"
     unavailable = UnavailableError(f"the {part} cannot be reached", retry_after_s=_RETRY_AFTER_S)
-    return answer(request_id_of(request), unavailable)
+    return answer(request.scope, unavailable)
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
     failures = cast(Sequence[dict[str, object]], cast(RequestValidationError, error).errors())
     undecodable = [each for each in failures if each["type"] == "json_invalid"]
     if undecodable:
-        return answer(request_id_of(request), BadRequestError(_describe_json_error(undecodable[0])))
-    return answer(request_id_of(request), InvalidRequestError([_field_error(each) for each in failures]))
+        return answer(request.scope, BadRequestError(_describe_json_error(undecodable[0])))
+    return answer(request.scope, InvalidRequestError([_field_error(each) for each in failures]))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -90,20 +92,22 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     headers = dict(failure.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(_allowed_methods(request)) or headers["Allow"]
-    return _respond(request_id_of(request), failure.status_code, code, detail, False, [], headers)
+    return _respond(request.scope, failure.status_code, code, detail, False, [], headers)
 
 
 async def _answer_internal_error(request: Request, error: Exception) -> Response:
     # The server logs the traceback itself.
-    log.error("request %s failed: %r", request_id_of(request), error)
+    log.error("request %s failed: %r", correlation_id.get(), error)
     status, code, retryable = INTERNAL_ERROR
     # What went wrong inside stays in the log: it may hold paths or addresses.
     detail = "an error of the service; the log holds the request_id"
-    return _respond(request_id_of(request), status, code, detail, retryable, [], {})
+    # Made outside the middleware that gives all other answers their id.
+    headers = {REQUEST_ID: correlation_id.get() or "-"}
+    return _respond(request.scope, status, code, detail, retryable, [], headers)
 
 
 def _respond(
-    request_id: str,
+    scope: Scope,
     status: int,
     code: ErrorCode,
     detail: str,
@@ -111,6 +115,7 @@ def _respond(
     errors: list[FieldError],
     headers: dict[str, str],
 ) -> Response:
+    request_id = correlation_id.get() or "-"
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -120,13 +125,10 @@ def _respond(
         request_id=request_id,
         retryable=retryable,
     )
-    headers = headers | {"X-Request-ID": request_id, "Cache-Control": "no-store"}
+    headers = headers | {"Cache-Control": "no-store"}
+    if scope["type"] == "websocket":  # the middleware sees no refused handshake
+        headers[REQUEST_ID] = request_id
     return Response(problem.model_dump_json(), status, headers, media_type=MEDIA_TYPE)
-
-
-def request_id_of(connection: HTTPConnection) -> str:
-    """The id that the middleware assigned."""
-    return str(getattr(connection.state, "request_id", "-"))
 
 
 def _allowed_methods(request: Request) -> list[str]:
