@@ -29,7 +29,7 @@ def ask(*stages: dict[str, float], **changes: object) -> GenerationRequest:
         (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps, or fewer steps: the scheduler of model m takes 1 to 1000 steps in a full schedule"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_sung_is_named(
+def test_what_cannot_be_made_is_named(
     request_: GenerationRequest, field: str, value: str, allowed: str
 ) -> None:
     with pytest.raises(InvalidRequestError) as caught:
