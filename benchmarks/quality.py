@@ -23,7 +23,7 @@ from worker.engine.denoise import denoise
 from worker.engine.generate import PreparedModel
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, GenerationPlan
-from worker.engine.vae.decode import decode
+from worker.engine.vae.decode import DecodedTile, decode
 from worker.engine.vae.operations import Decoder
 from worker.planner import plan_generation
 
@@ -92,8 +92,9 @@ def sing(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
 def paint(latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan) -> Tensor:
     scale = decoder.scale
     image = torch.empty(3, latent.shape[1] * scale, latent.shape[2] * scale)
-    for tile in decode(latent, decoder, wrap, plan):
-        tile.place.slice(image).copy_(tile.image)
+    for event in decode(latent, decoder, wrap, plan):
+        if isinstance(event, DecodedTile):
+            event.place.slice(image).copy_(event.image)
     return image
 
 

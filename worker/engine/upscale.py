@@ -13,7 +13,8 @@ from worker.engine.plan import DecodePlan, DenoisePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
-from worker.engine.vae.encode import SignOfLife, encode_in_steps
+from worker.engine.vae.encode import encode_in_steps
+from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.vae.operations import Decoder, Encoder
 from worker.engine.warned import Warned
 
@@ -72,11 +73,13 @@ def _decode_to_bytes(
     image = torch.empty(3, height, width, dtype=torch.uint8, device=painter.device)
     tiles = decode(latent, painter.decoder, canvas.wrap, plan, group)
     for event in stitch(tiles, width):
-        if isinstance(event, Band):
-            image[:, event.top : event.top + len(event.rows)] = event.rows.permute(2, 0, 1).to(image.device)
-            yield SignOfLife()
-        else:
-            yield event
+        match event:
+            case Band(top, rows):
+                image[:, top : top + len(rows)] = rows.permute(2, 0, 1).to(image.device)
+            case MomentsPooled():
+                pass  # this picture is not kept
+            case _:
+                yield event
     return image
 
 

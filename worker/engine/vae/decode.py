@@ -4,25 +4,20 @@ The first operations run on the whole canvas, where it is small; the rest run on
 halo, all tiles in step with each other, so that every group normalisation sees the whole canvas.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from worker.engine.errors import NonFiniteImageError
 from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
-from worker.engine.vae.activation import Held, spare_host_bytes
-from worker.engine.vae.executor import TiledDecoder, cut, run
-from worker.engine.vae.memory import choose_holds, choose_mode, choose_split, find_stops, measure_head, survey
-from worker.engine.vae.operations import Decoder, Join, Local, Operation, Trim, halo_of, scale_of
-
-SAMPLE_TILES = 16
+from worker.engine.vae.activation import Activation
+from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
+from worker.engine.vae.memory import choose_mode, choose_split, measure_head, plan_holds, survey
+from worker.engine.vae.operations import Decoder, halo_of, scale_of, with_trims
+from worker.engine.vae.whole import cut, run_whole, settle_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,37 +33,53 @@ class DecodedTile:
     widened: bool = False
 
 
+Decoding = SignOfLife | MomentsPooled | DecodedTile
+
+
 @torch.inference_mode()
 def decode(
-    latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan, group: Group | None = None
-) -> Iterator[DecodedTile]:
-    """Decode a canvas (C, H, W) into tiles, row by row from the top.
+    latent: Tensor,
+    decoder: Decoder,
+    wrap: tuple[bool, bool],
+    plan: DecodePlan,
+    group: Group | None = None,
+    *,
+    moments: Sequence[Tensor] | None = None,
+    part: Tile | None = None,
+) -> Iterator[Decoding]:
+    """Decode a canvas (C, H, W) into tiles, row by row from the top, after the moments that they go by.
 
     In exact mode the result equals an untiled decode up to float rounding. In bounded mode the
     statistics come from a sample of tiles, the same for all tiles, so no seam is possible. Ranks
     share the tiles out; every rank gets all of them, and the bytes do not depend on how many there are.
+
+    Args:
+        moments: those of an earlier decode, instead of this canvas' own: equal latents then give equal bytes.
+        part: of the canvas; only tiles that overlap it are decoded.
 
     Raises:
         NonFiniteImageError: NaN or infinity, in float32 too.
     """
     group = group or Alone()
     split = choose_split(latent, decoder, plan)
-    head, (tail, channels) = decoder.operations[:split], with_trims(decoder, split)
-    canvas = _decode_whole(latent, decoder, head, wrap, group)
-    wide = canvas.dtype is not decoder.dtype and split > 0
-    tiles, halo = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head)), halo_of(tail)
-    with tempfile.TemporaryDirectory(dir=plan.spill_dir, prefix="decode-") as folder:
-        held = Held(plan.memory_bytes, spare_host_bytes(), Path(folder))
-        recompute = latent.is_cuda if plan.recompute is None else plan.recompute
-        executor = TiledDecoder(
-            decoder, tail, channels, canvas, tiles, lambda tile: cut(canvas, tile, halo, wrap), held, group,
-            recompute=recompute, wide=wide,
-        )  # fmt: skip
-        _settle(executor, tiles, exact=choose_mode(latent, decoder, plan) == "exact")
-        for _, row in groupby(range(len(tiles)), key=lambda index: tiles[index].top):
-            indices = list(row)
-            for index, done in zip(indices, executor.finish(indices), strict=True):
-                yield DecodedTile(tiles[index].scaled(scale_of(tail)), done.image, done.widened)
+    settled = (
+        decoder if moments is None else replace(decoder, operations=settle_with(decoder.operations, moments))
+    )
+    head = settled.operations[:split]
+    whole = Tile(0, 0, latent.shape[-2], latent.shape[-1])
+    canvas, measured = run_whole(decoder, head, cut(latent[None], whole, halo_of(head), wrap), group)
+    tiled = _lay_tail(settled, split, canvas, wrap, plan)
+    tiled = replace(tiled, exact=choose_mode(latent, decoder, plan) == "exact")
+    if part is not None:
+        tiled = replace(tiled, wanted=_find_overlapping(tiled.tiles, part, latent, scale_of(head)))
+    for event in run_tiles(tiled, plan, group):
+        match event:
+            case TileFinished(place, value, widened):
+                yield DecodedTile(place, value.float(), widened)
+            case MomentsPooled():
+                yield MomentsPooled(tuple(moments or (*measured, *event.moments)))
+            case SignOfLife():
+                yield event
 
 
 def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
@@ -79,60 +90,47 @@ def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
         plan: says whether to recompute.
     """
     split = choose_split(latent, decoder, plan)
-    head, (tail, channels) = decoder.operations[:split], with_trims(decoder, split)
+    scale = scale_of(decoder.operations[:split])
     depth = decoder.channels[split - 1] if split else len(latent)
-    height, width = (side * scale_of(head) for side in latent.shape[-2:])
+    height, width = (side * scale for side in latent.shape[-2:])
     canvas = torch.empty(1, depth, height, width, dtype=decoder.dtype, device="meta")
-    tiles = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head))
-    sites = survey(tail, channels, tiles, (depth, height, width), halo_of(tail), canvas.itemsize)
-    stops = list(find_stops(tail).values())
-    holds = choose_holds(sites, stops, plan.memory_bytes) if plan.recompute else stops
+    tiles = lay_tiles(height, width, plan.tile_size * scale)
+    operations, channels = (
+        list(with_trims(decoder.operations[split:], at_joins=True)),
+        decoder.channels[split:],
+    )
+    sites = survey(operations, channels, canvas, tiles)
+    holds = plan_holds(operations, channels, canvas, tiles, plan)
     held = max((sites[hold].size_bytes for hold in holds if hold is not None), default=0)
     return max(measure_head(latent, decoder, split), canvas.nbytes + min(held, plan.memory_bytes))
 
 
-def _settle(executor: TiledDecoder, tiles: Sequence[Tile], *, exact: bool) -> None:
-    everything = range(len(tiles))
-    if exact or len(tiles) <= SAMPLE_TILES:
-        executor.settle(everything)
-    else:
-        sample = everything[:: -(-len(tiles) // SAMPLE_TILES)]
-        executor.settle(sample)
-        executor.forget(sample)
+def _lay_tail(
+    decoder: Decoder, split: int, canvas: Activation, wrap: tuple[bool, bool], plan: DecodePlan
+) -> TiledRun:
+    """The operations from `split` on, on tiles of the canvas in front of them."""
+    operations, channels = (
+        list(with_trims(decoder.operations[split:], at_joins=True)),
+        decoder.channels[split:],
+    )
+    value, halo = canvas.owned, halo_of(operations)
+    side = plan.tile_size * scale_of(decoder.operations[:split])
+    return TiledRun(
+        decoder,
+        operations,
+        lay_tiles(value.shape[-2], value.shape[-1], side),
+        lambda tile: replace(cut(value, tile, halo, wrap), wide=canvas.wide),
+        choose_holds=lambda own: plan_holds(operations, channels, value, own, plan),
+    )
 
 
-def with_trims(decoder: Decoder, split: int) -> tuple[list[Operation], list[int]]:
-    """The operations from `split` on, with their channels, without the part of the halo that none will need.
-
-    It is dropped where there is most of it, behind what enlarges, and where a tile may be held.
-    """
-    operations, channels = decoder.operations[split:], decoder.channels[split:]
-    trimmed: list[tuple[Operation, int]] = []
-    for index, (operation, width) in enumerate(zip(operations, channels, strict=True)):
-        trimmed.append((operation, width))
-        if isinstance(operation, Join) or (isinstance(operation, Local) and operation.scale > 1):
-            trimmed.append((Trim(halo_of(operations[index + 1 :])), width))
-    return [operation for operation, _ in trimmed], [width for _, width in trimmed]
+def _find_overlapping(tiles: Sequence[Tile], part: Tile, latent: Tensor, scale: int) -> list[int]:
+    """Which tiles a part of the latent lies on, at least with one pixel; it may go round the edge."""
+    pieces = [piece.scaled(scale) for piece, _ in part.pieces(*latent.shape[-2:])]
+    return [index for index, tile in enumerate(tiles) if any(_overlap(tile, piece) for piece in pieces)]
 
 
-def _decode_whole(
-    latent: Tensor, decoder: Decoder, head: Sequence[Operation], wrap: tuple[bool, bool], group: Group
-) -> Tensor:
-    """The canvas (1, C, H, W) behind the head; in float32 if it is not finite in the decoder's own type."""
-    whole = cut(latent[None], Tile(0, 0, latent.shape[-2], latent.shape[-1]), halo_of(head), wrap)
-    canvas = run(head, whole, group).owned
-    if not canvas.isfinite().all() and decoder.dtype is not torch.float32:
-        with decoder.widened():
-            canvas = run(head, whole, group).owned
-    if not canvas.isfinite().all():
-        raise NonFiniteImageError("the half-decoded canvas is not finite")
-    return canvas
-
-
-def _lay_decode_tiles(canvas: Tensor, size: int) -> list[Tile]:
-    height, width = canvas.shape[-2:]
-    return [
-        Tile(top, left, min(size, height - top), min(size, width - left))
-        for top in range(0, height, size)
-        for left in range(0, width, size)
-    ]
+def _overlap(one: Tile, other: Tile) -> bool:
+    rows = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
+    columns = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
+    return rows > 0 and columns > 0

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan
-from worker.engine.vae.operations import Attend, Decoder, Fork, Join, Local, Normalize, Operation, Trim
+from worker.engine.vae.operations import (
+    Attend,
+    Decoder,
+    Fork,
+    Join,
+    Local,
+    Normalize,
+    Operation,
+    Trim,
+    halo_of,
+)
 
 _AT_ONCE = 4  # activations: input, output, set aside, work space
 
@@ -81,22 +91,18 @@ class Site:
 
 
 def survey(
-    operations: Sequence[Operation],
-    channels: Sequence[int],
-    tiles: Sequence[Tile],
-    canvas: tuple[int, int, int],
-    halo: int,
-    itemsize: int,
+    operations: Sequence[Operation], channels: Sequence[int], canvas: Tensor, tiles: Sequence[Tile]
 ) -> list[Site]:
     """One site in front of the first operation, then one behind each.
 
     Args:
-        channels: of each operation's output.
-        canvas: (C, H, W) in front of the first operation; the tiles lie on it.
-        halo: of the tiles, pixels of that canvas.
-        itemsize: bytes of a number.
+        channels: of the output of each operation that is no trim.
+        canvas: in front of the first operation, (1, C, H, W); only its shape and type count.
+        tiles: on that canvas.
     """
-    depth, aside, scale = canvas[0], 0, 1
+    _, depth, height, total_width = canvas.shape
+    aside, scale, halo, itemsize = 0, 1, halo_of(operations), canvas.itemsize
+    channels = list(_repeat_at_trims(operations, channels))
     sites = [Site(0, 0.0)]  # the canvas is there anyway
     for index, (operation, width) in enumerate(zip(operations, channels, strict=True)):
         before, flop, passes = depth, 0, 3
@@ -114,11 +120,18 @@ def survey(
             case _:
                 passes = 5  # measured, then applied
         pixels = sum(
-            _count_pixels(tile.scaled(scale), halo, canvas[1] * scale, canvas[2] * scale) for tile in tiles
+            _count_pixels(tile.scaled(scale), halo, height * scale, total_width * scale) for tile in tiles
         )
         work_s = pixels * (flop * _FLOP_S + passes * depth * itemsize * _BYTE_S)
         sites.append(Site(pixels * (depth + aside) * itemsize, work_s, not isinstance(operation, Fork)))
     return sites
+
+
+def _repeat_at_trims(operations: Sequence[Operation], channels: Sequence[int]) -> Iterator[int]:
+    waiting, width = iter(channels), 0
+    for operation in operations:
+        width = width if isinstance(operation, Trim) else next(waiting)
+        yield width
 
 
 def _find_join(operations: Sequence[Operation], channels: Sequence[int], start: int) -> int:
@@ -130,6 +143,23 @@ def _count_pixels(tile: Tile, halo: int, height: int, width: int) -> int:
     rows = min(tile.top + tile.height + halo, height) - max(tile.top - halo, 0)
     columns = min(tile.left + tile.width + halo, width) - max(tile.left - halo, 0)
     return rows * columns
+
+
+def plan_holds(
+    operations: Sequence[Operation],
+    channels: Sequence[int],
+    canvas: Tensor,
+    tiles: Sequence[Tile],
+    plan: DecodePlan,
+) -> Sequence[int | None]:
+    """`choose_holds` for these tiles; in front of every normalisation where nothing is computed once more."""
+    stops = list(find_stops(operations).values())
+    recompute = canvas.is_cuda if plan.recompute is None else plan.recompute
+    return (
+        choose_holds(survey(operations, channels, canvas, tiles), stops, plan.memory_bytes)
+        if recompute
+        else stops
+    )
 
 
 def choose_holds(sites: Sequence[Site], stops: Sequence[int], device_bytes: int) -> list[int | None]:

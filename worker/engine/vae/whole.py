@@ -1,0 +1,144 @@
+"""Operations on one activation: a tile, or the whole canvas at once."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from worker.engine.errors import NonFiniteImageError
+from worker.engine.grid import Tile
+from worker.engine.ranks import Group
+from worker.engine.vae.activation import Activation
+from worker.engine.vae.norm import measure, normalize_by
+from worker.engine.vae.operations import (
+    Attend,
+    Coder,
+    Fork,
+    Join,
+    Local,
+    Normalize,
+    Operation,
+    Shrink,
+    Trim,
+    place_behind,
+)
+
+
+def run_whole(
+    coder: Coder, operations: Sequence[Operation], canvas: Activation, group: Group
+) -> tuple[Activation, list[Tensor]]:
+    """A whole canvas behind these operations of a coder, and the moments that its normalisations took.
+
+    In float32 if it is not finite in the coder's own type; `wide` says so.
+
+    Raises:
+        NonFiniteImageError: NaN or infinity, in float32 too.
+    """
+    with coder.widened() if canvas.wide else nullcontext():
+        behind, moments = _run_and_measure(operations, canvas, group)
+    if behind.owned.isfinite().all():
+        return behind, moments
+    if canvas.wide or coder.dtype is torch.float32:
+        raise NonFiniteImageError("the canvas between latent and picture is not finite")
+    del behind
+    return run_whole(coder, operations, canvas.widened(), group)
+
+
+def cut(canvas: Tensor, tile: Tile, halo: int, wrap: tuple[bool, bool]) -> Activation:
+    """A tile of (1, C, H, W) with a halo that goes round a wrapping axis and ends at a border."""
+    height, width = canvas.shape[-2:]
+    outer, core = grow(tile, halo, (height, width), wrap)
+    rows = _index(outer.top, outer.height, height)
+    return Activation(canvas[..., rows, :][..., _index(outer.left, outer.width, width)], core)
+
+
+def grow(tile: Tile, halo: int, size: tuple[int, int], wrap: tuple[bool, bool]) -> tuple[Tile, Tile]:
+    """(tile with its halo, tile within that); a halo lies over the edge of a wrapping axis and ends at a border."""
+    above, height = _reach(tile.top, tile.height, size[0], halo, wrap[0])
+    before, width = _reach(tile.left, tile.width, size[1], halo, wrap[1])
+    return Tile(tile.top - above, tile.left - before, height, width), Tile(
+        above, before, tile.height, tile.width
+    )
+
+
+def _reach(start: int, extent: int, length: int, halo: int, wraps: bool) -> tuple[int, int]:
+    """How many pixels to take before a tile on one axis, and how many in all."""
+    first, last = start - halo, start + extent + halo
+    if not wraps:
+        first, last = max(first, 0), min(last, length)
+    return start - first, last - first
+
+
+def _index(start: int, extent: int, length: int) -> slice | list[int]:
+    if start >= 0 and start + extent <= length:
+        return slice(start, start + extent)
+    return [place % length for place in range(start, start + extent)]
+
+
+def _run_and_measure(
+    operations: Sequence[Operation], activation: Activation, group: Group
+) -> tuple[Activation, list[Tensor]]:
+    moments: list[Tensor] = []
+    for operation in operations:
+        if isinstance(operation, Normalize):
+            moments.append(measure(operation.norm, activation.owned))
+            operation = Local(normalize_by(operation.norm, moments[-1]))
+        activation = _apply(operation, activation, group)
+    return activation, moments
+
+
+def settle_with(operations: Sequence[Operation], moments: Sequence[Tensor]) -> list[Operation]:
+    """The same with every normalisation replaced by one with these moments, which are in their order."""
+    waiting = iter(moments)
+    return [
+        Local(normalize_by(operation.norm, next(waiting))) if isinstance(operation, Normalize) else operation
+        for operation in operations
+    ]
+
+
+def run(operations: Sequence[Operation], activation: Activation, group: Group) -> Activation:
+    """Normalisations must have been replaced."""
+    for operation in operations:
+        activation = _apply(operation, activation, group)
+    return activation
+
+
+def _apply(operation: Operation, activation: Activation, group: Group) -> Activation:
+    value = activation.value
+    match operation:
+        case Local() | Shrink():
+            core = place_behind([operation], activation.core)
+            return replace(activation, value=operation.apply(value), core=core)
+        case Trim(halo=halo):
+            return activation.trimmed(halo)
+        case Fork(shortcut=shortcut):
+            return replace(activation, aside=shortcut(value))
+        case Join(divisor=divisor):
+            return activation.joined(divisor)
+        case Attend():
+            return replace(activation, value=_attend(operation, activation, group))
+        case Normalize():
+            raise AssertionError("a normalisation without its moments")
+
+
+# Attention is shared out in strips of queries, always the same ones: bytes must not depend on ranks.
+_STRIPS = 8
+
+
+def _attend(attend: Attend, activation: Activation, group: Group) -> Tensor:
+    """Each rank computes the queries of some strips of rows over the whole canvas, then all are gathered."""
+    height = activation.value.shape[-2]
+    rise = -(-height // _STRIPS)
+    starts = range(0, height, rise)
+    answers: list[Tensor] = []
+    for first in range(0, len(starts), group.size):
+        # The last strip lies within the canvas as a whole, over others if need be: all have one shape.
+        start = min(starts[min(first + group.rank, len(starts) - 1)], height - rise)
+        own = attend.apply(activation.value[..., start : start + rise, :], activation.owned)
+        group.meet()
+        answers += group.gather(own.permute(0, 2, 3, 1))  # channels last: one layout for any number of ranks
+    last = height - starts[-1]
+    whole = torch.cat([*answers[: len(starts) - 1], answers[len(starts) - 1][:, rise - last :]], dim=1)
+    return whole.permute(0, 3, 1, 2)
