@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.memory import measure_main_memory
 
 
@@ -24,7 +24,7 @@ class Activation:
     """
 
     value: Tensor
-    core: Tile
+    core: Rectangle
     aside: Tensor | None = None
     wide: bool = False
 

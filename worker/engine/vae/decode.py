@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.vae.activation import Activation
@@ -28,7 +28,7 @@ class DecodedTile:
         widened: whether it was not finite in the decoder's own type, and decoded again in float32.
     """
 
-    place: Tile
+    place: Rectangle
     image: Tensor
     widened: bool = False
 
@@ -45,7 +45,7 @@ def decode(
     group: Group | None = None,
     *,
     moments: Sequence[Tensor] | None = None,
-    part: Tile | None = None,
+    part: Rectangle | None = None,
 ) -> Iterator[Decoding]:
     """Decode a canvas (C, H, W) into tiles, row by row from the top, after the moments that they go by.
 
@@ -66,7 +66,7 @@ def decode(
         decoder if moments is None else replace(decoder, operations=settle_with(decoder.operations, moments))
     )
     head = settled.operations[:split]
-    whole = Tile(0, 0, latent.shape[-2], latent.shape[-1])
+    whole = Rectangle(0, 0, latent.shape[-2], latent.shape[-1])
     canvas, measured = run_whole(decoder, head, cut(latent[None], whole, halo_of(head), wrap), group)
     tiled = _lay_tail(settled, split, canvas, wrap, plan)
     tiled = replace(tiled, exact=choose_mode(latent, decoder, plan) == "exact")
@@ -124,13 +124,13 @@ def _lay_tail(
     )
 
 
-def _find_overlapping(tiles: Sequence[Tile], part: Tile, latent: Tensor, scale: int) -> list[int]:
+def _find_overlapping(tiles: Sequence[Rectangle], part: Rectangle, latent: Tensor, scale: int) -> list[int]:
     """Which tiles a part of the latent lies on, at least with one pixel; it may go round the edge."""
     pieces = [piece.scaled(scale) for piece, _ in part.pieces(*latent.shape[-2:])]
     return [index for index, tile in enumerate(tiles) if any(_overlap(tile, piece) for piece in pieces)]
 
 
-def _overlap(one: Tile, other: Tile) -> bool:
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
     rows = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
     columns = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
     return rows > 0 and columns > 0

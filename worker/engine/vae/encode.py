@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.vae.activation import Activation
@@ -18,7 +18,7 @@ from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, Tile
 from worker.engine.vae.operations import Encoder, halo_of, shrink_of, with_trims
 from worker.engine.vae.whole import cut, grow, run_whole
 
-Paint = Callable[[Tile], Tensor]
+Paint = Callable[[Rectangle], Tensor]
 
 
 def encode(
@@ -67,7 +67,7 @@ def encode_in_steps(
     canvas = yield from _encode_tiles(tiled, plan, group)
     narrow = canvas.to(encoder.dtype)
     wide = not narrow.isfinite().all()  # a tile was computed in float32, and needs it still
-    whole = Tile(0, 0, canvas.shape[-2], canvas.shape[-1])
+    whole = Rectangle(0, 0, canvas.shape[-2], canvas.shape[-1])
     start = cut(canvas if wide else narrow, whole, halo_of(encoder.whole), wrap)
     latent, _ = run_whole(encoder, encoder.whole, replace(start, wide=bool(wide)), group)
     return latent.owned[0].float()
@@ -80,7 +80,7 @@ def _lay_tiles(
     operations = list(with_trims(encoder.tiled, at_joins=False))
     halo = halo_of(operations)
 
-    def begin(tile: Tile) -> Activation:
+    def begin(tile: Rectangle) -> Activation:
         outer, core = grow(tile, halo, size, wrap)
         return Activation(paint(outer)[None], core)
 

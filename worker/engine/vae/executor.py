@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.engine.canvas import Rectangle
 from worker.engine.errors import NonFiniteImageError
-from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.vae.activation import Activation, Held, spare_host_bytes
@@ -51,7 +51,7 @@ class TileFinished:
         widened: whether it was not finite in the coder's own type, and computed again in float32.
     """
 
-    place: Tile
+    place: Rectangle
     value: Tensor
     widened: bool
 
@@ -72,10 +72,10 @@ class TiledRun:
 
     coder: Coder
     operations: Sequence[Operation]
-    tiles: Sequence[Tile]
-    cut: Callable[[Tile], Activation]
+    tiles: Sequence[Rectangle]
+    cut: Callable[[Rectangle], Activation]
     exact: bool = False
-    choose_holds: Callable[[Sequence[Tile]], Holds] | None = None
+    choose_holds: Callable[[Sequence[Rectangle]], Holds] | None = None
     wanted: Sequence[int] | None = None
 
     @property
@@ -91,10 +91,10 @@ class TiledRun:
             yield list(row)
 
 
-def lay_tiles(height: int, width: int, size: int) -> list[Tile]:
+def lay_tiles(height: int, width: int, size: int) -> list[Rectangle]:
     """Tiles side by side, the last of each axis as large as what is left."""
     return [
-        Tile(top, left, min(size, height - top), min(size, width - left))
+        Rectangle(top, left, min(size, height - top), min(size, width - left))
         for top in range(0, height, size)
         for left in range(0, width, size)
     ]

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +135,13 @@ def shrink_of(operations: Sequence[Operation]) -> int:
     return prod(operation.factor for operation in operations if isinstance(operation, Shrink))
 
 
-def place_behind(operations: Sequence[Operation], place: Tile) -> Tile:
+def place_behind(operations: Sequence[Operation], place: Rectangle) -> Rectangle:
     """Where a rectangle of the first operation's input lies on the last one's output."""
     scale, factor = scale_of(operations), shrink_of(operations)
     top, left, height, width = (
         side * scale // factor for side in (place.top, place.left, place.height, place.width)
     )
-    return Tile(top, left, height, width)
+    return Rectangle(top, left, height, width)
 
 
 def halo_of(operations: Sequence[Operation]) -> int:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from worker.engine.canvas import Rectangle
 from worker.engine.errors import NonFiniteImageError
-from worker.engine.grid import Tile
 from worker.engine.ranks import Group
 from worker.engine.vae.activation import Activation
 from worker.engine.vae.norm import measure, normalize_by
@@ -46,7 +46,7 @@ def run_whole(
     return run_whole(coder, operations, canvas.widened(), group)
 
 
-def cut(canvas: Tensor, tile: Tile, halo: int, wrap: tuple[bool, bool]) -> Activation:
+def cut(canvas: Tensor, tile: Rectangle, halo: int, wrap: tuple[bool, bool]) -> Activation:
     """A tile of (1, C, H, W) with a halo that goes round a wrapping axis and ends at a border."""
     height, width = canvas.shape[-2:]
     outer, core = grow(tile, halo, (height, width), wrap)
@@ -54,11 +54,13 @@ def cut(canvas: Tensor, tile: Tile, halo: int, wrap: tuple[bool, bool]) -> Activ
     return Activation(canvas[..., rows, :][..., _index(outer.left, outer.width, width)], core)
 
 
-def grow(tile: Tile, halo: int, size: tuple[int, int], wrap: tuple[bool, bool]) -> tuple[Tile, Tile]:
+def grow(
+    tile: Rectangle, halo: int, size: tuple[int, int], wrap: tuple[bool, bool]
+) -> tuple[Rectangle, Rectangle]:
     """(tile with its halo, tile within that); a halo lies over the edge of a wrapping axis and ends at a border."""
     above, height = _reach(tile.top, tile.height, size[0], halo, wrap[0])
     before, width = _reach(tile.left, tile.width, size[1], halo, wrap[1])
-    return Tile(tile.top - above, tile.left - before, height, width), Tile(
+    return Rectangle(tile.top - above, tile.left - before, height, width), Rectangle(
         above, before, tile.height, tile.width
     )
 

@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_autoencoder, tiny_vae
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodeMode, DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
@@ -119,16 +119,16 @@ def test_kept_moments_give_the_same_bytes_of_the_whole_and_of_a_part(
     kept = [tensor.clone().cpu() for tensor in pooled.moments]
     first = {tile.place: tile.image for tile in list_tiles(events)}
 
-    def decode_again(part: Tile | None) -> dict[Tile, torch.Tensor]:
+    def decode_again(part: Rectangle | None) -> dict[Rectangle, torch.Tensor]:
         again = list_tiles(decode(latent, decoder, (True, True), plan, moments=kept, part=part))
         assert all(torch.equal(tile.image, first[tile.place]) for tile in again)
         return {tile.place: tile.image for tile in again}
 
     assert list(decode_again(None)) == list(first)
-    assert {(place.top, place.left) for place in decode_again(Tile(9, 12, 8, 4))} == {
+    assert {(place.top, place.left) for place in decode_again(Rectangle(9, 12, 8, 4))} == {
         (top * decoder.scale, 8 * decoder.scale) for top in (8, 16)
     }
-    assert {(place.top, place.left) for place in decode_again(Tile(48, 0, 4, 1))} == {
+    assert {(place.top, place.left) for place in decode_again(Rectangle(48, 0, 4, 1))} == {
         (top * decoder.scale, 0) for top in (0, 48)
     }
 
@@ -143,7 +143,9 @@ def test_a_part_goes_by_the_moments_of_the_canvas_that_they_come_from(decoder: D
     changed = latent.clone()
     changed[:, 34:38, 34:38] += 3
     moments = pooled.moments
-    again = list_tiles(decode(changed, decoder, (False, False), plan, moments=moments, part=Tile(0, 0, 9, 9)))
+    again = list_tiles(
+        decode(changed, decoder, (False, False), plan, moments=moments, part=Rectangle(0, 0, 9, 9))
+    )
     assert len(again) == 4
     for tile in again:
         torch.testing.assert_close(tile.image, first[tile.place], rtol=0, atol=1e-6)
@@ -182,7 +184,9 @@ def test_halo_counts_reach_through_every_scale() -> None:
 
 def test_what_does_not_fit_is_spilled_and_comes_back(tmp_path: Path) -> None:
     held = Held(300, 0, tmp_path)
-    kept = [Activation(torch.randn(1, 2, 5, 5), Tile(1, 1, 3, 3), torch.randn(1, 2, 5, 5)) for _ in range(3)]
+    kept = [
+        Activation(torch.randn(1, 2, 5, 5), Rectangle(1, 1, 3, 3), torch.randn(1, 2, 5, 5)) for _ in range(3)
+    ]
     for index, activation in enumerate(kept):
         held.put(index, index + 7, activation)
     assert len(list(tmp_path.iterdir())) == 3
@@ -197,7 +201,7 @@ def test_what_does_not_fit_is_spilled_and_comes_back(tmp_path: Path) -> None:
 
 def test_a_value_that_is_also_set_aside_is_held_once(tmp_path: Path) -> None:
     value = torch.randn(1, 2, 5, 5)
-    activation = Activation(value, Tile(0, 0, 5, 5), value)
+    activation = Activation(value, Rectangle(0, 0, 5, 5), value)
     assert activation.size_bytes == value.nbytes
     held = Held(200, 0, tmp_path)
     held.put(0, 1, activation)

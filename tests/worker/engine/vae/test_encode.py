@@ -13,8 +13,8 @@ from tests.tiny_models import tiny_vae
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import LatentScaling
+from worker.engine.canvas import Rectangle
 from worker.engine.errors import NonFiniteImageError
-from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.vae.encode import encode, encode_in_steps
@@ -30,9 +30,9 @@ def flatten(vae: AutoencoderKL) -> Encoder:
 
 
 def encode_image(
-    image: Tensor, encoder: Encoder, group: Group | None = None, painted: Counter[Tile] | None = None
+    image: Tensor, encoder: Encoder, group: Group | None = None, painted: Counter[Rectangle] | None = None
 ) -> Tensor:
-    def paint(part: Tile) -> Tensor:
+    def paint(part: Rectangle) -> Tensor:
         if painted is not None:
             painted[part] += 1
         return part.slice(image)
@@ -57,7 +57,7 @@ def glare(height: int, width: int) -> Tensor:
     return image
 
 
-def is_glaring(part: Tile) -> bool:
+def is_glaring(part: Rectangle) -> bool:
     """Whether it has a core of its own there, and not only its halo."""
     return part.top + part.height / 2 == 48 and part.left + part.width / 2 == 80
 
@@ -69,7 +69,7 @@ def test_a_tile_that_overflows_is_encoded_in_float32_and_no_other(
     """Of 3 x 4 tiles all are measured, of 3 x 7 every second one: not the broken one, the tenth."""
     image = glare(3 * SIDE, columns * SIDE)
     expected = encode_image(image, flatten(overflowing))
-    painted = Counter[Tile]()
+    painted = Counter[Rectangle]()
     latent = encode_image(image, flatten(overflowing.half()), painted=painted)
     assert painted.total() == tiles_painted + 1
     (broken,) = (times for part, times in painted.items() if is_glaring(part))
@@ -99,9 +99,9 @@ def test_what_is_not_finite_in_float32_is_refused() -> None:
 
 
 def test_it_may_be_stopped_between_tiles() -> None:
-    image, painted = glare(2 * SIDE, 3 * SIDE), list[Tile]()
+    image, painted = glare(2 * SIDE, 3 * SIDE), list[Rectangle]()
 
-    def paint(part: Tile) -> Tensor:
+    def paint(part: Rectangle) -> Tensor:
         painted.append(part)
         return part.slice(image)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone
 from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
@@ -107,4 +107,4 @@ def test_tiles_lie_side_by_side() -> None:
     for tile in lay_tiles(5, 7, 3):
         tile.slice(covered).add_(1)
     assert covered.eq(1).all()
-    assert lay_tiles(5, 7, 3)[-1] == Tile(3, 6, 2, 1)
+    assert lay_tiles(5, 7, 3)[-1] == Rectangle(3, 6, 2, 1)
