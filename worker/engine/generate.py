@@ -118,7 +118,7 @@ def _decode_to_rows(
     with decoder.widened() if widen else nullcontext():
         # The plan for memory goes by the type that is computed in.
         decoder = replace(decoder, dtype=torch.float32) if widen else decoder
-        tiles = decode(latent, decoder, plan.canvas.wrap, plan.decode, group)
+        tiles = decode(latent, decoder, plan.canvas, plan.decode, group)
         shown = plan.stages[-1].shown_px(decoder.scale)
         yield from stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth)
 

@@ -54,7 +54,7 @@ def ascend(
     def paint(part: Rectangle) -> Tensor:
         return enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
 
-    latent = yield from encode_in_steps(paint, canvas.height, canvas.width, encoder, canvas.wrap, plan, group)
+    latent = yield from encode_in_steps(paint, encoder, canvas, plan, group)
     return latent
 
 
@@ -63,9 +63,10 @@ def _decode_to_bytes(
 ) -> Generator[Warned | SignOfLife, None, Tensor]:
     """RGB (3, h, w), uint8, on the autoencoder's device."""
     decoder, device = autoencoder.decoder, autoencoder.device
-    picture = canvas.resized(*latent.shape[-2:]).scaled(decoder.scale)
+    small = canvas.resized(*latent.shape[-2:])
+    picture = small.scaled(decoder.scale)
     image = torch.empty(3, *picture.size, dtype=torch.uint8, device=device)
-    tiles = decode(latent, decoder, canvas.wrap, plan, group)
+    tiles = decode(latent, decoder, small, plan, group)
     for event in stitch(tiles, picture.width):
         match event:
             case Band(top, rows):

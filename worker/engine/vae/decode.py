@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.vae.activation import Activation
@@ -40,14 +40,14 @@ Decoding = SignOfLife | MomentsPooled | DecodedTile
 def decode(
     latent: Tensor,
     decoder: Decoder,
-    wrap: tuple[bool, bool],
+    canvas: Plane,
     plan: DecodePlan,
     group: Group | None = None,
     *,
     moments: Sequence[Tensor] | None = None,
     part: Rectangle | None = None,
 ) -> Iterator[Decoding]:
-    """Decode a canvas (C, H, W) into tiles, row by row from the top, after the moments that they go by.
+    """Decode the latent (C, H, W) of a canvas into tiles, row by row from the top, after the moments that they go by.
 
     In exact mode the result equals an untiled decode up to float rounding. In bounded mode the
     statistics come from a sample of tiles, the same for all tiles, so no seam is possible. Ranks
@@ -66,12 +66,12 @@ def decode(
         decoder if moments is None else replace(decoder, operations=settle_with(decoder.operations, moments))
     )
     head = settled.operations[:split]
-    whole = Rectangle(0, 0, latent.shape[-2], latent.shape[-1])
-    canvas, measured = run_whole(decoder, head, cut(latent[None], whole, halo_of(head), wrap), group)
-    tiled = _lay_tail(settled, split, canvas, wrap, plan)
-    tiled = replace(tiled, exact=choose_mode(latent, decoder, plan) == "exact")
-    if part is not None:
-        tiled = replace(tiled, wanted=_find_overlapping(tiled.tiles, part, latent, scale_of(head)))
+    whole = cut(latent[None], canvas, canvas.whole, halo_of(head))
+    middle, measured = run_whole(decoder, head, whole, group)
+    tiled = _lay_tiles(settled, split, canvas.scaled(scale_of(head)), middle, plan)
+    exact = choose_mode(latent, decoder, plan) == "exact"
+    wanted = None if part is None else _find_overlapping(tiled.tiles, part, canvas, scale_of(head))
+    tiled = replace(tiled, exact=exact, wanted=wanted)
     for event in run_tiles(tiled, plan, group):
         match event:
             case TileFinished(place, value, widened):
@@ -91,42 +91,39 @@ def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     """
     split = choose_split(latent, decoder, plan)
     scale = scale_of(decoder.operations[:split])
+    canvas = Plane(latent.shape[-2], latent.shape[-1]).scaled(scale)
     depth = decoder.channels[split - 1] if split else len(latent)
-    height, width = (side * scale for side in latent.shape[-2:])
-    canvas = torch.empty(1, depth, height, width, dtype=decoder.dtype, device="meta")
-    tiles = lay_tiles(height, width, plan.tile_size * scale)
+    state = torch.empty(1, depth, *canvas.size, dtype=decoder.dtype, device="meta")
+    tiles = lay_tiles(canvas, plan.tile_size * scale)
     operations, channels = (
         list(with_trims(decoder.operations[split:], at_joins=True)),
         decoder.channels[split:],
     )
-    sites = survey(operations, channels, canvas, tiles)
-    holds = plan_holds(operations, channels, canvas, tiles, plan)
+    sites = survey(operations, channels, state, tiles)
+    holds = plan_holds(operations, channels, state, tiles, plan)
     held = max((sites[hold].size_bytes for hold in holds if hold is not None), default=0)
-    return max(measure_head(latent, decoder, split), canvas.nbytes + min(held, plan.memory_bytes))
+    return max(measure_head(latent, decoder, split), state.nbytes + min(held, plan.memory_bytes))
 
 
-def _lay_tail(
-    decoder: Decoder, split: int, canvas: Activation, wrap: tuple[bool, bool], plan: DecodePlan
-) -> TiledRun:
-    """The operations from `split` on, on tiles of the canvas in front of them."""
+def _lay_tiles(decoder: Decoder, split: int, canvas: Plane, state: Activation, plan: DecodePlan) -> TiledRun:
+    """The operations from `split` on, on tiles of the canvas in front of them, which is in this state."""
     operations, channels = (
         list(with_trims(decoder.operations[split:], at_joins=True)),
         decoder.channels[split:],
     )
-    value, halo = canvas.owned, halo_of(operations)
-    side = plan.tile_size * scale_of(decoder.operations[:split])
+    value, halo = state.owned, halo_of(operations)
     return TiledRun(
         decoder,
         operations,
-        lay_tiles(value.shape[-2], value.shape[-1], side),
-        lambda tile: replace(cut(value, tile, halo, wrap), wide=canvas.wide),
+        lay_tiles(canvas, plan.tile_size * scale_of(decoder.operations[:split])),
+        lambda tile: replace(cut(value, canvas, tile, halo), wide=state.wide),
         choose_holds=lambda own: plan_holds(operations, channels, value, own, plan),
     )
 
 
-def _find_overlapping(tiles: Sequence[Rectangle], part: Rectangle, latent: Tensor, scale: int) -> list[int]:
-    """Which tiles a part of the latent lies on, at least with one pixel; it may go round the edge."""
-    pieces = [piece.scaled(scale) for piece, _ in part.pieces(*latent.shape[-2:])]
+def _find_overlapping(tiles: Sequence[Rectangle], part: Rectangle, canvas: Plane, scale: int) -> list[int]:
+    """Which tiles a part of the canvas lies on, at least with one pixel."""
+    pieces = [piece.scaled(scale) for piece, _ in canvas.pieces(part)]
     return [index for index, tile in enumerate(tiles) if any(_overlap(tile, piece) for piece in pieces)]
 
 

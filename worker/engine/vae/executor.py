@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
@@ -91,12 +91,12 @@ class TiledRun:
             yield list(row)
 
 
-def lay_tiles(height: int, width: int, size: int) -> list[Rectangle]:
+def lay_tiles(canvas: Plane, size: int) -> list[Rectangle]:
     """Tiles side by side, the last of each axis as large as what is left."""
     return [
-        Rectangle(top, left, min(size, height - top), min(size, width - left))
-        for top in range(0, height, size)
-        for left in range(0, width, size)
+        Rectangle(top, left, min(size, canvas.height - top), min(size, canvas.width - left))
+        for top in range(0, canvas.height, size)
+        for left in range(0, canvas.width, size)
     ]
 
 

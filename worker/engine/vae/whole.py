@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.ranks import Group
 from worker.engine.vae.activation import Activation
@@ -46,37 +46,11 @@ def run_whole(
     return run_whole(coder, operations, canvas.widened(), group)
 
 
-def cut(canvas: Tensor, tile: Rectangle, halo: int, wrap: tuple[bool, bool]) -> Activation:
-    """A tile of (1, C, H, W) with a halo that goes round a wrapping axis and ends at a border."""
-    height, width = canvas.shape[-2:]
-    outer, core = grow(tile, halo, (height, width), wrap)
-    rows = _index(outer.top, outer.height, height)
-    return Activation(canvas[..., rows, :][..., _index(outer.left, outer.width, width)], core)
-
-
-def grow(
-    tile: Rectangle, halo: int, size: tuple[int, int], wrap: tuple[bool, bool]
-) -> tuple[Rectangle, Rectangle]:
-    """(tile with its halo, tile within that); a halo lies over the edge of a wrapping axis and ends at a border."""
-    above, height = _reach(tile.top, tile.height, size[0], halo, wrap[0])
-    before, width = _reach(tile.left, tile.width, size[1], halo, wrap[1])
-    return Rectangle(tile.top - above, tile.left - before, height, width), Rectangle(
-        above, before, tile.height, tile.width
-    )
-
-
-def _reach(start: int, extent: int, length: int, halo: int, wraps: bool) -> tuple[int, int]:
-    """How many pixels to take before a tile on one axis, and how many in all."""
-    first, last = start - halo, start + extent + halo
-    if not wraps:
-        first, last = max(first, 0), min(last, length)
-    return start - first, last - first
-
-
-def _index(start: int, extent: int, length: int) -> slice | list[int]:
-    if start >= 0 and start + extent <= length:
-        return slice(start, start + extent)
-    return [place % length for place in range(start, start + extent)]
+def cut(state: Tensor, canvas: Plane, rectangle: Rectangle, reach: int) -> Activation:
+    """A rectangle of a canvas' state (1, C, H, W) with a halo; a view where it does not lie over an edge."""
+    outer, core = canvas.halo(rectangle, reach)
+    ((place, _), *others) = canvas.pieces(outer)
+    return Activation(canvas.gather(state, outer) if others else place.slice(state), core)
 
 
 def _run_and_measure(

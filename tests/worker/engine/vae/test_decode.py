@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_autoencoder, tiny_vae
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodeMode, DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
@@ -40,7 +40,7 @@ def paint(
     group: Group | None = None,
 ) -> torch.Tensor:
     image = torch.full((3, latent.shape[1] * decoder.scale, latent.shape[2] * decoder.scale), torch.nan)
-    for tile in list_tiles(decode(latent, decoder, wrap, plan, group)):
+    for tile in list_tiles(decode(latent, decoder, Plane(*latent.shape[1:], wrap), plan, group)):
         tile.place.slice(image).copy_(tile.image)
     return image
 
@@ -113,14 +113,16 @@ def test_kept_moments_give_the_same_bytes_of_the_whole_and_of_a_part(
 ) -> None:
     latent, plan = torch.randn(4, 50, 37), DecodePlan(8, mode, memory_bytes)
     decoder = flatten_decoder(tiny_vae(attention=attention), LatentScaling(0.18215))
-    events = list(decode(latent, decoder, (True, True), plan))
+    events = list(decode(latent, decoder, Plane(*latent.shape[1:], (True, True)), plan))
     (pooled,) = (event for event in events if isinstance(event, MomentsPooled))
     assert len(pooled.moments) == sum(isinstance(each, Normalize) for each in decoder.operations)
     kept = [tensor.clone().cpu() for tensor in pooled.moments]
     first = {tile.place: tile.image for tile in list_tiles(events)}
 
     def decode_again(part: Rectangle | None) -> dict[Rectangle, torch.Tensor]:
-        again = list_tiles(decode(latent, decoder, (True, True), plan, moments=kept, part=part))
+        again = list_tiles(
+            decode(latent, decoder, Plane(*latent.shape[1:], (True, True)), plan, moments=kept, part=part)
+        )
         assert all(torch.equal(tile.image, first[tile.place]) for tile in again)
         return {tile.place: tile.image for tile in again}
 
@@ -137,14 +139,14 @@ def test_a_part_goes_by_the_moments_of_the_canvas_that_they_come_from(decoder: D
     """Another latent there changes what lies in reach of it, and no tone elsewhere."""
     latent, plan = torch.randn(4, 40, 40), DecodePlan(8, "exact", 1)
     decoder = flatten_decoder(tiny_vae(attention=False), LatentScaling(0.18215))
-    events = list(decode(latent, decoder, (False, False), plan))
+    events = list(decode(latent, decoder, Plane(*latent.shape[1:]), plan))
     (pooled,) = (event for event in events if isinstance(event, MomentsPooled))
     first = {tile.place: tile.image for tile in list_tiles(events)}
     changed = latent.clone()
     changed[:, 34:38, 34:38] += 3
     moments = pooled.moments
     again = list_tiles(
-        decode(changed, decoder, (False, False), plan, moments=moments, part=Rectangle(0, 0, 9, 9))
+        decode(changed, decoder, Plane(40, 40), plan, moments=moments, part=Rectangle(0, 0, 9, 9))
     )
     assert len(again) == 4
     for tile in again:
@@ -159,7 +161,7 @@ def test_auto_is_exact_until_too_much_must_be_held(decoder: Decoder) -> None:
 
 def test_bands_come_from_the_top_without_a_gap(decoder: Decoder) -> None:
     latent = torch.randn(4, 20, 12)
-    tiles = list_tiles(decode(latent, decoder, (False, False), DecodePlan(8, "exact", 1)))
+    tiles = list_tiles(decode(latent, decoder, Plane(*latent.shape[1:]), DecodePlan(8, "exact", 1)))
     bands = [event for event in stitch(iter(tiles), 12 * decoder.scale) if isinstance(event, Band)]
     assert [band.top for band in bands] == [0, 32, 64]
     picture = torch.cat([band.rows for band in bands])
@@ -251,7 +253,7 @@ def test_a_tile_that_overflows_is_decoded_in_float32(
 
     def decode_all(group: Group) -> list[DecodedTile]:
         decoder = flatten_decoder(deepcopy(overflowing), LatentScaling(0.18215))
-        return list_tiles(decode(latent, decoder, (False, False), DecodePlan(8, mode, 1), group))
+        return list_tiles(decode(latent, decoder, Plane(*latent.shape[1:]), DecodePlan(8, mode, 1), group))
 
     with ThreadPoolExecutor(ranks) as pool:
         tiles, *_ = list(pool.map(decode_all, thread_groups(ranks)))

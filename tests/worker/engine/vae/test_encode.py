@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_vae
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import LatentScaling
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
@@ -37,8 +37,8 @@ def encode_image(
             painted[part] += 1
         return part.slice(image)
 
-    height, width = image.shape[1] // SCALE, image.shape[2] // SCALE
-    return encode(paint, height, width, encoder, (False, False), DecodePlan(SIDE, memory_bytes=1), group)
+    canvas = Plane(image.shape[1] // SCALE, image.shape[2] // SCALE)
+    return encode(paint, encoder, canvas, DecodePlan(SIDE, memory_bytes=1), group)
 
 
 @pytest.fixture
@@ -105,9 +105,7 @@ def test_it_may_be_stopped_between_tiles() -> None:
         painted.append(part)
         return part.slice(image)
 
-    steps = encode_in_steps(
-        paint, 2 * SIDE, 3 * SIDE, flatten(tiny_vae()), (False, False), DecodePlan(SIDE), Alone()
-    )
+    steps = encode_in_steps(paint, flatten(tiny_vae()), Plane(2 * SIDE, 3 * SIDE), DecodePlan(SIDE))
     for begun in range(1, 4):
         next(steps)
         assert len(painted) == begun

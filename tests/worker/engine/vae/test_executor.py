@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone
 from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
@@ -68,14 +68,15 @@ def run_whole_by_torch(operations: list[Operation], value: Tensor) -> Tensor:
 def test_tiles_equal_the_whole_in_any_order_of_operations(kinds: list[str], at_joins: bool) -> None:
     operations = [operation for kind in kinds for operation in make(kind)]
     unit, scale = shrink_of(operations), scale_of(operations)
-    picture = torch.randn(1, 4, 5 * unit, 7 * unit, generator=torch.Generator().manual_seed(1))
+    canvas = Plane(5 * unit, 7 * unit)
+    picture = torch.randn(1, 4, *canvas.size, generator=torch.Generator().manual_seed(1))
     trimmed = list(with_trims(operations, at_joins=at_joins))
     halo = halo_of(trimmed)
     tiled = TiledRun(
         Decoder(trimmed, ()),
         trimmed,
-        lay_tiles(5 * unit, 7 * unit, 2 * unit),
-        lambda tile: cut(picture, tile, halo, (False, False)),
+        lay_tiles(canvas, 2 * unit),
+        lambda tile: cut(picture, canvas, tile, halo),
         exact=True,
     )
     whole = run_whole_by_torch(operations, picture)[0]
@@ -89,12 +90,12 @@ def test_tiles_equal_the_whole_in_any_order_of_operations(kinds: list[str], at_j
 @pytest.mark.parametrize("wanted", [None, [5, 6, 7]])
 def test_every_tile_gives_a_sign_of_life_each_time_that_it_is_computed(wanted: list[int] | None) -> None:
     picture, operations = torch.randn(1, 4, 8, 8), [*make("normalize"), *make("convolve")]
-    tiles = lay_tiles(8, 8, 2)
+    tiles = lay_tiles(Plane(8, 8), 2)
     tiled = TiledRun(
         Decoder(operations, ()),
         operations,
         tiles,
-        lambda tile: cut(picture, tile, 1, (False, False)),
+        lambda tile: cut(picture, Plane(8, 8), tile, 1),
         wanted=wanted,
     )
     events = [type(event) for event in run_tiles(tiled, DecodePlan(), Alone())]
@@ -104,7 +105,7 @@ def test_every_tile_gives_a_sign_of_life_each_time_that_it_is_computed(wanted: l
 
 def test_tiles_lie_side_by_side() -> None:
     covered = torch.zeros(5, 7)
-    for tile in lay_tiles(5, 7, 3):
+    for tile in lay_tiles(Plane(5, 7), 3):
         tile.slice(covered).add_(1)
     assert covered.eq(1).all()
-    assert lay_tiles(5, 7, 3)[-1] == Rectangle(3, 6, 2, 1)
+    assert lay_tiles(Plane(5, 7), 3)[-1] == Rectangle(3, 6, 2, 1)
