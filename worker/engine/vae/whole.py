@@ -47,10 +47,16 @@ def run_whole(
 
 
 def cut(state: Tensor, canvas: Plane, rectangle: Rectangle, reach: int) -> Activation:
-    """A rectangle of a canvas' state (1, C, H, W) with a halo; a view where it does not lie over an edge."""
+    """A rectangle of a canvas' state (1, C, H, W) with a halo; in the state's own memory layout."""
     outer, core = canvas.halo(rectangle, reach)
-    ((place, _), *others) = canvas.pieces(outer)
-    return Activation(canvas.gather(state, outer) if others else place.slice(state), core)
+    rows = _index(canvas, outer.top, outer.height, 0)
+    return Activation(state[..., rows, :][..., _index(canvas, outer.left, outer.width, 1)], core)
+
+
+def _index(canvas: Plane, start: int, extent: int, axis: int) -> slice | Tensor:
+    if start >= 0 and start + extent <= canvas.size[axis]:
+        return slice(start, start + extent)
+    return canvas.fold(torch.arange(start, start + extent), axis)
 
 
 def _run_and_measure(
