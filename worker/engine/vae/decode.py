@@ -13,10 +13,9 @@ from torch import Tensor
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
-from worker.engine.vae.activation import Activation
 from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
-from worker.engine.vae.memory import choose_mode, choose_split, measure_head, plan_holds, survey
-from worker.engine.vae.operations import Decoder, halo_of, scale_of, with_trims
+from worker.engine.vae.memory import Tail, choose_mode, choose_split, measure_head, plan_holds, survey
+from worker.engine.vae.operations import Decoder, halo_of, scale_of
 from worker.engine.vae.whole import cut, run_whole, settle_with
 
 
@@ -58,20 +57,27 @@ def decode(
         part: of the canvas; only tiles that overlap it are decoded.
 
     Raises:
+        MomentsError: the given ones are not of this decoder.
         NonFiniteImageError: NaN or infinity, in float32 too.
     """
     group = group or Alone()
-    split = choose_split(latent, decoder, plan)
-    settled = (
-        decoder if moments is None else replace(decoder, operations=settle_with(decoder.operations, moments))
-    )
-    head = settled.operations[:split]
+    split, exact = choose_split(latent, decoder, plan), choose_mode(latent, decoder, plan) == "exact"
+    if moments is not None:
+        decoder = replace(decoder, operations=settle_with(decoder.operations, moments))
+    head = decoder.operations[:split]
     whole = cut(latent[None], canvas, canvas.whole, halo_of(head))
-    middle, measured = run_whole(decoder, head, whole, group)
-    tiled = _lay_tiles(settled, split, canvas.scaled(scale_of(head)), middle, plan)
-    exact = choose_mode(latent, decoder, plan) == "exact"
-    wanted = None if part is None else _find_overlapping(tiled.tiles, part, canvas, scale_of(head))
-    tiled = replace(tiled, exact=exact, wanted=wanted)
+    state, measured = run_whole(decoder, head, whole, group)
+    tail, behind = Tail.of(decoder, split, state.owned), canvas.scaled(scale_of(head))
+    tiles, halo = lay_tiles(behind, plan.tile_size * scale_of(head)), halo_of(tail.operations)
+    tiled = TiledRun(
+        decoder,
+        tail.operations,
+        tiles,
+        lambda tile: replace(cut(tail.state, behind, tile, halo), wide=state.wide),
+        exact=exact,
+        choose_holds=lambda own: plan_holds(tail, own, plan),
+        wanted=None if part is None else _find_overlapping(tiles, part, canvas, scale_of(head)),
+    )
     for event in run_tiles(tiled, plan, group):
         match event:
             case TileFinished(place, value, widened):
@@ -94,31 +100,10 @@ def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     canvas = Plane(latent.shape[-2], latent.shape[-1]).scaled(scale)
     depth = decoder.channels[split - 1] if split else len(latent)
     state = torch.empty(1, depth, *canvas.size, dtype=decoder.dtype, device="meta")
-    tiles = lay_tiles(canvas, plan.tile_size * scale)
-    operations, channels = (
-        list(with_trims(decoder.operations[split:], at_joins=True)),
-        decoder.channels[split:],
-    )
-    sites = survey(operations, channels, state, tiles)
-    holds = plan_holds(operations, channels, state, tiles, plan)
+    tail, tiles = Tail.of(decoder, split, state), lay_tiles(canvas, plan.tile_size * scale)
+    sites, holds = survey(tail, tiles), plan_holds(tail, tiles, plan)
     held = max((sites[hold].size_bytes for hold in holds if hold is not None), default=0)
     return max(measure_head(latent, decoder, split), state.nbytes + min(held, plan.memory_bytes))
-
-
-def _lay_tiles(decoder: Decoder, split: int, canvas: Plane, state: Activation, plan: DecodePlan) -> TiledRun:
-    """The operations from `split` on, on tiles of the canvas in front of them, which is in this state."""
-    operations, channels = (
-        list(with_trims(decoder.operations[split:], at_joins=True)),
-        decoder.channels[split:],
-    )
-    value, halo = state.owned, halo_of(operations)
-    return TiledRun(
-        decoder,
-        operations,
-        lay_tiles(canvas, plan.tile_size * scale_of(decoder.operations[:split])),
-        lambda tile: replace(cut(value, canvas, tile, halo), wide=state.wide),
-        choose_holds=lambda own: plan_holds(operations, channels, value, own, plan),
-    )
 
 
 def _find_overlapping(tiles: Sequence[Rectangle], part: Rectangle, canvas: Plane, scale: int) -> list[int]:

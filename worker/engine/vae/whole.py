@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.canvas import Plane, Rectangle
-from worker.engine.errors import NonFiniteImageError
+from worker.engine.errors import MomentsError, NonFiniteImageError
 from worker.engine.ranks import Group
 from worker.engine.vae.activation import Activation
 from worker.engine.vae.norm import measure, normalize_by
@@ -72,7 +72,15 @@ def _run_and_measure(
 
 
 def settle_with(operations: Sequence[Operation], moments: Sequence[Tensor]) -> list[Operation]:
-    """The same with every normalisation replaced by one with these moments, which are in their order."""
+    """The same with every normalisation replaced by one with these moments, which are in their order.
+
+    Raises:
+        MomentsError: they are not of these operations.
+    """
+    expected = [(3, each.norm.num_groups) for each in operations if isinstance(each, Normalize)]
+    given = [tuple(each.shape) for each in moments]
+    if given != expected:
+        raise MomentsError(f"moments of shapes {given} were given, these operations have {expected}")
     waiting = iter(moments)
     return [
         Local(normalize_by(operation.norm, next(waiting))) if isinstance(operation, Normalize) else operation

@@ -14,6 +14,7 @@ from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.engine.canvas import Plane, Rectangle
+from worker.engine.errors import MomentsError
 from worker.engine.plan import DecodeMode, DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
@@ -151,6 +152,12 @@ def test_a_part_goes_by_the_moments_of_the_canvas_that_they_come_from(decoder: D
     assert len(again) == 4
     for tile in again:
         torch.testing.assert_close(tile.image, first[tile.place], rtol=0, atol=1e-6)
+
+
+def test_moments_of_another_decoder_are_refused(decoder: Decoder) -> None:
+    latent, plan = torch.randn(4, 10, 10), DecodePlan(8)
+    with pytest.raises(MomentsError, match=r"shapes \[\(3, 4\)\] were given"):
+        list(decode(latent, decoder, Plane(10, 10), plan, moments=[torch.zeros(3, 4)]))
 
 
 def test_auto_is_exact_until_too_much_must_be_held(decoder: Decoder) -> None:
