@@ -12,13 +12,13 @@ import simplejpeg
 import torch
 from torch import Tensor
 
+from api_schemas.layout import PREVIEW_CELL_PX
 from worker.adapters.model import PreviewMap
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import TilePredicted
 from worker.engine.upscale import enlarge
 from worker.process.protocol import PreviewCell
 
-CELL_PX = 512
 _CRISP = 2  # decoded pixels per preview pixel and axis
 _QUALITY = 80
 
@@ -44,7 +44,7 @@ class PreviewCanvas:
         shown: tuple[int, int] | None = None,
     ) -> None:
         self._scale = scale
-        self._cell = max(CELL_PX // scale, 1)
+        self._cell = max(PREVIEW_CELL_PX // scale, 1)
         self._weight = colors.weight.float().cpu()
         self._bias = colors.bias.float().cpu()[:, None, None]
         self._height, self._width = height, width
