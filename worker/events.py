@@ -26,7 +26,6 @@ from api_schemas.events import (
     StepCompletedData,
     SucceededData,
     TilePreviewed,
-    TilePreviewedData,
     WarnedData,
     durable_event,
 )
@@ -61,7 +60,7 @@ _TYPES: dict[type[DurableData], str] = {
     FailedData: "job.failed",
     CanceledData: "job.canceled",
 }
-_PREVIEWS_TTL_S = 3600  # then the deep zoom has long taken over
+_PREVIEWS_TTL_S = 3600  # long after the picture itself can be seen
 
 
 class EventLog:
@@ -103,12 +102,15 @@ class EventLog:
     def is_cancel_asked(self) -> bool:
         return bool(self._redis.exists(wire.cancel_key(self.job_id)))
 
-    def show(self, cells: Iterable[PreviewCell]) -> None:
-        """Publish previews to live readers, and keep them for late ones."""
-        with self._redis.pipeline(transaction=False) as pipeline:
+    def publish_previews(self, cells: Iterable[PreviewCell]) -> None:
+        """Send previews to live readers, and keep them for late ones."""
+        with self._redis.pipeline(transaction=False) as pipeline:  # pyright: ignore[reportUnknownMemberType]
             for cell in cells:
-                frame = wire.pack_preview(self._describe(cell), cell.jpeg)
-                place = f"{cell.left_px},{cell.top_px}"
+                event = TilePreviewed(
+                    job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=cell.data
+                )
+                frame = wire.pack_preview(event, cell.jpeg)
+                place = f"{cell.data.left_px},{cell.data.top_px}"
                 pipeline.xadd(
                     wire.LIVE_KEY,
                     {"job": self.job_id, "frame": frame},
@@ -118,17 +120,6 @@ class EventLog:
                 pipeline.hset(wire.previews_key(self.job_id), place, frame)
             pipeline.expire(wire.previews_key(self.job_id), _PREVIEWS_TTL_S)
             pipeline.execute()
-
-    def _describe(self, cell: PreviewCell) -> TilePreviewed:
-        data = TilePreviewedData(
-            left_px=cell.left_px,
-            top_px=cell.top_px,
-            width_px=cell.width_px,
-            height_px=cell.height_px,
-            stage=cell.stage,
-            step=cell.step,
-        )
-        return TilePreviewed(job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=data)
 
     def _write(self, data: DurableData, holder: str, install: str) -> None:
         while True:

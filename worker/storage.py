@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from worker.errors import DiskFullError, ResourceError, StorageUnavailableError
@@ -81,14 +81,15 @@ class Storage:
                 with path.open("wb") as file:
                     for part in obstore.get(self._store, key):
                         file.write(part)
-            except (NotFoundError, FileNotFoundError):
+            except FileNotFoundError:
                 return False
         return True
 
     def list_keys(self, prefix: str) -> list[str]:
         """All keys below a folder."""
         with _translated():
-            return [entry["path"] for batch in obstore.list(self._store, f"{prefix}/") for entry in batch]
+            batches = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]
+            return [entry["path"] for batch in batches for entry in batch]
 
     def delete(self, keys: list[str]) -> None:
         """Delete objects; those that are gone already do not matter."""
@@ -96,7 +97,7 @@ class Storage:
             with _translated():
                 try:
                     obstore.delete(self._store, key)
-                except (NotFoundError, FileNotFoundError):
+                except FileNotFoundError:
                     continue
 
 
@@ -117,10 +118,10 @@ def _open_s3(bucket: str, prefix: str, settings: WorkerSettings) -> S3Store:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated() -> Generator[None]:
     try:
         yield
-    except (NotFoundError, FileNotFoundError):
+    except FileNotFoundError:
         raise
     except (BaseError, OSError) as error:
         _log.warning("object store: %s", error)

@@ -1,4 +1,4 @@
-"""The process that owns torch and the device: spawned, persistent, restartable."""
+"""The consumer's end of the engine process, which alone owns torch and the device."""
 
 import logging
 import multiprocessing
@@ -10,18 +10,29 @@ from types import TracebackType
 from typing import Self
 
 from worker.errors import EngineLostError
-from worker.process.protocol import LOST_RANK_EXIT, Broke, Command, Generate, Generated, Halted, Report, Stop
+from worker.process.protocol import (
+    LOST_RANK_EXIT,
+    Command,
+    Failed,
+    Generate,
+    Generated,
+    Report,
+    Stop,
+    Stopped,
+)
 from worker.settings import WorkerSettings
 
-_FINAL = Generated | Halted | Broke
+_FINAL = Generated | Stopped | Failed
 _log = logging.getLogger(__name__)
 
 
 class EngineProcess:
-    """The consumer's end. Nothing here imports torch; nothing here blocks longer than it is told to.
+    """Spawns the engine process, talks to it, and replaces it.
+
+    Nothing here imports torch, and no call takes longer than its timeout.
 
     Args:
-        scratch: folder of this worker; the process may be killed, and leaves there what it needed.
+        scratch: folder of this worker, which is removed with it, for files that a killed process leaves.
     """
 
     def __init__(self, settings: WorkerSettings, scratch: Path) -> None:
@@ -35,20 +46,20 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that lives now."""
+        """Of the present process."""
         return self._process.pid if self._process else None
 
     @property
     def trouble(self) -> str | None:
-        """How this worker is less than its operator asked for."""
+        """Why this worker has less than its operator asked for; None if it has all."""
         if not self._lost:
             return None
         return f"degraded: lost {', '.join(self._lost)}; continues on {', '.join(self._devices)}"
 
     def restart(self) -> None:
-        """Kill what is there and spawn a new process, which loads the model while the caller goes on.
+        """Kill the present process and spawn a new one, which loads the model in the background.
 
-        A rank that died by itself is left out from then on: its device may be what killed it. Call this
+        A rank that died by itself is left out from then on: its device may be the cause. Call this
         from the main thread: the process dies with the thread that spawned it.
         """
         self._leave_out_lost_rank()
@@ -60,7 +71,7 @@ class EngineProcess:
             target=_run, args=(theirs, self._settings, self._devices, self._scratch), name="engine"
         )
         process.start()
-        theirs.close()  # else the end of the process would not end the pipe
+        theirs.close()  # otherwise the pipe would stay open after the process has ended
         self._process, self._pipe, self._busy = process, ours, False
 
     def send(self, command: Command) -> None:
@@ -92,12 +103,12 @@ class EngineProcess:
             raise EngineLostError(self._describe_end())
         return None
 
-    def quiet(self, patience_s: float) -> None:
+    def stop_job(self, timeout_s: float) -> None:
         """End the present job; a process that does not answer in time is replaced."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         try:
             if self._busy:
-                self.send(Stop(keep=False))
+                self.send(Stop(finish_step=False))
             while self._busy and time.monotonic() < deadline:
                 self.receive(0.1)
         except EngineLostError:
@@ -105,8 +116,8 @@ class EngineProcess:
         if self._busy:
             self.restart()
 
-    def tend(self) -> Report | None:
-        """Between jobs: read what comes, replace a process that died."""
+    def check(self) -> Report | None:
+        """Between jobs: read the next report, replace a process that died."""
         try:
             return self.receive(0)
         except EngineLostError:
@@ -114,7 +125,7 @@ class EngineProcess:
             return None
 
     def close(self) -> None:
-        """Kill the process; it ignores gentler signals."""
+        """Kill the process, which ignores SIGTERM and SIGINT."""
         if self._process is not None:
             self._process.kill()
             self._process.join()

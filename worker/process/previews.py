@@ -1,19 +1,16 @@
 """The canvas as it stands, cut into JPEG cells that lie on one fixed grid."""
 
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from math import ceil
 from typing import Literal
 
 import numpy as np
-import simplejpeg
+import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from torch import Tensor
 
+from api_schemas.events import TilePreviewedData
 from worker.adapters.model import PreviewMap
-from worker.engine.denoise import TilePredicted
 from worker.engine.grid import Tile
 from worker.engine.upscale import enlarge
 from worker.process.protocol import PreviewCell
@@ -56,8 +53,8 @@ class PreviewCanvas:
         self._ready: list[PreviewCell] = []
         self._step = 0
 
-    def begin(self, height: int, width: int) -> None:
-        """Go on with a canvas of another size, which shows what was painted before, enlarged."""
+    def resize(self, height: int, width: int) -> None:
+        """Continue with a canvas of another size, which shows what was painted before, enlarged."""
         if self._rough.shape[:2] != (height, width):
             self._rough = _enlarge(self._rough, height, width, Tile(0, 0, height, width))
 
@@ -137,22 +134,22 @@ class PreviewCanvas:
     ) -> PreviewCell:
         (row, column), (height_px, width_px) = key, self._measure(key)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
-        return PreviewCell(
+        data = TilePreviewedData(
             left_px=column * self._cell * self._scale,
             top_px=row * self._cell * self._scale,
             width_px=width_px,
             height_px=height_px,
             stage=stage,
             step=self._step,
-            jpeg=jpeg,
         )
+        return PreviewCell(data, jpeg)
 
 
 def _enlarge(pixels: np.ndarray, height: int, width: int, part: Tile) -> np.ndarray:
     """A part of `pixels` (h, w, 3) as it would be at that size; the same, if it has it."""
     if pixels.shape[:2] == (height, width):
         return pixels[part.top : part.top + part.height, part.left : part.left + part.width]
-    source = torch.from_numpy(pixels).permute(2, 0, 1)
+    source = torch.as_tensor(pixels).permute(2, 0, 1)
     larger = enlarge(source, height, width, part, (False, False))
     return larger.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
@@ -168,44 +165,3 @@ def _shrink(rows: np.ndarray) -> np.ndarray:
     sums += rows[1::2]
     sums = sums[:, 0::2] + sums[:, 1::2]
     return (sums >> 2).astype(np.uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A tile, its copy in main memory, and the sign that the copy is whole; none where it was made there."""
-
-    tile: TilePredicted
-    clean: Tensor
-    whole: torch.cuda.Event | None
-
-
-class Arrivals:
-    """To ask a GPU for a tile would drain its queue, and it would stand still until the host has more for it.
-
-    So each tile's copy is queued behind its making, and painted when it is found to be there: usually
-    one batch later.
-    """
-
-    def __init__(self) -> None:
-        self._expected: deque[_Arrival] = deque()
-
-    def expect(self, tile: TilePredicted) -> None:
-        if not tile.clean.is_cuda:
-            self._expected.append(_Arrival(tile, tile.clean, None))
-            return
-        clean = torch.empty(tile.clean.shape, dtype=tile.clean.dtype, pin_memory=True)
-        clean.copy_(tile.clean, non_blocking=True)
-        whole = torch.cuda.Event()
-        whole.record()
-        self._expected.append(_Arrival(tile, clean, whole))
-
-    def take(self, *, wait: bool = False) -> Iterator[tuple[TilePredicted, Tensor]]:
-        """Tiles that are there, in the order in which they were predicted, each with its clean estimate (C, h, w)."""
-        while self._expected:
-            first = self._expected[0]
-            if first.whole is not None and wait:
-                first.whole.synchronize()
-            elif first.whole is not None and not first.whole.query():
-                return
-            self._expected.popleft()
-            yield first.tile, first.clean
