@@ -1,7 +1,7 @@
 """Checkpoints in the object store, where any worker finds them."""
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -60,6 +60,14 @@ class CheckpointStore:
         return None
 
     def delete_all(self) -> None:
+        """Delete all checkpoints of the job, also one that is being uploaded.
+
+        Raises:
+            ResourceError: the store does not answer.
+        """
+        self._next = None
+        if self._running is not None:
+            wait([self._running])
         self._storage.delete(self._storage.list_keys(self._prefix))
 
     def _upload(self, key: str, path: Path) -> None:

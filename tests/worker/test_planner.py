@@ -92,7 +92,9 @@ SEAMLESS = ("none", "x", "y", "both")
 @pytest.mark.parametrize("layout", ["flat", "cascade"])
 @pytest.mark.parametrize("seamless", SEAMLESS)
 @pytest.mark.parametrize("size", SIDES)
-def test_the_estimate_is_the_mean_of_what_is_denoised(size: tuple[int, int], seamless: str, layout: str) -> None:
+def test_the_estimate_is_the_mean_of_what_is_denoised(
+    size: tuple[int, int], seamless: str, layout: str
+) -> None:
     """Seeds enter the shifts modulo 997; a few steps may lie a little off the mean of all of them."""
     chosen = {"width_px": size[0], "height_px": size[1], "seamless": seamless, "layout": layout, "steps": 12}
     predicted = fmean(count_predicted(**chosen, seed=seed) for seed in range(0, 997, 13))
