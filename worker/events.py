@@ -64,7 +64,7 @@ _PREVIEWS_TTL_S = 3600  # long after the picture itself can be seen
 
 
 class EventLog:
-    """Appends events of one job, each only if nobody else wrote since it was read.
+    """Appends events of one job, each only if the log is as it was last read.
 
     Args:
         token: names this attempt; once a newer attempt has installed its own, appends are refused.
@@ -158,7 +158,7 @@ class EventLog:
         return answer.decode()
 
     def _read_again(self, text: str) -> bool:
-        """Whether the event is there already: the connection broke after it was written."""
+        """Whether the event was written, though the connection broke before the answer came."""
         self.job = self._read()
         newest = cast(_Entries, self._redis.xrevrange(wire.events_key(self.job_id), count=1))
         return bool(newest) and newest[0][1][b"event"].decode() == text
@@ -172,7 +172,7 @@ class EventLog:
 
 
 def count_fruitless_attempts(events: Iterable[DurableEvent]) -> int:
-    """Attempts since the job last got further than ever before.
+    """Attempts since the job last made progress, which is a step or band that no attempt reached before.
 
     Attempts that ended by order (preempted) or waited for a resource (delayed) do not count.
     """

@@ -38,7 +38,7 @@ def _default_store_url() -> str:
 
 
 class WorkerSettings(BaseSettings):
-    """Built once in main, passed down."""
+    """Read once, in main."""
 
     model_config = SettingsConfigDict(env_prefix="CHORALE_", frozen=True, extra="ignore")
 
@@ -79,7 +79,7 @@ _ALLOWED = "auto, cpu, mps, cuda:N or N; several of one kind with commas between
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """One name a rank, in the form that torch knows; empty means auto.
+    """One device for each rank, by its name in torch; empty means auto.
 
     Raises:
         ValueError: no such device can exist; the message says what is allowed.

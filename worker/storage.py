@@ -30,7 +30,7 @@ _RETRY_TIMEOUT = timedelta(seconds=10)
 class Storage:
     """Puts, gets and deletes whole files; a put is all or nothing.
 
-    Every method raises ResourceError when the store does not take or give.
+    Every method raises ResourceError when the store fails or does not answer.
     """
 
     def __init__(self, store: LocalStore | S3Store) -> None:
@@ -38,7 +38,7 @@ class Storage:
 
     @classmethod
     def open(cls, settings: WorkerSettings) -> "Storage":
-        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet."""
+        """Open `file:///folder` or `s3://bucket/prefix`, without a request to it."""
         url = urlsplit(settings.store_url)
         match url.scheme:
             case "file":
@@ -48,7 +48,7 @@ class Storage:
                 return cls(_open_s3(url.netloc, url.path.strip("/"), settings))
 
     def put_file(self, key: str, path: Path, media_type: str = "application/octet-stream") -> None:
-        """Store a file, in parts where it is big."""
+        """Store a file, a large one in parts."""
         attributes = {"Content-Type": media_type} if isinstance(self._store, S3Store) else None
         with _translated():
             obstore.put(self._store, key, path, attributes=attributes)
@@ -92,7 +92,7 @@ class Storage:
             return [entry["path"] for batch in batches for entry in batch]
 
     def delete(self, keys: list[str]) -> None:
-        """Delete objects; those that are gone already do not matter."""
+        """Delete objects, if they are still there."""
         for key in keys:
             with _translated():
                 try:
@@ -129,7 +129,7 @@ def _translated() -> Generator[None]:
 
 
 def _name(error: Exception) -> ResourceError:
-    """Object stores say `no space` in words only; what else they say may show paths, so it is only logged."""
+    """Only the message tells that space is short; it may hold paths, so it is logged and not passed on."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error):
         return DiskFullError("no space left in the object store")
