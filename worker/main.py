@@ -93,15 +93,13 @@ def _load(engine: EngineProcess, stop: Event) -> ModelLoaded | None:
         ModelRefusedError: the engine process says why.
         EngineLostError: it died at every attempt.
     """
-    for attempt in range(1, _LOAD_ATTEMPTS + 1):
-        engine.restart()
+    for _ in range(_LOAD_ATTEMPTS - 1):
         try:
             return _await_model(engine, stop)
         except EngineLostError:
-            if attempt == _LOAD_ATTEMPTS:
-                raise
             _log.exception("loading again")
-    return None
+            engine.restart()
+    return _await_model(engine, stop)
 
 
 def _await_model(engine: EngineProcess, stop: Event) -> ModelLoaded | None:

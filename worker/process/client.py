@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -26,6 +27,12 @@ _FINAL = Generated | Stopped | Failed
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: SpawnProcess
+    pipe: Connection
+
+
 class EngineProcess:
     """Spawns the engine process, talks to it, and replaces it.
 
@@ -40,14 +47,8 @@ class EngineProcess:
         self._scratch = scratch
         self._devices = settings.devices.split(",")
         self._lost: list[str] = []
-        self._process: SpawnProcess | None = None
-        self._pipe: Connection | None = None
+        self._child = self._spawn()
         self._busy = False
-
-    @property
-    def pid(self) -> int | None:
-        """Of the present process."""
-        return self._process.pid if self._process else None
 
     @property
     def trouble(self) -> str | None:
@@ -64,15 +65,7 @@ class EngineProcess:
         """
         self._leave_out_lost_rank()
         self.close()
-        spawning = multiprocessing.get_context("spawn")
-        ours, theirs = spawning.Pipe()
-        # Not a daemon, for those may not have children, and the other ranks are its children.
-        process = spawning.Process(
-            target=_run, args=(theirs, self._settings, self._devices, self._scratch), name="engine"
-        )
-        process.start()
-        theirs.close()  # otherwise the pipe would stay open after the process has ended
-        self._process, self._pipe, self._busy = process, ours, False
+        self._child, self._busy = self._spawn(), False
 
     def send(self, command: Command) -> None:
         """Send a command; the process reads it once the model is loaded.
@@ -80,10 +73,8 @@ class EngineProcess:
         Raises:
             EngineLostError: the process died.
         """
-        if self._pipe is None:
-            raise EngineLostError("the engine process was not started")
         try:
-            self._pipe.send(command)
+            self._child.pipe.send(command)
         except OSError as error:
             raise EngineLostError(self._describe_end()) from error
         self._busy = self._busy or isinstance(command, Generate)
@@ -94,11 +85,10 @@ class EngineProcess:
         Raises:
             EngineLostError: the process died.
         """
-        if self._pipe is None or self._process is None:
-            raise EngineLostError("the engine process was not started")
-        ready = wait([self._pipe, self._process.sentinel], timeout_s)
-        if self._pipe in ready:
-            return self._receive(self._pipe)
+        pipe = self._child.pipe
+        ready = wait([pipe, self._child.process.sentinel], timeout_s)
+        if pipe in ready:
+            return self._receive(pipe)
         if ready:
             raise EngineLostError(self._describe_end())
         return None
@@ -126,17 +116,26 @@ class EngineProcess:
 
     def close(self) -> None:
         """Kill the process, which ignores SIGTERM and SIGINT."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._process = self._pipe = None
+        process, pipe = self._child.process, self._child.pipe
+        if not pipe.closed:
+            process.kill()
+            process.join()
+            process.close()
+            pipe.close()
+
+    def _spawn(self) -> _Child:
+        spawning = multiprocessing.get_context("spawn")
+        ours, theirs = spawning.Pipe()
+        # Not a daemon: those may not have children, and the other ranks are its children.
+        process = spawning.Process(
+            target=_run, args=(theirs, self._settings, self._devices, self._scratch), name="engine"
+        )
+        process.start()
+        theirs.close()  # otherwise the pipe would stay open after the process has ended
+        return _Child(process, ours)
 
     def _leave_out_lost_rank(self) -> None:
-        code = self._process.exitcode if self._process else None
-        rank = (code or 0) - LOST_RANK_EXIT
+        rank = (self._child.process.exitcode or 0) - LOST_RANK_EXIT
         if 0 < rank < len(self._devices):
             self._lost.append(self._devices.pop(rank))
             _log.error("rank %d died; this worker is %s", rank, self.trouble)
@@ -151,9 +150,9 @@ class EngineProcess:
         return report
 
     def _describe_end(self) -> str:
-        assert self._process is not None
-        self._process.join(1)
-        return f"the engine process {self._process.pid} ended with exit code {self._process.exitcode}"
+        process = self._child.process
+        process.join(1)
+        return f"the engine process {process.pid} ended with exit code {process.exitcode}"
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from worker.engine.errors import RankLostError
 from worker.process.failures import describe
 from worker.process.protocol import Generate, ModelLoaded, ModelRefused, Report, Stopped
 from worker.process.ranks import RankProcesses, die_with_parent
-from worker.process.session import StoppedError, run_job
+from worker.process.session import StoppedError, run_session
 from worker.process.warmup import Ready, explain, make_ready
 
 
@@ -55,7 +55,7 @@ def _make_report(
 ) -> Report:
     """Every error becomes a report, so one bad job does not cost the loaded model."""
     try:
-        return run_job(ready, job, pipe, ranks, checkpoint_interval_s)
+        return run_session(ready, job, pipe, ranks, checkpoint_interval_s)
     except StoppedError as stopped:
         return Stopped(stopped.step)
     except RankLostError:

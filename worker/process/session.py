@@ -34,7 +34,7 @@ class StoppedError(Exception):
         self.step = step
 
 
-def run_job(
+def run_session(
     ready: Ready, job: Generate, pipe: Connection, ranks: RankProcesses, checkpoint_interval_s: float
 ) -> Generated:
     """Make one picture, on all ranks.
