@@ -13,7 +13,7 @@ from torch import Tensor
 
 from api_schemas.events import TilePreviewedData
 from worker.adapters.model import PreviewMap
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.upscale import enlarge
 from worker.process.protocol import PreviewCell
 
@@ -56,14 +56,14 @@ class PreviewCanvas:
     def resize(self, height: int, width: int) -> None:
         """Continue with a canvas of another size, which shows what was painted before, enlarged."""
         if self._estimate.shape[:2] != (height, width):
-            self._estimate = _enlarge(self._estimate, height, width, Tile(0, 0, height, width))
+            self._estimate = _enlarge(self._estimate, height, width, Rectangle(0, 0, height, width))
 
-    def paint(self, tile: Tile, clean: Tensor, step: int) -> None:
+    def paint(self, tile: Rectangle, clean: Tensor, step: int) -> None:
         """Put the clean estimate (C, h, w) of a tile onto the canvas."""
         colors = torch.einsum("rc,chw->rhw", self._colors.weight, clean.float().cpu()) + self._colors.bias
         levels = (colors.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).numpy()
         self._step = step
-        for outer, inner in tile.pieces(*self._estimate.shape[:2]):
+        for outer, inner in Plane(len(self._estimate), len(self._estimate[0])).pieces(tile):
             self._estimate[outer.top : outer.top + outer.height, outer.left : outer.left + outer.width] = (
                 levels[inner.top : inner.top + inner.height, inner.left : inner.left + inner.width]
             )
@@ -76,7 +76,7 @@ class PreviewCanvas:
             self._finished.append(self._grid.encode(key, pixels, "decode", self._step))
 
     def take(self, max_bytes: int) -> tuple[PreviewCell, ...]:
-        """Take changed cells, in the order in which they changed, until they have `max_bytes`."""
+        """Take changed cells, decoded ones first, the oldest change first, until they have `max_bytes`."""
         taken: list[PreviewCell] = []
         size = 0
         while size < max_bytes and (self._finished or self._changed):
@@ -85,7 +85,7 @@ class PreviewCanvas:
             size += len(cell.jpeg)
         return tuple(taken)
 
-    def _mark(self, rectangle: Tile) -> None:
+    def _mark(self, rectangle: Rectangle) -> None:
         rows = self._cells_under(rectangle.top, rectangle.height, 0)
         columns = self._cells_under(rectangle.left, rectangle.width, 1)
         for row, column in product(rows, columns):
@@ -106,7 +106,7 @@ class PreviewCanvas:
     def _cut_estimate(self, key: _Key) -> PreviewCell:
         (row, column), cell, scale = key, self._grid.cell, self._grid.scale
         height_px, width_px = self._grid.measure(key)
-        part = Tile(row * cell, column * cell, ceil(height_px / scale), ceil(width_px / scale))
+        part = Rectangle(row * cell, column * cell, ceil(height_px / scale), ceil(width_px / scale))
         return self._grid.encode(key, _enlarge(self._estimate, *self._size, part), "denoise", self._step)
 
 
@@ -176,12 +176,12 @@ class _DecodedRows:
             yield (row, column), self._pixels[:height, column * side : (column + 1) * side]
 
 
-def _enlarge(pixels: np.ndarray, height: int, width: int, part: Tile) -> np.ndarray:
+def _enlarge(pixels: np.ndarray, height: int, width: int, part: Rectangle) -> np.ndarray:
     """A part of `pixels` (h, w, 3) enlarged to that size."""
     if pixels.shape[:2] == (height, width):
         return pixels[part.top : part.top + part.height, part.left : part.left + part.width]
     source = torch.as_tensor(pixels).permute(2, 0, 1)
-    larger = enlarge(source, height, width, part, (False, False))
+    larger = enlarge(source, Plane(height, width), part)
     return larger.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 

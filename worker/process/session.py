@@ -156,7 +156,7 @@ class _Session:
         if is_last:
             self._pipe.send(self._reports.start_decoding())
         if is_last or self._is_stopping or self._checkpoints.is_due:
-            self._pipe.send(self._checkpoints.write(step.checkpoint(), self.engine_s))
+            self._pipe.send(self._checkpoints.write(step.checkpoint, self.engine_s))
         if is_last:
             self._previews.paint_arrived(wait=True)
             self._is_denoised = True
