@@ -26,7 +26,6 @@ from api_schemas.events import (
     StepCompletedData,
     SucceededData,
     TilePreviewed,
-    TilePreviewedData,
     WarnedData,
     durable_event,
 )
@@ -61,11 +60,11 @@ _TYPES: dict[type[DurableData], str] = {
     FailedData: "job.failed",
     CanceledData: "job.canceled",
 }
-_PREVIEWS_TTL_S = 3600  # then the deep zoom has long taken over
+_PREVIEWS_TTL_S = 3600  # long after the picture itself can be seen
 
 
 class EventLog:
-    """Appends events of one job, each only if nobody else wrote since it was read.
+    """Appends events of one job, each only if the log is as it was last read.
 
     Args:
         token: names this attempt; once a newer attempt has installed its own, appends are refused.
@@ -103,12 +102,15 @@ class EventLog:
     def is_cancel_asked(self) -> bool:
         return bool(self._redis.exists(wire.cancel_key(self.job_id)))
 
-    def show(self, cells: Iterable[PreviewCell]) -> None:
-        """Publish previews to live readers, and keep them for late ones."""
-        with self._redis.pipeline(transaction=False) as pipeline:
+    def publish_previews(self, cells: Iterable[PreviewCell]) -> None:
+        """Send previews to live readers, and keep them for late ones."""
+        with self._redis.pipeline(transaction=False) as pipeline:  # pyright: ignore[reportUnknownMemberType]
             for cell in cells:
-                frame = wire.pack_preview(self._describe(cell), cell.jpeg)
-                place = f"{cell.left_px},{cell.top_px}"
+                event = TilePreviewed(
+                    job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=cell.data
+                )
+                frame = wire.pack_preview(event, cell.jpeg)
+                place = f"{cell.data.left_px},{cell.data.top_px}"
                 pipeline.xadd(
                     wire.LIVE_KEY,
                     {"job": self.job_id, "frame": frame},
@@ -118,17 +120,6 @@ class EventLog:
                 pipeline.hset(wire.previews_key(self.job_id), place, frame)
             pipeline.expire(wire.previews_key(self.job_id), _PREVIEWS_TTL_S)
             pipeline.execute()
-
-    def _describe(self, cell: PreviewCell) -> TilePreviewed:
-        data = TilePreviewedData(
-            left_px=cell.left_px,
-            top_px=cell.top_px,
-            width_px=cell.width_px,
-            height_px=cell.height_px,
-            stage=cell.stage,
-            step=cell.step,
-        )
-        return TilePreviewed(job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=data)
 
     def _write(self, data: DurableData, holder: str, install: str) -> None:
         while True:
@@ -167,7 +158,7 @@ class EventLog:
         return answer.decode()
 
     def _read_again(self, text: str) -> bool:
-        """Whether the event is there already: the connection broke after it was written."""
+        """Whether the event was written, though the connection broke before the answer came."""
         self.job = self._read()
         newest = cast(_Entries, self._redis.xrevrange(wire.events_key(self.job_id), count=1))
         return bool(newest) and newest[0][1][b"event"].decode() == text
@@ -181,7 +172,7 @@ class EventLog:
 
 
 def count_fruitless_attempts(events: Iterable[DurableEvent]) -> int:
-    """Attempts since the job last got further than ever before.
+    """Attempts since the job last made progress, which is a step or band that no attempt reached before.
 
     Attempts that ended by order (preempted) or waited for a resource (delayed) do not count.
     """

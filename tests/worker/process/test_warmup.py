@@ -126,7 +126,7 @@ def test_decoding_holds_a_share_of_what_is_free() -> None:
     assert choose_decode_memory(DeviceMemory("cpu", 64 * GIB, 64 * GIB)) == GIB
 
 
-def test_the_second_worker_on_a_full_device_hears_how_much_is_missing() -> None:
+def test_the_second_worker_on_a_full_device_is_told_how_much_is_missing() -> None:
     replica = DeviceMemory("cuda:0", free=3 * GIB, total=24 * GIB)
     require_device_memory(replica, 3 * GIB, "model painter")
     with pytest.raises(
