@@ -12,14 +12,14 @@ from api_schemas.job import TERMINAL, Job, apply, begin
 from api_schemas.wire import (
     ACTIVE_KEY,
     APPEND_EVENT,
-    EVENTS_MAXLEN,
     JOBS_KEY,
-    LIVE_KEY,
-    LIVE_MAXLEN,
+    RECORD,
+    append_event,
     cancel_key,
     events_key,
     job_key,
     previews_key,
+    read_job,
 )
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
@@ -37,7 +37,8 @@ class JobStore:
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.sadd(ACTIVE_KEY, job.id)
             transaction.zadd(JOBS_KEY, {job.id: event.ts})
-            transaction.eval(APPEND_EVENT, 3, *_append_arguments("", job, event))
+            keys, arguments = append_event(job, event, after="")
+            transaction.eval(APPEND_EVENT, len(keys), *keys, *arguments)
             *_, seq = cast(list[bytes], await transaction.execute())
         return job.model_copy(update={"seq": seq.decode()})
 
@@ -50,9 +51,9 @@ class JobStore:
             return []
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                pipeline.hmget(job_key(job_id), ["job", "seq"])
+                pipeline.hmget(job_key(job_id), RECORD)
             rows = cast(list[list[bytes | None]], await pipeline.execute())
-        return [_load(row) for row in rows]
+        return [read_job(row) for row in rows]
 
     async def cancel(self, job: Job, reason: str) -> Job:
         """Ask for a cancellation; a job that no worker has yet ends here."""
@@ -130,11 +131,8 @@ class JobStore:
 
     async def _append(self, job: Job, event: DurableEvent) -> bool:
         """Write one event on top of the state it was made for; False if another writer came first."""
-        changed = apply(job, event)
-        answer = await cast(
-            Awaitable[bytes],
-            self._redis.eval(APPEND_EVENT, 3, *_append_arguments(job.seq, changed, event)),
-        )
+        keys, arguments = append_event(apply(job, event), event, after=job.seq)
+        answer = await cast(Awaitable[bytes], self._redis.eval(APPEND_EVENT, len(keys), *keys, *arguments))
         return answer not in (b"stale", b"fenced")
 
     async def _reread(self, job: Job) -> Job:
@@ -150,29 +148,6 @@ def read_time(job_id: str) -> float:
         return int(job_id[:12], 16) / 1000
     except ValueError:
         return 0.0
-
-
-def _append_arguments(seq: str, job: Job, event: DurableEvent) -> list[str]:
-    return [
-        job_key(job.id),
-        events_key(job.id),
-        LIVE_KEY,
-        seq,
-        "",
-        "",
-        job.model_dump_json(exclude={"seq"}),
-        event.model_dump_json(),
-        job.id,
-        str(EVENTS_MAXLEN),
-        str(LIVE_MAXLEN),
-    ]
-
-
-def _load(row: Sequence[bytes | None]) -> Job | None:
-    body, seq = row
-    if body is None or seq is None:
-        return None
-    return Job.model_validate_json(body).model_copy(update={"seq": seq.decode()})
 
 
 def _canceled(job: Job, reason: str) -> JobCanceled:
