@@ -94,6 +94,10 @@ class AdvancedSettings(BaseModel):
         " (bounded).",
     )
 
+    def stage(self, level: int) -> StageSettings:
+        """What is set for a stage, counted from 0."""
+        return self.stages[level] if level < len(self.stages) else StageSettings()
+
 
 class LoraChoice(BaseModel):
     """A LoRA from the model's card and its scale; a negative weight inverts its effect."""

@@ -11,7 +11,7 @@ from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRe
 from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
-from service.jobs.validation import find_misfits, find_unsupported
+from service.jobs.validation import find_misfits
 from service.throughput import DrainMeter
 
 _NO_MODEL_RETRY_S: Final = 5
@@ -36,9 +36,9 @@ class Admission:
             QueueFullError: with the time until a place will be free.
         """
         card = _choose(request, await self._catalog.list_cards())
-        resolved = resolve(request, card)
+        data = resolve(request, card)
         await self._check_capacity(card.name)
-        return QueuedData(request=resolved, cost=card.estimate(resolved))
+        return data
 
     async def _check_capacity(self, model: str) -> None:
         waiting = await self._queue.count(model)
@@ -53,24 +53,26 @@ class Admission:
         )
 
 
-def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
-    """Fill in defaults.
+def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
+    """Fill in defaults and count the cost.
 
     Raises:
         InvalidRequestError: names each field, its value and what is allowed.
     """
-    misfits = [*find_misfits(request, card), *find_unsupported(request, card)]
+    stages = card.lay_stages(request)
+    misfits = find_misfits(request, card, stages)
     if misfits:
         raise InvalidRequestError(misfits)
     choices = {
         "model": card.name,
-        "steps": card.lay_stages(request)[0].steps,
+        "steps": stages[0].steps,
         "guidance_scale": (
             card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
-    return ResolvedRequest.model_validate(request.model_dump() | choices)
+    resolved = ResolvedRequest.model_validate(request.model_dump() | choices)
+    return QueuedData(request=resolved, cost=card.estimate(resolved, stages))
 
 
 def _choose(request: GenerationRequest, cards: list[ModelCard]) -> ModelCard:
