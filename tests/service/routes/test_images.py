@@ -145,7 +145,7 @@ def test_the_present_canvas_can_be_zoomed_while_the_job_runs(
 ) -> None:
     story.queue(JOB, width_px=2048, height_px=1024)
     story.start(JOB)
-    for left_px in (0, 512, 1536):  # the cell at 1024 was not sung yet
+    for left_px in (0, 512, 1536):  # the cell at 1024 was not denoised yet
         for top_px in (0, 512):
             story.preview(JOB, left_px, top_px, level=(left_px + top_px) // 16 + 60)
     columns = {}
