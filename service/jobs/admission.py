@@ -12,7 +12,7 @@ from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
 from service.jobs.validation import find_misfits
-from service.throughput import DrainMeter
+from service.throughput import Throughput
 
 _NO_MODEL_RETRY_S: Final = 5
 _UNMEASURED_JOB_S: Final = 30.0
@@ -21,10 +21,12 @@ _UNMEASURED_JOB_S: Final = 30.0
 class Admission:
     """Resolves a request, unless it is invalid or the queue is full."""
 
-    def __init__(self, catalog: ModelCatalog, queue: JobQueue, drain: DrainMeter, max_queued: int) -> None:
+    def __init__(
+        self, catalog: ModelCatalog, queue: JobQueue, throughput: Throughput, max_queued: int
+    ) -> None:
         self._catalog = catalog
         self._queue = queue
-        self._drain = drain
+        self._throughput = throughput
         self._max_queued = max_queued
 
     async def admit(self, request: GenerationRequest) -> QueuedData:
@@ -44,7 +46,7 @@ class Admission:
         waiting = await self._queue.count(model)
         if waiting < self._max_queued:
             return
-        per_job_s = self._drain.seconds_per_job(model) or _UNMEASURED_JOB_S
+        per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
         workers = max(1, await self._catalog.count_workers(model))
         excess = waiting - self._max_queued + 1
         raise QueueFullError(

@@ -14,7 +14,7 @@ from api_schemas.wire import LIVE_KEY, pack_batch
 from service.live.subscription import Subscription
 from service.messages import EventMessage, read_event
 from service.metrics import Metrics
-from service.throughput import DrainMeter
+from service.throughput import Throughput
 
 _BATCH_S: Final = 0.05
 _BLOCK_MS: Final = 1000
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 class LiveHub:
     """Hands each entry of the live stream to the subscriptions of its job, in batches of 50 ms."""
 
-    def __init__(self, redis: Redis, metrics: Metrics, drain: DrainMeter) -> None:
+    def __init__(self, redis: Redis, metrics: Metrics, throughput: Throughput) -> None:
         self._redis = redis
         self._metrics = metrics
-        self._drain = drain
+        self._throughput = throughput
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._closed = False
 
@@ -118,7 +118,7 @@ class LiveHub:
     def _fan_out_events(self, events: dict[str, list[EventMessage]]) -> None:
         for job_id, job_events in events.items():
             for event in job_events:
-                self._drain.observe(event)
+                self._throughput.observe(event)
             for subscription in self._subscriptions.get(job_id, ()):
                 subscription.put_events(job_events)
 

@@ -14,7 +14,7 @@ from service.live.hub import MAX_BATCH_BYTES, LiveHub, join_frames
 from service.live.subscription import MAX_EVENTS, MAX_PREVIEW_BYTES, Subscription
 from service.messages import EventMessage
 from service.metrics import Metrics
-from service.throughput import DrainMeter
+from service.throughput import Throughput
 from tests.story import Story
 
 JOB, OTHER = "1" * 28, "2" * 28
@@ -25,7 +25,7 @@ PATIENCE_S = 20.0
 async def reading(valkey: str, metrics: Metrics | None = None) -> AsyncIterator[LiveHub]:
     """A hub that reads until the end of the block."""
     async with AsyncRedis.from_url(valkey) as client:
-        hub = LiveHub(client, metrics or Metrics(), DrainMeter())
+        hub = LiveHub(client, metrics or Metrics(), Throughput())
         task = asyncio.create_task(hub.run())
         try:
             with hub.subscribe("", previews=False) as probe:
