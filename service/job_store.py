@@ -81,36 +81,14 @@ class JobStore:
         Equal times are ordered by id, downwards, as Redis does.
         """
         top = "+inf" if before is None else repr(before[0])
-        found: list[tuple[float, str]] = []
-        offset = 0
-        while len(found) < count:
-            rows = await self._read_index(top, offset, count)
-            found += [row for row in rows if before is None or row < before]
-            offset += len(rows)
-            if len(rows) < count:
-                break
-        return found[:count]
+        return await self._scan(top, "-inf", before, count, newest_first=True)
 
     async def list_newer(
         self, after: tuple[float, str] | None, until: float, count: int
     ) -> list[tuple[float, str]]:
         """Creation time and id of jobs created up to `until` that come after `after`, oldest first."""
         bottom = "-inf" if after is None else repr(after[0])
-        found: list[tuple[float, str]] = []
-        offset = 0
-        while len(found) < count:
-            rows = cast(
-                list[tuple[bytes, float]],
-                await self._redis.zrangebyscore(  # pyright: ignore[reportUnknownMemberType]
-                    JOBS_KEY, bottom, repr(until), offset, count, withscores=True
-                ),
-            )
-            named = [(float(score), member.decode()) for member, score in rows]
-            found += [row for row in named if after is None or row > after]
-            offset += len(rows)
-            if len(rows) < count:
-                break
-        return found[:count]
+        return await self._scan(bottom, repr(until), after, count, newest_first=False)
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job; the streams of its log end when they find no record."""
@@ -120,14 +98,24 @@ class JobStore:
             transaction.srem(ACTIVE_KEY, job_id)
             await transaction.execute()
 
-    async def _read_index(self, top: str, offset: int, count: int) -> list[tuple[float, str]]:
-        rows = cast(
-            list[tuple[bytes, float]],
-            await self._redis.zrevrangebyscore(  # pyright: ignore[reportUnknownMemberType]
-                JOBS_KEY, top, "-inf", offset, count, withscores=True
-            ),
-        )
-        return [(float(score), member.decode()) for member, score in rows]
+    async def _scan(
+        self, first: str, last: str, passed: tuple[float, str] | None, count: int, *, newest_first: bool
+    ) -> list[tuple[float, str]]:
+        """Rows of the index with scores from `first` to `last`, but only those behind `passed`."""
+        found: list[tuple[float, str]] = []
+        offset = 0
+        while len(found) < count:
+            answer = await self._redis.zrange(  # pyright: ignore[reportUnknownMemberType]
+                JOBS_KEY, first, last, newest_first, True, byscore=True, offset=offset, num=count
+            )
+            rows = [(score, job_id.decode()) for job_id, score in cast(list[tuple[bytes, float]], answer)]
+            found += [
+                row for row in rows if passed is None or (row < passed if newest_first else row > passed)
+            ]
+            offset += len(rows)
+            if len(rows) < count:
+                break
+        return found[:count]
 
     async def _append(self, job: Job, event: DurableEvent) -> bool:
         """Write one event on top of the state it was made for; False if another writer came first."""
