@@ -83,16 +83,19 @@ class Pyramid:
 async def async_for_each(
     fetch: Callable[[PyramidTile], Awaitable[None]], tiles: Iterable[PyramidTile]
 ) -> None:
-    """Call for every tile, several at once."""
+    """Call for every tile, several at once; the first failure ends all."""
     places = asyncio.Semaphore(_AT_ONCE)
 
     async def fetch_one(tile: PyramidTile) -> None:
         async with places:
             await fetch(tile)
 
-    async with asyncio.TaskGroup() as group:
-        for tile in tiles:
-            group.create_task(fetch_one(tile))
+    tasks = [asyncio.create_task(fetch_one(tile)) for tile in tiles]
+    try:
+        await asyncio.gather(*tasks)  # a task group would raise the failure inside a group of one
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def for_each(fetch: Callable[[PyramidTile], None], tiles: Iterable[PyramidTile]) -> None:
