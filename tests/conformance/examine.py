@@ -105,7 +105,7 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
     yield (
         "encoded",
         encode(
-            lambda part: Plane(height, width).gather(image, part),
+            lambda part: Plane(*image.shape[1:]).gather(image, part),
             height,
             width,
             prepared.encoder,
