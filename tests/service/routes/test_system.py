@@ -116,7 +116,7 @@ def test_a_refused_method_names_all_that_are_allowed(api: httpx.Client) -> None:
 
 def test_an_error_inside_tells_nothing_but_its_id(api: httpx.Client, redis: Redis) -> None:
     redis.hset("chorale:models", "broken", "{}")
-    answer = api.get("/v1/models")
+    answer = api.get("/v1/models", headers={"X-Request-ID": "my-trace.2"})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
-    assert answer.headers["X-Request-ID"] == answer.json()["request_id"]
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.2"
     assert "ModelCard" not in answer.text
