@@ -33,7 +33,7 @@ from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
 from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import StageBegan
-from worker.engine.ranks import Alone, Ranks
+from worker.engine.ranks import ProcessGroup, SingleRank
 from worker.engine.stitch import Band
 from worker.process.files import ImageFile
 from worker.result import PictureWriter
@@ -218,7 +218,7 @@ def main() -> None:
 
 def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> None:
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
-    group = Ranks(rank, options.ranks, device, Path(meeting_point)) if meeting_point else Alone()
+    group = ProcessGroup(rank, options.ranks, device, Path(meeting_point)) if meeting_point else SingleRank()
     for build, wrap, measures in ((build_sdxl, wrap_sdxl, SDXL), (build_flux, wrap_flux, FLUX)):
         chosen = [name for name in measures if name in options.only]
         if chosen:

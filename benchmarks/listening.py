@@ -31,15 +31,15 @@ class Listening:
         self._marks: list[tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = []
         self._places = 0
 
-    def meet(self, *, fine: bool = True) -> bool:
-        return self._group.meet(fine=fine)
+    def barrier(self, *, fine: bool = True) -> bool:
+        return self._group.barrier(ok=fine)
 
-    def leave(self) -> None:
-        self._group.leave()
+    def abort(self) -> None:
+        self._group.abort()
 
     def gather(self, own: Tensor) -> list[Tensor]:
         began = self._mark()
-        heard = self._group.gather(own)
+        heard = self._group.all_gather(own)
         self._marks.append((began, self._mark()))
         self._places += len(own) * self.size
         return heard

@@ -19,7 +19,7 @@ from benchmarks.gpu import measure_picture
 from benchmarks.random_models import WordlessXLPipeline, build_sdxl, wrap_sdxl
 from worker.adapters.loading import load_pipeline
 from worker.adapters.settings import FolderSettings
-from worker.engine.ranks import Alone
+from worker.engine.ranks import SingleRank
 
 WAYS = (
     FolderSettings(),
@@ -50,7 +50,7 @@ def measure(folder: Path, way: FolderSettings, device: torch.device, options: ar
     (folder / "chorale.json").write_text(way.model_dump_json(exclude_defaults=True))
     pipe = load_pipeline(WordlessXLPipeline, folder, device, **WORDLESS)
     print(describe(way), flush=True)
-    bench = Bench(pipe, wrap_sdxl(pipe, way), device, Alone(), options)
+    bench = Bench(pipe, wrap_sdxl(pipe, way), device, SingleRank(), options)
     measure_picture(bench, 1024, "flat", 10)
 
 

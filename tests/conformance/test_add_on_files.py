@@ -141,7 +141,7 @@ def test_one_of_weight_0_is_none(plain: Built, kind: str, tmp_path: Path) -> Non
 
 
 def test_a_peft_file_is_listed_with_its_configuration(plain: Built, tmp_path: Path) -> None:
-    """Alone it would be of another strength, and a file's digest does not cover its neighbour."""
+    """SingleRank it would be of another strength, and a file's digest does not cover its neighbour."""
     (case,) = [case for case in UNET_CASES[ADD_ON_CASES[0].name] if case.name == "peft"]
     folder = write(tmp_path / "lora", case.layout, draw_layers(plain.pipe, case))
     with pytest.raises(

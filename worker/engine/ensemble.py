@@ -11,7 +11,7 @@ from torch import Tensor
 from worker.engine.attention import Context
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.memory import is_out_of_memory, release_unused_memory
-from worker.engine.ranks import Alone, Group
+from worker.engine.ranks import Group, SingleRank
 from worker.engine.warned import Warned
 
 
@@ -96,7 +96,7 @@ class Ensemble:
         even: bool = False,
         at_most: int | None = None,
     ) -> None:
-        self._replica, self._canvas, self._group, self._even = replica, canvas, group or Alone(), even
+        self._replica, self._canvas, self._group, self._even = replica, canvas, group or SingleRank(), even
         self.at_most = at_most
         self._wanted = modules * replica.branches
         self._warnings: list[Warned] = []
@@ -147,10 +147,10 @@ class Ensemble:
             # A rank without queries repeats the last, to keep the collectives in step.
             batch = queries[start : start + size] or queries[-1:]
             own = self._try_batch(batch, size, latent, timestep)
-            if not group.meet(fine=own is not None) or own is None:
+            if not group.barrier(ok=own is not None) or own is None:
                 self._halve_batch(size)
                 continue
-            for rank, predictions in enumerate(group.gather(own)):
+            for rank, predictions in enumerate(group.all_gather(own)):
                 yield predictions[: max(len(queries) - first - rank * size, 0)]
             first += size * group.size
 

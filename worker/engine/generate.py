@@ -15,7 +15,7 @@ from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.guidance import LowBand
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan
-from worker.engine.ranks import Alone, Group
+from worker.engine.ranks import Group, SingleRank
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
 from worker.engine.upscale import Autoencoder, ascend
@@ -98,7 +98,7 @@ def generate(
         NonFiniteLatentError: a step broke.
         NonFiniteImageError: a decode tile broke, in float32 too.
     """
-    group = group or Alone()
+    group = group or SingleRank()
     generator = torch.Generator().manual_seed(plan.seed)
     latent: Tensor | None = None
     at_most: int | None = None

@@ -1,4 +1,4 @@
-"""Ranks: the processes of one worker that share a canvas, each with one device.
+"""ProcessGroup: the processes of one worker that share a canvas, each with one device.
 
 Every rank holds the whole canvas and runs the same `generate`; they differ only in which tiles they
 predict. The leader, rank 0, alone has a caller who may stop it, so the others wait for it at every barrier.
@@ -29,7 +29,7 @@ class Group(Protocol):
     @property
     def size(self) -> int: ...
 
-    def meet(self, *, fine: bool = True) -> bool:
+    def barrier(self, *, ok: bool = True) -> bool:
         """Wait until all ranks are here; whether all of them could do what they had to.
 
         Raises:
@@ -37,29 +37,29 @@ class Group(Protocol):
         """
         ...
 
-    def leave(self) -> None:
-        """Say, instead of meeting once more, that this rank will not go on."""
+    def abort(self) -> None:
+        """Say, instead of coming to another barrier, that this rank will not go on."""
         ...
 
-    def gather(self, own: Tensor) -> list[Tensor]:
-        """Every rank's tensor, by rank; all have one shape and type. Meet first: nobody may be missing."""
+    def all_gather(self, own: Tensor) -> list[Tensor]:
+        """Every rank's tensor, by rank; all have one shape and type. Call `barrier` first: nobody may be missing."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class SingleRank:
     """One rank."""
 
     rank: int = 0
     size: int = 1
 
-    def meet(self, *, fine: bool = True) -> bool:
-        return fine
+    def barrier(self, *, ok: bool = True) -> bool:
+        return ok
 
-    def leave(self) -> None:
+    def abort(self) -> None:
         return
 
-    def gather(self, own: Tensor) -> list[Tensor]:
+    def all_gather(self, own: Tensor) -> list[Tensor]:
         return [own]
 
 
@@ -68,19 +68,19 @@ _PATIENCE = timedelta(hours=24)
 
 
 class _Verdict(IntEnum):
-    """What a rank says where all meet; the lowest word of all counts."""
+    """What a rank says at a barrier; the lowest of all counts."""
 
     DISMISSED = 0
     BROKEN = 1
     SHORT = 2
-    FINE = 3
+    OK = 3
 
 
-class Ranks:
+class ProcessGroup:
     """One process of several, each with its own device.
 
     What ranks decide together goes between hosts (gloo); what they have computed goes between
-    devices and is queued there: `gather` on GPUs does not wait for it.
+    devices and is queued there: `all_gather` on GPUs does not wait for it.
     """
 
     def __init__(self, rank: int, size: int, device: torch.device, meeting_point: Path) -> None:
@@ -97,25 +97,25 @@ class Ranks:
         store = FileStore(str(meeting_point), size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
-    def meet(self, *, fine: bool = True) -> bool:
+    def barrier(self, *, ok: bool = True) -> bool:
         """Wait until all ranks are here; whether all of them could do what they had to.
 
         Raises:
             DismissedError: the leader's caller has stopped, or another rank broke.
             RankLostError: a rank has died.
         """
-        verdict = self._agree(_Verdict.FINE if fine else _Verdict.SHORT)
+        verdict = self._agree(_Verdict.OK if ok else _Verdict.SHORT)
         if verdict <= _Verdict.BROKEN:
             raise DismissedError("the leader has stopped" if not verdict else "another rank broke")
-        return verdict is _Verdict.FINE
+        return verdict is _Verdict.OK
 
-    def leave(self) -> None:
-        """Say, instead of meeting once more, that this rank will not go on: the leader's word ends the job
+    def abort(self) -> None:
+        """Say, instead of coming to another barrier, that this rank will not go on: the leader's word ends the job
         for all, another's makes the leader ask why."""
         self._agree(_Verdict.BROKEN if self.rank else _Verdict.DISMISSED)
 
-    def gather(self, own: Tensor) -> list[Tensor]:
-        """Every rank's tensor, by rank; all have one shape and type. Meet first: nobody may be missing.
+    def all_gather(self, own: Tensor) -> list[Tensor]:
+        """Every rank's tensor, by rank; all have one shape and type. Call `barrier` first: nobody may be missing.
 
         Raises:
             RankLostError: a rank has died.

@@ -23,7 +23,7 @@ from worker.adapters.model import LoadedModel
 from worker.adapters.source import ModelSource
 from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.plan import GenerationPlan
-from worker.engine.ranks import Alone, Group, Ranks
+from worker.engine.ranks import Group, ProcessGroup, SingleRank
 from worker.errors import DeviceRefusedError, HopelessJobError
 from worker.process.failures import describe
 from worker.process.files import read_checkpoint
@@ -74,14 +74,14 @@ def serve_rank(pipe: Connection, source: ModelSource, config: RankConfig) -> Non
             pipe.recv()  # to end now would look like a crash
             return
         pipe.send(RankReady())
-        group = Ranks(config.rank, config.size, ready.device, config.rendezvous)
+        group = ProcessGroup(config.rank, config.size, ready.device, config.rendezvous)
         while True:
             pipe.send(RankReady(_run_job(ready.model, pipe.recv(), group)))
     except (EOFError, BrokenPipeError, ConnectionResetError, RankLostError):
         return  # the leader is gone, or will not get far
 
 
-def _run_job(model: LoadedModel, part: RankJob, group: Ranks) -> Failed | None:
+def _run_job(model: LoadedModel, part: RankJob, group: ProcessGroup) -> Failed | None:
     """Run the engine like the leader does, and drop what it yields.
 
     Raises:
@@ -90,13 +90,13 @@ def _run_job(model: LoadedModel, part: RankJob, group: Ranks) -> Failed | None:
     try:
         resume = read_checkpoint(part.checkpoint)[0] if part.checkpoint else None
         deque(generate_job(model, part.job, part.plan, resume, group), maxlen=0)
-        group.meet()
+        group.barrier()
     except DismissedError:
         return None
     except RankLostError:
         raise
     except Exception as error:
-        group.leave()
+        group.abort()
         return describe(error)
     return None
 
@@ -118,7 +118,7 @@ class RankProcesses:
             else None
         )
         self._rendezvous = Path(self._folder.name if self._folder else "") / "store"
-        self._group: Group = Alone()
+        self._group: Group = SingleRank()
         self._closing = threading.Event()
         self._others = [
             self._spawn(source, RankConfig(rank, len(devices), device, self._rendezvous))
@@ -140,7 +140,7 @@ class RankProcesses:
         """
         if self._others:
             self._await_all()
-            self._group = Ranks(0, self.size, device, self._rendezvous)
+            self._group = ProcessGroup(0, self.size, device, self._rendezvous)
 
     @contextmanager
     def begin(self, part: RankJob) -> Generator[Group]:
@@ -153,13 +153,13 @@ class RankProcesses:
         self._send_all(part)
         try:
             yield self._group
-            self._group.meet()
+            self._group.barrier()
         except DismissedError as error:
             self._raise_failure(error)
         except RankLostError:
             raise
         except BaseException:
-            self._group.leave()
+            self._group.abort()
             self._await_all()
             raise
         else:

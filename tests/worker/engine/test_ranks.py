@@ -1,4 +1,4 @@
-"""Ranks as real processes, over gloo."""
+"""ProcessGroup as real processes, over gloo."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from worker.engine.canvas import Plane
 from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.generate import generate
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
-from worker.engine.ranks import Alone, Group, Ranks
+from worker.engine.ranks import Group, ProcessGroup, SingleRank
 from worker.engine.stitch import Band
 
 Part = Callable[[Group, str], object]
@@ -36,16 +36,16 @@ def paint(group: Group, folder: str) -> bytes:
 
 def agree(group: Group, _: str) -> list[bool]:
     """The second rank lacks something at the first meeting only."""
-    return [group.meet(fine=group.rank != 1), group.meet()]
+    return [group.barrier(ok=group.rank != 1), group.barrier()]
 
 
 def leave_together(group: Group, _: str) -> str:
     """The last rank breaks: nobody may wait for it."""
     if group.rank == group.size - 1:
-        group.leave()
+        group.abort()
         return "left"
     try:
-        group.meet()
+        group.barrier()
     except DismissedError as error:
         return str(error)
     return "went on"
@@ -56,8 +56,8 @@ def lose_one(group: Group, _: str) -> str:
     if group.rank == group.size - 1:
         multiprocessing.current_process().kill()
     try:
-        group.meet()
-        group.gather(torch.ones(1))
+        group.barrier()
+        group.all_gather(torch.ones(1))
     except RankLostError:
         return "lost"
     return "went on"
@@ -65,7 +65,7 @@ def lose_one(group: Group, _: str) -> str:
 
 def _run(part: Part, rank: int, size: int, meeting_point: Path, folder: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    pipe.send(part(Ranks(rank, size, CPU, meeting_point), folder))
+    pipe.send(part(ProcessGroup(rank, size, CPU, meeting_point), folder))
 
 
 def run_ranks(part: Part, size: int, folder: Path) -> list[object]:
@@ -97,7 +97,7 @@ def test_one_and_more_ranks_give_the_same_bytes(size: int, tmp_path: Path) -> No
     tiny_stable_diffusion(tmp_path / "tiny")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = paint(Alone(), str(tmp_path / "tiny"))
+    alone = paint(SingleRank(), str(tmp_path / "tiny"))
     torch.set_num_threads(threads)
     pictures = run_ranks(paint, size, tmp_path)
     assert pictures == [alone] * size

@@ -10,25 +10,25 @@ from torch import Tensor
 class ThreadGroup:
     rank: int
     size: int
-    barrier: Barrier
+    threads: Barrier
     board: dict[int, Tensor]
     verdicts: dict[int, bool]
 
-    def meet(self, *, fine: bool = True) -> bool:
-        self.verdicts[self.rank] = fine
-        self.barrier.wait()
-        all_fine = all(self.verdicts.values())
-        self.barrier.wait()
-        return all_fine
+    def barrier(self, *, ok: bool = True) -> bool:
+        self.verdicts[self.rank] = ok
+        self.threads.wait()
+        all_ok = all(self.verdicts.values())
+        self.threads.wait()
+        return all_ok
 
-    def leave(self) -> None:
-        self.barrier.abort()
+    def abort(self) -> None:
+        self.threads.abort()
 
-    def gather(self, own: Tensor) -> list[Tensor]:
+    def all_gather(self, own: Tensor) -> list[Tensor]:
         self.board[self.rank] = own
-        self.barrier.wait()
+        self.threads.wait()
         gathered = [self.board[rank] for rank in range(self.size)]
-        self.barrier.wait()
+        self.threads.wait()
         return gathered
 
 

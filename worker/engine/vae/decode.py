@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
-from worker.engine.ranks import Alone, Group
+from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.memory import Tail, choose_mode, choose_split, measure_head, plan_holds, survey
 from worker.engine.vae.operations import Decoder, halo_of, scale_of
@@ -60,7 +60,7 @@ def decode(
         MomentsError: the given ones are not of this decoder.
         NonFiniteImageError: NaN or infinity, in float32 too.
     """
-    group = group or Alone()
+    group = group or SingleRank()
     split, exact = choose_split(latent, decoder, plan), choose_mode(latent, decoder, plan) == "exact"
     if moments is not None:
         decoder = replace(decoder, operations=settle_with(decoder.operations, moments))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
-from worker.engine.ranks import Alone, Group
+from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.activation import Activation
 from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.operations import Encoder, halo_of, shrink_of, with_trims
@@ -49,7 +49,7 @@ def encode_in_steps(
     Raises:
         NonFiniteImageError: NaN or infinity, in float32 too.
     """
-    group = group or Alone()
+    group = group or SingleRank()
     state = yield from _encode_tiles(_lay_tiles(paint, encoder, canvas, plan.tile_size), plan, group)
     narrow = state.to(encoder.dtype)
     wide = not narrow.isfinite().all()  # a tile was computed in float32, and must remain so

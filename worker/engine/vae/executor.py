@@ -222,8 +222,8 @@ class _Executor:
     def _share(self, own: Sequence[Tensor], blank: Tensor, places: Sequence[int]) -> list[Tensor]:
         """What all ranks have made of consecutive places, in order; `blank` fills up where one has less."""
         slots = -(-len(places) // self.group.size)
-        self.group.meet()
-        gathered = self.group.gather(torch.stack([*own, *[blank] * (slots - len(own))]))
+        self.group.barrier()
+        gathered = self.group.all_gather(torch.stack([*own, *[blank] * (slots - len(own))]))
         waiting = [iter(tensors.unbind()) for tensors in gathered]
         return [next(waiting[place % self.group.size]) for place in places]
 

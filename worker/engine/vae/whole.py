@@ -127,8 +127,10 @@ def _attend(attend: Attend, activation: Activation, group: Group) -> Tensor:
         # The last strip lies within the canvas as a whole, over others if need be: all have one shape.
         start = min(starts[min(first + group.rank, len(starts) - 1)], height - rise)
         own = attend.apply(activation.value[..., start : start + rise, :], activation.owned)
-        group.meet()
-        answers += group.gather(own.permute(0, 2, 3, 1))  # channels last: one layout for any number of ranks
+        group.barrier()
+        answers += group.all_gather(
+            own.permute(0, 2, 3, 1)
+        )  # channels last: one layout for any number of ranks
     last = height - starts[-1]
     whole = torch.cat([*answers[: len(starts) - 1], answers[len(starts) - 1][:, rise - last :]], dim=1)
     return whole.permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.errors import NonFiniteImageError
 from worker.engine.plan import DecodePlan
-from worker.engine.ranks import Alone, Group
+from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.encode import encode, encode_in_steps
 from worker.engine.vae.operations import Encoder
 
@@ -88,7 +88,7 @@ def test_bytes_do_not_depend_on_how_tiles_are_shared_out(overflowing: Autoencode
 
     with ThreadPoolExecutor(ranks) as pool:
         latents = list(pool.map(encode_on, thread_groups(ranks)))
-    assert all(torch.equal(encode_on(Alone()), latent) for latent in latents)
+    assert all(torch.equal(encode_on(SingleRank()), latent) for latent in latents)
 
 
 def test_what_is_not_finite_in_float32_is_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
-from worker.engine.ranks import Alone
+from worker.engine.ranks import SingleRank
 from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.operations import (
     Decoder,
@@ -81,7 +81,7 @@ def test_tiles_equal_the_whole_in_any_order_of_operations(kinds: list[str], at_j
     )
     whole = run_whole_by_torch(operations, picture)[0]
     joined = torch.full((4, 5 * scale, 7 * scale), torch.nan)
-    for event in run_tiles(tiled, DecodePlan(memory_bytes=1), Alone()):
+    for event in run_tiles(tiled, DecodePlan(memory_bytes=1), SingleRank()):
         if isinstance(event, TileFinished):
             event.place.slice(joined).copy_(event.value)
     torch.testing.assert_close(joined, whole, rtol=1e-4, atol=1e-4)
@@ -98,7 +98,7 @@ def test_every_tile_gives_a_sign_of_life_each_time_that_it_is_computed(wanted: l
         lambda tile: cut(picture, Plane(8, 8), tile, 1),
         wanted=wanted,
     )
-    events = [type(event) for event in run_tiles(tiled, DecodePlan(), Alone())]
+    events = [type(event) for event in run_tiles(tiled, DecodePlan(), SingleRank())]
     assert events[:17] == [SignOfLife] * 16 + [MomentsPooled]
     assert events.count(TileFinished) == events[17:].count(SignOfLife) == len(wanted or tiles)
 
