@@ -16,8 +16,8 @@ from tests.conformance.summary import MATRIX
 from tests.tiny_models import SCHEDULE, tiny_stable_diffusion
 from tests.worker.adapters.families import transformers, unets
 from tests.worker.engine.known_answer import finish
-from worker.adapters import stable_diffusion, stable_diffusion_xl
 from worker.adapters.errors import UnsupportedConditionError, UnsupportedSchedulerError
+from worker.adapters.families import stable_diffusion, stable_diffusion_xl
 from worker.adapters.family import Family
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.model import Conditions

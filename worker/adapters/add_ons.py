@@ -54,23 +54,33 @@ class IpAdapter:
     scale: float = 0.6
 
 
-def find_weights(path: Path) -> Path:
-    """
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A safetensors file as it was at some time: one that is written to its place later is not equal."""
+
+    path: Path
+    mtime_ns: int
+
+    def require_unchanged(self) -> None:
+        """
+        Raises:
+            ModelFolderError: it was written again since then, or is gone.
+        """
+        if not self.path.is_file() or self.path.stat().st_mtime_ns != self.mtime_ns:
+            raise ModelFolderError(f"{self.path.name} was changed or removed while a picture was made with it")
+
+
+def find_weights(path: Path) -> WeightsFile:
+    """The one safetensors file of an add-on, which is that file or a folder with it.
+
     Raises:
-        ModelFolderError: there is not exactly one safetensors file.
+        ModelFolderError: there is not exactly one.
     """
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.safetensors"))
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise ModelFolderError(f"{path.name} must hold one safetensors file; it holds {found}")
-    return files[0]
-
-
-def stamp(path: Path) -> tuple[Path, int]:
-    """What changes when somebody writes another file to the same place."""
-    return path, path.stat().st_mtime_ns
+    return WeightsFile(files[0], files[0].stat().st_mtime_ns)
 
 
 def to_pil(picture: Tensor) -> Image.Image:

@@ -13,7 +13,7 @@ from worker.adapters.autoencoders.decoder import Autoencoder, flatten_decoder
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import read_scaling
 from worker.adapters.errors import ModelError, ModelFolderError, UnsupportedConditionError
-from worker.adapters.extras.lora import LoraPipeline, Loras
+from worker.adapters.extras.lora import LoraPipeline, LoraReplica, Loras
 from worker.adapters.family import Family
 from worker.adapters.graphs import replay_forward
 from worker.adapters.model import Conditions, PreviewMap
@@ -95,13 +95,20 @@ class FamilyModel:
         family = self._family
         _check(conditions, family)
         _check_add_ons(conditions, family.name, self._supported)
-        if self._loras is not None:
-            self._loras.apply(conditions.loras)
+        chosen = None if self._loras is None else self._loras.choose(conditions.loras)
+        make_replica = _encode(family, conditions)
+
+        def begin(stage: StagePlan) -> Replica:
+            replica = make_replica(stage)
+            if self._loras is None or chosen is None:
+                return replica
+            return LoraReplica(replica, self._loras, chosen)
+
         return PreparedFamily(
             self.decoder,
             self._encoder,
             family.pipe.device,
-            _encode(family, conditions),
+            begin,
             lambda stage: make_scheduler(
                 family.pipe.components["scheduler"],
                 family.use_scheduler(stage),

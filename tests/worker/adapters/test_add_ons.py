@@ -128,4 +128,4 @@ def test_add_ons_that_are_gone_are_named(
 def test_weights_of_a_folder_are_one_file(add_ons: Path) -> None:
     entry = enter(add_ons / "face" / "tiny.safetensors", "lora")
     opener = AddOns({"mine": entry})
-    assert find_weights(opener.open("lora", "mine")).name == "tiny.safetensors"
+    assert find_weights(opener.open("lora", "mine")).path.name == "tiny.safetensors"

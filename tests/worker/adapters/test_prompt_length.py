@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny_transformers import tiny_stable_diffusion_3
 from tests.worker.adapters.families.transformers import CASES
-from worker.adapters import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from worker.adapters.families import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from worker.adapters.family import Family
 from worker.adapters.model import Conditions
 from worker.adapters.prompt_length import find_cut_prompts

@@ -3,6 +3,7 @@
 # diffusers' pipelines are typed as if an image encoder were always there.
 # pyright: reportArgumentType=false
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,48 +13,88 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from worker.adapters.add_ons import IpAdapter, find_weights, stamp, to_pil
+from worker.adapters.add_ons import IpAdapter, WeightsFile, find_weights, to_pil
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.unet_pipeline import UNetPipeline
 
 _ENCODER = "image_encoder"
 
 
+@dataclass(frozen=True, slots=True)
+class ActiveAdapter:
+    """The weights that a UNet has beside its own, and how strongly they count."""
+
+    file: WeightsFile
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrompt:
+    """What conditions one picture beside its text: an IP-Adapter with the embeddings of an image, or nothing.
+
+    Args:
+        image_embeds: each (branches, 1, ...).
+    """
+
+    adapters: "IpAdapters"
+    adapter: ActiveAdapter | None
+    image_embeds: tuple[Tensor, ...] = ()
+
+    def activate(self) -> None:
+        """Give the UNet this adapter alone, whatever other pictures have made of it."""
+        self.adapters.activate(self.adapter)
+
+
 class IpAdapters:
-    """Keeps the last adapter loaded while pictures ask for it."""
+    """Those of one UNet: the last is kept loaded while pictures ask for it."""
 
     def __init__(self, pipe: UNetPipeline) -> None:
         self._pipe = pipe
         self._own_encoder = pipe.image_encoder
-        self._applied: tuple[Path, int] | None = None
+        self._loaded: WeightsFile | None = None
+        self._active: ActiveAdapter | None = None
 
-    def apply(self, chosen: IpAdapter | None, *, guided: bool) -> tuple[Tensor, ...]:
-        """What the UNet is told of the picture, each (branches, 1, ...); nothing without one.
+    def encode(self, chosen: IpAdapter | None, *, guided: bool) -> ImagePrompt:
+        """Load the adapter and encode its picture.
 
         Raises:
             ModelFolderError: it is not for this model, or unreadable.
         """
+        adapter = None if chosen is None else ActiveAdapter(find_weights(chosen.path), chosen.scale)
+        self.activate(adapter)
         if chosen is None:
-            self._take_off()
-            return ()
-        file = find_weights(chosen.path)
-        if self._applied != stamp(file):
-            self._put_on(file)
-        self._pipe.set_ip_adapter_scale(chosen.scale)
+            return ImagePrompt(self, adapter)
         embeds = self._pipe.prepare_ip_adapter_image_embeds(
             [to_pil(chosen.picture)], None, self._pipe.device, 1, guided
         )
-        return tuple(embed.to(self._pipe.unet.dtype) for embed in embeds)
+        return ImagePrompt(self, adapter, tuple(embed.to(self._pipe.unet.dtype) for embed in embeds))
 
-    def _put_on(self, file: Path) -> None:
-        self._take_off()
-        folder = file.parent / _ENCODER
+    def activate(self, adapter: ActiveAdapter | None) -> None:
+        """This one or none, at no cost where it is so already.
+
+        Raises:
+            ModelFolderError: it is not for this model, unreadable, or no longer the file that was chosen.
+        """
+        if adapter == self._active:
+            return
+        self._active = None
+        if adapter is None:
+            self._unload()
+            return
+        if self._loaded != adapter.file:
+            self._unload()
+            self._load(adapter.file)
+        self._pipe.set_ip_adapter_scale(adapter.scale)
+        self._active = adapter
+
+    def _load(self, chosen: WeightsFile) -> None:
+        chosen.require_unchanged()
+        pipe, file, folder = self._pipe, chosen.path, chosen.path.parent / _ENCODER
         if self._own_encoder is None and not folder.is_dir():
             raise ModelFolderError(
                 f"{file.name} needs a folder {_ENCODER} beside it, since the model has none"
             )
-        self._applied = stamp(file)
-        pipe = self._pipe
+        self._loaded = chosen
         try:
             encoder = self._own_encoder or load_image_encoder(folder, pipe.dtype)
             check_ip_adapter(file, pipe.unet, encoder.config)
@@ -63,16 +104,16 @@ class IpAdapters:
                 str(file.parent), "", file.name, local_files_only=True, low_cpu_mem_usage=False
             )
         except Exception as error:  # whatever a file of another model may raise in diffusers
-            self._take_off()
+            self._unload()
             raise ModelFolderError(
                 f"{file.name} is no IP-Adapter for this model: {str(error)[:400]}"
             ) from error
 
-    def _take_off(self) -> None:
-        if self._applied is not None:
+    def _unload(self) -> None:
+        if self._loaded is not None:
             self._pipe.unload_ip_adapter()
             self._pipe.register_modules(image_encoder=self._own_encoder, feature_extractor=None)
-            self._applied = None
+            self._loaded = None
 
 
 Kind = Literal["plain", "plus", "full"]

@@ -1,4 +1,4 @@
-"""A LoRA file laid over a model: every key is accounted for before the model is touched."""
+"""Which layers of a model a LoRA file changes: every key is accounted for before the model is touched."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -145,7 +145,7 @@ class LoraLayer:
     magnitude: Tensor | None
 
 
-def lay_over(
+def match_layers(
     tensors: Mapping[str, Tensor], scales: LoraScales, targets: Mapping[str, Target], pipe: Converter
 ) -> list[LoraLayer]:
     """Find the layer of the model that each layer of the file is for.

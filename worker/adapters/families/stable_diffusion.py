@@ -40,14 +40,16 @@ class StableDiffusion:
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         pipe, scale = self.pipe, conditions.guidance_scale
         guided = is_guided(pipe, scale)
-        seen = self.ip_adapters.apply(conditions.ip_adapter, guided=guided)
+        image_prompt = self.ip_adapters.encode(conditions.ip_adapter, guided=guided)
         lay = self.control_nets.open(conditions.control)
         prompted, free = pipe.encode_prompt(
             conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
         )
         states = stack_branches(free, prompted)
         strength = embed_strength(pipe, scale)
-        return lambda stage: UNetReplica(pipe.unet, states, scale, strength, seen=seen, control=lay(stage))
+        return lambda stage: UNetReplica(
+            pipe.unet, states, scale, image_prompt, strength, control=lay(stage)
+        )
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         return use_scheduler(stage)

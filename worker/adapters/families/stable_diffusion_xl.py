@@ -79,7 +79,7 @@ class StableDiffusionXL:
         """Without a negative prompt the base model was trained on states of zeros, not of ""."""
         pipe, scale = self.pipe, conditions.guidance_scale
         guided = is_guided(pipe, scale)
-        seen = self.ip_adapters.apply(conditions.ip_adapter, guided=guided)
+        image_prompt = self.ip_adapters.encode(conditions.ip_adapter, guided=guided)
         lay = self.control_nets.open(conditions.control)
         prompted, free, pooled, free_pooled = pipe.encode_prompt(
             conditions.prompt,
@@ -93,7 +93,7 @@ class StableDiffusionXL:
 
         def begin(stage: StagePlan) -> Replica:
             caption = Caption(pools, stage.denoise, self.shape.scale)
-            return UNetReplica(pipe.unet, states, scale, strength, caption.tell, seen, lay(stage))
+            return UNetReplica(pipe.unet, states, scale, image_prompt, strength, caption.tell, lay(stage))
 
         return begin
 

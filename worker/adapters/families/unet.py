@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from worker.adapters.extras.control_net import Guide
+from worker.adapters.extras.ip_adapter import ImagePrompt
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
 from worker.engine.grid import Tile
 
@@ -28,7 +29,7 @@ class UNetReplica:
     Args:
         states: text states of each branch, (branches, tokens, width).
         tell: further conditions of each tile, such as SDXL's size embeddings.
-        seen: of an IP-Adapter's picture, each (branches, 1, ...).
+        image_prompt: an IP-Adapter with its picture, or none.
         control: a ControlNet with its picture.
         strength: embedding of the guidance scale, for a UNet into which guidance was distilled, (1, width).
     """
@@ -36,9 +37,9 @@ class UNetReplica:
     unet: UNet2DConditionModel
     states: Tensor
     guidance_scale: float
+    image_prompt: ImagePrompt
     strength: Tensor | None = None
     tell: Tell = tell_nothing
-    seen: tuple[Tensor, ...] = ()
     control: Guide | None = None
 
     @property
@@ -48,6 +49,7 @@ class UNetReplica:
     def predict(
         self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
     ) -> Tensor:
+        self.image_prompt.activate()
         states = pick_branches(self.states, branches)
         inputs, told = crops.to(states.dtype), self.tell(tiles, branches)
         down, middle = None, None
@@ -58,14 +60,15 @@ class UNetReplica:
             timestep,
             encoder_hidden_states=states,
             timestep_cond=self.strength,
-            added_cond_kwargs=told | self._show(branches),
+            added_cond_kwargs=told | self._image_embeds(branches),
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
             return_dict=False,
         )[0].float()
 
-    def _show(self, branches: Sequence[int]) -> dict[str, list[Tensor]]:
-        return {"image_embeds": [pick_branches(each, branches) for each in self.seen]} if self.seen else {}
+    def _image_embeds(self, branches: Sequence[int]) -> dict[str, list[Tensor]]:
+        embeds = [pick_branches(each, branches) for each in self.image_prompt.image_embeds]
+        return {"image_embeds": embeds} if embeds else {}
 
     def guide(self, predictions: Tensor) -> Tensor:
         return guide_classifier_free(predictions, self.guidance_scale)
