@@ -1,0 +1,72 @@
+"""What diffusers' schedulers have, as types: their common base class says it of none of them."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, Self, cast, runtime_checkable
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+
+
+class AnyScheduler(Protocol):
+    """Every scheduler."""
+
+    timesteps: Tensor
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor: ...
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changes: object) -> Self: ...
+
+    def set_timesteps(self, num_inference_steps: int, **options: object) -> None: ...
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: object
+    ) -> tuple[Tensor, ...]: ...
+
+
+@runtime_checkable
+class ScalesInput(Protocol):
+    """Most schedulers: the model sees another latent than the loop keeps."""
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class CountsSteps(Protocol):
+    """One that can be told where in its schedule it begins."""
+
+    def set_begin_index(self, begin_index: int) -> None: ...
+
+
+@runtime_checkable
+class ScalesNoise(Protocol):
+    """Flow matching's way to a noisy latent."""
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class AddsNoise(Protocol):
+    """The others' way to a noisy latent."""
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Diffuses(Protocol):
+    """One of diffusion (Ho et al. 2020) rather than of flow matching."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor: ...
+
+
+def find_scheduler(pipe: DiffusionPipeline) -> AnyScheduler:
+    """The folder's."""
+    return cast(AnyScheduler, pipe.components["scheduler"])
