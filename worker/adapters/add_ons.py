@@ -1,9 +1,12 @@
 """What may be added to a model for one picture, and where its weights lie."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from worker.adapters.errors import ModelFolderError
@@ -61,13 +64,35 @@ class WeightsFile:
     path: Path
     mtime_ns: int
 
+    def open(self) -> AbstractContextManager["StoredTensors"]:
+        """Its names and shapes, without its numbers."""
+        return cast(AbstractContextManager[StoredTensors], safe_open(self.path, "pt"))
+
     def require_unchanged(self) -> None:
         """
         Raises:
             ModelFolderError: it was written again since then, or is gone.
         """
         if not self.path.is_file() or self.path.stat().st_mtime_ns != self.mtime_ns:
-            raise ModelFolderError(f"{self.path.name} was changed or removed while a picture was made with it")
+            raise ModelFolderError(
+                f"{self.path.name} was changed or removed while a picture was made with it"
+            )
+
+
+class StoredShape(Protocol):
+    """One tensor of an open safetensors file."""
+
+    def get_shape(self) -> list[int]: ...
+
+
+class StoredTensors(Protocol):
+    """An open safetensors file, of which the library says no types."""
+
+    def keys(self) -> list[str]: ...
+
+    def metadata(self) -> dict[str, str] | None: ...
+
+    def get_slice(self, name: str) -> StoredShape: ...
 
 
 def find_weights(path: Path) -> WeightsFile:

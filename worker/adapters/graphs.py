@@ -49,7 +49,7 @@ class _Replay:
         for mine, given in zip(fixed, inputs, strict=True):
             mine.copy_(given)
         play()
-        return tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, output)
+        return tree_map(_copy, output)
 
     def _try_to_record(
         self, key: object, leaves: Sequence[Any], form: TreeSpec, inputs: Sequence[Tensor]
@@ -72,6 +72,10 @@ class _Replay:
             return False
         self._recordings[key] = fixed, play, output
         return True
+
+
+def _copy(leaf: object) -> object:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _describe(leaf: object) -> object:

@@ -12,7 +12,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from worker.adapters.model import PreviewMap
+from worker.adapters.preview_map import PreviewMap
 from worker.engine.denoise import TilePredicted
 from worker.engine.grid import Tile
 from worker.engine.upscale import enlarge

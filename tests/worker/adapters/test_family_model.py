@@ -21,7 +21,9 @@ from worker.engine.stitch import Band
 
 PICTURE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 CANVAS = DenoisePlan(16, 20, (False, True), 8, 0, 0, moving=True, seed=3)
-PLAN = GenerationPlan(3, 4, (StagePlan(CANVAS, 2), StagePlan(CANVAS, 2, strength=0.5)), DecodePlan(tile_size=8))
+PLAN = GenerationPlan(
+    3, 4, (StagePlan(CANVAS, 2), StagePlan(CANVAS, 2, strength=0.5)), DecodePlan(tile_size=8)
+)
 
 
 @pytest.fixture(scope="module", params=ADD_ON_CASES, ids=lambda case: case.name)

@@ -18,7 +18,13 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from worker.adapters.autoencoders.dc import list_dc
-from worker.adapters.autoencoders.layers import SizedOperations, attend, list_convolution, require, require_each
+from worker.adapters.autoencoders.layers import (
+    SizedOperations,
+    attend,
+    list_convolution,
+    require,
+    require_each,
+)
 from worker.adapters.autoencoders.qwen_image import list_qwen_image
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.adapters.errors import UnknownFamilyError

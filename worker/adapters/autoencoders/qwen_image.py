@@ -6,8 +6,8 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
     AutoencoderKLQwenImage,
     QwenImageAttentionBlock,
     QwenImageCausalConv3d,
-    QwenImageResidualBlock,
     QwenImageResample,
+    QwenImageResidualBlock,
     QwenImageRMS_norm,
 )
 from torch import Tensor, nn

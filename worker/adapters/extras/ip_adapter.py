@@ -1,20 +1,19 @@
-"""IP-Adapters of the UNet families: a picture that conditions the model beside the prompt."""
+"""IP-Adapters of the UNet families: an image that conditions the model beside the prompt."""
 
-# diffusers' pipelines are typed as if an image encoder were always there.
-# pyright: reportArgumentType=false
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import safe_open
-from torch import Tensor
+from PIL.Image import Image
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from worker.adapters.add_ons import IpAdapter, WeightsFile, find_weights, to_pil
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.loading import load_with_report
 from worker.adapters.unet_pipeline import UNetPipeline
 
 _ENCODER = "image_encoder"
@@ -45,11 +44,27 @@ class ImagePrompt:
         self.adapters.activate(self.adapter)
 
 
+class IpAdapterPipeline(Protocol):
+    """diffusers' loader of IP-Adapters, whose methods have no types."""
+
+    def load_ip_adapter(self, folder: str, subfolder: str, weight_name: str, **options: object) -> None: ...
+
+    def unload_ip_adapter(self) -> None: ...
+
+    def set_ip_adapter_scale(self, scale: float) -> None: ...
+
+    def prepare_ip_adapter_image_embeds(
+        self, images: Sequence[Image], embeds: None, device: torch.device, per_prompt: int, guided: bool, /
+    ) -> list[Tensor]: ...
+
+    def register_modules(self, **modules: object) -> None: ...
+
+
 class IpAdapters:
     """Those of one UNet: the last is kept loaded while pictures ask for it."""
 
     def __init__(self, pipe: UNetPipeline) -> None:
-        self._pipe = pipe
+        self._pipe, self._view = pipe, cast(IpAdapterPipeline, pipe)
         self._own_encoder = pipe.image_encoder
         self._loaded: WeightsFile | None = None
         self._active: ActiveAdapter | None = None
@@ -64,7 +79,7 @@ class IpAdapters:
         self.activate(adapter)
         if chosen is None:
             return ImagePrompt(self, adapter)
-        embeds = self._pipe.prepare_ip_adapter_image_embeds(
+        embeds = self._view.prepare_ip_adapter_image_embeds(
             [to_pil(chosen.picture)], None, self._pipe.device, 1, guided
         )
         return ImagePrompt(self, adapter, tuple(embed.to(self._pipe.unet.dtype) for embed in embeds))
@@ -84,7 +99,7 @@ class IpAdapters:
         if self._loaded != adapter.file:
             self._unload()
             self._load(adapter.file)
-        self._pipe.set_ip_adapter_scale(adapter.scale)
+        self._view.set_ip_adapter_scale(adapter.scale)
         self._active = adapter
 
     def _load(self, chosen: WeightsFile) -> None:
@@ -97,10 +112,10 @@ class IpAdapters:
         self._loaded = chosen
         try:
             encoder = self._own_encoder or load_image_encoder(folder, pipe.dtype)
-            check_ip_adapter(file, pipe.unet, encoder.config)
-            pipe.register_modules(image_encoder=encoder.to(pipe.device))
+            check_ip_adapter(chosen, pipe.unet, encoder.config)
+            self._view.register_modules(image_encoder=nn.Module.to(encoder, pipe.device))
             # Made with every weight, layers refuse keys that they do not know; else they are left out.
-            pipe.load_ip_adapter(
+            self._view.load_ip_adapter(
                 str(file.parent), "", file.name, local_files_only=True, low_cpu_mem_usage=False
             )
         except Exception as error:  # whatever a file of another model may raise in diffusers
@@ -111,8 +126,8 @@ class IpAdapters:
 
     def _unload(self) -> None:
         if self._loaded is not None:
-            self._pipe.unload_ip_adapter()
-            self._pipe.register_modules(image_encoder=self._own_encoder, feature_extractor=None)
+            self._view.unload_ip_adapter()
+            self._view.register_modules(image_encoder=self._own_encoder, feature_extractor=None)
             self._loaded = None
 
 
@@ -126,16 +141,17 @@ _WIDTHS: dict[Kind, str] = {
 SUPPORTED = "IP-Adapters, IP-Adapters Plus and IP-Adapters Full, not those of FaceID"
 
 
-def check_ip_adapter(file: Path, unet: UNet2DConditionModel, encoder: CLIPVisionConfig) -> None:
-    """
+def check_ip_adapter(file: WeightsFile, unet: UNet2DConditionModel, encoder: CLIPVisionConfig) -> None:
+    """Whether every key of a file has an effect on this UNet.
+
     Raises:
         ValueError: it is of another kind or width, or has keys for layers that the UNet does not have.
     """
-    with safe_open(file, "pt") as tensors:
-        keys = list(tensors.keys())
+    with file.open() as tensors:
+        keys = tensors.keys()
         kind = _find_kind(keys)
         _require_known(keys, unet)
-        width: int = tensors.get_slice(_WIDTHS[kind]).get_shape()[1]
+        width = tensors.get_slice(_WIDTHS[kind]).get_shape()[1]
     seen = encoder.projection_dim if kind == "plain" else encoder.hidden_size
     if width != seen:
         raise ValueError(f"it takes pictures as {width} numbers, its image encoder makes {seen}")
@@ -175,11 +191,9 @@ def load_image_encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModelWithP
     Raises:
         ValueError: it is not whole; transformers would invent what is missing.
     """
-    encoder, found = CLIPVisionModelWithProjection.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    left = (key for key in found["unexpected_keys"] if not key.startswith(_OF_TEXT))
-    wrong = sorted([*found["missing_keys"], *(key for key in left if not key.endswith("position_ids"))])
+    encoder, report = load_with_report(CLIPVisionModelWithProjection, folder, dtype=dtype)
+    left = (key for key in report["unexpected_keys"] if not key.startswith(_OF_TEXT))
+    wrong = sorted([*report["missing_keys"], *(key for key in left if not key.endswith("position_ids"))])
     if wrong:
         raise ValueError(
             f"{folder.name}: {len(wrong)} keys are missing or unknown, the first is {wrong[0]!r}; supported: a "

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import (
+    LoraConfig,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,  # pyright: ignore[reportUnknownVariableType]  # some of its options have no types
+)
+from safetensors.torch import (
+    load_file,  # pyright: ignore[reportUnknownVariableType]  # its path has no type
+)
 from torch import Tensor, nn
 
 from worker.adapters.add_ons import Lora, WeightsFile, find_weights
@@ -103,7 +109,7 @@ class Loras:
         chosen.file.require_unchanged()
         file, path = chosen.file.path, chosen.lora.path
         try:
-            scales = read_scales(file, path if path.is_dir() else None)
+            scales = read_scales(chosen.file, path if path.is_dir() else None)
             layers = match_layers(load_file(file), scales, self._targets, self._pipe)
             self._count += 1
             return list(self._insert(layers, f"lora-{self._count}"))

@@ -68,7 +68,7 @@ def _trace(pipe: Converter, spelled: Mapping[str, tuple[FileLayer, Role]]) -> di
 def _read_numbers(tensor: Tensor) -> set[int]:
     """Tensors are cut and joined along rows or columns, so that two edges show all."""
     matrix = tensor.flatten(1) if tensor.ndim > 1 else tensor[None]
-    return {int(number) for number in torch.cat([matrix[0], matrix[:, 0]]).unique()}
+    return {int(number) for number in torch.cat([matrix[0], matrix[:, 0]])}
 
 
 def _convert(pipe: Converter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from torch import Tensor
+
+from worker.adapters.add_ons import WeightsFile
 
 Role = Literal["down", "up", "mid", "bias", "alpha", "magnitude"]
 
@@ -146,21 +147,22 @@ class LoraScales:
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def read_scales(file: Path, folder: Path | None) -> LoraScales:
-    """
+def read_scales(file: WeightsFile, folder: Path | None) -> LoraScales:
+    """What a file's header, or the configuration beside it, says of how strong its layers are.
+
     Args:
         folder: whose `adapter_config.json` belongs to the file.
 
     Raises:
         ValueError: it asks for something that is not heeded here.
     """
-    with safe_open(file, "pt") as opened:
-        header: str | None = (opened.metadata() or {}).get(_HEADER)
+    with file.open() as opened:
+        header = (opened.metadata() or {}).get(_HEADER)
     if header is not None:
         return LoraScales({part: _check(config) for part, config in _group(json.loads(header)).items()})
     if folder is not None and (folder / PEFT_CONFIG).is_file():
         return LoraScales({"": _check(json.loads((folder / PEFT_CONFIG).read_text()))})
-    if file.name == _PEFT_WEIGHTS and (file.parent / PEFT_CONFIG).is_file():
+    if file.path.name == _PEFT_WEIGHTS and (file.path.parent / PEFT_CONFIG).is_file():
         raise ValueError(
             f"{PEFT_CONFIG} beside it says how strong it is; supported: both, listed as a folder"
         )
@@ -176,7 +178,7 @@ def _group(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _check(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    usual = LoraConfig().to_dict()
+    usual = cast(Mapping[str, Any], LoraConfig().to_dict())
     if config.get("peft_type", "LORA") != "LORA":
         raise ValueError(f"peft_type is {config['peft_type']!r}; supported: 'LORA'")
     if config.get("init_lora_weights", True) not in _PLAIN_STARTS:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def find_targets(parts: dict[str, nn.Module]) -> dict[str, Target]:
 
 
 def _find_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    for name, layer in network.named_modules():
+    for name, layer in cast(Iterator[tuple[str, nn.Module]], network.named_modules()):
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
             yield name, layer
 
@@ -172,11 +173,12 @@ def _require_all(tensors: Mapping[str, Tensor], unread: set[str], targets: Mappi
     rest = [key for key in tensors if key in unread]
     if rest or not tensors:
         parts = ", ".join(sorted({target.part for target in targets.values()}))
-        first = f", the first is {rest[0][:120]!r}" if rest else ""
-        raise ValueError(
-            f"{len(rest)} of {len(tensors)} keys have no effect on this model{first}; supported: {SUPPORTED}, of "
-            f"layers of its {parts}"
+        found = (
+            f"{len(rest)} of {len(tensors)} keys have no effect on this model, the first is {rest[0][:120]!r}"
+            if rest
+            else "it holds no tensors"
         )
+        raise ValueError(f"{found}; supported: {SUPPORTED}, of layers of its {parts}")
 
 
 def _scale(layer: FileLayer, name: str, targets: Mapping[str, Target], scales: LoraScales) -> FileLayer:

@@ -1,24 +1,21 @@
 """What Stable Diffusion and Stable Diffusion XL share: a UNet conditioned on text, tile by tile."""
 
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from worker.adapters.extras.control_net import Guide
+from worker.adapters.extras.control_net import StageControlNet
 from worker.adapters.extras.ip_adapter import ImagePrompt
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
 from worker.engine.grid import Tile
 
-Tell = Callable[[Sequence[Tile], Sequence[int]], dict[str, Tensor]]
-"""(tiles, branches) -> what a UNet's `added_cond_kwargs` say of each, first axis B."""
+AddedConditions = Callable[[Sequence[Tile], Sequence[int]], dict[str, Tensor]]
+"""(tiles, branches) -> the UNet's `added_cond_kwargs`, first axis B."""
 
 
-def tell_nothing(tiles: Sequence[Tile], branches: Sequence[int]) -> dict[str, Tensor]:
+def no_added_conditions(tiles: Sequence[Tile], branches: Sequence[int]) -> dict[str, Tensor]:
     return {}
 
 
@@ -28,19 +25,19 @@ class UNetReplica:
 
     Args:
         states: text states of each branch, (branches, tokens, width).
-        tell: further conditions of each tile, such as SDXL's size embeddings.
+        added_conditions: of each tile, such as SDXL's micro-conditioning.
         image_prompt: an IP-Adapter with its picture, or none.
-        control: a ControlNet with its picture.
-        strength: embedding of the guidance scale, for a UNet into which guidance was distilled, (1, width).
+        control_net: with its image, or none.
+        timestep_cond: embedding of the guidance scale, for a UNet into which guidance was distilled, (1, width).
     """
 
     unet: UNet2DConditionModel
     states: Tensor
     guidance_scale: float
     image_prompt: ImagePrompt
-    strength: Tensor | None = None
-    tell: Tell = tell_nothing
-    control: Guide | None = None
+    timestep_cond: Tensor | None = None
+    added_conditions: AddedConditions = no_added_conditions
+    control_net: StageControlNet | None = None
 
     @property
     def branches(self) -> int:
@@ -51,16 +48,16 @@ class UNetReplica:
     ) -> Tensor:
         self.image_prompt.activate()
         states = pick_branches(self.states, branches)
-        inputs, told = crops.to(states.dtype), self.tell(tiles, branches)
+        inputs, added = crops.to(states.dtype), self.added_conditions(tiles, branches)
         down, middle = None, None
-        if self.control is not None:
-            down, middle = self.control.steer(inputs, timestep, states, told, tiles)
+        if self.control_net is not None:
+            down, middle = self.control_net.predict_residuals(inputs, timestep, states, added, tiles)
         return self.unet(
             inputs,
             timestep,
             encoder_hidden_states=states,
-            timestep_cond=self.strength,
-            added_cond_kwargs=told | self._image_embeds(branches),
+            timestep_cond=self.timestep_cond,
+            added_cond_kwargs=added | self._image_embeds(branches),
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
             return_dict=False,

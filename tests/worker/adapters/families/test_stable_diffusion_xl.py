@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny_models import tiny_stable_diffusion_xl
-from worker.adapters.families.stable_diffusion_xl import Caption, load
+from worker.adapters.families.stable_diffusion_xl import MicroConditioning, load
 from worker.adapters.model import Conditions
 from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
@@ -15,20 +15,20 @@ TORUS = DenoisePlan(24, 40, (True, True), 16, 0, 4, moving=True, seed=9, outer_s
 
 
 def test_a_tile_is_told_that_it_is_a_crop_of_the_canvas() -> None:
-    caption = Caption(torch.zeros(2, 8), FLAT, scale=4)
-    assert caption.measure(Tile(0, 0, 16, 16)) == [96, 160, 0, 0, 64, 64]
-    assert caption.measure(Tile(8, 24, 16, 16)) == [96, 160, 32, 96, 64, 64]
+    micro = MicroConditioning(torch.zeros(2, 8), FLAT, scale=4)
+    assert micro.time_ids(Tile(0, 0, 16, 16)) == [96, 160, 0, 0, 64, 64]
+    assert micro.time_ids(Tile(8, 24, 16, 16)) == [96, 160, 32, 96, 64, 64]
 
 
 def test_no_tile_of_a_torus_is_nearer_to_a_border() -> None:
-    caption = Caption(torch.zeros(2, 8), TORUS, scale=4)
-    places = {tuple(caption.measure(Tile(top, left, 16, 16))) for top in (0, 11, 23) for left in (0, 39)}
+    micro = MicroConditioning(torch.zeros(2, 8), TORUS, scale=4)
+    places = {tuple(micro.time_ids(Tile(top, left, 16, 16))) for top in (0, 11, 23) for left in (0, 39)}
     assert places == {(96, 160, 16, 48, 64, 64)}
 
 
 def test_sizes_are_told_to_the_pixel() -> None:
-    caption = Caption(torch.zeros(2, 8, dtype=torch.bfloat16), FLAT, scale=253)
-    told = caption.tell([Tile(7, 24, 16, 16)], [1])
+    micro = MicroConditioning(torch.zeros(2, 8, dtype=torch.bfloat16), FLAT, scale=253)
+    told = micro.added_cond_kwargs([Tile(7, 24, 16, 16)], [1])
     assert told["time_ids"].tolist() == [[6072, 10120, 1771, 6072, 4048, 4048]]
 
 
@@ -54,5 +54,5 @@ def test_a_distilled_model_is_known_by_its_scheduler(
     tmp_path: Path, few_steps: bool, consistency: bool, habits: tuple[int, float, bool]
 ) -> None:
     tiny_stable_diffusion_xl(tmp_path / "tiny", consistency=consistency, few_steps=few_steps)
-    known = load(tmp_path / "tiny", torch.device("cpu")).habits
+    known = load(tmp_path / "tiny", torch.device("cpu")).defaults
     assert (known.steps, known.guidance_scale, known.negative_prompt) == habits
