@@ -82,7 +82,7 @@ def measure_flat_loop(bench: Bench) -> None:
     """A few steps, and what all 28 would take."""
     tile_s, steps = time_loop(bench, steps=4), 28
     plan = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path("."))
-    tiles = sum(plan.canvas.count_tiles(steps))
+    tiles = sum(plan.stages[-1].denoise.count_tiles(steps))
     bench.say(
         "", f"{steps} steps of a flat 4096² are {tiles} tiles: {tiles * tile_s:.0f} s, decode not counted"
     )

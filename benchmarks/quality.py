@@ -20,6 +20,7 @@ from api_schemas.generation import ResolvedRequest
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
 from worker.engine.denoise import denoise
+from worker.engine.ensemble import Ensemble
 from worker.engine.generate import PreparedModel
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, GenerationPlan
@@ -78,7 +79,8 @@ def ask(model: LoadedModel, options: argparse.Namespace) -> ResolvedRequest:
 
 def sing(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
     (stage,) = plan.stages
-    ensemble, scheduler = prepared.begin(stage)
+    ensemble = Ensemble(prepared.make_replica(stage), stage.canvas, stage.modules)
+    scheduler = prepared.make_scheduler(stage)
     latent = initial_noise(plan.seed, plan.channels, plan.canvas.height, plan.canvas.width)
     latent *= scheduler.initial_scale
     steps = denoise(latent, stage.denoise, ensemble, scheduler, torch.Generator().manual_seed(plan.seed))
@@ -99,8 +101,8 @@ def paint(latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: Decod
 
 def seam_lines(plan: GenerationPlan, scale: int, steps: int) -> list[tuple[str, list[int], int]]:
     """(name, columns where tiles meet, stride), pixels."""
-    stride = plan.canvas.tile_size * scale
-    grids = [plan.canvas.grid_at(index, steps) for index in range(steps)]
+    stride = plan.stages[-1].denoise.tile_size * scale
+    grids = [plan.stages[-1].denoise.grid_at(index, steps) for index in range(steps)]
     lines = [
         (f"tile lines of step {index + 1}", sorted({tile.left * scale for tile in grid.tiles}), stride)
         for index, grid in enumerate(grids)

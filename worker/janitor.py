@@ -16,6 +16,7 @@ from rq.worker_registration import clean_worker_registry
 
 from api_schemas.errors import JobError
 from api_schemas.events import FailedData
+from api_schemas.wire import janitor_key
 from worker.errors import FencedError
 from worker.events import EventLog
 
@@ -38,7 +39,7 @@ class Janitor:
         self._worker = worker
         self._lock_ms = every_s * 800  # free again when the next round is due
         self._stranded_s = stranded_s
-        self._lock_key = f"chorale:janitor:{queue.name}"
+        self._lock_key = janitor_key(queue.name)
         self._started = StartedJobRegistry(queue=queue)
         self._stranded_since: dict[str, float] = {}
 

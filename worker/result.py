@@ -12,6 +12,8 @@ import pyvips
 
 from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
+from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
+from api_schemas.wire import result_folder
 from worker.errors import DiskFullError
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
@@ -36,7 +38,7 @@ class Delivery:
     def __init__(self, storage: Storage, request: ResolvedRequest, job_id: str, token: str) -> None:
         self._storage = storage
         self._request = request
-        self._prefix = f"jobs/{job_id}/{token}"
+        self._prefix = f"{result_folder(job_id)}/{token}"
         self._press: Press | None = None
         self._stopped = Event()
 
@@ -94,12 +96,10 @@ def sweep(storage: Storage, job_id: str, committed: Result | None) -> None:
         ResourceError: the store does not answer.
     """
     kept = committed.image_key.rpartition("/")[0] if committed else None
-    keys = storage.list_keys(f"jobs/{job_id}")
+    keys = storage.list_keys(result_folder(job_id))
     storage.delete([key for key in keys if kept is None or not key.startswith(f"{kept}/")])
 
 
-TILE_SIZE = 510
-OVERLAP = 1
 _PNG_HEADER_BYTES = 33  # signature and IHDR; text may stand anywhere after them
 _SAVERS: dict[OutputFormat, str] = {
     "png": ".png[compression=2,filter=sub,keep=icc]",
@@ -156,7 +156,10 @@ class Press:
         image = self._open()  # it must outlive the call, which signals its progress
         try:
             image.colourspace("srgb").dzsave(  # 16 bits become 8
-                str(base), tile_size=TILE_SIZE, overlap=OVERLAP, suffix=".jpg[Q=88,keep=none]"
+                str(base),
+                tile_size=PYRAMID_TILE_PX,
+                overlap=PYRAMID_OVERLAP_PX,
+                suffix=".jpg[Q=88,keep=none]",
             )
         except pyvips.Error as error:
             raise _translate(error) from error

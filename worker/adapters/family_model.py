@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from api_schemas.cascade import Cascade
 from api_schemas.catalog import MAX_SCHEDULE_STEPS, ModelCard
+from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
     CompiledShapes,
     compile_blocks,
@@ -31,7 +31,8 @@ from worker.adapters.scheduler_types import Diffuses, find_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOnKind, AddOns
-from worker.engine.ensemble import Ensemble, Replica
+from worker.engine.canvas import Plane
+from worker.engine.ensemble import Replica
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.scheduler import Scheduler
 from worker.engine.vae.operations import Decoder, Encoder
@@ -44,18 +45,20 @@ class PreparedFamily:
     family: Family
     decoder: Decoder
     encoder: Encoder | None
-    make_replica: Callable[[StagePlan], Replica]
+    conditioned: Callable[[StagePlan], Replica]
     compiled: CompiledShapes
 
     @property
     def device(self) -> torch.device:
         return self.family.pipe.device
 
-    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
+    def make_replica(self, stage: StagePlan) -> Replica:
         self.compiled.add(stage.denoise.tile_shape)
-        ensemble = Ensemble(self.make_replica(stage), stage.modules, even=stage.even)
+        return self.conditioned(stage)
+
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
         pipe, use = self.family.pipe, self.family.use_scheduler(stage)
-        return ensemble, make_scheduler(find_scheduler(pipe), use, find_execution_device(pipe))
+        return make_scheduler(find_scheduler(pipe), use, find_execution_device(pipe))
 
 
 class FamilyModel:
@@ -170,7 +173,7 @@ def _try_scheduler(family: Family, settings: FolderSettings) -> tuple[int, int]:
         UnsupportedSchedulerError: it does not work with this family.
     """
     scheduler, side = find_scheduler(family.pipe), family.shape.native_size_px // family.shape.scale
-    tile = DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=0)
+    tile = DenoisePlan(Plane(side, side), side, 0, 0, moving=False, seed=0)
 
     def use(steps: int) -> SchedulerUse:
         return family.use_scheduler(StagePlan(tile, steps))

@@ -12,13 +12,13 @@ import simplejpeg
 import torch
 from torch import Tensor
 
+from api_schemas.layout import PREVIEW_CELL_PX
 from worker.adapters.preview_map import PreviewMap
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import TilePredicted
-from worker.engine.grid import Tile
 from worker.engine.upscale import enlarge
 from worker.process.protocol import PreviewCell
 
-CELL_PX = 512
 _CRISP = 2  # decoded pixels per preview pixel and axis
 _QUALITY = 80
 
@@ -44,7 +44,7 @@ class PreviewCanvas:
         shown: tuple[int, int] | None = None,
     ) -> None:
         self._scale = scale
-        self._cell = max(CELL_PX // scale, 1)
+        self._cell = max(PREVIEW_CELL_PX // scale, 1)
         self._weight = colors.weight.float().cpu()
         self._bias = colors.bias.float().cpu()[:, None, None]
         self._height, self._width = height, width
@@ -59,14 +59,14 @@ class PreviewCanvas:
     def begin(self, height: int, width: int) -> None:
         """Go on with a canvas of another size, which shows what was painted before, enlarged."""
         if self._rough.shape[:2] != (height, width):
-            self._rough = _enlarge(self._rough, height, width, Tile(0, 0, height, width))
+            self._rough = _enlarge(self._rough, height, width, Rectangle(0, 0, height, width))
 
-    def paint(self, tile: Tile, clean: Tensor, step: int) -> None:
+    def paint(self, tile: Rectangle, clean: Tensor, step: int) -> None:
         """Put the clean estimate (C, h, w) of a tile onto the canvas."""
         colors = torch.einsum("rc,chw->rhw", self._weight, clean.float().cpu()) + self._bias
         levels = (colors.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).numpy()
         self._step = step
-        for outer, inner in tile.pieces(*self._rough.shape[:2]):
+        for outer, inner in Plane(len(self._rough), len(self._rough[0])).pieces(tile):
             self._rough[outer.top : outer.top + outer.height, outer.left : outer.left + outer.width] = levels[
                 inner.top : inner.top + inner.height, inner.left : inner.left + inner.width
             ]
@@ -92,7 +92,7 @@ class PreviewCanvas:
             weight += len(cell.jpeg)
         return tuple(taken)
 
-    def _mark(self, rectangle: Tile) -> None:
+    def _mark(self, rectangle: Rectangle) -> None:
         rows = self._cells_under(rectangle.top, rectangle.height, self._rough.shape[0], 0)
         columns = self._cells_under(rectangle.left, rectangle.width, self._rough.shape[1], 1)
         for row, column in product(rows, columns):
@@ -112,7 +112,7 @@ class PreviewCanvas:
     def _cut_rough(self, key: tuple[int, int]) -> PreviewCell:
         (row, column), cell, scale = key, self._cell, self._scale
         height_px, width_px = self._measure(key)
-        part = Tile(row * cell, column * cell, ceil(height_px / scale), ceil(width_px / scale))
+        part = Rectangle(row * cell, column * cell, ceil(height_px / scale), ceil(width_px / scale))
         return self._encode(key, _enlarge(self._rough, self._height, self._width, part), "denoise")
 
     def _measure(self, key: tuple[int, int]) -> tuple[int, int]:
@@ -148,12 +148,12 @@ class PreviewCanvas:
         )
 
 
-def _enlarge(pixels: np.ndarray, height: int, width: int, part: Tile) -> np.ndarray:
+def _enlarge(pixels: np.ndarray, height: int, width: int, part: Rectangle) -> np.ndarray:
     """A part of `pixels` (h, w, 3) as it would be at that size; the same, if it has it."""
     if pixels.shape[:2] == (height, width):
         return pixels[part.top : part.top + part.height, part.left : part.left + part.width]
     source = torch.from_numpy(pixels).permute(2, 0, 1)
-    larger = enlarge(source, height, width, part, (False, False))
+    larger = enlarge(source, Plane(height, width), part)
     return larger.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 

@@ -166,7 +166,7 @@ class Session:
 
     def _keep(self, step: Step) -> None:
         began, path = time.monotonic(), self._job.folder / f"checkpoint-{step.index + 1:04d}.safetensors"
-        write_checkpoint(path, step.checkpoint(), self._engine_s())
+        write_checkpoint(path, step.checkpoint, self._engine_s())
         self._kept_at = time.monotonic()
         self._kept_step = step.index + 1
         self._keep_pause_s = max(self._keep_every_s, _KEEP_SHARE * (self._kept_at - began))

@@ -17,10 +17,11 @@ from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Step
+from worker.engine.ensemble import Ensemble
 from worker.engine.errors import EngineError
 from worker.engine.generate import generate
-from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.vae.decode import predict_held
 from worker.engine.warned import Warned
@@ -100,16 +101,17 @@ def warm_up_every_shape(model: LoadedModel, card: ModelCard, decode_memory: int)
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_generation(request, card, decode_memory, Path(folder))
         stage = plan.stages[0]
-        canvas, (ensemble, scheduler) = stage.denoise, prepared.begin(stage)
-        latent = torch.zeros(plan.channels, canvas.height, canvas.width, device=prepared.device)
-        tile = Tile(0, 0, canvas.tile_size, canvas.tile_size)
+        side, scheduler = stage.denoise.tile_size, prepared.make_scheduler(stage)
+        ensemble = Ensemble(prepared.make_replica(stage), stage.canvas, stage.modules, even=stage.even)
+        latent = torch.zeros(plan.channels, *stage.canvas.size, device=prepared.device)
+        tile = Rectangle(0, 0, side, side)
         ensemble.predict_every_size(latent, scheduler.timesteps[0], tile)
         deque(generate(plan, prepared), maxlen=0)
 
 
 def _plan(model: LoadedModel, modules: int) -> GenerationPlan:
     side = model.card.native_size_px // model.card.vae_scale
-    denoise = DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=0)
+    denoise = DenoisePlan(Plane(side, side), side, 0, 0, moving=False, seed=0)
     stage = StagePlan(denoise, _count_steps(model.card), modules=modules)
     return GenerationPlan(0, model.card.latent_channels, (stage,), DecodePlan(mode="bounded"))
 

@@ -15,14 +15,15 @@ from worker.adapters.add_ons import IpAdapter, Lora
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.generate import PreparedModel, Progress, generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, Picture, StagePlan
 from worker.engine.stitch import Band
 
-PICTURE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-CANVAS = DenoisePlan(16, 20, (False, True), 8, 0, 0, moving=True, seed=3)
+IMAGE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+CANVAS = DenoisePlan(Plane(16, 20, (False, True)), 8, 0, 0, moving=True, seed=3)
 PLAN = GenerationPlan(
-    3, 4, (StagePlan(CANVAS, 2), StagePlan(CANVAS, 2, strength=0.5)), DecodePlan(tile_size=8)
+    3, 4, (StagePlan(CANVAS, 2), StagePlan(CANVAS, 2, Picture(0.5))), DecodePlan(tile_size=8)
 )
 
 
@@ -46,7 +47,7 @@ def model(folder: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> list[Conditions]:
+def asked(folder: Path) -> list[Conditions]:
     """Nothing, LoRAs, an IP-Adapter, both; some share a file at another strength."""
     first, second = (folder.parent / f"tiny-{seed}.safetensors" for seed in (1, 2))
     adapter = folder.with_name("adapter")
@@ -54,8 +55,8 @@ def told(folder: Path) -> list[Conditions]:
         Conditions(PROMPT, "moss", 5.0),
         Conditions(PROMPT, "moss", 5.0, loras=(Lora(first),)),
         Conditions(PROMPT, "moss", 5.0, loras=(Lora(second, 0.5), Lora(first, -0.7))),
-        Conditions(PROMPT, "moss", 5.0, ip_adapter=IpAdapter(adapter, PICTURE, 0.7)),
-        Conditions(PROMPT, "moss", 5.0, loras=(Lora(second),), ip_adapter=IpAdapter(adapter, PICTURE, 0.3)),
+        Conditions(PROMPT, "moss", 5.0, ip_adapter=IpAdapter(adapter, IMAGE, 0.7)),
+        Conditions(PROMPT, "moss", 5.0, loras=(Lora(second),), ip_adapter=IpAdapter(adapter, IMAGE, 0.3)),
         Conditions(PROMPT, "moss", 5.0, loras=(Lora(first, 0.0),)),
     ]
 
@@ -69,12 +70,12 @@ def collect(events: Iterator[Progress]) -> Tensor:
 
 
 def test_pictures_that_are_made_by_turns_are_those_that_are_made_alone(
-    model: LoadedModel, told: list[Conditions]
+    model: LoadedModel, asked: list[Conditions]
 ) -> None:
-    alone = [make_picture(model.prepare(each)) for each in told]
-    prepared = [model.prepare(each) for each in told]
+    alone = [make_picture(model.prepare(each)) for each in asked]
+    prepared = [model.prepare(each) for each in asked]
     turns = zip_longest(*(generate(PLAN, each) for each in prepared))
-    rows: list[list[Tensor]] = [[] for _ in told]
+    rows: list[list[Tensor]] = [[] for _ in asked]
     for events in turns:
         for mine, event in zip(rows, events, strict=True):
             mine.extend([event.rows] if isinstance(event, Band) else [])
@@ -86,14 +87,14 @@ def test_pictures_that_are_made_by_turns_are_those_that_are_made_alone(
 
 
 def test_a_prepared_model_stays_valid_after_one_that_is_refused(
-    model: LoadedModel, told: list[Conditions], folder: Path
+    model: LoadedModel, asked: list[Conditions], folder: Path
 ) -> None:
-    expected = [make_picture(model.prepare(each)) for each in told[1:4]]
-    prepared = [model.prepare(each) for each in told[1:4]]
+    expected = [make_picture(model.prepare(each)) for each in asked[1:4]]
+    prepared = [model.prepare(each) for each in asked[1:4]]
     foreign = folder / "vae" / "diffusion_pytorch_model.safetensors"
     for refused in (
         Conditions(PROMPT, loras=(Lora(foreign),)),
-        Conditions(PROMPT, ip_adapter=IpAdapter(foreign, PICTURE)),
+        Conditions(PROMPT, ip_adapter=IpAdapter(foreign, IMAGE)),
     ):
         with pytest.raises(ModelFolderError):
             model.prepare(refused)
@@ -102,13 +103,13 @@ def test_a_prepared_model_stays_valid_after_one_that_is_refused(
 
 
 def test_an_add_on_that_was_changed_meanwhile_is_named_and_not_mixed_in(
-    model: LoadedModel, told: list[Conditions], folder: Path
+    model: LoadedModel, asked: list[Conditions], folder: Path
 ) -> None:
-    for conditions, name in ((told[1], "tiny-1.safetensors"), (told[3], "adapter/tiny.safetensors")):
+    for conditions, name in ((asked[1], "tiny-1.safetensors"), (asked[3], "adapter/tiny.safetensors")):
         file = folder.parent / name
         written = file.stat()
         prepared = model.prepare(conditions)
-        model.prepare(told[0])
+        model.prepare(asked[0])
         os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns + 1_000_000_000))
         with pytest.raises(ModelFolderError, match=rf"{file.name} was changed or removed"):
             make_picture(prepared)

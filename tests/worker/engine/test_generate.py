@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -7,29 +6,29 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from tests.tiny_models import tiny_stable_diffusion
-from tests.worker.engine.known_answer import Untiled, maker
+from tests.worker.engine.known_answer import Untiled, begin, maker
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.families.stable_diffusion import load
 from worker.adapters.model import Conditions
 from worker.adapters.toy import CHANNELS, Toy, toy_decoder
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Step, denoise
-from worker.engine.ensemble import Ensemble, Replica
+from worker.engine.ensemble import Batch, Ensemble, Replica
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.generate import PreparedModel, generate
-from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band
 from worker.engine.warned import Warned
 
-GRIDS = DenoisePlan(32, 64, (False, False), 16, 0, 0, moving=True, seed=3)
+GRIDS = DenoisePlan(Plane(32, 64), 16, 0, 0, moving=True, seed=3)
 
 
 def plan(
     tile_size: int, *, overlap: int = 0, wrap: bool = False, moving: bool = True, modules: int = 2
 ) -> GenerationPlan:
-    denoise = DenoisePlan(32, 64, (wrap, wrap), tile_size, overlap, overlap, moving, seed=3)
+    denoise = DenoisePlan(Plane(32, 64, (wrap, wrap)), tile_size, overlap, overlap, moving, seed=3)
     return GenerationPlan(3, CHANNELS, (StagePlan(denoise, 4, modules=modules),), DecodePlan(tile_size=16))
 
 
@@ -87,9 +86,9 @@ def _difference_from_a_touched_corner(replica: Replica, steps: int) -> torch.Ten
     touched[:, :4, :4] += 1
     canvases: list[torch.Tensor] = []
     for latent in (plain, touched):
-        ensemble, scheduler = untiled(replica).begin(StagePlan(GRIDS, 4))
+        ensemble, scheduler = begin(untiled(replica), StagePlan(GRIDS, 4))
         loop = denoise(latent, GRIDS, ensemble, scheduler, torch.Generator())
-        done = [event.checkpoint() for event in loop if isinstance(event, Step)]
+        done = [event.checkpoint for event in loop if isinstance(event, Step)]
         canvases.append(done[steps - 1].tensors["latent"])
     return canvases[0] - canvases[1]
 
@@ -102,11 +101,10 @@ class Broken:
     def guide(self, predictions: torch.Tensor) -> torch.Tensor:
         return predictions[0]
 
-    def predict(
-        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: Sequence[Tile], branches: object
-    ) -> torch.Tensor:
-        broken = torch.tensor([int(timestep) < 300 and (tile.top, tile.left) == (16, 32) for tile in tiles])
-        return crops.masked_fill(broken[:, None, None, None], torch.nan)
+    def predict(self, batch: Batch) -> torch.Tensor:
+        late = batch.timesteps < 300
+        broken = late & torch.tensor([(tile.top, tile.left) == (16, 32) for tile in batch.tiles])
+        return batch.crops.masked_fill(broken[:, None, None, None], torch.nan)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -125,7 +123,7 @@ def test_a_broken_step_and_tile_are_named_by_every_rank(ranks: int) -> None:
 
 @dataclass
 class Narrow:
-    """Has room for so many predictions at a time, and counts how many came."""
+    """Has memory for so many predictions at a time, and counts how many came."""
 
     replica: Replica
     largest: int
@@ -138,13 +136,11 @@ class Narrow:
     def guide(self, predictions: torch.Tensor) -> torch.Tensor:
         return self.replica.guide(predictions)
 
-    def predict(
-        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> torch.Tensor:
-        self.batches.append(len(tiles))
-        if len(tiles) > self.largest:
-            raise torch.OutOfMemoryError("no room")
-        return self.replica.predict(crops, timestep, tiles, branches)
+    def predict(self, batch: Batch) -> torch.Tensor:
+        self.batches.append(len(batch.queries))
+        if len(batch.queries) > self.largest:
+            raise torch.OutOfMemoryError("no memory")
+        return self.replica.predict(batch)
 
 
 def test_ranks_halve_their_batches_together_where_one_lacks_memory(replica: Replica) -> None:
@@ -183,11 +179,9 @@ class Counting(Broken):
     def guide(self, predictions: torch.Tensor) -> torch.Tensor:
         return predictions.sum(0)
 
-    def predict(
-        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: object, branches: object
-    ) -> torch.Tensor:
-        self.batches.append(len(crops))
-        return crops
+    def predict(self, batch: Batch) -> torch.Tensor:
+        self.batches.append(len(batch.crops))
+        return batch.crops
 
 
 @pytest.mark.parametrize(
@@ -197,13 +191,12 @@ class Counting(Broken):
 def test_even_batches_waste_little_and_give_every_rank_as_many(
     even: bool, ranks: int, batches: list[int]
 ) -> None:
-    """25 tiles with guidance: 50 voices, at most 16 at a time."""
-    tiles = [Tile(0, left, 4, 4) for left in range(25)]
+    """25 tiles with guidance: 50 queries, at most 16 at a time."""
+    tiles = [Rectangle(0, left, 4, 4) for left in range(25)]
     replicas = [Counting() for _ in range(ranks)]
 
-    def predict(replica: Counting, group: Group) -> list[tuple[Tile, torch.Tensor]]:
-        ensemble = Ensemble(replica, 8, even=even)
-        ensemble.join(group)
+    def predict(replica: Counting, group: Group) -> list[tuple[Rectangle, torch.Tensor]]:
+        ensemble = Ensemble(replica, Plane(4, 128), 8, group, even=even)
         return list(ensemble.predict(torch.arange(128.0).expand(1, 4, -1), torch.tensor(0), tiles))
 
     with ThreadPoolExecutor(ranks) as pool:

@@ -1,6 +1,6 @@
 """ControlNets of the UNet families: each tile is conditioned on its own crop of the control image."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
@@ -20,7 +20,8 @@ from worker.adapters.model_index import read_object
 from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import list_numbers, make_scheduler
 from worker.adapters.unet_pipeline import UNetPipeline, use_scheduler
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane
+from worker.engine.ensemble import Batch
 from worker.engine.plan import StagePlan
 
 # Else what it answers has another number, or another size, than what the UNet adds it to.
@@ -48,12 +49,15 @@ class ConditioningScale:
     scale: float
     window: tuple[float, float] | None
 
-    def at(self, timestep: Tensor) -> float | Tensor:
-        """Outside the window the scale is 0: to leave the network out, the host would have to wait for the clock."""
+    def at(self, timesteps: Tensor, axes: int) -> float | Tensor:
+        """Of each prediction, (B, 1, ...) with as many axes as what it is multiplied by.
+
+        Outside the window that is 0: to leave the network out, the host would have to wait for the clock.
+        """
         if self.window is None:
             return self.scale
         first, last = self.window
-        return self.scale * ((timestep <= first) & (timestep >= last))
+        return self.scale * ((timesteps <= first) & (timesteps >= last)).view(-1, *[1] * (axes - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +66,29 @@ class StageControlNet:
 
     Args:
         image: (3, H, W), uint8.
+        canvas: that it lies on, in pixels.
         scale: pixels per latent pixel.
     """
 
     network: ControlNetModel
     image: Tensor
+    canvas: Plane
     scale: int
     conditioning_scale: ConditioningScale
 
     def predict_residuals(
-        self,
-        crops: Tensor,
-        timestep: Tensor,
-        states: Tensor,
-        added_cond_kwargs: Mapping[str, Tensor],
-        tiles: Sequence[Tile],
+        self, crops: Tensor, states: Tensor, added_cond_kwargs: Mapping[str, Tensor], batch: Batch
     ) -> tuple[list[Tensor], Tensor]:
         """The UNet's `down_block_additional_residuals` and `mid_block_additional_residual`."""
-        pixels = torch.stack([tile.scaled(self.scale).crop(self.image) for tile in tiles])
+        pixels = torch.stack(
+            [self.canvas.gather(self.image, tile.scaled(self.scale)) for tile in batch.tiles]
+        )
         return self.network(
             crops,
-            timestep,
+            batch.timesteps,
             encoder_hidden_states=states,
             controlnet_cond=pixels.to(crops.dtype) / 255,
-            conditioning_scale=self.conditioning_scale.at(timestep),
+            conditioning_scale=self.conditioning_scale.at(batch.timesteps, crops.dim()),
             added_cond_kwargs=dict(added_cond_kwargs),
             return_dict=False,
         )
@@ -116,7 +119,8 @@ class ControlNets:
         pipe, scale = self._pipe, self._pipe.vae_scale_factor
         image = fit_control_image(control.picture, stage, scale).to(pipe.device)
         scheduler = make_scheduler(find_scheduler(pipe), use_scheduler(stage), pipe.device)
-        return StageControlNet(network, image, scale, read_conditioning_scale(control, scheduler.timesteps))
+        conditioning_scale = read_conditioning_scale(control, scheduler.timesteps)
+        return StageControlNet(network, image, stage.canvas.scaled(scale), scale, conditioning_scale)
 
     def _load(self, folder: Path) -> ControlNetModel:
         network = load_control_net(ControlNetModel, folder, self._pipe.unet.dtype, self._pipe.device)
@@ -150,7 +154,7 @@ def fit_control_image(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
     """
     height, width = stage.shown_px(scale)
     resized = np.array(VaeImageProcessor().resize(to_pil(picture), height, width))
-    below, beside = stage.denoise.height * scale - height, stage.denoise.width * scale - width
+    below, beside = stage.canvas.height * scale - height, stage.canvas.width * scale - width
     padded = np.pad(resized, ((0, below), (0, beside), (0, 0)), mode="edge")
     return torch.as_tensor(padded).permute(2, 0, 1)
 

@@ -1,6 +1,6 @@
 """ControlNets of FLUX.1: each tile is conditioned on its own crop of the control image's latent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from worker.adapters.extras.control_net import (
 )
 from worker.adapters.packing import pack
 from worker.adapters.placement import find_execution_device
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.ensemble import Batch
 from worker.engine.plan import DecodePlan, StagePlan
 from worker.engine.vae.encode import encode
 
@@ -45,22 +46,21 @@ class StageFluxControlNet:
 
     network: FluxControlNetModel
     latent: Tensor
+    canvas: Plane
     conditioning_scale: ConditioningScale
 
-    def predict_residuals(
-        self, inputs: dict[str, Tensor | None], timestep: Tensor, tiles: Sequence[Tile]
-    ) -> Residuals:
+    def predict_residuals(self, inputs: dict[str, Tensor | None], batch: Batch) -> Residuals:
         """The transformer's `controlnet_block_samples` and `controlnet_single_block_samples`.
 
         Args:
             inputs: the transformer's own.
         """
-        crops = torch.stack([tile.crop(self.latent) for tile in tiles])
+        crops = torch.stack([self.canvas.gather(self.latent, tile) for tile in batch.tiles])
         if not self.network.config["guidance_embeds"]:
             inputs = inputs | {"guidance": None}
         return self.network(
             controlnet_cond=pack(crops).to(self.network.dtype),
-            conditioning_scale=self.conditioning_scale.at(timestep),
+            conditioning_scale=self.conditioning_scale.at(batch.timesteps, axes=3),
             return_dict=False,
             **inputs,
         )
@@ -88,21 +88,21 @@ class FluxControlNets:
             self._last = control.path, self._load(control.path)
         network = self._last[1]
         return lambda stage: StageFluxControlNet(
-            network, self._encode(control, stage), read_conditioning_scale(control, find_timesteps(stage))
+            network,
+            self._encode(control, stage),
+            stage.canvas,
+            read_conditioning_scale(control, find_timesteps(stage)),
         )
 
     def _encode(self, control: Control, stage: StagePlan) -> Tensor:
         """The image's latent: the mean, where diffusers' pipeline draws one around it."""
-        canvas, scale = stage.denoise, self._pipe.vae_scale_factor
-        size = (canvas.height * scale, canvas.width * scale)
+        canvas, scale = stage.canvas, self._pipe.vae_scale_factor
         image = fit_control_image(control.picture, stage, scale).to(find_execution_device(self._pipe))
         encoder = flatten_encoder(self._pipe.vae, read_scaling(type(self._pipe), self._pipe.vae))
         assert encoder is not None
 
-        def paint(part: Tile) -> Tensor:
-            rows = torch.arange(part.top, part.top + part.height, device=image.device) % size[0]
-            columns = torch.arange(part.left, part.left + part.width, device=image.device) % size[1]
-            return image[:, rows][:, :, columns].float() / 127.5 - 1
+        def paint(part: Rectangle) -> Tensor:
+            return canvas.scaled(scale).gather(image, part).float() / 127.5 - 1
 
         return encode(paint, canvas.height, canvas.width, encoder, canvas.wrap, DecodePlan())
 

@@ -21,8 +21,7 @@ from worker.adapters.errors import ModelFolderError
 from worker.adapters.extras.lora_conversion import Converter
 from worker.adapters.extras.lora_file import read_scales
 from worker.adapters.extras.lora_layers import LoraLayer, find_targets, match_layers
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 
 _KEPT = 8  # in memory, those of the last pictures
 
@@ -149,11 +148,9 @@ class LoraReplica:
     def branches(self) -> int:
         return self.replica.branches
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
+    def predict(self, batch: Batch) -> Tensor:
         self.loras.activate(self.chosen)
-        return self.replica.predict(crops, timestep, tiles, branches)
+        return self.replica.predict(batch)
 
     def guide(self, predictions: Tensor) -> Tensor:
         return self.replica.guide(predictions)

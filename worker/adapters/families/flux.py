@@ -1,6 +1,6 @@
 """FLUX.1: dev, schnell and their kin."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,8 +21,7 @@ from worker.adapters.packing import PATCH, pack, unpack
 from worker.adapters.placement import find_execution_device
 from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import Packing, SchedulerUse, make_scheduler
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
 
 
@@ -49,22 +48,16 @@ class FluxReplica:
     def branches(self) -> int:
         return 1
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        return predict_in_place(
-            lambda alike, places, _, corner: self._predict(alike, timestep, places, corner),
-            self.positions, crops, tiles, branches,
-        )  # fmt: skip
+    def predict(self, batch: Batch) -> Tensor:
+        return predict_in_place(self._predict, self.positions, batch)
 
-    def _predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], corner: tuple[int, int]
-    ) -> Tensor:
+    def _predict(self, batch: Batch, corner: tuple[int, int]) -> Tensor:
+        crops = batch.crops
         count, _, height, width = crops.shape
         dtype = self.states.dtype
         inputs = {
             "hidden_states": pack(crops.to(dtype)),
-            "timestep": timestep.expand(count).to(dtype) / 1000,
+            "timestep": batch.timesteps.to(dtype) / 1000,
             "guidance": self._guidance(crops),
             "pooled_projections": self.pooled.expand(count, -1),
             "encoder_hidden_states": self.states.expand(count, -1, -1),
@@ -75,7 +68,7 @@ class FluxReplica:
         }
         double, single = None, None
         if self.control_net is not None:
-            double, single = self.control_net.predict_residuals(inputs, timestep, tiles)
+            double, single = self.control_net.predict_residuals(inputs, batch)
         tokens = self.transformer(
             **inputs,
             controlnet_block_samples=double,

@@ -20,8 +20,7 @@ from worker.adapters.packing import PATCH, pack, unpack
 from worker.adapters.placement import find_execution_device
 from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import Packing, SchedulerUse
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
 
 MAX_TEXT_TOKENS = 512  # as diffusers' pipeline asks for
@@ -46,17 +45,15 @@ class QwenImageReplica:
     def branches(self) -> int:
         return len(self.states)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        height, width = crops.shape[-2:]
-        inputs = crops.to(self.states.dtype)
+    def predict(self, batch: Batch) -> Tensor:
+        height, width = batch.crops.shape[-2:]
+        inputs, branches = batch.crops.to(self.states.dtype), batch.branches
         tokens = self.transformer(
             hidden_states=pack(inputs),
-            timestep=timestep.expand(len(crops)).to(inputs.dtype) / 1000,
+            timestep=batch.timesteps.to(inputs.dtype) / 1000,
             encoder_hidden_states=pick_branches(self.states, branches),
             encoder_hidden_states_mask=None if self.mask is None else pick_branches(self.mask, branches),
-            img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(crops),
+            img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(inputs),
             return_dict=False,
         )[0]
         return unpack(tokens, height, width).float()

@@ -9,13 +9,13 @@ from torch import Tensor
 from worker.adapters.extras.control_net import StageControlNet
 from worker.adapters.extras.ip_adapter import ImagePrompt
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch
 
-AddedConditions = Callable[[Sequence[Tile], Sequence[int]], dict[str, Tensor]]
-"""(tiles, branches) -> the UNet's `added_cond_kwargs`, first axis B."""
+AddedConditions = Callable[[Batch], dict[str, Tensor]]
+"""The UNet's `added_cond_kwargs`, first axis B."""
 
 
-def no_added_conditions(tiles: Sequence[Tile], branches: Sequence[int]) -> dict[str, Tensor]:
+def no_added_conditions(batch: Batch) -> dict[str, Tensor]:
     return {}
 
 
@@ -43,21 +43,19 @@ class UNetReplica:
     def branches(self) -> int:
         return len(self.states)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
+    def predict(self, batch: Batch) -> Tensor:
         self.image_prompt.activate()
-        states = pick_branches(self.states, branches)
-        inputs, added = crops.to(states.dtype), self.added_conditions(tiles, branches)
+        states = pick_branches(self.states, batch.branches)
+        inputs, added = batch.crops.to(states.dtype), self.added_conditions(batch)
         down, middle = None, None
         if self.control_net is not None:
-            down, middle = self.control_net.predict_residuals(inputs, timestep, states, added, tiles)
+            down, middle = self.control_net.predict_residuals(inputs, states, added, batch)
         return self.unet(
             inputs,
-            timestep,
+            batch.timesteps,
             encoder_hidden_states=states,
             timestep_cond=self.timestep_cond,
-            added_cond_kwargs=added | self._image_embeds(branches),
+            added_cond_kwargs=added | self._image_embeds(batch.branches),
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
             return_dict=False,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.memory import measure_main_memory
 
 
@@ -22,7 +22,7 @@ class Activation:
     """
 
     value: Tensor
-    core: Tile
+    core: Rectangle
     aside: Tensor | None = None
 
     @property
@@ -66,7 +66,7 @@ class _Place:
 
     position: int
     size_bytes: int
-    core: Tile
+    core: Rectangle
     activation: Activation | None = None
     on_device: bool = True
 
@@ -122,7 +122,7 @@ class Held:
         else:
             self._host_free += place.size_bytes
 
-    def _load(self, index: int, core: Tile, device: torch.device) -> Activation:
+    def _load(self, index: int, core: Rectangle, device: torch.device) -> Activation:
         value, aside = torch.load(self._path(index), map_location=device, weights_only=True)
         return Activation(value, core, aside)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from worker.engine.canvas import Rectangle
 from worker.engine.errors import NonFiniteImageError
-from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.vae.activation import Held, spare_host_bytes
@@ -33,7 +33,7 @@ class DecodedTile:
         widened: whether it was not finite in the decoder's own type, and decoded again in float32.
     """
 
-    place: Tile
+    place: Rectangle
     image: Tensor
     widened: bool = False
 
@@ -91,7 +91,7 @@ def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     return max(measure_head(latent, decoder, split), canvas.nbytes + min(held, plan.memory_bytes))
 
 
-def _settle(executor: TiledDecoder, tiles: Sequence[Tile], *, exact: bool) -> None:
+def _settle(executor: TiledDecoder, tiles: Sequence[Rectangle], *, exact: bool) -> None:
     everything = range(len(tiles))
     if exact or len(tiles) <= SAMPLE_TILES:
         executor.settle(everything)
@@ -119,7 +119,7 @@ def _decode_whole(
     latent: Tensor, decoder: Decoder, head: Sequence[Operation], wrap: tuple[bool, bool], group: Group
 ) -> Tensor:
     """The canvas (1, C, H, W) behind the head; in float32 if it is not finite in the decoder's own type."""
-    whole = cut(latent[None], Tile(0, 0, latent.shape[-2], latent.shape[-1]), halo_of(head), wrap)
+    whole = cut(latent[None], Rectangle(0, 0, latent.shape[-2], latent.shape[-1]), halo_of(head), wrap)
     canvas = run(head, whole, group).owned
     if not canvas.isfinite().all() and decoder.dtype is not torch.float32:
         with decoder.widened():
@@ -129,10 +129,10 @@ def _decode_whole(
     return canvas
 
 
-def _lay_decode_tiles(canvas: Tensor, size: int) -> list[Tile]:
+def _lay_decode_tiles(canvas: Tensor, size: int) -> list[Rectangle]:
     height, width = canvas.shape[-2:]
     return [
-        Tile(top, left, min(size, height - top), min(size, width - left))
+        Rectangle(top, left, min(size, height - top), min(size, width - left))
         for top in range(0, height, size)
         for left in range(0, width, size)
     ]

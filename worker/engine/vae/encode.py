@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.engine.canvas import Rectangle
 from worker.engine.errors import NonFiniteImageError
-from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.vae.activation import Activation, Held, spare_host_bytes
@@ -31,7 +31,7 @@ from worker.engine.vae.operations import (
 )
 
 SAMPLE_TILES = 16
-Paint = Callable[[Tile], Tensor]
+Paint = Callable[[Rectangle], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _encode(
     tiled = _TiledEncoder(paint, list(encoder.tiled), height * unit, width * unit, unit, wrap, plan)
     canvas = yield from tiled.execute(group)
     halo = aligned_halo_of(encoder.whole)
-    activation = cut(canvas, Tile(0, 0, height * unit, width * unit), halo, wrap)
+    activation = cut(canvas, Rectangle(0, 0, height * unit, width * unit), halo, wrap)
     for operation in encoder.whole:
         activation = _apply(operation, activation, group)
     return activation.owned[0].float()
@@ -116,7 +116,7 @@ def _apply(operation: Operation | Shrink, activation: Activation, group: Group) 
     if not isinstance(operation, Shrink):
         return run([operation], activation, group)
     core, factor = activation.core, operation.factor
-    smaller = Tile(core.top // factor, core.left // factor, core.height // factor, core.width // factor)
+    smaller = Rectangle(core.top // factor, core.left // factor, core.height // factor, core.width // factor)
     return Activation(operation.apply(activation.value), smaller)
 
 
@@ -139,7 +139,7 @@ class _TiledEncoder:
         self._halo = aligned_halo_of(operations)
         size = plan.tile_size * unit
         self._tiles = [
-            Tile(top, left, min(size, height - top), min(size, width - left))
+            Rectangle(top, left, min(size, height - top), min(size, width - left))
             for top in range(0, height, size)
             for left in range(0, width, size)
         ]
@@ -200,13 +200,13 @@ class _TiledEncoder:
                 activation = activation.trimmed(aligned_halo_of(self._operations[place + 1 :]))
         return activation
 
-    def _begin(self, tile: Tile) -> Activation:
+    def _begin(self, tile: Rectangle) -> Activation:
         place = tile.scaled(self._scale)
         above, rise = _reach(place.top, place.height, self._height * self._scale, self._halo, self._wrap[0])
         before, span = _reach(place.left, place.width, self._width * self._scale, self._halo, self._wrap[1])
-        value = self._paint(Tile(place.top - above, place.left - before, rise, span))[None]
+        value = self._paint(Rectangle(place.top - above, place.left - before, rise, span))[None]
         self._device = value.device
-        return Activation(value, Tile(above, before, place.height, place.width))
+        return Activation(value, Rectangle(above, before, place.height, place.width))
 
 
 def _reach(start: int, extent: int, length: int, halo: int, wraps: bool) -> tuple[int, int]:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.canvas import Rectangle
 from worker.engine.errors import NonFiniteImageError
-from worker.engine.grid import Tile
 from worker.engine.ranks import Group
 from worker.engine.vae.activation import Activation, Held
 from worker.engine.vae.memory import choose_holds, find_stops, survey
@@ -64,8 +64,8 @@ class TiledDecoder:
         operations: list[Operation],
         channels: Sequence[int],
         canvas: Tensor,
-        tiles: Sequence[Tile],
-        cut: Callable[[Tile], Activation],
+        tiles: Sequence[Rectangle],
+        cut: Callable[[Rectangle], Activation],
         held: Held,
         group: Group,
         *,
@@ -205,12 +205,12 @@ def _widen(activation: Activation) -> Activation:
 _STRIPS = 8
 
 
-def cut(canvas: Tensor, tile: Tile, halo: int, wrap: tuple[bool, bool]) -> Activation:
+def cut(canvas: Tensor, tile: Rectangle, halo: int, wrap: tuple[bool, bool]) -> Activation:
     """A tile of (1, C, H, W) with a halo that goes round a wrapping axis and ends at a border."""
     above, rows = _reach(tile.top, tile.height, canvas.shape[-2], halo, wrap[0])
     before, columns = _reach(tile.left, tile.width, canvas.shape[-1], halo, wrap[1])
     value = canvas[..., rows, :][..., columns]
-    return Activation(value, Tile(above, before, tile.height, tile.width))
+    return Activation(value, Rectangle(above, before, tile.height, tile.width))
 
 
 def _reach(start: int, extent: int, length: int, halo: int, wraps: bool) -> tuple[int, slice | list[int]]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.vae.operations import Attend, Decoder, Fork, Join, Local, Normalize, Operation, Trim
 
@@ -83,7 +83,7 @@ class Site:
 def survey(
     operations: Sequence[Operation],
     channels: Sequence[int],
-    tiles: Sequence[Tile],
+    tiles: Sequence[Rectangle],
     canvas: tuple[int, int, int],
     halo: int,
     itemsize: int,
@@ -126,7 +126,7 @@ def _find_join(operations: Sequence[Operation], channels: Sequence[int], start: 
     return next(channels[i] for i in range(start, len(operations)) if isinstance(operations[i], Join))
 
 
-def _count_pixels(tile: Tile, halo: int, height: int, width: int) -> int:
+def _count_pixels(tile: Rectangle, halo: int, height: int, width: int) -> int:
     rows = min(tile.top + tile.height + halo, height) - max(tile.top - halo, 0)
     columns = min(tile.left + tile.width + halo, width) - max(tile.left - halo, 0)
     return rows * columns

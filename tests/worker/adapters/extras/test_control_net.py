@@ -18,13 +18,14 @@ from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.extras.control_net import ControlNets, StageControlNet
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.ensemble import Batch, Query
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
 
 GUIDED = ("moss", 5.0)
 PICTURE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-TORUS = DenoisePlan(24, 40, (True, True), 16, 0, 4, moving=True, seed=9, outer_shares=(0.2, 0.2))
+TORUS = DenoisePlan(Plane(24, 40, (True, True)), 16, 0, 4, moving=True, seed=9, outer_shares=(0.2, 0.2))
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,14 @@ def test_each_tile_follows_its_own_crop(built: Built) -> None:
     )
     added = {"text_embeds": torch.zeros(1, 32), "time_ids": torch.zeros(1, 6)}
 
-    def predict(control_net: StageControlNet, tile: Tile) -> torch.Tensor:
+    def predict(control_net: StageControlNet, tile: Rectangle) -> torch.Tensor:
         with torch.inference_mode():
-            return control_net.predict_residuals(crops, torch.tensor(500), states, added, [tile])[1]
+            batch = Batch(crops, torch.tensor([500]), (Query(tile),))
+            return control_net.predict_residuals(crops, states, added, batch)[1]
 
-    assert torch.equal(predict(whole, Tile(20, 30, 16, 16)), predict(turned, Tile(0, 0, 16, 16)))
+    assert torch.equal(predict(whole, Rectangle(20, 30, 16, 16)), predict(turned, Rectangle(0, 0, 16, 16)))
     assert not torch.allclose(
-        predict(whole, Tile(20, 30, 16, 16)), predict(whole, Tile(0, 0, 16, 16)), atol=1e-3
+        predict(whole, Rectangle(20, 30, 16, 16)), predict(whole, Rectangle(0, 0, 16, 16)), atol=1e-3
     )
 
 

@@ -12,7 +12,7 @@ from tests.tiny_models import tiny_autoencoder, tiny_vae
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodeMode, DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
@@ -132,7 +132,9 @@ def test_halo_counts_reach_through_every_scale() -> None:
 
 def test_what_does_not_fit_is_spilled_and_comes_back(tmp_path: Path) -> None:
     held = Held(300, 0, tmp_path)
-    kept = [Activation(torch.randn(1, 2, 5, 5), Tile(1, 1, 3, 3), torch.randn(1, 2, 5, 5)) for _ in range(3)]
+    kept = [
+        Activation(torch.randn(1, 2, 5, 5), Rectangle(1, 1, 3, 3), torch.randn(1, 2, 5, 5)) for _ in range(3)
+    ]
     for index, activation in enumerate(kept):
         held.put(index, index + 7, activation)
     assert len(list(tmp_path.iterdir())) == 3
@@ -147,7 +149,7 @@ def test_what_does_not_fit_is_spilled_and_comes_back(tmp_path: Path) -> None:
 
 def test_a_value_that_is_also_set_aside_is_held_once(tmp_path: Path) -> None:
     value = torch.randn(1, 2, 5, 5)
-    activation = Activation(value, Tile(0, 0, 5, 5), value)
+    activation = Activation(value, Rectangle(0, 0, 5, 5), value)
     assert activation.size_bytes == value.nbytes
     held = Held(200, 0, tmp_path)
     held.put(0, 1, activation)

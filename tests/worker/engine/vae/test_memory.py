@@ -6,7 +6,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.vae.decode import predict_held, with_trims
 from worker.engine.vae.memory import Site, choose_holds, choose_split, find_stops, survey
@@ -35,7 +35,9 @@ def plan(decoder: Decoder, side: int, memory_bytes: int) -> tuple[list[Site], li
     operations, channels = with_trims(decoder, split)
     scale = scale_of(decoder.operations[:split])
     size, extent = 64 * scale, side * scale
-    tiles = [Tile(top, left, size, size) for top in range(0, extent, size) for left in range(0, extent, size)]
+    tiles = [
+        Rectangle(top, left, size, size) for top in range(0, extent, size) for left in range(0, extent, size)
+    ]
     sites = survey(
         operations, channels, tiles, (decoder.channels[split - 1], extent, extent), halo_of(operations), 2
     )
@@ -49,13 +51,13 @@ def largest(sites: list[Site], holds: list[int | None]) -> int:
 
 def test_a_site_counts_halo_and_what_is_set_aside(sdxl: Decoder) -> None:
     operations, channels = with_trims(sdxl, 0)
-    sites = survey(operations, channels, [Tile(0, 0, 64, 64)], (4, 64, 64), 9, 2)
+    sites = survey(operations, channels, [Rectangle(0, 0, 64, 64)], (4, 64, 64), 9, 2)
     assert len(sites) == len(operations) + 1
     numbers = [site.size_bytes // 2 for site in sites]
     assert numbers[-1] == 3 * 512**2  # one tile is all there is: nothing lies around it
     assert 2 * 512 * 64**2 in numbers  # within a residual block
     assert 512 * 64**2 in numbers
-    half = survey(operations, channels, [Tile(0, 0, 64, 32)], (4, 64, 64), 9, 2)
+    half = survey(operations, channels, [Rectangle(0, 0, 64, 32)], (4, 64, 64), 9, 2)
     assert half[1].size_bytes == 4 * 64 * (32 + 9) * 2
 
 
