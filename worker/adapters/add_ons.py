@@ -86,7 +86,7 @@ class StoredShape(Protocol):
 
 
 class StoredTensors(Protocol):
-    """An open safetensors file, of which the library says no types."""
+    """An open safetensors file, for which the library declares no types."""
 
     def keys(self) -> list[str]: ...
 

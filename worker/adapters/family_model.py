@@ -137,7 +137,7 @@ def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Rep
 
 
 def _require_supported(conditions: Conditions, card: ModelCard) -> None:
-    """What a card says is so, whoever asks: the service has refused most of it before."""
+    """The card is the only truth about this: the service refuses by the same fields, before a job is queued."""
     if conditions.positions not in card.positions:
         raise UnsupportedConditionError(
             f"advanced.positions: {conditions.positions!r} is not supported by {card.family}; allowed: "

@@ -65,7 +65,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
 
 
 def _leave_out(kind: type[DiffusionPipeline], folder: Path, index: ModelIndex) -> dict[str, None]:
-    """The absent parts, which diffusers wants to be told of."""
+    """The absent parts, as the arguments that diffusers needs for them."""
     absent = index.absent & inspect.signature(kind.__init__).parameters.keys()
     kept = absent - _DISPENSABLE - _DISPENSABLE_OF.get(kind.__name__, set())
     if kept:
@@ -123,13 +123,13 @@ def load_with_report(kind: type[M], folder: Path, **options: object) -> tuple[M,
 
 
 class FromPretrained(Protocol):
-    """Both libraries say that the network comes alone, with a report or without."""
+    """Both libraries declare that the network comes alone, with a report or without."""
 
     def from_pretrained(self, folder: str, **options: object) -> object: ...
 
 
 def _find_missing(part: nn.Module, folder: Path) -> list[str]:
-    """transformers does not keep what it found, so it is asked again, for shapes alone: that takes milliseconds."""
+    """transformers keeps no report of what it loaded, so it loads again, shapes alone: that takes milliseconds."""
     if not isinstance(part, PreTrainedModel):
         return [name for name, weight in part.named_parameters() if weight.is_meta]
     _, report = load_with_report(type(part), folder, device_map="meta")

@@ -33,7 +33,7 @@ class Conditions:
 
     @property
     def add_on_kinds(self) -> list[AddOnKind]:
-        """Those of the add-ons that are asked for."""
+        """Kinds of the add-ons that the picture has."""
         asked: dict[AddOnKind, object] = {
             "lora": self.loras, "controlnet": self.control, "ip_adapter": self.ip_adapter,
         }  # fmt: skip
@@ -58,11 +58,11 @@ class LoadedModel(Protocol):
         ...
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
-        """What of the prompts is too long to be read, in words for people."""
+        """Messages about prompts that are too long and will be truncated."""
         ...
 
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
-        """What has to be compiled before the plan's tiles are denoised, in words for people."""
+        """Messages about shapes that have to be compiled before the plan's tiles are denoised."""
         ...
 
     def prepare(self, conditions: Conditions) -> PreparedModel:

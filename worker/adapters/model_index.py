@@ -1,4 +1,4 @@
-"""What a folder's files say of it, with the adapters' own errors."""
+"""A folder's index and JSON files, read with the adapters' own errors."""
 
 from pathlib import Path
 

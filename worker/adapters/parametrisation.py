@@ -1,6 +1,6 @@
 """What a prediction means: the clean latent it implies, for each of diffusers' schedulers.
 
-All of them are straight lines in what the model says: x̂0 = a x + b prediction.
+All of them are linear in the prediction: x̂0 = a x + b prediction.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def read_line(scheduler: AnyScheduler, tables: Tables, index: int, timestep: flo
     Raises:
         ValueError: the scheduler's kind of prediction is not known.
     """
-    match cast(object, scheduler):  # its class says more, and other things, than the protocol
+    match cast(object, scheduler):  # classes of diffusers do not declare what the protocol does
         case EDMEulerScheduler() | EDMDPMSolverMultistepScheduler():
             return _precondition(scheduler, float(tables["sigmas"][index]))
         case CMStochasticIterativeScheduler() as consistency:

@@ -45,7 +45,7 @@ class _Limit:
 
 
 def find_cut_prompts(pipe: DiffusionPipeline, conditions: Conditions) -> Iterator[str]:
-    """What will be truncated, in words for people."""
+    """Messages about prompts that will be truncated."""
     limit = _find_limit(pipe)
     if limit is None:
         return

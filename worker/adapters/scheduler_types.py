@@ -1,4 +1,4 @@
-"""What diffusers' schedulers have, as types: their common base class says it of none of them."""
+"""What diffusers' schedulers have in common, as protocols: their base class declares none of it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, Self, cast, runtime_checkable
@@ -33,14 +33,14 @@ class AnyScheduler(Protocol):
 
 @runtime_checkable
 class ScalesInput(Protocol):
-    """Most schedulers: the model sees another latent than the loop keeps."""
+    """Most schedulers: they scale the latent for the model."""
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
 class CountsSteps(Protocol):
-    """One that can be told where in its schedule it begins."""
+    """One whose first step can be set rather than looked up by its timestep."""
 
     def set_begin_index(self, begin_index: int) -> None: ...
 

@@ -45,7 +45,7 @@ class SchedulerUse:
 
     Args:
         steps: from pure noise on.
-        timing: what it is told beside: `sigmas` before the shift, and the shift `mu`.
+        timing: further arguments of `set_timesteps`: `sigmas` before the shift, and the shift `mu`.
         scales: whether noise and the model's input are scaled as the scheduler says.
         eta: whether the pipeline passes its default of 0 on; else the scheduler's own default counts.
         from_first: whether the index of the first step is set rather than looked up.
@@ -205,7 +205,7 @@ def _capture(name: str, value: object, tensors: dict[str, Tensor], scalars: Scal
             tensors[f"{name}:numpy"] = torch.tensor(value)
         case np.generic():
             scalars[name] = value.item()
-        case list() | tuple():  # a size, which nobody asks for its type
+        case list() | tuple():  # a size, whose type does not matter
             items = cast(Sequence[object], value)
             scalars[f"{name}:length"] = len(items)
             for index, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""From what the operator asked for to the model and the add-ons that are meant."""
+"""From the model that the operator names to its folder, and to the add-ons that fit it."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,7 +160,7 @@ def _join(names: Iterable[str]) -> str:
 def _fetch(name: str) -> Path:
     """The folder of a model, as `someone/model`; what its pipeline needs of it, without pickled weights.
 
-    HF_HOME says where the cache is, HF_TOKEN who asks. Without a way to the hub the cache has to do.
+    HF_HOME is where the cache lies, HF_TOKEN the account. Where the hub cannot be reached, what the cache has is used.
 
     Raises:
         ModelFolderError: it is neither on the hub nor in the cache, or it would run code of its own.

@@ -145,7 +145,7 @@ class PreparedToy:
 
     @property
     def encoder(self) -> None:
-        """Three colours do not tell four channels: latents themselves are enlarged."""
+        """Three colours do not determine four channels: latents themselves are enlarged."""
 
     @property
     def device(self) -> torch.device:

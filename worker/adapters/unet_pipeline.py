@@ -13,7 +13,7 @@ from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.plan import StagePlan
 
-_USUAL_SIDE = 64  # of Stable Diffusion 1, where a folder does not say
+_USUAL_SIDE = 64  # of Stable Diffusion 1, where a folder states none
 
 UNetPipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
@@ -39,14 +39,14 @@ def read_shape(pipe: UNetPipeline) -> Shape:
 
 
 def _read_side(sample_size: int | Sequence[int] | None) -> int:
-    """Of a square tile, in latent pixels: diffusers also takes (height, width), or nothing from who says a size."""
+    """Side of a square tile in latent pixels: a folder may state it, (height, width), or nothing."""
     if isinstance(sample_size, int):
         return sample_size
     return min(sample_size) if sample_size else _USUAL_SIDE
 
 
 def read_defaults(pipe: UNetPipeline, usual: FamilyDefaults) -> FamilyDefaults:
-    """A folder does not say that its model was distilled to few steps, but its scheduler does.
+    """The family's defaults, or those of a model that was distilled to few steps, which its scheduler shows.
 
     Latent consistency models have their own scheduler; turbo and lightning space their timesteps from the
     last on, which others do only together with zero terminal signal (Lin et al. 2024).

@@ -24,12 +24,12 @@ from worker.engine.canvas import Plane
 from worker.engine.ensemble import Batch
 from worker.engine.plan import StagePlan
 
-# Else what it answers has another number, or another size, than what the UNet adds it to.
+# Else its residuals have another number, or another size, than the activations that they are added to.
 _MUST_AGREE = (
     "in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type",
     "addition_time_embed_dim", "projection_class_embeddings_input_dim",
 )  # fmt: skip
-# What diffusers' pipelines read or would need to be told for it.
+# Fields that need what diffusers' ControlNet pipelines do beside the network's call.
 _ALLOWED = {
     "conditioning_channels": 3,
     "global_pool_conditions": False,

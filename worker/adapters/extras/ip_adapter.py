@@ -61,7 +61,7 @@ class IpAdapterPipeline(Protocol):
 
 
 class IpAdapters:
-    """Those of one UNet: the last is kept loaded while pictures ask for it."""
+    """Those of one UNet, of which the last stays loaded until another, or none, is active."""
 
     def __init__(self, pipe: UNetPipeline) -> None:
         self._pipe, self._view = pipe, cast(IpAdapterPipeline, pipe)
@@ -152,9 +152,9 @@ def check_ip_adapter(file: WeightsFile, unet: UNet2DConditionModel, encoder: CLI
         kind = _find_kind(keys)
         _require_known(keys, unet)
         width = tensors.get_slice(_WIDTHS[kind]).get_shape()[1]
-    seen = encoder.projection_dim if kind == "plain" else encoder.hidden_size
-    if width != seen:
-        raise ValueError(f"it takes pictures as {width} numbers, its image encoder makes {seen}")
+    embedded = encoder.projection_dim if kind == "plain" else encoder.hidden_size
+    if width != embedded:
+        raise ValueError(f"it takes pictures as {width} numbers, its image encoder makes {embedded}")
 
 
 def _find_kind(keys: list[str]) -> Kind:

@@ -1,9 +1,9 @@
-"""LoRAs of a pipeline: loaded when a picture asks for them, gone when one asks for none."""
+"""LoRAs of a pipeline: loaded and active where a picture has them, taken out where one has none."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from peft import (
@@ -199,12 +199,18 @@ def _require_equal(network: nn.Module, layers: Sequence[LoraLayer], adapter: str
     """What is in the file is what takes effect: PEFT only reports keys that it leaves out."""
     for layer in layers:
         held = network.get_submodule(layer.target.name)
-        pairs = [(held.lora_A[adapter].weight, layer.down), (held.lora_B[adapter].weight, layer.up)]  # pyright: ignore
-        if layer.magnitude is not None:
-            pairs.append((held.lora_magnitude_vector[adapter].weight, layer.magnitude))  # pyright: ignore
-        if layer.bias is not None:
-            pairs.append((held.lora_B[adapter].bias, layer.bias))  # pyright: ignore
-        if held.scaling[adapter] != 1 or not all(_is_equal(*pair) for pair in pairs):  # pyright: ignore
+        given = {
+            f"lora_A.{adapter}.weight": layer.down,
+            f"lora_B.{adapter}.weight": layer.up,
+            f"lora_B.{adapter}.bias": layer.bias,
+            f"lora_magnitude_vector.{adapter}.weight": layer.magnitude,
+        }
+        equal = (
+            _is_equal(held.get_parameter(name), tensor)
+            for name, tensor in given.items()
+            if tensor is not None
+        )
+        if cast(Mapping[str, float], held.scaling)[adapter] != 1 or not all(equal):
             raise ValueError(f"{layer.target.part}.{layer.target.name} holds something else than the file")
 
 

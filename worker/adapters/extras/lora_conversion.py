@@ -1,4 +1,4 @@
-"""Layers that other programs cut differently, as one matrix for q, k and v: diffusers cuts them up."""
+"""LoRA layers that other programs save fused, as one matrix for q, k and v: diffusers' converters split them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress

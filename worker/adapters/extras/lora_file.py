@@ -119,19 +119,19 @@ def _sort(found: Mapping[Role, str]) -> Iterator[tuple[Role, str]]:
 
 PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HEADER = "lora_adapter_metadata"  # diffusers' name for all parts' configurations in one, as {"unet.r": 4}
-# Tensors themselves show what these say, or it was of use in training only.
+# What these state shows in the tensors too, or was of use in training only.
 _SHOWN = {
     "r", "rank_pattern", "target_modules", "exclude_modules", "lora_bias", "use_dora", "modules_to_save", "bias",
     "layers_to_transform", "layers_pattern", "lora_dropout", "task_type", "auto_mapping", "peft_version",
     "base_model_name_or_path", "revision", "inference_mode", "megatron_core", "eva_config", "qalora_group_size",
     "ensure_weight_tying", "trainable_token_indices",
 }  # fmt: skip
-_HEEDED = {"peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights"}
+_HONOURED = {"peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights"}
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # others change the model's own weights too
 
 
 class LoraScales:
-    """How strong each layer is, where its file has no alpha of its own."""
+    """Scale of each layer, where its file has no alpha of its own."""
 
     def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
         self._configs = configs
@@ -148,13 +148,13 @@ class LoraScales:
 
 
 def read_scales(file: WeightsFile, folder: Path | None) -> LoraScales:
-    """What a file's header, or the configuration beside it, says of how strong its layers are.
+    """What a file's header, or the configuration beside it, states as alpha and rank scaling.
 
     Args:
         folder: whose `adapter_config.json` belongs to the file.
 
     Raises:
-        ValueError: it asks for something that is not heeded here.
+        ValueError: it asks for something that is not supported.
     """
     with file.open() as opened:
         header = (opened.metadata() or {}).get(_HEADER)
@@ -187,6 +187,6 @@ def _check(config: Mapping[str, Any]) -> Mapping[str, Any]:
             "supported: files that peft has converted to plain LoRAs"
         )
     for field, value in config.items():
-        if field not in _SHOWN | _HEEDED and value and value != usual.get(field):
+        if field not in _SHOWN | _HONOURED and value and value != usual.get(field):
             raise ValueError(f"its configuration has {field} {value!r}; supported: {usual.get(field)!r}")
     return config

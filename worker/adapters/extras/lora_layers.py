@@ -197,7 +197,7 @@ def _place(
 ) -> tuple[list[LoraLayer], set[str]]:
     """(layers that fit, their keys). Of two for the same target the second does not fit.
 
-    Of one that fits but for DoRA's magnitude the other keys are answered, so that it is what an error names.
+    Of one that fits but for DoRA's magnitude the other keys count as used, so that an error names the magnitude.
     """
     placed: dict[Target, LoraLayer] = {}
     used: set[str] = set()

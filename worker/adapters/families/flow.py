@@ -29,7 +29,7 @@ def shift_by_tokens(kept: AnyScheduler, tokens: int, max_shift: float = 1.15) ->
 
 
 def even_sigmas(steps: int) -> Sigmas:
-    """From pure noise to one step before none, as FLUX' and Qwen-Image's pipelines lay them.
+    """From pure noise to one step before none, as FLUX' and Qwen-Image's pipelines space them.
 
     An array, as there: some schedulers calculate with it, others refuse it.
     """
