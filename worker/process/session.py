@@ -13,7 +13,7 @@ import numpy as np
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import Progress, StageBegan
 from worker.engine.stitch import Band
-from worker.engine.vae.encode import SignOfLife
+from worker.engine.vae.executor import SignOfLife
 from worker.engine.warned import Warned
 from worker.errors import CheckpointError
 from worker.planner import plan_generation
