@@ -71,14 +71,14 @@ def _with_free_batch(call: Callable[..., object]) -> Callable[..., object]:
 
 
 def put_parts_channels_last(pipe: DiffusionPipeline, *, denoiser: bool) -> None:
-    """The autoencoder, and perhaps the denoiser, unless they are made for video, as Qwen-Image's: those weights have five axes."""
+    """Lay out the autoencoder, and the denoiser if asked, unless its weights have five axes, as Qwen-Image's."""
     for part in (find_denoiser(pipe) if denoiser else None, pipe.components.get("vae")):
         if isinstance(part, nn.Module) and all(weight.dim() < 5 for weight in part.parameters()):
             put_channels_last(part)
 
 
 def put_channels_last(network: nn.Module) -> None:
-    """The memory layout of convolutions, a GPU's and a CPU's: they then convert nothing, before or after.
+    """Lay out a network's weights channels last, as convolutions on GPUs and CPUs read them without a conversion.
 
     diffusers' transformers inside of UNets convert their result back to channels first; that is left out.
     """

@@ -27,7 +27,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A picture whose structure is followed (Zhang et al. 2023).
+    """A ControlNet and the image whose structure it imposes (Zhang et al. 2023).
 
     Args:
         path: folder of the ControlNet.
@@ -44,7 +44,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class IpAdapter:
-    """A picture that conditions the model beside the prompt (Ye et al. 2023).
+    """An IP-Adapter and the image that conditions the model beside the prompt (Ye et al. 2023).
 
     Args:
         path: a safetensors file, or a folder with one and with `image_encoder`.
@@ -69,7 +69,8 @@ class WeightsFile:
         return cast(AbstractContextManager[StoredTensors], safe_open(self.path, "pt"))
 
     def require_unchanged(self) -> None:
-        """
+        """Refuse a file that is no longer this one.
+
         Raises:
             ModelFolderError: it was written again since then, or is gone.
         """
@@ -109,5 +110,5 @@ def find_weights(path: Path) -> WeightsFile:
 
 
 def to_pil(picture: Tensor) -> Image.Image:
-    """From (3, H, W), uint8."""
+    """A tensor (3, H, W), uint8, as a PIL image."""
     return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())

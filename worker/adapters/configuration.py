@@ -83,7 +83,7 @@ def _unet_size() -> Rule:
     """diffusers takes it as a number or as (height, width), and uses it nowhere else."""
     return Rule(
         "unet", "sample_size", "a whole number from 1, two of them, or null",
-        lambda value, _: value is None or _is_size(value) or (_count(value) == 2 and all(map(_is_size, _entries(value)))),
+        lambda value, _: value is None or _is_size(value) or _are_sizes(value, 2),
     )  # fmt: skip
 
 
@@ -137,6 +137,10 @@ def _is_number(value: object) -> bool:
 
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and value >= 1
+
+
+def _are_sizes(value: object, count: int) -> bool:
+    return _count(value) == count and all(map(_is_size, _entries(value)))
 
 
 def _are_numbers(value: object, count: object) -> bool:
@@ -279,7 +283,7 @@ _RULES: dict[str, tuple[tuple[str, ...], tuple[Rule, ...]]] = {
             Rule("transformer", "all_f_patch_size", "a list with 1", lambda value, _: 1 in _entries(value)),
             Rule(
                 "transformer", "axes_lens", f"three numbers, of which the first is at least {_TEXT_TOKENS + 2}",
-                lambda value, _: _count(value) == 3 and all(map(_is_size, _entries(value))) and _entries(value)[0] >= _TEXT_TOKENS + 2,
+                lambda value, _: _are_sizes(value, 3) and _entries(value)[0] >= _TEXT_TOKENS + 2,
             ),
             *_SHIFTED,
         ),

@@ -16,7 +16,7 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a family's latent.
+    """Size and channels of a family's latent, and the limits of its tiles.
 
     Args:
         scale: pixels per latent pixel and axis.
@@ -34,7 +34,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class FamilyDefaults:
-    """What holds for a family, where the folder's `chorale.json` does not say otherwise.
+    """Settings of a family where the folder's `chorale.json` does not say otherwise.
 
     Args:
         steps: what is usual for the family.

@@ -29,13 +29,13 @@ _MOST = 24  # shapes; all recordings share one pool of memory, but each has inpu
 
 
 def replay_forward(network: nn.Module, record: Record | None = None) -> None:
-    """Play back, on a GPU, what was recorded of `network.forward`; weights may not be exchanged from then on.
+    """Replace `network.forward`, on a GPU, by replays of its recordings; weights may not be exchanged from then on.
 
     Args:
         record: for the test of what surrounds it, which has no GPU; then inputs of any device count.
     """
     replay = _Replay(network.forward, record or Recorder(), only_cuda=record is None)
-    network.forward = replay  # pyright: ignore[reportAttributeAccessIssue]
+    network.forward = replay  # pyright: ignore[reportAttributeAccessIssue]  # a callable in place of a method
 
 
 class _Replay:
@@ -88,7 +88,7 @@ def _describe(leaf: object) -> object:
 
 
 class Recorder:
-    """Records on a stream of its own, after a warm-up there."""
+    """Records CUDA graphs that share one pool of memory, on a stream of its own, after a warm-up there."""
 
     def __init__(self) -> None:
         self._pool: Any = None

@@ -90,7 +90,8 @@ _UNREAD = re.compile(r"(.+\.)?(lm_head|visual|vision_tower|multi_modal_projector
 
 
 def require_whole_weights(pipe: DiffusionPipeline, folder: Path) -> None:
-    """
+    """Refuse a pipeline of which files lack weights.
+
     Raises:
         ModelFolderError: names the part and the first weight that its files do not hold.
     """

@@ -8,7 +8,8 @@ from worker.adapters.errors import ModelFolderError
 
 
 def read_index(folder: Path) -> ModelIndex:
-    """
+    """Read `model_index.json`.
+
     Raises:
         ModelFolderError: there is none, or it names no pipeline.
     """
@@ -31,7 +32,8 @@ def find_files(folder: Path) -> Files:
 
 
 def read_object(path: Path) -> dict[str, object]:
-    """
+    """Read a JSON object.
+
     Raises:
         ModelFolderError: the file holds no JSON object.
     """

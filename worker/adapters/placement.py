@@ -18,7 +18,7 @@ _VAE = "vae"  # its parts are called one by one, which triggers no hook that wou
 
 
 def choose_quantization(folder: Path, settings: FolderSettings) -> PipelineQuantizationConfig | None:
-    """For weights that are read into eight-bit integers; the denoiser's only.
+    """Quantization of the denoiser to eight-bit integers, if the settings ask for it.
 
     Raises:
         ModelFolderError: a package is missing.
@@ -35,7 +35,8 @@ def choose_quantization(folder: Path, settings: FolderSettings) -> PipelineQuant
 
 
 def require_package(name: str, wanted_by: str) -> None:
-    """
+    """Refuse what needs an optional package that is missing.
+
     Raises:
         ModelFolderError: it is not installed.
     """
@@ -52,7 +53,8 @@ def store_in_float8(pipe: DiffusionPipeline) -> None:
 
 
 def check_offload(folder: Path, offload: Offload, device: torch.device) -> None:
-    """
+    """Refuse to offload from a CPU.
+
     Raises:
         ModelFolderError: there is nothing to offload from.
     """

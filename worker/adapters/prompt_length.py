@@ -88,7 +88,7 @@ def _find_limit(pipe: DiffusionPipeline) -> _Limit | None:
 
 
 def _find_max_sequence_length(pipe: DiffusionPipeline, tokenizer: Tokenizer) -> int:
-    """As adapters have it: the default of `encode_prompt`, or else what the pipeline passes to it."""
+    """The limit that the adapters pass: the default of `encode_prompt`, or else what the pipeline passes to it."""
     kind = type(pipe).__name__
     if kind == "FluxPipeline" and not pipe.components["transformer"].config["guidance_embeds"]:
         return 256

@@ -23,7 +23,8 @@ _MOST_OFF = 0.25  # schedules may end at a little noise: Stable Diffusion 1.5's 
 
 
 def require_working_scheduler(kept: AnyScheduler, use: SchedulerUse, family: str) -> None:
-    """
+    """Try the folder's scheduler, and name those that work where it does not.
+
     Raises:
         UnsupportedSchedulerError: the folder's does not work, with the reason and those that do.
     """
@@ -39,7 +40,8 @@ def require_working_scheduler(kept: AnyScheduler, use: SchedulerUse, family: str
 
 
 def try_scheduler(kept: AnyScheduler, use: SchedulerUse) -> None:
-    """
+    """Run it on a tiny canvas: from noise to a picture, over a checkpoint, and from the middle on.
+
     Raises:
         Exception: it does not work; each scheduler has its own reasons, and raises what it likes.
     """

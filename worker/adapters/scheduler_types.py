@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class AnyScheduler(Protocol):
-    """Every scheduler."""
+    """What every scheduler of diffusers has."""
 
     timesteps: Tensor
 
@@ -68,5 +68,5 @@ class Diffuses(Protocol):
 
 
 def find_scheduler(pipe: DiffusionPipeline) -> AnyScheduler:
-    """The folder's."""
+    """The scheduler of the pipeline's folder."""
     return cast(AnyScheduler, pipe.components["scheduler"])

@@ -60,7 +60,7 @@ class SchedulerUse:
 
 
 def make_scheduler(kept: AnyScheduler, use: SchedulerUse, device: torch.device) -> "DiffusersScheduler":
-    """A fresh one after the folder's, its timesteps set.
+    """Make a scheduler with the configuration of the folder's, its timesteps set.
 
     Raises:
         UnsupportedConditionError: it cannot take so many steps, or so few.
@@ -86,7 +86,7 @@ def _require_clock(timesteps: Tensor, levels: Tensor) -> None:
 
 
 def list_numbers(values: Tensor) -> list[float]:
-    """Of a tensor with one axis."""
+    """The entries of a tensor with one axis, read in one copy from its device."""
     return [float(value) for value in values.cpu()]
 
 

@@ -1,9 +1,10 @@
 """From the model that the operator names to its folder, and to the add-ons that fit it."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -170,9 +171,8 @@ def _fetch(name: str) -> Path:
     errors: list[Exception] = []
     for variant in _VARIANTS:
         try:
-            return Path(
-                DiffusionPipeline.download(name, use_safetensors=True, variant=variant, **_NEVER_READ)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-            )
+            download = cast(Callable[..., str], DiffusionPipeline.download)  # pyright: ignore[reportUnknownMemberType]  # untyped options
+            return Path(download(name, use_safetensors=True, variant=variant, **_NEVER_READ))
         except Exception as error:  # whatever diffusers, the hub and the network may raise
             errors.append(error)
     raise ModelFolderError(f"{name} cannot be fetched from the hub: {errors[0]}") from errors[0]

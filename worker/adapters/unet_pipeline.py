@@ -1,4 +1,4 @@
-"""What a folder with a UNet says of itself in its configurations."""
+"""What the configurations of a folder with a UNet determine: shape, defaults, embedded guidance."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ def is_guided(pipe: UNetPipeline, scale: float) -> bool:
 
 
 def embed_guidance_scale(pipe: UNetPipeline, scale: float) -> Tensor | None:
-    """For latent consistency models (Luo et al. 2023, section 4.2)."""
+    """The UNet's `timestep_cond`, for latent consistency models (Luo et al. 2023, section 4.2)."""
     width = pipe.unet.config.time_cond_proj_dim
     if width is None:
         return None

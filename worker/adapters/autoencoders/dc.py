@@ -29,7 +29,7 @@ from worker.engine.vae.operations import Attend, Fork, Join, Local, Shrink
 
 
 def list_dc(vae: AutoencoderDC, scaling: LatentScaling) -> SizedOperations:
-    """Its norms are taken pixel by pixel and its residual blocks are local; its linear attention is not."""
+    """Operations of the decoder: all local but linear attention, since norms are taken pixel by pixel."""
     decoder = vae.decoder
     yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), vae.config["latent_channels"]
     yield Local(lambda latent: _enter_decoder(decoder, latent), reach=1), decoder.conv_in.out_channels

@@ -102,7 +102,7 @@ def _list_from_plain_latent(vae: AutoencoderKL | AutoencoderKLFlux2) -> SizedOpe
 
 
 def list_level(block: nn.Module) -> SizedOperations:
-    """What blocks on the way up and down share; those with attention have it behind each part."""
+    """Residual blocks of a level, each followed by its attention where the level has any."""
     attentions = require_each(Attention, getattr(block, "attentions", None))
     for resnet, attention in zip_longest(require_each(ResnetBlock2D, block.resnets), attentions):
         yield from list_resnet(resnet)

@@ -1,4 +1,4 @@
-"""What the written-out autoencoders share."""
+"""What the lists of operations share: checked access to parts, convolutions, attention."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar, cast
@@ -18,7 +18,7 @@ EncoderOperations = Iterator[Operation | Shrink]
 
 
 def without_channels(operations: Iterable[tuple[Operation, int]]) -> Iterator[Operation]:
-    """Only a decoder's memory plan counts them."""
+    """The operations alone: only a decoder's memory plan counts channels."""
     return (operation for operation, _ in operations)
 
 

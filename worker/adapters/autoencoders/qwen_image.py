@@ -26,7 +26,7 @@ from worker.engine.vae.operations import Attend, Fork, Join, Local, Shrink
 
 
 def list_qwen_image(vae: AutoencoderKLQwenImage, scaling: LatentScaling) -> SizedOperations:
-    """Every layer is local but one attention: its norms are taken pixel by pixel."""
+    """Operations of the decoder, all local but one attention: its norms are taken pixel by pixel."""
     decoder, config = vae.decoder, vae.config
     yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), config["z_dim"]
     yield _list_frame(vae.post_quant_conv)
@@ -46,7 +46,7 @@ def list_qwen_image(vae: AutoencoderKLQwenImage, scaling: LatentScaling) -> Size
 
 
 def list_qwen_image_encoder(vae: AutoencoderKLQwenImage) -> EncoderOperations:
-    """To the mean of the latent."""
+    """Operations of the encoder, to the mean of the latent."""
     encoder, channels = vae.encoder, vae.config["z_dim"]
     yield Local(lambda image: image.to(vae.dtype))
     yield _list_frame(encoder.conv_in)[0]

@@ -61,7 +61,7 @@ class IpAdapterPipeline(Protocol):
 
 
 class IpAdapters:
-    """Those of one UNet, of which the last stays loaded until another, or none, is active."""
+    """The IP-Adapters of one UNet, of which the last stays loaded until another, or none, is active."""
 
     def __init__(self, pipe: UNetPipeline) -> None:
         self._pipe, self._view = pipe, cast(IpAdapterPipeline, pipe)
@@ -85,7 +85,7 @@ class IpAdapters:
         return ImagePrompt(self, adapter, tuple(embed.to(self._pipe.unet.dtype) for embed in embeds))
 
     def activate(self, adapter: ActiveAdapter | None) -> None:
-        """This one or none, at no cost where it is so already.
+        """Load this adapter or none, at no cost where that is so already.
 
         Raises:
             ModelFolderError: it is not for this model, unreadable, or no longer the file that was chosen.
@@ -187,7 +187,8 @@ _OF_TEXT = ("text_", "logit_scale")  # a whole CLIP is often what lies there
 
 
 def load_image_encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModelWithProjection:
-    """
+    """Load the image encoder that lies beside an adapter.
+
     Raises:
         ValueError: it is not whole; transformers would invent what is missing.
     """

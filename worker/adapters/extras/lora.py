@@ -50,7 +50,7 @@ LoraSet = tuple[ChosenLora, ...]
 
 
 class Loras:
-    """Those of one pipeline: any number in memory, one set active.
+    """The LoRAs of one pipeline: several in memory, one set of them active.
 
     The model's own weights are never touched: a LoRA's are computed beside them. So a picture
     without any has the same bytes whatever was loaded before; then the layers that hold them are
@@ -78,7 +78,7 @@ class Loras:
         return chosen
 
     def activate(self, chosen: LoraSet) -> None:
-        """Exactly these, at no cost where they are active already. One of weight 0 is read, and then left out.
+        """Apply exactly these, at no cost where they are active already; one of weight 0 is read, and then left out.
 
         Raises:
             ModelFolderError: one is not for this model, unreadable, or no longer what was chosen.
@@ -157,7 +157,7 @@ class LoraReplica:
 
 
 def insert_layers(network: nn.Module, layers: Sequence[LoraLayer], adapter: str) -> None:
-    """Put them beside the network's own, all with DoRA's magnitudes or all without.
+    """Add a file's layers to a network as one PEFT adapter, all with DoRA's magnitudes or all without.
 
     Raises:
         ValueError: PEFT holds something else afterwards.

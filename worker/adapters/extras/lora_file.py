@@ -137,7 +137,7 @@ class LoraScales:
         self._configs = configs
 
     def find(self, part: str, name: str, rank: int) -> float:
-        """As peft counts: alpha / rank, or alpha / sqrt(rank) (Kalajdzievski 2023); 1 without a word."""
+        """A layer's scale as in peft: alpha / rank, alpha / sqrt(rank) (Kalajdzievski 2023), 1 without an alpha."""
         config = self._configs.get(part, self._configs.get(""))
         usual: float | None = None if config is None else config.get("lora_alpha")
         if config is None or usual is None:

@@ -37,7 +37,7 @@ _SGM_OUTER = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One layer.
+    """A layer of the model that a LoRA can change.
 
     Args:
         part: of the pipeline, as `unet`.
@@ -182,7 +182,7 @@ def _require_all(tensors: Mapping[str, Tensor], unread: set[str], targets: Mappi
 
 
 def _scale(layer: FileLayer, name: str, targets: Mapping[str, Target], scales: LoraScales) -> FileLayer:
-    """With alpha / rank in `up` and in the bias; what alpha is left is the rank."""
+    """Multiply alpha / rank into `up` and the bias; the alpha that is left is the rank."""
     target, rank = targets.get(name), layer.rank
     part = target.part if target else next(each.part for each in targets.values() if each.part in DENOISERS)
     known = scales.find(part, target.name if target else name, rank)
@@ -195,7 +195,7 @@ def _scale(layer: FileLayer, name: str, targets: Mapping[str, Target], scales: L
 def _place(
     layers: Mapping[str, FileLayer], targets: Mapping[str, Target]
 ) -> tuple[list[LoraLayer], set[str]]:
-    """(layers that fit, their keys). Of two for the same target the second does not fit.
+    """Match layers by name and shape: (those that fit, their keys). Of two for one target the second does not fit.
 
     Of one that fits but for DoRA's magnitude the other keys count as used, so that an error names the magnitude.
     """
@@ -231,7 +231,7 @@ def _find_alphas(layers: Mapping[str, FileLayer], used: set[str]) -> set[str]:
 
 
 def _fit(layer: FileLayer, target: Target) -> LoraLayer | None:
-    """None: shapes differ."""
+    """The layer as its target holds it, or None where shapes differ."""
     (out, *inner), rank = target.shape, layer.rank
     ones = [1] * (len(inner) - 1)
     down = _reshape(layer.flatten_mid(), [rank, *inner])

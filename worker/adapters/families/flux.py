@@ -87,7 +87,7 @@ class FluxReplica:
 
 @dataclass(frozen=True, slots=True)
 class Flux:
-    """A loaded folder."""
+    """A loaded FLUX.1 pipeline."""
 
     pipe: FluxPipeline
     control_nets: FluxControlNets
@@ -142,7 +142,7 @@ class Flux:
 
 
 def load(folder: Path, device: torch.device) -> Flux:
-    """Load a folder.
+    """Load a folder with a FLUX.1 pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -85,7 +85,7 @@ def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Flux2:
-    """A loaded folder."""
+    """A loaded FLUX.2 pipeline."""
 
     pipe: Flux2Pipeline | Flux2KleinPipeline
     name = "flux-2"
@@ -133,7 +133,7 @@ class Flux2:
 
 
 def load(folder: Path, device: torch.device) -> Flux2:
-    """Load a folder.
+    """Load a folder with a FLUX.2 pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

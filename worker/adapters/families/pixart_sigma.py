@@ -22,7 +22,7 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class PixArtSigma:
-    """A loaded folder. Its positions are made from the size of what it sees: of each tile."""
+    """A loaded PixArt-Sigma pipeline. Its positions are made from the size of what it sees: of each tile."""
 
     pipe: PixArtSigmaPipeline
     name = "pixart-sigma"
@@ -64,7 +64,7 @@ class PixArtSigma:
 
 
 def load(folder: Path, device: torch.device) -> PixArtSigma:
-    """Load a folder.
+    """Load a folder with a PixArt-Sigma pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -84,7 +84,7 @@ def _pad(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True, slots=True)
 class QwenImage:
-    """A loaded folder. Its transformer counts positions from the middle of what it sees: of each tile."""
+    """A loaded Qwen-Image pipeline. Its transformer counts positions from the middle of what it sees: of each tile."""
 
     pipe: QwenImagePipeline
     name = "qwen-image"
@@ -116,7 +116,7 @@ class QwenImage:
 
 
 def load(folder: Path, device: torch.device) -> QwenImage:
-    """Load a folder.
+    """Load a folder with a Qwen-Image pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -23,7 +23,7 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class Sana:
-    """A loaded folder. It knows no positions: its convolutions see where a tile ends."""
+    """A loaded Sana pipeline. It knows no positions: its convolutions see where a tile ends."""
 
     pipe: SanaPipeline
     name = "sana"
@@ -72,7 +72,7 @@ def _read_instruction() -> list[str]:
 
 
 def load(folder: Path, device: torch.device) -> Sana:
-    """Load a folder.
+    """Load a folder with a Sana pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -30,7 +30,7 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class StableDiffusion:
-    """A loaded folder."""
+    """A loaded Stable Diffusion pipeline."""
 
     pipe: StableDiffusionPipeline
     control_nets: ControlNets
@@ -68,7 +68,7 @@ class StableDiffusion:
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusion:
-    """Load a folder.
+    """Load a folder with a Stable Diffusion pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -61,7 +61,7 @@ class StableDiffusion3Replica:
 
 @dataclass(frozen=True, slots=True)
 class StableDiffusion3:
-    """A loaded folder. Its table of positions is centred on what it sees: on each tile."""
+    """A loaded Stable Diffusion 3 pipeline. Its table of positions is centred on what it sees: on each tile."""
 
     pipe: StableDiffusion3Pipeline
     name = "stable-diffusion-3"
@@ -95,7 +95,7 @@ class StableDiffusion3:
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusion3:
-    """Load a folder.
+    """Load a folder with a Stable Diffusion 3 pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

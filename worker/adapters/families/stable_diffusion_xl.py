@@ -64,7 +64,7 @@ class MicroConditioning:
 
 @dataclass(frozen=True, slots=True)
 class StableDiffusionXL:
-    """A loaded folder."""
+    """A loaded SDXL pipeline."""
 
     pipe: StableDiffusionXLPipeline
     control_nets: ControlNets
@@ -111,7 +111,7 @@ class StableDiffusionXL:
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusionXL:
-    """Load a folder.
+    """Load a folder with a SDXL pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -57,7 +57,7 @@ class ZImageReplica:
 
 @dataclass(frozen=True, slots=True)
 class ZImage:
-    """A loaded folder.
+    """A loaded Z-Image pipeline.
 
     Its pipeline counts guidance from 0, here as everywhere 1 is off: ours is theirs plus one. Its
     transformer lays positions itself, behind the text and from each tile's corner.
@@ -88,7 +88,7 @@ class ZImage:
 
 
 def load(folder: Path, device: torch.device) -> ZImage:
-    """Load a folder.
+    """Load a folder with a Z-Image pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.
