@@ -36,7 +36,7 @@ from worker.engine.generate import StageBegan
 from worker.engine.ranks import Alone, Ranks
 from worker.engine.stitch import Band
 from worker.process.files import ImageFile
-from worker.result import Press
+from worker.result import PictureWriter
 
 TILE_TFLOP = 6.76  # of SDXL's UNet for one 1024 px tile, one branch
 
@@ -174,7 +174,7 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> N
                     digest.update(event.rows.numpy())
                     image.write(event.top, event.rows.numpy())
         marks += [last_step, time.perf_counter()]
-        Press(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
+        PictureWriter(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
         marks.append(time.perf_counter())
     spans = " ".join(f"{after - before:.1f}" for before, after in pairwise(marks))
     bench.say(

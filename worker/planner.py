@@ -1,4 +1,4 @@
-"""From a request to a plan. Pixels become latent pixels here, and pixels again in decode only."""
+"""From a request to a plan: here pixels become latent pixels; decoding makes pixels again."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from worker.engine.plan import (
 def plan_generation(
     request: ResolvedRequest, card: ModelCard, decode_memory_bytes: int, spill_dir: Path
 ) -> GenerationPlan:
-    """Make every choice that the request left open."""
+    """Decide all that the request leaves open."""
     stages = card.lay_stages(request)
     canvas = stages[-1]
     shown = request.height_px / canvas.height_px, request.width_px / canvas.width_px

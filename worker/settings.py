@@ -27,7 +27,7 @@ def _default_work_dir() -> Path:
 
 
 class WorkerSettings(SharedSettings, BaseSettings):
-    """Built once in main, passed down."""
+    """Read once, in main."""
 
     # docker-compose passes unset variables on as empty strings.
     model_config = SettingsConfigDict(env_prefix="CHORALE_", env_ignore_empty=True, extra="ignore")
@@ -61,7 +61,7 @@ _ALLOWED = "auto, cpu, mps, cuda:N or N; several of one kind with commas between
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """One name a rank, in the form that torch knows; empty means auto.
+    """One device for each rank, by its name in torch; empty means auto.
 
     Raises:
         ValueError: no such device can exist; the message says what is allowed.

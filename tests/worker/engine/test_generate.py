@@ -11,16 +11,15 @@ from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.families.stable_diffusion import load
 from worker.adapters.model import Conditions
 from worker.adapters.toy import CHANNELS, Toy, toy_decoder
-from worker.engine.canvas import Plane, Rectangle
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Step, denoise
-from worker.engine.ensemble import Batch, Ensemble, Replica
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band
-from worker.engine.warned import Warned
 
 GRIDS = DenoisePlan(Plane(32, 64), 16, 0, 0, moving=True, seed=3)
 
@@ -73,7 +72,7 @@ def test_another_batch_shape_changes_at_most_one_level(replica: Replica, modules
     assert (alone - batched).abs().max() <= 1
 
 
-def test_tiles_listen_to_each_other(replica: Replica) -> None:
+def test_tiles_influence_each_other(replica: Replica) -> None:
     """What one tile is given reaches tiles that never cover it, but not before the second step."""
     first, last = (_difference_from_a_touched_corner(replica, steps) for steps in (1, 4))
     assert first[:, 16:, :].abs().max() == first[:, :, 16:].abs().max() == 0
@@ -155,53 +154,3 @@ def test_ranks_halve_their_batches_together_where_one_lacks_memory(replica: Repl
         assert all(torch.equal(alone, each) for each in together)
     assert narrow[0].batches[:3] == narrow[1].batches[:3] == [8, 4, 2]
     assert set(narrow[0].batches[3:]) == set(narrow[1].batches[3:]) == {2}
-
-
-def test_a_halved_batch_is_told(replica: Replica) -> None:
-    events = list(generate(plan(16, modules=4), untiled(Narrow(replica, 5))))
-    (warning,) = (event for event in events if isinstance(event, Warned))
-    assert warning == Warned("batch_halved", "no memory for batches of 8 predictions; going on with 4")
-
-
-def test_a_single_prediction_without_room_is_an_error(replica: Replica) -> None:
-    with pytest.raises(torch.OutOfMemoryError):
-        picture(plan(16), untiled(Narrow(replica, 0)))
-
-
-class Counting(Broken):
-    """Remembers how large its batches were."""
-
-    branches = 2
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def guide(self, predictions: torch.Tensor) -> torch.Tensor:
-        return predictions.sum(0)
-
-    def predict(self, batch: Batch) -> torch.Tensor:
-        self.batches.append(len(batch.crops))
-        return batch.crops
-
-
-@pytest.mark.parametrize(
-    ("even", "ranks", "batches"),
-    [(False, 1, [16] * 4), (True, 1, [13] * 4), (True, 2, [13] * 2), (True, 8, [7])],
-)
-def test_even_batches_waste_little_and_give_every_rank_as_many(
-    even: bool, ranks: int, batches: list[int]
-) -> None:
-    """25 tiles with guidance: 50 queries, at most 16 at a time."""
-    tiles = [Rectangle(0, left, 4, 4) for left in range(25)]
-    replicas = [Counting() for _ in range(ranks)]
-
-    def predict(replica: Counting, group: Group) -> list[tuple[Rectangle, torch.Tensor]]:
-        ensemble = Ensemble(replica, Plane(4, 128), 8, group, even=even)
-        return list(ensemble.predict(torch.arange(128.0).expand(1, 4, -1), torch.tensor(0), tiles))
-
-    with ThreadPoolExecutor(ranks) as pool:
-        gathered = list(pool.map(predict, replicas, thread_groups(ranks)))
-    assert [replica.batches for replica in replicas] == [batches] * ranks
-    for each in gathered:
-        assert [tile for tile, _ in each] == tiles
-        assert all(float(prediction[0, 0, 0]) == 2 * tile.left for tile, prediction in each)

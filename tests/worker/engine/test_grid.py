@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.errors import GridError
-from worker.engine.fuse import Fusion, blending_window
 from worker.engine.grid import TileGrid
 from worker.engine.plan import DenoisePlan
 
@@ -34,15 +33,6 @@ def test_every_pixel_is_covered_and_tiles_are_alike(grid: TileGrid) -> None:
     assert len(set(grid.tiles)) == len(grid.tiles)
 
 
-@given(grids())
-def test_fuse_inverts_crop(grid: TileGrid) -> None:
-    canvas = torch.randn(3, *grid.canvas.size)
-    fusion = Fusion(grid.canvas, canvas)
-    for tile in grid.tiles:
-        fusion.add(tile, grid.canvas.gather(canvas, tile))
-    torch.testing.assert_close(fusion.mean(), canvas, rtol=0, atol=1e-5)
-
-
 @given(st.integers(64, 200), st.booleans(), st.integers(0, 50))
 def test_neighbours_share_at_least_the_overlap(length: int, wraps: bool, shift: int) -> None:
     grid = TileGrid.lay(Plane(length, 32, (wraps, False)), tile_size=32, overlap=12, shift=(shift, 0))
@@ -65,13 +55,6 @@ def test_a_tile_cut_short_by_a_small_wrapping_canvas_shares_less() -> None:
 def test_overlap_as_large_as_the_tile_is_refused() -> None:
     with pytest.raises(GridError, match="overlap 64 must be at least 0 and less than tile_size 64"):
         TileGrid.lay(Plane(128, 128), tile_size=64, overlap=64)
-
-
-def test_window_is_symmetric_in_both_axes_and_never_zero() -> None:
-    window = blending_window(48, 64, torch.device("cpu"))
-    torch.testing.assert_close(window, window.flip(0))
-    torch.testing.assert_close(window, window.flip(1))
-    assert window.min() > 0
 
 
 def test_moving_grid_never_puts_a_border_twice_on_a_line() -> None:

@@ -27,9 +27,9 @@ def assemble(cells: tuple[PreviewCell, ...], height: int, width: int) -> np.ndar
     """What a viewer sees, at latent resolution; -1 where nothing was shown."""
     seen = np.full((height, width), -1)
     for cell in cells:
-        pixels = simplejpeg.decode_jpeg(cell.jpeg)[:, :, 0]
-        top, left = cell.top_px // SCALE, cell.left_px // SCALE
-        rows, columns = cell.height_px // SCALE, cell.width_px // SCALE
+        data, pixels = cell.data, simplejpeg.decode_jpeg(cell.jpeg)[:, :, 0]
+        top, left = data.top_px // SCALE, data.left_px // SCALE
+        rows, columns = data.height_px // SCALE, data.width_px // SCALE
         step = max(pixels.shape[0] // rows, 1)
         seen[top : top + rows, left : left + columns] = pixels[::step, ::step]
     return seen
@@ -55,8 +55,11 @@ def test_cells_cover_the_picture_once(height: int, width: int) -> None:
     canvas.paint(Rectangle(0, 0, height, width), torch.zeros(1, height, width), 1)
     covered = np.zeros((height * SCALE, width * SCALE), int)
     for cell in canvas.take(EVERYTHING):
-        assert cell.left_px % 512 == cell.top_px % 512 == 0
-        covered[cell.top_px : cell.top_px + cell.height_px, cell.left_px : cell.left_px + cell.width_px] += 1
+        assert cell.data.left_px % 512 == cell.data.top_px % 512 == 0
+        covered[
+            cell.data.top_px : cell.data.top_px + cell.data.height_px,
+            cell.data.left_px : cell.data.left_px + cell.data.width_px,
+        ] += 1
     assert (covered == 1).all()
 
 
@@ -69,7 +72,7 @@ def test_finished_rows_replace_estimates(height: int, width: int, band: int) -> 
     for top in range(0, height * SCALE, band * SCALE):
         canvas.paint_rows(top, rows[top : top + band * SCALE])
     cells = canvas.take(EVERYTHING)
-    assert {cell.stage for cell in cells} == {"decode"}
+    assert {cell.data.stage for cell in cells} == {"decode"}
     assert np.abs(assemble(cells, height, width) - 200).max() < 4
 
 
@@ -88,12 +91,12 @@ def test_cells_end_where_the_picture_does(
         canvas.paint(Rectangle(0, 0, height, width), torch.zeros(1, height, width), 1)
     covered, per_pixel = np.zeros(shown, int), 2 if decoded else SCALE
     for cell in canvas.take(EVERYTHING):
-        assert cell.stage == ("decode" if decoded else "denoise")
-        bottom, right = cell.top_px + cell.height_px, cell.left_px + cell.width_px
+        assert cell.data.stage == ("decode" if decoded else "denoise")
+        bottom, right = cell.data.top_px + cell.data.height_px, cell.data.left_px + cell.data.width_px
         assert (bottom <= shown[0], right <= shown[1]) == (True, True)
-        covered[cell.top_px : bottom, cell.left_px : right] += 1
+        covered[cell.data.top_px : bottom, cell.data.left_px : right] += 1
         pixels = simplejpeg.decode_jpeg(cell.jpeg)
-        assert pixels.shape[:2] == (-(-cell.height_px // per_pixel), -(-cell.width_px // per_pixel))
+        assert pixels.shape[:2] == (-(-cell.data.height_px // per_pixel), -(-cell.data.width_px // per_pixel))
     assert (covered == 1).all()
 
 
@@ -104,7 +107,7 @@ def test_only_changes_are_taken_and_each_once() -> None:
     assert canvas.take(EVERYTHING) == ()
     canvas.paint(Rectangle(70, 70, 10, 10), torch.ones(1, 10, 10), 2)
     (cell,) = canvas.take(EVERYTHING)
-    assert (cell.top_px, cell.left_px, cell.step) == (512, 512, 2)
+    assert (cell.data.top_px, cell.data.left_px, cell.data.step) == (512, 512, 2)
 
 
 def test_no_cell_starves_when_all_change_faster_than_they_are_taken() -> None:
@@ -113,23 +116,23 @@ def test_no_cell_starves_when_all_change_faster_than_they_are_taken() -> None:
     for step in range(16):
         canvas.paint(Rectangle(0, 0, 256, 256), torch.zeros(1, 256, 256), step)
         (cell,) = canvas.take(1)
-        taken.add((cell.top_px, cell.left_px))
+        taken.add((cell.data.top_px, cell.data.left_px))
     assert len(taken) == 16
 
 
 @given(st.integers(60, 200), st.integers(60, 200), st.sampled_from([0.25, 0.5, 0.7]))
 @settings(max_examples=25, deadline=None)
 def test_smaller_canvases_are_seen_at_the_pictures_own_size(height: int, width: int, share: float) -> None:
-    """Cells are the same ones; what the next canvas has not sung yet stays as the last one left it."""
+    """Cells are the same ones; what the next canvas has not painted yet stays as the last one left it."""
     canvas = canvas_of(height, width)
     rows, columns = int(height * share), int(width * share)
-    canvas.begin(rows, columns)
+    canvas.resize(rows, columns)
     canvas.paint(Rectangle(0, 0, rows, columns), torch.linspace(0.2, 0.8, columns).repeat(rows, 1)[None], 1)
     wanted = torch.linspace(0.2, 0.8, width).numpy() * 255
     seen = assemble(canvas.take(EVERYTHING), height, width)
     assert np.abs(seen[:, 8:-8] - wanted[8:-8]).max() < 16
-    canvas.begin(height, width)
+    canvas.resize(height, width)
     canvas.paint(Rectangle(height - 1, width - 1, 1, 1), torch.ones(1, 1, 1), 2)
     (cell,) = canvas.take(EVERYTHING)
-    left = assemble((cell,), height, width)[cell.top_px // SCALE, cell.left_px // SCALE :]
-    assert np.abs(left[8:-12] - wanted[cell.left_px // SCALE :][8:-12]).max(initial=0) < 16
+    left = assemble((cell,), height, width)[cell.data.top_px // SCALE, cell.data.left_px // SCALE :]
+    assert np.abs(left[8:-12] - wanted[cell.data.left_px // SCALE :][8:-12]).max(initial=0) < 16
