@@ -1,9 +1,12 @@
 """What may be added to a model for one picture, and where its weights lie."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from worker.adapters.errors import ModelFolderError
@@ -24,7 +27,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A picture whose structure is followed (Zhang et al. 2023).
+    """A ControlNet and the image whose structure it imposes (Zhang et al. 2023).
 
     Args:
         path: folder of the ControlNet.
@@ -41,7 +44,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class IpAdapter:
-    """A picture that conditions the model beside the prompt (Ye et al. 2023).
+    """An IP-Adapter and the image that conditions the model beside the prompt (Ye et al. 2023).
 
     Args:
         path: a safetensors file, or a folder with one and with `image_encoder`.
@@ -54,25 +57,58 @@ class IpAdapter:
     scale: float = 0.6
 
 
-def find_weights(path: Path) -> Path:
-    """
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A safetensors file as it was at some time: one that is written to its place later is not equal."""
+
+    path: Path
+    mtime_ns: int
+
+    def open(self) -> AbstractContextManager["StoredTensors"]:
+        """Its names and shapes, without its numbers."""
+        return cast(AbstractContextManager[StoredTensors], safe_open(self.path, "pt"))
+
+    def require_unchanged(self) -> None:
+        """Refuse a file that is no longer this one.
+
+        Raises:
+            ModelFolderError: it was written again since then, or is gone.
+        """
+        if not self.path.is_file() or self.path.stat().st_mtime_ns != self.mtime_ns:
+            raise ModelFolderError(
+                f"{self.path.name} was changed or removed while a picture was made with it"
+            )
+
+
+class StoredShape(Protocol):
+    """One tensor of an open safetensors file."""
+
+    def get_shape(self) -> list[int]: ...
+
+
+class StoredTensors(Protocol):
+    """An open safetensors file, for which the library declares no types."""
+
+    def keys(self) -> list[str]: ...
+
+    def metadata(self) -> dict[str, str] | None: ...
+
+    def get_slice(self, name: str) -> StoredShape: ...
+
+
+def find_weights(path: Path) -> WeightsFile:
+    """The one safetensors file of an add-on, which is that file or a folder with it.
+
     Raises:
-        ModelFolderError: there is not exactly one safetensors file.
+        ModelFolderError: there is not exactly one.
     """
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.safetensors"))
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise ModelFolderError(f"{path.name} must hold one safetensors file; it holds {found}")
-    return files[0]
-
-
-def stamp(path: Path) -> tuple[Path, int]:
-    """What changes when somebody writes another file to the same place."""
-    return path, path.stat().st_mtime_ns
+    return WeightsFile(files[0], files[0].stat().st_mtime_ns)
 
 
 def to_pil(picture: Tensor) -> Image.Image:
-    """From (3, H, W), uint8."""
+    """A tensor (3, H, W), uint8, as a PIL image."""
     return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())

@@ -1,13 +1,14 @@
-"""What of a folder's configurations no picture can be made of, or not the one that was meant.
+"""Fields of a folder's configurations of which no picture can be made, or not the one that was meant.
 
 diffusers fails on most of it in the middle of a picture; here it is refused when the folder is loaded. All that
 is not named here is honoured, changes nothing, or shows itself in the first small picture that a worker makes:
 tests/conformance holds every field to that.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
+from typing import cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -18,8 +19,8 @@ Configs = Mapping[str, Config]
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What a field of a part has to be.
+class Rule:
+    """What a configuration's field has to be.
 
     Args:
         allowed: the same in words, which may depend on the configurations of all parts.
@@ -31,92 +32,119 @@ class Need:
     allowed: str | Callable[[Configs], str]
     fits: Callable[[object, Configs], bool]
 
-    def send(self, configs: Configs) -> str:
+    def explain(self, configs: Configs) -> str:
         allowed = self.allowed if isinstance(self.allowed, str) else self.allowed(configs)
         value = configs[self.part][self.field]
         return f"{self.part}/config.json: {self.field} is {value!r}; allowed: {allowed}"
 
 
 def check_configuration(pipe: DiffusionPipeline) -> None:
-    """
+    """Refuse a loaded pipeline of which no picture can be made, or another than was meant.
+
     Raises:
         ModelFolderError: names the first field that cannot be honoured, its value and what is allowed.
     """
     configs: Configs = {
         name: part.config for name, part in pipe.components.items() if hasattr(part, "config")
     }
-    for need in _find_needs(pipe, configs):
-        config = configs[need.part]
-        if need.field in config and not need.fits(config[need.field], configs):
-            raise ModelFolderError(need.send(configs))
+    for rule in _find_rules(pipe, configs):
+        config = configs[rule.part]
+        if rule.field in config and not rule.fits(config[rule.field], configs):
+            raise ModelFolderError(rule.explain(configs))
 
 
-def _find_needs(pipe: DiffusionPipeline, configs: Configs) -> Iterator[Need]:
-    kind = next(each.__name__ for each in type(pipe).__mro__ if each.__name__ in _NEEDS)
-    allowed, needs = _NEEDS[kind]
+def _find_rules(pipe: DiffusionPipeline, configs: Configs) -> Iterator[Rule]:
+    kind = next(each.__name__ for each in type(pipe).__mro__ if each.__name__ in _RULES)
+    allowed, rules = _RULES[kind]
     found = type(pipe.components["vae"]).__name__
     if found not in allowed:
         raise ModelFolderError(f"vae is of class {found}; allowed for a {kind}: {', '.join(allowed)}")
     yield from _OF_AUTOENCODERS[found]
-    yield from needs
+    yield from rules
 
 
-def _one_of(part: str, field: str, *values: object) -> Need:
-    return Need(part, field, ", ".join(map(repr, values)), lambda value, _: value in values)
+def _one_of(part: str, field: str, *values: object) -> Rule:
+    return Rule(part, field, ", ".join(map(repr, values)), lambda value, _: value in values)
 
 
-def _number(part: str, field: str) -> Need:
-    return Need(part, field, "a number", lambda value, _: isinstance(value, int | float))
+def _number(part: str, field: str) -> Rule:
+    return Rule(part, field, "a number", lambda value, _: _is_number(value))
 
 
-def _divisor(part: str, field: str) -> Need:
-    return Need(
-        part, field, "a number other than 0", lambda value, _: isinstance(value, int | float) and value != 0
-    )
+def _divisor(part: str, field: str) -> Rule:
+    return Rule(part, field, "a number other than 0", lambda value, _: _is_number(value) and value != 0)
 
 
-def _as_many(part: str, field: str, as_field: str, more: int = 0) -> Need:
+def _size(part: str, field: str) -> Rule:
+    return Rule(part, field, "a whole number from 1", lambda value, _: _is_size(value))
+
+
+def _unet_size() -> Rule:
+    """diffusers takes it as a number or as (height, width), and uses it nowhere else."""
+    return Rule(
+        "unet", "sample_size", "a whole number from 1, two of them, or null",
+        lambda value, _: value is None or _is_size(value) or _are_sizes(value, 2),
+    )  # fmt: skip
+
+
+def _as_many(part: str, field: str, as_field: str, more: int = 0) -> Rule:
     """Levels: an autoencoder enlarges as often as it has them, and a pipeline counts one list only."""
-    return Need(
+    return Rule(
         part, field, f"as many entries as {as_field} has" + (f", and {more}" if more else ""),
         lambda value, configs: _count(value) == _count(configs[part][as_field]) + more,
     )  # fmt: skip
 
 
-def _levels(field: str, channels: str) -> Need:
-    return Need(
+def _levels(field: str, channels: str) -> Rule:
+    return Rule(
         "vae", field, lambda configs: f"{configs['vae'][channels]} numbers, as {channels} says",
-        lambda value, configs: _count(value) == configs["vae"][channels],
+        lambda value, configs: _are_numbers(value, configs["vae"][channels]),
     )  # fmt: skip
 
 
-def _both_levels_or_none(field: str) -> Need:
+def _both_levels_or_none(field: str) -> Rule:
     def fits(value: object, configs: Configs) -> bool:
         levels = [configs["vae"].get(name) for name in ("latents_mean", "latents_std")]
-        return None in levels or _count(value) == configs["vae"]["latent_channels"]
+        return None in levels or _are_numbers(value, configs["vae"]["latent_channels"])
 
-    return Need("vae", field, lambda configs: f"{configs['vae']['latent_channels']} numbers, or null", fits)
+    return Rule("vae", field, lambda configs: f"{configs['vae']['latent_channels']} numbers, or null", fits)
 
 
-def _channels(part: str, *, packed: int = 1, of: str = "latent_channels") -> Need:
+def _channels(part: str, *, packed: int = 1, of: str = "latent_channels") -> Rule:
     """Models for inpainting and the like take more than a latent: there is no text-to-image pipeline for them."""
     counted = f"as {of} of vae/config.json" + (f" times {packed}, a token's pixels" if packed > 1 else "")
-    return Need(
+    return Rule(
         part, "in_channels", lambda configs: f"{_int(configs['vae'][of]) * packed}, {counted}",
         lambda value, configs: value == _int(configs["vae"][of]) * packed,
     )  # fmt: skip
 
 
-def _answers(part: str, *times: int) -> Need:
-    """A second half of what a denoiser answers is its variance, which no step needs."""
+def _out_channels(part: str, *times: int) -> Rule:
+    """The second half of a prediction is its variance, which no step needs."""
 
     def count(configs: Configs) -> list[int]:
         return [_int(configs[part]["in_channels"]) * each for each in times]
 
-    return Need(
+    return Rule(
         part, "out_channels", lambda configs: " or ".join(map(str, count(configs))) + ", as in_channels has it",
         lambda value, configs: value is None or value in count(configs),
     )  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _are_sizes(value: object, count: int) -> bool:
+    return _count(value) == count and all(map(_is_size, _entries(value)))
+
+
+def _are_numbers(value: object, count: object) -> bool:
+    return _count(value) == count and all(map(_is_number, _entries(value)))
 
 
 def _int(value: object) -> int:
@@ -125,11 +153,11 @@ def _int(value: object) -> int:
 
 
 def _count(value: object) -> int:
-    return len(value) if isinstance(value, list | tuple) else -1
+    return len(cast(Sequence[object], value)) if isinstance(value, list | tuple) else -1
 
 
 _COLOURS = 3
-_OF_AUTOENCODERS: dict[str, tuple[Need, ...]] = {
+_OF_AUTOENCODERS: dict[str, tuple[Rule, ...]] = {
     "AutoencoderKL": (
         _one_of("vae", "in_channels", _COLOURS),
         _one_of("vae", "out_channels", _COLOURS),
@@ -141,11 +169,11 @@ _OF_AUTOENCODERS: dict[str, tuple[Need, ...]] = {
         _one_of("vae", "out_channels", _COLOURS),
         _as_many("vae", "up_block_types", "block_out_channels"),
         _as_many("vae", "down_block_types", "block_out_channels"),
-        Need(
+        Rule(
             "vae", "decoder_block_out_channels", "null, or as many entries as block_out_channels has",
             lambda value, configs: value is None or _count(value) == _count(configs["vae"]["block_out_channels"]),
         ),
-        Need("vae", "patch_size", "of 4 pixels in all", lambda value, _: prod(_entries(value)) == 4),
+        Rule("vae", "patch_size", "of 4 pixels in all", lambda value, _: prod(_entries(value)) == 4),
     ),
     "AutoencoderKLQwenImage": (
         _one_of("vae", "input_channels", _COLOURS),
@@ -162,7 +190,7 @@ _OF_AUTOENCODERS: dict[str, tuple[Need, ...]] = {
         _one_of("vae", "in_channels", _COLOURS),
         _one_of("vae", "out_channels", _COLOURS),
         _one_of("vae", "upsampling_scaling_factor", 2),
-        Need("vae", "encoder_block_out_channels", "entries that are all alike", lambda value, _: len({*_entries(value)}) == 1),
+        Rule("vae", "encoder_block_out_channels", "entries that are all alike", lambda value, _: len({*_entries(value)}) == 1),
         _as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
         _divisor("vae", "scaling_factor"),
     ),
@@ -170,6 +198,7 @@ _OF_AUTOENCODERS: dict[str, tuple[Need, ...]] = {
 
 _UNET = (
     _channels("unet"),
+    _unet_size(),
     _one_of("unet", "class_embed_type", None),
     _one_of("unet", "num_class_embeds", None),
     _one_of("unet", "encoder_hid_dim_type", None, "text_proj"),
@@ -177,13 +206,13 @@ _UNET = (
 _SHIFTED = (_divisor("vae", "scaling_factor"), _number("vae", "shift_factor"))
 _FLUX_2 = (
     _channels("transformer", packed=4),
-    _answers("transformer", 1),
+    _out_channels("transformer", 1),
     _one_of("transformer", "patch_size", 1),
 )
 _TEXT_TOKENS = 512  # that Z-Image's pipeline reads; the picture has the place behind them
 
 _KL = ("AutoencoderKL", "AutoencoderTiny")
-_NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
+_RULES: dict[str, tuple[tuple[str, ...], tuple[Rule, ...]]] = {
     "StableDiffusionPipeline": (
         _KL, (*_UNET, _one_of("unet", "addition_embed_type", None, "text"), _divisor("vae", "scaling_factor")),
     ),
@@ -196,11 +225,18 @@ _NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
             _both_levels_or_none("latents_std"),
         ),
     ),
-    "StableDiffusion3Pipeline": (_KL, (_channels("transformer"), _answers("transformer", 1), *_SHIFTED)),
+    "StableDiffusion3Pipeline": (
+        _KL, (
+            _channels("transformer"),
+            _out_channels("transformer", 1),
+            *(_size("transformer", field) for field in ("sample_size", "patch_size", "pos_embed_max_size")),
+            *_SHIFTED,
+        ),
+    ),
     "FluxPipeline": (
         _KL, (
             _channels("transformer", packed=4),
-            _answers("transformer", 1),
+            _out_channels("transformer", 1),
             _one_of("transformer", "patch_size", 1),
             *_SHIFTED,
         ),
@@ -210,8 +246,9 @@ _NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
     "PixArtSigmaPipeline": (
         _KL, (
             _channels("transformer"),
-            _answers("transformer", 1, 2),
-            Need(
+            _out_channels("transformer", 1, 2),
+            *(_size("transformer", field) for field in ("sample_size", "patch_size")),
+            Rule(
                 "transformer", "use_additional_conditions", "false, or null where sample_size is not 128",
                 lambda value, configs: not value and (value, configs["transformer"]["sample_size"]) != (None, 128),
             ),
@@ -221,7 +258,9 @@ _NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
     "SanaPipeline": (
         ("AutoencoderDC", "AutoencoderTiny"), (
             _channels("transformer"),
-            _answers("transformer", 1, 2),
+            _out_channels("transformer", 1, 2),
+            *(_size("transformer", field) for field in ("sample_size", "patch_size")),
+            _number("transformer", "timestep_scale"),
             _one_of("transformer", "guidance_embeds", False),
         ),
     ),
@@ -229,7 +268,7 @@ _NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
         ("AutoencoderKLQwenImage",), (
             _channels("transformer", packed=4, of="z_dim"),
             _one_of("transformer", "patch_size", 2),
-            Need(
+            Rule(
                 "transformer", "out_channels", "a quarter of in_channels",
                 lambda value, configs: _int(value) * 4 == configs["transformer"]["in_channels"],
             ),
@@ -240,11 +279,11 @@ _NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
     "ZImagePipeline": (
         _KL, (
             _channels("transformer"),
-            Need("transformer", "all_patch_size", "a list with 2", lambda value, _: 2 in _entries(value)),
-            Need("transformer", "all_f_patch_size", "a list with 1", lambda value, _: 1 in _entries(value)),
-            Need(
+            Rule("transformer", "all_patch_size", "a list with 2", lambda value, _: 2 in _entries(value)),
+            Rule("transformer", "all_f_patch_size", "a list with 1", lambda value, _: 1 in _entries(value)),
+            Rule(
                 "transformer", "axes_lens", f"three numbers, of which the first is at least {_TEXT_TOKENS + 2}",
-                lambda value, _: _count(value) == 3 and _entries(value)[0] >= _TEXT_TOKENS + 2,
+                lambda value, _: _are_sizes(value, 3) and _entries(value)[0] >= _TEXT_TOKENS + 2,
             ),
             *_SHIFTED,
         ),
@@ -253,4 +292,4 @@ _NEEDS: dict[str, tuple[tuple[str, ...], tuple[Need, ...]]] = {
 
 
 def _entries(value: object) -> list[int]:
-    return list(value) if isinstance(value, list | tuple) else []
+    return list(cast(Sequence[int], value)) if isinstance(value, list | tuple) else []

@@ -5,7 +5,7 @@ ModelError
 ├── DamagedModelError          a file does not have the digest that the folder states
 ├── UnknownFamilyError         no adapter for this pipeline class
 ├── UnsupportedSchedulerError  the folder's scheduler does not work with its family
-└── UnsupportedConditionError  the family cannot be told that
+└── UnsupportedConditionError  the model cannot be conditioned on that
 """
 
 
@@ -30,4 +30,4 @@ class UnsupportedSchedulerError(ModelError):
 
 
 class UnsupportedConditionError(ModelError):
-    """The family cannot be told that; names field, value and what is allowed."""
+    """The model cannot be conditioned on that; names field, value and what is allowed."""

@@ -16,7 +16,7 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a family's latent.
+    """Size and channels of a family's latent, and the limits of its tiles.
 
     Args:
         scale: pixels per latent pixel and axis.
@@ -33,15 +33,15 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
-    """How a family is used, where the folder's `chorale.json` does not say otherwise.
+class FamilyDefaults:
+    """Settings of a family where the folder's `chorale.json` does not say otherwise.
 
     Args:
         steps: what is usual for the family.
         guidance_scale: the same; 1.0 is off.
-        positions: what its transformer can be told about where a tile lies.
+        positions: that its transformer takes, of where a tile lies.
         negative_prompt: whether the family uses one.
-        guidance: whether it can be guided, by two branches or by a scale that it is told.
+        guidance: whether it can be guided, by two branches or by an embedded scale.
         add_ons: kinds that it can take.
     """
 
@@ -66,10 +66,10 @@ class Family(Protocol):
     def shape(self) -> Shape: ...
 
     @property
-    def habits(self) -> Habits: ...
+    def defaults(self) -> FamilyDefaults: ...
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
-        """Encode what the model is told; a stage then adds what depends on its canvas."""
+        """Encode the conditions; a stage then adds what depends on its canvas."""
         ...
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:

@@ -2,6 +2,11 @@
 
 SDXL's UNet, one H100: the 30 steps of a single tile with guidance take 1.0 s in place of 2.1, which is what the
 host takes to launch them. Of a batch of 16 it is 1 %.
+
+In place of `torch.cuda.make_graphed_callables`: that takes positional tensors alone (a UNet also takes None and
+dictionaries) and one shape, hands out outputs that the next replay overwrites, and records in the mode in which a
+CUDA call of any other thread, such as NCCL's watchdog, makes the recording fail. Around it the same keys, copies and
+fallbacks would be needed.
 """
 
 import logging
@@ -24,13 +29,13 @@ _MOST = 24  # shapes; all recordings share one pool of memory, but each has inpu
 
 
 def replay_forward(network: nn.Module, record: Record | None = None) -> None:
-    """Play back, on a GPU, what was recorded of `network.forward`; weights may not be exchanged from then on.
+    """Replace `network.forward`, on a GPU, by replays of its recordings; weights may not be exchanged from then on.
 
     Args:
         record: for the test of what surrounds it, which has no GPU; then inputs of any device count.
     """
     replay = _Replay(network.forward, record or Recorder(), only_cuda=record is None)
-    network.forward = replay  # pyright: ignore[reportAttributeAccessIssue]
+    network.forward = replay  # pyright: ignore[reportAttributeAccessIssue]  # a callable in place of a method
 
 
 class _Replay:
@@ -49,7 +54,7 @@ class _Replay:
         for mine, given in zip(fixed, inputs, strict=True):
             mine.copy_(given)
         play()
-        return tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, output)
+        return tree_map(_copy, output)
 
     def _try_to_record(
         self, key: object, leaves: Sequence[Any], form: TreeSpec, inputs: Sequence[Tensor]
@@ -74,12 +79,16 @@ class _Replay:
         return True
 
 
+def _copy(leaf: object) -> object:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
 def _describe(leaf: object) -> object:
     return (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf
 
 
 class Recorder:
-    """Records on a stream of its own, after a warm-up there."""
+    """Records CUDA graphs that share one pool of memory, on a stream of its own, after a warm-up there."""
 
     def __init__(self) -> None:
         self._pool: Any = None

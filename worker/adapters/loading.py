@@ -2,9 +2,9 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypedDict, TypeVar, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from api_schemas.model_files import ModelIndex
+from worker.adapters.config_types import check_numbers
 from worker.adapters.configuration import check_configuration
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model_index import read_index
@@ -43,15 +44,17 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
     """
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
+    check_numbers(folder)
     absent = _leave_out(kind, folder, read_index(folder))
     quantization = choose_quantization(folder, settings)
     try:
-        pipe = kind.from_pretrained(
+        loaded = cast(FromPretrained, kind).from_pretrained(
             str(folder), dtype=choose_dtypes(folder, settings, device), quantization_config=quantization,
             use_safetensors=True, local_files_only=True, **{**absent, **parts},
         )  # fmt: skip
     except Exception as error:  # whatever diffusers, transformers and safetensors make of a broken folder
         raise ModelFolderError(f"{folder} cannot be loaded as a {kind.__name__}: {error}") from error
+    pipe = cast(Pipe, loaded)
     require_whole_weights(pipe, folder)
     check_configuration(pipe)
     limit_tokenizers(pipe)
@@ -62,7 +65,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
 
 
 def _leave_out(kind: type[DiffusionPipeline], folder: Path, index: ModelIndex) -> dict[str, None]:
-    """The absent parts, which diffusers wants to be told of."""
+    """The absent parts, as the arguments that diffusers needs for them."""
     absent = index.absent & inspect.signature(kind.__init__).parameters.keys()
     kept = absent - _DISPENSABLE - _DISPENSABLE_OF.get(kind.__name__, set())
     if kept:
@@ -87,7 +90,8 @@ _UNREAD = re.compile(r"(.+\.)?(lm_head|visual|vision_tower|multi_modal_projector
 
 
 def require_whole_weights(pipe: DiffusionPipeline, folder: Path) -> None:
-    """
+    """Refuse a pipeline of which files lack weights.
+
     Raises:
         ModelFolderError: names the part and the first weight that its files do not hold.
     """
@@ -100,11 +104,34 @@ def require_whole_weights(pipe: DiffusionPipeline, folder: Path) -> None:
             )
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+class LoadingReport(TypedDict):
+    """Which weights did not fit."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+
+
+def load_with_report(kind: type[M], folder: Path, **options: object) -> tuple[M, LoadingReport]:
+    """One network of diffusers or transformers, from safetensors alone."""
+    load = cast(FromPretrained, kind)
+    loaded = load.from_pretrained(
+        str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+    )
+    return cast(tuple[M, LoadingReport], loaded)
+
+
+class FromPretrained(Protocol):
+    """Both libraries declare that the network comes alone, with a report or without."""
+
+    def from_pretrained(self, folder: str, **options: object) -> object: ...
+
+
 def _find_missing(part: nn.Module, folder: Path) -> list[str]:
-    """transformers does not keep what it found, so it is asked again, for shapes alone: that takes milliseconds."""
+    """transformers keeps no report of what it loaded, so it loads again, shapes alone: that takes milliseconds."""
     if not isinstance(part, PreTrainedModel):
         return [name for name, weight in part.named_parameters() if weight.is_meta]
-    _, found = type(part).from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # typed as the model alone
-        folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True
-    )
-    return [name for name in found["missing_keys"] if not _UNREAD.fullmatch(name)]
+    _, report = load_with_report(type(part), folder, device_map="meta")
+    return [name for name in report["missing_keys"] if not _UNREAD.fullmatch(name)]

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
-from api_schemas.catalog import ModelCard
+from api_schemas.catalog import AddOnKind, ModelCard
 from api_schemas.generation import Positions
 from worker.adapters.add_ons import Control, IpAdapter, Lora
+from worker.adapters.preview_map import PreviewMap
 from worker.adapters.source import AddOns
 from worker.engine.generate import PreparedModel
 from worker.engine.plan import GenerationPlan
@@ -15,21 +14,13 @@ from worker.engine.vae.operations import Decoder
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewMap:
-    """RGB in [0, 1] = weight (3, C) @ latent (C, h, w) + bias (3,)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Conditions:
-    """All that a model is told about one picture.
+    """All that one picture is conditioned on.
 
     Args:
         guidance_scale: 1.0 is off: one prediction a tile instead of two.
-        positions: what a transformer is told about where a tile's pixels lie: counted from the
-            tile's corner, as in training, or from the canvas' corner.
+        positions: of a tile's pixels, for a transformer: counted from the tile's corner, as in training,
+            or from the canvas' corner.
     """
 
     prompt: str
@@ -39,6 +30,14 @@ class Conditions:
     loras: tuple[Lora, ...] = ()
     control: Control | None = None
     ip_adapter: IpAdapter | None = None
+
+    @property
+    def add_on_kinds(self) -> list[AddOnKind]:
+        """Kinds of the add-ons that the picture has."""
+        asked: dict[AddOnKind, object] = {
+            "lora": self.loras, "controlnet": self.control, "ip_adapter": self.ip_adapter,
+        }  # fmt: skip
+        return [kind for kind, value in asked.items() if value]
 
 
 class LoadedModel(Protocol):
@@ -59,13 +58,13 @@ class LoadedModel(Protocol):
         ...
 
     def find_cuts(self, conditions: Conditions) -> list[str]:
-        """What of the prompts is too long to be read, in words for people."""
+        """Messages about prompts that are too long and will be truncated."""
         ...
 
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
-        """What has to be compiled before the plan's tiles are denoised, in words for people."""
+        """Messages about shapes that have to be compiled before the plan's tiles are denoised."""
         ...
 
     def prepare(self, conditions: Conditions) -> PreparedModel:
-        """Encode what the model is told, once for all stages."""
+        """Encode the conditions, once for all stages."""
         ...

@@ -1,4 +1,4 @@
-"""What a folder's files say of it, with the adapters' own errors."""
+"""A folder's index and JSON files, read with the adapters' own errors."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from worker.adapters.errors import ModelFolderError
 
 
 def read_index(folder: Path) -> ModelIndex:
-    """
+    """Read `model_index.json`.
+
     Raises:
         ModelFolderError: there is none, or it names no pipeline.
     """
@@ -31,7 +32,8 @@ def find_files(folder: Path) -> Files:
 
 
 def read_object(path: Path) -> dict[str, object]:
-    """
+    """Read a JSON object.
+
     Raises:
         ModelFolderError: the file holds no JSON object.
     """

@@ -1,21 +1,20 @@
 """What a prediction means: the clean latent it implies, for each of diffusers' schedulers.
 
-All of them are straight lines in what the model says: x̂0 = a x + b prediction.
+All of them are linear in the prediction: x̂0 = a x + b prediction.
 """
-
-# diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
-# pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
+from typing import cast
 
 from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
 from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_ipndm import IPNDMScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
+
+from worker.adapters.scheduler_types import AnyScheduler
 
 Tables = Mapping[str, Tensor]
 _TABLES = ("sigmas", "alphas_cumprod", "alphas", "betas")
@@ -30,13 +29,13 @@ class Line:
     of_prediction: float
 
 
-def copy_tables(scheduler: SchedulerMixin) -> Tables:
+def copy_tables(scheduler: AnyScheduler) -> Tables:
     """Its noise levels in main memory: to read one, nothing has to wait for the device."""
     found = {name: getattr(scheduler, name, None) for name in _TABLES}
     return {name: table.detach().cpu() for name, table in found.items() if isinstance(table, Tensor)}
 
 
-def read_line(scheduler: SchedulerMixin, tables: Tables, index: int, timestep: float, scaling: float) -> Line:
+def read_line(scheduler: AnyScheduler, tables: Tables, index: int, timestep: float, scaling: float) -> Line:
     """The line of one step.
 
     Args:
@@ -47,11 +46,12 @@ def read_line(scheduler: SchedulerMixin, tables: Tables, index: int, timestep: f
     Raises:
         ValueError: the scheduler's kind of prediction is not known.
     """
-    match scheduler:
+    match cast(object, scheduler):  # classes of diffusers do not declare what the protocol does
         case EDMEulerScheduler() | EDMDPMSolverMultistepScheduler():
             return _precondition(scheduler, float(tables["sigmas"][index]))
-        case CMStochasticIterativeScheduler():
-            return Line(*map(float, scheduler.get_scalings_for_boundary_condition(tables["sigmas"][index])))
+        case CMStochasticIterativeScheduler() as consistency:
+            scalings = consistency.get_scalings_for_boundary_condition(tables["sigmas"][index])
+            return Line(float(scalings[0]), float(scalings[1]))
         case IPNDMScheduler():
             return _imply(*read_plain_levels(tables, index), "v_prediction")
         case _ if (
@@ -98,7 +98,7 @@ def _imply(signal: float, noise: float, kind: str) -> Line:
             )
 
 
-def _precondition(scheduler: SchedulerMixin, sigma: float) -> Line:
+def _precondition(scheduler: AnyScheduler, sigma: float) -> Line:
     """Karras et al. 2022, table 1, last column."""
     data = scheduler.config["sigma_data"]
     total = sigma**2 + data**2
@@ -108,7 +108,7 @@ def _precondition(scheduler: SchedulerMixin, sigma: float) -> Line:
 
 
 def _read_levels(
-    scheduler: SchedulerMixin, tables: Tables, index: int, timestep: float, scaling: float
+    scheduler: AnyScheduler, tables: Tables, index: int, timestep: float, scaling: float
 ) -> tuple[float, float]:
     """(signal, noise) of what the model sees; the squares of both add up to 1 but for flow matching's levels."""
     if scaling != 1.0:  # the latent explodes, and 1/√(σ²+1) brings it back (Karras et al. 2022, eq. 7)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -13,11 +14,11 @@ from worker.adapters.errors import ModelFolderError
 from worker.adapters.precision import DENOISERS
 from worker.adapters.settings import FolderSettings, Offload
 
-_VAE = "vae"  # its parts are called one by one, so nobody would notice that it is needed
+_VAE = "vae"  # its parts are called one by one, which triggers no hook that would bring them to the device
 
 
 def choose_quantization(folder: Path, settings: FolderSettings) -> PipelineQuantizationConfig | None:
-    """For weights that are read into eight-bit integers; the denoiser's only.
+    """Quantization of the denoiser to eight-bit integers, if the settings ask for it.
 
     Raises:
         ModelFolderError: a package is missing.
@@ -25,16 +26,17 @@ def choose_quantization(folder: Path, settings: FolderSettings) -> PipelineQuant
     if settings.quantization != "int8":
         return None
     require_package("torchao", f"{folder}/chorale.json: quantization 'int8'")
-    from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore
+    from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore  # may not be installed
 
-    config = TorchAoConfig(Int8WeightOnlyConfig())
+    config = TorchAoConfig(Int8WeightOnlyConfig())  # pyright: ignore[reportUnknownArgumentType]  # the same
     return PipelineQuantizationConfig(
         quant_mapping={name: config for name in DENOISERS if (folder / name).is_dir()}
     )
 
 
 def require_package(name: str, wanted_by: str) -> None:
-    """
+    """Refuse what needs an optional package that is missing.
+
     Raises:
         ModelFolderError: it is not installed.
     """
@@ -51,7 +53,8 @@ def store_in_float8(pipe: DiffusionPipeline) -> None:
 
 
 def check_offload(folder: Path, offload: Offload, device: torch.device) -> None:
-    """
+    """Refuse to offload from a CPU.
+
     Raises:
         ModelFolderError: there is nothing to offload from.
     """
@@ -62,6 +65,11 @@ def check_offload(folder: Path, offload: Offload, device: torch.device) -> None:
         )
 
 
+def find_execution_device(pipe: DiffusionPipeline) -> torch.device:
+    """Where its networks compute, which is not where they lie while they are offloaded."""
+    return pipe._execution_device  # pyright: ignore[reportPrivateUsage]  # nothing public says it
+
+
 def place(pipe: DiffusionPipeline, offload: Offload, device: torch.device) -> None:
     """All on the device; or in main memory until they are needed, in parts as large as `offload` says.
 
@@ -69,11 +77,12 @@ def place(pipe: DiffusionPipeline, offload: Offload, device: torch.device) -> No
     """
     match offload:
         case "none":
-            pipe.to(device)
+            pipe.to(device)  # pyright: ignore[reportUnknownMemberType]  # its arguments have no types
         case "group":
             pipe.enable_group_offload(device, offload_type="leaf_level", exclude_modules=[_VAE])
         case _:
-            pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, _VAE]
+            excluded = cast(list[str], pipe._exclude_from_cpu_offload)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+            pipe._exclude_from_cpu_offload = [*excluded, _VAE]  # pyright: ignore[reportPrivateUsage]  # as group offload's argument
             if pipe.model_cpu_offload_seq is not None:
                 pipe.model_cpu_offload_seq = pipe.model_cpu_offload_seq.removesuffix(f"->{_VAE}")
             if offload == "model":

@@ -11,10 +11,10 @@ DENOISERS = ("unet", "transformer")
 
 
 def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, torch.dtype]:
-    """float32 on a CPU, bfloat16 elsewhere, or what the settings ask for.
+    """float32 on a CPU, bfloat16 elsewhere, or the settings' own.
 
-    Autoencoders that say so overflow in float16, so they then stay in float32; SDXL's where it does not
-    say otherwise, as diffusers has it.
+    Autoencoders with `force_upcast` overflow in float16, so they then stay in float32; so does SDXL's without
+    the field, as in diffusers.
 
     Raises:
         ModelFolderError: the autoencoder's configuration cannot be read.

@@ -1,16 +1,26 @@
 """A linear map from latent to RGB, so that a preview costs next to nothing."""
 
+from dataclasses import dataclass
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.adapters.model import PreviewMap
 from worker.adapters.settings import LatentRgb
 from worker.engine.canvas import Plane
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan
 from worker.engine.vae.decode import DecodedTile, decode
 from worker.engine.vae.operations import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewMap:
+    """RGB in [0, 1] = weight (3, C) @ latent (C, h, w) + bias (3,)."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 def read_preview_map(stored: LatentRgb) -> PreviewMap:
@@ -30,5 +40,5 @@ def fit_preview_map(decoder: Decoder, channels: int, device: torch.device) -> Pr
 
 def _solve(latent: Tensor, levels: Tensor) -> PreviewMap:
     inputs = torch.cat([latent.flatten(1), torch.ones(1, latent[0].numel())]).T
-    solution = torch.linalg.lstsq(inputs, levels.flatten(1).T).solution
+    solution = cast(Tensor, torch.linalg.lstsq(inputs, levels.flatten(1).T).solution)  # pyright: ignore[reportUnknownMemberType]
     return PreviewMap(solution[:-1].T.contiguous(), solution[-1].contiguous())

@@ -4,10 +4,8 @@ A model that knows the clean latent must be led there from pure noise, and a che
 must not change a byte. Each canvas here has 16 latent pixels, so a trial takes milliseconds.
 """
 
-# diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
-# pyright: reportAttributeAccessIssue=false
-
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import diffusers
 import torch
@@ -15,6 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from worker.adapters.errors import ModelError, UnsupportedSchedulerError
+from worker.adapters.scheduler_types import AnyScheduler
 from worker.adapters.schedulers import DiffusersScheduler, SchedulerUse, make_scheduler
 
 _CPU = torch.device("cpu")
@@ -23,8 +22,9 @@ _CLEAN = 0.4  # some schedulers clip what they take for the clean latent to ±1
 _MOST_OFF = 0.25  # schedules may end at a little noise: Stable Diffusion 1.5's DDIM at 0.03
 
 
-def require_working_scheduler(kept: SchedulerMixin, use: SchedulerUse, family: str) -> None:
-    """
+def require_working_scheduler(kept: AnyScheduler, use: SchedulerUse, family: str) -> None:
+    """Try the folder's scheduler, and name those that work where it does not.
+
     Raises:
         UnsupportedSchedulerError: the folder's does not work, with the reason and those that do.
     """
@@ -39,8 +39,9 @@ def require_working_scheduler(kept: SchedulerMixin, use: SchedulerUse, family: s
         ) from error
 
 
-def try_scheduler(kept: SchedulerMixin, use: SchedulerUse) -> None:
-    """
+def try_scheduler(kept: AnyScheduler, use: SchedulerUse) -> None:
+    """Run it on a tiny canvas: from noise to a picture, over a checkpoint, and from the middle on.
+
     Raises:
         Exception: it does not work; each scheduler has its own reasons, and raises what it likes.
     """
@@ -58,12 +59,12 @@ def try_scheduler(kept: SchedulerMixin, use: SchedulerUse) -> None:
         _run(tail, noisy=tail.add_noise(_clean(), _noise()))
 
 
-def find_least_steps(kept: SchedulerMixin, use: Callable[[int], SchedulerUse], most: int) -> int:
+def find_least_steps(kept: AnyScheduler, use: Callable[[int], SchedulerUse], most: int) -> int:
     """The smallest number of steps that it accepts, such as 4 for PNDM with Runge-Kutta steps; `most` if none."""
     return next((steps for steps in range(1, most) if _accepts(kept, use(steps))), most)
 
 
-def find_most_steps(kept: SchedulerMixin, use: Callable[[int], SchedulerUse], least: int, most: int) -> int:
+def find_most_steps(kept: AnyScheduler, use: Callable[[int], SchedulerUse], least: int, most: int) -> int:
     """The largest number of steps up to `most` that it accepts, as it does all between."""
     while least < most:
         middle = (least + most + 1) // 2
@@ -71,7 +72,7 @@ def find_most_steps(kept: SchedulerMixin, use: Callable[[int], SchedulerUse], le
     return least
 
 
-def _accepts(kept: SchedulerMixin, use: SchedulerUse) -> bool:
+def _accepts(kept: AnyScheduler, use: SchedulerUse) -> bool:
     try:
         make_scheduler(kept, use, _CPU)
     except ModelError:
@@ -79,7 +80,7 @@ def _accepts(kept: SchedulerMixin, use: SchedulerUse) -> bool:
     return True
 
 
-def _find_working(kept: SchedulerMixin, use: SchedulerUse) -> Iterator[str]:
+def _find_working(kept: AnyScheduler, use: SchedulerUse) -> Iterator[str]:
     for kind in list_schedulers():
         try:
             try_scheduler(kind.from_config(kept.config), use)
@@ -88,14 +89,14 @@ def _find_working(kept: SchedulerMixin, use: SchedulerUse) -> Iterator[str]:
         yield kind.__name__
 
 
-def list_schedulers() -> list[type[SchedulerMixin]]:
+def list_schedulers() -> list[type[AnyScheduler]]:
     """All that diffusers exports and can import."""
-    found: list[type[SchedulerMixin]] = []
+    found: list[type[AnyScheduler]] = []
     for name in sorted(dir(diffusers)):
         if name.endswith("Scheduler") and not name.startswith("Flax"):
             kind = getattr(diffusers, name)
             if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
-                found.append(kind)
+                found.append(cast(type[AnyScheduler], kind))
     return found
 
 

@@ -1,23 +1,28 @@
 """diffusers' schedulers, set up and called as each family's own pipeline does it."""
 
-# diffusers types what all its schedulers share as nothing: each has its own attributes and arguments.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportOptionalSubscript=false, reportReturnType=false
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from inspect import signature
+from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+    retrieve_timesteps,  # pyright: ignore[reportUnknownVariableType]  # its scheduler and options have no types
+)
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.parametrisation import Line, copy_tables, read_line, read_plain_levels
+from worker.adapters.scheduler_types import (
+    AddsNoise,
+    AnyScheduler,
+    CountsSteps,
+    ScalesInput,
+    ScalesNoise,
+)
 from worker.engine.scheduler import Scalars
 
 
@@ -40,27 +45,27 @@ class SchedulerUse:
 
     Args:
         steps: from pure noise on.
-        timing: what it is told beside: `sigmas` before the shift, and the shift `mu`.
+        timing: further arguments of `set_timesteps`: `sigmas` before the shift, and the shift `mu`.
         scales: whether noise and the model's input are scaled as the scheduler says.
         eta: whether the pipeline passes its default of 0 on; else the scheduler's own default counts.
         from_first: whether the index of the first step is set rather than looked up.
     """
 
     steps: int
-    timing: dict[str, object] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict[str, Any])
     scales: bool = False
     eta: bool = False
     from_first: bool = False
     packing: Packing = Packing()
 
 
-def make_scheduler(kept: SchedulerMixin, use: SchedulerUse, device: torch.device) -> "DiffusersScheduler":
-    """A fresh one after the folder's, its timesteps set.
+def make_scheduler(kept: AnyScheduler, use: SchedulerUse, device: torch.device) -> "DiffusersScheduler":
+    """Make a scheduler with the configuration of the folder's, its timesteps set.
 
     Raises:
         UnsupportedConditionError: it cannot take so many steps, or so few.
     """
-    scheduler = type(kept).from_config(kept.config)
+    scheduler = kept.from_config(kept.config)
     try:
         retrieve_timesteps(scheduler, use.steps, device, **use.timing)
         made = DiffusersScheduler(scheduler, use, device)
@@ -76,27 +81,31 @@ def _require_clock(timesteps: Tensor, levels: Tensor) -> None:
     """Beta distributions and shifts to a terminal level divide by what is 0 for one step alone."""
     if not len(timesteps) or not bool(timesteps.isfinite().all() and levels.isfinite().all()):
         raise ValueError(
-            f"its timesteps are {timesteps.tolist()[:4]}, its noise levels {levels.tolist()[:4]}"
+            f"its timesteps are {list_numbers(timesteps)[:4]}, its noise levels {list_numbers(levels)[:4]}"
         )
+
+
+def list_numbers(values: Tensor) -> list[float]:
+    """The entries of a tensor with one axis, read in one copy from its device."""
+    return [float(value) for value in values.cpu()]
 
 
 class DiffusersScheduler:
     """One of diffusers' schedulers behind the loop's protocol."""
 
-    def __init__(self, scheduler: SchedulerMixin, use: SchedulerUse, device: torch.device) -> None:
-        taken = signature(scheduler.step).parameters
+    def __init__(self, scheduler: AnyScheduler, use: SchedulerUse, device: torch.device) -> None:
+        parameters = signature(scheduler.step).parameters
         self._scheduler, self._use, self._device = scheduler, use, device
-        self._draws = "generator" in taken
-        self._options = {"eta": 0.0} if use.eta and "eta" in taken else {}
-        self._scales = use.scales and hasattr(scheduler, "scale_model_input")
+        self._draws = "generator" in parameters
+        self._options: dict[str, object] = {"eta": 0.0} if use.eta and "eta" in parameters else {}
         self._first = 0
-        self._keep_timesteps()
+        self._read_tables()
         if use.from_first:
-            scheduler.set_begin_index(0)
+            cast(CountsSteps, scheduler).set_begin_index(0)
 
-    def _keep_timesteps(self) -> None:
-        self.timesteps: Tensor = self._scheduler.timesteps[self._first :]
-        self._clock: list[float] = self.timesteps.tolist()
+    def _read_tables(self) -> None:
+        self.timesteps = self._scheduler.timesteps[self._first :]
+        self._clock = list_numbers(self.timesteps)
         self._tables = copy_tables(self._scheduler)
 
     @property
@@ -111,22 +120,24 @@ class DiffusersScheduler:
             self._scheduler = _skip_plms(self._scheduler, self._use.steps, steps, self._device)
         else:
             self._first = steps * self._scheduler.order
-            if hasattr(self._scheduler, "set_begin_index"):
+            if isinstance(self._scheduler, CountsSteps):
                 self._scheduler.set_begin_index(self._first)
-        self._keep_timesteps()
+        self._read_tables()
 
     def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
         # It moves tables to the latent's device, where steps round differently; a resumed job adds no noise.
         scheduler, timestep = copy(self._scheduler), self.timesteps[:1]
-        if hasattr(scheduler, "scale_noise"):
+        if isinstance(scheduler, ScalesNoise):
             return scheduler.scale_noise(clean[None], timestep, noise[None])[0]
-        if hasattr(scheduler, "add_noise"):
+        if isinstance(scheduler, AddsNoise):
             return scheduler.add_noise(clean[None], noise[None], timestep)[0]
         signal, level = read_plain_levels(self._tables, self._first)
         return signal * clean + level * noise
 
     def scale_input(self, latent: Tensor, index: int) -> Tensor:
-        return self._scheduler.scale_model_input(latent, self.timesteps[index]) if self._scales else latent
+        if self._use.scales and isinstance(self._scheduler, ScalesInput):
+            return self._scheduler.scale_model_input(latent, self.timesteps[index])
+        return latent
 
     def estimate_clean(self, latent: Tensor, prediction: Tensor, index: int) -> Tensor:
         line = self._read_line(index)
@@ -138,7 +149,7 @@ class DiffusersScheduler:
 
     def _read_line(self, index: int) -> Line:
         # A number and not a list of one, so that it may lie elsewhere than the levels (KDPM2's, on a GPU).
-        scaling = float(self.scale_input(torch.ones(()), index)) if self._scales else 1.0
+        scaling = float(self.scale_input(torch.ones(()), index))
         return read_line(self._scheduler, self._tables, self._first + index, self._clock[index], scaling)
 
     def step(self, prediction: Tensor, index: int, latent: Tensor, generator: torch.Generator) -> Tensor:
@@ -156,12 +167,12 @@ class DiffusersScheduler:
         restore_state(self._scheduler, tensors, scalars, self._device)
 
 
-def _skip_plms(scheduler: PNDMScheduler, asked: int, skipped: int, device: torch.device) -> PNDMScheduler:
+def _skip_plms(scheduler: AnyScheduler, asked: int, skipped: int, device: torch.device) -> AnyScheduler:
     """PNDM predicts at its second timestep twice, so a tail has to repeat its own second one.
 
     A tail has no Runge-Kutta steps: they would cover the beginning, which was left out.
     """
-    tail = PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True)
+    tail = scheduler.from_config(scheduler.config, skip_prk_steps=True)
     tail.set_timesteps(asked, device=device)
     plain = torch.cat([tail.timesteps[:2], tail.timesteps[3:]])[skipped:]
     tail.timesteps = torch.cat([plain[:2], plain[1:2], plain[2:]])
@@ -194,9 +205,10 @@ def _capture(name: str, value: object, tensors: dict[str, Tensor], scalars: Scal
             tensors[f"{name}:numpy"] = torch.tensor(value)
         case np.generic():
             scalars[name] = value.item()
-        case list() | tuple():  # a size, which nobody asks for its type
-            scalars[f"{name}:length"] = len(value)
-            for index, item in enumerate(value):
+        case list() | tuple():  # a size, whose type does not matter
+            items = cast(Sequence[object], value)
+            scalars[f"{name}:length"] = len(items)
+            for index, item in enumerate(items):
                 _capture(f"{name}:{index}", item, tensors, scalars)
         case bool() | int() | float() | str() | None:
             scalars[name] = value

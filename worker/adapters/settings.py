@@ -25,7 +25,7 @@ class LatentRgb(BaseModel):
 
 
 class FolderSettings(BaseModel):
-    """Every field may be left out; then the family's habits and diffusers' configs count.
+    """Every field may be left out; then the family's defaults and diffusers' configs count.
 
     Args:
         dtype: of weights and predictions; bfloat16 on a GPU and float32 on a CPU if left out.

@@ -1,19 +1,22 @@
-"""From what the operator asked for to the model and the add-ons that are meant."""
+"""From the model that the operator names to its folder, and to the add-ons that fit it."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
 from api_schemas.allow_list import HUB_NAME, AllowedModel, AllowList
 from api_schemas.catalog import AddOnKind
+from api_schemas.generation import MAX_LORAS
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.integrity import Snapshot, snapshot_listed
 
 Stamp = tuple[tuple[str, int, int, int, int], ...]  # name, file, size, times of the last change
 _log = logging.getLogger(__name__)
+_KEPT = MAX_LORAS + 2  # all that one picture can name: beside LoRAs a ControlNet and an IP-Adapter
 # In this order, since what has no variant is what diffusers would take.
 _VARIANTS = (None, "bf16", "fp16")
 _NEVER_READ = {"safety_checker": None, "feature_extractor": None}
@@ -33,14 +36,18 @@ class ModelSource:
     scratch: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class AddOns:
-    """The allow-list's LoRAs, ControlNets and IP-Adapters that fit one family."""
+    """The allow-list's LoRAs, ControlNets and IP-Adapters that fit one family.
 
-    entries: dict[str, AllowedModel] = field(default_factory=dict)
-    scratch: Path | None = None
-    # With what files looked like when their digests were found right: some weigh gigabytes.
-    _checked: dict[str, tuple[Stamp, Snapshot]] = field(default_factory=dict, compare=False)
+    The snapshots of the last few that were opened are kept, since to check or copy one may mean gigabytes.
+    """
+
+    def __init__(
+        self, entries: Mapping[str, AllowedModel] | None = None, scratch: Path | None = None
+    ) -> None:
+        self._entries, self._scratch = entries or {}, scratch
+        # With what files looked like when their digests were found right; least recently opened first.
+        self._snapshots: dict[str, tuple[Stamp, Snapshot]] = {}
 
     def announce(self) -> dict[str, list[str]]:
         """The fields of a model's card that list them."""
@@ -53,29 +60,31 @@ class AddOns:
     def only(self, kinds: Sequence[AddOnKind]) -> "AddOns":
         """Those that a family can take."""
         return AddOns(
-            {name: entry for name, entry in self.entries.items() if entry.kind in kinds}, self.scratch
+            {name: entry for name, entry in self._entries.items() if entry.kind in kinds}, self._scratch
         )
 
     def names(self, kind: AddOnKind) -> list[str]:
         """All of one kind."""
-        return sorted(name for name, entry in self.entries.items() if entry.kind == kind)
+        return sorted(name for name, entry in self._entries.items() if entry.kind == kind)
 
     def open(self, kind: AddOnKind, name: str) -> Path:
-        """A file or folder whose digests are as listed, and in which nothing else can be found.
+        """A file or folder whose digests are as listed and which holds nothing else, until others are opened.
 
         Raises:
             ModelFolderError: there is no such add-on, or it cannot be loaded.
             DamagedModelError: it was changed.
         """
-        entry = self.entries.get(name)
+        entry = self._entries.get(name)
         if entry is None or entry.kind != kind:
             raise ModelFolderError(f"no {kind} {name!r} is on the allow-list for this model's family")
         stamp = _stamp(entry)
-        checked = self._checked.pop(name, None)
-        if checked is None or checked[0] != stamp:
-            checked = stamp, snapshot_listed(name, entry, self.scratch)
-        self._checked[name] = checked
-        folder = checked[1].path
+        kept = self._snapshots.pop(name, None)
+        if kept is None or kept[0] != stamp:
+            kept = stamp, snapshot_listed(name, entry, self._scratch)
+        self._snapshots[name] = kept
+        for oldest in list(self._snapshots)[:-_KEPT]:
+            del self._snapshots[oldest]
+        folder = kept[1].path
         return folder / entry.path.name if entry.root != entry.path else folder
 
 
@@ -152,7 +161,7 @@ def _join(names: Iterable[str]) -> str:
 def _fetch(name: str) -> Path:
     """The folder of a model, as `someone/model`; what its pipeline needs of it, without pickled weights.
 
-    HF_HOME says where the cache is, HF_TOKEN who asks. Without a way to the hub the cache has to do.
+    HF_HOME is where the cache lies, HF_TOKEN the account. Where the hub cannot be reached, what the cache has is used.
 
     Raises:
         ModelFolderError: it is neither on the hub nor in the cache, or it would run code of its own.
@@ -162,9 +171,8 @@ def _fetch(name: str) -> Path:
     errors: list[Exception] = []
     for variant in _VARIANTS:
         try:
-            return Path(
-                DiffusionPipeline.download(name, use_safetensors=True, variant=variant, **_NEVER_READ)
-            )
+            download = cast(Callable[..., str], DiffusionPipeline.download)  # pyright: ignore[reportUnknownMemberType]  # untyped options
+            return Path(download(name, use_safetensors=True, variant=variant, **_NEVER_READ))
         except Exception as error:  # whatever diffusers, the hub and the network may raise
             errors.append(error)
     raise ModelFolderError(f"{name} cannot be fetched from the hub: {errors[0]}") from errors[0]

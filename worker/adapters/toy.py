@@ -15,7 +15,8 @@ from torch import Tensor
 
 from api_schemas.catalog import ModelCard
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.model import Conditions, PreviewMap
+from worker.adapters.model import Conditions
+from worker.adapters.preview_map import PreviewMap
 from worker.adapters.source import AddOns
 from worker.engine.ensemble import Batch
 from worker.engine.plan import GenerationPlan, StagePlan
@@ -69,7 +70,7 @@ class FlowEulerScheduler:
     initial_scale = 1.0
 
     def __init__(self, steps: int) -> None:
-        self._sigmas = [*torch.linspace(1, 0.01, steps).tolist(), 0.0]
+        self._sigmas = [*(float(sigma) for sigma in torch.linspace(1, 0.01, steps)), 0.0]
 
     @property
     def timesteps(self) -> Tensor:
@@ -144,7 +145,7 @@ class PreparedToy:
 
     @property
     def encoder(self) -> None:
-        """Three colours do not tell four channels: latents themselves are enlarged."""
+        """Three colours do not determine four channels: latents themselves are enlarged."""
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,4 @@
-"""What a folder with a UNet says of itself."""
-
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false
+"""What the configurations of a folder with a UNet determine: shape, defaults, embedded guidance."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +8,12 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor
 
-from worker.adapters.family import Habits, Shape
+from worker.adapters.family import FamilyDefaults, Shape
+from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.plan import StagePlan
 
-_USUAL_SIDE = 64  # of Stable Diffusion 1, where a folder does not say
+_USUAL_SIDE = 64  # of Stable Diffusion 1, where a folder states none
 
 UNetPipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
@@ -25,8 +23,8 @@ def is_guided(pipe: UNetPipeline, scale: float) -> bool:
     return scale != 1.0 and pipe.unet.config.time_cond_proj_dim is None
 
 
-def embed_strength(pipe: UNetPipeline, scale: float) -> Tensor | None:
-    """For latent consistency models (Luo et al. 2023, section 4.2)."""
+def embed_guidance_scale(pipe: UNetPipeline, scale: float) -> Tensor | None:
+    """The UNet's `timestep_cond`, for latent consistency models (Luo et al. 2023, section 4.2)."""
     width = pipe.unet.config.time_cond_proj_dim
     if width is None:
         return None
@@ -41,25 +39,24 @@ def read_shape(pipe: UNetPipeline) -> Shape:
 
 
 def _read_side(sample_size: int | Sequence[int] | None) -> int:
-    """Of a square tile, in latent pixels: diffusers also takes (height, width), or nothing from who says a size."""
+    """Side of a square tile in latent pixels: a folder may state it, (height, width), or nothing."""
     if isinstance(sample_size, int):
         return sample_size
     return min(sample_size) if sample_size else _USUAL_SIDE
 
 
-def read_habits(pipe: UNetPipeline, usual: Habits) -> Habits:
-    """A folder does not say that its model was distilled to few steps, but its scheduler does.
+def read_defaults(pipe: UNetPipeline, usual: FamilyDefaults) -> FamilyDefaults:
+    """The family's defaults, or those of a model that was distilled to few steps, which its scheduler shows.
 
     Latent consistency models have their own scheduler; turbo and lightning space their timesteps from the
     last on, which others do only together with zero terminal signal (Lin et al. 2024).
     """
-    config = pipe.scheduler.config
+    scheduler = find_scheduler(pipe)
+    config = scheduler.config
     if pipe.unet.config.time_cond_proj_dim is not None:
         return replace(usual, steps=4, guidance_scale=8.5, negative_prompt=False)
     trailing = config.get("timestep_spacing") == "trailing" and config.get("prediction_type") == "epsilon"
-    if type(pipe.scheduler).__name__ == "LCMScheduler" or (
-        trailing and not config.get("rescale_betas_zero_snr")
-    ):
+    if type(scheduler).__name__ == "LCMScheduler" or (trailing and not config.get("rescale_betas_zero_snr")):
         return replace(usual, steps=4, guidance_scale=1.0)
     return usual
 

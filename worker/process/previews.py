@@ -13,7 +13,7 @@ from torch import Tensor
 
 from api_schemas.events import TilePreviewedData
 from api_schemas.layout import PREVIEW_CELL_PX
-from worker.adapters.model import PreviewMap
+from worker.adapters.preview_map import PreviewMap
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.upscale import enlarge
 from worker.process.protocol import PreviewCell

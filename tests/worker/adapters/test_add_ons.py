@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from api_schemas.allow_list import AllowedModel
+from api_schemas.generation import MAX_LORAS
 from chorale.allow_list import AllowListFile
 from tests.tiny_add_ons import tiny_control_net, tiny_ip_adapter
 from tests.tiny_models import tiny_stable_diffusion
@@ -128,4 +129,17 @@ def test_add_ons_that_are_gone_are_named(
 def test_weights_of_a_folder_are_one_file(add_ons: Path) -> None:
     entry = enter(add_ons / "face" / "tiny.safetensors", "lora")
     opener = AddOns({"mine": entry})
-    assert find_weights(opener.open("lora", "mine")).name == "tiny.safetensors"
+    assert find_weights(opener.open("lora", "mine")).path.name == "tiny.safetensors"
+
+
+def test_copies_are_kept_of_as_many_add_ons_as_one_picture_can_name(add_ons: Path) -> None:
+    """A file that others can change is copied; a worker that has opened hundreds has not as many copies."""
+    most, scratch = MAX_LORAS + 2, add_ons / "scratch"
+    scratch.mkdir(mode=0o700)
+    (add_ons / "blobs" / "ink").chmod(0o666)
+    entry = enter(add_ons / "ink.safetensors", "lora")
+    opener = AddOns({f"ink-{index}": entry for index in range(2 * most)}, scratch)
+    opened = [opener.open("lora", f"ink-{index}") for index in range(2 * most)]
+    assert [path.is_file() for path in opened] == [False] * most + [True] * most
+    assert opener.open("lora", f"ink-{most}") == opened[most]
+    assert opener.open("lora", "ink-0").read_bytes() == b"weights"

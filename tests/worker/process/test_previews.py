@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.adapters.model import PreviewMap
+from worker.adapters.preview_map import PreviewMap
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.grid import TileGrid
 from worker.process.previews import PreviewCanvas

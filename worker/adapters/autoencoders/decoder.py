@@ -1,13 +1,8 @@
 """diffusers' decoders, written out as the engine's list of operations."""
 
-# diffusers types the parts of its autoencoders as bare modules or optionals; which ones are there is
-# checked by the tests, which compare them with the autoencoder's own decode.
-# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportOptionalCall=false, reportOptionalSubscript=false
-# pyright: reportReturnType=false
-
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import get_args
 
 import torch
@@ -19,10 +14,17 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from worker.adapters.autoencoders.dc import list_dc
-from worker.adapters.autoencoders.layers import SizedOperations, attend, list_convolution
+from worker.adapters.autoencoders.layers import (
+    SizedOperations,
+    attend,
+    list_convolution,
+    require,
+    require_each,
+)
 from worker.adapters.autoencoders.qwen_image import list_qwen_image
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.adapters.errors import UnknownFamilyError
@@ -59,7 +61,7 @@ def flatten_decoder(vae: Autoencoder, scaling: LatentScaling) -> Decoder:
 
 
 @contextmanager
-def widened(vae: Autoencoder) -> Iterator[None]:
+def widened(vae: Autoencoder) -> Generator[None]:
     """Compute in float32 for a while; narrowing again gives back the very same weights."""
     dtype = vae.dtype
     nn.Module.to(vae, torch.float32)  # diffusers' own would warn
@@ -70,7 +72,7 @@ def widened(vae: Autoencoder) -> Iterator[None]:
 
 
 def _list_kl(vae: AutoencoderKL, scaling: LatentScaling) -> SizedOperations:
-    yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), vae.config.latent_channels
+    yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), vae.config["latent_channels"]
     yield from _list_from_plain_latent(vae)
 
 
@@ -78,7 +80,7 @@ def _list_flux_2(vae: AutoencoderKLFlux2, scaling: LatentScaling) -> SizedOperat
     """Its canvas holds patches of 2 x 2, row by row, each of their channels normalised on its own."""
     yield (
         Local(lambda latent: F.pixel_shuffle(scaling.undo(latent), 2).to(vae.dtype), scale=2),
-        vae.config.latent_channels,
+        vae.config["latent_channels"],
     )
     yield from _list_from_plain_latent(vae)
 
@@ -91,26 +93,27 @@ def _list_from_plain_latent(vae: AutoencoderKL | AutoencoderKLFlux2) -> SizedOpe
     yield from list_middle(decoder.mid_block)
     for block in decoder.up_blocks:
         yield from list_level(block)
-        for upsampler in block.upsamplers or []:
+        for upsampler in require_each(Upsample2D, block.upsamplers):
             yield Local(upsampler, reach=1, scale=2), upsampler.out_channels
-    yield Normalize(decoder.conv_norm_out), decoder.conv_norm_out.num_channels
-    yield Local(decoder.conv_act), decoder.conv_norm_out.num_channels
+    norm = require(nn.GroupNorm, decoder.conv_norm_out)
+    yield Normalize(norm), norm.num_channels
+    yield Local(decoder.conv_act), norm.num_channels
     yield list_convolution(decoder.conv_out)
 
 
 def list_level(block: nn.Module) -> SizedOperations:
-    """What blocks on the way up and down share; those with attention have it behind each part."""
-    attentions = getattr(block, "attentions", [None] * len(block.resnets))
-    for resnet, attention in zip(block.resnets, attentions, strict=True):
+    """Residual blocks of a level, each followed by its attention where the level has any."""
+    attentions = require_each(Attention, getattr(block, "attentions", None))
+    for resnet, attention in zip_longest(require_each(ResnetBlock2D, block.resnets), attentions):
         yield from list_resnet(resnet)
         if attention is not None:
             yield from _list_attention(attention)
 
 
 def list_middle(block: nn.Module) -> SizedOperations:
-    first, *rest = block.resnets
+    first, *rest = require_each(ResnetBlock2D, block.resnets)
     yield from list_resnet(first)
-    for attention, resnet in zip(block.attentions, rest, strict=True):
+    for attention, resnet in zip_longest(require_each(Attention, block.attentions), rest):
         if attention is not None:
             yield from _list_attention(attention)
         yield from list_resnet(resnet)
@@ -130,7 +133,7 @@ def _activate(resnet: ResnetBlock2D, value: Tensor) -> Tensor:
     """In place where that is possible: nobody else has what a normalisation gave."""
     if isinstance(resnet.nonlinearity, nn.SiLU):
         return F.silu(value, inplace=True)
-    return resnet.nonlinearity(value)
+    return require(nn.Module, resnet.nonlinearity)(value)
 
 
 def _list_attention(attention: Attention) -> SizedOperations:
@@ -138,31 +141,33 @@ def _list_attention(attention: Attention) -> SizedOperations:
     yield Fork(nn.Identity()), width
     if attention.group_norm is not None:
         yield Normalize(attention.group_norm), width
-    yield Attend(lambda asking, answering: _attend(attention, asking, answering)), width
+    yield Attend(lambda source, context: _attend(attention, source, context)), width
     yield Join(attention.rescale_output_factor), width
 
 
-def _attend(attention: Attention, asking: Tensor, answering: Tensor) -> Tensor:
-    """Vaswani et al. 2017, eq. 1, over pixels: (1, C, h, w) asks (1, C, h', w')."""
-    queries, keys = (value.flatten(2).transpose(1, 2) for value in (asking, answering))
+def _attend(attention: Attention, source: Tensor, context: Tensor) -> Tensor:
+    """Vaswani et al. 2017, eq. 1, over pixels: queries of (1, C, h, w), keys and values of (1, C, h', w')."""
+    queries, keys = (value.flatten(2).transpose(1, 2) for value in (source, context))
+    projections = (attention.to_q, queries), (attention.to_k, keys), (attention.to_v, keys)
     heads = [
-        projection(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for projection, tokens in ((attention.to_q, queries), (attention.to_k, keys), (attention.to_v, keys))
+        require(nn.Linear, projection)(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for projection, tokens in projections
     ]
     mixed = attend(*heads).transpose(1, 2).flatten(2)
-    return attention.to_out[0](mixed).transpose(1, 2).unflatten(-1, asking.shape[-2:])
+    return require(nn.ModuleList, attention.to_out)[0](mixed).transpose(1, 2).unflatten(-1, source.shape[-2:])
 
 
 def _list_tiny(vae: AutoencoderTiny, scaling: LatentScaling) -> SizedOperations:
     """No statistics anywhere: every layer is local."""
-    channels = vae.config.latent_channels
+    channels: int = vae.config["latent_channels"]
     yield Local(lambda latent: torch.tanh(scaling.undo(latent.to(vae.dtype)) / 3) * 3), channels
     for layer in vae.decoder.layers:
         convolutions = [part for part in layer.modules() if isinstance(part, nn.Conv2d)]
         channels = convolutions[-1].out_channels if convolutions else channels
         reach = sum(part.kernel_size[0] // 2 for part in convolutions)
-        scale = int(layer.scale_factor) if isinstance(layer, nn.Upsample) else 1
+        scale = 1
         if isinstance(layer, nn.Upsample):
+            scale = vae.config["upsampling_scaling_factor"]
             reach = scale * _INTERPOLATION_REACH.get(layer.mode, 0)
         yield Local(layer, reach, scale), channels
     yield Local(lambda image: image * 2 - 1), 3

@@ -1,9 +1,5 @@
 """diffusers' encoders, written out as the engine's list of operations."""
 
-# As in vae.py: diffusers types the parts of its autoencoders as bare modules or optionals.
-# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportArgumentType=false
-# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -12,11 +8,18 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.downsampling import Downsample2D
 from torch import nn
 
 from worker.adapters.autoencoders.dc import list_dc_encoder
 from worker.adapters.autoencoders.decoder import list_level, list_middle, widened
-from worker.adapters.autoencoders.layers import EncoderOperations, list_convolution, without_channels
+from worker.adapters.autoencoders.layers import (
+    EncoderOperations,
+    list_convolution,
+    require,
+    require_each,
+    without_channels,
+)
 from worker.adapters.autoencoders.qwen_image import list_qwen_image_encoder
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.engine.vae.operations import Attend, Encoder, Fork, Local, Normalize, Operation, Shrink
@@ -59,14 +62,14 @@ def _lay_patches(scaling: LatentScaling) -> Shrink:
 
 
 def _list_to_mean(vae: AutoencoderKL | AutoencoderKLFlux2) -> EncoderOperations:
-    encoder, channels = vae.encoder, vae.config.latent_channels
+    encoder, channels = vae.encoder, vae.config["latent_channels"]
     yield Local(lambda image: encoder.conv_in(image.to(vae.dtype)), reach=1)
     for block in encoder.down_blocks:
         yield from without_channels(list_level(block))
-        for downsampler in block.downsamplers or []:
+        for downsampler in require_each(Downsample2D, block.downsamplers):
             yield Shrink(downsampler)
     yield from without_channels(list_middle(encoder.mid_block))
-    yield Normalize(encoder.conv_norm_out)
+    yield Normalize(require(nn.GroupNorm, encoder.conv_norm_out))
     yield Local(lambda value: encoder.conv_out(encoder.conv_act(value)), reach=1)
     if vae.quant_conv is not None:
         yield from without_channels([list_convolution(vae.quant_conv)])

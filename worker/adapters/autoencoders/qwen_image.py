@@ -1,14 +1,12 @@
 """Qwen-Image's autoencoder: one of videos, of which a picture is the first frame."""
 
-# diffusers types the parts of its autoencoders as bare modules; which ones are there is checked by the
-# tests, which compare the operations with the autoencoder's own decode.
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-
+import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
     AutoencoderKLQwenImage,
     QwenImageAttentionBlock,
     QwenImageCausalConv3d,
+    QwenImageResample,
     QwenImageResidualBlock,
     QwenImageRMS_norm,
 )
@@ -19,6 +17,8 @@ from worker.adapters.autoencoders.layers import (
     SizedOperations,
     attend,
     list_convolution,
+    require,
+    require_each,
     without_channels,
 )
 from worker.adapters.autoencoders.scaling import LatentScaling
@@ -26,27 +26,28 @@ from worker.engine.vae.operations import Attend, Fork, Join, Local, Shrink
 
 
 def list_qwen_image(vae: AutoencoderKLQwenImage, scaling: LatentScaling) -> SizedOperations:
-    """Every layer is local but one attention: its norms are taken pixel by pixel."""
+    """Operations of the decoder, all local but one attention: its norms are taken pixel by pixel."""
     decoder, config = vae.decoder, vae.config
-    yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), config.z_dim
+    yield Local(lambda latent: scaling.undo(latent).to(vae.dtype)), config["z_dim"]
     yield _list_frame(vae.post_quant_conv)
     yield _list_frame(decoder.conv_in)
     yield from _list_middle(decoder.mid_block)
     for block in decoder.up_blocks:
-        for resnet in block.resnets:
+        for resnet in require_each(QwenImageResidualBlock, block.resnets):
             yield from _list_resnet(resnet)
-        for upsampler in block.upsamplers or []:
-            # Frames are made more from the second frame on only, so what enlarges in time is at rest.
-            yield Local(upsampler.resample, reach=1, scale=2), upsampler.resample[1].out_channels
+        for upsampler in require_each(QwenImageResample, block.upsamplers):
+            # From the second frame on there are more frames; of a picture nothing is enlarged in time.
+            layers = require(nn.Sequential, upsampler.resample)
+            yield Local(layers, reach=1, scale=2), require(nn.Conv2d, layers[1]).out_channels
     yield _list_norm(decoder.norm_out)
     yield Local(decoder.nonlinearity), decoder.norm_out.gamma.shape[0]
     yield _list_frame(decoder.conv_out)
-    yield Local(lambda image: image.clamp(-1.0, 1.0)), config.input_channels
+    yield Local(lambda image: image.clamp(-1.0, 1.0)), config["input_channels"]
 
 
 def list_qwen_image_encoder(vae: AutoencoderKLQwenImage) -> EncoderOperations:
-    """To the mean of the latent."""
-    encoder, channels = vae.encoder, vae.config.z_dim
+    """Operations of the encoder, to the mean of the latent."""
+    encoder, channels = vae.encoder, vae.config["z_dim"]
     yield Local(lambda image: image.to(vae.dtype))
     yield _list_frame(encoder.conv_in)[0]
     for layer in encoder.down_blocks:
@@ -55,8 +56,8 @@ def list_qwen_image_encoder(vae: AutoencoderKLQwenImage) -> EncoderOperations:
                 yield from without_channels(_list_resnet(layer))
             case QwenImageAttentionBlock():
                 yield from without_channels(_list_attention(layer))
-            case _:  # what makes fewer frames is at rest, as above
-                yield Shrink(layer.resample)
+            case _:  # of one frame there are no fewer, as above
+                yield Shrink(require(QwenImageResample, layer).resample)
     yield from without_channels(_list_middle(encoder.mid_block))
     yield _list_norm(encoder.norm_out)[0]
     yield Local(encoder.nonlinearity)
@@ -65,9 +66,10 @@ def list_qwen_image_encoder(vae: AutoencoderKLQwenImage) -> EncoderOperations:
 
 
 def _list_middle(block: nn.Module) -> SizedOperations:
-    first, *rest = block.resnets
+    first, *rest = require_each(QwenImageResidualBlock, block.resnets)
     yield from _list_resnet(first)
-    for attention, resnet in zip(block.attentions, rest, strict=True):
+    attentions = require_each(QwenImageAttentionBlock, block.attentions)
+    for attention, resnet in zip(attentions, rest, strict=True):
         yield from _list_attention(attention)
         yield from _list_resnet(resnet)
 
@@ -86,17 +88,17 @@ def _list_resnet(resnet: QwenImageResidualBlock) -> SizedOperations:
 def _list_attention(attention: QwenImageAttentionBlock) -> SizedOperations:
     yield Fork(nn.Identity()), attention.dim
     yield Local(attention.norm), attention.dim
-    yield Attend(lambda asking, answering: _attend(attention, asking, answering)), attention.dim
+    yield Attend(lambda source, context: _attend(attention, source, context)), attention.dim
     yield list_convolution(attention.proj)
     yield Join(), attention.dim
 
 
-def _attend(attention: QwenImageAttentionBlock, asking: Tensor, answering: Tensor) -> Tensor:
+def _attend(attention: QwenImageAttentionBlock, source: Tensor, context: Tensor) -> Tensor:
     """Vaswani et al. 2017, eq. 1, with one head, over pixels."""
-    asked, answered = (attention.to_qkv(value).flatten(2).transpose(1, 2) for value in (asking, answering))
-    query, (_, key, value) = asked.chunk(3, dim=-1)[0], answered.chunk(3, dim=-1)
+    of_source, of_context = (attention.to_qkv(each).flatten(2).transpose(1, 2) for each in (source, context))
+    query, (_, key, value) = of_source.chunk(3, dim=-1)[0], of_context.chunk(3, dim=-1)
     mixed = attend(query[:, None], key[:, None], value[:, None])[:, 0]
-    return mixed.transpose(1, 2).unflatten(-1, asking.shape[-2:])
+    return torch.unflatten(mixed.transpose(1, 2), -1, source.shape[-2:])
 
 
 def _list_frame(layer: QwenImageCausalConv3d) -> tuple[Local, int]:

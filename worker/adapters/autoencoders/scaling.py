@@ -27,7 +27,7 @@ class LatentScaling:
 
 
 def read_scaling(kind: type[DiffusionPipeline], vae: ModelMixin) -> LatentScaling:
-    """What a pipeline of this class makes of the autoencoder's configuration, and of nothing else in it."""
+    """The scaling that a pipeline of this class derives from the autoencoder's configuration."""
     return next(_FORMULAS[each.__name__] for each in kind.__mro__ if each.__name__ in _FORMULAS)(vae)
 
 

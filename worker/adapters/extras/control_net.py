@@ -1,36 +1,35 @@
-"""ControlNets of the UNet families: each tile follows its own crop of the control picture."""
+"""ControlNets of the UNet families: each tile is conditioned on its own crop of the control image."""
 
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
+from worker.adapters.loading import load_with_report
 from worker.adapters.model_index import read_object
-from worker.adapters.schedulers import make_scheduler
+from worker.adapters.scheduler_types import find_scheduler
+from worker.adapters.schedulers import list_numbers, make_scheduler
 from worker.adapters.unet_pipeline import UNetPipeline, use_scheduler
 from worker.engine.canvas import Plane
 from worker.engine.ensemble import Batch
 from worker.engine.plan import StagePlan
 
-# Else what it answers has another number, or another size, than what the UNet adds it to.
+# Else its residuals have another number, or another size, than the activations that they are added to.
 _MUST_AGREE = (
     "in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type",
     "addition_time_embed_dim", "projection_class_embeddings_input_dim",
 )  # fmt: skip
-# What diffusers' pipelines read or would need to be told for it.
+# Fields that need what diffusers' ControlNet pipelines do beside the network's call.
 _ALLOWED = {
     "conditioning_channels": 3,
     "global_pool_conditions": False,
@@ -40,57 +39,57 @@ _ALLOWED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Loudness:
-    """How loud a ControlNet is, and when.
+class ConditioningScale:
+    """diffusers' `controlnet_conditioning_scale`, `control_guidance_start` and `control_guidance_end`.
 
     Args:
-        clock: first and last timestep at which it is applied, or None: at all.
+        window: first and last timestep at which the ControlNet is applied, or None: at all.
     """
 
-    strength: float
-    clock: tuple[float, float] | None
+    scale: float
+    window: tuple[float, float] | None
 
     def at(self, timesteps: Tensor, axes: int) -> float | Tensor:
         """Of each prediction, (B, 1, ...) with as many axes as what it is multiplied by.
 
-        Outside its time that is 0 rather than nothing: to know, the host would have to wait.
+        Outside the window that is 0: to leave the network out, the host would have to wait for the clock.
         """
-        if self.clock is None:
-            return self.strength
-        first, last = self.clock
-        return self.strength * ((timesteps <= first) & (timesteps >= last)).view(-1, *[1] * (axes - 1))
+        if self.window is None:
+            return self.scale
+        first, last = self.window
+        return self.scale * ((timesteps <= first) & (timesteps >= last)).view(-1, *[1] * (axes - 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Guide:
-    """A ControlNet that looks at one picture.
+class StageControlNet:
+    """A ControlNet and its image, as large as the canvas of one stage.
 
     Args:
-        picture: as large as the canvas, (3, H, W), uint8.
+        image: (3, H, W), uint8.
         canvas: that it lies on, in pixels.
         scale: pixels per latent pixel.
     """
 
     network: ControlNetModel
-    picture: Tensor
+    image: Tensor
     canvas: Plane
     scale: int
-    loudness: Loudness
+    conditioning_scale: ConditioningScale
 
-    def steer(
-        self, crops: Tensor, states: Tensor, told: dict[str, Tensor], batch: Batch
+    def predict_residuals(
+        self, crops: Tensor, states: Tensor, added_cond_kwargs: Mapping[str, Tensor], batch: Batch
     ) -> tuple[list[Tensor], Tensor]:
-        """What the UNet adds: (to each of its downward activations, to its middle)."""
+        """The UNet's `down_block_additional_residuals` and `mid_block_additional_residual`."""
         pixels = torch.stack(
-            [self.canvas.gather(self.picture, tile.scaled(self.scale)) for tile in batch.tiles]
+            [self.canvas.gather(self.image, tile.scaled(self.scale)) for tile in batch.tiles]
         )
         return self.network(
             crops,
             batch.timesteps,
             encoder_hidden_states=states,
             controlnet_cond=pixels.to(crops.dtype) / 255,
-            conditioning_scale=self.loudness.at(batch.timesteps, crops.dim()),
-            added_cond_kwargs=told,
+            conditioning_scale=self.conditioning_scale.at(batch.timesteps, crops.dim()),
+            added_cond_kwargs=dict(added_cond_kwargs),
             return_dict=False,
         )
 
@@ -102,8 +101,8 @@ class ControlNets:
         self._pipe = pipe
         self._last: tuple[Path, ControlNetModel] | None = None
 
-    def open(self, control: Control | None) -> Callable[[StagePlan], Guide | None]:
-        """Load the network; each stage then lays the picture over its own canvas.
+    def open(self, control: Control | None) -> Callable[[StagePlan], StageControlNet | None]:
+        """Load the network; each stage then fits the image to its own canvas.
 
         Raises:
             ModelFolderError: the folder holds none, or one for another model.
@@ -114,17 +113,17 @@ class ControlNets:
             self._last = None  # let its memory go before the next is loaded
             self._last = control.path, self._load(control.path)
         network = self._last[1]
-        return lambda stage: self._lay(control, network, stage)
+        return lambda stage: self._begin(control, network, stage)
 
-    def _lay(self, control: Control, network: ControlNetModel, stage: StagePlan) -> Guide:
+    def _begin(self, control: Control, network: ControlNetModel, stage: StagePlan) -> StageControlNet:
         pipe, scale = self._pipe, self._pipe.vae_scale_factor
-        picture = lay_over(control.picture, stage, scale).to(pipe.device)
-        scheduler = make_scheduler(pipe.scheduler, use_scheduler(stage), pipe.device)
-        loudness = find_loudness(control, scheduler.timesteps)
-        return Guide(network, picture, stage.canvas.scaled(scale), scale, loudness)
+        image = fit_control_image(control.picture, stage, scale).to(pipe.device)
+        scheduler = make_scheduler(find_scheduler(pipe), use_scheduler(stage), pipe.device)
+        conditioning_scale = read_conditioning_scale(control, scheduler.timesteps)
+        return StageControlNet(network, image, stage.canvas.scaled(scale), scale, conditioning_scale)
 
     def _load(self, folder: Path) -> ControlNetModel:
-        network = load_control_net(ControlNetModel, folder, self._pipe.unet.dtype)
+        network = load_control_net(ControlNetModel, folder, self._pipe.unet.dtype, self._pipe.device)
         for field in _MUST_AGREE:
             theirs, ours = (_flat(part.config.get(field)) for part in (network, self._pipe.unet))
             if theirs != ours:
@@ -136,23 +135,20 @@ class ControlNets:
                 raise ModelFolderError(
                     f"{folder.name} has {field} {network.config[field]}; supported: {allowed}"
                 )
-        scale, ours = (
-            2 ** (len(network.config["conditioning_embedding_out_channels"]) - 1),
-            self._pipe.vae_scale_factor,
-        )
-        if scale != ours:
+        theirs = 2 ** (len(network.config["conditioning_embedding_out_channels"]) - 1)
+        if theirs != self._pipe.vae_scale_factor:
             raise ModelFolderError(
-                f"{folder.name} takes {scale} px for each latent pixel, this model has {ours}"
+                f"{folder.name} takes {theirs} px for each latent pixel, this model has {self._pipe.vae_scale_factor}"
             )
-        return network.to(self._pipe.device)
+        return network
 
 
 def _flat(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+    return list(cast(tuple[object, ...], value)) if isinstance(value, tuple) else value
 
 
-def lay_over(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
-    """Bring a picture (3, h, w), uint8, to the size of the finished one on a stage's canvas: (3, H, W).
+def fit_control_image(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
+    """Resize an image (3, h, w), uint8, to the picture on a stage's canvas, and pad it to the canvas: (3, H, W).
 
     What of the canvas lies beyond the finished picture has the colours of its edge.
     """
@@ -160,10 +156,10 @@ def lay_over(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
     resized = np.array(VaeImageProcessor().resize(to_pil(picture), height, width))
     below, beside = stage.canvas.height * scale - height, stage.canvas.width * scale - width
     padded = np.pad(resized, ((0, below), (0, beside), (0, 0)), mode="edge")
-    return torch.from_numpy(padded).permute(2, 0, 1)
+    return torch.as_tensor(padded).permute(2, 0, 1)
 
 
-def find_loudness(control: Control, timesteps: Tensor) -> Loudness:
+def read_conditioning_scale(control: Control, timesteps: Tensor) -> ConditioningScale:
     """As diffusers' pipelines count: a step is controlled if it lies wholly between start and end.
 
     Raises:
@@ -171,11 +167,11 @@ def find_loudness(control: Control, timesteps: Tensor) -> Loudness:
             order have several (Heun's, KDPM2's).
     """
     if (control.start, control.end) == (0.0, 1.0):
-        return Loudness(control.scale, None)
-    clock, count = timesteps.tolist(), len(timesteps)
+        return ConditioningScale(control.scale, None)
+    clock, count = list_numbers(timesteps), len(timesteps)
     steps = [i for i in range(count) if i / count >= control.start and (i + 1) / count <= control.end]
     if not steps:
-        return Loudness(control.scale, (-1.0, 0.0))
+        return ConditioningScale(control.scale, (-1.0, 0.0))
     chosen = [clock[step] for step in steps]
     around = [step for step in range(count) if clock[step] in chosen]
     if around != steps:
@@ -184,36 +180,32 @@ def find_loudness(control: Control, timesteps: Tensor) -> Loudness:
             f"control.start and control.end: {control.start:g} to {control.end:g} divides what the scheduler "
             f"predicts at one timestep; allowed, for example: {start:g} to {end:g}"
         )
-    return Loudness(control.scale, (max(chosen), min(chosen)))
+    return ConditioningScale(control.scale, (max(chosen), min(chosen)))
 
 
 N = TypeVar("N", ControlNetModel, FluxControlNetModel)
 
 
-def load_control_net(kind: type[N], folder: Path, dtype: torch.dtype) -> N:
-    """
+def load_control_net(kind: type[N], folder: Path, dtype: torch.dtype, device: torch.device) -> N:
+    """Load a folder whole, onto the device.
+
     Raises:
         ModelFolderError: it is of another kind, cannot be read, or is not whole.
     """
     _require_kind(folder, kind.__name__)
     try:
-        network, found = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # typed as the network alone
-            str(folder),
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        network, report = load_with_report(kind, folder, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFolderError(
             f"{folder.name} cannot be loaded as a {kind.__name__}: {str(error)[:400]}"
         ) from error
-    for what, keys in (("has no", found["missing_keys"]), ("has the unknown", found["unexpected_keys"])):
+    for what, keys in (("has no", report["missing_keys"]), ("has the unknown", report["unexpected_keys"])):
         if keys:
             raise ModelFolderError(
                 f"{folder.name} {what} {sorted(keys)[0]}, one of {len(keys)} keys that do not fit its "
                 f"configuration; supported: a whole {kind.__name__}"
             )
+    nn.Module.to(network, device)  # diffusers' own has no types
     return network
 
 

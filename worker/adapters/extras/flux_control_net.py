@@ -1,7 +1,4 @@
-"""ControlNets of FLUX.1: each tile follows its own crop of the control picture's latent."""
-
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false
+"""ControlNets of FLUX.1: each tile is conditioned on its own crop of the control image's latent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +13,14 @@ from worker.adapters.add_ons import Control
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import read_scaling
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.extras.control_net import Loudness, find_loudness, lay_over, load_control_net
+from worker.adapters.extras.control_net import (
+    ConditioningScale,
+    fit_control_image,
+    load_control_net,
+    read_conditioning_scale,
+)
+from worker.adapters.packing import pack
+from worker.adapters.placement import find_execution_device
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.ensemble import Batch
 from worker.engine.plan import DecodePlan, StagePlan
@@ -29,35 +33,36 @@ _MUST_AGREE = (
     "joint_attention_dim",
     "pooled_projection_dim",
 )
-Samples = tuple[list[Tensor] | None, list[Tensor] | None]
+Residuals = tuple[list[Tensor] | None, list[Tensor] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class FluxGuide:
-    """A ControlNet that looks at one picture.
+class StageFluxControlNet:
+    """A ControlNet and its image, as large as the canvas of one stage.
 
     Args:
-        latent: of the picture, (C, H, W), as large as the canvas.
+        latent: of the image, (C, H, W).
     """
 
     network: FluxControlNetModel
     latent: Tensor
     canvas: Plane
-    loudness: Loudness
+    conditioning_scale: ConditioningScale
 
-    def steer(self, told: dict[str, Tensor | None], batch: Batch) -> Samples:
-        """What the transformer adds: (to its double blocks, to its single blocks).
+    def predict_residuals(self, inputs: dict[str, Tensor | None], batch: Batch) -> Residuals:
+        """The transformer's `controlnet_block_samples` and `controlnet_single_block_samples`.
 
         Args:
-            told: all that the transformer is told.
+            inputs: the transformer's own.
         """
         crops = torch.stack([self.canvas.gather(self.latent, tile) for tile in batch.tiles])
-        known = told if self.network.config["guidance_embeds"] else told | {"guidance": None}
+        if not self.network.config["guidance_embeds"]:
+            inputs = inputs | {"guidance": None}
         return self.network(
-            controlnet_cond=FluxPipeline._pack_latents(crops, *crops.shape).to(self.network.dtype),
-            conditioning_scale=self.loudness.at(batch.timesteps, axes=3),
+            controlnet_cond=pack(crops).to(self.network.dtype),
+            conditioning_scale=self.conditioning_scale.at(batch.timesteps, axes=3),
             return_dict=False,
-            **known,
+            **inputs,
         )
 
 
@@ -70,8 +75,8 @@ class FluxControlNets:
 
     def open(
         self, control: Control | None, find_timesteps: Callable[[StagePlan], Tensor]
-    ) -> Callable[[StagePlan], FluxGuide | None]:
-        """Load the network; each stage then lays the picture over its own canvas.
+    ) -> Callable[[StagePlan], StageFluxControlNet | None]:
+        """Load the network; each stage then fits the image to its own canvas.
 
         Raises:
             ModelFolderError: the folder holds none, or one for another model.
@@ -82,25 +87,30 @@ class FluxControlNets:
             self._last = None  # let its memory go before the next is loaded
             self._last = control.path, self._load(control.path)
         network = self._last[1]
-        return lambda stage: FluxGuide(
-            network, self._lay(control, stage), stage.canvas, find_loudness(control, find_timesteps(stage))
+        return lambda stage: StageFluxControlNet(
+            network,
+            self._encode(control, stage),
+            stage.canvas,
+            read_conditioning_scale(control, find_timesteps(stage)),
         )
 
-    def _lay(self, control: Control, stage: StagePlan) -> Tensor:
-        """The picture's latent: the mean, where diffusers' pipeline draws one around it."""
+    def _encode(self, control: Control, stage: StagePlan) -> Tensor:
+        """The image's latent: the mean, where diffusers' pipeline draws one around it."""
         canvas, scale = stage.canvas, self._pipe.vae_scale_factor
-        picture = lay_over(control.picture, stage, scale).to(self._pipe._execution_device)
+        image = fit_control_image(control.picture, stage, scale).to(find_execution_device(self._pipe))
         encoder = flatten_encoder(self._pipe.vae, read_scaling(type(self._pipe), self._pipe.vae))
         assert encoder is not None
 
         def paint(part: Rectangle) -> Tensor:
-            return canvas.scaled(scale).gather(picture, part).float() / 127.5 - 1
+            return canvas.scaled(scale).gather(image, part).float() / 127.5 - 1
 
         return encode(paint, encoder, canvas, DecodePlan())
 
     def _load(self, folder: Path) -> FluxControlNetModel:
         transformer = self._pipe.transformer
-        network = load_control_net(FluxControlNetModel, folder, transformer.dtype)
+        network = load_control_net(
+            FluxControlNetModel, folder, transformer.dtype, find_execution_device(self._pipe)
+        )
         for field in _MUST_AGREE:
             theirs, ours = (part.config.get(field) for part in (network, transformer))
             if theirs != ours:
@@ -113,4 +123,4 @@ class FluxControlNets:
                     f"{folder.name} has {field} {network.config[field]}; allowed: a ControlNet of one mode that "
                     "takes latents"
                 )
-        return network.to(self._pipe._execution_device)
+        return network

@@ -1,78 +1,134 @@
-"""IP-Adapters of the UNet families: a picture that conditions the model beside the prompt."""
+"""IP-Adapters of the UNet families: an image that conditions the model beside the prompt."""
 
-# diffusers' pipelines are typed as if an image encoder were always there.
-# pyright: reportArgumentType=false
-
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import safe_open
-from torch import Tensor
+from PIL.Image import Image
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from worker.adapters.add_ons import IpAdapter, find_weights, stamp, to_pil
+from worker.adapters.add_ons import IpAdapter, WeightsFile, find_weights, to_pil
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.loading import load_with_report
 from worker.adapters.unet_pipeline import UNetPipeline
 
 _ENCODER = "image_encoder"
 
 
+@dataclass(frozen=True, slots=True)
+class ActiveAdapter:
+    """The weights that a UNet has beside its own, and how strongly they count."""
+
+    file: WeightsFile
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrompt:
+    """What conditions one picture beside its text: an IP-Adapter with the embeddings of an image, or nothing.
+
+    Args:
+        image_embeds: each (branches, 1, ...).
+    """
+
+    adapters: "IpAdapters"
+    adapter: ActiveAdapter | None
+    image_embeds: tuple[Tensor, ...] = ()
+
+    def activate(self) -> None:
+        """Give the UNet this adapter alone, whatever other pictures have made of it."""
+        self.adapters.activate(self.adapter)
+
+
+class IpAdapterPipeline(Protocol):
+    """diffusers' loader of IP-Adapters, whose methods have no types."""
+
+    def load_ip_adapter(self, folder: str, subfolder: str, weight_name: str, **options: object) -> None: ...
+
+    def unload_ip_adapter(self) -> None: ...
+
+    def set_ip_adapter_scale(self, scale: float) -> None: ...
+
+    def prepare_ip_adapter_image_embeds(
+        self, images: Sequence[Image], embeds: None, device: torch.device, per_prompt: int, guided: bool, /
+    ) -> list[Tensor]: ...
+
+    def register_modules(self, **modules: object) -> None: ...
+
+
 class IpAdapters:
-    """Keeps the last adapter loaded while pictures ask for it."""
+    """The IP-Adapters of one UNet, of which the last stays loaded until another, or none, is active."""
 
     def __init__(self, pipe: UNetPipeline) -> None:
-        self._pipe = pipe
+        self._pipe, self._view = pipe, cast(IpAdapterPipeline, pipe)
         self._own_encoder = pipe.image_encoder
-        self._applied: tuple[Path, int] | None = None
+        self._loaded: WeightsFile | None = None
+        self._active: ActiveAdapter | None = None
 
-    def apply(self, chosen: IpAdapter | None, *, guided: bool) -> tuple[Tensor, ...]:
-        """What the UNet is told of the picture, each (branches, 1, ...); nothing without one.
+    def encode(self, chosen: IpAdapter | None, *, guided: bool) -> ImagePrompt:
+        """Load the adapter and encode its picture.
 
         Raises:
             ModelFolderError: it is not for this model, or unreadable.
         """
+        adapter = None if chosen is None else ActiveAdapter(find_weights(chosen.path), chosen.scale)
+        self.activate(adapter)
         if chosen is None:
-            self._take_off()
-            return ()
-        file = find_weights(chosen.path)
-        if self._applied != stamp(file):
-            self._put_on(file)
-        self._pipe.set_ip_adapter_scale(chosen.scale)
-        embeds = self._pipe.prepare_ip_adapter_image_embeds(
+            return ImagePrompt(self, adapter)
+        embeds = self._view.prepare_ip_adapter_image_embeds(
             [to_pil(chosen.picture)], None, self._pipe.device, 1, guided
         )
-        return tuple(embed.to(self._pipe.unet.dtype) for embed in embeds)
+        return ImagePrompt(self, adapter, tuple(embed.to(self._pipe.unet.dtype) for embed in embeds))
 
-    def _put_on(self, file: Path) -> None:
-        self._take_off()
-        folder = file.parent / _ENCODER
+    def activate(self, adapter: ActiveAdapter | None) -> None:
+        """Load this adapter or none, at no cost where that is so already.
+
+        Raises:
+            ModelFolderError: it is not for this model, unreadable, or no longer the file that was chosen.
+        """
+        if adapter == self._active:
+            return
+        self._active = None
+        if adapter is None:
+            self._unload()
+            return
+        if self._loaded != adapter.file:
+            self._unload()
+            self._load(adapter.file)
+        self._view.set_ip_adapter_scale(adapter.scale)
+        self._active = adapter
+
+    def _load(self, chosen: WeightsFile) -> None:
+        chosen.require_unchanged()
+        pipe, file, folder = self._pipe, chosen.path, chosen.path.parent / _ENCODER
         if self._own_encoder is None and not folder.is_dir():
             raise ModelFolderError(
                 f"{file.name} needs a folder {_ENCODER} beside it, since the model has none"
             )
-        self._applied = stamp(file)
-        pipe = self._pipe
+        self._loaded = chosen
         try:
             encoder = self._own_encoder or load_image_encoder(folder, pipe.dtype)
-            check_ip_adapter(file, pipe.unet, encoder.config)
-            pipe.register_modules(image_encoder=encoder.to(pipe.device))
+            check_ip_adapter(chosen, pipe.unet, encoder.config)
+            self._view.register_modules(image_encoder=nn.Module.to(encoder, pipe.device))
             # Made with every weight, layers refuse keys that they do not know; else they are left out.
-            pipe.load_ip_adapter(
+            self._view.load_ip_adapter(
                 str(file.parent), "", file.name, local_files_only=True, low_cpu_mem_usage=False
             )
         except Exception as error:  # whatever a file of another model may raise in diffusers
-            self._take_off()
+            self._unload()
             raise ModelFolderError(
                 f"{file.name} is no IP-Adapter for this model: {str(error)[:400]}"
             ) from error
 
-    def _take_off(self) -> None:
-        if self._applied is not None:
-            self._pipe.unload_ip_adapter()
-            self._pipe.register_modules(image_encoder=self._own_encoder, feature_extractor=None)
-            self._applied = None
+    def _unload(self) -> None:
+        if self._loaded is not None:
+            self._view.unload_ip_adapter()
+            self._view.register_modules(image_encoder=self._own_encoder, feature_extractor=None)
+            self._loaded = None
 
 
 Kind = Literal["plain", "plus", "full"]
@@ -85,19 +141,20 @@ _WIDTHS: dict[Kind, str] = {
 SUPPORTED = "IP-Adapters, IP-Adapters Plus and IP-Adapters Full, not those of FaceID"
 
 
-def check_ip_adapter(file: Path, unet: UNet2DConditionModel, encoder: CLIPVisionConfig) -> None:
-    """
+def check_ip_adapter(file: WeightsFile, unet: UNet2DConditionModel, encoder: CLIPVisionConfig) -> None:
+    """Whether every key of a file has an effect on this UNet.
+
     Raises:
         ValueError: it is of another kind or width, or has keys for layers that the UNet does not have.
     """
-    with safe_open(file, "pt") as tensors:
-        keys = list(tensors.keys())
+    with file.open() as tensors:
+        keys = tensors.keys()
         kind = _find_kind(keys)
         _require_known(keys, unet)
-        width: int = tensors.get_slice(_WIDTHS[kind]).get_shape()[1]
-    seen = encoder.projection_dim if kind == "plain" else encoder.hidden_size
-    if width != seen:
-        raise ValueError(f"it takes pictures as {width} numbers, its image encoder makes {seen}")
+        width = tensors.get_slice(_WIDTHS[kind]).get_shape()[1]
+    embedded = encoder.projection_dim if kind == "plain" else encoder.hidden_size
+    if width != embedded:
+        raise ValueError(f"it takes pictures as {width} numbers, its image encoder makes {embedded}")
 
 
 def _find_kind(keys: list[str]) -> Kind:
@@ -130,15 +187,14 @@ _OF_TEXT = ("text_", "logit_scale")  # a whole CLIP is often what lies there
 
 
 def load_image_encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModelWithProjection:
-    """
+    """Load the image encoder that lies beside an adapter.
+
     Raises:
         ValueError: it is not whole; transformers would invent what is missing.
     """
-    encoder, found = CLIPVisionModelWithProjection.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    left = (key for key in found["unexpected_keys"] if not key.startswith(_OF_TEXT))
-    wrong = sorted([*found["missing_keys"], *(key for key in left if not key.endswith("position_ids"))])
+    encoder, report = load_with_report(CLIPVisionModelWithProjection, folder, dtype=dtype)
+    left = (key for key in report["unexpected_keys"] if not key.startswith(_OF_TEXT))
+    wrong = sorted([*report["missing_keys"], *(key for key in left if not key.endswith("position_ids"))])
     if wrong:
         raise ValueError(
             f"{folder.name}: {len(wrong)} keys are missing or unknown, the first is {wrong[0]!r}; supported: a "

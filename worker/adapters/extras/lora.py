@@ -1,20 +1,27 @@
-"""LoRAs of a pipeline: loaded when a picture asks for them, gone when one asks for none."""
+"""LoRAs of a pipeline: loaded and active where a picture has them, taken out where one has none."""
 
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import (
+    LoraConfig,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,  # pyright: ignore[reportUnknownVariableType]  # some of its options have no types
+)
+from safetensors.torch import (
+    load_file,  # pyright: ignore[reportUnknownVariableType]  # its path has no type
+)
 from torch import Tensor, nn
 
-from worker.adapters.add_ons import Lora, find_weights, stamp
+from worker.adapters.add_ons import Lora, WeightsFile, find_weights
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.extras.lora_conversion import Converter
 from worker.adapters.extras.lora_file import read_scales
-from worker.adapters.extras.lora_layers import LoraLayer, find_targets, lay_over
+from worker.adapters.extras.lora_layers import LoraLayer, find_targets, match_layers
+from worker.engine.ensemble import Batch, Replica
 
 _KEPT = 8  # in memory, those of the last pictures
 
@@ -31,8 +38,19 @@ class LoraPipeline(Converter, Protocol):
     def unload_lora_weights(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenLora:
+    """A LoRA of one picture, and the file that it was then."""
+
+    lora: Lora
+    file: WeightsFile
+
+
+LoraSet = tuple[ChosenLora, ...]
+
+
 class Loras:
-    """Those of one pipeline.
+    """The LoRAs of one pipeline: several in memory, one set of them active.
 
     The model's own weights are never touched: a LoRA's are computed beside them. So a picture
     without any has the same bytes whatever was loaded before; then the layers that hold them are
@@ -41,41 +59,57 @@ class Loras:
 
     def __init__(self, pipe: LoraPipeline) -> None:
         self._pipe = pipe
-        parts = {part: getattr(pipe, part, None) for part in pipe._lora_loadable_modules}
-        self._parts: dict[str, nn.Module] = {part: each for part, each in parts.items() if each is not None}
+        names = pipe._lora_loadable_modules  # pyright: ignore[reportPrivateUsage]  # nothing public says it
+        parts = {name: getattr(pipe, name, None) for name in names}
+        self._parts = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
         self._targets = find_targets(self._parts)
-        self._adapters: dict[tuple[Path, int], list[str]] = {}  # peft's names; least recently used first
+        self._adapters: dict[WeightsFile, list[str]] = {}  # peft's names; least recently used first
         self._count = 0
+        self._active: LoraSet | None = ()  # None while it changes
 
-    def apply(self, loras: Sequence[Lora]) -> None:
-        """Exactly these. One of weight 0 is read, and then left out.
+    def choose(self, loras: Sequence[Lora]) -> LoraSet:
+        """Load them and make them active.
 
         Raises:
             ModelFolderError: one is not for this model, or unreadable; then none is loaded.
         """
+        chosen = tuple(ChosenLora(lora, find_weights(lora.path)) for lora in loras)
+        self.activate(chosen)
+        return chosen
+
+    def activate(self, chosen: LoraSet) -> None:
+        """Apply exactly these, at no cost where they are active already; one of weight 0 is read, and then left out.
+
+        Raises:
+            ModelFolderError: one is not for this model, unreadable, or no longer what was chosen.
+        """
+        if chosen == self._active:
+            return
+        self._active = None
         try:
-            loaded = [(lora.weight, self._load(lora)) for lora in loras]
+            loaded = [(each.lora.weight, self._load(each)) for each in chosen]
         except ModelFolderError:
-            self._take_all_off()
+            self._unload_all()
             raise
         weights = {name: weight for weight, names in loaded if weight for name in names}
-        if not weights:
-            self._take_all_off()
-            return
-        self._forget(weights)
-        self._pipe.set_adapters(list(weights), list(weights.values()))
+        if weights:
+            self._forget(weights)
+            self._pipe.set_adapters(list(weights), list(weights.values()))
+        else:
+            self._unload_all()
+        self._active = chosen
 
-    def _load(self, lora: Lora) -> list[str]:
-        file = find_weights(lora.path)
-        key = stamp(file)
-        names = self._adapters.pop(key, None) or self._read(file, lora.path)
-        self._adapters[key] = names
+    def _load(self, chosen: ChosenLora) -> list[str]:
+        names = self._adapters.pop(chosen.file, None) or self._read(chosen)
+        self._adapters[chosen.file] = names
         return names
 
-    def _read(self, file: Path, path: Path) -> list[str]:
+    def _read(self, chosen: ChosenLora) -> list[str]:
+        chosen.file.require_unchanged()
+        file, path = chosen.file.path, chosen.lora.path
         try:
-            scales = read_scales(file, path if path.is_dir() else None)
-            layers = lay_over(load_file(file), scales, self._targets, self._pipe)
+            scales = read_scales(chosen.file, path if path.is_dir() else None)
+            layers = match_layers(load_file(file), scales, self._targets, self._pipe)
             self._count += 1
             return list(self._insert(layers, f"lora-{self._count}"))
         except Exception as error:  # whatever a file of another model may raise in diffusers and PEFT
@@ -97,13 +131,33 @@ class Loras:
         for key in spare[: max(len(self._adapters) - _KEPT, 0)]:
             self._pipe.delete_adapters(self._adapters.pop(key))
 
-    def _take_all_off(self) -> None:
+    def _unload_all(self) -> None:
         self._pipe.unload_lora_weights()
         self._adapters.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class LoraReplica:
+    """A replica that predicts with its own LoRAs, whatever other pictures have made of the shared pipeline."""
+
+    replica: Replica
+    loras: Loras
+    chosen: LoraSet
+
+    @property
+    def branches(self) -> int:
+        return self.replica.branches
+
+    def predict(self, batch: Batch) -> Tensor:
+        self.loras.activate(self.chosen)
+        return self.replica.predict(batch)
+
+    def guide(self, predictions: Tensor) -> Tensor:
+        return self.replica.guide(predictions)
+
+
 def insert_layers(network: nn.Module, layers: Sequence[LoraLayer], adapter: str) -> None:
-    """Put them beside the network's own, all with DoRA's magnitudes or all without.
+    """Add a file's layers to a network as one PEFT adapter, all with DoRA's magnitudes or all without.
 
     Raises:
         ValueError: PEFT holds something else afterwards.
@@ -145,12 +199,18 @@ def _require_equal(network: nn.Module, layers: Sequence[LoraLayer], adapter: str
     """What is in the file is what takes effect: PEFT only reports keys that it leaves out."""
     for layer in layers:
         held = network.get_submodule(layer.target.name)
-        pairs = [(held.lora_A[adapter].weight, layer.down), (held.lora_B[adapter].weight, layer.up)]  # pyright: ignore
-        if layer.magnitude is not None:
-            pairs.append((held.lora_magnitude_vector[adapter].weight, layer.magnitude))  # pyright: ignore
-        if layer.bias is not None:
-            pairs.append((held.lora_B[adapter].bias, layer.bias))  # pyright: ignore
-        if held.scaling[adapter] != 1 or not all(_is_equal(*pair) for pair in pairs):  # pyright: ignore
+        given = {
+            f"lora_A.{adapter}.weight": layer.down,
+            f"lora_B.{adapter}.weight": layer.up,
+            f"lora_B.{adapter}.bias": layer.bias,
+            f"lora_magnitude_vector.{adapter}.weight": layer.magnitude,
+        }
+        equal = (
+            _is_equal(held.get_parameter(name), tensor)
+            for name, tensor in given.items()
+            if tensor is not None
+        )
+        if cast(Mapping[str, float], held.scaling)[adapter] != 1 or not all(equal):
             raise ValueError(f"{layer.target.part}.{layer.target.name} holds something else than the file")
 
 

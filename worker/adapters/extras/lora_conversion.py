@@ -1,4 +1,4 @@
-"""Layers that other programs cut differently, as one matrix for q, k and v: diffusers cuts them up."""
+"""LoRA layers that other programs save fused, as one matrix for q, k and v: diffusers' converters split them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -33,7 +33,7 @@ class Converted:
 
 
 def convert_layers(pipe: Converter, layers: Mapping[str, FileLayer]) -> Iterator[Converted]:
-    """What diffusers makes of them, for each spelling that some loader of it reads.
+    """Convert layers with diffusers' own converter, in each spelling that it may know.
 
     Which keys come out again is seen from a conversion of numbered tensors.
 
@@ -53,7 +53,7 @@ def _spell_all(spell: Spelling, layers: Mapping[str, FileLayer]) -> dict[str, tu
 
 
 def _trace(pipe: Converter, spelled: Mapping[str, tuple[FileLayer, Role]]) -> dict[str, set[str]]:
-    """Alphas stay what they are, since they are divided by."""
+    """Find which keys of the file each converted tensor comes from; alphas keep their values, since they divide."""
     numbered = {
         key: layer.tensors[role] if role == "alpha" else torch.full(layer.tensors[role].shape, float(number))
         for number, (key, (layer, role)) in enumerate(spelled.items(), 1)
@@ -68,7 +68,7 @@ def _trace(pipe: Converter, spelled: Mapping[str, tuple[FileLayer, Role]]) -> di
 def _read_numbers(tensor: Tensor) -> set[int]:
     """Tensors are cut and joined along rows or columns, so that two edges show all."""
     matrix = tensor.flatten(1) if tensor.ndim > 1 else tensor[None]
-    return {int(number) for number in torch.cat([matrix[0], matrix[:, 0]]).unique()}
+    return {int(number) for number in torch.cat([matrix[0], matrix[:, 0]])}
 
 
 def _convert(pipe: Converter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
-"""A LoRA file laid over a model: every key is accounted for before the model is touched."""
+"""Which layers of a model a LoRA file changes: every key is accounted for before the model is touched."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ _SGM_OUTER = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One layer.
+    """A layer of the model that a LoRA can change.
 
     Args:
         part: of the pipeline, as `unet`.
@@ -63,7 +64,7 @@ def find_targets(parts: dict[str, nn.Module]) -> dict[str, Target]:
 
 
 def _find_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    for name, layer in network.named_modules():
+    for name, layer in cast(Iterator[tuple[str, nn.Module]], network.named_modules()):
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
             yield name, layer
 
@@ -145,7 +146,7 @@ class LoraLayer:
     magnitude: Tensor | None
 
 
-def lay_over(
+def match_layers(
     tensors: Mapping[str, Tensor], scales: LoraScales, targets: Mapping[str, Target], pipe: Converter
 ) -> list[LoraLayer]:
     """Find the layer of the model that each layer of the file is for.
@@ -172,15 +173,16 @@ def _require_all(tensors: Mapping[str, Tensor], unread: set[str], targets: Mappi
     rest = [key for key in tensors if key in unread]
     if rest or not tensors:
         parts = ", ".join(sorted({target.part for target in targets.values()}))
-        first = f", the first is {rest[0][:120]!r}" if rest else ""
-        raise ValueError(
-            f"{len(rest)} of {len(tensors)} keys have no effect on this model{first}; supported: {SUPPORTED}, of "
-            f"layers of its {parts}"
+        found = (
+            f"{len(rest)} of {len(tensors)} keys have no effect on this model, the first is {rest[0][:120]!r}"
+            if rest
+            else "it holds no tensors"
         )
+        raise ValueError(f"{found}; supported: {SUPPORTED}, of layers of its {parts}")
 
 
 def _scale(layer: FileLayer, name: str, targets: Mapping[str, Target], scales: LoraScales) -> FileLayer:
-    """With alpha / rank in `up` and in the bias; what alpha is left is the rank."""
+    """Multiply alpha / rank into `up` and the bias; the alpha that is left is the rank."""
     target, rank = targets.get(name), layer.rank
     part = target.part if target else next(each.part for each in targets.values() if each.part in DENOISERS)
     known = scales.find(part, target.name if target else name, rank)
@@ -193,9 +195,9 @@ def _scale(layer: FileLayer, name: str, targets: Mapping[str, Target], scales: L
 def _place(
     layers: Mapping[str, FileLayer], targets: Mapping[str, Target]
 ) -> tuple[list[LoraLayer], set[str]]:
-    """(layers that fit, their keys). Of two for the same target the second does not fit.
+    """Match layers by name and shape: (those that fit, their keys). Of two for one target the second does not fit.
 
-    Of one that fits but for DoRA's magnitude the other keys are answered, so that it is what an error names.
+    Of one that fits but for DoRA's magnitude the other keys count as used, so that an error names the magnitude.
     """
     placed: dict[Target, LoraLayer] = {}
     used: set[str] = set()
@@ -229,7 +231,7 @@ def _find_alphas(layers: Mapping[str, FileLayer], used: set[str]) -> set[str]:
 
 
 def _fit(layer: FileLayer, target: Target) -> LoraLayer | None:
-    """None: shapes differ."""
+    """The layer as its target holds it, or None where shapes differ."""
     (out, *inner), rank = target.shape, layer.rank
     ones = [1] * (len(inner) - 1)
     down = _reshape(layer.flatten_mid(), [rank, *inner])

@@ -1,11 +1,9 @@
 """FLUX.1: dev, schnell and their kin."""
 
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -13,17 +11,18 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
 from api_schemas.generation import Positions
-from worker.adapters.extras.flux_control_net import FluxControlNets, FluxGuide
+from worker.adapters.extras.flux_control_net import FluxControlNets, StageFluxControlNet
 from worker.adapters.families.flow import count_tokens, even_sigmas, own_sigmas, shift_by_tokens
-from worker.adapters.families.positions import predict_in_place
-from worker.adapters.family import Habits, Shape
+from worker.adapters.families.positions import place_tokens, predict_in_place
+from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.packing import PATCH, pack, unpack
+from worker.adapters.placement import find_execution_device
+from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import Packing, SchedulerUse, make_scheduler
 from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
-
-PATCH = 2  # latent pixels a side that are packed into one token
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,9 @@ class FluxReplica:
     Args:
         states: of the text, (1, tokens, width).
         pooled: (1, width).
-        guidance_scale: that the transformer is told, or None where it cannot be told one.
+        guidance_scale: embedded by the transformer, or None where it embeds none.
         positions: of the image tokens; globally in halves where a tile begins between two.
-        control: a ControlNet with its picture.
+        control_net: with its image, or none.
     """
 
     transformer: FluxTransformer2DModel
@@ -43,7 +42,7 @@ class FluxReplica:
     pooled: Tensor
     guidance_scale: float | None
     positions: Positions
-    control: FluxGuide | None = None
+    control_net: StageFluxControlNet | None = None
 
     @property
     def branches(self) -> int:
@@ -56,23 +55,27 @@ class FluxReplica:
         crops = batch.crops
         count, _, height, width = crops.shape
         dtype = self.states.dtype
-        told = {
-            "hidden_states": _pack(crops.to(dtype)),
+        inputs = {
+            "hidden_states": pack(crops.to(dtype)),
             "timestep": batch.timesteps.to(dtype) / 1000,
             "guidance": self._guidance(crops),
             "pooled_projections": self.pooled.expand(count, -1),
             "encoder_hidden_states": self.states.expand(count, -1, -1),
             "txt_ids": crops.new_zeros(self.states.shape[1], 3),
-            "img_ids": place_tokens(height, width, corner, crops.device),
+            "img_ids": place_tokens(
+                height // PATCH, width // PATCH, (corner[0] / PATCH, corner[1] / PATCH), 3, crops.device
+            ),
         }
-        double, single = (None, None) if self.control is None else self.control.steer(told, batch)
+        double, single = None, None
+        if self.control_net is not None:
+            double, single = self.control_net.predict_residuals(inputs, batch)
         tokens = self.transformer(
-            **told,
+            **inputs,
             controlnet_block_samples=double,
             controlnet_single_block_samples=single,
             return_dict=False,
         )[0]
-        return _unpack(tokens, height, width).float()
+        return unpack(tokens, height, width).float()
 
     def _guidance(self, crops: Tensor) -> Tensor | None:
         scale = self.guidance_scale
@@ -82,39 +85,20 @@ class FluxReplica:
         return predictions[0]
 
 
-def _pack(latents: Tensor) -> Tensor:
-    return FluxPipeline._pack_latents(latents, *latents.shape)
-
-
-def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    return FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1)
-
-
-def place_tokens(height: int, width: int, corner: tuple[int, int], device: torch.device) -> Tensor:
-    """Positions (tokens, 3) of a tile's tokens; float32, since bfloat16 cannot tell 257 from 256."""
-    with device:  # made there: nothing has to wait for a copy
-        ids = FluxPipeline._prepare_latent_image_ids(
-            1, height // PATCH, width // PATCH, device, torch.float32
-        )
-    for axis, start in enumerate(corner, start=1):
-        ids[:, axis] += start / PATCH
-    return ids
-
-
 @dataclass(frozen=True, slots=True)
 class Flux:
-    """A loaded folder."""
+    """A loaded FLUX.1 pipeline."""
 
     pipe: FluxPipeline
     control_nets: FluxControlNets
     name = "flux"
 
     @property
-    def habits(self) -> Habits:
+    def defaults(self) -> FamilyDefaults:
         """Without embedded guidance it is a model of few steps, as FLUX.1-schnell."""
         guided = self.pipe.transformer.config.guidance_embeds
         steps, scale = (28, 3.5) if guided else (4, 1.0)
-        return Habits(
+        return FamilyDefaults(
             steps,
             scale,
             ("local", "global"),
@@ -133,29 +117,32 @@ class Flux:
         transformer = self.pipe.transformer
         distilled = transformer.config.guidance_embeds
         # FLUX.1-schnell was trained on 256 text tokens, FLUX.1-dev on 512.
-        states, pooled, _ = self.pipe.encode_prompt(
+        encoded = self.pipe.encode_prompt(
             conditions.prompt,
-            device=self.pipe._execution_device,
+            device=find_execution_device(self.pipe),
             max_sequence_length=512 if distilled else 256,
         )
+        states, pooled, _ = cast(tuple[Tensor, Tensor, Tensor], encoded)
         scale = conditions.guidance_scale if distilled else None
-        lay = self.control_nets.open(conditions.control, self._find_timesteps)
-        return lambda stage: FluxReplica(transformer, states, pooled, scale, conditions.positions, lay(stage))
+        begin_control = self.control_nets.open(conditions.control, self._find_timesteps)
+        return lambda stage: FluxReplica(
+            transformer, states, pooled, scale, conditions.positions, begin_control(stage)
+        )
 
     def _find_timesteps(self, stage: StagePlan) -> Tensor:
-        pipe = self.pipe
-        return make_scheduler(pipe.scheduler, self.use_scheduler(stage), pipe._execution_device).timesteps
+        kept, device = find_scheduler(self.pipe), find_execution_device(self.pipe)
+        return make_scheduler(kept, self.use_scheduler(stage), device).timesteps
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
-        kept = self.pipe.scheduler
+        kept = find_scheduler(self.pipe)
         sigmas = own_sigmas(kept, even_sigmas(stage.steps))
         shift = shift_by_tokens(kept, count_tokens(stage.denoise, PATCH))
         timing: dict[str, object] = {"sigmas": sigmas, "mu": shift}
-        return SchedulerUse(stage.steps, timing, from_first=True, packing=Packing(_pack, _unpack))
+        return SchedulerUse(stage.steps, timing, from_first=True, packing=Packing(pack, unpack))
 
 
 def load(folder: Path, device: torch.device) -> Flux:
-    """Load a folder.
+    """Load a folder with a FLUX.1 pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

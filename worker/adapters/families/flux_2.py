@@ -1,8 +1,5 @@
 """FLUX.2: dev, whose guidance is embedded, and klein, which is guided by two branches or not at all."""
 
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +8,18 @@ import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline, compute_empirical_mu
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from api_schemas.generation import Positions
 from worker.adapters.families.flow import count_tokens, even_sigmas, own_sigmas
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
-from worker.adapters.families.positions import predict_in_place
-from worker.adapters.family import Habits, Shape
+from worker.adapters.families.positions import place_tokens, predict_in_place
+from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.model_index import read_index
+from worker.adapters.placement import find_execution_device
+from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import Packing, SchedulerUse
 from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
@@ -35,7 +34,7 @@ class Flux2Replica:
     Args:
         states: text states of each branch, (branches, tokens, width), filled up by the tokenizer.
         text_ids: positions of the text, (1, tokens, 4).
-        embedded_scale: that the transformer is told, or None.
+        embedded_scale: embedded by the transformer, or None.
         guidance_scale: between the branches.
     """
 
@@ -55,17 +54,18 @@ class Flux2Replica:
 
     def _predict(self, batch: Batch, corner: tuple[int, int]) -> Tensor:
         crops = batch.crops
+        height, width = crops.shape[-2:]
         inputs = crops.to(self.states.dtype)
         tokens = self.transformer(
-            hidden_states=Flux2Pipeline._pack_latents(inputs),
+            hidden_states=_pack(inputs),
             timestep=batch.timesteps.to(inputs.dtype) / 1000,
             guidance=self._guidance(crops),
             encoder_hidden_states=pick_branches(self.states, batch.branches),
             txt_ids=self.text_ids,
-            img_ids=_place_tokens(crops, corner),
+            img_ids=place_tokens(height, width, corner, 4, crops.device),
             return_dict=False,
         )[0]
-        return _unpack(tokens, *crops.shape[-2:]).float()
+        return _unpack(tokens, height, width).float()
 
     def _guidance(self, crops: Tensor) -> Tensor | None:
         scale = self.embedded_scale
@@ -75,22 +75,17 @@ class Flux2Replica:
         return guide_classifier_free(predictions, self.guidance_scale)
 
 
+def _pack(latents: Tensor) -> Tensor:
+    return latents.flatten(2).transpose(1, 2)
+
+
 def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(-1, (height, width))
-
-
-def _place_tokens(crops: Tensor, corner: tuple[int, int]) -> Tensor:
-    """(1, tokens, 4): time, row, column, layer."""
-    with crops.device:  # made there: nothing has to wait for a copy
-        ids = Flux2Pipeline._prepare_latent_ids(crops[:1]).clone()
-    for axis, start in enumerate(corner, start=1):
-        ids[..., axis] += start
-    return ids
+    return torch.unflatten(tokens.transpose(1, 2), -1, (height, width))
 
 
 @dataclass(frozen=True, slots=True)
 class Flux2:
-    """A loaded folder."""
+    """A loaded FLUX.2 pipeline."""
 
     pipe: Flux2Pipeline | Flux2KleinPipeline
     name = "flux-2"
@@ -104,10 +99,10 @@ class Flux2:
         return self._embeds_guidance or bool(self.pipe.config["is_distilled"])
 
     @property
-    def habits(self) -> Habits:
+    def defaults(self) -> FamilyDefaults:
         few = self._distilled and not self._embeds_guidance
         steps, scale = (4, 1.0) if few else (50, 4.0)
-        return Habits(
+        return FamilyDefaults(
             steps, scale, ("local", "global"),
             negative_prompt=not self._distilled, guidance=not few, add_ons=("lora",),
         )  # fmt: skip
@@ -122,7 +117,8 @@ class Flux2:
         scale = conditions.guidance_scale
         alone = self._distilled or scale == 1.0
         prompts = [conditions.prompt] if alone else [conditions.negative_prompt, conditions.prompt]
-        encoded = [self.pipe.encode_prompt(prompt, self.pipe._execution_device) for prompt in prompts]
+        device = find_execution_device(self.pipe)
+        encoded = [self.pipe.encode_prompt(prompt, device) for prompt in prompts]
         states, text_ids = torch.cat([states for states, _ in encoded]), encoded[0][1]
         embedded = scale if self._embeds_guidance else None
         return lambda stage: Flux2Replica(
@@ -131,19 +127,16 @@ class Flux2:
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         shift = compute_empirical_mu(count_tokens(stage.denoise, 1), stage.steps)
-        sigmas = own_sigmas(self.pipe.scheduler, even_sigmas(stage.steps))
+        sigmas = own_sigmas(find_scheduler(self.pipe), even_sigmas(stage.steps))
         timing: dict[str, object] = {"sigmas": sigmas, "mu": shift}
-        return SchedulerUse(
-            stage.steps, timing, from_first=True, packing=Packing(Flux2Pipeline._pack_latents, _unpack)
-        )
+        return SchedulerUse(stage.steps, timing, from_first=True, packing=Packing(_pack, _unpack))
 
 
 def load(folder: Path, device: torch.device) -> Flux2:
-    """Load a folder.
+    """Load a folder with a FLUX.2 pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.
     """
-    stated = DiffusionPipeline.load_config(str(folder))["_class_name"]
     kinds = {kind.__name__: kind for kind in (Flux2Pipeline, Flux2KleinPipeline)}
-    return Flux2(load_pipeline(kinds[stated], folder, device))
+    return Flux2(load_pipeline(kinds[read_index(folder).kind], folder, device))

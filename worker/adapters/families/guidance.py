@@ -1,9 +1,12 @@
-"""Classifier-free guidance."""
+"""Classifier-free guidance: the branches of a prediction and how they become one."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+EncodedPrompt = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
+"""(prompt, negative prompt, pooled prompt, pooled negative prompt), as diffusers' `encode_prompt` returns them."""
 
 
 def pick_branches(states: Tensor, branches: Sequence[int]) -> Tensor:
@@ -14,18 +17,18 @@ def pick_branches(states: Tensor, branches: Sequence[int]) -> Tensor:
     return torch.stack([states[branch] for branch in branches])
 
 
-def stack_branches(free: Tensor | None, prompted: Tensor) -> Tensor:
-    """States of all branches, (branches, ...), as guidance wants them: without the prompt, with it."""
-    return prompted if free is None else torch.cat([free, prompted])
+def stack_branches(negative: Tensor | None, prompted: Tensor) -> Tensor:
+    """States of all branches, (branches, ...), in diffusers' order: the negative prompt's, the prompt's."""
+    return prompted if negative is None else torch.cat([negative, prompted])
 
 
 def guide_classifier_free(predictions: Tensor, scale: float) -> Tensor:
     """Ho & Salimans 2022, eq. 6, in the form ε = ε₀ + s (ε₁ - ε₀).
 
     Args:
-        predictions: (branches, C, h, w): without the prompt, with it; or with it alone.
+        predictions: (branches, C, h, w): with the negative prompt, with the prompt; or with the prompt alone.
     """
     if len(predictions) == 1:
         return predictions[0]
-    free, prompted = predictions
-    return free + scale * (prompted - free)
+    negative, prompted = predictions
+    return negative + scale * (prompted - negative)

@@ -1,4 +1,4 @@
-"""Transformers that are told which of their text tokens are filling, and that answer with a variance too."""
+"""Transformers with a mask of their text's padding, and with a variance beside their prediction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from torch import Tensor
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
 from worker.engine.ensemble import Batch
 
-Ask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+EncodedMaskedPrompt = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""(prompt, its mask, negative prompt, its mask), as diffusers' `encode_prompt` returns them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +18,12 @@ class MaskedTextReplica:
     """One transformer with one prompt.
 
     Args:
-        ask: (crops, timestep of each, states, mask) -> (B, 2 C, h, w) or (B, C, h, w).
+        transformer: (crops, timestep of each, states, mask) -> (B, 2 C, h, w) or (B, C, h, w).
         states: text states of each branch, (branches, tokens, width).
-        mask: 1 where a token is no filling, (branches, tokens).
+        mask: 1 where a token is no padding, (branches, tokens).
     """
 
-    ask: Ask
+    transformer: Predict
     states: Tensor
     mask: Tensor
     guidance_scale: float
@@ -32,7 +34,7 @@ class MaskedTextReplica:
 
     def predict(self, batch: Batch) -> Tensor:
         states, mask = (pick_branches(each, batch.branches) for each in (self.states, self.mask))
-        prediction = self.ask(batch.crops.to(states.dtype), batch.timesteps, states, mask)
+        prediction = self.transformer(batch.crops.to(states.dtype), batch.timesteps, states, mask)
         return prediction[:, : batch.crops.shape[1]].float()  # the other half is a learned variance, unused
 
     def guide(self, predictions: Tensor) -> Tensor:

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPipeline
 from torch import Tensor
 
 from worker.adapters.families.guidance import stack_branches
-from worker.adapters.families.masked_text import MaskedTextReplica
-from worker.adapters.family import Habits, Shape
+from worker.adapters.families.masked_text import EncodedMaskedPrompt, MaskedTextReplica
+from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.placement import find_execution_device
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
@@ -20,11 +22,11 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class PixArtSigma:
-    """A loaded folder. Its positions are made from the size of what it sees: of each tile."""
+    """A loaded PixArt-Sigma pipeline. Its positions are made from the size of what it sees: of each tile."""
 
     pipe: PixArtSigmaPipeline
     name = "pixart-sigma"
-    habits = Habits(steps=20, guidance_scale=4.5)
+    defaults = FamilyDefaults(steps=20, guidance_scale=4.5)
 
     @property
     def shape(self) -> Shape:
@@ -33,14 +35,21 @@ class PixArtSigma:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
-        prompted, mask, free, free_mask = self.pipe.encode_prompt(
-            conditions.prompt, scale != 1.0, conditions.negative_prompt, device=self.pipe._execution_device
+        encoded = cast(
+            EncodedMaskedPrompt,
+            self.pipe.encode_prompt(  # pyright: ignore[reportUnknownMemberType]  # its options have no types
+                conditions.prompt,
+                scale != 1.0,
+                conditions.negative_prompt,
+                device=find_execution_device(self.pipe),
+            ),
         )
-        states = stack_branches(free, prompted)
-        masks = stack_branches(free_mask, mask)
-        return lambda stage: MaskedTextReplica(self._ask, states, masks, scale)
+        prompted, mask, negative, negative_mask = encoded
+        states = stack_branches(negative, prompted)
+        masks = stack_branches(negative_mask, mask)
+        return lambda stage: MaskedTextReplica(self._predict, states, masks, scale)
 
-    def _ask(self, crops: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    def _predict(self, crops: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         return self.pipe.transformer(
             crops,
             encoder_hidden_states=states,
@@ -55,7 +64,7 @@ class PixArtSigma:
 
 
 def load(folder: Path, device: torch.device) -> PixArtSigma:
-    """Load a folder.
+    """Load a folder with a PixArt-Sigma pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

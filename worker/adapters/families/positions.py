@@ -1,4 +1,4 @@
-"""The position of a tile's tokens, as a transformer is told."""
+"""The positions of a tile's tokens, for transformers that take them as an input."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,20 @@ from api_schemas.generation import Positions
 from worker.engine.ensemble import Batch
 
 _CORNER = (0, 0)
+
+
+def place_tokens(
+    rows: int, columns: int, corner: tuple[float, float], axes: int, device: torch.device
+) -> Tensor:
+    """FLUX' `img_ids` (rows * columns, axes): axis 1 counts rows from the corner's on, axis 2 columns, others stay 0.
+
+    Made on the device, so that nothing waits for a copy; float32, since bfloat16 cannot tell 257 from 256.
+    """
+    ids = torch.zeros(rows, columns, axes, device=device)
+    ids[..., 1] = torch.arange(rows, device=device)[:, None] + corner[0]
+    ids[..., 2] = torch.arange(columns, device=device) + corner[1]
+    return ids.flatten(0, 1)
+
 
 Predict = Callable[[Batch, tuple[int, int]], Tensor]
 """(batch, corner (top, left) in latent pixels) -> predictions (B, C, h, w)."""

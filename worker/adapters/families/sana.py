@@ -4,16 +4,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from torch import Tensor
 
 from worker.adapters.families.guidance import stack_branches
-from worker.adapters.families.masked_text import MaskedTextReplica
-from worker.adapters.family import Habits, Shape
+from worker.adapters.families.masked_text import EncodedMaskedPrompt, MaskedTextReplica
+from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.placement import find_execution_device
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
@@ -21,11 +23,11 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class Sana:
-    """A loaded folder. It knows no positions: its convolutions see where a tile ends."""
+    """A loaded Sana pipeline. It knows no positions: its convolutions see where a tile ends."""
 
     pipe: SanaPipeline
     name = "sana"
-    habits = Habits(steps=20, guidance_scale=4.5, add_ons=("lora",))
+    defaults = FamilyDefaults(steps=20, guidance_scale=4.5, add_ons=("lora",))
 
     @property
     def shape(self) -> Shape:
@@ -34,18 +36,22 @@ class Sana:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
-        prompted, mask, free, free_mask = self.pipe.encode_prompt(
-            conditions.prompt,
-            scale != 1.0,
-            conditions.negative_prompt,
-            device=self.pipe._execution_device,
-            complex_human_instruction=_read_instruction(),
+        encoded = cast(
+            EncodedMaskedPrompt,
+            self.pipe.encode_prompt(
+                conditions.prompt,
+                scale != 1.0,
+                conditions.negative_prompt,
+                device=find_execution_device(self.pipe),
+                complex_human_instruction=_read_instruction(),
+            ),
         )
-        states = stack_branches(free, prompted)
-        masks = stack_branches(free_mask, mask)
-        return lambda stage: MaskedTextReplica(self._ask, states, masks, scale)
+        prompted, mask, negative, negative_mask = encoded
+        states = stack_branches(negative, prompted)
+        masks = stack_branches(negative_mask, mask)
+        return lambda stage: MaskedTextReplica(self._predict, states, masks, scale)
 
-    def _ask(self, crops: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    def _predict(self, crops: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         transformer = self.pipe.transformer
         return transformer(
             crops,
@@ -60,12 +66,13 @@ class Sana:
 
 
 def _read_instruction() -> list[str]:
-    """What the text encoder was asked in training before each prompt; diffusers keeps it as a default."""
-    return list(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
+    """The instruction that stood before each prompt in training; diffusers keeps it as a default."""
+    call = cast(Callable[..., object], SanaPipeline.__call__)  # pyright: ignore[reportUnknownMemberType]  # untyped options
+    return list(inspect.signature(call).parameters["complex_human_instruction"].default)
 
 
 def load(folder: Path, device: torch.device) -> Sana:
-    """Load a folder.
+    """Load a folder with a Sana pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

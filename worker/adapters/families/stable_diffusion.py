@@ -3,26 +3,34 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from torch import Tensor
 
 from worker.adapters.extras.control_net import ControlNets
 from worker.adapters.extras.ip_adapter import IpAdapters
 from worker.adapters.families.guidance import stack_branches
 from worker.adapters.families.unet import UNetReplica
-from worker.adapters.family import Habits, Shape
+from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
-from worker.adapters.unet_pipeline import embed_strength, is_guided, read_habits, read_shape, use_scheduler
+from worker.adapters.unet_pipeline import (
+    embed_guidance_scale,
+    is_guided,
+    read_defaults,
+    read_shape,
+    use_scheduler,
+)
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
 
 
 @dataclass(frozen=True, slots=True)
 class StableDiffusion:
-    """A loaded folder."""
+    """A loaded Stable Diffusion pipeline."""
 
     pipe: StableDiffusionPipeline
     control_nets: ControlNets
@@ -34,27 +42,33 @@ class StableDiffusion:
         return read_shape(self.pipe)
 
     @property
-    def habits(self) -> Habits:
-        return read_habits(self.pipe, Habits(add_ons=("lora", "controlnet", "ip_adapter")))
+    def defaults(self) -> FamilyDefaults:
+        return read_defaults(self.pipe, FamilyDefaults(add_ons=("lora", "controlnet", "ip_adapter")))
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         pipe, scale = self.pipe, conditions.guidance_scale
         guided = is_guided(pipe, scale)
-        seen = self.ip_adapters.apply(conditions.ip_adapter, guided=guided)
-        lay = self.control_nets.open(conditions.control)
-        prompted, free = pipe.encode_prompt(
-            conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
+        image_prompt = self.ip_adapters.encode(conditions.ip_adapter, guided=guided)
+        begin_control = self.control_nets.open(conditions.control)
+        encoded = cast(
+            tuple[Tensor, Tensor | None],
+            pipe.encode_prompt(  # pyright: ignore[reportUnknownMemberType]  # its device has no type
+                conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
+            ),
         )
-        states = stack_branches(free, prompted)
-        strength = embed_strength(pipe, scale)
-        return lambda stage: UNetReplica(pipe.unet, states, scale, strength, seen=seen, control=lay(stage))
+        prompted, negative = encoded
+        states = stack_branches(negative, prompted)
+        timestep_cond = embed_guidance_scale(pipe, scale)
+        return lambda stage: UNetReplica(
+            pipe.unet, states, scale, image_prompt, timestep_cond, control_net=begin_control(stage)
+        )
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         return use_scheduler(stage)
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusion:
-    """Load a folder.
+    """Load a folder with a Stable Diffusion pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -1,11 +1,9 @@
 """Stable Diffusion 3 and 3.5."""
 
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -14,10 +12,17 @@ from torch import Tensor
 
 from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.families.flow import count_tokens, shift_by_tokens
-from worker.adapters.families.guidance import guide_classifier_free, pick_branches, stack_branches
-from worker.adapters.family import Habits, Shape
+from worker.adapters.families.guidance import (
+    EncodedPrompt,
+    guide_classifier_free,
+    pick_branches,
+    stack_branches,
+)
+from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.placement import find_execution_device
+from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
@@ -56,11 +61,11 @@ class StableDiffusion3Replica:
 
 @dataclass(frozen=True, slots=True)
 class StableDiffusion3:
-    """A loaded folder. Its table of positions is centred on what it sees: on each tile."""
+    """A loaded Stable Diffusion 3 pipeline. Its table of positions is centred on what it sees: on each tile."""
 
     pipe: StableDiffusion3Pipeline
     name = "stable-diffusion-3"
-    habits = Habits(steps=28, guidance_scale=7.0, add_ons=("lora",))
+    defaults = FamilyDefaults(steps=28, guidance_scale=7.0, add_ons=("lora",))
 
     @property
     def shape(self) -> Shape:
@@ -71,18 +76,18 @@ class StableDiffusion3:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
-        prompted, free, pooled, free_pooled = self.pipe.encode_prompt(
+        encoded = self.pipe.encode_prompt(
             *[conditions.prompt] * 3,
-            device=self.pipe._execution_device,
+            device=find_execution_device(self.pipe),
             do_classifier_free_guidance=scale != 1.0,
             negative_prompt=conditions.negative_prompt,
         )
-        states = stack_branches(free, prompted)
-        pools = stack_branches(free_pooled, pooled)
+        prompted, negative, pooled, negative_pooled = cast(EncodedPrompt, encoded)
+        states, pools = stack_branches(negative, prompted), stack_branches(negative_pooled, pooled)
         return lambda stage: StableDiffusion3Replica(self.pipe.transformer, states, pools, scale)
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
-        kept = self.pipe.scheduler
+        kept = find_scheduler(self.pipe)
         if not kept.config.get("use_dynamic_shifting"):
             return SchedulerUse(stage.steps)
         tokens = count_tokens(stage.denoise, self.pipe.transformer.config.patch_size)
@@ -90,7 +95,7 @@ class StableDiffusion3:
 
 
 def load(folder: Path, device: torch.device) -> StableDiffusion3:
-    """Load a folder.
+    """Load a folder with a Stable Diffusion 3 pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

@@ -1,23 +1,21 @@
 """What Stable Diffusion and Stable Diffusion XL share: a UNet conditioned on text, tile by tile."""
 
-# diffusers types tensors as FloatTensor, and as optional what is always there.
-# pyright: reportArgumentType=false
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from worker.adapters.extras.control_net import Guide
+from worker.adapters.extras.control_net import StageControlNet
+from worker.adapters.extras.ip_adapter import ImagePrompt
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
 from worker.engine.ensemble import Batch
 
-Tell = Callable[[Batch], dict[str, Tensor]]
-"""(tiles, branches) -> what a UNet's `added_cond_kwargs` say of each, first axis B."""
+AddedConditions = Callable[[Batch], dict[str, Tensor]]
+"""The UNet's `added_cond_kwargs`, first axis B."""
 
 
-def tell_nothing(batch: Batch) -> dict[str, Tensor]:
+def no_added_conditions(batch: Batch) -> dict[str, Tensor]:
     return {}
 
 
@@ -27,43 +25,45 @@ class UNetReplica:
 
     Args:
         states: text states of each branch, (branches, tokens, width).
-        tell: further conditions of each tile, such as SDXL's size embeddings.
-        seen: of an IP-Adapter's picture, each (branches, 1, ...).
-        control: a ControlNet with its picture.
-        strength: embedding of the guidance scale, for a UNet into which guidance was distilled, (1, width).
+        added_conditions: of each tile, such as SDXL's micro-conditioning.
+        image_prompt: an IP-Adapter with its picture, or none.
+        control_net: with its image, or none.
+        timestep_cond: embedding of the guidance scale, for a UNet into which guidance was distilled, (1, width).
     """
 
     unet: UNet2DConditionModel
     states: Tensor
     guidance_scale: float
-    strength: Tensor | None = None
-    tell: Tell = tell_nothing
-    seen: tuple[Tensor, ...] = ()
-    control: Guide | None = None
+    image_prompt: ImagePrompt
+    timestep_cond: Tensor | None = None
+    added_conditions: AddedConditions = no_added_conditions
+    control_net: StageControlNet | None = None
 
     @property
     def branches(self) -> int:
         return len(self.states)
 
     def predict(self, batch: Batch) -> Tensor:
+        self.image_prompt.activate()
         states = pick_branches(self.states, batch.branches)
-        inputs, told = batch.crops.to(states.dtype), self.tell(batch)
+        inputs, added = batch.crops.to(states.dtype), self.added_conditions(batch)
         down, middle = None, None
-        if self.control is not None:
-            down, middle = self.control.steer(inputs, states, told, batch)
+        if self.control_net is not None:
+            down, middle = self.control_net.predict_residuals(inputs, states, added, batch)
         return self.unet(
             inputs,
             batch.timesteps,
             encoder_hidden_states=states,
-            timestep_cond=self.strength,
-            added_cond_kwargs=told | self._show(batch.branches),
+            timestep_cond=self.timestep_cond,
+            added_cond_kwargs=added | self._image_embeds(batch.branches),
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
             return_dict=False,
         )[0].float()
 
-    def _show(self, branches: Sequence[int]) -> dict[str, list[Tensor]]:
-        return {"image_embeds": [pick_branches(each, branches) for each in self.seen]} if self.seen else {}
+    def _image_embeds(self, branches: Sequence[int]) -> dict[str, list[Tensor]]:
+        embeds = [pick_branches(each, branches) for each in self.image_prompt.image_embeds]
+        return {"image_embeds": embeds} if embeds else {}
 
     def guide(self, predictions: Tensor) -> Tensor:
         return guide_classifier_free(predictions, self.guidance_scale)

@@ -12,9 +12,11 @@ from torch import Tensor
 from api_schemas.generation import MAX_TILE_SIZE_PX
 from worker.adapters.families.flow import count_tokens, shift_by_tokens
 from worker.adapters.families.guidance import guide_classifier_free
-from worker.adapters.family import Habits, Shape
+from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
+from worker.adapters.placement import find_execution_device
+from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
@@ -27,8 +29,8 @@ class ZImageReplica:
     """One transformer with one prompt.
 
     Args:
-        texts: states of each branch, (tokens, width) of any length; the transformer itself fills
-            the shorter and masks what it filled.
+        texts: states of each branch, (tokens, width) of any length; the transformer itself pads
+            the shorter and masks the padding.
     """
 
     transformer: ZImageTransformer2DModel
@@ -55,7 +57,7 @@ class ZImageReplica:
 
 @dataclass(frozen=True, slots=True)
 class ZImage:
-    """A loaded folder.
+    """A loaded Z-Image pipeline.
 
     Its pipeline counts guidance from 0, here as everywhere 1 is off: ours is theirs plus one. Its
     transformer lays positions itself, behind the text and from each tile's corner.
@@ -63,7 +65,7 @@ class ZImage:
 
     pipe: ZImagePipeline
     name = "z-image"
-    habits = Habits(steps=50, guidance_scale=6.0, add_ons=("lora",))
+    defaults = FamilyDefaults(steps=50, guidance_scale=6.0, add_ons=("lora",))
 
     @property
     def shape(self) -> Shape:
@@ -74,19 +76,19 @@ class ZImage:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
-        prompted, free = self.pipe.encode_prompt(
-            conditions.prompt, self.pipe._execution_device, scale != 1.0, conditions.negative_prompt
+        prompted, negative = self.pipe.encode_prompt(
+            conditions.prompt, find_execution_device(self.pipe), scale != 1.0, conditions.negative_prompt
         )
-        return lambda stage: ZImageReplica(self.pipe.transformer, [*(free or []), *prompted], scale)
+        return lambda stage: ZImageReplica(self.pipe.transformer, [*(negative or []), *prompted], scale)
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
-        shift = shift_by_tokens(self.pipe.scheduler, count_tokens(stage.denoise, PATCH))
+        shift = shift_by_tokens(find_scheduler(self.pipe), count_tokens(stage.denoise, PATCH))
         sigmas = get_default_z_image_sigmas(stage.steps)
         return SchedulerUse(stage.steps, {"sigmas": sigmas, "mu": shift}, from_first=True)
 
 
 def load(folder: Path, device: torch.device) -> ZImage:
-    """Load a folder.
+    """Load a folder with a Z-Image pipeline.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder.

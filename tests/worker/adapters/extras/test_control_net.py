@@ -15,7 +15,7 @@ from tests.worker.adapters.families.test_unets import generate_one_tile, make_pi
 from tests.worker.adapters.families.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, UNetCase, ask
 from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
-from worker.adapters.extras.control_net import ControlNets, Guide
+from worker.adapters.extras.control_net import ControlNets, StageControlNet
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.engine.canvas import Plane, Rectangle
@@ -109,28 +109,29 @@ def test_the_picture_lies_over_what_is_shown_and_its_edge_goes_on_beyond(built: 
 def test_each_tile_follows_its_own_crop(built: Built) -> None:
     """Also where it runs over the edge of a torus: on a turned canvas it sees the turned picture."""
     control = Control(built.net, PICTURE, 0.8)
-    lay = ControlNets(built.pipe).open(control)
-    guide = lay(StagePlan(TORUS, 4))
-    assert guide is not None
-    assert guide.picture.shape == (3, 96, 160)
-    turned = replace(guide, picture=guide.picture.roll((-80, -120), (1, 2)))
+    begin = ControlNets(built.pipe).open(control)
+    whole = begin(StagePlan(TORUS, 4))
+    assert whole is not None
+    assert whole.image.shape == (3, 96, 160)
+    turned = replace(whole, image=whole.image.roll((-80, -120), (1, 2)))
     crops, states = (
         initial_noise(1, *NOISE)[None],
         torch.randn(1, 16, built.pipe.unet.config.cross_attention_dim),
     )
-    told = {"text_embeds": torch.zeros(1, 32), "time_ids": torch.zeros(1, 6)}
+    added = {"text_embeds": torch.zeros(1, 32), "time_ids": torch.zeros(1, 6)}
 
-    def steer(guide: Guide, tile: Rectangle) -> torch.Tensor:
+    def predict(control_net: StageControlNet, tile: Rectangle) -> torch.Tensor:
         with torch.inference_mode():
-            return guide.steer(crops, states, told, Batch(crops, torch.tensor([500]), (Query(tile),)))[1]
+            batch = Batch(crops, torch.tensor([500]), (Query(tile),))
+            return control_net.predict_residuals(crops, states, added, batch)[1]
 
-    assert torch.equal(steer(guide, Rectangle(20, 30, 16, 16)), steer(turned, Rectangle(0, 0, 16, 16)))
+    assert torch.equal(predict(whole, Rectangle(20, 30, 16, 16)), predict(turned, Rectangle(0, 0, 16, 16)))
     assert not torch.allclose(
-        steer(guide, Rectangle(20, 30, 16, 16)), steer(guide, Rectangle(0, 0, 16, 16)), atol=1e-3
+        predict(whole, Rectangle(20, 30, 16, 16)), predict(whole, Rectangle(0, 0, 16, 16)), atol=1e-3
     )
 
 
-def test_many_tiles_do_not_depend_on_how_many_are_sung_at_once(built: Built) -> None:
+def test_many_tiles_do_not_depend_on_how_many_are_predicted_at_once(built: Built) -> None:
     model = load_model(str(built.folder), "cpu")
     prepared = model.prepare(Conditions(PROMPT, *GUIDED, control=Control(built.net, PICTURE)))
     assert (make_picture(prepared, 1).int() - make_picture(prepared, 3).int()).abs().max() <= 1

@@ -94,7 +94,7 @@ def test_the_picture_lies_over_what_is_shown_and_its_edge_goes_on_beyond(
 
 
 def test_each_tile_follows_its_own_crop(network: Path, model: LoadedModel) -> None:
-    """What is changed in one corner of the picture is not heard by a tile that is far from it."""
+    """What is changed in one corner of the picture does not change a tile that is far from it."""
     changed = _picture()
     changed[:, :6, :6] = 255
     plan = DenoisePlan(Plane(32, 24), 8, 0, 0, moving=False, seed=9)

@@ -56,7 +56,7 @@ def test_several_with_weights_equal_diffusers_own_pipeline(
     assert (ours - make_picture(model)).abs().max() > 1e-2
 
 
-def test_what_was_worn_before_is_not_heard(model: LoadedModel, loras: list[Path]) -> None:
+def test_loras_of_earlier_pictures_do_not_count(model: LoadedModel, loras: list[Path]) -> None:
     bare, first = make_picture(model), make_picture(model, Lora(loras[0]))
     second = make_picture(model, Lora(loras[1], 0.5))
     assert torch.equal(make_picture(model), bare)

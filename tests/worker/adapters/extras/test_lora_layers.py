@@ -7,7 +7,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
 from worker.adapters.extras.lora_file import LoraScales
-from worker.adapters.extras.lora_layers import LoraLayer, Target, find_targets, lay_over
+from worker.adapters.extras.lora_layers import LoraLayer, Target, find_targets, match_layers
 
 WIDTH, RANK, ALPHA = 3072, 6, 3.0
 Tensors = dict[str, Tensor]
@@ -32,7 +32,7 @@ def change(tensors: Tensors, name: str) -> Tensor:
 
 
 def lay(tensors: Tensors, targets: dict[str, Target]) -> dict[str, Tensor]:
-    found: list[LoraLayer] = lay_over(tensors, LoraScales({}), targets, FluxPipeline)
+    found: list[LoraLayer] = match_layers(tensors, LoraScales({}), targets, FluxPipeline)
     return {each.target.name: each.up @ each.down for each in found}
 
 

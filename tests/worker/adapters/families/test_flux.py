@@ -8,7 +8,8 @@ import torch
 
 from tests.tiny_transformers import tiny_flux
 from tests.worker.engine.known_answer import predict
-from worker.adapters.families.flux import Flux, FluxReplica, load, place_tokens
+from worker.adapters.families.flux import Flux, FluxReplica, load
+from worker.adapters.families.positions import place_tokens
 from worker.adapters.model import Conditions
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.noise import initial_noise
@@ -26,15 +27,15 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Flux:
 
 
 def test_positions_of_a_tile_are_the_canvas_own() -> None:
-    canvas = place_tokens(32, 48, (0, 0), CPU).unflatten(0, (16, 24))
-    tile = place_tokens(8, 12, (6, 20), CPU).unflatten(0, (4, 6))
+    canvas = place_tokens(16, 24, (0, 0), 3, CPU).unflatten(0, (16, 24))
+    tile = place_tokens(4, 6, (3, 10), 3, CPU).unflatten(0, (4, 6))
     assert torch.equal(tile, canvas[3:7, 10:16])
-    between = place_tokens(8, 12, (7, 20), CPU).unflatten(0, (4, 6))
+    between = place_tokens(4, 6, (3.5, 10), 3, CPU).unflatten(0, (4, 6))
     assert torch.equal(between - tile, torch.tensor([0.0, 0.5, 0.0]).expand_as(tile))
 
 
 @torch.inference_mode()
-def test_embedded_guidance_is_heard(flux: Flux) -> None:
+def test_embedded_guidance_counts(flux: Flux) -> None:
     crop = initial_noise(1, 4, 8, 8)
     replica = flux.encode(Conditions("dune", guidance_scale=3.5))(STAGE)
     assert isinstance(replica, FluxReplica)

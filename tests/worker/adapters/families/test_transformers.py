@@ -87,7 +87,7 @@ def test_one_tile_picture_equals_diffusers_own_picture(case: FamilyCase, folders
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_many_tiles_do_not_depend_on_who_sings_them(case: FamilyCase, folders: dict[str, Path]) -> None:
+def test_many_tiles_do_not_depend_on_who_predicts_them(case: FamilyCase, folders: dict[str, Path]) -> None:
     """On a canvas of odd tile starts that wraps one way and pulls tiles back the other."""
     channels, side, _ = case.noise
     model = load(case, folders)
@@ -162,7 +162,7 @@ def test_what_a_family_cannot_be_told_is_refused_by_name(case: FamilyCase, folde
 
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.guidance_scales) > 1], ids=named)
 @torch.inference_mode()
-def test_a_branch_does_not_hear_whom_it_shares_a_batch_with(
+def test_a_branch_does_not_depend_on_whom_it_shares_a_batch_with(
     case: FamilyCase, folders: dict[str, Path]
 ) -> None:
     """Though the branches' texts differ in length."""

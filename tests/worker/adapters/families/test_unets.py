@@ -42,7 +42,7 @@ def test_one_tile_equals_diffusers_own_pipeline(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_many_tiles_do_not_depend_on_who_sings_them(case: UNetCase, tmp_path: Path) -> None:
+def test_many_tiles_do_not_depend_on_who_predicts_them(case: UNetCase, tmp_path: Path) -> None:
     """On a canvas that wraps one way and pulls tiles back the other."""
     case.build(tmp_path / "tiny")
     model = load_model(str(tmp_path / "tiny"), "cpu")
