@@ -272,7 +272,7 @@ def test_a_channel_that_was_still_at_first_does_not_outweigh_the_others() -> Non
     assert still < 20 * max(others)
 
 
-def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
+def test_a_caption_in_another_phrasing_is_known_by_the_one_it_stands_for() -> None:
     states = torch.arange(3 * PHRASINGS + 1).float().view(-1, 1, 1)
     owners = torch.tensor([2]).repeat(200)
     texts, known = (
