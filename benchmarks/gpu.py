@@ -40,7 +40,7 @@ from worker.engine.generate import StageBegan
 from worker.engine.ranks import Alone, Ranks
 from worker.engine.stitch import Band
 from worker.process.files import ImageFile
-from worker.result import Press
+from worker.result import PictureWriter
 
 TILE_TFLOP = 6.76  # of SDXL's UNet for one 1024 px tile, one branch
 
@@ -68,7 +68,8 @@ def measure_loop(bench: Bench) -> None:
 def profile_loop(bench: Bench) -> None:
     """One step at 4096², between the outer ones."""
     steps = 3
-    tiles = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path(".")).canvas.count_tiles(steps)[1]
+    plan = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path("."))
+    tiles = plan.stages[-1].denoise.count_tiles(steps)[1]
     events = bench.generate(4096, layout="flat", steps=steps)
 
     def run_step() -> None:
@@ -86,7 +87,7 @@ def measure_flat_loop(bench: Bench) -> None:
     """A few steps, and what all 28 would take."""
     tile_s, steps = time_loop(bench, steps=4), 28
     plan = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path("."))
-    tiles = sum(plan.canvas.count_tiles(steps))
+    tiles = sum(plan.stages[-1].denoise.count_tiles(steps))
     bench.report(
         "", f"{steps} steps of a flat 4096² are {tiles} tiles: {tiles * tile_s:.0f} s, decode not counted"
     )
@@ -179,7 +180,7 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> N
                     digest.update(event.rows.numpy().data)
                     image.write(event.top, event.rows.numpy())
         marks += [last_step, time.perf_counter()]
-        Press(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
+        PictureWriter(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
         marks.append(time.perf_counter())
     spans = " ".join(f"{after - before:.1f}" for before, after in pairwise(marks))
     bench.report(

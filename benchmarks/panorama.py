@@ -49,7 +49,7 @@ def time_panorama(pipe: StableDiffusionXLPipeline, side_px: int, steps: int) -> 
     states, free, pooled, _ = encode("")
     # Annotated as if nothing could be left out.
     build = cast(Callable[..., _Panorama], _Panorama)
-    vae: object = pipe.vae  # pyright: ignore[reportUnknownMemberType]
+    vae: object = pipe.vae  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     panorama = build(
         vae=vae, unet=_WithSizes(pipe.unet, pooled), scheduler=DDIMScheduler(),
         text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None, requires_safety_checker=False,

@@ -19,11 +19,13 @@ from torch import Tensor
 from api_schemas.generation import ResolvedRequest
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import denoise
+from worker.engine.ensemble import Ensemble
 from worker.engine.generate import PreparedModel
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodeMode, DecodePlan, GenerationPlan
-from worker.engine.vae.decode import decode
+from worker.engine.vae.decode import DecodedTile, decode
 from worker.engine.vae.operations import Decoder
 from worker.planner import plan_generation
 
@@ -39,7 +41,7 @@ def main() -> None:
     plan = replace(plan, decode=replace(plan.decode, spill_dir=None))
     prepared = model.prepare(Conditions(request.prompt, guidance_scale=request.guidance_scale))
     latent = generate_latent(plan, prepared)
-    image = paint(latent, prepared.decoder, plan.canvas.wrap, plan.decode)
+    image = paint(latent, prepared.decoder, plan.canvas, plan.decode)
     print(f"{request.prompt!r}, {options.size} px, {request.steps} steps")
     for name, lines, stride in seam_lines(plan, model.card.vae_scale, request.steps):
         sharp, blurred = (seam_ratio(x, lines, stride) for x in (image, blur(image)))
@@ -79,7 +81,8 @@ def ask(model: LoadedModel, options: argparse.Namespace) -> ResolvedRequest:
 
 def generate_latent(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
     (stage,) = plan.stages
-    ensemble, scheduler = prepared.begin(stage)
+    ensemble = Ensemble(prepared.make_replica(stage), stage.canvas, stage.modules)
+    scheduler = prepared.make_scheduler(stage)
     latent = initial_noise(plan.seed, plan.channels, plan.canvas.height, plan.canvas.width)
     latent *= scheduler.initial_scale
     steps = denoise(latent, stage.denoise, ensemble, scheduler, torch.Generator().manual_seed(plan.seed))
@@ -90,18 +93,19 @@ def generate_latent(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
             return end.value
 
 
-def paint(latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan) -> Tensor:
+def paint(latent: Tensor, decoder: Decoder, canvas: Plane, plan: DecodePlan) -> Tensor:
     scale = decoder.scale
     image = torch.empty(3, latent.shape[1] * scale, latent.shape[2] * scale)
-    for tile in decode(latent, decoder, wrap, plan):
-        tile.place.slice(image).copy_(tile.image)
+    for event in decode(latent, decoder, canvas, plan):
+        if isinstance(event, DecodedTile):
+            event.place.slice(image).copy_(event.image)
     return image
 
 
 def seam_lines(plan: GenerationPlan, scale: int, steps: int) -> list[tuple[str, list[int], int]]:
     """(name, columns where tiles meet, stride), pixels."""
-    stride = plan.canvas.tile_size * scale
-    grids = [plan.canvas.grid_at(index, steps) for index in range(steps)]
+    stride = plan.stages[-1].denoise.tile_size * scale
+    grids = [plan.stages[-1].denoise.grid_at(index, steps) for index in range(steps)]
     lines = [
         (f"tile lines of step {index + 1}", sorted({tile.left * scale for tile in grid.tiles}), stride)
         for index, grid in enumerate(grids)
@@ -143,10 +147,9 @@ def blur(image: Tensor) -> Tensor:
 
 def decode_error(latent: Tensor, decoder: Decoder, mode: DecodeMode) -> tuple[float, float]:
     """(mean, 99th percentile) of |tiled - whole|, of 255."""
-    whole = paint(
-        latent, decoder, (False, False), DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40)
-    )
-    tiled = paint(latent, decoder, (False, False), DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
+    canvas = Plane(latent.shape[1], latent.shape[2])
+    whole = paint(latent, decoder, canvas, DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40))
+    tiled = paint(latent, decoder, canvas, DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
     error = (whole - tiled).abs().flatten() * 127.5
     return float(error.mean()), float(error.kthvalue(int(len(error) * 0.99)).values)
 

@@ -1,29 +1,31 @@
-"""Messages to a client that follows a job: events as text, previews as bytes, keep-alives."""
+"""Messages to a client that follows a job, and their ids, `milliseconds-counter`, as Redis draws them."""
 
 import json
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from api_schemas.events import TERMINAL_TYPES
 
 
 @dataclass(frozen=True, slots=True)
 class EventMessage:
-    """A durable event as JSON, ready to be sent; one object serves all readers."""
+    """A durable event as JSON, ready to be sent; one object serves all readers.
+
+    Args:
+        type: "snapshot" for the whole state, instead of events that were trimmed.
+        seq: "" for a snapshot: a client that loses the connection now must get the event that follows.
+        previous: id of the job's event before it, where the live stream told it.
+    """
 
     type: str
     seq: str
     text: str
+    previous: str = ""
 
     @property
     def is_terminal(self) -> bool:
         return self.type in TERMINAL_TYPES
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotMessage:
-    """The whole state, instead of events that were trimmed."""
-
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,38 @@ class Restarting:
     """The server is shutting down; clients should reconnect."""
 
 
-Message = EventMessage | SnapshotMessage | PreviewMessage | Idle | Restarting
+Message = EventMessage | PreviewMessage | Idle | Restarting
 
 
-def read_event(seq: str, stored: bytes) -> EventMessage:
+def read_event(seq: str, stored: bytes, previous: str = "") -> EventMessage:
     """Give a stored event its id. Only validated events are stored, so it is not validated again."""
     body = json.loads(stored)
     body["seq"] = seq
-    return EventMessage(type=body["type"], seq=seq, text=json.dumps(body, ensure_ascii=False))
+    return EventMessage(body["type"], seq, json.dumps(body, ensure_ascii=False), previous)
+
+
+START: Final = "0-0"
+_FORM = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
+_LARGEST = 2**64 - 1
+
+
+def parse(text: str) -> tuple[int, int] | None:
+    """The two numbers, in the order in which ids grow; None if this is no id."""
+    match = _FORM.fullmatch(text)
+    if match is None:
+        return None
+    numbers = int(match[1]), int(match[2])
+    return numbers if max(numbers) <= _LARGEST else None
+
+
+def order(seq: str) -> tuple[int, int]:
+    """Sort key of an id that Redis made; "" comes before all."""
+    return parse(seq) or (0, 0)
+
+
+def before(seq: str) -> str:
+    """The largest id that is smaller."""
+    milliseconds, counter = order(seq)
+    if counter:
+        return f"{milliseconds}-{counter - 1}"
+    return f"{milliseconds - 1}-{_LARGEST}" if milliseconds else START

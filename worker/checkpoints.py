@@ -1,57 +1,59 @@
 """Checkpoints in the object store, where any worker finds them."""
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from api_schemas.wire import checkpoint_folder
 from worker.errors import ResourceError
-from worker.process.protocol import Kept
+from worker.process.protocol import CheckpointWritten
 from worker.storage import Storage
 
 _log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """Uploads in the background, newest first, one at a time; a skipped one is no loss.
+    """Uploads checkpoints in the background, one at a time, and skips those that a newer one replaces.
 
-    A picture is a pure function of its request, so checkpoints of all attempts are equally good.
+    A picture is a pure function of its request, so a checkpoint of any attempt will do.
     """
 
     def __init__(self, storage: Storage, job_id: str) -> None:
         self._storage = storage
-        self._prefix = f"checkpoints/{job_id}"
+        self._prefix = checkpoint_folder(job_id)
         self._pool = ThreadPoolExecutor(1)
         self._running: Future[None] | None = None
-        self._waiting: tuple[str, Path] | None = None
-        self._newest_here: tuple[int, Path] | None = None
+        self._next: tuple[str, Path] | None = None
+        self._newest: tuple[int, Path] | None = None  # on this machine
 
-    def keep(self, kept: Kept, attempt: int) -> None:
+    def add(self, written: CheckpointWritten, attempt: int) -> None:
         """Take over a checkpoint file."""
-        if self._newest_here is not None and self._newest_here[1] != kept.path:
-            self._drop_here(self._newest_here[1])
-        self._newest_here = (kept.step, kept.path)
-        self._waiting = (f"{self._prefix}/{kept.step:04d}-{attempt:04d}.safetensors", kept.path)
-        self.pump()
+        if self._newest is not None and self._newest[1] != written.path:
+            # An upload that still reads the file has it open, or finds none and is skipped.
+            self._newest[1].unlink(missing_ok=True)
+        self._newest = (written.step, written.path)
+        self._next = (f"{self._prefix}/{written.step:04d}-{attempt:04d}.safetensors", written.path)
+        self.upload_next()
 
-    def pump(self) -> bool:
-        """Start what waits, if nothing runs; whether something runs now."""
+    def upload_next(self) -> bool:
+        """Start the next upload unless one is running; whether one is running now."""
         if self._running is not None and self._running.done():
             self._running = None
-        if self._running is None and self._waiting is not None:
-            self._running = self._pool.submit(self._upload, *self._waiting)
-            self._waiting = None
+        if self._running is None and self._next is not None:
+            self._running = self._pool.submit(self._upload, *self._next)
+            self._next = None
         return self._running is not None
 
     def find_newest(self, folder: Path) -> tuple[int, Path] | None:
-        """The most advanced checkpoint, fetched into `folder`.
+        """The checkpoint with the most steps, fetched into `folder`.
 
         Raises:
             ResourceError: the store does not answer.
         """
-        if self._newest_here is not None and self._newest_here[1].exists():
-            return self._newest_here
+        if self._newest is not None and self._newest[1].exists():
+            return self._newest
         for key in sorted(self._storage.list_keys(self._prefix), reverse=True):
             path = folder / key.rpartition("/")[2]
             if self._storage.get_file(key, path):
@@ -59,6 +61,14 @@ class CheckpointStore:
         return None
 
     def delete_all(self) -> None:
+        """Delete all checkpoints of the job, also one that is being uploaded.
+
+        Raises:
+            ResourceError: the store does not answer.
+        """
+        self._next = None
+        if self._running is not None:
+            wait([self._running])
         self._storage.delete(self._storage.list_keys(self._prefix))
 
     def _upload(self, key: str, path: Path) -> None:
@@ -67,10 +77,6 @@ class CheckpointStore:
             self._storage.delete([old for old in self._storage.list_keys(self._prefix) if old < key])
         except (ResourceError, FileNotFoundError):
             _log.warning("checkpoint %s was not stored", key)
-
-    def _drop_here(self, path: Path) -> None:
-        # An upload that still reads the file keeps its own handle, or finds none and is skipped.
-        path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

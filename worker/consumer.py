@@ -1,4 +1,4 @@
-"""The RQ worker: takes jobs from the queue, never touches torch or a device."""
+"""The RQ worker, which takes jobs from the queue and never touches torch or a device."""
 
 import logging
 import time
@@ -14,11 +14,11 @@ from rq.timeouts import BaseDeathPenalty
 from rq.worker import WorkerStatus
 
 from api_schemas import wire
-from worker.context import WORKPLACE, Workplace
+from worker.context import JOB_CONTEXT, JobContext
 from worker.janitor import Janitor
 from worker.process.client import EngineProcess
-from worker.process.protocol import Refused
-from worker.runner import LET_GO
+from worker.process.protocol import ModelRefused
+from worker.runner import RELEASED
 
 _POLL_S = 1
 _RENEWALS_PER_LEASE = 5
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class _NoDeathPenalty(BaseDeathPenalty):
-    """RQ's alarm would not interrupt C code; the runner kills an engine that shows no progress."""
+    """RQ's alarm does not interrupt C code; the runner kills an engine that makes no progress."""
 
     def setup_death_penalty(self) -> None:
         return
@@ -36,35 +36,35 @@ class _NoDeathPenalty(BaseDeathPenalty):
 
 
 class EngineWorker(SimpleWorker):
-    """A SimpleWorker with short leases, one queue, and no work of its own.
+    """A SimpleWorker with short leases, whose one queue is that of its model.
 
-    One queue, that of its model: with two, RQ pops without the safety of an intermediate list, and a worker killed
-    between pop and start would lose the job for ever.
+    With two queues RQ takes jobs without an intermediate list, and a worker that is killed between
+    taking and starting a job would lose it for ever.
     """
 
     death_penalty_class = _NoDeathPenalty
 
-    def __init__(self, workplace: Workplace, engine: EngineProcess, lease_s: int) -> None:
+    def __init__(self, context: JobContext, engine: EngineProcess, lease_s: int) -> None:
         cleaning_s = max(lease_s // 3, 1)
-        super().__init__(
-            [wire.queue_name(workplace.card.name)],
-            name=workplace.worker,
-            connection=workplace.redis,
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]
+            [wire.queue_name(context.card.name)],
+            name=context.worker,
+            connection=context.redis,
             serializer="json",
             worker_ttl=20,
             maintenance_interval=cleaning_s,
-            log_job_description=False,  # it would show prompts one day
+            log_job_description=False,  # it may hold prompts one day
         )
-        self._workplace = replace(workplace, renew_lease=self._keep_alive)
+        self._context = replace(context, renew_lease=self._keep_alive)
         self._engine = engine
         self._lease_s = lease_s
         self._janitor = Janitor(
-            workplace.redis, self.queues[0], workplace.worker, cleaning_s, stranded_s=lease_s
+            context.redis, self.queues[0], context.worker, cleaning_s, start_timeout_s=lease_s
         )
-        self._held: tuple[RqJob, Execution] | None = None
-        self._beat_at = 0.0
+        self._current: tuple[RqJob, Execution] | None = None
+        self._renewed_at = 0.0
 
-    # What RQ asks -------------------------------------------------------------------------------
+    # Called by RQ -------------------------------------------------------------------------------
 
     def get_heartbeat_ttl(self, job: RqJob, working_time: float = 0.0) -> int:
         """The lease; RQ's own is job_timeout + 60 and is never renewed."""
@@ -72,16 +72,16 @@ class EngineWorker(SimpleWorker):
 
     def kill_horse(self, sig: int = 0) -> None:
         """RQ's stop-job command, which arrives on another thread."""
-        self._workplace.cancel.set()
+        self._context.cancel.set()
 
     def request_stop(self, signum: int, frame: object) -> None:
-        """First and every later SIGTERM or SIGINT: only flags, everything else is the loops' business."""
+        """Every SIGTERM or SIGINT sets flags, which the loops obey."""
         self._stop_requested = True
-        self._workplace.stop.set()
+        self._context.stop.set()
 
     def register_death(self) -> None:
-        """Also tell the service at once; a killed worker's sign of life runs out by itself."""
-        self.connection.delete(self._life_key(), self._trouble_key())
+        """Also tell the service at once; the key of a killed worker expires."""
+        self.connection.delete(self._worker_key(), self._trouble_key())
         self.connection.srem(wire.WORKERS_KEY, self.name)
         super().register_death()
 
@@ -93,7 +93,7 @@ class EngineWorker(SimpleWorker):
     ) -> tuple[RqJob, Queue] | None:
         """Wait for a job; unlike RQ's own loop, notice a stop within a second."""
         self.set_state(WorkerStatus.IDLE)
-        while not self._workplace.stop.is_set():
+        while not self._context.stop.is_set():
             try:
                 self._maintain()
                 found = self.queue_class.dequeue_any(
@@ -106,28 +106,28 @@ class EngineWorker(SimpleWorker):
                 continue
             except (RedisConnectionError, RedisTimeoutError) as error:
                 _log.warning("waiting for Redis: %s", error)
-                self._workplace.stop.wait(_POLL_S)
+                self._context.stop.wait(_POLL_S)
         return None
 
     def perform_job(self, job: RqJob, queue: Queue, execution: Execution) -> bool:
-        """Run a job with its workplace around it, unless it already runs elsewhere."""
+        """Run a job in this worker's context, unless it already runs elsewhere."""
         if self._janitor.runs_elsewhere(job.id, execution):
             _log.info("job %s runs elsewhere", job.id)
             queue.connection.lrem(queue.intermediate_queue_key, 1, job.id)
-            self._let_go(job, execution)
+            self._release(job, execution)
             return False
-        self._workplace.cancel.clear()
-        self._held = (job, execution)
-        token = WORKPLACE.set(self._workplace)
+        self._context.cancel.clear()
+        self._current = (job, execution)
+        token = JOB_CONTEXT.set(self._context)
         try:
             return super().perform_job(job, queue, execution)
         finally:
-            WORKPLACE.reset(token)
-            self._held = None
+            JOB_CONTEXT.reset(token)
+            self._current = None
 
     def _finalize_success(self, job: RqJob, queue: Queue, execution: Execution, return_value: object) -> None:
-        if return_value == LET_GO:
-            self._let_go(job, execution)
+        if return_value == RELEASED:
+            self._release(job, execution)
         else:
             self._janitor.forget_lost_executions(job)
             super()._finalize_success(job, queue, execution, return_value)
@@ -135,36 +135,36 @@ class EngineWorker(SimpleWorker):
     # --------------------------------------------------------------------------------------------
 
     def _maintain(self) -> None:
-        if isinstance(self._engine.tend(), Refused):
-            self._workplace.stop.set()
+        if isinstance(self._engine.check(), ModelRefused):
+            self._context.stop.set()
         self._keep_alive()
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
 
     def _keep_alive(self) -> None:
-        """Renew the lease and the sign of life, not more often than is of use."""
+        """Renew the lease and this worker's keys, a few times a lease."""
         now = time.monotonic()
-        if now - self._beat_at < self._lease_s / _RENEWALS_PER_LEASE:
+        if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE:
             return
-        self._beat_at = now
+        self._renewed_at = now
         expiry_s = max(self._lease_s, 15)
-        self.connection.set(self._life_key(), self._workplace.card.name, ex=expiry_s)
+        self.connection.set(self._worker_key(), self._context.card.name, ex=expiry_s)
         if self._engine.trouble is not None:
             self.connection.set(self._trouble_key(), self._engine.trouble, ex=expiry_s)
         self.connection.sadd(wire.WORKERS_KEY, self.name)
-        if self._held is None:
+        if self._current is None:
             self.heartbeat()
         else:
-            self.maintain_heartbeats(*self._held)
+            self.maintain_heartbeats(*self._current)
 
     def _trouble_key(self) -> str:
         return f"{wire.TROUBLE_KEY_PREFIX}{self.name}"
 
-    def _life_key(self) -> str:
+    def _worker_key(self) -> str:
         return f"{wire.WORKER_KEY_PREFIX}{self.name}"
 
-    def _let_go(self, job: RqJob, execution: Execution) -> None:
-        """Forget an execution without a word about the job, which is another worker's."""
-        with self.connection.pipeline() as pipeline:
+    def _release(self, job: RqJob, execution: Execution) -> None:
+        """Forget an execution, but change nothing of the job, which another worker owns."""
+        with self.connection.pipeline() as pipeline:  # pyright: ignore[reportUnknownMemberType]
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             pipeline.execute()

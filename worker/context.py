@@ -1,4 +1,4 @@
-"""What a job finds around it. RQ calls `run_job(job_id)` with nothing else, so it lies in a context."""
+"""What one job may use of its worker. RQ calls `run_job(job_id)` with nothing else, so this is a context variable."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -13,25 +13,25 @@ from api_schemas.catalog import ModelCard
 from worker.process.protocol import Command, Report
 from worker.storage import Storage
 
-_MEMORY = 0.7  # weight of what was known when something new is measured
+_SMOOTHING = 0.7  # weight of the old estimate against a new measurement
 
 
 @dataclass(slots=True)
 class Pace:
-    """Seconds per tile prediction, and per megapixel to decode and to store."""
+    """Estimated seconds per tile prediction, and per megapixel to decode and to store."""
 
     tile_s: float
     decode_s: float
     store_s: float = 0.1  # 16384 x 16384 px: 23 s for PNG and pyramid on 2 cores
 
     def learn_tile(self, seconds: float) -> None:
-        self.tile_s = _MEMORY * self.tile_s + (1 - _MEMORY) * seconds
+        self.tile_s = _SMOOTHING * self.tile_s + (1 - _SMOOTHING) * seconds
 
     def learn_decode(self, seconds: float) -> None:
-        self.decode_s = _MEMORY * self.decode_s + (1 - _MEMORY) * seconds
+        self.decode_s = _SMOOTHING * self.decode_s + (1 - _SMOOTHING) * seconds
 
     def learn_store(self, seconds: float) -> None:
-        self.store_s = _MEMORY * self.store_s + (1 - _MEMORY) * seconds
+        self.store_s = _SMOOTHING * self.store_s + (1 - _SMOOTHING) * seconds
 
     def after_steps(self, tiles_left: int, megapixels: float) -> float:
         """Seconds until the end of a job that still has tiles to denoise."""
@@ -43,33 +43,39 @@ class Pace:
 
 
 class Engine(Protocol):
-    """The engine process, as a job sees it."""
+    """What a job may ask of the engine process, which `worker.process.client` describes."""
 
     def send(self, command: Command) -> None: ...
 
     def receive(self, timeout_s: float) -> Report | None: ...
 
-    def quiet(self, patience_s: float) -> None: ...
+    def stop_job(self, timeout_s: float) -> None: ...
 
     def restart(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a job waits for what, in seconds, and how often it is tried."""
+class Limits:
+    """How long a job may wait, and how often it is tried.
 
-    stall_s: float
-    storage_s: float
+    Args:
+        stall_timeout_s: for the engine's next report.
+        storage_timeout_s: in all, for a store or disk.
+        max_attempts: without any progress.
+    """
+
+    stall_timeout_s: float
+    storage_timeout_s: float
     max_attempts: int
 
 
 @dataclass(frozen=True, slots=True)
-class Workplace:
-    """Everything of the worker that one job may use.
+class JobContext:
+    """All of the worker that one job may use.
 
     Args:
         worker: name of the worker.
-        stop: set when the worker has to go.
+        stop: set when the worker is to shut down.
         cancel: set when an operator stops this job through RQ.
         renew_lease: keeps the job from being given to another worker; cheap to call often.
     """
@@ -79,7 +85,7 @@ class Workplace:
     engine: Engine
     card: ModelCard
     pace: Pace
-    patience: Patience
+    limits: Limits
     worker: str
     work_dir: Path
     stop: Event
@@ -87,4 +93,4 @@ class Workplace:
     renew_lease: Callable[[], None]
 
 
-WORKPLACE: ContextVar[Workplace] = ContextVar("workplace")
+JOB_CONTEXT: ContextVar[JobContext] = ContextVar("job_context")

@@ -4,15 +4,15 @@ WorkerError
 ├── DeviceRefusedError       a device does not exist or has too little memory
 ├── ModelRefusedError        the engine process says why it cannot serve its model
 ├── EngineLostError          the engine process died
-├── EngineStalledError       the engine process shows no progress
-├── HopelessJobError         another attempt would end no better; with the code that clients read
+├── EngineStalledError       the engine process makes no progress
+├── HopelessJobError         another attempt would fail too; has the code that clients read
 ├── CheckpointError          a checkpoint file cannot be read
 ├── ResourceError            something outside is missing; waiting may help
 │   ├── StorageUnavailableError
 │   └── DiskFullError
 ├── FencedError              a newer attempt owns the job, or it has ended
-├── CanceledError            somebody asked for the job's end
-└── PreemptedError           the worker has to go; the job has to go on elsewhere
+├── CanceledError            a client or an operator has canceled the job
+└── PreemptedError           the worker shuts down; another has to continue the job
 """
 
 from api_schemas.errors import ErrorCode
@@ -35,11 +35,11 @@ class EngineLostError(WorkerError):
 
 
 class EngineStalledError(WorkerError):
-    """The engine process shows no progress."""
+    """The engine process makes no progress."""
 
 
 class HopelessJobError(WorkerError):
-    """Another attempt would end no better; with the code that clients read."""
+    """Another attempt would fail too; has the code that clients read."""
 
     def __init__(self, code: ErrorCode, message: str, *, retryable: bool) -> None:
         super().__init__(message)
@@ -74,11 +74,11 @@ class FencedError(WorkerError):
 
 
 class CanceledError(WorkerError):
-    """Somebody asked for the job's end."""
+    """A client or an operator has canceled the job."""
 
 
 class PreemptedError(WorkerError):
-    """The worker has to go; the job has to go on elsewhere."""
+    """The worker shuts down; another has to continue the job."""
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(reason)

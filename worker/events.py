@@ -26,7 +26,6 @@ from api_schemas.events import (
     StepCompletedData,
     SucceededData,
     TilePreviewed,
-    TilePreviewedData,
     WarnedData,
     durable_event,
 )
@@ -61,11 +60,11 @@ _TYPES: dict[type[DurableData], str] = {
     FailedData: "job.failed",
     CanceledData: "job.canceled",
 }
-_PREVIEWS_TTL_S = 3600  # then the deep zoom has long taken over
+_PREVIEWS_TTL_S = 3600  # long after the picture itself can be seen
 
 
 class EventLog:
-    """Appends events of one job, each only if nobody else wrote since it was read.
+    """Appends events of one job, each only if the log is as it was last read.
 
     Args:
         token: names this attempt; once a newer attempt has installed its own, appends are refused.
@@ -103,12 +102,15 @@ class EventLog:
     def is_cancel_asked(self) -> bool:
         return bool(self._redis.exists(wire.cancel_key(self.job_id)))
 
-    def show(self, cells: Iterable[PreviewCell]) -> None:
-        """Publish previews to live readers, and keep them for late ones."""
-        with self._redis.pipeline(transaction=False) as pipeline:
+    def publish_previews(self, cells: Iterable[PreviewCell]) -> None:
+        """Send previews to live readers, and keep them for late ones."""
+        with self._redis.pipeline(transaction=False) as pipeline:  # pyright: ignore[reportUnknownMemberType]
             for cell in cells:
-                frame = wire.pack_preview(self._describe(cell), cell.jpeg)
-                place = f"{cell.left_px},{cell.top_px}"
+                event = TilePreviewed(
+                    job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=cell.data
+                )
+                frame = wire.pack_preview(event, cell.jpeg)
+                place = f"{cell.data.left_px},{cell.data.top_px}"
                 pipeline.xadd(
                     wire.LIVE_KEY,
                     {"job": self.job_id, "frame": frame},
@@ -119,31 +121,19 @@ class EventLog:
             pipeline.expire(wire.previews_key(self.job_id), _PREVIEWS_TTL_S)
             pipeline.execute()
 
-    def _describe(self, cell: PreviewCell) -> TilePreviewed:
-        data = TilePreviewedData(
-            left_px=cell.left_px,
-            top_px=cell.top_px,
-            width_px=cell.width_px,
-            height_px=cell.height_px,
-            stage=cell.stage,
-            step=cell.step,
-        )
-        return TilePreviewed(job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=data)
-
     def _write(self, data: DurableData, holder: str, install: str) -> None:
         while True:
             if self.job.status in TERMINAL:
                 raise FencedError(f"job {self.job_id} is {self.job.status}")
             event = self._wrap(data)
-            text = event.model_dump_json()
             changed = apply(self.job, event)
-            answer = self._send(changed, text, holder, install)
+            answer = self._send(changed, event, holder, install)
             if answer == "fenced":
                 raise FencedError(f"job {self.job_id} belongs to a newer attempt")
             if answer != "stale":
                 self.job = changed.model_copy(update={"seq": answer})
                 return
-            if self._read_again(text):
+            if self._read_again(event.model_dump_json()):
                 return
 
     def _wrap(self, data: DurableData) -> DurableEvent:
@@ -159,29 +149,26 @@ class EventLog:
             }
         )
 
-    def _send(self, job: Job, text: str, holder: str, install: str) -> str:
-        keys = [wire.job_key(self.job_id), wire.events_key(self.job_id), wire.LIVE_KEY]
-        trims = [wire.EVENTS_MAXLEN, wire.LIVE_MAXLEN]
-        record = job.model_dump_json()
-        answer = self._append(keys, [self.job.seq, holder, install, record, text, self.job_id, *trims])
-        return answer.decode()
+    def _send(self, job: Job, event: DurableEvent, holder: str, install: str) -> str:
+        keys, arguments = wire.append_event(job, event, after=self.job.seq, holder=holder, install=install)
+        return self._append(keys, arguments).decode()
 
     def _read_again(self, text: str) -> bool:
-        """Whether the event is there already: the connection broke after it was written."""
+        """Whether the event was written, though the connection broke before the answer came."""
         self.job = self._read()
         newest = cast(_Entries, self._redis.xrevrange(wire.events_key(self.job_id), count=1))
         return bool(newest) and newest[0][1][b"event"].decode() == text
 
     def _read(self) -> Job:
-        fields = self._redis.hmget(wire.job_key(self.job_id), "job", "seq")
-        text, seq = cast(list[bytes | None], fields)
-        if text is None or seq is None:
+        record = cast(list[bytes | None], self._redis.hmget(wire.job_key(self.job_id), wire.RECORD))
+        job = wire.read_job(record)
+        if job is None:
             raise FencedError(f"job {self.job_id} has no record")
-        return Job.model_validate_json(text).model_copy(update={"seq": seq.decode()})
+        return job
 
 
 def count_fruitless_attempts(events: Iterable[DurableEvent]) -> int:
-    """Attempts since the job last got further than ever before.
+    """Attempts since the job last made progress, which is a step or band that no attempt reached before.
 
     Attempts that ended by order (preempted) or waited for a resource (delayed) do not count.
     """

@@ -1,4 +1,4 @@
-"""What dead workers left in RQ's registries."""
+"""Cleans up what dead workers left in RQ's registries."""
 
 import logging
 import time
@@ -9,13 +9,18 @@ from rq import Queue
 from rq.executions import Execution
 from rq.job import Job as RqJob
 from rq.job import JobStatus
-from rq.registry import FailedJobRegistry, StartedJobRegistry, clean_registries
+from rq.registry import (
+    FailedJobRegistry,
+    StartedJobRegistry,
+    clean_registries,  # pyright: ignore[reportUnknownVariableType]
+)
 from rq.utils import now
 from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
 from api_schemas.errors import JobError
 from api_schemas.events import FailedData
+from api_schemas.wire import janitor_key
 from worker.errors import FencedError
 from worker.events import EventLog
 
@@ -23,24 +28,26 @@ _log = logging.getLogger(__name__)
 
 
 class Janitor:
-    """Gives abandoned jobs back to the queue. Workers of one queue take turns, under a lock that a crash cannot keep.
+    """Gives abandoned jobs back to the queue. Workers of one queue take turns, under a lock that expires.
 
-    RQ's own lock lives 15 minutes, and so would a crash's consequences.
+    RQ's own lock expires after 15 minutes; for so long nobody would clean after a crash.
 
     Args:
-        every_s: how often anybody cleans.
-        stranded_s: how long a job may lie between being taken and being started.
+        interval_s: time between two cleanings, by whichever worker.
+        start_timeout_s: most time between taking a job and starting it.
     """
 
-    def __init__(self, redis: "Redis", queue: Queue, worker: str, every_s: int, stranded_s: float) -> None:
+    def __init__(
+        self, redis: "Redis", queue: Queue, worker: str, interval_s: int, start_timeout_s: float
+    ) -> None:
         self._redis = redis
         self._queue = queue
         self._worker = worker
-        self._lock_ms = every_s * 800  # free again when the next round is due
-        self._stranded_s = stranded_s
-        self._lock_key = f"chorale:janitor:{queue.name}"
+        self._lock_ms = interval_s * 800  # expires before the next cleaning
+        self._start_timeout_s = start_timeout_s
+        self._lock_key = janitor_key(queue.name)
         self._started = StartedJobRegistry(queue=queue)
-        self._stranded_since: dict[str, float] = {}
+        self._start_timeout_since: dict[str, float] = {}
 
     def clean(self, worker: BaseWorker) -> None:
         """Requeue jobs whose lease has run out; stock RQ does it between jobs, and so do we."""
@@ -52,11 +59,16 @@ class Janitor:
         self._requeue_stranded()
         self._fail_exhausted()
 
-    def runs_elsewhere(self, job_id: str, mine: Execution) -> bool:
+    def runs_elsewhere(self, job_id: str, own: Execution) -> bool:
         """Whether another execution of this job holds a lease that has not run out."""
-        leases = cast(list[bytes], self._redis.zrangebyscore(self._started.key, time.time(), "+inf"))
+        leases = cast(
+            list[bytes],
+            self._redis.zrangebyscore(  # pyright: ignore[reportUnknownMemberType]
+                self._started.key, time.time(), "+inf"
+            ),
+        )
         others = [lease.decode().split(":") for lease in leases]
-        return any(job == job_id and execution != mine.id for job, execution in others)
+        return any(job == job_id and execution != own.id for job, execution in others)
 
     def forget_lost_executions(self, job: RqJob) -> None:
         """Drop executions of dead workers from a job's own list.
@@ -71,25 +83,27 @@ class Janitor:
                 self._redis.zrem(registry.key, execution_id)
 
     def _requeue_stranded(self) -> None:
-        """A worker died between taking a job and starting it. RQ waits a minute, and spends a retry."""
+        """Requeue jobs that a worker took and did not start. RQ would wait a minute, and use up a retry."""
         intermediate = self._queue.intermediate_queue
         started = {job_id for job_id, _ in self._started.get_job_and_execution_ids(cleanup=False)}
         stranded = set(intermediate.get_job_ids()) - started
         clock = time.monotonic()
-        self._stranded_since = {job_id: self._stranded_since.get(job_id, clock) for job_id in stranded}
-        for job_id, since in self._stranded_since.items():
-            if clock - since > self._stranded_s:
+        self._start_timeout_since = {
+            job_id: self._start_timeout_since.get(job_id, clock) for job_id in stranded
+        }
+        for job_id, since in self._start_timeout_since.items():
+            if clock - since > self._start_timeout_s:
                 self._push_back(intermediate.key, job_id)
 
     def _push_back(self, intermediate_key: str, job_id: str) -> None:
         _log.warning("job %s was taken but never started", job_id)
-        with self._redis.pipeline() as pipeline:
+        with self._redis.pipeline() as pipeline:  # pyright: ignore[reportUnknownMemberType]
             pipeline.lrem(intermediate_key, 1, job_id)
             pipeline.lpush(self._queue.key, job_id)
             pipeline.execute()
 
     def _fail_exhausted(self) -> None:
-        """RQ gave up on a job: say so in its log, or it would be `processing` for ever."""
+        """Write the end of jobs that RQ has given up; else they would be `processing` for ever."""
         for job_id in FailedJobRegistry(queue=self._queue).get_job_ids():
             job = self._queue.fetch_job(job_id)
             if job is not None and job.get_status() == JobStatus.FAILED:

@@ -1,4 +1,4 @@
-"""`python -m worker.main`: load a model, then work until told to stop."""
+"""`python -m worker.main`: load a model, then run jobs until told to stop."""
 
 import logging
 import os
@@ -19,15 +19,15 @@ from redis.retry import Retry
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
 from worker.consumer import EngineWorker
-from worker.context import Pace, Patience, Workplace
+from worker.context import JobContext, Limits, Pace
 from worker.errors import EngineLostError, ModelRefusedError, WorkerError
 from worker.process.client import EngineProcess
-from worker.process.protocol import Loaded, Refused
+from worker.process.protocol import ModelLoaded, ModelRefused
 from worker.settings import WorkerSettings
 from worker.storage import Storage
 from worker.workdir import open_scratch
 
-_REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is away
+_REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is gone
 _LOAD_ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 def main() -> int:
     """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model.
 
-    A refusal is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
+    The reason of code 2 is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
@@ -78,7 +78,7 @@ def _describe(error: ValidationError) -> str:
 def _handle_signals() -> Event:
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda _number, _frame: stop.set())
     return stop
 
 
@@ -86,30 +86,28 @@ def _name_worker() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def _load(engine: EngineProcess, stop: Event) -> Loaded | None:
+def _load(engine: EngineProcess, stop: Event) -> ModelLoaded | None:
     """Wait for the model; None if told to stop meanwhile.
 
     Raises:
         ModelRefusedError: the engine process says why.
-        EngineLostError: it died again and again.
+        EngineLostError: it died at every attempt.
     """
-    for attempt in range(1, _LOAD_ATTEMPTS + 1):
-        engine.restart()
+    for _ in range(_LOAD_ATTEMPTS - 1):
         try:
             return _await_model(engine, stop)
         except EngineLostError:
-            if attempt == _LOAD_ATTEMPTS:
-                raise
             _log.exception("loading again")
-    return None
+            engine.restart()
+    return _await_model(engine, stop)
 
 
-def _await_model(engine: EngineProcess, stop: Event) -> Loaded | None:
+def _await_model(engine: EngineProcess, stop: Event) -> ModelLoaded | None:
     while not stop.is_set():
         match engine.receive(0.5):
-            case Loaded() as loaded:
+            case ModelLoaded() as loaded:
                 return loaded
-            case Refused(reason=reason):
+            case ModelRefused(reason=reason):
                 raise ModelRefusedError(reason)
             case _:
                 pass
@@ -117,16 +115,16 @@ def _await_model(engine: EngineProcess, stop: Event) -> Loaded | None:
 
 
 def _work(
-    settings: WorkerSettings, engine: EngineProcess, loaded: Loaded, stop: Event, scratch: Path
+    settings: WorkerSettings, engine: EngineProcess, loaded: ModelLoaded, stop: Event, scratch: Path
 ) -> None:
-    """Work until told to stop, also through times without Redis."""
+    """Work until told to stop; connect again whenever Redis was gone."""
     pace = Pace(loaded.tile_s, loaded.decode_s)
     while not stop.is_set():
         redis = _connect(settings.redis_url)
         try:
             card = _publish(redis, loaded)
-            workplace = _arrange(settings, redis, engine, card, pace, stop, scratch)
-            EngineWorker(workplace, engine, settings.lease_s).work(logging_level="WARNING")
+            context = _make_context(settings, redis, engine, card, pace, stop, scratch)
+            EngineWorker(context, engine, settings.lease_s).work(logging_level="WARNING")
         except (RedisError, WorkerError):
             _log.exception("the worker starts again")
         finally:
@@ -136,11 +134,13 @@ def _work(
 
 def _connect(url: str) -> "Redis":
     retry = Retry(ExponentialBackoff(cap=1, base=0.05), _REDIS_RETRIES)
-    return Redis.from_url(url, retry=retry, socket_timeout=15, socket_connect_timeout=5)
+    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url, retry=retry, socket_timeout=15, socket_connect_timeout=5
+    )
 
 
-def _publish(redis: "Redis", loaded: Loaded) -> ModelCard:
-    """Tell the service about the model. The first model that anybody serves is the default one."""
+def _publish(redis: "Redis", loaded: ModelLoaded) -> ModelCard:
+    """Tell the service about the model. The first model that any worker serves is the default."""
     others = [
         ModelCard.model_validate_json(text)
         for name, text in cast(dict[bytes, bytes], redis.hgetall(wire.MODELS_KEY)).items()
@@ -152,7 +152,7 @@ def _publish(redis: "Redis", loaded: Loaded) -> ModelCard:
     return card
 
 
-def _arrange(
+def _make_context(
     settings: WorkerSettings,
     redis: "Redis",
     engine: EngineProcess,
@@ -160,15 +160,15 @@ def _arrange(
     pace: Pace,
     stop: Event,
     scratch: Path,
-) -> Workplace:
-    return Workplace(
+) -> JobContext:
+    return JobContext(
         redis=redis,
         storage=Storage.open(settings),
         engine=engine,
         card=card,
         pace=pace,
-        patience=Patience(settings.stall_timeout_s, settings.storage_patience_s, settings.max_attempts),
-        # RQ takes a name once: a worker that comes back after trouble with Redis is a new one.
+        limits=Limits(settings.stall_timeout_s, settings.storage_patience_s, settings.max_attempts),
+        # RQ takes a name once: after trouble with Redis the worker needs a new one.
         worker=_name_worker(),
         work_dir=scratch,
         stop=stop,

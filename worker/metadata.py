@@ -1,14 +1,14 @@
-"""What a picture says about itself: PNG text, EXIF and XMP."""
+"""Metadata of a picture: PNG text, EXIF and XMP. libvips 8.18 writes text as Latin-1 or ASCII only."""
 
 import json
 import re
-import struct
-import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from xml.sax.saxutils import escape, quoteattr
 
 from PIL.ExifTags import IFD, Base
 from PIL.Image import Exif
+from PIL.PngImagePlugin import PngInfo, putchunk
 
 from api_schemas.generation import ResolvedRequest
 
@@ -31,7 +31,7 @@ class PictureMetadata:
 
 
 def describe_picture(request: ResolvedRequest) -> PictureMetadata:
-    """All that is needed to make the picture again."""
+    """All that is needed to make the same picture again."""
     settings = request.model_dump(
         mode="json", exclude={"prompt", "negative_prompt", "seed", "model", "embed_metadata"}
     )
@@ -67,7 +67,11 @@ def _quote(value: str) -> str:
 
 
 def png_chunks(metadata: PictureMetadata) -> bytes:
-    """Text chunks. No key `prompt` or `workflow`: readers of node graphs expect JSON there."""
+    """Text chunks: plain ones where possible, since some readers know no other.
+
+    PNG specification, third edition, 11.3.3. No key is `prompt` or `workflow`: readers of node graphs
+    expect JSON there.
+    """
     texts = {
         "parameters": metadata.parameters,
         "Software": "Chorale",
@@ -77,27 +81,19 @@ def png_chunks(metadata: PictureMetadata) -> bytes:
         "model": metadata.model,
         "settings": metadata.settings,
     }
-    return b"".join(_text(key, text) for key, text in texts.items())
-
-
-def _text(keyword: str, text: str) -> bytes:
-    """PNG specification, third edition, 11.3.3: plain where it can be, since some readers know no other."""
-    if _PLAIN.fullmatch(text):
-        return _chunk(b"tEXt", keyword.encode() + b"\0" + text.encode())
-    uncompressed, no_language, no_translation = b"\0\0", b"\0", b"\0"
-    return _chunk(
-        b"iTXt", keyword.encode() + b"\0" + uncompressed + no_language + no_translation + text.encode()
-    )
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    info, chunks = PngInfo(), BytesIO()
+    for key, text in texts.items():
+        add = info.add_text if _PLAIN.fullmatch(text) else info.add_itxt
+        add(key, text)
+    for kind, body, _ in info.chunks:
+        putchunk(chunks, kind, body)
+    return chunks.getvalue()
 
 
 def exif_block(metadata: PictureMetadata | None) -> bytes:
-    """EXIF for JPEG and WebP: the colour space, and what common readers look for in the comment."""
+    """EXIF for JPEG and WebP: the colour space, and the parameters as a comment, where common readers look."""
     block = Exif()
-    block[Base.ResolutionUnit] = 2  # inches; the writer of the file fills in how many pixels
+    block[Base.ResolutionUnit] = 2  # inches; libvips adds the number of pixels
     details = block.get_ifd(IFD.Exif)
     details[Base.ColorSpace] = _SRGB
     if metadata is not None:
@@ -128,5 +124,5 @@ def _content(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """What XML has no place for, escaped or not: control characters, U+FFFE and U+FFFF."""
+    """Replace what XML cannot hold, escaped or not: control characters, U+FFFE and U+FFFF."""
     return _NO_XML.sub("\ufffd", text)

@@ -1,24 +1,33 @@
-"""From a request to a plan. Pixels become latent pixels here, and pixels again in decode only."""
+"""From a request to a plan: here pixels become latent pixels; decoding makes pixels again."""
 
 from pathlib import Path
 
-from api_schemas.cascade import Stage
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
+from api_schemas.layout import Stage
+from worker.engine.canvas import Plane
+from worker.engine.plan import (
+    DecodePlan,
+    DenoisePlan,
+    GenerationPlan,
+    LowBandPlan,
+    Noise,
+    Picture,
+    StagePlan,
+)
 
 
 def plan_generation(
     request: ResolvedRequest, card: ModelCard, decode_memory_bytes: int, spill_dir: Path
 ) -> GenerationPlan:
-    """Make every choice that the request left open."""
+    """Decide all that the request leaves open."""
     stages = card.lay_stages(request)
     canvas = stages[-1]
     shown = request.height_px / canvas.height_px, request.width_px / canvas.width_px
     return GenerationPlan(
         seed=request.seed,
         channels=card.latent_channels,
-        stages=tuple(_plan_stage(request, card, stage, shown) for stage in stages),
+        stages=tuple(_plan_stage(request, card, stage, shown, first=stage is stages[0]) for stage in stages),
         decode=DecodePlan(
             mode=request.advanced.decode_mode, memory_bytes=decode_memory_bytes, spill_dir=str(spill_dir)
         ),
@@ -27,25 +36,28 @@ def plan_generation(
 
 
 def _plan_stage(
-    request: ResolvedRequest, card: ModelCard, stage: Stage, shown: tuple[float, float]
+    request: ResolvedRequest, card: ModelCard, stage: Stage, shown: tuple[float, float], *, first: bool
 ) -> StagePlan:
     return StagePlan(
         _plan_denoise(request, card, stage),
         stage.steps,
-        stage.strength,
+        Noise() if first else _plan_start(card, stage),
         modules=request.advanced.num_modules or card.default_num_modules,
         even=request.advanced.num_modules is None,
-        low_band=LowBandPlan(card.cascade.low_band) if card.cascade.low_band else None,
         shown=shown,
     )
+
+
+def _plan_start(card: ModelCard, stage: Stage) -> Picture:
+    """From the picture of the stage before."""
+    share = card.cascade.low_band
+    return Picture(stage.strength, LowBandPlan(share) if share else None)
 
 
 def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> DenoisePlan:
     scale, tiling = card.vae_scale, stage.tiling
     return DenoisePlan(
-        height=stage.height_px // scale,
-        width=stage.width_px // scale,
-        wrap=tiling.wrap,
+        canvas=Plane(stage.height_px // scale, stage.width_px // scale, tiling.wrap),
         tile_size=tiling.tile_size_px // scale,
         overlap=tiling.overlap_px // scale,
         outer_overlap=tiling.outer_overlap_px // scale,

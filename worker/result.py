@@ -1,9 +1,8 @@
-"""From the finished rows to stored files: picture, pyramid, metadata."""
+"""From the finished rows to stored files: picture and pyramid."""
 
 import errno
 import hashlib
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -12,60 +11,66 @@ import pyvips
 
 from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
+from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
+from api_schemas.wire import result_folder
 from worker.errors import DiskFullError
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
 from worker.storage import Storage
 
 FILES = 2  # the picture and its pyramid
+STATE_FILE = "state.safetensors"  # latent and moments that the picture was decoded from, kept beside it
 _PYRAMID_TYPES = {".dzi": "application/xml", ".jpg": "image/jpeg"}
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """Files as they will be stored."""
+class ResultFiles:
+    """Files on disk as they will be stored."""
 
     image: Path
     pyramid: Path
     sha256: str
 
 
-class Delivery:
-    """Writes and stores the files of one attempt, under keys that no other attempt uses."""
+class ResultWriter:
+    """Writes and stores the files of one attempt, under keys that no other attempt uses.
 
-    def __init__(self, storage: Storage, request: ResolvedRequest, job_id: str, token: str) -> None:
+    Args:
+        token: of the attempt.
+    """
+
+    def __init__(
+        self, storage: Storage, request: ResolvedRequest, job_id: str, token: str, generated: Generated
+    ) -> None:
         self._storage = storage
         self._request = request
-        self._prefix = f"jobs/{job_id}/{token}"
-        self._press: Press | None = None
-        self._stopped = Event()
+        self._prefix = f"{result_folder(job_id)}/{token}"
+        self._generated = generated
+        self._pictures = PictureWriter(generated.path, request.dpi)
 
     def stop(self) -> None:
-        """Make `pack` end soon; from another thread."""
-        self._stopped.set()
-        if self._press is not None:
-            self._press.stop()
+        """Make `write` or `upload` end soon; from another thread."""
+        self._pictures.stop()
 
-    def pack(self, generated: Generated, folder: Path) -> Parcel:
+    def write(self, folder: Path) -> ResultFiles:
         """Write the picture and its pyramid.
 
         Raises:
             DiskFullError: no space left.
         """
-        self._press = Press(generated.path, self._request.dpi)
         kind = self._request.output_format
         image, pyramid = folder / f"image.{SUFFIXES[kind]}", folder / "pyramid"
-        # `image.tif` holds the rows.
-        image = image.with_stem("finished") if image == generated.path else image
+        # `image.tif` is the file of the rows.
+        image = image.with_stem("finished") if image == self._generated.path else image
         pyramid.mkdir(exist_ok=True)
         metadata = describe_picture(self._request) if self._request.embed_metadata else None
-        self._press.write_picture(image, kind, metadata)
-        if not self._stopped.is_set():
-            self._press.write_pyramid(pyramid / "image")
+        self._pictures.write_picture(image, kind, metadata)
+        if not self._pictures.is_stopped():
+            self._pictures.write_pyramid(pyramid / "image")
         with image.open("rb") as file:
-            return Parcel(image, pyramid, hashlib.file_digest(file, "sha256").hexdigest())
+            return ResultFiles(image, pyramid, hashlib.file_digest(file, "sha256").hexdigest())
 
-    def send(self, parcel: Parcel, engine_s: float) -> Result:
+    def upload(self, files: ResultFiles) -> Result:
         """Store the files.
 
         Raises:
@@ -73,41 +78,42 @@ class Delivery:
         """
         kind = self._request.output_format
         image_key = f"{self._prefix}/image.{SUFFIXES[kind]}"
-        self._storage.put_file(image_key, parcel.image, MEDIA_TYPES[kind])
-        self._storage.put_folder(self._prefix, parcel.pyramid, _PYRAMID_TYPES, self._stopped.is_set)
+        self._storage.put_file(image_key, files.image, MEDIA_TYPES[kind])
+        self._storage.put_file(
+            f"{self._prefix}/{STATE_FILE}", self._generated.state, "application/octet-stream"
+        )
+        self._storage.put_folder(self._prefix, files.pyramid, _PYRAMID_TYPES, self._pictures.is_stopped)
         return Result(
             image_key=image_key,
             pyramid_key=self._prefix,
             media_type=MEDIA_TYPES[kind],
             width_px=self._request.width_px,
             height_px=self._request.height_px,
-            size_bytes=parcel.image.stat().st_size,
-            sha256=parcel.sha256,
-            engine_s=round(engine_s, 3),
+            size_bytes=files.image.stat().st_size,
+            sha256=files.sha256,
+            engine_s=round(self._generated.engine_s, 3),
         )
 
 
-def sweep(storage: Storage, job_id: str, committed: Result | None) -> None:
-    """Delete what attempts of an ended job left behind, all but its result.
+def delete_leftovers(storage: Storage, job_id: str, committed: Result | None) -> None:
+    """Delete the files of all attempts of a job that has ended, but not its result.
 
     Raises:
         ResourceError: the store does not answer.
     """
     kept = committed.image_key.rpartition("/")[0] if committed else None
-    keys = storage.list_keys(f"jobs/{job_id}")
+    keys = storage.list_keys(result_folder(job_id))
     storage.delete([key for key in keys if kept is None or not key.startswith(f"{kept}/")])
 
 
-TILE_SIZE = 510
-OVERLAP = 1
-_PNG_HEADER_BYTES = 33  # signature and IHDR; text may stand anywhere after them
+_PNG_HEADER_BYTES = 33  # signature and IHDR; text may follow anywhere after them
 _SAVERS: dict[OutputFormat, str] = {
     "png": ".png[compression=2,filter=sub,keep=icc]",
     "jpeg": ".jpg[Q=92,keep=icc:exif:xmp]",
     "webp": ".webp[Q=90,keep=icc:exif:xmp]",
     "tiff": ".tif[compression=deflate,predictor=horizontal,tile=true,resunit=inch,keep=icc:xmp]",
 }
-_CLASSIC_TIFF_BYTES = 4_000_000_000  # of 2**32: deflate may make what it cannot pack a little larger
+_CLASSIC_TIFF_BYTES = 4_000_000_000  # less than 2**32: what deflate cannot compress becomes a little larger
 _MM_PER_INCH = 25.4
 SUFFIXES: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
 MEDIA_TYPES: dict[OutputFormat, str] = {
@@ -118,17 +124,20 @@ MEDIA_TYPES: dict[OutputFormat, str] = {
 }
 
 
-class Press:
-    """Writes files out of one BigTIFF; `stop` may be called from another thread."""
+class PictureWriter:
+    """Writes picture and pyramid from one BigTIFF; `stop` may be called from another thread."""
 
     def __init__(self, source: Path, dpi: int) -> None:
         self._source = source
         self._dpi = dpi
-        self._stopped = threading.Event()
+        self._stopped = Event()
 
     def stop(self) -> None:
-        """Give up at the next row; the running call raises pyvips.Error."""
+        """End at the next row; the running call raises pyvips.Error."""
         self._stopped.set()
+
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
 
     def write_picture(self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None) -> None:
         """Write the picture as a client downloads it: sRGB, as many bits as its rows have.
@@ -156,7 +165,10 @@ class Press:
         image = self._open()  # it must outlive the call, which signals its progress
         try:
             image.colourspace("srgb").dzsave(  # 16 bits become 8
-                str(base), tile_size=TILE_SIZE, overlap=OVERLAP, suffix=".jpg[Q=88,keep=none]"
+                str(base),
+                tile_size=PYRAMID_TILE_PX,
+                overlap=PYRAMID_OVERLAP_PX,
+                suffix=".jpg[Q=88,keep=none]",
             )
         except pyvips.Error as error:
             raise _translate(error) from error
@@ -166,30 +178,30 @@ class Press:
         image = pyvips.Image.new_from_file(str(self._source), access="sequential")
         image = image.copy(xres=per_mm, yres=per_mm)
         image.set_progress(True)
-        image.signal_connect("eval", lambda progressing, _: self._check(progressing))
+        image.signal_connect("eval", self._end_if_stopped)
         return image
 
-    def _check(self, image: pyvips.Image) -> None:
+    def _end_if_stopped(self, image: pyvips.Image, progress: object) -> None:
         if self._stopped.is_set():
             image.set_kill(True)
 
 
 def _write_png(image: pyvips.Image, path: Path, chunks: bytes) -> None:
-    """libvips writes text as Latin-1 only, so our chunks are slipped in behind the header."""
+    """libvips 8.18 writes text as Latin-1 and packed, so our chunks are put in after the header."""
     with path.open("wb") as file:
-        sink = _Sink(file.fileno(), chunks)
+        target_file = _PngTarget(file.fileno(), chunks)
         target = pyvips.TargetCustom()
-        target.on_write(sink.write)
+        target.on_write(target_file.write)
         try:
             image.write_to_target(target, _SAVERS["png"])
         except pyvips.Error:
-            if sink.error is not None:
-                raise _translate(sink.error) from None
+            if target_file.error is not None:
+                raise _translate(target_file.error) from None
             raise
 
 
-class _Sink:
-    """A file that gets extra bytes at one place. libvips swallows exceptions, so the first is kept."""
+class _PngTarget:
+    """A file that gets text chunks after its header. libvips swallows exceptions, so the first is kept."""
 
     def __init__(self, file: int, chunks: bytes) -> None:
         self._file, self._chunks = file, chunks
@@ -229,7 +241,7 @@ def _write_with_blobs(
 
 
 def needs_bigtiff(image: pyvips.Image) -> bool:
-    """Whether a classic TIFF, whose offsets have 32 bits, might be too small; many programs open no other."""
+    """Whether a classic TIFF, with offsets of 32 bits, may be too small; many programs open no BigTIFF."""
     sample_bytes = 1 if image.format == "uchar" else 2
     return image.width * image.height * image.bands * sample_bytes > _CLASSIC_TIFF_BYTES
 
@@ -240,6 +252,6 @@ def _set_blob(image: pyvips.Image, name: str, blob: bytes) -> None:
 
 
 def _translate(error: Exception) -> Exception:
-    """libvips gives the system's words only."""
+    """libvips passes on the system's message only."""
     full = os.strerror(errno.ENOSPC) in str(error)
     return DiskFullError("no space left in the work folder") if full else error

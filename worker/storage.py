@@ -2,16 +2,16 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from worker.errors import DiskFullError, ResourceError, StorageUnavailableError
@@ -30,7 +30,7 @@ _RETRY_TIMEOUT = timedelta(seconds=10)
 class Storage:
     """Puts, gets and deletes whole files; a put is all or nothing.
 
-    Every method raises ResourceError when the store does not take or give.
+    Every method raises ResourceError when the store fails or does not answer.
     """
 
     def __init__(self, store: LocalStore | S3Store) -> None:
@@ -38,7 +38,7 @@ class Storage:
 
     @classmethod
     def open(cls, settings: WorkerSettings) -> "Storage":
-        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet."""
+        """Open `file:///folder` or `s3://bucket/prefix`, without a request to it."""
         url = urlsplit(settings.store_url)
         match url.scheme:
             case "file":
@@ -48,7 +48,7 @@ class Storage:
                 return cls(_open_s3(url.netloc, url.path.strip("/"), settings))
 
     def put_file(self, key: str, path: Path, media_type: str = "application/octet-stream") -> None:
-        """Store a file, in parts where it is big."""
+        """Store a file, a large one in parts."""
         attributes = {"Content-Type": media_type} if isinstance(self._store, S3Store) else None
         with _translated():
             obstore.put(self._store, key, path, attributes=attributes)
@@ -81,46 +81,41 @@ class Storage:
                 with path.open("wb") as file:
                     for part in obstore.get(self._store, key):
                         file.write(part)
-            except (NotFoundError, FileNotFoundError):
+            except FileNotFoundError:
                 return False
         return True
 
     def list_keys(self, prefix: str) -> list[str]:
         """All keys below a folder."""
         with _translated():
-            return [entry["path"] for batch in obstore.list(self._store, f"{prefix}/") for entry in batch]
+            batches = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]
+            return [entry["path"] for batch in batches for entry in batch]
 
     def delete(self, keys: list[str]) -> None:
-        """Delete objects; those that are gone already do not matter."""
+        """Delete objects, if they are still there."""
         for key in keys:
             with _translated():
                 try:
                     obstore.delete(self._store, key)
-                except (NotFoundError, FileNotFoundError):
+                except FileNotFoundError:
                     continue
 
 
 def _open_s3(bucket: str, prefix: str, settings: WorkerSettings) -> S3Store:
-    config: S3Config = {"region": settings.store_region}
-    if settings.store_endpoint:
-        config["endpoint"] = settings.store_endpoint
-    if settings.store_access_key_id and settings.store_secret_access_key:
-        config["access_key_id"] = settings.store_access_key_id
-        config["secret_access_key"] = settings.store_secret_access_key.get_secret_value()
     return S3Store(
         bucket,
         prefix=prefix or None,
-        config=config,
+        config=cast("S3Config", settings.s3_config()),
         client_options={"allow_http": True, "connect_timeout": "5s", "timeout": "60s"},
         retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY_TIMEOUT},
     )
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated() -> Generator[None]:
     try:
         yield
-    except (NotFoundError, FileNotFoundError):
+    except FileNotFoundError:
         raise
     except (BaseError, OSError) as error:
         _log.warning("object store: %s", error)
@@ -128,7 +123,7 @@ def _translated() -> Iterator[None]:
 
 
 def _name(error: Exception) -> ResourceError:
-    """Object stores say `no space` in words only; what else they say may show paths, so it is only logged."""
+    """Only the message tells that space is short; it may hold paths, so it is logged and not passed on."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error):
         return DiskFullError("no space left in the object store")

@@ -1,62 +1,62 @@
-"""Whatever a job waits for, this goes on meanwhile."""
+"""What goes on while a job waits for anything: the lease is renewed, and a cancellation noticed."""
 
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from worker.context import Workplace
+from worker.context import JobContext
 from worker.errors import CanceledError, PreemptedError
 from worker.events import EventLog
 
 _TICK_S = 0.1
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class Watch:
-    """Renews the lease and notices who wants the job to end."""
+    """Renews the lease, and notices when the job is to end."""
 
-    def __init__(self, workplace: Workplace, log: EventLog) -> None:
-        self._workplace = workplace
+    def __init__(self, context: JobContext, log: EventLog) -> None:
+        self._context = context
         self._log = log
 
     def tick(self) -> None:
         """Call this several times a second.
 
         Raises:
-            CanceledError: a client or an operator wants the job's end.
+            CanceledError: a client or an operator has canceled the job.
         """
-        self._workplace.renew_lease()
-        if self._workplace.cancel.is_set():
+        self._context.renew_lease()
+        if self._context.cancel.is_set():
             raise CanceledError("stopped by an operator")
         if self._log.is_cancel_asked():
             raise CanceledError("canceled by request")
 
     def sleep(self, seconds: float, step: int) -> None:
-        """Wait, but not if the worker has to go.
+        """Wait, unless the worker shuts down.
 
         Args:
             step: steps that are done, for the event.
 
         Raises:
-            CanceledError: somebody wants the job's end.
-            PreemptedError: the worker has to go.
+            CanceledError: a client or an operator has canceled the job.
+            PreemptedError: the worker is shutting down.
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.tick()
-            if self._workplace.stop.wait(_TICK_S):
+            if self._context.stop.wait(_TICK_S):
                 raise PreemptedError(step, "the worker is shutting down")
 
-    def run(self, work: Callable[[], Result], abort: Callable[[], None]) -> Result:
+    def run(self, work: Callable[[], T], abort: Callable[[], None]) -> T:
         """Run slow work in a thread.
 
         Args:
             abort: makes the work end soon; its result is then dropped.
 
         Raises:
-            CanceledError: somebody wants the job's end; the work has ended by then.
+            CanceledError: a client or an operator has canceled the job; the work has ended by then.
         """
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(work)

@@ -1,24 +1,26 @@
-"""Scratch space of one worker; what killed workers left is removed."""
+"""Scratch folder of one worker; the folders of killed workers are removed."""
 
-import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 _LOCK = "lock"
 
 
 @contextmanager
-def open_scratch(work_dir: Path, worker: str) -> Iterator[Path]:
-    """A folder that ends with the worker. A lock shows that it is in use, and ends with the process."""
+def open_scratch(work_dir: Path, worker: str) -> Generator[Path]:
+    """A folder that is removed with its worker. Its lock is held as long as the process lives."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(work_dir)
     folder = work_dir / worker
-    folder.mkdir()
+    with _lock(work_dir / _LOCK):  # a folder without its lock would look abandoned
+        _remove_abandoned(work_dir)
+        folder.mkdir()
+        lock = _lock(folder / _LOCK).acquire()
     try:
-        with (folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -26,9 +28,13 @@ def open_scratch(work_dir: Path, worker: str) -> Iterator[Path]:
 
 def _remove_abandoned(work_dir: Path) -> None:
     for path in work_dir.glob(f"*/{_LOCK}"):
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(path.parent, ignore_errors=True)
+        try:
+            with _lock(path, blocking=False):
+                shutil.rmtree(path.parent, ignore_errors=True)
+        except Timeout:
+            continue  # its worker lives
+
+
+def _lock(path: Path, *, blocking: bool = True) -> FileLock:
+    """The kernel's lock, which ends with the process; no other kind."""
+    return FileLock(path, blocking=blocking, fallback_to_soft=False)

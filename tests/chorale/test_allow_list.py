@@ -82,7 +82,8 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("add", "../up", "model"), "letters, digits"),
-        (("add", "mine", "nowhere"), "a model is a folder"),
+        (("add", "mine", "nowhere"), "nowhere: there is no such file or folder"),
+        (("add", "mine", "model/model_index.json"), "model_index.json: a model is a folder"),
         (("add", "mine", "some/one"), "only folders are listed; a model of that name on the hub needs no"),
         (("add", "mine", "some/one"), "chorale up --model some/one"),
         (("add", "mine", "model/none"), "model/none is no folder"),
@@ -169,7 +170,7 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
         plain = client.create(request)
         guided = client.create(controlled, pictures=pictures)
         digests = {result_of(client.wait(job.id, timeout_s=60)).sha256 for job in (plain, guided)}
-        assert len(digests) == 2  # the control picture was heard
+        assert len(digests) == 2  # the control picture had an effect
         (edges / "config.json").write_text((edges / "config.json").read_text() + " ")
         with pytest.raises(JobEndedError, match=r"edges: config.json has SHA-256") as ended:
             client.wait(client.create(controlled, pictures=pictures).id, timeout_s=60)

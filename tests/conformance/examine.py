@@ -17,6 +17,7 @@ from worker.adapters.family_model import PreparedFamily
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.adapters.source import ModelSource
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Step
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
@@ -88,13 +89,13 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
     assert isinstance(prepared, PreparedFamily)
     assert prepared.encoder is not None
     _, height, width = case.noise
-    denoise = DenoisePlan(height, width, (False, False), max(height, width), 0, 0, moving=False, seed=SEED)
+    denoise = DenoisePlan(Plane(height, width), max(height, width), 0, 0, moving=False, seed=SEED)
     stage = StagePlan(denoise, STEPS)
     plan = GenerationPlan(SEED, model.card.latent_channels, (stage,), DecodePlan(tile_size=8))
     rows: list[Tensor] = []
     for event in generate(plan, prepared):
         if isinstance(event, Step) and event.index == event.steps - 1 and not pictures:
-            yield "latent", event.checkpoint().tensors["latent"]
+            yield "latent", event.checkpoint.tensors["latent"]
             return
         if isinstance(event, Band):
             rows.append(event.rows)
@@ -104,11 +105,9 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
     yield (
         "encoded",
         encode(
-            lambda part: part.crop(image),
-            height,
-            width,
+            lambda part: part.slice(image),
             prepared.encoder,
-            (False, False),
+            Plane(height, width),
             DecodePlan(tile_size=8),
         ),
     )

@@ -12,7 +12,7 @@ from tests.tiny_models import tiny_autoencoder, tiny_stable_diffusion, tiny_stab
 from tests.tiny_transformers import tiny_flux
 from tests.worker.adapters.families.transformers import CASES as TRANSFORMERS
 from tests.worker.adapters.families.transformers import NEGATIVE, PROMPT, STEPS, FamilyCase, ask_flux
-from worker.adapters import flux, stable_diffusion, stable_diffusion_xl
+from worker.adapters.families import flux, stable_diffusion, stable_diffusion_xl
 
 SEED = 9
 

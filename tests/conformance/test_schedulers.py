@@ -15,9 +15,9 @@ from torch import Tensor
 from tests.conformance.summary import MATRIX
 from tests.tiny_models import SCHEDULE, tiny_stable_diffusion
 from tests.worker.adapters.families import transformers, unets
-from tests.worker.engine.known_answer import finish
-from worker.adapters import stable_diffusion, stable_diffusion_xl
+from tests.worker.engine.known_answer import begin, finish
 from worker.adapters.errors import UnsupportedConditionError, UnsupportedSchedulerError
+from worker.adapters.families import stable_diffusion, stable_diffusion_xl
 from worker.adapters.family import Family
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.model import Conditions
@@ -25,6 +25,7 @@ from worker.adapters.registry import load_model
 from worker.adapters.scheduler_trial import try_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step, denoise
 from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
@@ -187,13 +188,13 @@ def _try(family: Family, scheduler: SchedulerMixin) -> None:
 
 
 def _one_tile(height: int, width: int) -> DenoisePlan:
-    return DenoisePlan(height, width, (False, False), max(height, width), 0, 0, moving=False, seed=SEED)
+    return DenoisePlan(Plane(height, width), max(height, width), 0, 0, moving=False, seed=SEED)
 
 
 def _denoise(prepared: PreparedModel, noise: Tensor) -> Tensor:
     """The clean latent of a canvas of one tile."""
     plan = _one_tile(*noise.shape[1:])
-    ensemble, scheduler = prepared.begin(StagePlan(plan, STEPS))
+    ensemble, scheduler = begin(prepared, StagePlan(plan, STEPS))
     generator = torch.Generator().manual_seed(SEED)
     return finish(denoise(noise * scheduler.initial_scale, plan, ensemble, scheduler, generator))
 
@@ -210,7 +211,7 @@ def _predict_batch(
         if isinstance(event, Band):
             rows.append(event.rows)
         elif isinstance(event, Step):
-            checkpoints.append(event.checkpoint())
+            checkpoints.append(event.checkpoint)
     return torch.cat(rows), checkpoints
 
 

@@ -14,9 +14,10 @@ from tests.worker.adapters.families import transformers, unets
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import PreparedModel, generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, Picture, StagePlan
 from worker.engine.stitch import Band
 
 _SEED = 3
@@ -58,8 +59,12 @@ def _list_ways(subject: Subject) -> Iterator[Case]:
         return replace(plan, stages=(replace(stage, denoise=replace(stage.denoise, **changes)),))
 
     yield Case("fixed grid", lambda: _paint(subject, vary(moving=False, overlap=4)))
-    yield Case("wraps both ways", lambda: _paint(subject, vary(wrap=(True, True))))
-    yield Case("wraps no way", lambda: _paint(subject, vary(wrap=(False, False))))
+    yield Case(
+        "wraps both ways", lambda: _paint(subject, vary(canvas=replace(stage.canvas, wrap=(True, True))))
+    )
+    yield Case(
+        "wraps no way", lambda: _paint(subject, vary(canvas=replace(stage.canvas, wrap=(False, False))))
+    )
     yield Case("without guidance", lambda: _paint(unguided, plan))
     yield Case("bounded decode", lambda: _paint(subject, replace(plan, decode=DecodePlan(8, "bounded"))))
     yield Case("sixteen bits", lambda: _paint(subject, replace(plan, bit_depth=16)) // 256)
@@ -89,7 +94,9 @@ def _loader(name: str, build: Callable[[Path], object]) -> Callable[[], LoadedMo
 
 
 def _grid(side: int, scale: int) -> DenoisePlan:
-    return DenoisePlan(side * scale, side * scale + 4, (False, True), side, 0, 4, moving=True, seed=_SEED)
+    return DenoisePlan(
+        Plane(side * scale, side * scale + 4, (False, True)), side, 0, 4, moving=True, seed=_SEED
+    )
 
 
 def _flat(subject: Subject) -> GenerationPlan:
@@ -99,7 +106,7 @@ def _flat(subject: Subject) -> GenerationPlan:
 
 def _cascade(subject: Subject) -> GenerationPlan:
     first = StagePlan(_grid(subject.side, 1), 2)
-    second = StagePlan(_grid(subject.side, 2), 1, strength=0.5, low_band=LowBandPlan())
+    second = StagePlan(_grid(subject.side, 2), 1, Picture(0.5, LowBandPlan()))
     return replace(_flat(subject), stages=(first, second))
 
 
@@ -127,5 +134,5 @@ def _resume(subject: Subject, plan: GenerationPlan) -> Tensor:
     checkpoints: list[Checkpoint] = []
     for event in generate(plan, prepared):
         if isinstance(event, Step):
-            checkpoints.append(event.checkpoint())
+            checkpoints.append(event.checkpoint)
     return _join(generate(plan, prepared, checkpoints[-2]))

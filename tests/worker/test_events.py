@@ -23,6 +23,7 @@ from api_schemas.events import (
     StartedData,
     StepCompleted,
     StepCompletedData,
+    TilePreviewedData,
 )
 from tests.worker.bench import Bench
 from worker.errors import FencedError
@@ -105,10 +106,11 @@ def test_an_event_whose_answer_was_lost_is_not_written_twice(bench: Bench) -> No
 def test_previews_go_to_live_readers_and_late_ones(bench: Bench) -> None:
     job_id = bench.submit()
     log = start(EventLog(bench.redis, job_id))
-    log.show([PreviewCell(512, 0, 512, 256, "denoise", 3, b"jpeg")])
+    data = TilePreviewedData(left_px=512, top_px=0, width_px=512, height_px=256, stage="denoise", step=3)
+    log.publish_previews([PreviewCell(data, b"jpeg")])
     (frame,) = bench.redis.hgetall(wire.previews_key(job_id)).values()
     event, image = wire.unpack_preview(frame)
-    assert (event.job_id, event.attempt, event.data.left_px, image) == (job_id, 1, 512, b"jpeg")
+    assert (event.job_id, event.attempt, event.data, image) == (job_id, 1, data, b"jpeg")
     live = [fields for _, fields in bench.redis.xrange(wire.LIVE_KEY) if b"frame" in fields]
     assert live == [{b"job": job_id.encode(), b"frame": frame}]
 

@@ -139,7 +139,7 @@ def test_a_job_whose_picture_is_gone_fails_and_says_so(shared_bench: Bench) -> N
     assert "control_image" in job.error.message
 
 
-def test_a_prompt_that_is_too_long_is_sung_with_a_warning(bench: Bench, tmp_path: Path) -> None:
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(bench: Bench, tmp_path: Path) -> None:
     tiny_stable_diffusion(tmp_path / "tiny")  # its text encoder reads 16 tokens
     bench.start_worker(str(tmp_path / "tiny"))
     options = {"model": "tiny", "width_px": 256, "height_px": 256, "steps": 1}

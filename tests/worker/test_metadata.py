@@ -17,7 +17,7 @@ from PIL.ExifTags import IFD, Base
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from worker.metadata import PictureMetadata, describe_picture, png_chunks, xmp_packet
 from worker.process.files import ImageFile
-from worker.result import SUFFIXES, Press
+from worker.result import SUFFIXES, PictureWriter
 
 LI = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 DESCRIPTION = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
@@ -124,7 +124,7 @@ def test_the_comment_of_jpeg_and_webp_holds_the_parameters(
         rows.write(0, np.zeros((16, 16, 3), np.uint8))
     metadata = describe(prompt=prompt, negative_prompt=prompt, model='"&<' * 60)
     path = tmp_path / f"image.{SUFFIXES[kind]}"
-    Press(tmp_path / "rows.tif", 300).write_picture(path, kind, metadata)
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(path, kind, metadata)
     with Image.open(path) as image:
         comment = image.getexif().get_ifd(IFD.Exif)[Base.UserComment]
         (description,) = ElementTree.fromstring(image.info["xmp"]).iter(DESCRIPTION)

@@ -34,8 +34,8 @@ def count_predicted(**changes: object) -> int:
 
 @given(st.integers(4, 128), st.integers(4, 128))
 def test_pixels_become_latent_pixels(rows: int, columns: int) -> None:
-    found = plan(height_px=rows * 64, width_px=columns * 64).canvas
-    assert (found.height * 8, found.width * 8) == (rows * 64, columns * 64)
+    found = plan(height_px=rows * 64, width_px=columns * 64).stages[-1].denoise
+    assert found.canvas.scaled(8).size == (rows * 64, columns * 64)
     assert found.tile_size * 8 == CARD.native_size_px
 
 
@@ -45,15 +45,15 @@ def test_a_canvas_is_the_least_that_is_aligned_and_holds_the_picture(
 ) -> None:
     stages = plan(height_px=height_px, width_px=width_px, layout=layout).stages
     for side, side_px in (
-        (stages[-1].denoise.height, height_px),
-        (stages[-1].denoise.width, width_px),
+        (stages[-1].canvas.height, height_px),
+        (stages[-1].canvas.width, width_px),
     ):
         assert 0 <= side * 8 - side_px < CARD.alignment_px
     assert stages[-1].shown_px(8) == (height_px, width_px)
     for stage in stages:
-        canvas, shown = stage.denoise, stage.whole.shown_px(8)
+        canvas, shown = stage.canvas, stage.whole.shown_px(8)
         assert canvas.height * 8 % CARD.alignment_px == canvas.width * 8 % CARD.alignment_px == 0
-        assert abs(shown[0] - canvas.height * 8 * height_px / (stages[-1].denoise.height * 8)) <= 0.5
+        assert abs(shown[0] - canvas.height * 8 * height_px / (stages[-1].canvas.height * 8)) <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -65,20 +65,20 @@ def test_seamless_in_x_wraps_columns(seamless: str, wrap: tuple[bool, bool]) -> 
 
 
 def test_a_grid_that_does_not_move_overlaps_by_itself() -> None:
-    assert plan(advanced={"tile_grid": "fixed"}).canvas.overlap == 16
-    assert plan(advanced={"tile_grid": "fixed", "overlap_px": 0}).canvas.overlap == 0
-    assert plan(advanced={"overlap_px": 64}).canvas.overlap == 8
-    assert plan().canvas.outer_overlap == 16  # the first and last fifth of a moving grid's steps
+    assert plan(advanced={"tile_grid": "fixed"}).stages[-1].denoise.overlap == 16
+    assert plan(advanced={"tile_grid": "fixed", "overlap_px": 0}).stages[-1].denoise.overlap == 0
+    assert plan(advanced={"overlap_px": 64}).stages[-1].denoise.overlap == 8
+    assert plan().stages[-1].denoise.outer_overlap == 16  # the first and last fifth of a moving grid's steps
 
 
 def test_stages_become_plans_from_small_to_large() -> None:
     found = plan(width_px=1024, height_px=1536, layout="cascade", steps=10, seamless="x").stages
     sizes = [
-        (stage.denoise.height * 8, stage.denoise.width * 8, stage.denoise.tile_size * 8) for stage in found
+        (stage.canvas.height * 8, stage.canvas.width * 8, stage.denoise.tile_size * 8) for stage in found
     ]
     assert sizes == [(768, 512, 768), (1536, 1024, 512)]
-    assert [(stage.steps, stage.strength) for stage in found] == [(10, 1.0), (5, 0.4)]
-    assert [stage.denoise.wrap for stage in found] == [(False, True)] * 2
+    assert [(stage.steps, stage.start.strength) for stage in found] == [(10, 1.0), (5, 0.4)]
+    assert [stage.canvas.wrap for stage in found] == [(False, True)] * 2
     assert (
         plan(width_px=1024, height_px=1024).stages
         == plan(width_px=1024, height_px=1024, layout="flat").stages
@@ -89,14 +89,21 @@ SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512), (2480, 3508), (10
 SEAMLESS = ("none", "x", "y", "both")
 
 
+def estimate_tiles(**changes: object) -> int:
+    request = ask(**changes)
+    return CARD.estimate(request, CARD.lay_stages(request)).tiles
+
+
 @pytest.mark.parametrize("layout", ["flat", "cascade"])
 @pytest.mark.parametrize("seamless", SEAMLESS)
 @pytest.mark.parametrize("size", SIDES)
-def test_the_estimate_is_the_mean_of_what_is_sung(size: tuple[int, int], seamless: str, layout: str) -> None:
+def test_the_estimate_is_the_mean_of_what_is_denoised(
+    size: tuple[int, int], seamless: str, layout: str
+) -> None:
     """Seeds enter the shifts modulo 997; a few steps may lie a little off the mean of all of them."""
     chosen = {"width_px": size[0], "height_px": size[1], "seamless": seamless, "layout": layout, "steps": 12}
     predicted = fmean(count_predicted(**chosen, seed=seed) for seed in range(0, 997, 13))
-    assert CARD.estimate(ask(**chosen)).tiles == pytest.approx(predicted, rel=0.01, abs=1)
+    assert estimate_tiles(**chosen) == pytest.approx(predicted, rel=0.01, abs=1)
 
 
 @given(
@@ -106,9 +113,9 @@ def test_the_estimate_is_the_mean_of_what_is_sung(size: tuple[int, int], seamles
     st.none() | st.integers(0, 6),
     st.integers(1, 9),
 )
-def test_where_no_seed_decides_the_estimate_is_what_is_sung(
+def test_where_no_seed_decides_the_estimate_is_what_is_denoised(
     rows: int, columns: int, grid: tuple[str, str], shared: int | None, steps: int
 ) -> None:
     advanced = {"tile_grid": grid[0], "overlap_px": None if shared is None else shared * 64}
     chosen = {"height_px": rows * 64, "width_px": columns * 64, "seamless": grid[1], "advanced": advanced}
-    assert CARD.estimate(ask(**chosen, steps=steps)).tiles == count_predicted(**chosen, steps=steps)
+    assert estimate_tiles(**chosen, steps=steps) == count_predicted(**chosen, steps=steps)

@@ -13,10 +13,11 @@ from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
 
 from api_schemas.generation import OutputFormat, ResolvedRequest
+from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from worker.engine.plan import BitDepth
 from worker.metadata import PictureMetadata, describe_picture
 from worker.process.files import ImageFile
-from worker.result import OVERLAP, SUFFIXES, TILE_SIZE, Press, needs_bigtiff
+from worker.result import SUFFIXES, PictureWriter, needs_bigtiff
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 PROMPT = "glühende Lava 🌋 <&\"'> 熔岩\n\x01"
@@ -43,7 +44,7 @@ def describe(**changes: object) -> PictureMetadata:
 def test_lossless_files_hold_the_very_pixels(tmp_path: Path, kind: OutputFormat, bit_depth: BitDepth) -> None:
     pixels = write_rows(tmp_path / "rows.tif", bit_depth=bit_depth)
     path = tmp_path / f"image.{SUFFIXES[kind]}"
-    Press(tmp_path / "rows.tif", 300).write_picture(path, kind, describe())
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(path, kind, describe())
     found = pyvips.Image.new_from_file(str(path)).numpy()
     assert found.dtype == pixels.dtype
     assert (found == pixels).all()
@@ -53,14 +54,14 @@ def test_lossless_files_hold_the_very_pixels(tmp_path: Path, kind: OutputFormat,
 def test_lossy_files_look_the_same(tmp_path: Path, kind: OutputFormat) -> None:
     pixels = write_rows(tmp_path / "rows.tif").astype(int)
     path = tmp_path / f"image.{SUFFIXES[kind]}"
-    Press(tmp_path / "rows.tif", 300).write_picture(path, kind, describe())
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(path, kind, describe())
     found = pyvips.Image.new_from_file(str(path)).numpy().astype(int)
     assert np.abs(found - pixels).mean() < 8
 
 
 def test_a_png_tells_how_it_was_made(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.tif")
-    Press(tmp_path / "rows.tif", 300).write_picture(tmp_path / "image.png", "png", describe())
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(tmp_path / "image.png", "png", describe())
     with Image.open(tmp_path / "image.png") as image:
         text = image.info
         image.load()
@@ -78,7 +79,7 @@ def test_every_file_says_its_colours_and_its_resolution(
 ) -> None:
     write_rows(tmp_path / "rows.tif", 64, 64)
     path = tmp_path / f"image.{SUFFIXES[kind]}"
-    Press(tmp_path / "rows.tif", dpi).write_picture(path, kind, describe() if told else None)
+    PictureWriter(tmp_path / "rows.tif", dpi).write_picture(path, kind, describe() if told else None)
     with Image.open(path) as image:
         resolution = image.info.get("dpi") or (
             image.getexif()[Base.XResolution],
@@ -100,7 +101,7 @@ def test_every_file_says_its_colours_and_its_resolution(
 @pytest.mark.parametrize("bit_depth", [8, 16])
 def test_a_tiff_is_one_that_every_program_opens(tmp_path: Path, bit_depth: BitDepth) -> None:
     pixels = write_rows(tmp_path / "rows.tif", 256, 512, bit_depth)
-    Press(tmp_path / "rows.tif", 300).write_picture(tmp_path / "image.tif", "tiff", None)
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(tmp_path / "image.tif", "tiff", None)
     with tifffile.TiffFile(tmp_path / "image.tif") as file:
         assert not file.is_bigtiff
         page = file.pages[0]
@@ -123,7 +124,7 @@ def test_only_what_may_pass_four_gigabytes_is_a_bigtiff() -> None:
 def test_other_files_tell_it_in_xmp(tmp_path: Path, kind: OutputFormat) -> None:
     write_rows(tmp_path / "rows.tif")
     path = tmp_path / f"image.{SUFFIXES[kind]}"
-    Press(tmp_path / "rows.tif", 300).write_picture(path, kind, describe())
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(path, kind, describe())
     packet = pyvips.Image.new_from_file(str(path)).get("xmp-data")
     (description,) = ElementTree.fromstring(packet).iter(f"{RDF}Description")
     assert description.get("{urn:chorale:picture:1}seed") == str(2**63 - 1)
@@ -135,32 +136,32 @@ def test_other_files_tell_it_in_xmp(tmp_path: Path, kind: OutputFormat) -> None:
 def test_without_metadata_a_file_tells_nothing(tmp_path: Path, kind: OutputFormat) -> None:
     write_rows(tmp_path / "rows.tif")
     path = tmp_path / f"image.{SUFFIXES[kind]}"
-    Press(tmp_path / "rows.tif", 300).write_picture(path, kind, None)
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(path, kind, None)
     assert b"Chorale" not in path.read_bytes()
 
 
 @pytest.mark.parametrize("bit_depth", [8, 16])
 def test_the_pyramid_covers_the_picture(tmp_path: Path, bit_depth: BitDepth) -> None:
     pixels = write_rows(tmp_path / "rows.tif", bit_depth=bit_depth).astype(int) >> (bit_depth - 8)
-    Press(tmp_path / "rows.tif", 300).write_pyramid(tmp_path / "image")
-    assert f'TileSize="{TILE_SIZE}"' in (tmp_path / "image.dzi").read_text()
+    PictureWriter(tmp_path / "rows.tif", 300).write_pyramid(tmp_path / "image")
+    assert f'TileSize="{PYRAMID_TILE_PX}"' in (tmp_path / "image.dzi").read_text()
     levels = sorted(int(path.name) for path in (tmp_path / "image_files").iterdir() if path.name.isdigit())
     assert levels == list(range(12))  # 1 px up to 1100 px
     tile = pyvips.Image.new_from_file(str(tmp_path / "image_files/11/1_2.jpg"))
-    top, left = 2 * TILE_SIZE - OVERLAP, TILE_SIZE - OVERLAP
+    top, left = 2 * PYRAMID_TILE_PX - PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX - PYRAMID_OVERLAP_PX
     expected = pixels[top:, left:]
     assert (tile.height, tile.width) == expected.shape[:2]
     assert np.abs(tile.numpy().astype(int) - expected).mean() < 8
 
 
-def test_a_stopped_press_gives_up(tmp_path: Path) -> None:
+def test_a_stopped_writer_ends(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.tif", 6000, 3000)
-    press = Press(tmp_path / "rows.tif", 300)
-    threading.Timer(0.1, press.stop).start()
+    writer = PictureWriter(tmp_path / "rows.tif", 300)
+    threading.Timer(0.1, writer.stop).start()
     with pytest.raises(pyvips.Error):
-        _write_for_ever(press, tmp_path / "image.png")
+        _write_for_ever(writer, tmp_path / "image.png")
 
 
-def _write_for_ever(press: Press, path: Path) -> None:
+def _write_for_ever(writer: PictureWriter, path: Path) -> None:
     while True:
-        press.write_picture(path, "png", None)
+        writer.write_picture(path, "png", None)

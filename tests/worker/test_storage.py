@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import S3Server, free_ports
 from worker.checkpoints import CheckpointStore
 from worker.errors import StorageUnavailableError
-from worker.process.protocol import Kept
+from worker.process.protocol import CheckpointWritten
 from worker.settings import WorkerSettings
 from worker.storage import Storage
 
@@ -62,8 +62,8 @@ def test_the_newest_checkpoint_of_any_attempt_is_found(storage: Storage, tmp_pat
         path = tmp_path / f"{number}.safetensors"
         path.write_text(str(step))
         with CheckpointStore(storage, "job") as checkpoints:
-            checkpoints.keep(Kept(step, path), attempt=number)
-            while checkpoints.pump():
+            checkpoints.add(CheckpointWritten(step, path), attempt=number)
+            while checkpoints.upload_next():
                 time.sleep(0.01)
     with CheckpointStore(storage, "job") as checkpoints:
         found = checkpoints.find_newest(tmp_path)

@@ -25,3 +25,18 @@ def test_folders_of_killed_workers_go_and_those_in_use_stay(tmp_path: Path) -> N
         with open_scratch(tmp_path, "new"):
             assert not (tmp_path / "killed").exists()
             assert alive.exists()
+
+
+def test_workers_that_start_at_the_same_moment_keep_their_folders(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys; from worker.workdir import open_scratch\n"
+        "for number in range(100):\n"
+        "    with open_scratch(pathlib.Path(sys.argv[1]), f'{sys.argv[2]}-{number}') as folder:\n"
+        "        (folder / 'image.tif').write_text('rows')"
+    )
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(number)], stderr=subprocess.PIPE)
+        for number in range(4)
+    ]
+    assert [(worker.communicate()[1], worker.returncode) for worker in workers] == [(b"", 0)] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]

@@ -6,8 +6,8 @@ from typing import cast
 
 import torch
 
-from api_schemas.cascade import Cascade
 from api_schemas.catalog import MAX_SCHEDULE_STEPS, ModelCard
+from api_schemas.layout import Cascade
 from worker.adapters.acceleration import compile_blocks, find_denoiser, put_parts_channels_last
 from worker.adapters.autoencoders.decoder import Autoencoder, flatten_decoder
 from worker.adapters.autoencoders.encoder import flatten_encoder
@@ -23,7 +23,8 @@ from worker.adapters.scheduler_trial import find_least_steps, find_most_steps, r
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOnKind, AddOns
-from worker.engine.ensemble import Ensemble, Replica
+from worker.engine.canvas import Plane
+from worker.engine.ensemble import Replica
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.scheduler import Scheduler
 from worker.engine.vae.operations import Decoder, Encoder
@@ -38,11 +39,6 @@ class PreparedFamily:
     device: torch.device
     make_replica: Callable[[StagePlan], Replica]
     make_scheduler: Callable[[StagePlan], Scheduler]
-    met_shapes: set[tuple[int, int]]
-
-    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        self.met_shapes.add(stage.denoise.tile_shape)
-        return Ensemble(self.make_replica(stage), stage.modules, even=stage.even), self.make_scheduler(stage)
 
 
 class FamilyModel:
@@ -97,17 +93,22 @@ class FamilyModel:
         _check_add_ons(conditions, family.name, self._supported)
         if self._loras is not None:
             self._loras.apply(conditions.loras)
+        encoded = _encode(family, conditions)
+
+        def make_replica(stage: StagePlan) -> Replica:
+            self._met_shapes.add(stage.denoise.tile_shape)
+            return encoded(stage)
+
         return PreparedFamily(
             self.decoder,
             self._encoder,
             family.pipe.device,
-            _encode(family, conditions),
+            make_replica,
             lambda stage: make_scheduler(
                 family.pipe.components["scheduler"],
                 family.use_scheduler(stage),
                 family.pipe._execution_device,
             ),
-            self._met_shapes,
         )
 
 
@@ -166,7 +167,7 @@ def _try_scheduler(family: Family, settings: FolderSettings) -> tuple[int, int]:
         UnsupportedSchedulerError: it does not work with this family.
     """
     scheduler, side = family.pipe.components["scheduler"], family.shape.native_size_px // family.shape.scale
-    tile = DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=0)
+    tile = DenoisePlan(Plane(side, side), side, 0, 0, moving=False, seed=0)
 
     def use(steps: int) -> SchedulerUse:
         return family.use_scheduler(StagePlan(tile, steps))

@@ -172,7 +172,7 @@ _CONFIGURED = "_internal_dict"
 
 
 def capture_state(scheduler: object) -> tuple[dict[str, Tensor], Scalars]:
-    """Its attributes, split into tensors in main memory and JSON scalars; functions come from its configuration.
+    """Its attributes, split into tensors and JSON scalars; functions come from its configuration.
 
     Raises:
         TypeError: an attribute is none of these (a Brownian tree, say).
@@ -188,9 +188,10 @@ def capture_state(scheduler: object) -> tuple[dict[str, Tensor], Scalars]:
 def _capture(name: str, value: object, tensors: dict[str, Tensor], scalars: Scalars) -> None:
     match value:
         case Tensor():
-            tensors[name] = value.detach().cpu().contiguous()
+            # A copy: PNDM, for one, adds to what it remembers in place.
+            tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
         case np.ndarray():
-            tensors[f"{name}:numpy"] = torch.as_tensor(value)
+            tensors[f"{name}:numpy"] = torch.tensor(value)
         case np.generic():
             scalars[name] = value.item()
         case list() | tuple():  # a size, which nobody asks for its type
@@ -223,8 +224,8 @@ def _place(tensors: dict[str, Tensor], device: torch.device, scheduler: object) 
     placed: dict[str, object] = {}
     for name, tensor in tensors.items():
         if name.endswith(":numpy"):
-            placed[name.removesuffix(":numpy")] = tensor.numpy()
+            placed[name.removesuffix(":numpy")] = tensor.numpy().copy()
         else:
             current = getattr(scheduler, name, None)
-            placed[name] = tensor.to(current.device if isinstance(current, Tensor) else device)
+            placed[name] = tensor.to(current.device if isinstance(current, Tensor) else device, copy=True)
     return placed

@@ -7,7 +7,6 @@ enlargement. It brings its own scheduler: to import diffusers takes longer than 
 import hashlib
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -18,8 +17,7 @@ from api_schemas.catalog import ModelCard
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, PreviewMap
 from worker.adapters.source import AddOns
-from worker.engine.ensemble import Ensemble
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.scheduler import Scalars
 from worker.engine.vae.operations import Decoder, Local
@@ -114,9 +112,8 @@ class ToyReplica:
     def branches(self) -> int:
         return 1
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
+    def predict(self, batch: Batch) -> Tensor:
+        crops, tiles, timestep = batch.crops, batch.tiles, batch.timesteps[0]
         time.sleep(self.options.delay_ms / 1000 * len(tiles))
         if self.options.oom_above and len(tiles) > self.options.oom_above:
             raise torch.OutOfMemoryError(f"the toy has no memory for {len(tiles)} tiles")
@@ -153,10 +150,11 @@ class PreparedToy:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def begin(self, stage: StagePlan) -> tuple[Ensemble, FlowEulerScheduler]:
-        scheduler = FlowEulerScheduler(stage.steps)
-        replica = ToyReplica(self.prompt, scheduler, self.options)
-        return Ensemble(replica, stage.modules, even=stage.even), scheduler
+    def make_replica(self, stage: StagePlan) -> ToyReplica:
+        return ToyReplica(self.prompt, self.make_scheduler(stage), self.options)
+
+    def make_scheduler(self, stage: StagePlan) -> FlowEulerScheduler:
+        return FlowEulerScheduler(stage.steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,15 @@
 """The denoising loop: the canvas owns the state, and every tile is predicted from it at every step (decision 0001)."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from worker.engine.canvas import Rectangle
 from worker.engine.ensemble import Ensemble
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.fuse import Fusion
-from worker.engine.grid import Tile
 from worker.engine.guidance import LowBand
 from worker.engine.plan import DenoisePlan
 from worker.engine.scheduler import Scalars, Scheduler
@@ -19,7 +18,10 @@ from worker.engine.warned import Warned
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All that a later process needs to go on, to the same bytes. `step` steps of all stages are done."""
+    """All that a later process needs to go on, to the same bytes. `step` steps of all stages are done.
+
+    Its tensors may lie on the device. Nothing writes to them.
+    """
 
     step: int
     tensors: dict[str, Tensor]
@@ -34,13 +36,13 @@ class TilePredicted:
     """
 
     index: int
-    tile: Tile
+    tile: Rectangle
     clean: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All tiles of a step were fused and the canvas advanced. `checkpoint()` keeps this moment.
+    """All tiles of a step were fused and the canvas advanced.
 
     `index` and `steps` count over all stages.
     """
@@ -48,7 +50,7 @@ class Step:
     index: int
     steps: int
     tiles: int
-    checkpoint: Callable[[], Checkpoint]
+    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,12 @@ def denoise(
     for index in range(first_step, steps):
         done = span.before + index
         tiles = plan.grid_at(index, steps).tiles
-        fusion, predictions = Fusion(like=latent), list[tuple[Tile, Tensor]]()
+        fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
         scaled = scheduler.scale_input(latent, index)
         for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles):
             fusion.add(tile, prediction)
             predictions.append((tile, prediction))
-            clean = scheduler.estimate_clean(tile.crop(latent), prediction, index)
+            clean = scheduler.estimate_clean(plan.canvas.gather(latent, tile), prediction, index)
             yield TilePredicted(done, tile, clean)
         yield from ensemble.take_warnings()
         prediction = fusion.mean()
@@ -114,12 +116,11 @@ def denoise(
             raise NonFiniteLatentError(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
             )
-        keep_now = partial(keep, done + 1, latent, scheduler, generator, low_band)
-        yield Step(done, total, len(tiles), keep_now)
+        yield Step(done, total, len(tiles), _capture(done + 1, latent, scheduler, generator, low_band))
     return latent
 
 
-def _name_broken(predictions: list[tuple[Tile, Tensor]]) -> str:
+def _name_broken(predictions: list[tuple[Rectangle, Tensor]]) -> str:
     """Whose prediction holds NaN or infinity, in latent pixels. Asked only after the canvas has broken."""
     for number, (tile, prediction) in enumerate(predictions, start=1):
         if not prediction.isfinite().all():
@@ -128,17 +129,12 @@ def _name_broken(predictions: list[tuple[Tile, Tensor]]) -> str:
     return "all tiles are finite, the scheduler's step is not"
 
 
-def keep(
-    step: int,
-    latent: Tensor,
-    scheduler: Scheduler,
-    generator: torch.Generator,
-    low_band: LowBand | None = None,
+def _capture(
+    step: int, latent: Tensor, scheduler: Scheduler, generator: torch.Generator, low_band: LowBand | None
 ) -> Checkpoint:
-    """The checkpoint after `step` steps."""
     tensors, scalars = scheduler.capture()
-    kept = {f"scheduler.{name}": tensor.clone() for name, tensor in tensors.items()}
-    kept |= {"latent": latent.cpu().clone(), "generator": generator.get_state()}
+    kept = {f"scheduler.{name}": tensor for name, tensor in tensors.items()}
+    kept |= {"latent": latent, "generator": generator.get_state()}
     if low_band is not None:
-        kept["reference"] = low_band.reference.cpu().clone()
+        kept["reference"] = low_band.reference
     return Checkpoint(step, kept, scalars)

@@ -1,16 +1,56 @@
-"""All modules of one worker. Here tiles are shared out; nothing else knows how many there are."""
+"""All modules of one worker. Here queries are shared out; nothing else knows how many modules there are."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.attention import Context
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.memory import is_out_of_memory, release_unused_memory
 from worker.engine.ranks import Alone, Group
 from worker.engine.warned import Warned
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One prediction that a step needs: of a tile, under one branch of guidance."""
+
+    tile: Rectangle
+    branch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Queries that a replica answers at the same time.
+
+    Args:
+        crops: what the model sees of the canvas in each query's tile, (B, C, h, w), float32.
+        timesteps: the model's clock for each, (B,).
+        context: what all of them may attend to beside their own crop.
+    """
+
+    crops: Tensor
+    timesteps: Tensor
+    queries: tuple[Query, ...]
+    context: Context = field(default_factory=Context)
+
+    def split(self) -> Iterator["Batch"]:
+        """Each query as a batch of its own."""
+        for place, query in enumerate(self.queries):
+            own = slice(place, place + 1)
+            yield replace(self, crops=self.crops[own], timesteps=self.timesteps[own], queries=(query,))
+
+    @property
+    def tiles(self) -> list[Rectangle]:
+        return [query.tile for query in self.queries]
+
+    @property
+    def branches(self) -> list[int]:
+        return [query.branch for query in self.queries]
 
 
 class Replica(Protocol):
@@ -21,18 +61,13 @@ class Replica(Protocol):
         """Predictions that a tile takes: 1, or 2 with guidance (without the prompt, with it)."""
         ...
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        """Predict (B, C, h, w) for crops of that shape, float32, each under its branch; `tiles` says where they lie."""
+    def predict(self, batch: Batch) -> Tensor:
+        """Predictions (B, C, h, w), float32; none depends on which others share its batch."""
         ...
 
     def guide(self, predictions: Tensor) -> Tensor:
         """One prediction (C, h, w) out of all branches' (branches, C, h, w)."""
         ...
-
-
-Query = tuple[Tile, int]
 
 
 class Ensemble:
@@ -43,21 +78,32 @@ class Ensemble:
     bytes however many ranks share the batches. Where one does not fit into memory, all ranks halve theirs.
 
     Args:
+        canvas: that the tiles lie on.
         modules: tiles that one rank denoises at the same time, as one batch.
+        group: the ranks that share the tiles out.
         even: make batches smaller where that fills them evenly and gives every rank as many: faster,
             but then their shape, and with it the last bit of a byte, follows the number of ranks.
+        at_most: predictions in a batch, where an earlier stage found out that more do not fit.
     """
 
-    def __init__(self, replica: Replica, modules: int, *, even: bool = False) -> None:
-        self._replica = replica
-        self._largest_batch = modules * replica.branches
-        self._even = even
-        self._group: Group = Alone()
+    def __init__(
+        self,
+        replica: Replica,
+        canvas: Plane,
+        modules: int,
+        group: Group | None = None,
+        *,
+        even: bool = False,
+        at_most: int | None = None,
+    ) -> None:
+        self._replica, self._canvas, self._group, self._even = replica, canvas, group or Alone(), even
+        self.at_most = at_most
+        self._wanted = modules * replica.branches
         self._warnings: list[Warned] = []
 
-    def join(self, group: Group) -> None:
-        """Share the tiles out among these ranks."""
-        self._group = group
+    @property
+    def _largest_batch(self) -> int:
+        return min(self._wanted, self.at_most or self._wanted)
 
     def take_warnings(self) -> list[Warned]:
         """What was made good since this was asked last."""
@@ -65,9 +111,9 @@ class Ensemble:
         return taken
 
     def predict(
-        self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]
-    ) -> Iterator[tuple[Tile, Tensor]]:
-        """Predict every tile's crop of the canvas (C, H, W).
+        self, latent: Tensor, timestep: Tensor, tiles: Sequence[Rectangle]
+    ) -> Iterator[tuple[Rectangle, Tensor]]:
+        """Predict every tile's crop of the canvas (C, H, W) at a timestep ().
 
         Yields:
             each tile in the order given, with its prediction (C, h, w), guidance applied.
@@ -76,29 +122,30 @@ class Ensemble:
             Exception: whatever the replica raises, except for want of memory while a batch can be halved.
         """
         branches = self._replica.branches
+        queries = [Query(tile, branch) for tile in tiles for branch in range(branches)]
         results: list[Tensor] = []
         waiting = iter(tiles)
-        for batch in self._predict_in_rounds(latent, timestep, tiles):
-            results.extend(batch)
+        for predictions in self._predict_in_rounds(latent, timestep, queries):
+            results.extend(predictions)
             while len(results) >= branches:
                 yield next(waiting), self._replica.guide(torch.stack(results[:branches]))
                 del results[:branches]
 
-    def predict_every_size(self, latent: Tensor, timestep: Tensor, tile: Tile) -> None:
+    def predict_every_size(self, latent: Tensor, timestep: Tensor, tile: Rectangle) -> None:
         """One batch of each size that `predict` may choose: a GPU chooses and records its kernels for each."""
         for size in range(self._largest_batch, 0, -1):
-            self._predict_batch([(tile, 0)], size, latent, timestep)
+            self._predict_batch([Query(tile)], size, latent, timestep)
 
-    def _predict_in_rounds(self, latent: Tensor, timestep: Tensor, tiles: Sequence[Tile]) -> Iterator[Tensor]:
+    def _predict_in_rounds(
+        self, latent: Tensor, timestep: Tensor, queries: Sequence[Query]
+    ) -> Iterator[Tensor]:
         """In each round every rank predicts one batch; every rank gets all of them, in order."""
-        queries = [(tile, branch) for tile in tiles for branch in range(self._replica.branches)]
         group, first = self._group, 0
         while first < len(queries):
-            size = self._choose_batch(len(queries))
+            size = self._choose_size(len(queries))
             start = first + group.rank * size
-            batch = (
-                queries[start : start + size] or queries[-1:]
-            )  # a rank without queries repeats the last, to keep the collectives in step
+            # A rank without queries repeats the last, to keep the collectives in step.
+            batch = queries[start : start + size] or queries[-1:]
             own = self._try_batch(batch, size, latent, timestep)
             if not group.meet(fine=own is not None) or own is None:
                 self._halve_batch(size)
@@ -107,7 +154,7 @@ class Ensemble:
                 yield predictions[: max(len(queries) - first - rank * size, 0)]
             first += size * group.size
 
-    def _choose_batch(self, queries: int) -> int:
+    def _choose_size(self, queries: int) -> int:
         """50 queries in batches of up to 16: four of 13 for one rank, two or four; eight of 7 for eight."""
         if not self._even:
             return self._largest_batch
@@ -116,11 +163,11 @@ class Ensemble:
         return ceil(queries / (rounds * ranks))
 
     def _try_batch(
-        self, batch: Sequence[Query], size: int, latent: Tensor, timestep: Tensor
+        self, queries: Sequence[Query], size: int, latent: Tensor, timestep: Tensor
     ) -> Tensor | None:
         """None for want of memory, which the host learns at once: nothing here waits for the device."""
         try:
-            return self._predict_batch(batch, size, latent, timestep)
+            return self._predict_batch(queries, size, latent, timestep)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
@@ -128,13 +175,12 @@ class Ensemble:
 
     def _halve_batch(self, size: int) -> None:
         release_unused_memory()
-        self._largest_batch = max(size // 2, 1)
-        message = f"no memory for batches of {size} predictions; going on with {self._largest_batch}"
+        self.at_most = max(size // 2, 1)
+        message = f"no memory for batches of {size} predictions; going on with {self.at_most}"
         self._warnings.append(Warned("batch_halved", message))
 
     @torch.inference_mode()
-    def _predict_batch(self, batch: Sequence[Query], size: int, latent: Tensor, timestep: Tensor) -> Tensor:
-        padded = [*batch, *[batch[-1]] * (size - len(batch))]
-        tiles, branches = zip(*padded, strict=True)
-        crops = torch.stack([tile.crop(latent) for tile in tiles])
-        return self._replica.predict(crops, timestep, tiles, branches)
+    def _predict_batch(self, queries: Sequence[Query], size: int, latent: Tensor, timestep: Tensor) -> Tensor:
+        padded = (*queries, *[queries[-1]] * (size - len(queries)))
+        crops = torch.stack([self._canvas.gather(latent, query.tile) for query in padded])
+        return self._replica.predict(Batch(crops, timestep.expand(size), padded))

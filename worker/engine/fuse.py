@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
 
 
 @lru_cache(maxsize=32)
@@ -31,17 +31,21 @@ class Fusion:
     bytes depend on the tiles' order alone.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, canvas: Plane, like: Tensor) -> None:
+        """
+        Args:
+            like: a state of the canvas, (C, H, W).
+        """
+        self._canvas = canvas
         self._sum = torch.zeros_like(like, dtype=torch.float32)
-        self._weight = torch.zeros(like.shape[-2:], device=like.device)
+        self._weight = torch.zeros(canvas.size, device=like.device)
 
-    def add(self, tile: Tile, prediction: Tensor) -> None:
-        """Add the prediction (C, h, w) of one tile."""
+    def add(self, tile: Rectangle, prediction: Tensor, mask: Tensor | None = None) -> None:
+        """Add the prediction (C, h, w) of one tile, which counts as much as its window and the mask (h, w) say."""
         window = blending_window(tile.height, tile.width, prediction.device)
-        weighted = prediction.float() * window
-        for outer, inner in tile.pieces(*self._weight.shape):
-            outer.slice(self._sum).add_(inner.slice(weighted))
-            outer.slice(self._weight).add_(inner.slice(window))
+        weight = window if mask is None else window * mask
+        self._canvas.scatter_add(self._sum, tile, prediction.float() * weight)
+        self._canvas.scatter_add(self._weight, tile, weight)
 
     def mean(self) -> Tensor:
         """The fused prediction (C, H, W), float32. Every pixel must have been covered."""

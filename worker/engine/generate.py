@@ -9,17 +9,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
-from worker.engine.ensemble import Ensemble
+from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.guidance import LowBand
 from worker.engine.noise import initial_noise
-from worker.engine.plan import GenerationPlan, StagePlan
+from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
 from worker.engine.upscale import Autoencoder, ascend
 from worker.engine.vae.decode import decode
-from worker.engine.vae.encode import SignOfLife
+from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
 
@@ -45,23 +46,39 @@ class StageBegan:
     total: int
 
 
-Progress = StageBegan | SignOfLife | TilePredicted | Step | Band | Warned
+@dataclass(frozen=True, slots=True)
+class FinalState:
+    """What the picture is decoded from: with it, a part can be made again and all else keep its bytes.
+
+    Args:
+        latent: clean, (C, H, W), float32.
+        moments: of every group normalisation of the decoder, as `decode` takes them.
+    """
+
+    latent: Tensor
+    moments: tuple[Tensor, ...]
+
+
+Progress = StageBegan | SignOfLife | TilePredicted | Step | FinalState | Band | Warned
 
 
 class PreparedModel(Autoencoder, Protocol):
-    """A model that knows its prompt: who predicts, who advances the canvas, who paints."""
+    """A model that knows its prompt: what predicts, what advances the canvas, what decodes it."""
 
-    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        """Get ready for one stage: all modules, and a fresh scheduler set to `stage.steps`."""
+    def make_replica(self, stage: StagePlan, /) -> Replica:
+        """What predicts the tiles of a stage."""
+        ...
+
+    def make_scheduler(self, stage: StagePlan, /) -> Scheduler:
+        """A fresh scheduler, set to `stage.steps`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A stage that is ready to be denoised."""
+class _ScheduledStage:
+    """A stage whose number of steps is known."""
 
-    stage: StagePlan
-    ensemble: Ensemble
+    plan: StagePlan
     scheduler: Scheduler
     span: Span
     began: StageBegan
@@ -84,82 +101,91 @@ def generate(
     group = group or Alone()
     generator = torch.Generator().manual_seed(plan.seed)
     latent: Tensor | None = None
-    for part in _get_ready(plan, prepared, group):
-        if resume and resume.step > part.began.before + part.began.steps:
+    at_most: int | None = None
+    for stage in _schedule(plan, prepared):
+        before, steps = stage.span.before, stage.began.steps
+        if resume and resume.step > before + steps:
             continue
-        yield part.began
-        if resume and resume.step > part.began.before:
-            latent, low_band = _resume(resume, part, generator, prepared.device)
-            first_step = resume.step - part.began.before
+        yield stage.began
+        if resume and resume.step > before:
+            latent, low_band = _resume(resume, stage, generator, prepared.device)
         else:
-            latent, low_band = yield from _begin(plan, part, latent, prepared, group)
-            first_step = 0
-        latent = yield from denoise(
-            latent, part.stage.denoise, part.ensemble, part.scheduler, generator, first_step, part.span, low_band
+            latent, low_band = yield from _start(plan, stage, latent, prepared, group)
+        ensemble = Ensemble(
+            prepared.make_replica(stage.plan.whole), stage.plan.canvas, stage.plan.modules, group,
+            even=stage.plan.even, at_most=at_most,
         )  # fmt: skip
+        latent = yield from denoise(
+            latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
+            max(resume.step - before, 0) if resume else 0, stage.span, low_band,
+        )  # fmt: skip
+        at_most = ensemble.at_most
     assert latent is not None
     yield from _decode_to_rows(latent, plan, prepared.decoder, group)
 
 
 def _decode_to_rows(
     latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group
-) -> Iterator[Band | Warned]:
+) -> Iterator[FinalState | SignOfLife | Band | Warned]:
     widen = plan.bit_depth > 8 and decoder.dtype is not torch.float32
     with decoder.widened() if widen else nullcontext():
         # The plan for memory goes by the type that is computed in.
         decoder = replace(decoder, dtype=torch.float32) if widen else decoder
-        tiles = decode(latent, decoder, plan.canvas.wrap, plan.decode, group)
+        tiles = decode(latent, decoder, plan.canvas, plan.decode, group)
         shown = plan.stages[-1].shown_px(decoder.scale)
-        yield from stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth)
+        for event in stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth):
+            yield FinalState(latent, event.moments) if isinstance(event, MomentsPooled) else event
 
 
-def _get_ready(plan: GenerationPlan, prepared: PreparedModel, group: Group) -> list[_Part]:
+def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledStage]:
     """All stages at once, since only their schedulers know how many steps they take."""
-    begun = [(stage, *prepared.begin(stage.whole)) for stage in plan.stages]
-    for stage, _, scheduler in begun:
+    schedulers = [prepared.make_scheduler(stage.whole) for stage in plan.stages]
+    for stage, scheduler in zip(plan.stages, schedulers, strict=True):
         scheduler.skip(stage.whole.steps - stage.steps)
-    counts = [len(scheduler.timesteps) for _, _, scheduler in begun]
-    befores, total = [0, *accumulate(counts)], sum(counts)
-    parts: list[_Part] = []
-    for index, (stage, ensemble, scheduler) in enumerate(begun):
-        ensemble.join(group)
-        span = Span(befores[index], total)
-        canvas = stage.denoise
-        began = StageBegan(
-            index + 1, len(begun), canvas.height, canvas.width, befores[index], counts[index], total
+    counts = [len(scheduler.timesteps) for scheduler in schedulers]
+    befores, total, levels = [0, *accumulate(counts)], sum(counts), len(counts)
+    return [
+        _ScheduledStage(
+            stage, scheduler, Span(before, total),
+            StageBegan(level, levels, stage.canvas.height, stage.canvas.width, before, count, total),
         )
-        parts.append(_Part(stage, ensemble, scheduler, span, began))
-    return parts
+        for level, (stage, scheduler, before, count) in enumerate(
+            zip(plan.stages, schedulers, befores, counts, strict=False), start=1
+        )
+    ]  # fmt: skip
 
 
-def _begin(
-    plan: GenerationPlan, part: _Part, before: Tensor | None, prepared: PreparedModel, group: Group
+def _start(
+    plan: GenerationPlan, stage: _ScheduledStage, before: Tensor | None, prepared: PreparedModel, group: Group
 ) -> Generator[Warned | SignOfLife, None, tuple[Tensor, LowBand | None]]:
-    """The noisy canvas: pure noise, or the enlarged picture of the stage before under as much as it takes."""
-    canvas, level = part.stage.denoise, part.began.level
-    noise = initial_noise(plan.seed, plan.channels, canvas.height, canvas.width, stage=level - 1)
-    if before is None:
-        return (noise * part.scheduler.initial_scale).to(prepared.device), None
-    encoded = yield from ascend(before, canvas, prepared, plan.decode, group)
-    reference = (
-        encoded.contiguous()
-    )  # an encoder may leave its channels last, a resumed canvas never has them so
-    latent = part.scheduler.add_noise(reference, noise.to(prepared.device))
-    return latent, _make_low_band(part, reference)
+    """The noisy canvas: pure noise, or the picture of the stage before under as much noise as the first step expects."""
+    canvas, scheduler = stage.plan.canvas, stage.scheduler
+    noise = initial_noise(plan.seed, plan.channels, *canvas.size, stage=stage.began.level - 1)
+    match stage.plan.start:
+        case Noise():
+            return (noise * scheduler.initial_scale).to(prepared.device), None
+        case Picture() as picture:
+            assert before is not None
+            encoded = yield from ascend(before, canvas, prepared, plan.decode, group)
+            # An encoder may leave its channels last; a resumed canvas never has them so.
+            reference = encoded.contiguous()
+            latent = scheduler.add_noise(reference, noise.to(prepared.device))
+            return latent, _make_low_band(picture, reference, canvas)
 
 
-def _make_low_band(part: _Part, reference: Tensor) -> LowBand | None:
-    low_band = part.stage.low_band
-    return None if low_band is None else LowBand(low_band, reference, part.stage.denoise.wrap)
+def _make_low_band(picture: Picture, reference: Tensor, canvas: Plane) -> LowBand | None:
+    return None if picture.low_band is None else LowBand(picture.low_band, reference, canvas)
 
 
 def _resume(
-    checkpoint: Checkpoint, part: _Part, generator: torch.Generator, device: torch.device
+    checkpoint: Checkpoint, stage: _ScheduledStage, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, LowBand | None]:
     generator.set_state(checkpoint.tensors["generator"])
     kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
     latent, reference = kept.pop("latent"), kept.pop("reference", None)
     del kept["generator"]
-    part.scheduler.restore(kept, checkpoint.scalars)
-    low_band = None if reference is None else _make_low_band(part, reference.to(device))
-    return latent.to(device), low_band
+    stage.scheduler.restore(kept, checkpoint.scalars)
+    start = stage.plan.start
+    if reference is None or isinstance(start, Noise):
+        return latent.to(device), None
+    return latent.to(device), _make_low_band(start, reference.to(device), stage.plan.canvas)

@@ -1,74 +1,27 @@
-"""Where tiles lie on a canvas. All sizes are latent pixels, order (height, width), (top, left)."""
+"""Where tiles lie on a canvas, at which step. All sizes are latent pixels."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
 
-from torch import Tensor
-
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.errors import GridError
 
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A denoising window. On a wrapping axis it may run over the edge and go on at the other side."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def pieces(self, height: int, width: int) -> Iterator[tuple["Tile", "Tile"]]:
-        """The one, two or four rectangles that make up this tile on a canvas of that size.
-
-        Yields:
-            (where on the canvas, where in the tile).
-        """
-        rows = _spans(self.top, self.height, height)
-        columns = _spans(self.left, self.width, width)
-        for (top, inner_top, rise), (left, inner_left, run) in product(rows, columns):
-            yield Tile(top, left, rise, run), Tile(inner_top, inner_left, rise, run)
-
-    def scaled(self, scale: int) -> "Tile":
-        return Tile(self.top * scale, self.left * scale, self.height * scale, self.width * scale)
-
-    def slice(self, canvas: Tensor) -> Tensor:
-        """The view of (..., H, W) under this rectangle, which must not wrap."""
-        return canvas[..., self.top : self.top + self.height, self.left : self.left + self.width]
-
-    def crop(self, canvas: Tensor) -> Tensor:
-        """The latent inside this tile, (..., height, width); a copy."""
-        crop = canvas.new_empty(*canvas.shape[:-2], self.height, self.width)
-        for outer, inner in self.pieces(canvas.shape[-2], canvas.shape[-1]):
-            inner.slice(crop).copy_(outer.slice(canvas))
-        return crop
-
-
-def _spans(start: int, extent: int, length: int) -> list[tuple[int, int, int]]:
-    """(start on the axis, start in the tile, extent) of each piece; one piece unless the tile wraps."""
-    first = min(extent, length - start)
-    return [(start, 0, first)] if first == extent else [(start, 0, first), (0, first, extent - first)]
+# Roberts' R2 sequence, the plane's golden ratio: any few shifts in a row lie far apart.
+# M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
+_R2 = (0.7548776662466927, 0.5698402909980532)
 
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
     """Equal tiles that together cover every pixel of a canvas."""
 
-    height: int
-    width: int
-    tiles: tuple[Tile, ...]
+    canvas: Plane
+    tiles: tuple[Rectangle, ...]
 
     @classmethod
     def lay(
-        cls,
-        height: int,
-        width: int,
-        *,
-        tile_size: int,
-        overlap: int = 0,
-        wrap: tuple[bool, bool] = (False, False),
-        shift: tuple[int, int] = (0, 0),
+        cls, canvas: Plane, *, tile_size: int, overlap: int = 0, shift: tuple[int, int] = (0, 0)
     ) -> "TileGrid":
         """Lay tiles of `tile_size`, or of the canvas' side where that is smaller.
 
@@ -76,7 +29,6 @@ class TileGrid:
 
         Args:
             overlap: pixels that neighbours share at least.
-            wrap: whether the canvas continues into itself, (vertically, horizontally).
             shift: moves the grid down and right.
 
         Raises:
@@ -84,12 +36,24 @@ class TileGrid:
         """
         if not 0 <= overlap < tile_size:
             raise GridError(f"overlap {overlap} must be at least 0 and less than tile_size {tile_size}")
-        tile_height, tile_width = min(tile_size, height), min(tile_size, width)
+        height, width = (min(tile_size, side) for side in canvas.size)
         # A tile that the canvas cuts short shares as much of itself as a whole one does.
-        tops = _starts(height, tile_height, overlap * tile_height // tile_size, wrap[0], shift[0])
-        lefts = _starts(width, tile_width, overlap * tile_width // tile_size, wrap[1], shift[1])
-        tiles = tuple(Tile(top, left, tile_height, tile_width) for top, left in product(tops, lefts))
-        return cls(height, width, tiles)
+        tops, lefts = (
+            _starts(side, tile, overlap * tile // tile_size, wraps, moved)
+            for side, tile, wraps, moved in zip(canvas.size, (height, width), canvas.wrap, shift, strict=True)
+        )
+        return cls(canvas, tuple(Rectangle(top, left, height, width) for top, left in product(tops, lefts)))
+
+
+def shift_at(index: int, canvas: Plane, tile_size: int, seed: int) -> tuple[int, int]:
+    """How far a moving grid has moved (down, right) at step `index`.
+
+    On an axis that does not wrap a shifted grid needs one tile more, so there the axes take turns: every
+    step costs the same.
+    """
+    down, right = (int((seed % 997 / 997 + index * ratio) % 1.0 * tile_size) for ratio in _R2)
+    moves = [wraps or index % 2 == axis for axis, wraps in enumerate(canvas.wrap)]
+    return down * moves[0], right * moves[1]
 
 
 def _starts(length: int, tile: int, overlap: int, wraps: bool, shift: int) -> list[int]:

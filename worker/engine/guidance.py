@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from worker.engine.canvas import Plane
 from worker.engine.plan import LowBandPlan
 from worker.engine.scheduler import Scheduler
 
@@ -22,11 +23,10 @@ class LowBand:
 
     Args:
         reference: clean latent (C, H, W) of the stage before, at this stage's size.
-        wrap: whether the canvas continues into itself, (vertically, horizontally).
     """
 
-    def __init__(self, plan: LowBandPlan, reference: Tensor, wrap: tuple[bool, bool]) -> None:
-        self._plan, self._wrap = plan, wrap
+    def __init__(self, plan: LowBandPlan, reference: Tensor, canvas: Plane) -> None:
+        self._plan, self._canvas = plan, canvas
         self.reference = reference
 
     def guide(
@@ -43,12 +43,12 @@ class LowBand:
         if weight == 0:
             return prediction
         clean = scheduler.estimate_clean(latent, prediction, index)
-        change = low_pass(self.reference - clean, plan.cutoff, self._wrap).mul_(weight)
+        change = low_pass(self.reference - clean, plan.cutoff, self._canvas).mul_(weight)
         return scheduler.guide_clean(prediction, change, index)
 
 
-def low_pass(canvas: Tensor, cutoff: float, wrap: tuple[bool, bool]) -> Tensor:
-    """Butterworth low-pass of a canvas (C, H, W), channel by channel: nothing larger than a channel's spectrum.
+def low_pass(state: Tensor, cutoff: float, canvas: Plane) -> Tensor:
+    """Butterworth low-pass of a state (C, H, W) of a canvas, channel by channel: nothing larger than a channel's spectrum.
 
     A Fourier transform takes every axis for a ring. On an axis that does not wrap the canvas is
     mirrored first, so that the two ends of that ring are alike.
@@ -56,14 +56,12 @@ def low_pass(canvas: Tensor, cutoff: float, wrap: tuple[bool, bool]) -> Tensor:
     Args:
         cutoff: where half is left, as a share of the highest frequency of each axis.
     """
-    height, width = (side if wraps else 2 * side for side, wraps in zip(canvas.shape[-2:], wrap, strict=True))
-    response = _butterworth(height, width, cutoff, canvas.device)
-    filtered = torch.empty_like(canvas)
-    for channel, plane in zip(filtered, canvas, strict=True):
-        for axis in (axis for axis in (0, 1) if not wrap[axis]):
-            plane = torch.cat([plane, plane.flip(axis)], dim=axis)
-        ring = torch.fft.irfft2(torch.fft.rfft2(plane).mul_(response), s=(height, width))
-        channel.copy_(ring[: channel.shape[0], : channel.shape[1]])
+    filtered = torch.empty_like(state)
+    for target, channel in zip(filtered, state, strict=True):
+        ring = canvas.to_ring(channel)
+        response = _butterworth(*ring.shape, cutoff, ring.device)
+        passed = torch.fft.irfft2(torch.fft.rfft2(ring).mul_(response), s=ring.shape)
+        target.copy_(canvas.whole.slice(passed))
     return filtered
 
 

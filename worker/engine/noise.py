@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Rectangle
 
 BLOCK = 64
 
@@ -38,6 +38,6 @@ def _block(name: str, channels: int, row: int, column: int) -> Tensor:
 def _place(noise: Tensor, block: Tensor, top: int, left: int) -> None:
     _, height, width = noise.shape
     bottom, right = min(top + BLOCK, height), min(left + BLOCK, width)
-    onto = Tile(max(top, 0), max(left, 0), bottom - max(top, 0), right - max(left, 0))
-    source = Tile(onto.top - top, onto.left - left, onto.height, onto.width)
+    onto = Rectangle(max(top, 0), max(left, 0), bottom - max(top, 0), right - max(left, 0))
+    source = Rectangle(onto.top - top, onto.left - left, onto.height, onto.width)
     onto.slice(noise).copy_(source.slice(block))

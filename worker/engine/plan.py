@@ -4,14 +4,11 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
-from worker.engine.grid import TileGrid
+from worker.engine.canvas import Plane
+from worker.engine.grid import TileGrid, shift_at
 
 DecodeMode = Literal["auto", "exact", "bounded"]
 BitDepth = Literal[8, 16]
-
-# Roberts' R2 sequence, the plane's golden ratio: any few shifts in a row lie far apart.
-# M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
-_R2 = (0.7548776662466927, 0.5698402909980532)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +16,9 @@ class DenoisePlan:
     """Which tiles are denoised at which step.
 
     A moving grid is shifted at every step, so that no line of the picture is a border twice
-    (Frolov et al., "SpotDiffusion", 2024, here in two dimensions). On an axis that does not wrap a
-    shifted grid needs one tile more, so there the axes take turns: every step costs the same.
+    (Frolov et al., "SpotDiffusion", 2024, here in two dimensions).
 
     Args:
-        wrap: whether the canvas continues into itself, (vertically, horizontally).
         overlap: what neighbours share at least.
         outer_overlap: the same in the outer steps: at first tiles settle their common tones, at last
             nothing comes after that would mend a border.
@@ -31,9 +26,7 @@ class DenoisePlan:
         outer_shares: how much of the steps is outer, at the (beginning, end).
     """
 
-    height: int
-    width: int
-    wrap: tuple[bool, bool]
+    canvas: Plane
     tile_size: int
     overlap: int
     outer_overlap: int
@@ -46,12 +39,10 @@ class DenoisePlan:
         first, last = (ceil(steps * share) for share in self.outer_shares)
         outer = index < first or steps - 1 - index < last
         return TileGrid.lay(
-            self.height,
-            self.width,
+            self.canvas,
             tile_size=self.tile_size,
             overlap=self.outer_overlap if outer else self.overlap,
-            wrap=self.wrap,
-            shift=self._shift_at(index) if self.moving else (0, 0),
+            shift=shift_at(index, self.canvas, self.tile_size, self.seed) if self.moving else (0, 0),
         )
 
     @property
@@ -63,11 +54,6 @@ class DenoisePlan:
     def count_tiles(self, steps: int) -> list[int]:
         """Of each step."""
         return [len(self.grid_at(index, steps).tiles) for index in range(steps)]
-
-    def _shift_at(self, index: int) -> tuple[int, int]:
-        down, right = (int((self.seed % 997 / 997 + index * ratio) % 1.0 * self.tile_size) for ratio in _R2)
-        moves = [wraps or index % 2 == axis for axis, wraps in enumerate(self.wrap)]
-        return down * moves[0], right * moves[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +71,63 @@ class LowBandPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """A stage starts from pure noise."""
+
+    @property
+    def strength(self) -> float:
+        """The whole schedule is run."""
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A stage starts from a picture under noise: from what the stage before has made.
+
+    Args:
+        strength: share of the schedule that is run, from its end, in (0, 1].
+        low_band: how the picture guides the stage, if it does.
+    """
+
+    strength: float
+    low_band: LowBandPlan | None = None
+
+
+Start = Noise | Picture
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
     """One denoising of the whole canvas at one size.
 
     Args:
         steps: that are run.
-        strength: share of the schedule that they cover, from the end; 1 begins with pure noise, less
-            with the picture of the stage before.
+        start: what the first step is given.
         modules: tiles that one rank denoises at the same time.
-        low_band: how the picture of the stage before guides this one, if there is one and it does.
         even: whether batches may be smaller than `modules`, as `Ensemble` says.
         shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
     """
 
     denoise: DenoisePlan
     steps: int
-    strength: float = 1.0
+    start: Start = Noise()
     modules: int = 1
-    low_band: LowBandPlan | None = None
     even: bool = False
     shown: tuple[float, float] = (1.0, 1.0)
 
+    @property
+    def canvas(self) -> Plane:
+        return self.denoise.canvas
+
     def shown_px(self, scale: int) -> tuple[int, int]:
         """(height, width) of the picture on this canvas, of `scale` pixels per latent pixel."""
-        canvas = self.denoise
+        canvas = self.canvas
         return round(canvas.height * scale * self.shown[0]), round(canvas.width * scale * self.shown[1])
 
     @property
     def whole(self) -> "StagePlan":
         """The same from pure noise on: what a scheduler must be set to, so that `steps` are its tail."""
-        return replace(self, steps=ceil(self.steps / self.strength - 1e-6), strength=1.0)
+        return replace(self, steps=ceil(self.steps / self.start.strength - 1e-6), start=Noise())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +169,6 @@ class GenerationPlan:
     bit_depth: BitDepth = 8
 
     @property
-    def canvas(self) -> DenoisePlan:
+    def canvas(self) -> Plane:
         """Of the last stage: the picture's own size."""
-        return self.stages[-1].denoise
+        return self.stages[-1].canvas

@@ -52,7 +52,7 @@ class Scheduler(Protocol):
         ...
 
     def capture(self) -> tuple[dict[str, Tensor], Scalars]:
-        """All that it remembers between steps, as tensors in main memory and JSON scalars."""
+        """All that it remembers at this moment, as tensors that later steps leave alone, and JSON scalars."""
         ...
 
     def restore(self, tensors: dict[str, Tensor], scalars: Scalars) -> None:

@@ -8,12 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.grid import Tile
-from worker.engine.plan import DecodePlan, DenoisePlan
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
-from worker.engine.vae.encode import SignOfLife, encode_in_steps
+from worker.engine.vae.encode import encode_in_steps
+from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.vae.operations import Decoder, Encoder
 from worker.engine.warned import Warned
 
@@ -33,7 +34,7 @@ class Autoencoder(Protocol):
 
 @torch.inference_mode()
 def ascend(
-    latent: Tensor, canvas: DenoisePlan, painter: Autoencoder, plan: DecodePlan, group: Group
+    latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
 ) -> Generator[Warned | SignOfLife, None, Tensor]:
     """Enlarge a clean latent (C, h, w) to the size of `canvas`: (C, H, W), float32.
 
@@ -44,81 +45,70 @@ def ascend(
     Raises:
         NonFiniteImageError: the picture could not be decoded or encoded.
     """
-    if painter.encoder is None:
-        return enlarge(latent, canvas.height, canvas.width, _all_of(canvas), canvas.wrap)
-    scale = painter.decoder.scale
-    image = yield from _decode_to_bytes(latent, canvas, painter, plan, group)
+    encoder, device = autoencoder.encoder, autoencoder.device
+    if encoder is None:
+        return enlarge(latent, canvas, canvas.whole)
+    picture = canvas.scaled(autoencoder.decoder.scale)
+    image = yield from _decode_to_bytes(latent, canvas, autoencoder, plan, group)
 
-    def paint(part: Tile) -> Tensor:
-        larger = enlarge(image, canvas.height * scale, canvas.width * scale, part, canvas.wrap)
-        return larger.to(painter.device).div_(127.5).sub_(1).clamp_(-1, 1)
+    def paint(part: Rectangle) -> Tensor:
+        return enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
 
-    latent = yield from encode_in_steps(
-        paint, canvas.height, canvas.width, painter.encoder, canvas.wrap, plan, group
-    )
+    latent = yield from encode_in_steps(paint, encoder, canvas, plan, group)
     return latent
 
 
-def _all_of(canvas: DenoisePlan) -> Tile:
-    return Tile(0, 0, canvas.height, canvas.width)
-
-
 def _decode_to_bytes(
-    latent: Tensor, canvas: DenoisePlan, painter: Autoencoder, plan: DecodePlan, group: Group
+    latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
 ) -> Generator[Warned | SignOfLife, None, Tensor]:
-    """RGB (3, h, w), uint8, on the painter's device."""
-    scale = painter.decoder.scale
-    height, width = latent.shape[-2] * scale, latent.shape[-1] * scale
-    image = torch.empty(3, height, width, dtype=torch.uint8, device=painter.device)
-    tiles = decode(latent, painter.decoder, canvas.wrap, plan, group)
-    for event in stitch(tiles, width):
-        if isinstance(event, Band):
-            image[:, event.top : event.top + len(event.rows)] = event.rows.permute(2, 0, 1).to(image.device)
-            yield SignOfLife()
-        else:
-            yield event
+    """RGB (3, h, w), uint8, on the autoencoder's device."""
+    decoder, device = autoencoder.decoder, autoencoder.device
+    small = canvas.resized(*latent.shape[-2:])
+    picture = small.scaled(decoder.scale)
+    image = torch.empty(3, *picture.size, dtype=torch.uint8, device=device)
+    tiles = decode(latent, decoder, small, plan, group)
+    for event in stitch(tiles, picture.width):
+        match event:
+            case Band(top, rows):
+                image[:, top : top + len(rows)] = rows.permute(2, 0, 1).to(device)
+            case MomentsPooled():
+                pass  # this picture is not kept
+            case _:
+                yield event
     return image
 
 
 _LOBES = 3
 
 
-def enlarge(source: Tensor, height: int, width: int, part: Tile, wrap: tuple[bool, bool]) -> Tensor:
-    """A part of `source` (C, h, w) enlarged to (height, width), float32.
+def enlarge(source: Tensor, canvas: Plane, part: Rectangle) -> Tensor:
+    """A part of a picture (C, h, w) enlarged to the size of `canvas`, float32.
 
     Two small matrix products, whose weights depend on absolute places alone: PyTorch and Pillow can
     only enlarge a whole picture, or lay a part's own grid, and neither goes round a wrapping axis.
 
     Args:
         part: of the enlarged picture; on a wrapping axis it may lie over the edge.
-        wrap: whether the picture continues into itself, (vertically, horizontally); else it is mirrored.
     """
-    device = source.device
-    rows, down = _weigh(part.top, part.height, source.shape[-2], height, wrap[0], device)
-    columns, right = _weigh(part.left, part.width, source.shape[-1], width, wrap[1], device)
+    small = canvas.resized(*source.shape[-2:])
+    rows, down = _weigh(part.top, part.height, canvas.height, small, 0, source.device)
+    columns, right = _weigh(part.left, part.width, canvas.width, small, 1, source.device)
     return down @ source[:, rows][:, :, columns].float() @ right.T
 
 
 @lru_cache(maxsize=64)
 def _weigh(
-    start: int, extent: int, length: int, enlarged: int, wraps: bool, device: torch.device
+    start: int, extent: int, enlarged: int, small: Plane, axis: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Which pixels of an axis count, and how much (extent, pixels) for each new one.
 
     Made on the CPU and kept on the device: all tiles of a row have the same.
     """
-    centers = (torch.arange(start, start + extent, dtype=torch.float64) + 0.5) * length / enlarged - 0.5
+    steps = torch.arange(start, start + extent, dtype=torch.float64)
+    centers = (steps + 0.5) * small.size[axis] / enlarged - 0.5
     first, last = floor(float(centers[0])) - _LOBES + 1, floor(float(centers[-1])) + _LOBES
     places = torch.arange(first, last + 1)
     distance = centers[:, None] - places[None, :]
     weights = torch.where(distance.abs() < _LOBES, distance.sinc() * (distance / _LOBES).sinc(), 0)
     shares = (weights / weights.sum(1, keepdim=True)).float()
-    return _fold(places, length, wraps).to(device), shares.to(device)
-
-
-def _fold(places: Tensor, length: int, wraps: bool) -> Tensor:
-    """Places beyond the edge, brought back: round the ring, or mirrored at the edge."""
-    if wraps:
-        return places % length
-    mirrored = places % (2 * length)
-    return torch.minimum(mirrored, 2 * length - 1 - mirrored)
+    return small.fold(places, axis).to(device), shares.to(device)

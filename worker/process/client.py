@@ -1,8 +1,9 @@
-"""The process that owns torch and the device: spawned, persistent, restartable."""
+"""The consumer's end of the engine process, which alone owns torch and the device."""
 
 import logging
 import multiprocessing
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -10,18 +11,35 @@ from types import TracebackType
 from typing import Self
 
 from worker.errors import EngineLostError
-from worker.process.protocol import LOST_RANK_EXIT, Broke, Command, Generate, Generated, Halted, Report, Stop
+from worker.process.protocol import (
+    LOST_RANK_EXIT,
+    Command,
+    Failed,
+    Generate,
+    Generated,
+    Report,
+    Stop,
+    Stopped,
+)
 from worker.settings import WorkerSettings
 
-_FINAL = Generated | Halted | Broke
+_FINAL = Generated | Stopped | Failed
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: SpawnProcess
+    pipe: Connection
+
+
 class EngineProcess:
-    """The consumer's end. Nothing here imports torch; nothing here blocks longer than it is told to.
+    """Spawns the engine process, talks to it, and replaces it.
+
+    Nothing here imports torch, and no call takes longer than its timeout.
 
     Args:
-        scratch: folder of this worker; the process may be killed, and leaves there what it needed.
+        scratch: folder of this worker, which is removed with it, for files that a killed process leaves.
     """
 
     def __init__(self, settings: WorkerSettings, scratch: Path) -> None:
@@ -29,39 +47,25 @@ class EngineProcess:
         self._scratch = scratch
         self._devices = settings.devices.split(",")
         self._lost: list[str] = []
-        self._process: SpawnProcess | None = None
-        self._pipe: Connection | None = None
+        self._child = self._spawn()
         self._busy = False
 
     @property
-    def pid(self) -> int | None:
-        """Of the process that lives now."""
-        return self._process.pid if self._process else None
-
-    @property
     def trouble(self) -> str | None:
-        """How this worker is less than its operator asked for."""
+        """Why this worker has less than its operator asked for; None if it has all."""
         if not self._lost:
             return None
         return f"degraded: lost {', '.join(self._lost)}; continues on {', '.join(self._devices)}"
 
     def restart(self) -> None:
-        """Kill what is there and spawn a new process, which loads the model while the caller goes on.
+        """Kill the present process and spawn a new one, which loads the model in the background.
 
-        A rank that died by itself is left out from then on: its device may be what killed it. Call this
+        A rank that died by itself is left out from then on: its device may be the cause. Call this
         from the main thread: the process dies with the thread that spawned it.
         """
         self._leave_out_lost_rank()
         self.close()
-        spawning = multiprocessing.get_context("spawn")
-        ours, theirs = spawning.Pipe()
-        # Not a daemon, for those may not have children, and the other ranks are its children.
-        process = spawning.Process(
-            target=_run, args=(theirs, self._settings, self._devices, self._scratch), name="engine"
-        )
-        process.start()
-        theirs.close()  # else the end of the process would not end the pipe
-        self._process, self._pipe, self._busy = process, ours, False
+        self._child, self._busy = self._spawn(), False
 
     def send(self, command: Command) -> None:
         """Send a command; the process reads it once the model is loaded.
@@ -69,10 +73,8 @@ class EngineProcess:
         Raises:
             EngineLostError: the process died.
         """
-        if self._pipe is None:
-            raise EngineLostError("the engine process was not started")
         try:
-            self._pipe.send(command)
+            self._child.pipe.send(command)
         except OSError as error:
             raise EngineLostError(self._describe_end()) from error
         self._busy = self._busy or isinstance(command, Generate)
@@ -83,21 +85,20 @@ class EngineProcess:
         Raises:
             EngineLostError: the process died.
         """
-        if self._pipe is None or self._process is None:
-            raise EngineLostError("the engine process was not started")
-        ready = wait([self._pipe, self._process.sentinel], timeout_s)
-        if self._pipe in ready:
-            return self._receive(self._pipe)
+        pipe = self._child.pipe
+        ready = wait([pipe, self._child.process.sentinel], timeout_s)
+        if pipe in ready:
+            return self._receive(pipe)
         if ready:
             raise EngineLostError(self._describe_end())
         return None
 
-    def quiet(self, patience_s: float) -> None:
+    def stop_job(self, timeout_s: float) -> None:
         """End the present job; a process that does not answer in time is replaced."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         try:
             if self._busy:
-                self.send(Stop(keep=False))
+                self.send(Stop(finish_step=False))
             while self._busy and time.monotonic() < deadline:
                 self.receive(0.1)
         except EngineLostError:
@@ -105,8 +106,8 @@ class EngineProcess:
         if self._busy:
             self.restart()
 
-    def tend(self) -> Report | None:
-        """Between jobs: read what comes, replace a process that died."""
+    def check(self) -> Report | None:
+        """Between jobs: read the next report, replace a process that died."""
         try:
             return self.receive(0)
         except EngineLostError:
@@ -114,18 +115,27 @@ class EngineProcess:
             return None
 
     def close(self) -> None:
-        """Kill the process; it ignores gentler signals."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._process = self._pipe = None
+        """Kill the process, which ignores SIGTERM and SIGINT."""
+        process, pipe = self._child.process, self._child.pipe
+        if not pipe.closed:
+            process.kill()
+            process.join()
+            process.close()
+            pipe.close()
+
+    def _spawn(self) -> _Child:
+        spawning = multiprocessing.get_context("spawn")
+        ours, theirs = spawning.Pipe()
+        # Not a daemon: those may not have children, and the other ranks are its children.
+        process = spawning.Process(
+            target=_run, args=(theirs, self._settings, self._devices, self._scratch), name="engine"
+        )
+        process.start()
+        theirs.close()  # otherwise the pipe would stay open after the process has ended
+        return _Child(process, ours)
 
     def _leave_out_lost_rank(self) -> None:
-        code = self._process.exitcode if self._process else None
-        rank = (code or 0) - LOST_RANK_EXIT
+        rank = (self._child.process.exitcode or 0) - LOST_RANK_EXIT
         if 0 < rank < len(self._devices):
             self._lost.append(self._devices.pop(rank))
             _log.error("rank %d died; this worker is %s", rank, self.trouble)
@@ -140,9 +150,9 @@ class EngineProcess:
         return report
 
     def _describe_end(self) -> str:
-        assert self._process is not None
-        self._process.join(1)
-        return f"the engine process {self._process.pid} ended with exit code {self._process.exitcode}"
+        process = self._child.process
+        process.join(1)
+        return f"the engine process {process.pid} ended with exit code {process.exitcode}"
 
     def __enter__(self) -> Self:
         return self

@@ -1,19 +1,26 @@
-"""What a job writes into its work folder: checkpoints, and the finished rows."""
+"""Files in a job's work folder: checkpoints, the final state, and the finished rows."""
 
 import json
 import os
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, cast
 
 import numpy as np
 import tifffile
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
 from worker.engine.denoise import Checkpoint
+from worker.engine.generate import FinalState
 from worker.engine.plan import BitDepth
 from worker.errors import CheckpointError
+from worker.process.protocol import CheckpointWritten
+
+_LARGEST_SHARE = 1 / 20  # of the time may go into checkpoints
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, engine_s: float) -> None:
@@ -31,7 +38,7 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, float]:
         CheckpointError: the file is damaged or not ours.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with cast(AbstractContextManager[_SafetensorsFile], safe_open(path, framework="pt")) as file:
             state = json.loads(file.metadata()["chorale"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Checkpoint(state["step"], tensors, state["scalars"]), state["engine_s"]
@@ -39,11 +46,59 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, float]:
         raise CheckpointError(f"{path.name} cannot be read: {error}") from error
 
 
+class _SafetensorsFile(Protocol):
+    """What `safe_open` opens; the package declares no types for it."""
+
+    def metadata(self) -> dict[str, str]: ...
+
+    def keys(self) -> list[str]: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
+def write_final_state(path: Path, state: FinalState) -> None:
+    """A safetensors file: `latent`, and `moments.0` and so on in the decoder's order."""
+    moments = {f"moments.{index}": each for index, each in enumerate(state.moments)}
+    save_file({"latent": state.latent, **moments}, path)
+
+
+class CheckpointWriter:
+    """Writes checkpoints into a folder, at most so often that they do not slow the job down.
+
+    Args:
+        interval_s: least time between two checkpoints, seconds.
+        step: of the checkpoint that the job continues from, or 0.
+    """
+
+    def __init__(self, folder: Path, interval_s: float, step: int = 0) -> None:
+        self._folder = folder
+        self._interval_s = self._wait_s = interval_s
+        self._written_at = time.monotonic()
+        self._step = step
+
+    @property
+    def step(self) -> int:
+        """Steps that the newest checkpoint has."""
+        return self._step
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self._written_at >= self._wait_s
+
+    def write(self, checkpoint: Checkpoint, engine_s: float) -> CheckpointWritten:
+        """Write a checkpoint, due or not."""
+        started_at, path = time.monotonic(), self._folder / f"checkpoint-{checkpoint.step:04d}.safetensors"
+        write_checkpoint(path, checkpoint, engine_s)
+        self._written_at, self._step = time.monotonic(), checkpoint.step
+        self._wait_s = max(self._interval_s, (self._written_at - started_at) / _LARGEST_SHARE)
+        return CheckpointWritten(checkpoint.step, path)
+
+
 class ImageFile:
     """A BigTIFF, RGB, uint8 or uint16, that is filled from the top.
 
-    tifffile makes the header; rows are plain writes at their offset, not a memory map, whose touched
-    pages would count as this process' memory.
+    tifffile makes the header. Rows are plain writes at their offset: the touched pages of a memory map
+    would count as this process' memory.
     """
 
     def __init__(self, path: Path, height: int, width: int, bit_depth: BitDepth = 8) -> None:

@@ -1,6 +1,6 @@
 """What every rank does for one job: conditions in, the engine's events out."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from worker.process.protocol import Generate
 
 def generate_job(
     model: LoadedModel, job: Generate, plan: GenerationPlan, resume: Checkpoint | None, group: Group
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Encode the request's conditions, then run the engine."""
     conditions = read_conditions(model, job)
     yield from (Warned("prompt_cut", cut) for cut in model.find_cuts(conditions))
@@ -30,7 +30,7 @@ def generate_job(
 
 
 def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
-    """Open all that the request names.
+    """Open the files that the request names.
 
     Raises:
         ModelError: an add-on is not on the allow-list, or was changed since it was put there.
@@ -66,4 +66,4 @@ def _open_ip_adapter(job: Generate, add_ons: AddOns) -> IpAdapter | None:
 def _read_picture(path: Path) -> Tensor:
     """(3, H, W), uint8, from a PNG that the service has written."""
     with Image.open(path, formats=["PNG"]) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return torch.as_tensor(np.array(image.convert("RGB"))).permute(2, 0, 1)

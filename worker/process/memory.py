@@ -1,4 +1,4 @@
-"""How much memory a device has free, and how much of it something takes at the most."""
+"""How much memory a device has free, and the peak that some work takes of it."""
 
 import resource
 import sys
@@ -15,7 +15,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Memory of a device, for everybody who uses it; bytes."""
+    """Memory of a device, in bytes, counting all processes."""
 
     device: str
     free: int
@@ -23,7 +23,7 @@ class DeviceMemory:
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a name of `parse_devices` means here.
+    """The device with a name of `parse_devices`.
 
     Raises:
         DeviceRefusedError: it does not exist; the message says which do.
@@ -42,7 +42,7 @@ def _list_devices() -> str:
 
 
 def measure_device_memory(device: torch.device) -> DeviceMemory:
-    """What other processes leave over; what PyTorch keeps here for later counts as free."""
+    """Free memory counts what PyTorch has reserved in this process and does not use."""
     if device.type != "cuda":
         memory = measure_main_memory()
         return DeviceMemory(str(device), memory.free, memory.total)
@@ -63,12 +63,12 @@ def require_device_memory(available: DeviceMemory, needed_bytes: int, what: str)
         )
 
 
-class Peak:
-    """Counts from its making, or from the last `restart`.
+class PeakMemory:
+    """The highest memory since it was made, or since the last `restart`.
 
-    A GPU's figure is PyTorch's own and exact. Main memory's is the process' high-water mark over what it
-    held at the beginning: too high where loading took more than what came after, too low by what the
-    allocator had kept of what was gone by then.
+    On a GPU PyTorch's own exact figure. In main memory the high-water mark of the process less what it
+    had at the beginning: too high if loading took more than the work, too low by freed memory that the
+    allocator had kept.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -83,14 +83,14 @@ class Peak:
         else:
             self._before = psutil.Process().memory_info().rss
 
-    def rise(self) -> int:
-        """Bytes."""
+    def measure(self) -> int:
+        """Bytes above the beginning."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - self._before
-        return max(_read_highest() - self._before, 0)
+        return max(_read_high_water_mark() - self._before, 0)
 
 
-def _read_highest() -> int:
-    """psutil knows no high-water mark."""
+def _read_high_water_mark() -> int:
+    """Bytes; psutil has no high-water mark."""
     mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return mark if sys.platform == "darwin" else mark << 10

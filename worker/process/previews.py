@@ -1,6 +1,5 @@
-"""The canvas as it stands, cut into JPEG cells that lie on one fixed grid."""
+"""The canvas as it is now, as JPEG cells of one fixed grid."""
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -8,25 +7,27 @@ from math import ceil
 from typing import Literal
 
 import numpy as np
-import simplejpeg
+import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from torch import Tensor
 
+from api_schemas.events import TilePreviewedData
+from api_schemas.layout import PREVIEW_CELL_PX
 from worker.adapters.model import PreviewMap
-from worker.engine.denoise import TilePredicted
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.upscale import enlarge
 from worker.process.protocol import PreviewCell
 
-CELL_PX = 512
-_CRISP = 2  # decoded pixels per preview pixel and axis
+_SHRINK = 2  # decoded pixels per preview pixel and axis
 _QUALITY = 80
+
+_Key = tuple[int, int]  # (row, column) of a cell
 
 
 class PreviewCanvas:
-    """What a viewer should see: latent colours while tiles are denoised, half-size pixels once decoded.
+    """What a viewer sees: colours of the latent while tiles are denoised, pixels at half size once decoded.
 
-    Cells do not follow tiles, which move and wrap, so every cell's newest JPEG together are the
+    Cells do not follow tiles, which move and wrap: the newest JPEGs of all cells together show the
     whole canvas.
 
     Args:
@@ -43,117 +44,146 @@ class PreviewCanvas:
         colors: PreviewMap,
         shown: tuple[int, int] | None = None,
     ) -> None:
-        self._scale = scale
-        self._cell = max(CELL_PX // scale, 1)
-        self._weight = colors.weight.float().cpu()
-        self._bias = colors.bias.float().cpu()[:, None, None]
-        self._height, self._width = height, width
-        self._shown = shown or (height * scale, width * scale)
-        self._rough = np.zeros((height, width, 3), np.uint8)
-        crisp_width = ceil(self._shown[1] / _CRISP)
-        self._crisp = np.zeros((self._cell * scale // _CRISP + 1, crisp_width, 3), np.uint8)
-        self._dirty: dict[tuple[int, int], None] = {}
-        self._ready: list[PreviewCell] = []
+        self._grid = _CellGrid(
+            max(PREVIEW_CELL_PX // scale, 1), scale, shown or (height * scale, width * scale)
+        )
+        self._colors = PreviewMap(colors.weight.float().cpu(), colors.bias.float().cpu()[:, None, None])
+        self._size = height, width
+        self._estimate = np.zeros((height, width, 3), np.uint8)
+        self._decoded = _DecodedRows(self._grid)
+        self._changed: dict[_Key, None] = {}
+        self._finished: list[PreviewCell] = []
         self._step = 0
 
-    def begin(self, height: int, width: int) -> None:
-        """Go on with a canvas of another size, which shows what was painted before, enlarged."""
-        if self._rough.shape[:2] != (height, width):
-            self._rough = _enlarge(self._rough, height, width, Tile(0, 0, height, width))
+    def resize(self, height: int, width: int) -> None:
+        """Continue with a canvas of another size, which shows what was painted before, enlarged."""
+        if self._estimate.shape[:2] != (height, width):
+            self._estimate = _enlarge(self._estimate, height, width, Rectangle(0, 0, height, width))
 
-    def paint(self, tile: Tile, clean: Tensor, step: int) -> None:
+    def paint(self, tile: Rectangle, clean: Tensor, step: int) -> None:
         """Put the clean estimate (C, h, w) of a tile onto the canvas."""
-        colors = torch.einsum("rc,chw->rhw", self._weight, clean.float().cpu()) + self._bias
+        colors = torch.einsum("rc,chw->rhw", self._colors.weight, clean.float().cpu()) + self._colors.bias
         levels = (colors.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).numpy()
         self._step = step
-        for outer, inner in tile.pieces(*self._rough.shape[:2]):
-            self._rough[outer.top : outer.top + outer.height, outer.left : outer.left + outer.width] = levels[
-                inner.top : inner.top + inner.height, inner.left : inner.left + inner.width
-            ]
+        for outer, inner in Plane(len(self._estimate), len(self._estimate[0])).pieces(tile):
+            self._estimate[outer.top : outer.top + outer.height, outer.left : outer.left + outer.width] = (
+                levels[inner.top : inner.top + inner.height, inner.left : inner.left + inner.width]
+            )
             self._mark(outer)
 
     def paint_rows(self, top_px: int, rows: np.ndarray) -> None:
         """Put finished rows (h, W, 3) onto the canvas; they come from the top, without a gap."""
-        cell_px = self._cell * self._scale
-        bottom_px = top_px + len(rows)
-        while top_px < bottom_px:
-            row, offset = divmod(top_px, cell_px)
-            height = min(cell_px - offset, bottom_px - top_px)
-            self._paint_cell_row(row, offset, _shrink(rows[:height]))
-            rows, top_px = rows[height:], top_px + height
+        for key, pixels in self._decoded.add(top_px, rows):
+            self._changed.pop(key, None)
+            self._finished.append(self._grid.encode(key, pixels, "decode", self._step))
 
     def take(self, max_bytes: int) -> tuple[PreviewCell, ...]:
-        """Take changed cells, longest waiting first, until they weigh `max_bytes`."""
+        """Take changed cells, decoded ones first, the oldest change first, until they have `max_bytes`."""
         taken: list[PreviewCell] = []
-        weight = 0
-        while weight < max_bytes and (self._ready or self._dirty):
-            cell = self._ready.pop(0) if self._ready else self._cut_rough(self._next_dirty())
+        size = 0
+        while size < max_bytes and (self._finished or self._changed):
+            cell = self._finished.pop(0) if self._finished else self._cut_estimate(self._take_changed())
             taken.append(cell)
-            weight += len(cell.jpeg)
+            size += len(cell.jpeg)
         return tuple(taken)
 
-    def _mark(self, rectangle: Tile) -> None:
-        rows = self._cells_under(rectangle.top, rectangle.height, self._rough.shape[0], 0)
-        columns = self._cells_under(rectangle.left, rectangle.width, self._rough.shape[1], 1)
+    def _mark(self, rectangle: Rectangle) -> None:
+        rows = self._cells_under(rectangle.top, rectangle.height, 0)
+        columns = self._cells_under(rectangle.left, rectangle.width, 1)
         for row, column in product(rows, columns):
-            self._dirty[row, column] = None
+            self._changed[row, column] = None
 
-    def _cells_under(self, start: int, extent: int, length: int, axis: int) -> range:
-        """Those of the picture, on an axis that is of `length` on the present canvas."""
-        whole, shown = (self._height, self._width)[axis], ceil(self._shown[axis] / self._scale)
+    def _cells_under(self, start: int, extent: int, axis: int) -> range:
+        """Cells of the picture along one axis of the present canvas."""
+        length, whole = self._estimate.shape[axis], self._size[axis]
+        cell, shown = self._grid.cell, ceil(self._grid.shown[axis] / self._grid.scale)
         last = min(((start + extent) * whole - 1) // length, shown - 1)
-        return range(start * whole // length // self._cell, last // self._cell + 1)
+        return range(start * whole // length // cell, last // cell + 1)
 
-    def _next_dirty(self) -> tuple[int, int]:
-        key = next(iter(self._dirty))
-        del self._dirty[key]
+    def _take_changed(self) -> _Key:
+        key = next(iter(self._changed))
+        del self._changed[key]
         return key
 
-    def _cut_rough(self, key: tuple[int, int]) -> PreviewCell:
-        (row, column), cell, scale = key, self._cell, self._scale
-        height_px, width_px = self._measure(key)
-        part = Tile(row * cell, column * cell, ceil(height_px / scale), ceil(width_px / scale))
-        return self._encode(key, _enlarge(self._rough, self._height, self._width, part), "denoise")
+    def _cut_estimate(self, key: _Key) -> PreviewCell:
+        (row, column), cell, scale = key, self._grid.cell, self._grid.scale
+        height_px, width_px = self._grid.measure(key)
+        part = Rectangle(row * cell, column * cell, ceil(height_px / scale), ceil(width_px / scale))
+        return self._grid.encode(key, _enlarge(self._estimate, *self._size, part), "denoise", self._step)
 
-    def _measure(self, key: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of a cell, pixels."""
-        cell_px, (height, width) = self._cell * self._scale, self._shown
-        return min(cell_px, height - key[0] * cell_px), min(cell_px, width - key[1] * cell_px)
 
-    def _paint_cell_row(self, row: int, offset: int, pixels: np.ndarray) -> None:
-        start = offset // _CRISP
-        self._crisp[start : start + len(pixels)] = pixels
-        expected = ceil(self._measure((row, 0))[0] / _CRISP)
-        if start + len(pixels) < expected:
-            return
-        side = self._cell * self._scale // _CRISP
-        for column in range(ceil(len(self._crisp[0]) / side)):
-            self._dirty.pop((row, column), None)
-            pixels = self._crisp[:expected, column * side : (column + 1) * side]
-            self._ready.append(self._encode((row, column), pixels, "decode"))
+@dataclass(frozen=True, slots=True)
+class _CellGrid:
+    """Cells of a picture.
 
-    def _encode(
-        self, key: tuple[int, int], pixels: np.ndarray, stage: Literal["denoise", "decode"]
+    Args:
+        cell: side of a cell, latent pixels.
+        scale: pixels per latent pixel.
+        shown: (height, width) of the picture, pixels.
+    """
+
+    cell: int
+    scale: int
+    shown: tuple[int, int]
+
+    @property
+    def cell_px(self) -> int:
+        return self.cell * self.scale
+
+    def measure(self, key: _Key) -> tuple[int, int]:
+        """(height, width) of a cell, pixels; the last row and column may be smaller."""
+        (row, column), (height, width) = key, self.shown
+        return min(self.cell_px, height - row * self.cell_px), min(
+            self.cell_px, width - column * self.cell_px
+        )
+
+    def encode(
+        self, key: _Key, pixels: np.ndarray, stage: Literal["denoise", "decode"], step: int
     ) -> PreviewCell:
-        (row, column), (height_px, width_px) = key, self._measure(key)
+        (row, column), (height_px, width_px) = key, self.measure(key)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
-        return PreviewCell(
-            left_px=column * self._cell * self._scale,
-            top_px=row * self._cell * self._scale,
+        data = TilePreviewedData(
+            left_px=column * self.cell_px,
+            top_px=row * self.cell_px,
             width_px=width_px,
             height_px=height_px,
             stage=stage,
-            step=self._step,
-            jpeg=jpeg,
+            step=step,
         )
+        return PreviewCell(data, jpeg)
 
 
-def _enlarge(pixels: np.ndarray, height: int, width: int, part: Tile) -> np.ndarray:
-    """A part of `pixels` (h, w, 3) as it would be at that size; the same, if it has it."""
+class _DecodedRows:
+    """Collects decoded rows, at half size, until a row of cells is complete."""
+
+    def __init__(self, grid: _CellGrid) -> None:
+        self._grid = grid
+        self._pixels = np.zeros((grid.cell_px // _SHRINK + 1, ceil(grid.shown[1] / _SHRINK), 3), np.uint8)
+
+    def add(self, top_px: int, rows: np.ndarray) -> Iterator[tuple[_Key, np.ndarray]]:
+        """Add rows (h, W, 3); all cells that they complete, as views."""
+        while len(rows):
+            row, offset = divmod(top_px, self._grid.cell_px)
+            height = min(self._grid.cell_px - offset, len(rows))
+            yield from self._add_to_row(row, offset // _SHRINK, _shrink(rows[:height]))
+            rows, top_px = rows[height:], top_px + height
+
+    def _add_to_row(self, row: int, top: int, pixels: np.ndarray) -> Iterator[tuple[_Key, np.ndarray]]:
+        self._pixels[top : top + len(pixels)] = pixels
+        height = ceil(self._grid.measure((row, 0))[0] / _SHRINK)
+        if top + len(pixels) < height:
+            return
+        side = self._grid.cell_px // _SHRINK
+        for column in range(ceil(self._pixels.shape[1] / side)):
+            yield (row, column), self._pixels[:height, column * side : (column + 1) * side]
+
+
+def _enlarge(pixels: np.ndarray, height: int, width: int, part: Rectangle) -> np.ndarray:
+    """A part of `pixels` (h, w, 3) enlarged to that size."""
     if pixels.shape[:2] == (height, width):
         return pixels[part.top : part.top + part.height, part.left : part.left + part.width]
-    source = torch.from_numpy(pixels).permute(2, 0, 1)
-    larger = enlarge(source, height, width, part, (False, False))
+    source = torch.as_tensor(pixels).permute(2, 0, 1)
+    larger = enlarge(source, Plane(height, width), part)
     return larger.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
@@ -162,50 +192,9 @@ def _shrink(rows: np.ndarray) -> np.ndarray:
 
     Sums of strided halves: numpy's own mean over two axes takes seven times as long.
     """
-    odd = [(0, side % _CRISP) for side in rows.shape[:2]]
+    odd = [(0, side % _SHRINK) for side in rows.shape[:2]]
     rows = np.pad(rows, [*odd, (0, 0)], mode="edge") if odd != [(0, 0)] * 2 else rows
     sums = rows[0::2].astype(np.uint16)
     sums += rows[1::2]
     sums = sums[:, 0::2] + sums[:, 1::2]
     return (sums >> 2).astype(np.uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """A tile, its copy in main memory, and the sign that the copy is whole; none where it was made there."""
-
-    tile: TilePredicted
-    clean: Tensor
-    whole: torch.cuda.Event | None
-
-
-class Arrivals:
-    """To ask a GPU for a tile would drain its queue, and it would stand still until the host has more for it.
-
-    So each tile's copy is queued behind its making, and painted when it is found to be there: usually
-    one batch later.
-    """
-
-    def __init__(self) -> None:
-        self._expected: deque[_Arrival] = deque()
-
-    def expect(self, tile: TilePredicted) -> None:
-        if not tile.clean.is_cuda:
-            self._expected.append(_Arrival(tile, tile.clean, None))
-            return
-        clean = torch.empty(tile.clean.shape, dtype=tile.clean.dtype, pin_memory=True)
-        clean.copy_(tile.clean, non_blocking=True)
-        whole = torch.cuda.Event()
-        whole.record()
-        self._expected.append(_Arrival(tile, clean, whole))
-
-    def take(self, *, wait: bool = False) -> Iterator[tuple[TilePredicted, Tensor]]:
-        """Tiles that are there, in the order in which they were predicted, each with its clean estimate (C, h, w)."""
-        while self._expected:
-            first = self._expected[0]
-            if first.whole is not None and wait:
-                first.whole.synchronize()
-            elif first.whole is not None and not first.whole.query():
-                return
-            self._expected.popleft()
-            yield first.tile, first.clean

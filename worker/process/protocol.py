@@ -1,18 +1,26 @@
-"""What the consumer and its engine process say to each other, pickled over a pipe."""
+"""Messages between the consumer and its engine process, pickled over a pipe.
+
+What clients read is made once, as the schemas' data; a report around it adds what the consumer needs to know.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import ErrorCode
-from api_schemas.events import WarningCode
+from api_schemas.events import (
+    BandFinishedData,
+    StageStartedData,
+    StepCompletedData,
+    TilePreviewedData,
+    WarnedData,
+)
 from api_schemas.generation import PicturePart, ResolvedRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Make this picture, from the checkpoint on if there is one; files go into `folder`.
+    """Make this picture, from the checkpoint on if there is one; files are written to `folder`.
 
     Args:
         inputs: the pictures that came with the job, PNG files in `folder`.
@@ -26,22 +34,27 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End early: with a checkpoint after the present step, or at once."""
+    """End the job early: with a checkpoint after the present step, or at once."""
 
-    keep: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """The last previews were published: more may come."""
-
-
-Command = Generate | Stop | Shown
+    finish_step: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """The model is in memory; `decode_s` is for one megapixel."""
+class PreviewsPublished:
+    """The last previews were published, so the engine process may send more."""
+
+
+Command = Generate | Stop | PreviewsPublished
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The model is in memory.
+
+    Args:
+        tile_s: seconds per tile prediction.
+        decode_s: seconds to decode one megapixel.
+    """
 
     card: ModelCard
     tile_s: float
@@ -49,140 +62,113 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class ModelRefused:
     """The model cannot be served; the process ends."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
-    """A canvas is about to be denoised, or, with all steps done, decoded.
-
-    Args:
-        step: steps of all canvases that are done; so many of `steps`.
-        own_steps: of this canvas.
-    """
-
-    step: int
-    steps: int
-    bands: int
-    level: int
-    levels: int
-    width_px: int
-    height_px: int
-    own_steps: int
-
-
-@dataclass(frozen=True, slots=True)
 class PreviewCell:
-    """A rectangle of the picture, in pixels, and a JPEG of it that may be smaller."""
+    """A rectangle of the picture, and a JPEG of it that may have fewer pixels."""
 
-    left_px: int
-    top_px: int
-    width_px: int
-    height_px: int
-    stage: Literal["denoise", "decode"]
-    step: int
+    data: TilePreviewedData
     jpeg: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Previewed:
+class CellsPreviewed:
+    """Parts of the preview have changed."""
+
     cells: tuple[PreviewCell, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """`step` steps of all canvases are done; this one took `seconds`.
+class StepCompleted:
+    """A step is done; the consumer adds the time left.
 
     Args:
-        tiles: in this step.
-        tiles_left: in all that follow.
+        tiles_left: tiles of all steps that follow.
+        seconds: that this step took.
     """
 
-    step: int
-    steps: int
-    tiles: int
+    data: StepCompletedData
     tiles_left: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Ascending:
-    """The way from one canvas to the next is long, and nothing else tells that it goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A checkpoint lies on disk."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class BandWritten:
-    """Rows of the picture lie on disk.
+class BandFinished:
+    """Rows of the picture are on disk; the consumer adds the time left.
 
     Args:
-        decoded_px: pixels that `seconds` went into, with those beyond the picture.
+        decoded_px: pixels that were decoded for it, with those beyond the picture.
+        seconds: that this took.
     """
 
-    top_px: int
-    height_px: int
+    data: BandFinishedData
     decoded_px: int
-    done: int
-    bands: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
+class StillWorking:
+    """The job goes on, though a long time passes between two other reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """A checkpoint after `step` steps is on disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
-    """The whole picture lies at `path`, a BigTIFF; `engine_s` counts all attempts."""
+    """The picture is made.
+
+    Args:
+        path: of the whole picture, a BigTIFF.
+        state: file of the final state, as `write_final_state` says.
+        engine_s: seconds of all attempts.
+    """
 
     path: Path
+    state: Path
     engine_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Halted:
-    """Stopped as asked; `step` steps need not be done again."""
+class Stopped:
+    """The job ended early, as asked; `step` steps need not be done again."""
 
     step: int
 
 
 @dataclass(frozen=True, slots=True)
-class Broke:
-    """The picture could not be made; the process goes on."""
+class Failed:
+    """The picture could not be made; the process can go on with the next."""
 
     code: ErrorCode
     message: str
     retryable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """Something went wrong and was made good."""
-
-    code: WarningCode
-    message: str
-
-
-# The engine process ends so, plus the rank's number, when another rank has died.
+# The engine process ends with this exit code, plus the rank's number, when another rank has died.
 LOST_RANK_EXIT = 100
 
 Report = (
-    Loaded
-    | Refused
-    | Began
-    | Ascending
-    | Previewed
-    | Stepped
-    | Kept
-    | BandWritten
-    | Warned
+    ModelLoaded
+    | ModelRefused
+    | StageStartedData
+    | StepCompleted
+    | BandFinished
+    | WarnedData
+    | StillWorking
+    | CellsPreviewed
+    | CheckpointWritten
     | Generated
-    | Halted
-    | Broke
+    | Stopped
+    | Failed
 )

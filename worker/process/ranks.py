@@ -1,4 +1,4 @@
-"""Rank processes: spawned and supervised by the leader, which is the engine process itself."""
+"""Rank processes, spawned and supervised by rank 0, which is the engine process itself."""
 
 import ctypes
 import multiprocessing
@@ -28,23 +28,28 @@ from worker.errors import DeviceRefusedError, HopelessJobError
 from worker.process.failures import describe
 from worker.process.files import read_checkpoint
 from worker.process.generation import generate_job
-from worker.process.protocol import LOST_RANK_EXIT, Broke, Generate, Refused
+from worker.process.protocol import LOST_RANK_EXIT, Failed, Generate, ModelRefused
 from worker.process.warmup import explain, make_ready
 
 
 @dataclass(frozen=True, slots=True)
-class RankPlace:
-    """Where a rank runs."""
+class RankConfig:
+    """Which rank a process is, and where it runs.
+
+    Args:
+        size: number of ranks.
+        rendezvous: a file that all ranks can write.
+    """
 
     rank: int
     size: int
     device: str
-    meeting_point: Path
+    rendezvous: Path
 
 
 @dataclass(frozen=True, slots=True)
 class RankJob:
-    """Take part in this job, whose plan the leader has made."""
+    """What all ranks are to make; the leader has planned it."""
 
     job: Generate
     plan: GenerationPlan
@@ -52,32 +57,33 @@ class RankJob:
 
 
 @dataclass(frozen=True, slots=True)
-class RankIdle:
-    """The rank has its model and nothing to do; `broke` says how the last job ended here."""
+class RankReady:
+    """The rank waits for a job; `failure` says why the last one could not go on here."""
 
-    broke: Broke | None = None
+    failure: Failed | None = None
 
 
-def serve_rank(pipe: Connection, source: ModelSource, seat: RankPlace) -> None:
+def serve_rank(pipe: Connection, source: ModelSource, config: RankConfig) -> None:
     """Answer the leader until it is gone."""
-    tie_to_parent()
+    die_with_parent()
     try:
         try:
-            ready = make_ready(source, seat.device)
+            ready = make_ready(source, config.device)
         except Exception as error:
-            pipe.send(Refused(explain(error)))
-            pipe.recv()  # to go now would look like death
+            pipe.send(ModelRefused(explain(error)))
+            pipe.recv()  # to end now would look like a crash
             return
-        pipe.send(RankIdle())
-        group = Ranks(seat.rank, seat.size, ready.device, seat.meeting_point)
+        pipe.send(RankReady())
+        group = Ranks(config.rank, config.size, ready.device, config.rendezvous)
         while True:
-            pipe.send(RankIdle(_take_part(ready.model, pipe.recv(), group)))
+            pipe.send(RankReady(_run_job(ready.model, pipe.recv(), group)))
     except (EOFError, BrokenPipeError, ConnectionResetError, RankLostError):
         return  # the leader is gone, or will not get far
 
 
-def _take_part(model: LoadedModel, part: RankJob, group: Ranks) -> Broke | None:
-    """
+def _run_job(model: LoadedModel, part: RankJob, group: Ranks) -> Failed | None:
+    """Run the engine like the leader does, and drop what it yields.
+
     Raises:
         RankLostError: another rank has died.
     """
@@ -96,52 +102,52 @@ def _take_part(model: LoadedModel, part: RankJob, group: Ranks) -> Broke | None:
 
 
 class RankProcesses:
-    """Spawns the followers, which load the model while the leader does, and looks after them.
+    """Spawns all other ranks, which load the model while the leader does, and supervises them.
 
-    Ranks cannot go on after one of them has died: the process then ends with an exit code
-    that names the rank, and whoever owns it starts again with the others.
+    No rank can go on after another has died: this process then ends with an exit code that names the
+    dead rank, and its owner starts again with the others.
 
     Args:
         devices: one for each rank; the first is the leader's own.
     """
 
     def __init__(self, source: ModelSource, devices: Sequence[str]) -> None:
-        self._folder = (  # none without others to meet: a killed process would leave it behind
+        self._folder = (  # not for one rank: a killed process would leave it behind
             tempfile.TemporaryDirectory(prefix="ch-ranks-", ignore_cleanup_errors=True)
             if len(devices) > 1
             else None
         )
-        self._meeting_point = Path(self._folder.name if self._folder else "") / "store"
+        self._rendezvous = Path(self._folder.name if self._folder else "") / "store"
         self._group: Group = Alone()
         self._closing = threading.Event()
         self._others = [
-            self._spawn(source, RankPlace(rank, len(devices), device, self._meeting_point))
+            self._spawn(source, RankConfig(rank, len(devices), device, self._rendezvous))
             for rank, device in enumerate(devices)
             if rank > 0
         ]
         if self._others:
-            threading.Thread(target=self._end_with_any, name="watch-ranks", daemon=True).start()
+            threading.Thread(target=self._exit_with_any, name="watch-ranks", daemon=True).start()
 
     @property
     def size(self) -> int:
         return len(self._others) + 1
 
     def assemble(self, device: torch.device) -> None:
-        """Wait until all have loaded the model, then join them into one group.
+        """Wait until all have loaded the model, then connect them.
 
         Raises:
             DeviceRefusedError: a rank says why it cannot serve.
         """
         if self._others:
             self._await_all()
-            self._group = Ranks(0, self.size, device, self._meeting_point)
+            self._group = Ranks(0, self.size, device, self._rendezvous)
 
     @contextmanager
     def begin(self, part: RankJob) -> Generator[Group]:
-        """All ranks work on one job within this context, and wait for the next one after it.
+        """All ranks work on one job within this context, and wait for the next job after it.
 
         Raises:
-            HopelessJobError: a rank could not go on; it says why.
+            HopelessJobError: a rank could not go on; its message says why.
             RankLostError: a rank has died.
         """
         self._send_all(part)
@@ -149,7 +155,7 @@ class RankProcesses:
             yield self._group
             self._group.meet()
         except DismissedError as error:
-            self._raise_why(error)
+            self._raise_failure(error)
         except RankLostError:
             raise
         except BaseException:
@@ -159,14 +165,14 @@ class RankProcesses:
         else:
             self._await_all()
 
-    def end_for_loss(self) -> None:
-        """Leave this process to the watcher, which names the rank that died."""
+    def exit_after_loss(self) -> None:
+        """End this process after a rank has died; the thread that watches them sets the exit code."""
         self._closing.wait(5)
         os._exit(1)
 
-    def _raise_why(self, error: DismissedError) -> None:
-        for broke in self._await_all():
-            raise HopelessJobError(broke.code, broke.message, retryable=broke.retryable) from error
+    def _raise_failure(self, error: DismissedError) -> None:
+        for failed in self._await_all():
+            raise HopelessJobError(failed.code, failed.message, retryable=failed.retryable) from error
         raise error
 
     def _send_all(self, part: RankJob) -> None:
@@ -176,32 +182,32 @@ class RankProcesses:
         except OSError as error:
             raise RankLostError(str(error)) from error
 
-    def _await_all(self) -> list[Broke]:
-        """Wait until all have nothing to do; what broke them since they were asked last."""
+    def _await_all(self) -> list[Failed]:
+        """Wait until all are ready; the failures of those that could not go on."""
         try:
-            answers: list[RankIdle | Refused] = [pipe.recv() for _, pipe in self._others]
+            answers: list[RankReady | ModelRefused] = [pipe.recv() for _, pipe in self._others]
         except (EOFError, OSError) as error:
             raise RankLostError(str(error)) from error
         for answer in answers:
-            if isinstance(answer, Refused):
+            if isinstance(answer, ModelRefused):
                 raise DeviceRefusedError(answer.reason)
-        return [answer.broke for answer in answers if isinstance(answer, RankIdle) and answer.broke]
+        return [answer.failure for answer in answers if isinstance(answer, RankReady) and answer.failure]
 
-    def _spawn(self, source: ModelSource, seat: RankPlace) -> tuple[SpawnProcess, Connection]:
+    def _spawn(self, source: ModelSource, config: RankConfig) -> tuple[SpawnProcess, Connection]:
         spawning = multiprocessing.get_context("spawn")
         ours, theirs = spawning.Pipe()
         process = spawning.Process(
-            target=serve_rank, args=(theirs, source, seat), name=f"rank-{seat.rank}", daemon=True
+            target=serve_rank, args=(theirs, source, config), name=f"rank-{config.rank}", daemon=True
         )
         process.start()
-        theirs.close()  # else the end of the process would not end the pipe
+        theirs.close()  # otherwise the pipe would stay open after the process has ended
         return process, ours
 
-    def _end_with_any(self) -> None:
+    def _exit_with_any(self) -> None:
         sentinels = [process.sentinel for process, _ in self._others]
-        gone = wait(sentinels)
+        ended = wait(sentinels)
         if not self._closing.is_set():
-            rank = next(rank for rank, sentinel in enumerate(sentinels, start=1) if sentinel in gone)
+            rank = next(rank for rank, sentinel in enumerate(sentinels, start=1) if sentinel in ended)
             os._exit(LOST_RANK_EXIT + rank)
 
     def __enter__(self) -> Self:
@@ -222,11 +228,11 @@ class RankProcesses:
 _PR_SET_PDEATHSIG = 1
 
 
-def tie_to_parent() -> None:
-    """Die with the thread that spawned this process, and of nothing gentler.
+def die_with_parent() -> None:
+    """End with the thread that spawned this process, and ignore SIGINT and SIGTERM.
 
-    Ctrl-C and service managers signal the whole group; the consumer decides when to stop. Death by
-    the kernel's hand is Linux's; elsewhere the end of the pipe is noticed at the next tile.
+    Ctrl-C and service managers signal the whole process group; the consumer decides when to stop. Only
+    on Linux does the kernel end this process; elsewhere it notices the closed pipe at the next tile.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Inside the engine process: load the model once, then make whatever comes through the pipe."""
+"""Inside the engine process: load the model once, then make the pictures that the pipe brings."""
 
 import os
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from multiprocessing.connection import Connection
 from worker.adapters.source import ModelSource
 from worker.engine.errors import RankLostError
 from worker.process.failures import describe
-from worker.process.protocol import Generate, Loaded, Refused, Report
-from worker.process.ranks import RankProcesses, tie_to_parent
-from worker.process.session import HaltedError, Session
+from worker.process.protocol import Generate, ModelLoaded, ModelRefused, Report, Stopped
+from worker.process.ranks import RankProcesses, die_with_parent
+from worker.process.session import StoppedError, run_session
 from worker.process.warmup import Ready, explain, make_ready
 
 
@@ -18,21 +18,21 @@ def serve(
     source: ModelSource,
     devices: Sequence[str],
     decode_memory_mb: int | None,
-    keep_every_s: float,
+    checkpoint_interval_s: float,
 ) -> None:
     """Answer commands until the consumer is gone; this process is the leader of all ranks."""
-    tie_to_parent()
+    die_with_parent()
     with RankProcesses(source, devices) as ranks:
         try:
             ready = _load(pipe, source, devices[0], decode_memory_mb, ranks)
             while ready is not None:
                 command = pipe.recv()
-                if isinstance(command, Generate):  # a late Stop or Shown belongs to a job that has ended
-                    pipe.send(_run_job(ready, command, pipe, ranks, keep_every_s))
+                if isinstance(command, Generate):  # any other belongs to a job that has ended
+                    pipe.send(_make_report(ready, command, pipe, ranks, checkpoint_interval_s))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the consumer is gone
         except RankLostError:
-            ranks.end_for_loss()
+            ranks.exit_after_loss()
 
 
 def _load(
@@ -44,24 +44,20 @@ def _load(
     except RankLostError:
         raise
     except Exception as error:
-        pipe.send(Refused(explain(error)))
+        pipe.send(ModelRefused(explain(error)))
         return None
-    pipe.send(Loaded(ready.card, ready.tile_s / ranks.size, ready.decode_s / ranks.size))
+    pipe.send(ModelLoaded(ready.card, ready.tile_s / ranks.size, ready.decode_s / ranks.size))
     return ready
 
 
-def _run_job(
-    ready: Ready,
-    job: Generate,
-    pipe: Connection,
-    ranks: RankProcesses,
-    keep_every_s: float,
+def _make_report(
+    ready: Ready, job: Generate, pipe: Connection, ranks: RankProcesses, checkpoint_interval_s: float
 ) -> Report:
     """Every error becomes a report, so one bad job does not cost the loaded model."""
     try:
-        return Session(ready, job, pipe, ranks, keep_every_s).finish()
-    except HaltedError as halt:
-        return halt.report
+        return run_session(ready, job, pipe, ranks, checkpoint_interval_s)
+    except StoppedError as stopped:
+        return Stopped(stopped.step)
     except RankLostError:
         raise
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,4 +1,4 @@
-"""From a model's source to a loaded model whose speed and memory are measured by a first picture."""
+"""Loads a model and makes a first picture, which measures its speed and memory."""
 
 import logging
 import tempfile
@@ -17,10 +17,11 @@ from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Step
+from worker.engine.ensemble import Ensemble
 from worker.engine.errors import EngineError
 from worker.engine.generate import generate
-from worker.engine.grid import Tile
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.vae.decode import predict_held
 from worker.engine.warned import Warned
@@ -28,13 +29,20 @@ from worker.errors import DeviceRefusedError
 from worker.planner import plan_generation
 from worker.process.memory import (
     DeviceMemory,
-    Peak,
+    PeakMemory,
     find_device,
     measure_device_memory,
     require_device_memory,
 )
 
-_STEPS = 2  # the first step of a process also pays for choosing kernels
+_log = logging.getLogger(__name__)
+_EXPECTED = (ModelError, DeviceRefusedError, EngineError, OSError)
+_STEPS = 2  # the first step of a process also takes the time to choose kernels
+# Least memory beside the weights: kernels, their work space, and one small batch.
+_WORK_BYTES = {"cuda": 2 << 30}
+_WORK_ELSEWHERE_BYTES = 256 << 20
+_USABLE = 0.9  # of what is free: the rest is lost to fragmentation
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +50,11 @@ class WarmUp:
     """What was measured.
 
     Args:
-        tile_s: seconds per tile prediction; `decode_s` to decode a megapixel.
-        tile_bytes: memory that one module takes while it predicts.
-        decode_bytes: memory that decoding a picture of the model's native size takes.
-        modules: that fitted into memory; no more than the card asks for.
+        tile_s: seconds per tile prediction.
+        decode_s: seconds to decode one megapixel.
+        tile_bytes: peak memory of one module while it predicts.
+        decode_bytes: peak memory of decoding a picture of the model's native size.
+        modules: that fit into memory; no more than the card asks for.
     """
 
     tile_s: float
@@ -64,28 +73,28 @@ def warm_up(model: LoadedModel, device: torch.device) -> WarmUp:
     card = model.card
     modules = card.default_num_modules
     prepared = model.prepare(Conditions("", guidance_scale=card.default_guidance_scale))
-    times, peak, batch_bytes = [time.perf_counter()], Peak(device), 0
+    times, peak, batch_bytes = [time.perf_counter()], PeakMemory(device), 0
     for progress in generate(_plan(model, modules), prepared):
         match progress:
             case Step():
                 times.append(time.perf_counter())
-                batch_bytes = max(batch_bytes, peak.rise())
+                batch_bytes = max(batch_bytes, peak.measure())
                 peak.restart()
             case Warned(code="batch_halved"):
                 modules = max(modules // 2, 1)
             case _:
                 pass
     times.append(time.perf_counter())
-    decode_bytes = peak.rise()
+    decode_bytes = peak.measure()
     megapixels = card.native_size_px**2 / 1e6
     tile_s, decode_s = (times[-2] - times[-3]) / modules, (times[-1] - times[-2]) / megapixels
     return WarmUp(tile_s, decode_s, batch_bytes // modules, decode_bytes, modules)
 
 
 def warm_up_every_shape(model: LoadedModel, card: ModelCard, decode_memory: int) -> None:
-    """Batches of every size, and a picture of twice the native side, on its way up where the model goes one.
+    """Predict batches of every size, and make a picture of twice the native side, as a cascade if the model has one.
 
-    A GPU takes seconds to choose and record kernels for what it has not seen: now, not in the first job.
+    A GPU takes seconds to choose and record kernels for a new shape; the first job should not wait for it.
     """
     scale, side_px = card.default_guidance_scale, max(2 * card.native_size_px, card.min_side_px)
     prepared = model.prepare(Conditions("", guidance_scale=scale))
@@ -100,16 +109,17 @@ def warm_up_every_shape(model: LoadedModel, card: ModelCard, decode_memory: int)
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_generation(request, card, decode_memory, Path(folder))
         stage = plan.stages[0]
-        canvas, (ensemble, scheduler) = stage.denoise, prepared.begin(stage)
-        latent = torch.zeros(plan.channels, canvas.height, canvas.width, device=prepared.device)
-        tile = Tile(0, 0, canvas.tile_size, canvas.tile_size)
+        side, scheduler = stage.denoise.tile_size, prepared.make_scheduler(stage)
+        ensemble = Ensemble(prepared.make_replica(stage), stage.canvas, stage.modules, even=stage.even)
+        latent = torch.zeros(plan.channels, *stage.canvas.size, device=prepared.device)
+        tile = Rectangle(0, 0, side, side)
         ensemble.predict_every_size(latent, scheduler.timesteps[0], tile)
         deque(generate(plan, prepared), maxlen=0)
 
 
 def _plan(model: LoadedModel, modules: int) -> GenerationPlan:
     side = model.card.native_size_px // model.card.vae_scale
-    denoise = DenoisePlan(side, side, (False, False), side, 0, 0, moving=False, seed=0)
+    denoise = DenoisePlan(Plane(side, side), side, 0, 0, moving=False, seed=0)
     stage = StagePlan(denoise, _count_steps(model.card), modules=modules)
     return GenerationPlan(0, model.card.latent_channels, (stage,), DecodePlan(mode="bounded"))
 
@@ -118,22 +128,13 @@ def _count_steps(card: ModelCard) -> int:
     return max(_STEPS, card.min_steps)
 
 
-_log = logging.getLogger(__name__)
-_FORESEEN = (ModelError, DeviceRefusedError, EngineError, OSError)
-# Kernels, their work space, and one small batch: what a device needs beside the weights at the least.
-_TO_WORK_BYTES = {"cuda": 2 << 30}
-_TO_WORK_ELSEWHERE_BYTES = 256 << 20
-_USABLE = 0.9  # of what is free: the rest is lost between blocks
-_GIB = 1 << 30
-
-
 @dataclass(frozen=True, slots=True)
 class Ready:
     """A loaded model and what it can do here.
 
     Args:
         card: with what was measured.
-        tile_s: seconds, as `warm_up` measures them; so is `decode_s`.
+        tile_s: seconds, as in `WarmUp`; so is `decode_s`.
         decode_memory: bytes that decoding may hold.
     """
 
@@ -149,15 +150,15 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     """Load and warm up, if the device exists and has enough memory.
 
     Raises:
-        Exception: whatever a model that does not work may raise; `explain` says it in words.
+        Exception: a model that does not work may raise anything; `explain` makes a message of it.
     """
     device = find_device(device_name)
     found = find_model(source)
     weights = weigh(found.address, device)
-    needed = weights + _TO_WORK_BYTES.get(device.type, _TO_WORK_ELSEWHERE_BYTES)
+    needed = weights + _WORK_BYTES.get(device.type, _WORK_ELSEWHERE_BYTES)
     require_device_memory(measure_device_memory(device), needed, f"model {source.model}")
     model = load_found(found, device)
-    measured = _try_out(model, device)
+    measured = _try_warm_up(model, device)
     available = measure_device_memory(device)
     memory = decode_memory_mb << 20 if decode_memory_mb else choose_decode_memory(available)
     needs = predict_decode(model, measured, DecodePlan(memory_bytes=memory, recompute=device.type == "cuda"))
@@ -167,16 +168,16 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     return Ready(model, card, device, measured.tile_s, measured.decode_s, memory)
 
 
-def _try_out(model: LoadedModel, device: torch.device) -> WarmUp:
+def _try_warm_up(model: LoadedModel, device: torch.device) -> WarmUp:
     """
     Raises:
-        ModelFolderError: parts do not fit each other, which only a first picture shows.
+        ModelFolderError: the model's parts do not fit each other, which only a first picture shows.
     """
     try:
         return warm_up(model, device)
-    except (*_FORESEEN, torch.OutOfMemoryError):
+    except (*_EXPECTED, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever parts may raise that were not made for each other
+    except Exception as error:  # parts that were not made for each other may raise anything
         raise ModelFolderError(
             f"{model.card.name} is loaded, but makes no picture, so its parts' configurations do not fit each "
             f"other: {type(error).__name__}: {error}"
@@ -184,15 +185,15 @@ def _try_out(model: LoadedModel, device: torch.device) -> WarmUp:
 
 
 def explain(error: Exception) -> str:
-    """Why a model cannot be served. It would be no better the next time, so nobody tries again."""
-    if isinstance(error, _FORESEEN):
+    """Why a model cannot be served, and will not be tried again."""
+    if isinstance(error, _EXPECTED):
         return str(error)
     _log.error("the model does not work", exc_info=error)
     return f"{type(error).__name__}: {error}"
 
 
 def choose_decode_memory(available: DeviceMemory) -> int:
-    """What decoding may hold of a device: 9 GiB of a GPU, 1 GiB of main memory, less where there is less.
+    """Bytes that decoding may hold: 9 GiB of a GPU, 1 GiB of main memory, less where less is free.
 
     SDXL at 8192² then peaks below 16 GiB with its weights, and nothing goes through main memory; at
     4096² it holds no more than 5 GiB, as worker/engine/vae/memory.py says.
@@ -202,9 +203,9 @@ def choose_decode_memory(available: DeviceMemory) -> int:
 
 
 def predict_decode(model: LoadedModel, measured: WarmUp, plan: DecodePlan) -> list[DecodeNeed]:
-    """What decoding takes of square pictures, each of twice as many pixels as the one before.
+    """Peak memory of decoding square pictures, each of twice as many pixels as the one before.
 
-    It is what the engine will hold, and as its work space what it took to decode the smallest.
+    It is the memory that the engine plans to hold, plus the measured peak of the smallest picture.
     """
     card = model.card
     count = int(2 * log2(card.max_side_px / card.native_size_px)) + 1
@@ -222,7 +223,7 @@ def predict_decode(model: LoadedModel, measured: WarmUp, plan: DecodePlan) -> li
 def describe_needs(
     card: ModelCard, weights: int, measured: WarmUp, free_bytes: int, decode_needs: list[DecodeNeed]
 ) -> ModelCard:
-    """The card with what the device can do, and with what that takes of it."""
+    """The card with the modules that fit on the device, and the memory that everything takes."""
     fitting = int(free_bytes * _USABLE // max(measured.tile_bytes, 1))
     changes = {
         "default_num_modules": max(min(measured.modules, fitting), 1),

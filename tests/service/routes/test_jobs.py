@@ -14,7 +14,7 @@ from rq import Queue
 from api_schemas.answers import JobView
 from api_schemas.generation import GenerationRequest
 from api_schemas.wire import RUN_JOB, cancel_key, job_key, queue_name
-from service.admission import resolve
+from service.jobs.admission import resolve
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.story import CARD, Story
@@ -33,7 +33,7 @@ def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: 
     assert answer.headers["Location"] == job.urls.self == f"/v1/jobs/{job.id}"
     assert (job.status, job.queue_position) == ("queued", 0)
     assert (job.request.model, job.request.steps, job.request.guidance_scale) == ("glow", 12, 5.0)
-    assert job.cost.tiles == CARD.estimate(job.request).tiles
+    assert job.cost.tiles == CARD.estimate(job.request, CARD.lay_stages(job.request)).tiles
     assert job.eta_s == pytest.approx(job.cost.tiles * 0.01, abs=0.1)
     queued = Queue(queue_name("glow"), connection=redis, serializer="json").fetch_job(job.id)
     assert queued is not None
@@ -51,7 +51,7 @@ def test_a_given_seed_stays_and_a_missing_one_is_drawn(api: httpx.Client, story:
 
 def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
     """JavaScript's numbers are doubles: 64 drawings of 63 bits would pass 2**53 with all but certainty."""
-    seeds = [resolve(GenerationRequest(), CARD).seed for _ in range(64)]
+    seeds = [resolve(GenerationRequest(), CARD).request.seed for _ in range(64)]
     assert all(float(seed) == seed <= 2**53 - 1 for seed in seeds)
     assert max(seeds) > 2**50
 
@@ -123,7 +123,7 @@ def test_only_the_side_that_is_seamless_must_be_a_multiple(api: httpx.Client, st
     assert "the nearest: 16320 or 16384" in errors["height_px"]
 
 
-def test_a_negative_prompt_that_would_not_be_heard_is_refused(api: httpx.Client, story: Story) -> None:
+def test_a_negative_prompt_that_would_have_no_effect_is_refused(api: httpx.Client, story: Story) -> None:
     story.publish(CARD.model_copy(update={"negative_prompt": False}))
     answer = api.post("/v1/jobs", json={"negative_prompt": "frogs"})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "negative_prompt")

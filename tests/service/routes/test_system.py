@@ -1,8 +1,12 @@
 """Health, readiness, metrics, request ids, and problem bodies for everything else."""
 
+import json
+
 import httpx
 import pytest
 from redis import Redis
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api_schemas.errors import Problem
 from tests.story import CARD, Story
@@ -58,11 +62,23 @@ def test_metrics_count_routes_and_not_paths(api: httpx.Client, story: Story) -> 
     assert job["id"] not in text
 
 
+def test_paths_without_a_route_are_one_series(api: httpx.Client) -> None:
+    for path in ("/nowhere", "/v1/jobs/one/", "/v1/jobs/two/"):
+        api.get(path, follow_redirects=False)
+    counted = [line for line in api.get("/metrics").text.splitlines() if "requests_total{" in line]
+    assert {line.partition('route="')[2].partition('"')[0] for line in counted} == {"unmatched"}
+
+
 def test_every_answer_has_a_request_id_and_takes_a_harmless_one(api: httpx.Client) -> None:
     ids = {api.get("/healthz").headers["X-Request-ID"] for _ in range(5)}
     assert len(ids) == 5
     answer = api.get("/nowhere", headers={"X-Request-ID": "my-trace.1"})
     assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.1"
+    with pytest.raises(InvalidStatus) as refusal:
+        connect(str(api.base_url).replace("http", "ws") + "/v1/jobs/0/ws")
+    refused = refusal.value.response
+    assert refused.body is not None
+    assert refused.headers["X-Request-ID"] == json.loads(refused.body)["request_id"]
     for bad in ("a b", "x" * 65, "<script>", ""):
         assert api.get("/healthz", headers={"X-Request-ID": bad}).headers["X-Request-ID"] != bad
 
@@ -100,7 +116,7 @@ def test_a_refused_method_names_all_that_are_allowed(api: httpx.Client) -> None:
 
 def test_an_error_inside_tells_nothing_but_its_id(api: httpx.Client, redis: Redis) -> None:
     redis.hset("chorale:models", "broken", "{}")
-    answer = api.get("/v1/models")
+    answer = api.get("/v1/models", headers={"X-Request-ID": "my-trace.2"})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
-    assert answer.headers["X-Request-ID"] == answer.json()["request_id"]
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.2"
     assert "ModelCard" not in answer.text

@@ -83,7 +83,7 @@ def test_a_job_says_so_before_it_compiles_for_tiles_of_a_new_shape(tmp_path: Pat
     assert len(model.find_new_shapes(square)) == 1
     prepared = model.prepare(Conditions(""))
     for stage in square.stages:
-        prepared.begin(stage)
+        prepared.make_replica(stage)
     assert model.find_new_shapes(square) == []
     (warning,) = model.find_new_shapes(wide)  # its first stage is one tile of its own shape
     height, width = (side * model.card.vae_scale for side in wide.stages[0].denoise.tile_shape)

@@ -16,11 +16,12 @@ from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny_transformers import tiny_stable_diffusion_3
 from tests.worker.adapters.families.transformers import ask_stable_diffusion_3
 from tests.worker.adapters.layouts import LAYOUTS, PICKLE, TEXT, UNET, in_shards, tell
-from tests.worker.engine.known_answer import finish
+from tests.worker.engine.known_answer import begin, finish
 from worker.adapters.errors import ModelFolderError, UnknownFamilyError
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import denoise
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
@@ -46,9 +47,9 @@ def folder(plain: Path, tmp_path: Path) -> Path:
 
 
 def one_tile(model: LoadedModel) -> Tensor:
-    plan = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
+    plan = DenoisePlan(Plane(16, 16), 16, 0, 0, moving=False, seed=9)
     prepared = model.prepare(Conditions("a brick wall", "moss", guidance_scale=3.0))
-    ensemble, scheduler = prepared.begin(StagePlan(plan, 2))
+    ensemble, scheduler = begin(prepared, StagePlan(plan, 2))
     latent = initial_noise(9, 4, 16, 16) * scheduler.initial_scale
     return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
 
@@ -169,9 +170,9 @@ def test_stable_diffusion_3_without_its_third_text_encoder_equals_diffusers_own(
     assert json.loads((tmp_path / "lean" / "model_index.json").read_text())["text_encoder_3"] == [None, None]
     theirs = ask_stable_diffusion_3(pipe, initial_noise(9, 16, 16, 12), 5.0, "latent")
     model = load_model(str(tmp_path / "lean"), "cpu")
-    plan = DenoisePlan(16, 12, (False, False), 16, 0, 0, moving=False, seed=9)
+    plan = DenoisePlan(Plane(16, 12), 16, 0, 0, moving=False, seed=9)
     prepared = model.prepare(Conditions("a brick wall in the evening light", "moss", guidance_scale=5.0))
-    ensemble, scheduler = prepared.begin(StagePlan(plan, 4))
+    ensemble, scheduler = begin(prepared, StagePlan(plan, 4))
     ours = finish(denoise(initial_noise(9, 16, 16, 12), plan, ensemble, scheduler, torch.Generator()))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
     assert model.find_cuts(Conditions("a " * 20)) == [

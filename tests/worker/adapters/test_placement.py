@@ -9,6 +9,7 @@ import torch
 from tests.tiny_models import tiny_stable_diffusion_xl
 from tests.worker.adapters.families.test_unets import generate_one_tile
 from tests.worker.adapters.families.unets import PROMPT
+from tests.worker.engine.known_answer import predict
 from worker.adapters.add_ons import Lora
 from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.families.stable_diffusion_xl import load
@@ -18,7 +19,7 @@ from worker.adapters.placement import place, require_package
 from worker.adapters.precision import choose_dtypes
 from worker.adapters.registry import load_model
 from worker.adapters.settings import FolderSettings, Offload, read_settings
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
 from worker.settings import WorkerSettings
@@ -82,10 +83,10 @@ def test_offloaded_weights_paint_the_same(folder: Path, offload: Offload) -> Non
     kept = family.encode(TOLD)
     place(family.pipe, offload, CPU)
     moved = family.encode(TOLD)
-    stage = StagePlan(DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9), 4)
-    crops, tile = initial_noise(9, 4, 16, 16)[None], Tile(0, 0, 16, 16)
+    stage = StagePlan(DenoisePlan(Plane(16, 16), 16, 0, 0, moving=False, seed=9), 4)
+    crops, tile = initial_noise(9, 4, 16, 16)[None], Rectangle(0, 0, 16, 16)
     with torch.inference_mode():
-        first, second = (each(stage).predict(crops, torch.tensor(500), [tile], [1]) for each in (kept, moved))
+        first, second = (predict(each(stage), crops, 500, [tile], [1]) for each in (kept, moved))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 

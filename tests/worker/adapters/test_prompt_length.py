@@ -11,10 +11,11 @@ from torch import Tensor
 from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny_transformers import tiny_stable_diffusion_3
 from tests.worker.adapters.families.transformers import CASES
-from worker.adapters import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from worker.adapters.families import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from worker.adapters.family import Family
 from worker.adapters.model import Conditions
 from worker.adapters.prompt_length import find_cut_prompts
+from worker.engine.canvas import Plane
 from worker.engine.plan import DenoisePlan, StagePlan
 
 FAMILIES = [
@@ -43,7 +44,7 @@ def _is_cut(family: Family, prompt: str) -> bool:
 
 @torch.inference_mode()
 def _encode(family: Family, prompt: str) -> Tensor:
-    plan = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
+    plan = DenoisePlan(Plane(16, 16), 16, 0, 0, moving=False, seed=9)
     replica = family.encode(Conditions(prompt, guidance_scale=1.0))(StagePlan(plan, 2))
     texts: Sequence[Tensor] = next(
         getattr(replica, name) for name in ("states", "texts") if hasattr(replica, name)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.worker.engine.known_answer import KnownAnswer, Untiled, maker, plain_decoder
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import generate
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
@@ -47,17 +48,19 @@ def _prepare(name: str, options: dict[str, object]) -> tuple[Untiled, torch.Tens
     return Untiled(KnownAnswer(answer, scheduler), maker(scheduler), plain_decoder()), answer
 
 
-GRIDS = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
+GRIDS = DenoisePlan(Plane(24, 32, (True, False)), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
 PLAN = GenerationPlan(11, 2, (StagePlan(GRIDS, 6, modules=2),))
 
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 def test_clean_estimate_is_the_known_answer_at_every_step(name: str, options: dict[str, object]) -> None:
     prepared, answer = _prepare(name, options)
-    clock = prepared.make_scheduler(6).timesteps.tolist()
+    clock = prepared.schedule(6).timesteps.tolist()
     for event in generate(PLAN, prepared):
         if isinstance(event, TilePredicted) and _is_noisy_enough(clock[event.index]):
-            torch.testing.assert_close(event.clean, event.tile.crop(answer), rtol=0, atol=2e-2)
+            torch.testing.assert_close(
+                event.clean, GRIDS.canvas.gather(answer, event.tile), rtol=0, atol=2e-2
+            )
 
 
 def _is_noisy_enough(timestep: float) -> bool:
@@ -77,7 +80,7 @@ def test_resumed_equals_never_stopped(name: str, options: dict[str, object], sto
 def _checkpoint_after(stop: int, name: str, options: dict[str, object]) -> Checkpoint:
     for event in generate(PLAN, _prepare(name, options)[0]):
         if isinstance(event, Step) and event.index + 1 == stop:
-            return event.checkpoint()
+            return event.checkpoint
     raise AssertionError(f"no step {stop}")
 
 

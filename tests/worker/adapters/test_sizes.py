@@ -16,6 +16,7 @@ from tests.worker.adapters.families.test_transformers import make_picture
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Step
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
@@ -120,14 +121,14 @@ def test_ranks_decode_modes_and_a_resumed_job_crop_alike(
     """By group normalisations over all of the canvas, also over what is not shown."""
     case = CASES[0]
     prepared = built(case).model.prepare(case.conditions)
-    denoise = DenoisePlan(32, 40, (False, True), 16, 0, 0, moving=True, seed=3)
+    denoise = DenoisePlan(Plane(32, 40, (False, True)), 16, 0, 0, moving=True, seed=3)
     stage = StagePlan(denoise, 2, modules=2)
     whole = GenerationPlan(3, 4, (stage,), DecodePlan(tile_size=4, mode=mode))
     cropped = replace(whole, stages=(replace(stage, shown=(125 / 128, 1.0)),))
     picture = make_picture(whole, prepared)[:125]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda group: make_picture(cropped, prepared, group), thread_groups(2)))
-    first = next(event.checkpoint() for event in generate(cropped, prepared) if isinstance(event, Step))
+    first = next(event.checkpoint for event in generate(cropped, prepared) if isinstance(event, Step))
     resumed = [event.rows for event in generate(cropped, prepared, first) if isinstance(event, Band)]
     for each in (make_picture(cropped, prepared), *together, torch.cat(resumed)):
         assert torch.equal(each, picture)

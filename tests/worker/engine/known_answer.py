@@ -9,9 +9,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
-from worker.engine.ensemble import Ensemble, Replica
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.ensemble import Batch, Ensemble, Query, Replica
+from worker.engine.generate import PreparedModel
 from worker.engine.plan import StagePlan
+from worker.engine.ranks import Group
 from worker.engine.scheduler import Scheduler
 from worker.engine.vae.operations import Decoder, Encoder, Local
 
@@ -30,10 +32,10 @@ class KnownAnswer:
     def guide(self, predictions: Tensor) -> Tensor:
         return predictions[0]
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        clean = torch.stack([tile.crop(self.answer) for tile in tiles])
+    def predict(self, batch: Batch) -> Tensor:
+        canvas, crops = Plane(*self.answer.shape[1:]), batch.crops
+        clean = torch.stack([canvas.gather(self.answer, tile) for tile in batch.tiles])
+        timestep = batch.timesteps[0]
         config, name = self.scheduler.config, type(self.scheduler).__name__
         if name.startswith("EDM"):
             return self._precondition(crops, clean, (4 * timestep).exp())
@@ -65,16 +67,35 @@ class KnownAnswer:
 
 @dataclass
 class Untiled:
-    """One replica; `make_scheduler` makes a fresh scheduler of so many steps."""
+    """One replica; `schedule` makes a fresh scheduler of so many steps."""
 
     replica: Replica
-    make_scheduler: Callable[[int], Scheduler]
+    schedule: Callable[[int], Scheduler]
     decoder: Decoder
     encoder: Encoder | None = None
     device = torch.device("cpu")
 
-    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        return Ensemble(self.replica, stage.modules), self.make_scheduler(stage.steps)
+    def make_replica(self, stage: StagePlan) -> Replica:
+        return self.replica
+
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+        return self.schedule(stage.steps)
+
+
+def begin(
+    prepared: PreparedModel, stage: StagePlan, group: Group | None = None
+) -> tuple[Ensemble, Scheduler]:
+    """What the loop needs for one stage."""
+    ensemble = Ensemble(prepared.make_replica(stage), stage.canvas, stage.modules, group)
+    return ensemble, prepared.make_scheduler(stage)
+
+
+def predict(
+    replica: Replica, crops: Tensor, timestep: float, tiles: Sequence[Rectangle], branches: Sequence[int]
+) -> Tensor:
+    """Of each crop (B, C, h, w) at one timestep."""
+    queries = tuple(Query(tile, branch) for tile, branch in zip(tiles, branches, strict=True))
+    return replica.predict(Batch(crops, torch.tensor(timestep).expand(len(crops)), queries))
 
 
 def maker(scheduler: SchedulerMixin) -> Callable[[int], Scheduler]:

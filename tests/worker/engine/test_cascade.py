@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import diffusers
 import pytest
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from tests.tiny_models import tiny_stable_diffusion
@@ -15,22 +16,22 @@ from tests.worker.engine.known_answer import KnownAnswer, maker, plain_decoder
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
-from worker.engine.ensemble import Ensemble
 from worker.engine.generate import PreparedModel, Progress, StageBegan, generate
 from worker.engine.guidance import low_pass
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, Picture, StagePlan
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band
 
-SMALL = DenoisePlan(12, 16, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
-LARGE = DenoisePlan(24, 32, (True, False), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
-FIRST, SECOND = StagePlan(SMALL, 6), StagePlan(LARGE, 3, 0.5, low_band=LowBandPlan())
+SMALL = DenoisePlan(Plane(12, 16, (True, False)), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
+LARGE = DenoisePlan(Plane(24, 32, (True, False)), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
+FIRST, SECOND = StagePlan(SMALL, 6), StagePlan(LARGE, 3, Picture(0.5, LowBandPlan()))
 CASCADE = GenerationPlan(11, 2, (FIRST, SECOND))
 
 
 @dataclass
-class RankProcesses:
+class KnownAnswers:
     """Knows the clean canvas of every size, and begins each stage with a scheduler of its own."""
 
     name: str
@@ -39,10 +40,15 @@ class RankProcesses:
     decoder = plain_decoder()
     device = torch.device("cpu")
 
-    def begin(self, stage: StagePlan) -> tuple[Ensemble, Scheduler]:
-        scheduler = getattr(diffusers, self.name)(**self.options)
-        wanted = answer(stage.denoise.height, stage.denoise.width)
-        return Ensemble(KnownAnswer(wanted, scheduler), stage.modules), maker(scheduler)(stage.steps)
+    def make_replica(self, stage: StagePlan) -> KnownAnswer:
+        return KnownAnswer(answer(*stage.canvas.size), self._scheduler)
+
+    def make_scheduler(self, stage: StagePlan) -> Scheduler:
+        return maker(self._scheduler)(stage.steps)
+
+    @property
+    def _scheduler(self) -> SchedulerMixin:
+        return getattr(diffusers, self.name)(**self.options)
 
 
 def answer(height: int, width: int) -> Tensor:
@@ -51,7 +57,7 @@ def answer(height: int, width: int) -> Tensor:
 
 def canvas(events: Iterator[Progress]) -> Tensor:
     """The clean latent."""
-    *_, last = (event.checkpoint() for event in events if isinstance(event, Step))
+    *_, last = (event.checkpoint for event in events if isinstance(event, Step))
     return last.tensors["latent"]
 
 
@@ -65,9 +71,11 @@ def test_a_tail_of_the_schedule_ends_as_near_the_known_answer_as_all_of_it(
     name: str, options: dict[str, object], low_band: LowBandPlan | None
 ) -> None:
     """Noise of another level than the tail's first step expects would be left over in the picture."""
-    ranks, wanted = RankProcesses(name, options), answer(24, 32)
+    ranks, wanted = KnownAnswers(name, options), answer(24, 32)
     flat = canvas(generate(replace(CASCADE, stages=(StagePlan(LARGE, 6),)), ranks))
-    tail = canvas(generate(replace(CASCADE, stages=(FIRST, replace(SECOND, low_band=low_band))), ranks))
+    tail = canvas(
+        generate(replace(CASCADE, stages=(FIRST, replace(SECOND, start=Picture(0.5, low_band)))), ranks)
+    )
     far = (flat - wanted).abs().max()
     # A solver that looks back also remembers what it was guided to.
     assert (tail - wanted).abs().max() < max(1.3 * far, 0.05 if low_band is None else 0.12)
@@ -75,26 +83,27 @@ def test_a_tail_of_the_schedule_ends_as_near_the_known_answer_as_all_of_it(
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 def test_a_cascade_resumed_anywhere_equals_never_stopped(name: str, options: dict[str, object]) -> None:
-    """Within each stage and between the two."""
-    events = list(generate(CASCADE, RankProcesses(name, options)))
+    """Within each stage and between the two; a checkpoint stays right while the picture goes on."""
+    events = list(generate(CASCADE, KnownAnswers(name, options)))
+    checkpoints = {event.index + 1: event.checkpoint for event in events if isinstance(event, Step)}
     border = [event.before for event in events if isinstance(event, StageBegan)][1]
     for stop in (border - 1, border, border + 1, border + 2):
-        checkpoint = checkpoint_after(stop, CASCADE, RankProcesses(name, options))
+        checkpoint = checkpoints[stop]
         assert ("reference" in checkpoint.tensors) is (stop > border)
-        resumed = picture(generate(CASCADE, RankProcesses(name, options), checkpoint))
+        resumed = picture(generate(CASCADE, KnownAnswers(name, options), checkpoint))
         assert torch.equal(picture(events), resumed)
 
 
 def checkpoint_after(stop: int, plan: GenerationPlan, prepared: PreparedModel) -> Checkpoint:
     for event in generate(plan, prepared):
         if isinstance(event, Step) and event.index + 1 == stop:
-            return event.checkpoint()
+            return event.checkpoint
     raise AssertionError(f"no step {stop}")
 
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
 def test_stages_tell_the_steps_that_their_schedulers_take(name: str, options: dict[str, object]) -> None:
-    events = list(generate(CASCADE, RankProcesses(name, options)))
+    events = list(generate(CASCADE, KnownAnswers(name, options)))
     stages = [event for event in events if isinstance(event, StageBegan)]
     steps = [event for event in events if isinstance(event, Step)]
     assert [(each.level, each.levels, each.height, each.width) for each in stages] == [
@@ -115,28 +124,29 @@ def test_full_guidance_keeps_the_low_band_of_the_stage_before(
     name: str, options: dict[str, object], wrap: tuple[bool, bool]
 ) -> None:
     """The model wants something else; the lowest waves are the reference's all the same."""
-    large = replace(LARGE, wrap=wrap)
-    held = StagePlan(large, 4, 0.5, low_band=LowBandPlan(1.0, 1.0, 0.4))
-    plan = GenerationPlan(11, 2, (replace(FIRST, denoise=replace(SMALL, wrap=wrap)), held))
+    small, large = (replace(each, canvas=replace(each.canvas, wrap=wrap)) for each in (SMALL, LARGE))
+    held = StagePlan(large, 4, Picture(0.5, LowBandPlan(1.0, 1.0, 0.4)))
+    plan = GenerationPlan(11, 2, (replace(FIRST, denoise=small), held))
     if name == "DDIMScheduler":
         options = options | {"clip_sample": False}  # clipped at 1, the reference would be changed too
     *_, last = (
-        event.checkpoint()
-        for event in generate(plan, RankProcesses(name, options))
-        if isinstance(event, Step)
+        event.checkpoint for event in generate(plan, KnownAnswers(name, options)) if isinstance(event, Step)
     )
     reference = last.tensors["reference"]
     free = answer(24, 32)
-    kept, lost = (low_pass(each - reference, 0.1, wrap).std() for each in (last.tensors["latent"], free))
+    kept, lost = (
+        low_pass(each - reference, 0.1, large.canvas).std() for each in (last.tensors["latent"], free)
+    )
     assert kept < 0.1 * lost
 
 
 @pytest.mark.parametrize("wrap", [(False, False), (True, True)])
 def test_a_low_pass_leaves_long_waves_and_drops_short_ones(wrap: tuple[bool, bool]) -> None:
+    canvas = Plane(64, 64, wrap)
     phase = (torch.arange(64) + 0.5) * torch.pi
     long, short = ((phase * share).cos().expand(1, 64, 64) for share in (4 / 64, 60 / 64))
-    torch.testing.assert_close(low_pass(long, 0.2, wrap), long.contiguous(), rtol=0, atol=0.02)
-    assert low_pass(short, 0.2, wrap).abs().max() < 0.02
+    torch.testing.assert_close(low_pass(long, 0.2, canvas), long.contiguous(), rtol=0, atol=0.02)
+    assert low_pass(short, 0.2, canvas).abs().max() < 0.02
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +160,10 @@ def tiny_plan(wrap: bool) -> GenerationPlan:
     """Three stages, the last less than twice as large; the encoder walks 5 x 4 tiles, sampled."""
     sizes = [(8, 8), (16, 16), (40, 32)]
     grids = [
-        DenoisePlan(*size, (wrap, wrap), 16, 0, 4, moving=True, seed=5, outer_shares=(0.2, 0.2))
+        DenoisePlan(Plane(*size, (wrap, wrap)), 16, 0, 4, moving=True, seed=5, outer_shares=(0.2, 0.2))
         for size in sizes
     ]
-    later = [StagePlan(grid, 1, 0.5, 2, LowBandPlan()) for grid in grids[1:]]
+    later = [StagePlan(grid, 1, Picture(0.5, LowBandPlan()), 2) for grid in grids[1:]]
     return GenerationPlan(5, 4, (StagePlan(grids[0], 2), *later), DecodePlan(tile_size=8))
 
 

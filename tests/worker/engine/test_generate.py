@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -7,29 +6,28 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from tests.tiny_models import tiny_stable_diffusion
-from tests.worker.engine.known_answer import Untiled, maker
+from tests.worker.engine.known_answer import Untiled, begin, maker
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.families.stable_diffusion import load
 from worker.adapters.model import Conditions
 from worker.adapters.toy import CHANNELS, Toy, toy_decoder
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Step, denoise
-from worker.engine.ensemble import Ensemble, Replica
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.generate import PreparedModel, generate
-from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band
-from worker.engine.warned import Warned
 
-GRIDS = DenoisePlan(32, 64, (False, False), 16, 0, 0, moving=True, seed=3)
+GRIDS = DenoisePlan(Plane(32, 64), 16, 0, 0, moving=True, seed=3)
 
 
 def plan(
     tile_size: int, *, overlap: int = 0, wrap: bool = False, moving: bool = True, modules: int = 2
 ) -> GenerationPlan:
-    denoise = DenoisePlan(32, 64, (wrap, wrap), tile_size, overlap, overlap, moving, seed=3)
+    denoise = DenoisePlan(Plane(32, 64, (wrap, wrap)), tile_size, overlap, overlap, moving, seed=3)
     return GenerationPlan(3, CHANNELS, (StagePlan(denoise, 4, modules=modules),), DecodePlan(tile_size=16))
 
 
@@ -74,7 +72,7 @@ def test_another_batch_shape_changes_at_most_one_level(replica: Replica, modules
     assert (alone - batched).abs().max() <= 1
 
 
-def test_tiles_listen_to_each_other(replica: Replica) -> None:
+def test_tiles_influence_each_other(replica: Replica) -> None:
     """What one tile is given reaches tiles that never cover it, but not before the second step."""
     first, last = (_difference_from_a_touched_corner(replica, steps) for steps in (1, 4))
     assert first[:, 16:, :].abs().max() == first[:, :, 16:].abs().max() == 0
@@ -87,9 +85,9 @@ def _difference_from_a_touched_corner(replica: Replica, steps: int) -> torch.Ten
     touched[:, :4, :4] += 1
     canvases: list[torch.Tensor] = []
     for latent in (plain, touched):
-        ensemble, scheduler = untiled(replica).begin(StagePlan(GRIDS, 4))
+        ensemble, scheduler = begin(untiled(replica), StagePlan(GRIDS, 4))
         loop = denoise(latent, GRIDS, ensemble, scheduler, torch.Generator())
-        done = [event.checkpoint() for event in loop if isinstance(event, Step)]
+        done = [event.checkpoint for event in loop if isinstance(event, Step)]
         canvases.append(done[steps - 1].tensors["latent"])
     return canvases[0] - canvases[1]
 
@@ -102,11 +100,10 @@ class Broken:
     def guide(self, predictions: torch.Tensor) -> torch.Tensor:
         return predictions[0]
 
-    def predict(
-        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: Sequence[Tile], branches: object
-    ) -> torch.Tensor:
-        broken = torch.tensor([int(timestep) < 300 and (tile.top, tile.left) == (16, 32) for tile in tiles])
-        return crops.masked_fill(broken[:, None, None, None], torch.nan)
+    def predict(self, batch: Batch) -> torch.Tensor:
+        late = batch.timesteps < 300
+        broken = late & torch.tensor([(tile.top, tile.left) == (16, 32) for tile in batch.tiles])
+        return batch.crops.masked_fill(broken[:, None, None, None], torch.nan)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -125,7 +122,7 @@ def test_a_broken_step_and_tile_are_named_by_every_rank(ranks: int) -> None:
 
 @dataclass
 class Narrow:
-    """Has room for so many predictions at a time, and counts how many came."""
+    """Has memory for so many predictions at a time, and counts how many came."""
 
     replica: Replica
     largest: int
@@ -138,13 +135,11 @@ class Narrow:
     def guide(self, predictions: torch.Tensor) -> torch.Tensor:
         return self.replica.guide(predictions)
 
-    def predict(
-        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> torch.Tensor:
-        self.batches.append(len(tiles))
-        if len(tiles) > self.largest:
-            raise torch.OutOfMemoryError("no room")
-        return self.replica.predict(crops, timestep, tiles, branches)
+    def predict(self, batch: Batch) -> torch.Tensor:
+        self.batches.append(len(batch.queries))
+        if len(batch.queries) > self.largest:
+            raise torch.OutOfMemoryError("no memory")
+        return self.replica.predict(batch)
 
 
 def test_ranks_halve_their_batches_together_where_one_lacks_memory(replica: Replica) -> None:
@@ -159,56 +154,3 @@ def test_ranks_halve_their_batches_together_where_one_lacks_memory(replica: Repl
         assert all(torch.equal(alone, each) for each in together)
     assert narrow[0].batches[:3] == narrow[1].batches[:3] == [8, 4, 2]
     assert set(narrow[0].batches[3:]) == set(narrow[1].batches[3:]) == {2}
-
-
-def test_a_halved_batch_is_told(replica: Replica) -> None:
-    events = list(generate(plan(16, modules=4), untiled(Narrow(replica, 5))))
-    (warning,) = (event for event in events if isinstance(event, Warned))
-    assert warning == Warned("batch_halved", "no memory for batches of 8 predictions; going on with 4")
-
-
-def test_a_single_prediction_without_room_is_an_error(replica: Replica) -> None:
-    with pytest.raises(torch.OutOfMemoryError):
-        picture(plan(16), untiled(Narrow(replica, 0)))
-
-
-class Counting(Broken):
-    """Remembers how large its batches were."""
-
-    branches = 2
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def guide(self, predictions: torch.Tensor) -> torch.Tensor:
-        return predictions.sum(0)
-
-    def predict(
-        self, crops: torch.Tensor, timestep: torch.Tensor, tiles: object, branches: object
-    ) -> torch.Tensor:
-        self.batches.append(len(crops))
-        return crops
-
-
-@pytest.mark.parametrize(
-    ("even", "ranks", "batches"),
-    [(False, 1, [16] * 4), (True, 1, [13] * 4), (True, 2, [13] * 2), (True, 8, [7])],
-)
-def test_even_batches_waste_little_and_give_every_rank_as_many(
-    even: bool, ranks: int, batches: list[int]
-) -> None:
-    """25 tiles with guidance: 50 voices, at most 16 at a time."""
-    tiles = [Tile(0, left, 4, 4) for left in range(25)]
-    replicas = [Counting() for _ in range(ranks)]
-
-    def predict(replica: Counting, group: Group) -> list[tuple[Tile, torch.Tensor]]:
-        ensemble = Ensemble(replica, 8, even=even)
-        ensemble.join(group)
-        return list(ensemble.predict(torch.arange(128.0).expand(1, 4, -1), torch.tensor(0), tiles))
-
-    with ThreadPoolExecutor(ranks) as pool:
-        gathered = list(pool.map(predict, replicas, thread_groups(ranks)))
-    assert [replica.batches for replica in replicas] == [batches] * ranks
-    for each in gathered:
-        assert [tile for tile, _ in each] == tiles
-        assert all(float(prediction[0, 0, 0]) == 2 * tile.left for tile, prediction in each)

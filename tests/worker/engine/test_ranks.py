@@ -11,6 +11,7 @@ import torch
 from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.generate import generate
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 def paint(group: Group, folder: str) -> bytes:
     """32 x 48 latent pixels in tiles of 16: uneven shares for any number of ranks; an exact decode."""
-    denoise = DenoisePlan(32, 48, (False, False), 16, 0, 4, moving=True, seed=3, outer_shares=(0.2, 0.2))
+    denoise = DenoisePlan(Plane(32, 48), 16, 0, 4, moving=True, seed=3, outer_shares=(0.2, 0.2))
     stage = StagePlan(denoise, 4, modules=1)
     plan = GenerationPlan(
         3, 4, (stage,), DecodePlan(tile_size=8, mode="exact", memory_bytes=1, recompute=True)

@@ -17,6 +17,7 @@ from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import read_scaling
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
@@ -24,7 +25,7 @@ from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePla
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band
 
-ONE_TILE = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
+ONE_TILE = DenoisePlan(Plane(16, 16), 16, 0, 0, moving=False, seed=9)
 EIGHT = GenerationPlan(9, 4, (StagePlan(ONE_TILE, 3),), DecodePlan(tile_size=8, mode="exact", memory_bytes=1))
 SIXTEEN = replace(EIGHT, bit_depth=16)
 
@@ -105,5 +106,5 @@ def test_a_resumed_job_makes_the_same_sixteen_bits(folder: Path) -> None:
     events = list(generate(SIXTEEN, prepare(folder)))
     whole = torch.cat([event.rows for event in events if isinstance(event, Band)])
     stopped = generate(SIXTEEN, prepare(folder))
-    kept = next(event.checkpoint() for event in stopped if isinstance(event, Step) and event.index == 1)
+    kept = next(event.checkpoint for event in stopped if isinstance(event, Step) and event.index == 1)
     assert torch.equal(paint(SIXTEEN, prepare(folder), kept).int(), whole.int())

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.upscale import enlarge
 
 
@@ -15,28 +15,30 @@ def source() -> torch.Tensor:
 
 def test_any_part_equals_the_whole(source: torch.Tensor) -> None:
     for wrap in ((False, False), (True, True)):
-        whole = enlarge(source, 33, 50, Tile(0, 0, 33, 50), wrap)
-        part = Tile(7, 11, 9, 31)
-        torch.testing.assert_close(enlarge(source, 33, 50, part, wrap), part.slice(whole), rtol=0, atol=1e-6)
+        canvas = Plane(33, 50, wrap)
+        whole = enlarge(source, canvas, canvas.whole)
+        part = Rectangle(7, 11, 9, 31)
+        torch.testing.assert_close(enlarge(source, canvas, part), part.slice(whole), rtol=0, atol=1e-6)
 
 
 def test_beyond_the_edge_of_a_ring_lies_its_other_side(source: torch.Tensor) -> None:
-    whole = enlarge(source, 40, 56, Tile(0, 0, 40, 56), (True, True))
-    over = Tile(-6, 50, 20, 20)
+    torus = Plane(40, 56, (True, True))
+    whole = enlarge(source, torus, torus.whole)
+    over = Rectangle(-6, 50, 20, 20)
     rows, columns = torch.arange(-6, 14) % 40, torch.arange(50, 70) % 56
-    torch.testing.assert_close(
-        enlarge(source, 40, 56, over, (True, True)), whole[:, rows][:, :, columns], rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(enlarge(source, torus, over), whole[:, rows][:, :, columns], rtol=0, atol=1e-6)
 
 
 def test_inside_it_is_what_pillow_makes(source: torch.Tensor) -> None:
     """At the edge Pillow takes fewer pixels, this mirrors them."""
-    ours = enlarge(source, 33, 50, Tile(0, 0, 33, 50), (False, False))[0]
+    ours = enlarge(source, Plane(33, 50), Rectangle(0, 0, 33, 50))[0]
     theirs = Image.fromarray(source[0].numpy()).resize((50, 33), Image.Resampling.LANCZOS)
     np.testing.assert_allclose(ours[6:-6, 6:-6], np.asarray(theirs)[6:-6, 6:-6], atol=1e-5)
 
 
 def test_a_flat_picture_stays_flat() -> None:
     flat = torch.full((3, 8, 8), 0.25)
-    part = Tile(0, 0, 15, 13)
-    torch.testing.assert_close(enlarge(flat, 15, 13, part, (False, True)), torch.full((3, 15, 13), 0.25))
+    part = Rectangle(0, 0, 15, 13)
+    torch.testing.assert_close(
+        enlarge(flat, Plane(15, 13, (False, True)), part), torch.full((3, 15, 13), 0.25)
+    )

@@ -30,6 +30,6 @@ from worker.process.failures import describe
     ],
 )
 def test_every_error_has_its_code(error: Exception, code: str, retryable: bool) -> None:
-    broke = describe(error)
-    assert (broke.code, broke.retryable) == (code, retryable)
-    assert broke.message
+    failed = describe(error)
+    assert (failed.code, failed.retryable) == (code, retryable)
+    assert failed.message

@@ -1,4 +1,4 @@
-"""Several ranks sing one picture: the same bytes as one rank, in sickness too."""
+"""Several ranks make one picture: the same bytes as one rank, also after a rank has died."""
 
 import os
 import signal

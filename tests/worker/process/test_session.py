@@ -1,58 +1,149 @@
-"""What the engine process tells of a picture while it sings it."""
+"""What the engine process reports while it makes a picture."""
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from api_schemas.events import StageStartedData
 from api_schemas.generation import ResolvedRequest
 from worker.adapters.source import ModelSource
-from worker.process.protocol import BandWritten, Generate, Generated, Previewed, Report, Shown, Stepped
+from worker.process.protocol import (
+    BandFinished,
+    CellsPreviewed,
+    CheckpointWritten,
+    Command,
+    Generate,
+    Generated,
+    PreviewsPublished,
+    Report,
+    StepCompleted,
+    Stop,
+    Stopped,
+)
 from worker.process.ranks import RankProcesses
-from worker.process.session import Session
+from worker.process.session import StoppedError, run_session
 from worker.process.warmup import make_ready
 
+# (report) -> what the consumer sends when it reads it.
+Answer = Callable[[Report], Command | None]
 
-def collect(pipe: Connection) -> list[Report]:
+
+def confirm(report: Report) -> Command | None:
+    return PreviewsPublished() if isinstance(report, CellsPreviewed) else None
+
+
+def collect(pipe: Connection, answer: Answer) -> list[Report]:
     reports = list[Report]()
-    while not (reports and isinstance(reports[-1], Generated)):
+    while not (reports and isinstance(reports[-1], Generated | Stopped)):
         reports.append(pipe.recv())
-        if isinstance(reports[-1], Previewed):
-            pipe.send(Shown())
+        if command := answer(reports[-1]):
+            pipe.send(command)
     return reports
 
 
-def run_session(folder: Path, **choices: object) -> list[Report]:
-    """All that is told of a picture by the toy."""
+def run_toy(
+    folder: Path, answer: Answer = confirm, checkpoint: Path | None = None, **choices: object
+) -> list[Report]:
+    """All reports of one picture by the toy."""
     asked = {"model": "toy", "steps": 6, "guidance_scale": 1.0, "seed": 500, "layout": "cascade"}
     source, (ours, theirs) = ModelSource("toy"), multiprocessing.Pipe()
-    job = Generate(ResolvedRequest.model_validate(asked | choices), folder, None, {})
+    job = Generate(ResolvedRequest.model_validate(asked | choices), folder, checkpoint, {})
     with RankProcesses(source, ["cpu"]) as ranks, ThreadPoolExecutor() as pool:
-        gathered = pool.submit(collect, ours)
-        theirs.send(Session(make_ready(source, "cpu"), job, theirs, ranks, 0.0).finish())
+        gathered = pool.submit(collect, ours, answer)
+        try:
+            theirs.send(run_session(make_ready(source, "cpu"), job, theirs, ranks, 0.0))
+        except StoppedError as stopped:
+            theirs.send(Stopped(stopped.step))
         return gathered.result(60)
+
+
+def list_steps(reports: list[Report]) -> list[int]:
+    return [report.data.step for report in reports if isinstance(report, StepCompleted)]
+
+
+def list_stages(reports: list[Report]) -> list[tuple[str, int, int]]:
+    return [
+        (report.stage, report.level, report.done)
+        for report in reports
+        if isinstance(report, StageStartedData)
+    ]
 
 
 def test_nothing_lies_beyond_the_picture(tmp_path: Path) -> None:
     """Its last band is one row high, its last column of cells one pixel wide; the canvas has eight of both."""
-    gathered = run_session(tmp_path, width_px=1025, height_px=513)
-    bands = [report for report in gathered if isinstance(report, BandWritten)]
-    assert [(band.top_px, band.height_px, band.done, band.bands) for band in bands] == [
-        (0, 512, 1, 2),
-        (512, 1, 2, 2),
+    gathered = run_toy(tmp_path, width_px=1025, height_px=513)
+    bands = [report for report in gathered if isinstance(report, BandFinished)]
+    assert [band.data.model_dump(exclude={"eta_s"}) for band in bands] == [
+        {"top_px": 0, "height_px": 512, "bands_done": 1, "bands": 2},
+        {"top_px": 512, "height_px": 1, "bands_done": 2, "bands": 2},
     ]
     assert [band.decoded_px for band in bands] == [512 * 1032, 8 * 1032]
-    cells = [cell for report in gathered if isinstance(report, Previewed) for cell in report.cells]
+    cells = [cell.data for report in gathered if isinstance(report, CellsPreviewed) for cell in report.cells]
     assert {cell.left_px + cell.width_px for cell in cells} == {512, 1024, 1025}
     assert {cell.top_px + cell.height_px for cell in cells} == {512, 513}
 
 
 @pytest.mark.parametrize("seamless", ["none", "both"])
-def test_the_tiles_that_are_left_are_those_that_are_sung(tmp_path: Path, seamless: str) -> None:
+def test_the_tiles_that_are_left_are_those_that_follow(tmp_path: Path, seamless: str) -> None:
     """Also where shifted grids have more of them than others, outer steps than inner, large canvases than small."""
-    steps = [report for report in run_session(tmp_path, seamless=seamless) if isinstance(report, Stepped)]
-    assert len({step.tiles for step in steps}) > 2
+    steps = [report for report in run_toy(tmp_path, seamless=seamless) if isinstance(report, StepCompleted)]
+    assert len({step.data.tiles for step in steps}) > 2
     for index, step in enumerate(steps):
-        assert step.tiles_left == sum(later.tiles for later in steps[index + 1 :])
+        assert step.tiles_left == sum(later.data.tiles for later in steps[index + 1 :])
+
+
+def test_a_resumed_session_makes_the_same_picture_and_reports_only_what_it_does(tmp_path: Path) -> None:
+    """From the first step, from the last, and from those between that a checkpoint was written after."""
+    whole = run_toy(tmp_path, width_px=1024, height_px=1024)
+    picture = (tmp_path / "image.tif").read_bytes()
+    checkpoints = {report.step: report.path for report in whole if isinstance(report, CheckpointWritten)}
+    steps, (*stages, decode) = list_steps(whole), list_stages(whole)
+    assert {1, steps[-1]} <= checkpoints.keys()
+    for step, checkpoint in checkpoints.items():
+        folder = tmp_path / f"from-{step}"
+        folder.mkdir()
+        resumed = run_toy(folder, checkpoint=checkpoint, width_px=1024, height_px=1024)
+        assert list_steps(resumed) == steps[step:]
+        ends = [done for _, _, done in stages[1:]] + [steps[-1]]
+        unfinished = [
+            ("denoise", level, max(done, step))
+            for (_, level, done), end in zip(stages, ends, strict=True)
+            if step < end
+        ]
+        assert list_stages(resumed) == [*unfinished, decode]
+        assert (folder / "image.tif").read_bytes() == picture
+
+
+def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"nothing")
+    assert list_steps(run_toy(tmp_path, checkpoint=damaged)) == list_steps(run_toy(tmp_path))
+
+
+def test_a_session_that_is_stopped_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path) -> None:
+    def stop_after_two(report: Report) -> Command | None:
+        if isinstance(report, StepCompleted) and report.data.step == 2:
+            return Stop(finish_step=True)
+        return confirm(report)
+
+    *reports, last = run_toy(tmp_path, stop_after_two)
+    written = [report for report in reports if isinstance(report, CheckpointWritten)]
+    assert isinstance(last, Stopped)
+    assert last.step == written[-1].step == list_steps(reports)[-1]
+    assert list_steps(run_toy(tmp_path, checkpoint=written[-1].path))[0] == last.step + 1
+
+
+def test_a_session_that_must_end_at_once_finishes_no_step(tmp_path: Path) -> None:
+    """It reads the command at the next tile."""
+
+    def stop(report: Report) -> Command | None:
+        is_first = isinstance(report, StageStartedData) and report.level == 1
+        return Stop(finish_step=False) if is_first else confirm(report)
+
+    *reports, last = run_toy(tmp_path, stop, steps=50)
+    assert isinstance(last, Stopped)
+    assert len(list_steps(reports)) < 50

@@ -3,7 +3,7 @@
 # diffusers types tensors as FloatTensor, and as optional what is always there.
 # pyright: reportArgumentType=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
@@ -21,7 +21,8 @@ from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.model_index import read_object
 from worker.adapters.schedulers import make_scheduler
 from worker.adapters.unet_pipeline import UNetPipeline, use_scheduler
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane
+from worker.engine.ensemble import Batch
 from worker.engine.plan import StagePlan
 
 # Else what it answers has another number, or another size, than what the UNet adds it to.
@@ -49,12 +50,15 @@ class Loudness:
     strength: float
     clock: tuple[float, float] | None
 
-    def at(self, timestep: Tensor) -> float | Tensor:
-        """Outside its time it is multiplied by 0 rather than left out: to know, the host would have to wait."""
+    def at(self, timesteps: Tensor, axes: int) -> float | Tensor:
+        """Of each prediction, (B, 1, ...) with as many axes as what it is multiplied by.
+
+        Outside its time that is 0 rather than nothing: to know, the host would have to wait.
+        """
         if self.clock is None:
             return self.strength
         first, last = self.clock
-        return self.strength * ((timestep <= first) & (timestep >= last))
+        return self.strength * ((timesteps <= first) & (timesteps >= last)).view(-1, *[1] * (axes - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +67,29 @@ class Guide:
 
     Args:
         picture: as large as the canvas, (3, H, W), uint8.
+        canvas: that it lies on, in pixels.
         scale: pixels per latent pixel.
     """
 
     network: ControlNetModel
     picture: Tensor
+    canvas: Plane
     scale: int
     loudness: Loudness
 
     def steer(
-        self, crops: Tensor, timestep: Tensor, states: Tensor, told: dict[str, Tensor], tiles: Sequence[Tile]
+        self, crops: Tensor, states: Tensor, told: dict[str, Tensor], batch: Batch
     ) -> tuple[list[Tensor], Tensor]:
         """What the UNet adds: (to each of its downward activations, to its middle)."""
-        pixels = torch.stack([tile.scaled(self.scale).crop(self.picture) for tile in tiles])
+        pixels = torch.stack(
+            [self.canvas.gather(self.picture, tile.scaled(self.scale)) for tile in batch.tiles]
+        )
         return self.network(
             crops,
-            timestep,
+            batch.timesteps,
             encoder_hidden_states=states,
             controlnet_cond=pixels.to(crops.dtype) / 255,
-            conditioning_scale=self.loudness.at(timestep),
+            conditioning_scale=self.loudness.at(batch.timesteps, crops.dim()),
             added_cond_kwargs=told,
             return_dict=False,
         )
@@ -113,7 +121,7 @@ class ControlNets:
         picture = lay_over(control.picture, stage, scale).to(pipe.device)
         scheduler = make_scheduler(pipe.scheduler, use_scheduler(stage), pipe.device)
         loudness = find_loudness(control, scheduler.timesteps)
-        return Guide(network, picture, scale, loudness)
+        return Guide(network, picture, stage.canvas.scaled(scale), scale, loudness)
 
     def _load(self, folder: Path) -> ControlNetModel:
         network = load_control_net(ControlNetModel, folder, self._pipe.unet.dtype)
@@ -150,7 +158,7 @@ def lay_over(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
     """
     height, width = stage.shown_px(scale)
     resized = np.array(VaeImageProcessor().resize(to_pil(picture), height, width))
-    below, beside = stage.denoise.height * scale - height, stage.denoise.width * scale - width
+    below, beside = stage.canvas.height * scale - height, stage.canvas.width * scale - width
     padded = np.pad(resized, ((0, below), (0, beside), (0, 0)), mode="edge")
     return torch.from_numpy(padded).permute(2, 0, 1)
 

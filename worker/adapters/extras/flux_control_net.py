@@ -3,7 +3,7 @@
 # diffusers types tensors as FloatTensor, and as optional what is always there.
 # pyright: reportArgumentType=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import read_scaling
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.extras.control_net import Loudness, find_loudness, lay_over, load_control_net
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.ensemble import Batch
 from worker.engine.plan import DecodePlan, StagePlan
 from worker.engine.vae.encode import encode
 
@@ -36,24 +37,25 @@ class FluxGuide:
     """A ControlNet that looks at one picture.
 
     Args:
-        canvas: the picture's latent, as large as the stage's, (C, H, W).
+        latent: of the picture, (C, H, W), as large as the canvas.
     """
 
     network: FluxControlNetModel
-    canvas: Tensor
+    latent: Tensor
+    canvas: Plane
     loudness: Loudness
 
-    def steer(self, told: dict[str, Tensor | None], timestep: Tensor, tiles: Sequence[Tile]) -> Samples:
+    def steer(self, told: dict[str, Tensor | None], batch: Batch) -> Samples:
         """What the transformer adds: (to its double blocks, to its single blocks).
 
         Args:
             told: all that the transformer is told.
         """
-        crops = torch.stack([tile.crop(self.canvas) for tile in tiles])
+        crops = torch.stack([self.canvas.gather(self.latent, tile) for tile in batch.tiles])
         known = told if self.network.config["guidance_embeds"] else told | {"guidance": None}
         return self.network(
             controlnet_cond=FluxPipeline._pack_latents(crops, *crops.shape).to(self.network.dtype),
-            conditioning_scale=self.loudness.at(timestep),
+            conditioning_scale=self.loudness.at(batch.timesteps, axes=3),
             return_dict=False,
             **known,
         )
@@ -81,23 +83,20 @@ class FluxControlNets:
             self._last = control.path, self._load(control.path)
         network = self._last[1]
         return lambda stage: FluxGuide(
-            network, self._lay(control, stage), find_loudness(control, find_timesteps(stage))
+            network, self._lay(control, stage), stage.canvas, find_loudness(control, find_timesteps(stage))
         )
 
     def _lay(self, control: Control, stage: StagePlan) -> Tensor:
         """The picture's latent: the mean, where diffusers' pipeline draws one around it."""
-        canvas, scale = stage.denoise, self._pipe.vae_scale_factor
-        size = (canvas.height * scale, canvas.width * scale)
+        canvas, scale = stage.canvas, self._pipe.vae_scale_factor
         picture = lay_over(control.picture, stage, scale).to(self._pipe._execution_device)
         encoder = flatten_encoder(self._pipe.vae, read_scaling(type(self._pipe), self._pipe.vae))
         assert encoder is not None
 
-        def paint(part: Tile) -> Tensor:
-            rows = torch.arange(part.top, part.top + part.height, device=picture.device) % size[0]
-            columns = torch.arange(part.left, part.left + part.width, device=picture.device) % size[1]
-            return picture[:, rows][:, :, columns].float() / 127.5 - 1
+        def paint(part: Rectangle) -> Tensor:
+            return canvas.scaled(scale).gather(picture, part).float() / 127.5 - 1
 
-        return encode(paint, canvas.height, canvas.width, encoder, canvas.wrap, DecodePlan())
+        return encode(paint, encoder, canvas, DecodePlan())
 
     def _load(self, folder: Path) -> FluxControlNetModel:
         transformer = self._pipe.transformer

@@ -43,5 +43,5 @@ def own_sigmas(kept: SchedulerMixin, sigmas: np.ndarray) -> np.ndarray | None:
 
 def count_tokens(plan: DenoisePlan, patch: int) -> int:
     """Of one tile, `patch` latent pixels a side each."""
-    height, width = min(plan.tile_size, plan.height), min(plan.tile_size, plan.width)
+    height, width = plan.tile_shape
     return (height // patch) * (width // patch)

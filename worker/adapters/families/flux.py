@@ -3,7 +3,7 @@
 # diffusers types tensors as FloatTensor, and as optional what is always there.
 # pyright: reportArgumentType=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from worker.adapters.family import Habits, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import Packing, SchedulerUse, make_scheduler
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
 
 PATCH = 2  # latent pixels a side that are packed into one token
@@ -50,29 +49,23 @@ class FluxReplica:
     def branches(self) -> int:
         return 1
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        return predict_in_place(
-            lambda alike, places, _, corner: self._predict(alike, timestep, places, corner),
-            self.positions, crops, tiles, branches,
-        )  # fmt: skip
+    def predict(self, batch: Batch) -> Tensor:
+        return predict_in_place(self._predict, self.positions, batch)
 
-    def _predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], corner: tuple[int, int]
-    ) -> Tensor:
+    def _predict(self, batch: Batch, corner: tuple[int, int]) -> Tensor:
+        crops = batch.crops
         count, _, height, width = crops.shape
         dtype = self.states.dtype
         told = {
             "hidden_states": _pack(crops.to(dtype)),
-            "timestep": timestep.expand(count).to(dtype) / 1000,
+            "timestep": batch.timesteps.to(dtype) / 1000,
             "guidance": self._guidance(crops),
             "pooled_projections": self.pooled.expand(count, -1),
             "encoder_hidden_states": self.states.expand(count, -1, -1),
             "txt_ids": crops.new_zeros(self.states.shape[1], 3),
             "img_ids": place_tokens(height, width, corner, crops.device),
         }
-        double, single = (None, None) if self.control is None else self.control.steer(told, timestep, tiles)
+        double, single = (None, None) if self.control is None else self.control.steer(told, batch)
         tokens = self.transformer(
             **told,
             controlnet_block_samples=double,

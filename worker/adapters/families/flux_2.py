@@ -3,7 +3,7 @@
 # diffusers types tensors as FloatTensor, and as optional what is always there.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from worker.adapters.family import Habits, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import Packing, SchedulerUse
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
 
 PATCH = 2  # of the autoencoder's pixels a side are one pixel of the canvas, which is one token
@@ -51,23 +50,17 @@ class Flux2Replica:
     def branches(self) -> int:
         return len(self.states)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        return predict_in_place(
-            lambda alike, _, chosen, corner: self._predict(alike, timestep, chosen, corner),
-            self.positions, crops, tiles, branches,
-        )  # fmt: skip
+    def predict(self, batch: Batch) -> Tensor:
+        return predict_in_place(self._predict, self.positions, batch)
 
-    def _predict(
-        self, crops: Tensor, timestep: Tensor, branches: Sequence[int], corner: tuple[int, int]
-    ) -> Tensor:
+    def _predict(self, batch: Batch, corner: tuple[int, int]) -> Tensor:
+        crops = batch.crops
         inputs = crops.to(self.states.dtype)
         tokens = self.transformer(
             hidden_states=Flux2Pipeline._pack_latents(inputs),
-            timestep=timestep.expand(len(crops)).to(inputs.dtype) / 1000,
+            timestep=batch.timesteps.to(inputs.dtype) / 1000,
             guidance=self._guidance(crops),
-            encoder_hidden_states=pick_branches(self.states, branches),
+            encoder_hidden_states=pick_branches(self.states, batch.branches),
             txt_ids=self.text_ids,
             img_ids=_place_tokens(crops, corner),
             return_dict=False,

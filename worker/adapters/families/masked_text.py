@@ -1,12 +1,12 @@
 """Transformers that are told which of their text tokens are filling, and that answer with a variance too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch
 
 Ask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -30,12 +30,10 @@ class MaskedTextReplica:
     def branches(self) -> int:
         return len(self.states)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        states, mask = pick_branches(self.states, branches), pick_branches(self.mask, branches)
-        prediction = self.ask(crops.to(states.dtype), timestep.expand(len(crops)), states, mask)
-        return prediction[:, : crops.shape[1]].float()  # the other half is a learned variance, unused
+    def predict(self, batch: Batch) -> Tensor:
+        states, mask = (pick_branches(each, batch.branches) for each in (self.states, self.mask))
+        prediction = self.ask(batch.crops.to(states.dtype), batch.timesteps, states, mask)
+        return prediction[:, : batch.crops.shape[1]].float()  # the other half is a learned variance, unused
 
     def guide(self, predictions: Tensor) -> Tensor:
         return guide_classifier_free(predictions, self.guidance_scale)

@@ -19,8 +19,7 @@ from worker.adapters.family import Habits, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import Packing, SchedulerUse
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
 
 PATCH = 2  # latent pixels a side that are packed into one token
@@ -46,17 +45,15 @@ class QwenImageReplica:
     def branches(self) -> int:
         return len(self.states)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        height, width = crops.shape[-2:]
-        inputs = crops.to(self.states.dtype)
+    def predict(self, batch: Batch) -> Tensor:
+        height, width = batch.crops.shape[-2:]
+        inputs, branches = batch.crops.to(self.states.dtype), batch.branches
         tokens = self.transformer(
             hidden_states=_pack(inputs),
-            timestep=timestep.expand(len(crops)).to(inputs.dtype) / 1000,
+            timestep=batch.timesteps.to(inputs.dtype) / 1000,
             encoder_hidden_states=pick_branches(self.states, branches),
             encoder_hidden_states_mask=None if self.mask is None else pick_branches(self.mask, branches),
-            img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(crops),
+            img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(inputs),
             return_dict=False,
         )[0]
         return _unpack(tokens, height, width).float()

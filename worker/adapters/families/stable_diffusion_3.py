@@ -3,7 +3,7 @@
 # diffusers types tensors as FloatTensor, and as optional what is always there.
 # pyright: reportArgumentType=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,7 @@ from worker.adapters.family import Habits, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
 
 
@@ -42,14 +41,12 @@ class StableDiffusion3Replica:
     def branches(self) -> int:
         return len(self.states)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
+    def predict(self, batch: Batch) -> Tensor:
         return self.transformer(
-            hidden_states=crops.to(self.states.dtype),
-            timestep=timestep.expand(len(crops)),
-            encoder_hidden_states=pick_branches(self.states, branches),
-            pooled_projections=pick_branches(self.pooled, branches),
+            hidden_states=batch.crops.to(self.states.dtype),
+            timestep=batch.timesteps,
+            encoder_hidden_states=pick_branches(self.states, batch.branches),
+            pooled_projections=pick_branches(self.pooled, batch.branches),
             return_dict=False,
         )[0].float()
 

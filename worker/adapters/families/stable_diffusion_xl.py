@@ -1,6 +1,6 @@
 """Stable Diffusion XL: base, turbo, lightning, LCM, whatever scheduler the folder has."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet_pipeline import embed_strength, is_guided, read_habits, read_shape, use_scheduler
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
-from worker.engine.plan import DenoisePlan, StagePlan
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.ensemble import Batch, Replica
+from worker.engine.plan import StagePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +38,20 @@ class Caption:
     """
 
     pooled: Tensor
-    canvas: DenoisePlan
+    canvas: Plane
     scale: int
 
-    def tell(self, tiles: Sequence[Tile], branches: Sequence[int]) -> dict[str, Tensor]:
+    def tell(self, batch: Batch) -> dict[str, Tensor]:
         # float32: bfloat16 counts in steps of 8 above 1024.
-        sizes = torch.tensor([self.measure(tile) for tile in tiles], dtype=torch.float32)
+        sizes = torch.tensor([self.measure(tile) for tile in batch.tiles], dtype=torch.float32)
         return {
-            "text_embeds": pick_branches(self.pooled, branches),
+            "text_embeds": pick_branches(self.pooled, batch.branches),
             "time_ids": sizes.to(self.pooled.device, non_blocking=True),
         }
 
-    def measure(self, tile: Tile) -> list[int]:
+    def measure(self, tile: Rectangle) -> list[int]:
         """original_size, crops_coords_top_left, target_size; pixels, each (height, width)."""
-        canvas = self.canvas
-        top = (canvas.height - tile.height) // 2 if canvas.wrap[0] else tile.top
-        left = (canvas.width - tile.width) // 2 if canvas.wrap[1] else tile.left
-        sides = [canvas.height, canvas.width, top, left, tile.height, tile.width]
+        sides = [*self.canvas.size, *self.canvas.corner(tile), tile.height, tile.width]
         return [side * self.scale for side in sides]
 
 
@@ -92,7 +89,7 @@ class StableDiffusionXL:
         strength = embed_strength(pipe, scale)
 
         def begin(stage: StagePlan) -> Replica:
-            caption = Caption(pools, stage.denoise, self.shape.scale)
+            caption = Caption(pools, stage.canvas, self.shape.scale)
             return UNetReplica(pipe.unet, states, scale, strength, caption.tell, seen, lay(stage))
 
         return begin

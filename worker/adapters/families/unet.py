@@ -11,13 +11,13 @@ from torch import Tensor
 
 from worker.adapters.extras.control_net import Guide
 from worker.adapters.families.guidance import guide_classifier_free, pick_branches
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch
 
-Tell = Callable[[Sequence[Tile], Sequence[int]], dict[str, Tensor]]
+Tell = Callable[[Batch], dict[str, Tensor]]
 """(tiles, branches) -> what a UNet's `added_cond_kwargs` say of each, first axis B."""
 
 
-def tell_nothing(tiles: Sequence[Tile], branches: Sequence[int]) -> dict[str, Tensor]:
+def tell_nothing(batch: Batch) -> dict[str, Tensor]:
     return {}
 
 
@@ -45,20 +45,18 @@ class UNetReplica:
     def branches(self) -> int:
         return len(self.states)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
-        states = pick_branches(self.states, branches)
-        inputs, told = crops.to(states.dtype), self.tell(tiles, branches)
+    def predict(self, batch: Batch) -> Tensor:
+        states = pick_branches(self.states, batch.branches)
+        inputs, told = batch.crops.to(states.dtype), self.tell(batch)
         down, middle = None, None
         if self.control is not None:
-            down, middle = self.control.steer(inputs, timestep, states, told, tiles)
+            down, middle = self.control.steer(inputs, states, told, batch)
         return self.unet(
             inputs,
-            timestep,
+            batch.timesteps,
             encoder_hidden_states=states,
             timestep_cond=self.strength,
-            added_cond_kwargs=told | self._show(branches),
+            added_cond_kwargs=told | self._show(batch.branches),
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
             return_dict=False,

@@ -16,8 +16,7 @@ from worker.adapters.family import Habits, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
-from worker.engine.ensemble import Replica
-from worker.engine.grid import Tile
+from worker.engine.ensemble import Batch, Replica
 from worker.engine.plan import StagePlan
 
 PATCH = 2  # latent pixels a side that are packed into one token
@@ -40,14 +39,12 @@ class ZImageReplica:
     def branches(self) -> int:
         return len(self.texts)
 
-    def predict(
-        self, crops: Tensor, timestep: Tensor, tiles: Sequence[Tile], branches: Sequence[int]
-    ) -> Tensor:
+    def predict(self, batch: Batch) -> Tensor:
         """Its clock runs from noise at 0 to the picture at 1, and its velocity with it."""
         predictions = self.transformer(
-            list(crops[:, :, None].to(self.texts[0].dtype)),
-            (1000 - timestep.expand(len(crops))) / 1000,
-            [self.texts[branch] for branch in branches],
+            list(batch.crops[:, :, None].to(self.texts[0].dtype)),
+            (1000 - batch.timesteps) / 1000,
+            [self.texts[branch] for branch in batch.branches],
             return_dict=False,
         )[0]
         return -torch.stack(predictions)[:, :, 0].float()

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,14 @@ from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.extras.control_net import ControlNets, Guide
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.ensemble import Batch, Query
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
 
 GUIDED = ("moss", 5.0)
 PICTURE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-TORUS = DenoisePlan(24, 40, (True, True), 16, 0, 4, moving=True, seed=9, outer_shares=(0.2, 0.2))
+TORUS = DenoisePlan(Plane(24, 40, (True, True)), 16, 0, 4, moving=True, seed=9, outer_shares=(0.2, 0.2))
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,21 @@ def test_each_tile_follows_its_own_crop(built: Built) -> None:
     guide = lay(StagePlan(TORUS, 4))
     assert guide is not None
     assert guide.picture.shape == (3, 96, 160)
-    turned = Guide(guide.network, guide.picture.roll((-80, -120), (1, 2)), guide.scale, guide.loudness)
+    turned = replace(guide, picture=guide.picture.roll((-80, -120), (1, 2)))
     crops, states = (
         initial_noise(1, *NOISE)[None],
         torch.randn(1, 16, built.pipe.unet.config.cross_attention_dim),
     )
     told = {"text_embeds": torch.zeros(1, 32), "time_ids": torch.zeros(1, 6)}
 
-    def steer(guide: Guide, tile: Tile) -> torch.Tensor:
+    def steer(guide: Guide, tile: Rectangle) -> torch.Tensor:
         with torch.inference_mode():
-            return guide.steer(crops, torch.tensor(500), states, told, [tile])[1]
+            return guide.steer(crops, states, told, Batch(crops, torch.tensor([500]), (Query(tile),)))[1]
 
-    assert torch.equal(steer(guide, Tile(20, 30, 16, 16)), steer(turned, Tile(0, 0, 16, 16)))
-    assert not torch.allclose(steer(guide, Tile(20, 30, 16, 16)), steer(guide, Tile(0, 0, 16, 16)), atol=1e-3)
+    assert torch.equal(steer(guide, Rectangle(20, 30, 16, 16)), steer(turned, Rectangle(0, 0, 16, 16)))
+    assert not torch.allclose(
+        steer(guide, Rectangle(20, 30, 16, 16)), steer(guide, Rectangle(0, 0, 16, 16)), atol=1e-3
+    )
 
 
 def test_many_tiles_do_not_depend_on_how_many_are_sung_at_once(built: Built) -> None:

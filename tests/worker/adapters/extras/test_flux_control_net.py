@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from tests.tiny_transformers import tiny_flux
 from tests.worker.adapters.families.transformers import PROMPT, STEPS
-from tests.worker.engine.known_answer import finish
+from tests.worker.engine.known_answer import begin, finish
 from worker.adapters.add_ons import Control
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import denoise
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
@@ -96,7 +97,7 @@ def test_each_tile_follows_its_own_crop(network: Path, model: LoadedModel) -> No
     """What is changed in one corner of the picture is not heard by a tile that is far from it."""
     changed = _picture()
     changed[:, :6, :6] = 255
-    plan = DenoisePlan(32, 24, (False, False), 8, 0, 0, moving=False, seed=9)
+    plan = DenoisePlan(Plane(32, 24), 8, 0, 0, moving=False, seed=9)
     plain, other = (make_picture(model, Control(network, each), plan) for each in (_picture(), changed))
     difference = (plain - other).abs()
     assert difference[:, :8, :8].max() > 1e-2
@@ -125,10 +126,10 @@ def make_picture(
     shown: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """The latent, of one tile if no plan says otherwise."""
-    plan = plan or DenoisePlan(*NOISE[1:], (False, False), 16, 0, 0, moving=False, seed=9)
+    plan = plan or DenoisePlan(Plane(*NOISE[1:]), 16, 0, 0, moving=False, seed=9)
     prepared = model.prepare(Conditions(PROMPT, guidance_scale=3.5, control=control))
-    ensemble, scheduler = prepared.begin(StagePlan(plan, STEPS, shown=shown))
-    latent = initial_noise(9, NOISE[0], plan.height, plan.width)
+    ensemble, scheduler = begin(prepared, StagePlan(plan, STEPS, shown=shown))
+    latent = initial_noise(9, NOISE[0], *plan.canvas.size)
     return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
 
 

@@ -10,11 +10,12 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from tests.worker.adapters.families.transformers import CASES, NEGATIVE, PROMPT, STEPS, FamilyCase
-from tests.worker.engine.known_answer import finish
+from tests.worker.engine.known_answer import begin, finish
 from worker.adapters.add_ons import Lora
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import denoise
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
@@ -64,9 +65,9 @@ def test_a_family_without_a_loader_refuses_them(tmp_path: Path) -> None:
 def make_picture(case: FamilyCase, model: LoadedModel, scale: float, *loras: Lora) -> Tensor:
     """The latent of one tile."""
     _, height, width = case.noise
-    plan = DenoisePlan(height, width, (False, False), max(height, width), 0, 0, moving=False, seed=9)
+    plan = DenoisePlan(Plane(height, width), max(height, width), 0, 0, moving=False, seed=9)
     negative = NEGATIVE if case.negative_prompt else ""
     prepared = model.prepare(Conditions(PROMPT, negative, scale, loras=loras))
-    ensemble, scheduler = prepared.begin(StagePlan(plan, STEPS))
+    ensemble, scheduler = begin(prepared, StagePlan(plan, STEPS))
     latent = initial_noise(9, *case.noise)
     return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))

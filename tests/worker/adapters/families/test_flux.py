@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from tests.tiny_transformers import tiny_flux
+from tests.worker.engine.known_answer import predict
 from worker.adapters.families.flux import Flux, FluxReplica, load, place_tokens
 from worker.adapters.model import Conditions
-from worker.engine.grid import Tile
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
 
-STAGE = StagePlan(DenoisePlan(32, 32, (True, True), 8, 0, 0, moving=True, seed=1), 2)
+STAGE = StagePlan(DenoisePlan(Plane(32, 32, (True, True)), 8, 0, 0, moving=True, seed=1), 2)
 CPU = torch.device("cpu")
 
 
@@ -37,9 +38,8 @@ def test_embedded_guidance_is_heard(flux: Flux) -> None:
     crop = initial_noise(1, 4, 8, 8)
     replica = flux.encode(Conditions("dune", guidance_scale=3.5))(STAGE)
     assert isinstance(replica, FluxReplica)
-    tiles, timestep = [Tile(0, 0, 8, 8)], torch.tensor(500.0)
+    tiles = [Rectangle(0, 0, 8, 8)]
     weak, strong = (
-        replace(replica, guidance_scale=scale).predict(crop[None], timestep, tiles, [0])
-        for scale in (1.0, 9.0)
+        predict(replace(replica, guidance_scale=scale), crop[None], 500.0, tiles, [0]) for scale in (1.0, 9.0)
     )
     assert (weak - strong).abs().max() > 1e-5

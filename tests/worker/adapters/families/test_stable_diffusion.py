@@ -11,12 +11,13 @@ from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.errors import DamagedModelError, ModelFolderError, UnknownFamilyError
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
 
-ONE_TILE = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=9)
+ONE_TILE = DenoisePlan(Plane(16, 16), 16, 0, 0, moving=False, seed=9)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from api_schemas.allow_list import FAMILIES
 from tests.worker.adapters.families.transformers import CASES, PROMPT, STEPS, FamilyCase
+from tests.worker.engine.known_answer import begin, predict
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.errors import UnsupportedConditionError
 from worker.adapters.family import Family
@@ -17,12 +18,12 @@ from worker.adapters.family_model import FamilyModel, PreparedFamily
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
 from worker.adapters.settings import FolderSettings
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Checkpoint, Step, TilePredicted, denoise
 from worker.engine.ensemble import Replica
 from worker.engine.generate import PreparedModel, generate
-from worker.engine.grid import Tile
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, Picture, StagePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band
 
@@ -50,7 +51,7 @@ def conditions(case: FamilyCase, scale: float) -> Conditions:
 
 def one_tile(case: FamilyCase) -> DenoisePlan:
     _, height, width = case.noise
-    return DenoisePlan(height, width, (False, False), max(height, width), 0, 0, moving=False, seed=9)
+    return DenoisePlan(Plane(height, width), max(height, width), 0, 0, moving=False, seed=9)
 
 
 @pytest.mark.parametrize(("case", "scale"), ASKED, ids=[f"{case.name}-{scale:g}" for case, scale in ASKED])
@@ -62,13 +63,13 @@ def test_one_tile_equals_diffusers_own_pipeline(
     theirs = case.ask(pipe, noise, scale, "latent")
     plan = one_tile(case)
     prepared = load(case, folders).prepare(conditions(case, scale))
-    ensemble, scheduler = prepared.begin(StagePlan(plan, STEPS))
+    ensemble, scheduler = begin(prepared, StagePlan(plan, STEPS))
     ours, estimated = noise, noise
     for event in denoise(noise, plan, ensemble, scheduler, torch.Generator()):
         if isinstance(event, TilePredicted):
             estimated = event.clean
         elif isinstance(event, Step):
-            ours = event.checkpoint().tensors["latent"]
+            ours = event.checkpoint.tensors["latent"]
     assert (theirs - noise).abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(estimated, ours, rtol=1e-2, atol=1e-2)  # no noise is left to be told apart
@@ -93,7 +94,7 @@ def test_many_tiles_do_not_depend_on_who_sings_them(case: FamilyCase, folders: d
     prepared = model.prepare(conditions(case, case.guidance_scales[-1]))
 
     def plan(modules: int) -> GenerationPlan:
-        denoise = DenoisePlan(side, side + 4, (False, True), side // 2, 0, 0, moving=True, seed=3)
+        denoise = DenoisePlan(Plane(side, side + 4, (False, True)), side // 2, 0, 0, moving=True, seed=3)
         return GenerationPlan(3, channels, (StagePlan(denoise, 2, modules=modules),), DecodePlan(tile_size=8))
 
     alone = make_picture(plan(2), prepared)
@@ -111,9 +112,9 @@ def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(
 ) -> None:
     """In its second stage, whose schedule is a tail and whose low band is the first stage's."""
     channels, height, width = case.noise
-    small = DenoisePlan(height, width, (False, True), max(height, width), 0, 0, moving=True, seed=3)
-    large = replace(small, height=2 * height, width=2 * width)
-    second = StagePlan(large, 2, strength=0.5, low_band=LowBandPlan())
+    small = DenoisePlan(Plane(height, width, (False, True)), max(height, width), 0, 0, moving=True, seed=3)
+    large = replace(small, canvas=small.canvas.scaled(2))
+    second = StagePlan(large, 2, Picture(0.5, LowBandPlan()))
     plan = GenerationPlan(3, channels, (StagePlan(small, 2), second), DecodePlan(tile_size=8))
     prepared = load(case, folders).prepare(conditions(case, case.guidance_scales[-1]))
     rows: list[Tensor] = []
@@ -121,7 +122,7 @@ def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(
     for event in generate(plan, prepared):
         match event:
             case Step():
-                kept.append(event.checkpoint())
+                kept.append(event.checkpoint)
             case Band():
                 rows.append(event.rows)
             case _:
@@ -166,11 +167,10 @@ def test_a_branch_does_not_hear_whom_it_shares_a_batch_with(
 ) -> None:
     """Though the branches' texts differ in length."""
     replica = replica_of(load(case, folders), conditions(case, 5.0), case)
-    crop, tile = initial_noise(1, *case.noise)[None], Tile(0, 0, *case.noise[1:])
-    timestep = torch.tensor(500)
-    together = replica.predict(crop.expand(3, -1, -1, -1), timestep, [tile] * 3, [1, 0, 1])
+    crop, tile = initial_noise(1, *case.noise)[None], Rectangle(0, 0, *case.noise[1:])
+    together = predict(replica, crop.expand(3, -1, -1, -1), 500, [tile] * 3, [1, 0, 1])
     for row, branch in enumerate([1, 0, 1]):
-        alone = replica.predict(crop, timestep, [tile], [branch])[0]
+        alone = predict(replica, crop, 500, [tile], [branch])[0]
         torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-4
 
@@ -180,11 +180,13 @@ def test_a_branch_does_not_hear_whom_it_shares_a_batch_with(
 def test_global_positions_tell_tiles_apart(case: FamilyCase, folders: dict[str, Path]) -> None:
     model, told = load(case, folders), conditions(case, case.guidance_scales[-1])
     crops = initial_noise(1, *case.noise)[None].expand(3, -1, -1, -1)
-    tiles = [Tile(0, 0, *case.noise[1:]), Tile(5, 16, *case.noise[1:]), Tile(0, 0, *case.noise[1:])]
+    tiles = [
+        Rectangle(0, 0, *case.noise[1:]),
+        Rectangle(5, 16, *case.noise[1:]),
+        Rectangle(0, 0, *case.noise[1:]),
+    ]
     local, placed = (
-        replica_of(model, replace(told, positions=positions), case).predict(
-            crops, torch.tensor(500.0), tiles, [0] * 3
-        )
+        predict(replica_of(model, replace(told, positions=positions), case), crops, 500.0, tiles, [0] * 3)
         for positions in ("local", "global")
     )
     assert torch.allclose(local[0], local[1], atol=1e-6)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from api_schemas.allow_list import FAMILIES
 from tests.worker.adapters.families.unets import CASES, NOISE, PROMPT, SEED, STEPS, UNetCase, ask
-from tests.worker.engine.known_answer import finish
+from tests.worker.engine.known_answer import begin, finish
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import denoise
 from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
@@ -20,7 +21,7 @@ from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePla
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band
 
-ONE_TILE = DenoisePlan(16, 16, (False, False), 16, 0, 0, moving=False, seed=SEED)
+ONE_TILE = DenoisePlan(Plane(16, 16), 16, 0, 0, moving=False, seed=SEED)
 ASKED = [
     pytest.param(case, asked, id=f"{case.name}-{asked[0]}{asked[1]:g}")
     for case in CASES
@@ -63,7 +64,7 @@ def test_the_allow_list_knows_the_family(case: UNetCase, tmp_path: Path) -> None
 
 def generate_one_tile(prepared: PreparedModel, shown: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """The clean latent of a canvas of one tile."""
-    ensemble, scheduler = prepared.begin(StagePlan(ONE_TILE, STEPS, shown=shown))
+    ensemble, scheduler = begin(prepared, StagePlan(ONE_TILE, STEPS, shown=shown))
     latent = initial_noise(SEED, *NOISE) * scheduler.initial_scale
     generator = torch.Generator().manual_seed(SEED)
     return finish(denoise(latent, ONE_TILE, ensemble, scheduler, generator))
@@ -71,7 +72,7 @@ def generate_one_tile(prepared: PreparedModel, shown: tuple[float, float] = (1.0
 
 def make_picture(prepared: PreparedModel, modules: int, group: Group | None = None) -> Tensor:
     """The picture (H, W, 3) of a canvas of many tiles."""
-    denoise = DenoisePlan(16, 20, (False, True), 8, 0, 0, moving=True, seed=3)
+    denoise = DenoisePlan(Plane(16, 20, (False, True)), 8, 0, 0, moving=True, seed=3)
     plan = GenerationPlan(3, 4, (StagePlan(denoise, 2, modules=modules),), DecodePlan(tile_size=8))
     events = generate(plan, prepared, group=group)
     return torch.cat([event.rows for event in events if isinstance(event, Band)])

@@ -20,7 +20,7 @@ from tests.tiny_transformers import (
     tiny_stable_diffusion_3,
     tiny_z_image,
 )
-from worker.adapters import flux, flux_2, pixart_sigma, qwen_image, sana, stable_diffusion_3, z_image
+from worker.adapters.families import flux, flux_2, pixart_sigma, qwen_image, sana, stable_diffusion_3, z_image
 from worker.adapters.family import Family
 
 # Z-Image fills text up to a multiple of 32 tokens, so only a long prompt is longer than a short one.
