@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +63,10 @@ class Bench:
         count = compile_blocks(find_denoiser(pipe)) if options.compile else 0
         with self.gauge() as gauge:
             self.warm_up()
-        self.say("rehearsal", f"{count} blocks compiled, {gauge.seconds:.0f} s, once at a worker's start")
+        self.report("warm-up", f"{count} blocks compiled, {gauge.seconds:.0f} s, once at a worker's start")
 
-    def say(self, name: str, value: str) -> None:
-        """One voice is enough."""
+    def report(self, name: str, value: str) -> None:
+        """Print one line, on the first rank alone."""
         if self.group.rank == 0:
             print(f"{name:<28} {value}", flush=True)
 
@@ -74,7 +74,7 @@ class Bench:
         return side_px // self._shrink
 
     @contextmanager
-    def gauge(self) -> Iterator[Gauge]:
+    def gauge(self) -> Generator[Gauge]:
         """Seconds until the device is idle again."""
         gauge = Gauge()
         self.settle()
@@ -104,7 +104,7 @@ class Bench:
             for _ in stitch(decode(latent, decoder, Plane(side, side), plan, self.group), self.size(side_px)):
                 pass
 
-    def sing(
+    def generate(
         self,
         side_px: int,
         *,

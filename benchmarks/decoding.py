@@ -22,7 +22,7 @@ def measure_decode(bench: Bench) -> None:
     for side_px, mode in product((4096, 8192), MODES):
         with bench.gauge() as gauge:
             bench.decode(side_px, mode)
-        bench.say(
+        bench.report(
             f"decode {side_px}² {mode}",
             f"{gauge.seconds:.2f} s; peak {gauge.peak_gib:.1f} GiB, of it weights {bench.weights_gib:.1f}",
         )
@@ -38,7 +38,9 @@ def measure_decode_parts(bench: Bench) -> None:
         bench.decode(8192, "exact", decoder)
     parts = {name: sum(a.elapsed_time(b) for a, b in each) / 1000 for name, each in spans.items()}
     parts["the rest"] = gauge.seconds - sum(parts.values())
-    bench.say("its parts at 8192²", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items()))
+    bench.report(
+        "its parts at 8192²", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
+    )
 
 
 def _time(operation: Operation, spans: dict[str, Spans]) -> Operation:
@@ -78,7 +80,7 @@ def measure_attention(bench: Bench) -> None:
         with bench.gauge() as gauge:
             answer = ask(query, key, key)
         tflop = 4 * keys * len(query[0, 0]) * 512 / 1e12
-        bench.say(
+        bench.report(
             f"decoder attention {name}",
             f"{gauge.seconds:.3f} s an eighth, {tflop / gauge.seconds:.0f} TFLOP/s; "
             f"peak {gauge.peak_gib - bench.weights_gib:.1f} GiB; mean {answer.float().abs().mean():.6f}",

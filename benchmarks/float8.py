@@ -1,5 +1,8 @@
 """Matrix products of a network's transformer blocks in float8: the possible speed-up."""
 
+from collections.abc import Callable, Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +22,14 @@ class Float8Linear(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         rows, scale = _narrow(value.flatten(0, -2))
-        product = torch._scaled_mm(
+        multiply = cast(
+            Callable[..., Tensor],
+            torch._scaled_mm,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        )
+        product = multiply(
             rows, self.weight.T, scale, self.scale.T, self.bias, out_dtype=value.dtype, use_fast_accum=True
         )
-        return product.unflatten(0, value.shape[:-1])
+        return cast(Tensor, product.unflatten(0, value.shape[:-1]))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _narrow(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +40,8 @@ def _narrow(value: Tensor) -> tuple[Tensor, Tensor]:
 
 def store_in_float8(network: nn.Module) -> None:
     """Layers of self-attention and feed-forward; the text's few rows are not worth it."""
-    for name, part in list(network.named_modules()):
+    parts = cast(Iterable[tuple[str, nn.Module]], network.named_modules())
+    for name, part in list(parts):
         inside = "transformer_blocks." in name and ".attn2.to_k" not in name and ".attn2.to_v" not in name
         if inside and isinstance(part, nn.Linear):
             parent, _, leaf = name.rpartition(".")

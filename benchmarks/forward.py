@@ -16,10 +16,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+import torch._inductor.config as inductor  # pyright: ignore[reportPrivateUsage]
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.float8 import store_in_float8
@@ -36,14 +37,14 @@ TILE_TFLOP = 6.76  # of one 1024 px tile, one branch
 
 def channels_last_weights(unet: UNet2DConditionModel) -> None:
     """Only the weights: diffusers' transformers still turn pixels round."""
-    unet.to(memory_format=torch.channels_last)
+    nn.Module.to(unet, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # no overload has it
 
 
 def smooth(unet: UNet2DConditionModel) -> None:
     """What surrounds the blocks and is no matrix product, compiled as well."""
     for part in unet.modules():
         if isinstance(part, Transformer2DModel):
-            part.norm.compile(dynamic=False)
+            part.norm.compile(dynamic=False)  # pyright: ignore[reportUnknownMemberType]
 
 
 PARTS: dict[str, Part] = {
@@ -55,7 +56,7 @@ PARTS: dict[str, Part] = {
     "float8": store_in_float8,
     "flash": lambda unet: torch.backends.cuda.enable_cudnn_sdp(False),
     "cudnn": lambda unet: torch.backends.cuda.enable_flash_sdp(False),
-    "tuned": lambda unet: torch._inductor.config.__setattr__("coordinate_descent_tuning", True),
+    "tuned": lambda unet: setattr(inductor, "coordinate_descent_tuning", True),
     "graphs": lambda unet: replay_forward(unet),
     "compiled": lambda unet: compile_blocks(unet),
 }
@@ -135,7 +136,7 @@ def take_off() -> None:
     """Undo the global settings of a variant before the next one."""
     gc.collect()
     torch.compiler.reset()
-    torch._inductor.config.coordinate_descent_tuning = False
+    inductor.coordinate_descent_tuning = False
     torch.backends.cuda.enable_flash_sdp(True)
     torch.backends.cuda.enable_cudnn_sdp(True)
     if torch.cuda.is_available():
@@ -143,7 +144,8 @@ def take_off() -> None:
 
 
 def prepare(unet: UNet2DConditionModel, device: torch.device) -> Forward:
-    side, width = unet.config.sample_size, unet.config.cross_attention_dim
+    side: int = unet.config["sample_size"]
+    width: int = unet.config["cross_attention_dim"]
     timestep = torch.tensor(500.0, device=device)
 
     @torch.inference_mode()

@@ -24,13 +24,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from torch.multiprocessing.spawn import spawn  # pyright: ignore[reportUnknownVariableType]
 
 from benchmarks.bench import Bench, Layout
 from benchmarks.decoding import measure_attention, measure_decode, measure_decode_parts
 from benchmarks.kernels import print_profile
-from benchmarks.listening import Heard, Listening
 from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
+from benchmarks.timed_group import GatherCost, TimedGroup
+from worker.adapters.family_model import FamilyModel
 from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import StageBegan
 from worker.engine.ranks import ProcessGroup, SingleRank
@@ -51,27 +55,28 @@ def measure_ceiling(bench: Bench) -> None:
         for _ in range(20):
             torch.mm(factor, factor)
     bench.ceiling = 20 * 2 * side**3 / gauge.seconds / 1e12
-    bench.say("matmul ceiling", f"{bench.ceiling:.0f} TFLOP/s")
+    bench.report("matmul ceiling", f"{bench.ceiling:.0f} TFLOP/s")
 
 
 def measure_loop(bench: Bench) -> None:
     """A step at 4096²: crops, predictions, guidance, fusion, scheduler."""
     tile_s = time_loop(bench, steps=10)
     if bench.ceiling is not None:
-        bench.say("", f"{TILE_TFLOP / tile_s / bench.ceiling:.0%} of the ceiling, if this is SDXL")
+        bench.report("", f"{TILE_TFLOP / tile_s / bench.ceiling:.0%} of the ceiling, if this is SDXL")
 
 
 def profile_loop(bench: Bench) -> None:
     """One step at 4096², between the outer ones."""
     steps = 3
-    tiles = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path(".")).canvas.count_tiles(steps)[1]
-    events = bench.sing(4096, layout="flat", steps=steps)
+    plan = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path("."))
+    tiles = plan.stages[-1].denoise.count_tiles(steps)[1]
+    events = bench.generate(4096, layout="flat", steps=steps)
 
-    def sing_a_step() -> None:
+    def run_step() -> None:
         next(event for event in events if isinstance(event, Step))
 
-    sing_a_step()
-    print_profile(sing_a_step, bench.device, tiles * count_branches(bench))
+    run_step()
+    print_profile(run_step, bench.device, tiles * count_branches(bench))
 
 
 def count_branches(bench: Bench) -> int:
@@ -83,7 +88,7 @@ def measure_flat_loop(bench: Bench) -> None:
     tile_s, steps = time_loop(bench, steps=4), 28
     plan = bench.plan(bench.ask(4096, layout="flat", steps=steps), Path("."))
     tiles = sum(plan.stages[-1].denoise.count_tiles(steps))
-    bench.say(
+    bench.report(
         "", f"{steps} steps of a flat 4096² are {tiles} tiles: {tiles * tile_s:.0f} s, decode not counted"
     )
 
@@ -93,7 +98,7 @@ def time_loop(bench: Bench, steps: int) -> float:
     times: list[tuple[float, int]] = []
     with bench.gauge() as whole:
         began = time.perf_counter()
-        for event in bench.sing(4096, layout="flat", steps=steps):
+        for event in bench.generate(4096, layout="flat", steps=steps):
             if isinstance(event, Step):
                 bench.settle()
                 times.append((time.perf_counter() - began, event.tiles))
@@ -101,7 +106,7 @@ def time_loop(bench: Bench, steps: int) -> float:
                     break
                 began = time.perf_counter()
     tile_s = statistics.median(seconds / tiles / count_branches(bench) for seconds, tiles in times[1:])
-    bench.say(
+    bench.report(
         "tile forward in the loop",
         f"{1000 * tile_s:.2f} ms; steps {' '.join(f'{seconds:.2f}' for seconds, _ in times)} s; "
         f"tiles {'/'.join(str(tiles) for _, tiles in times)}; peak {whole.peak_gib:.1f} GiB",
@@ -110,26 +115,26 @@ def time_loop(bench: Bench, steps: int) -> float:
 
 
 def measure_scaling(bench: Bench) -> None:
-    """Flat steps: what ranks lose by listening, and by places of batches that no tile fills."""
+    """Flat steps: what ranks lose by gathering, and by places of batches that no tile fills."""
     for side_px in (4096, 8192):
         scale_loop(bench, side_px, steps=5)
 
 
 def scale_loop(bench: Bench, side_px: int, steps: int) -> None:
-    group = Listening(bench.group, bench.device)
-    times: list[tuple[float, int, Heard]] = []
+    group = TimedGroup(bench.group, bench.device)
+    times: list[tuple[float, int, GatherCost]] = []
     with bench.gauge() as whole:
         began = time.perf_counter()
-        for event in bench.sing(side_px, layout="flat", steps=steps, group=group):
+        for event in bench.generate(side_px, layout="flat", steps=steps, group=group):
             if isinstance(event, Step):
-                heard = group.take()
-                times.append((time.perf_counter() - began, event.tiles, heard))
+                cost = group.take()
+                times.append((time.perf_counter() - began, event.tiles, cost))
                 if len(times) == steps:
                     break
                 began = time.perf_counter()
-    seconds, tiles, heards = zip(*times[1:], strict=True)  # the first also fills the caches
-    gathering, places = sum(each.seconds for each in heards), sum(each.places for each in heards)
-    bench.say(
+    seconds, tiles, costs = zip(*times[1:], strict=True)  # the first also fills the caches
+    gathering, places = sum(each.seconds for each in costs), sum(each.places for each in costs)
+    bench.report(
         f"{side_px}² flat, a step",
         f"{sum(seconds) / len(seconds):.3f} s of {sum(tiles) / len(tiles):.1f} tiles; gathering "
         f"{gathering / sum(seconds):.1%}; places left empty {1 - sum(tiles) * count_branches(bench) / places:.1%}; "
@@ -139,22 +144,23 @@ def scale_loop(bench: Bench, side_px: int, steps: int) -> None:
 
 def measure_panorama(bench: Bench) -> None:
     """As it ships, and with our compiled blocks."""
+    assert isinstance(bench.pipe, StableDiffusionXLPipeline)
     compiled = time_panorama(bench.pipe, bench.size(4096), steps=2)
     with torch.compiler.set_stance("force_eager"):
         shipped = time_panorama(bench.pipe, bench.size(4096), steps=2)
-    bench.say("diffusers' panorama", f"a step {shipped:.2f} s; its blocks compiled {compiled:.2f} s")
+    bench.report("diffusers' panorama", f"a step {shipped:.2f} s; its blocks compiled {compiled:.2f} s")
 
 
 def measure_first_preview(bench: Bench) -> None:
     """From a job's start, prompt already encoded, to the first tile's clean estimate on the host."""
     with bench.gauge() as gauge:
-        events = bench.sing(4096, layout="cascade", steps=30)
+        events = bench.generate(4096, layout="cascade", steps=30)
         next(event for event in events if isinstance(event, TilePredicted)).clean.cpu()
-    bench.say("first preview after", f"{gauge.seconds:.2f} s")
+    bench.report("first preview after", f"{gauge.seconds:.2f} s")
 
 
 def measure_cascade(bench: Bench) -> None:
-    """Twice: the first tells what the rehearsal has left out."""
+    """Twice: the first tells what the warm-up has left out."""
     for _ in range(2):
         measure_picture(bench, 4096, "cascade", 30)
 
@@ -165,19 +171,19 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> N
     with tempfile.TemporaryDirectory() as name, bench.gauge() as gauge:
         folder, digest, last_step = Path(name), hashlib.sha256(), 0.0
         with ImageFile(folder / "image.tif", size, size) as image:
-            for event in bench.sing(side_px, layout=layout, steps=steps, folder=folder):
+            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder):
                 if isinstance(event, StageBegan):
                     marks.append(time.perf_counter())
                 elif isinstance(event, Step):
                     last_step = time.perf_counter()
                 elif isinstance(event, Band):
-                    digest.update(event.rows.numpy())
+                    digest.update(event.rows.numpy().data)
                     image.write(event.top, event.rows.numpy())
         marks += [last_step, time.perf_counter()]
         PictureWriter(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
         marks.append(time.perf_counter())
     spans = " ".join(f"{after - before:.1f}" for before, after in pairwise(marks))
-    bench.say(
+    bench.report(
         f"{side_px}² {layout}",
         f"{gauge.seconds:.1f} s (stages, decode, PNG: {spans}); peak {gauge.peak_gib:.1f} GiB; "
         f"sha256 {digest.hexdigest()[:12]}",
@@ -213,25 +219,35 @@ def main() -> None:
         measure_all(0, options, "")
     else:
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(measure_all, (options, f"{folder}/store"), nprocs=options.ranks)
+            spawn(measure_all, (options, f"{folder}/store"), nprocs=options.ranks)
 
 
 def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> None:
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     group = ProcessGroup(rank, options.ranks, device, Path(meeting_point)) if meeting_point else SingleRank()
-    for build, wrap, measures in ((build_sdxl, wrap_sdxl, SDXL), (build_flux, wrap_flux, FLUX)):
+    for load, measures in ((load_sdxl, SDXL), (load_flux, FLUX)):
         chosen = [name for name in measures if name in options.only]
         if chosen:
-            pipe = build(device, tiny=options.tiny)
-            bench = Bench(pipe, wrap(pipe), device, group, options)
+            pipe, model = load(device, options.tiny)
+            bench = Bench(pipe, model, device, group, options)
             card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-            bench.say(bench.model.card.name, f"{group.size} x {card}")
+            bench.report(bench.model.card.name, f"{group.size} x {card}")
             for name in chosen:
                 attempt(name, measures[name], bench)
-            del pipe, bench
+            del pipe, model, bench
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def load_sdxl(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
+    pipe = build_sdxl(device, tiny=tiny)
+    return pipe, wrap_sdxl(pipe)
+
+
+def load_flux(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
+    pipe = build_flux(device, tiny=tiny)
+    return pipe, wrap_flux(pipe)
 
 
 def attempt(name: str, measure: Callable[[Bench], None], bench: Bench) -> None:
@@ -241,7 +257,7 @@ def attempt(name: str, measure: Callable[[Bench], None], bench: Bench) -> None:
     except Exception:
         if bench.group.size > 1:
             raise
-        bench.say(name, traceback.format_exc(limit=-4))
+        bench.report(name, traceback.format_exc(limit=-4))
 
 
 def parse() -> argparse.Namespace:

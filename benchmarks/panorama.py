@@ -1,9 +1,11 @@
 """The loop of diffusers' StableDiffusionPanoramaPipeline, for comparison."""
 
 import time
+from collections.abc import Callable
+from typing import cast
 
 import torch
-from diffusers import StableDiffusionPanoramaPipeline
+from diffusers import StableDiffusionPanoramaPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -43,13 +45,17 @@ class _WithSizes(nn.Module):
 
 def time_panorama(pipe: StableDiffusionXLPipeline, side_px: int, steps: int) -> float:
     """Seconds a step of diffusers' panorama on this UNet, one view at a time, as it ships."""
-    states, free, pooled, _ = pipe.encode_prompt("")
-    panorama = _Panorama(
-        vae=pipe.vae, unet=_WithSizes(pipe.unet, pooled), scheduler=DDIMScheduler(),
+    encode = cast(Callable[[str], tuple[Tensor, Tensor, Tensor, Tensor]], pipe.encode_prompt)
+    states, free, pooled, _ = encode("")
+    # Annotated as if nothing could be left out.
+    build = cast(Callable[..., _Panorama], _Panorama)
+    vae: object = pipe.vae  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    panorama = build(
+        vae=vae, unet=_WithSizes(pipe.unet, pooled), scheduler=DDIMScheduler(),
         text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     panorama.side = pipe.unet.config.sample_size
-    panorama.set_progress_bar_config(disable=True)
+    panorama.set_progress_bar_config(disable=True)  # pyright: ignore[reportUnknownMemberType]
     began: list[float] = []
 
     def note(*_: object) -> dict[str, object]:
@@ -58,7 +64,8 @@ def time_panorama(pipe: StableDiffusionXLPipeline, side_px: int, steps: int) -> 
         began.append(time.perf_counter())
         return {}
 
-    panorama(
+    run = cast(Callable[..., object], panorama)
+    run(
         prompt_embeds=states, negative_prompt_embeds=free, height=side_px, width=side_px, num_inference_steps=steps + 1,
         output_type="latent", callback_on_step_end=note, circular_padding=False,
     )  # fmt: skip

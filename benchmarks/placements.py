@@ -37,7 +37,7 @@ def main() -> None:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build_sdxl(device, tiny=options.tiny).save_pretrained(folder)
+        build_sdxl(device, tiny=options.tiny).save_pretrained(folder)  # pyright: ignore[reportUnknownMemberType]
         for way in WAYS:
             free(device)
             try:

@@ -24,12 +24,13 @@ from worker.engine.denoise import denoise
 from worker.engine.ensemble import Ensemble
 from worker.engine.generate import PreparedModel
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, GenerationPlan
+from worker.engine.plan import DecodeMode, DecodePlan, GenerationPlan
 from worker.engine.vae.decode import DecodedTile, decode
 from worker.engine.vae.operations import Decoder
 from worker.planner import plan_generation
 
 BLUR_PX = 8
+MODES: tuple[DecodeMode, ...] = ("exact", "bounded")
 
 
 def main() -> None:
@@ -39,13 +40,13 @@ def main() -> None:
     plan = plan_generation(request, model.card, 1 << 30, Path("."))
     plan = replace(plan, decode=replace(plan.decode, spill_dir=None))
     prepared = model.prepare(Conditions(request.prompt, guidance_scale=request.guidance_scale))
-    latent = sing(plan, prepared)
+    latent = generate_latent(plan, prepared)
     image = paint(latent, prepared.decoder, plan.canvas, plan.decode)
     print(f"{request.prompt!r}, {options.size} px, {request.steps} steps")
     for name, lines, stride in seam_lines(plan, model.card.vae_scale, request.steps):
         sharp, blurred = (seam_ratio(x, lines, stride) for x in (image, blur(image)))
         print(f"seam ratio, {name:<28} {sharp:5.2f}   blurred {blurred:5.2f}")
-    for mode in ("exact", "bounded"):
+    for mode in MODES:
         mean, p99 = decode_error(
             latent[:, : 1024 // model.card.vae_scale, : 1024 // model.card.vae_scale], prepared.decoder, mode
         )
@@ -78,7 +79,7 @@ def ask(model: LoadedModel, options: argparse.Namespace) -> ResolvedRequest:
     )
 
 
-def sing(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
+def generate_latent(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
     (stage,) = plan.stages
     ensemble = Ensemble(prepared.make_replica(stage), stage.canvas, stage.modules)
     scheduler = prepared.make_scheduler(stage)
@@ -144,9 +145,9 @@ def blur(image: Tensor) -> Tensor:
     return F.conv2d(across, kernel[:, :, :, None], groups=3)[0]
 
 
-def decode_error(latent: Tensor, decoder: Decoder, mode: str) -> tuple[float, float]:
+def decode_error(latent: Tensor, decoder: Decoder, mode: DecodeMode) -> tuple[float, float]:
     """(mean, 99th percentile) of |tiled - whole|, of 255."""
-    canvas = Plane(*latent.shape[-2:])
+    canvas = Plane(latent.shape[1], latent.shape[2])
     whole = paint(latent, decoder, canvas, DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40))
     tiled = paint(latent, decoder, canvas, DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
     error = (whole - tiled).abs().flatten() * 127.5

@@ -55,7 +55,7 @@ async def post_steadily(url: str, rate: int, seconds: float) -> list[tuple[float
     limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         began = time.perf_counter()
-        posts = []
+        posts: list[asyncio.Task[tuple[float, int, str | None]]] = []
         for number in range(int(rate * seconds)):
             due = began + number / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -107,7 +107,7 @@ def report_starts(starts_s: list[float]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--url", help="a running server; its own stack without")
     parser.add_argument("--rate", type=int, default=50, help="POSTs a second")
     parser.add_argument("--seconds", type=float, default=20)

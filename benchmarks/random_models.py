@@ -3,8 +3,9 @@
 Text encoders are left out; text states are random numbers of the true shapes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -66,19 +67,29 @@ class WordlessXLPipeline(StableDiffusionXLPipeline):
 class WordlessFluxPipeline(FluxPipeline):
     """Any prompt is the same random states."""
 
-    def encode_prompt(self, *prompts: object, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *prompts: object, **options: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = self.transformer.dtype
         states, pooled = (_draw(shape, dtype, self.device) for shape in ((1, 512, 4096), (1, 768)))
         return states, pooled, torch.zeros(512, 3, device=self.device)
 
 
+# Options come from dictionaries, and pipelines are annotated as if text encoders could not be left out.
+_build_unet = cast(Callable[..., UNet2DConditionModel], UNet2DConditionModel)
+_build_vae = cast(Callable[..., AutoencoderKL], AutoencoderKL)
+_build_transformer = cast(Callable[..., FluxTransformer2DModel], FluxTransformer2DModel)
+_build_xl_pipeline = cast(Callable[..., WordlessXLPipeline], WordlessXLPipeline)
+_build_flux_pipeline = cast(Callable[..., WordlessFluxPipeline], WordlessFluxPipeline)
+
+
 def build_sdxl(device: torch.device, *, tiny: bool) -> WordlessXLPipeline:
     """2.6 billion weights of UNet, 84 million of VAE."""
     with _born_on(device):
-        unet = UNet2DConditionModel(**SDXL_UNET | (TINY_UNET if tiny else {}))
-        vae = AutoencoderKL(**VAE | (TINY_VAE if tiny else {}), latent_channels=4, scaling_factor=0.13025)
+        unet = _build_unet(**SDXL_UNET | (TINY_UNET if tiny else {}))
+        vae = _build_vae(**VAE | (TINY_VAE if tiny else {}), latent_channels=4, scaling_factor=0.13025)
     scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return WordlessXLPipeline(
+    return _build_xl_pipeline(
         vae=vae, unet=unet, scheduler=scheduler, force_zeros_for_empty_prompt=False, add_watermarker=False,
         text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
     )  # fmt: skip
@@ -87,12 +98,12 @@ def build_sdxl(device: torch.device, *, tiny: bool) -> WordlessXLPipeline:
 def build_flux(device: torch.device, *, tiny: bool) -> WordlessFluxPipeline:
     """12 billion weights of transformer, 84 million of VAE."""
     with _born_on(device):
-        transformer = FluxTransformer2DModel(guidance_embeds=True, **(TINY_FLUX if tiny else {}))
-        vae = AutoencoderKL(
+        transformer = _build_transformer(guidance_embeds=True, **(TINY_FLUX if tiny else {}))
+        vae = _build_vae(
             **VAE | (TINY_VAE if tiny else {}), latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159,
             use_quant_conv=False, use_post_quant_conv=False,
         )  # fmt: skip
-    pipe = WordlessFluxPipeline(
+    pipe = _build_flux_pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=vae, transformer=transformer,
         text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
     )  # fmt: skip
@@ -116,9 +127,9 @@ def _draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 
 @contextmanager
-def _born_on(device: torch.device) -> Iterator[None]:
+def _born_on(device: torch.device) -> Generator[None]:
     """Weights are drawn on the device itself, in the type that it computes in."""
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32 if device.type == "cpu" else torch.bfloat16)
     try:

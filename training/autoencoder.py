@@ -2,40 +2,39 @@
 
 import argparse
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from training.augment import CropRange, balance, load_images, sample_crop
+from training.augment import CropRange, cut_crops, draw_windows
 from training.critic import PatchCritic, critic_loss, generator_loss
 from training.dataset import Picture, read_folders
 from training.features import FeaturePair, perceptual_distance
-from training.latent_scale import scale_latents
-from training.latents import load_autoencoder
 from training.measures import crop_real, measure_psnr
+from training.parts import load_autoencoder, place, save_half
 from training.progress import (
     Average,
     Budget,
+    Checkpoint,
     begin_with,
     choose_device,
+    compile_for_one_shape,
+    descend,
     half_precision,
     keep,
     learning_rate,
     resume,
     set_learning_rate,
+    set_seed,
 )
-from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
+from training.ranks import is_leader, join_ranks, leave_ranks
 from training.sheet import draw_sheet
 
 ZOOM = CropRange(low=0.6, high=1.0, native=0.7)
-CROP_PX = 512  # crops are cut once, at this size; a step sees a window of each
-CRITIC_FROM = 0.6  # share of the budget after which the critic speaks
+CRITIC_FROM = 0.6  # share of the budget after which the critic counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class AutoencoderOptions:
     peak_rate: float = 6e-4
     decoder_only: bool = False  # latents stay as they are
     perceptual: float = 0.1  # weight of the perceptual distance
-    critic: float = 0.005  # weight of the critic's judgement
+    critic: float = 0.005  # weight of the critic's scores
     compile: bool = False
 
 
@@ -78,11 +77,11 @@ class AutoencoderTraining:
         if start:
             known = load_autoencoder(start)
             begin_with(model, known)
-            model.register_to_config(scaling_factor=known.config.scaling_factor)
+            _set_scaling_factor(model, known.config["scaling_factor"])
         model.encoder.requires_grad_(not options.decoder_only)
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.features = FeaturePair().to(device, memory_format=torch.channels_last)
-        self.critic = PatchCritic(3, 48, (2, 2, 2, 1)).to(device, memory_format=torch.channels_last)
+        self.model = place(model, device, torch.channels_last)
+        self.features = place(FeaturePair(), device, torch.channels_last)
+        self.critic = place(PatchCritic(3, 48, (2, 2, 2, 1)), device, torch.channels_last)
         fused = device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=fused
@@ -91,34 +90,29 @@ class AutoencoderTraining:
             self.critic.parameters(), lr=3e-4, betas=(0.5, 0.95), fused=fused
         )
         self.average = Average(self.model, decay=0.999)
-        wrap: Callable[[Callable], Callable] = (
-            partial(torch.compile, dynamic=False) if options.compile else lambda f: f
-        )
-        self.encode, self.decode = wrap(self.model.encoder.forward), wrap(self.model.decoder.forward)
-        self.distance = wrap(self._distance)
+        self.encode, self.decode, self.distance = model.encoder.forward, model.decoder.forward, self._distance
+        if options.compile:
+            self.encode, self.decode = map(compile_for_one_shape, (self.encode, self.decode))
+            self.distance = compile_for_one_shape(self.distance)
         self.device = device
 
     def step(self, image: Tensor, fraction: float, rng: random.Random) -> dict[str, Tensor]:
-        """One update of the autoencoder, and of the critic once it speaks."""
+        """One update of the autoencoder, and of the critic once it counts."""
         half_size = rng.random() < self.options.disturbed
         with half_precision(self.device):
             latent = self.encode(image)
             restored, target = self._restore(latent, image, half_size, fraction, rng)
             losses = self._losses(latent, restored, target)
-            if self._is_heard(fraction) and not half_size:
+            if self._uses_critic(fraction) and not half_size:
                 losses["critic"] = self.options.critic * generator_loss(self.critic(restored))
             total = torch.stack(list(losses.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        average_gradients(self.model)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        descend(total, self.optimizer, self.model, largest_norm=1.0)
         self.average.update()
-        if self._is_heard(fraction + 0.05) and not half_size:  # it learns before it speaks
+        if self._uses_critic(fraction + 0.05) and not half_size:  # it learns before it counts
             self._step_critic(target, restored.detach())
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _is_heard(self, fraction: float) -> bool:
+    def _uses_critic(self, fraction: float) -> bool:
         return bool(self.options.critic) and fraction > CRITIC_FROM
 
     def _restore(
@@ -137,7 +131,7 @@ class AutoencoderTraining:
             kept = rng.choice((4, 8, 16))
             latent = torch.cat([latent[:, :kept], torch.zeros_like(latent[:, kept:])], dim=1)
         if half_size:
-            latent, image = functional.avg_pool2d(latent, 2), functional.avg_pool2d(image, 2)
+            latent, image = nn.functional.avg_pool2d(latent, 2), nn.functional.avg_pool2d(image, 2)
         return self.decode(latent), image
 
     def _losses(self, latent: Tensor, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -160,10 +154,7 @@ class AutoencoderTraining:
     def _step_critic(self, real: Tensor, fake: Tensor) -> None:
         with half_precision(self.device):
             loss = critic_loss(self.critic(real), self.critic(fake))
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.critic)
-        self.critic_optimizer.step()
+        descend(loss, self.critic_optimizer, self.critic)
 
     def state(self) -> dict[str, object]:
         """Everything that a later run needs to go on."""
@@ -175,7 +166,7 @@ class AutoencoderTraining:
             "average": self.average.values,
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """The inverse of `state`."""
         self.model.load_state_dict(state["model"])
         self.critic.load_state_dict(state["critic"])
@@ -199,56 +190,66 @@ def train(
 ) -> None:
     """Train (from the weights in `start`, if given), checkpoint, and write the averaged weights as `out/vae/` (fp16, latents of unit deviation)."""
     rank, device = join_ranks(), choose_device()
-    torch.manual_seed(seed)
+    set_seed(seed)
     pictures = [picture for picture in read_folders(folders) if not picture.held_out]
     rng = random.Random(seed)
     training = AutoencoderTraining(options, device, start)
-    crops = _cut_crops(pictures, options, random.Random(seed + rank), device)
-    torch.manual_seed(seed + rank)
+    crops = cut_crops(pictures, options.crops, ZOOM, random.Random(seed + rank), device)
+    set_seed(seed + rank)
     first = resume(training, budget, out / "autoencoder.pt", device)
     for step in budget.steps(first):
-        set_learning_rate(
-            training.optimizer, learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.4)
-        )
-        batch = _batch(crops, options, rng)
-        losses = training.step(batch, budget.fraction, rng)
+        rate = learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.4)
+        set_learning_rate(training.optimizer, rate)
+        image = draw_windows(crops, options.batch, options.side_px, rng)
+        losses = training.step(image, budget.fraction, rng)
         if step % 100 == 0 and is_leader():
-            print(
-                f"step {step} {budget.elapsed:.0f}s " + " ".join(f"{k} {v:.4f}" for k, v in losses.items()),
-                flush=True,
-            )
+            shown = " ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            print(f"step {step} {budget.elapsed:.0f}s {shown}", flush=True)
         first = step + 1
     if not is_leader():
         return
     keep(training, budget, out / "autoencoder.pt", first)
     with training.average.swapped():
         if not options.decoder_only:
-            scale_latents(training.model, _batch(crops, options, rng))
-        _look(training.model, [p for p in read_folders(folders) if p.held_out], out, device)
-        training.model.half().save_pretrained(out / "vae")
-
-
-def _cut_crops(
-    pictures: list[Picture], options: AutoencoderOptions, rng: random.Random, device: torch.device
-) -> Tensor:
-    """Random crops, categories balanced, uint8 (N, 3, 512, 512): cutting them one by one at each step was the brake."""
-    images = load_images(pictures, device)
-    chosen = rng.choices(range(len(images)), weights=balance(pictures), k=options.crops)
-    crops = torch.empty(len(chosen), 3, CROP_PX, CROP_PX, dtype=torch.uint8, device=device)
-    for row, i in enumerate(chosen):
-        crops[row] = sample_crop(images[i], pictures[i], CROP_PX, ZOOM, rng).add_(1).mul_(127.5).round_()
-    return crops
-
-
-def _batch(crops: Tensor, options: AutoencoderOptions, rng: random.Random) -> Tensor:
-    chosen = torch.randint(len(crops), (options.batch,), device=crops.device)
-    top, left = rng.randrange(CROP_PX - options.side_px + 1), rng.randrange(CROP_PX - options.side_px + 1)
-    window = crops[:, :, top : top + options.side_px, left : left + options.side_px].index_select(0, chosen)
-    return window.contiguous(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
+            scale_latents(training.model, draw_windows(crops, options.batch, options.side_px, rng))
+        _report(training.model, [p for p in read_folders(folders) if p.held_out], out, device)
+        save_half(training.model, out / "vae")
 
 
 @torch.no_grad()
-def _look(model: AutoencoderTiny, held_out: list[Picture], out: Path, device: torch.device) -> None:
+def scale_latents(model: AutoencoderTiny, batch: Tensor) -> None:
+    """Give the latents of this batch (B, 3, H, W) unit deviation, by the scaling factor, and no channel too little."""
+    raise_faint_channels(model, model.encoder(batch).float())
+    latent = model.encoder(batch).float()
+    _set_scaling_factor(model, round(1 / latent.std().item(), 4))
+    means = ", ".join(f"{value:.2f}" for value in latent.mean(dim=(0, 2, 3)).tolist())
+    spreads = ", ".join(f"{value:.2f}" for value in latent.std(dim=(0, 2, 3)).tolist())
+    print(f"latent scaling {model.config['scaling_factor']}; means {means}; deviations {spreads}")
+
+
+@torch.no_grad()
+def raise_faint_channels(model: AutoencoderTiny, latent: Tensor, least: float = 0.75) -> None:
+    """Give faint channels of the latent (B, C, h, w) that deviation, and take it back where the decoder begins.
+
+    A sampler's last step starts from a noise of about 0.2, and what is much fainter than that comes out
+    blurred. The decoder bends its input (3 tanh(z / 3)), hence a little more than before: 0.17 dB, which
+    training the decoder alone brings back.
+    """
+    factor = (least / latent.std(dim=(0, 2, 3))).clamp(min=1)
+    last = [layer for layer in model.encoder.layers if isinstance(layer, nn.Conv2d)][-1]
+    first = next(layer for layer in model.decoder.layers if isinstance(layer, nn.Conv2d))
+    last.weight.mul_(factor.view(-1, 1, 1, 1))
+    if last.bias is not None:
+        last.bias.mul_(factor)
+    first.weight.div_(factor.view(1, -1, 1, 1))
+
+
+def _set_scaling_factor(model: AutoencoderTiny, value: float) -> None:
+    model.register_to_config(scaling_factor=value)  # pyright: ignore[reportUnknownMemberType]
+
+
+@torch.no_grad()
+def _report(model: AutoencoderTiny, held_out: list[Picture], out: Path, device: torch.device) -> None:
     """Median PSNR and a sheet of held-out crops: the original above what comes back."""
     crops = crop_real(held_out, device, every=False)
     restored = [model.decoder(model.encoder(crop.image[None])).clamp(-1, 1) for crop in crops]
@@ -279,7 +280,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    budget = Budget(options.seconds, options.call_seconds)
     sizes = AutoencoderOptions(
         batch=options.batch,
         side_px=options.side,
@@ -291,6 +291,7 @@ def main() -> None:
         critic=options.critic,
         compile=options.compile,
     )
+    budget = Budget(options.seconds, options.call_seconds)
     train(options.shards, options.out, budget, sizes, options.seed, options.begin_with)
     leave_ranks()
 

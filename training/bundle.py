@@ -4,7 +4,9 @@ import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -12,15 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.dataset import read_folders
-from training.latents import encode_pixels, load_autoencoder
+from training.latents import encode_pixels
 from training.measures import crop_real
+from training.parts import load_autoencoder
 from training.sampling import build_few_step_scheduler, build_full_scheduler
 
-COMPONENTS = {
+COMPONENTS: dict[str, list[str | None]] = {
     "feature_extractor": [None, None],
     "image_encoder": [None, None],
     "safety_checker": [None, None],
-    "scheduler": ["diffusers", ""],
+    "scheduler": ["diffusers", None],  # the variant's
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -50,9 +53,9 @@ def bundle(
     _load_as_float32(out / "text_encoder" / "config.json")
     _copy(parts / ("unet" if few_steps else "unet_full"), out / "unet")
     scheduler = build_few_step_scheduler() if few_steps else build_full_scheduler()
-    scheduler.save_pretrained(out / "scheduler")
-    COMPONENTS["scheduler"][1] = type(scheduler).__name__
-    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **COMPONENTS}
+    scheduler.save_pretrained(out / "scheduler")  # pyright: ignore[reportUnknownMemberType]
+    components = COMPONENTS | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **components}
     _write_json(out / "model_index.json", index)
     _write_json(out / "chorale.json", _describe(out / "vae", shards, steps, guidance_scale))
     write_digests(out)
@@ -71,7 +74,7 @@ def _load_as_float32(config: Path) -> None:
 
 def _describe(vae: Path, shards: list[Path], steps: int, guidance_scale: float) -> dict[str, object]:
     weight, bias = fit_latent_rgb(load_autoencoder(vae), shards)
-    rounded = [[round(value, 5) for value in row] for row in weight.tolist()]
+    rounded = [_round(row) for row in weight]
     return {
         "name": "chorale-textures",
         "native_size_px": 512,
@@ -80,9 +83,13 @@ def _describe(vae: Path, shards: list[Path], steps: int, guidance_scale: float) 
         "tile_sizes_px": [512, 1024],
         "layout": "flat",
         "cascade": {"steps": [steps, steps // 2, steps // 2], "strength": 0.4},
-        "latent_rgb": {"weight": rounded, "bias": [round(value, 5) for value in bias.tolist()]},
+        "latent_rgb": {"weight": rounded, "bias": _round(bias)},
         "license": "CC-BY-SA-4.0",
     }
+
+
+def _round(values: Tensor) -> list[float]:
+    return [round(value.item(), 5) for value in values]
 
 
 @torch.no_grad()
@@ -90,13 +97,13 @@ def fit_latent_rgb(vae: AutoencoderTiny, shards: list[Path], count: int = 48) ->
     """Least squares from scaled latents to pictures shrunk to an eighth, in [0, 1]; (3, C) and (3,)."""
     pictures = [picture for picture in read_folders(shards) if not picture.held_out]
     crops = crop_real(pictures[:: max(1, len(pictures) // count)], torch.device("cpu"), every=False)
-    rows = []
+    rows: list[tuple[Tensor, Tensor]] = []
     for crop in crops:
         latent = encode_pixels(vae, crop.image[None])[0].flatten(1).T
         colour = functional.avg_pool2d((crop.image + 1) / 2, 8).flatten(1).T
         rows.append((torch.cat([latent, torch.ones(len(latent), 1)], dim=1), colour))
     inputs, colours = (torch.cat(part) for part in zip(*rows, strict=True))
-    solution = torch.linalg.lstsq(inputs, colours).solution
+    solution = cast(Tensor, torch.linalg.lstsq(inputs, colours).solution)  # pyright: ignore[reportUnknownMemberType]
     error = (inputs @ solution - colours).abs().mean().item()
     print(f"latent to RGB: mean error {error * 255:.1f} of 255")
     return solution[:-1].T, solution[-1]
@@ -133,7 +140,7 @@ def check_sizes(folder: Path) -> None:
         )
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -61,6 +61,11 @@ def read_synonyms() -> list[tuple[str, str, str]]:
     return [(word, twin, category) for word, twin, category in (line.split() for line in lines)]
 
 
+def read_prompts() -> list[str]:
+    """Prompts of the model card's sheet; underscores stand for spaces in the list."""
+    return [word.replace("_", " ") for word in read_words("prompts")]
+
+
 @cache
 def read_thesaurus() -> dict[str, list[str]]:
     """Words of the captions, and other names for each; none of them is measured as a synonym."""
@@ -98,7 +103,7 @@ def split_words(sentence: str) -> list[str]:
 
 
 def build_sentences(captions: list[str], vocabulary: list[str], count: int, rng: random.Random) -> list[str]:
-    """About `count` sentences: every word alone, every caption in many dresses, and templates for the rest."""
+    """About `count` sentences: every word alone, every caption in many versions, and templates for the rest."""
     sentences = [
         *captions,
         *vocabulary,

@@ -1,4 +1,4 @@
-"""Critics for sharp textures: a light one of patches, and one that sees with known networks' eyes."""
+"""Critics for sharp textures: a light one of patches, and one of the features of pretrained networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from training.latents import decode_to_learn
 
 
 class PatchCritic(nn.Module):
-    """Judges overlapping patches (PatchGAN, Isola et al. 2017) without batch statistics.
+    """Scores overlapping patches (PatchGAN, Isola et al. 2017) without batch statistics.
 
     Args:
         channels: of the input.
@@ -37,8 +37,8 @@ class PatchCritic(nn.Module):
         return self.layers(image)
 
 
-class Eyes(nn.Module, ABC):
-    """A known, frozen network through which a critic sees finished latents.
+class Backbone(nn.Module, ABC):
+    """A pretrained, frozen network whose feature maps of finished latents a critic scores.
 
     Attributes:
         channels: of its maps.
@@ -55,8 +55,8 @@ class Eyes(nn.Module, ABC):
         """
 
 
-class LatentEyes(Eyes):
-    """See what a denoiser makes of the latent under fresh noise, on its way down.
+class LatentBackbone(Backbone):
+    """A denoiser's maps of the latent under fresh noise, from its way down.
 
     Latent adversarial distillation (Sauer et al. 2024, section 4) with the denoiser's own features (Lin et
     al. 2024, section 3.3): it has seen every frequency of a latent at some level of noise.
@@ -64,7 +64,7 @@ class LatentEyes(Eyes):
 
     def __init__(self, denoiser: UNet2DConditionModel, noising: Noising) -> None:
         super().__init__()
-        widths = denoiser.config.block_out_channels
+        widths: tuple[int, ...] = denoiser.config["block_out_channels"]
         self.channels = (*widths, widths[-1])
         self.denoiser, self.noising = denoiser.requires_grad_(False), noising
 
@@ -76,16 +76,16 @@ class LatentEyes(Eyes):
         time = net.time_embedding(net.time_proj(timestep).to(noisy.dtype))
         x = net.conv_in(noisy)
         for block in net.down_blocks:
-            heard = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
-            x, layers = block(x, time, **heard)
+            attended = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+            x, layers = block(x, time, **attended)
             maps.append(layers[0])
         return [*maps, net.mid_block(x, time, encoder_hidden_states=text)]
 
 
-class PictureEyes(Eyes):
-    """See what EfficientNet-Lite1 and -Lite2 make of the decoded picture (projected GANs, Sauer et al. 2021, section 3.2).
+class PictureBackbone(Backbone):
+    """EfficientNet-Lite1's and -Lite2's maps of the decoded picture (projected GANs, Sauer et al. 2021, section 3.2).
 
-    Two, since a denoiser learns what pleases one and no other.
+    Two, since a denoiser learns what one network alone scores high.
     Real latents are decoded as well, so nothing is gained by what no latent of a picture decodes to.
     """
 
@@ -100,31 +100,36 @@ class PictureEyes(Eyes):
         picture = decode_to_learn(self.vae, latent)
         side = picture.shape[-1]
         window = max(32, side * 7 // 8 // 32 * 32)
-        top, left = torch.randint(side - window + 1, (2,)).tolist()
+        top, left = (int(each) for each in torch.randint(side - window + 1, (2,)))
         seen = picture[..., top : top + window, left : left + window]
         return self.features.all_stages(seen)
 
 
 class Critic(nn.Module):
-    """Judges finished latents: a head for each map that its eyes see.
+    """Scores finished latents: a head for each feature map of its backbones.
 
     Args:
-        eyes: one kind or several.
+        backbones: one kind or several.
         text_width: of the captions' states.
     """
 
-    def __init__(self, eyes: Sequence[Eyes], text_width: int, width: int = 64) -> None:
+    def __init__(self, backbones: Sequence[Backbone], text_width: int, width: int = 64) -> None:
         super().__init__()
-        self.eyes = nn.ModuleList(eyes)
-        self.heads = nn.ModuleList(_Head(each, text_width, width) for kind in eyes for each in kind.channels)
+        self.backbones = nn.ModuleList(backbones)
+        self.heads = nn.ModuleList(
+            _Head(each, text_width, width) for kind in backbones for each in kind.channels
+        )
 
-    def _look(self, latent: Tensor, text: Tensor) -> list[Tensor]:
-        return [stage for kind in self.eyes for stage in kind(latent, text)]
+    def _list_heads(self) -> list["_Head"]:
+        return [head for head in self.heads if isinstance(head, _Head)]
+
+    def _extract(self, latent: Tensor, text: Tensor) -> list[Tensor]:
+        return [stage for kind in self.backbones for stage in kind(latent, text)]
 
     @torch.no_grad()
     def calibrate(self, latent: Tensor, text: Tensor) -> None:
         """Learn from real latents what each head's input is like on average."""
-        for head, stage in zip(self.heads, self._look(latent, text), strict=True):
+        for head, stage in zip(self._list_heads(), self._extract(latent, text), strict=True):
             head.calibrate(stage)
 
     def forward(self, latent: Tensor, text: Tensor) -> Tensor:
@@ -134,30 +139,31 @@ class Critic(nn.Module):
             latent: (B, C, side, side), without noise.
             text: (B, tokens, width), the states of the captions.
         """
-        maps = self._look(latent, text)
+        maps = self._extract(latent, text)
         scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
-        smallest = min((stage.shape[2:] for stage in maps), key=max)
+        smallest = min(((stage.shape[2], stage.shape[3]) for stage in maps), key=max)
         return torch.cat([functional.adaptive_avg_pool2d(each, smallest) for each in scores], dim=1)
 
 
 class _Head(nn.Module):
-    """Hears the caption by projection (Miyato & Koyama 2018, equation 4)."""
+    """Conditioned on the caption by projection (Miyato & Koyama 2018, equation 4)."""
 
     mean: Tensor
     spread: Tensor
 
     def __init__(self, channels: int, text_width: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("spread", torch.ones(1, channels, 1, 1))
-        self.look = nn.Sequential(
+        self.layers = nn.Sequential(
             spectral_norm(nn.Conv2d(channels, width, 1)),
             nn.LeakyReLU(0.2),
             spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
             nn.LeakyReLU(0.2),
         )
         self.score = spectral_norm(nn.Conv2d(width, 1, 1))
-        self.hear = spectral_norm(nn.Linear(text_width, width))
+        self.project = spectral_norm(nn.Linear(text_width, width))
 
     def calibrate(self, stage: Tensor) -> None:
         """Fixed from here on: a norm of each picture's own would hide how much contrast it has.
@@ -168,9 +174,9 @@ class _Head(nn.Module):
         self.spread = spread.clamp(min=0.1 * spread.mean().item())
 
     def forward(self, stage: Tensor, text: Tensor) -> Tensor:
-        seen = self.look((stage - self.mean) / self.spread)
-        heard = self.hear(text)[:, :, None, None] / self.hear.out_features**0.5
-        return self.score(seen) + (seen * heard).sum(1, keepdim=True)
+        x: Tensor = self.layers((stage - self.mean) / self.spread)
+        caption: Tensor = self.project(text)[:, :, None, None] / self.width**0.5
+        return self.score(x) + (x * caption).sum(1, keepdim=True)
 
 
 def critic_loss(real: Tensor, *false: Tensor) -> Tensor:

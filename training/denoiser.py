@@ -12,14 +12,16 @@ from torch import Tensor
 from training.augment import load_images
 from training.dataset import read_folders
 from training.diffusion import Noising, build_noising
-from training.latents import Bank, Captions, encode_bank, encode_captions, load_encoders
-from training.parts import require_part
+from training.latents import Bank, Captions, encode_bank, encode_captions
+from training.parts import load_denoiser, load_encoders, place, write_half
 from training.progress import (
     Average,
     Budget,
+    Checkpoint,
     begin_with,
     choose_device,
     compile_for,
+    descend,
     half_precision,
     keep,
     learning_rate,
@@ -27,8 +29,9 @@ from training.progress import (
     resume,
     save_checkpoint,
     set_learning_rate,
+    set_seed,
 )
-from training.ranks import average_gradients, count_ranks, is_leader, join_ranks, leave_ranks
+from training.ranks import count_ranks, is_leader, join_ranks, leave_ranks
 from training.tint import add_tints
 
 
@@ -58,7 +61,7 @@ def build_denoiser(channels: int, text_width: int, widths: tuple[int, ...]) -> U
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=text_width,
-        attention_head_dim=tuple(max(1, width // 32) for width in widths),
+        attention_head_dim=tuple(max(1, width // 32) for width in widths),  # pyright: ignore[reportArgumentType]
         norm_num_groups=16,
         use_linear_projection=True,
     )
@@ -108,7 +111,7 @@ class DenoiserTraining:
 
     def __init__(self, model: UNet2DConditionModel, options: DenoiserOptions, device: torch.device) -> None:
         self.options, self.device = options, device
-        self.model = model.to(device, memory_format=options.layout)
+        self.model = place(model, device, options.layout)
         fused = device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=fused
@@ -133,11 +136,7 @@ class DenoiserTraining:
             velocity = self.predict(noisy, timestep, text)
         errors = (velocity.float() - target).square().mean(dim=(1, 2, 3))
         loss = (self.noising.weight(timestep) * errors).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.model)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        descend(loss, self.optimizer, self.model, largest_norm=1.0)
         self.average.update()
         return loss.detach()
 
@@ -150,7 +149,7 @@ class DenoiserTraining:
             "average_steps": self.average.steps,
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """The inverse of `state`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -168,13 +167,13 @@ def train(
 ) -> None:
     """Train (from the weights in `start`, if given) or go on, checkpoint, and write the averaged weights as `out/unet_full/` (fp16)."""
     native = lessons.banks[512].latents
-    torch.manual_seed(seed)
+    set_seed(seed)
     model = build_denoiser(native.shape[1], lessons.captions.states.shape[2], options.widths)
     if start:
         begin_with(model, load_denoiser(start))
     training = DenoiserTraining(model, options, native.device)
     first = resume(training, budget, out / "denoiser.pt", native.device)
-    torch.manual_seed(seed + first + 1000 * rank)
+    set_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
         side, count = choose_crops(step, options)
         latent, owners = lessons.banks[side].draw(count)
@@ -197,28 +196,6 @@ def choose_crops(step: int, options: DenoiserOptions) -> tuple[int, int]:
     if step % options.large_every == options.large_every - 1:
         return 1024, max(1, options.batch // 8)
     return 512, options.batch
-
-
-def write_half(model: UNet2DConditionModel, folder: Path) -> None:
-    """The weights in fp16; the model itself stays as it is."""
-    copy_denoiser(model).half().save_pretrained(folder)
-
-
-def load_denoiser(folder: Path) -> UNet2DConditionModel:
-    """What a stage wrote there, in float32.
-
-    Raises:
-        MissingPartError: none did.
-    """
-    return UNet2DConditionModel.from_pretrained(require_part(folder), torch_dtype=torch.float32)
-
-
-def copy_denoiser(model: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Another one with the same weights, which does not tell from which folder they were loaded."""
-    config = {name: value for name, value in model.config.items() if name != "_name_or_path"}
-    copy = UNet2DConditionModel.from_config(config)
-    copy.load_state_dict(model.state_dict())
-    return copy
 
 
 def main() -> None:

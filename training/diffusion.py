@@ -1,22 +1,35 @@
 """The noise schedule and the few formulas of v-prediction."""
 
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+
+class Schedule(TypedDict):
+    """Options of diffusers' schedulers."""
+
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: Literal["scaled_linear"]
+    prediction_type: Literal["v_prediction"]
+    rescale_betas_zero_snr: bool
+    steps_offset: int
+
+
 # Shared by training and by every scheduler that we ship; zero terminal SNR (Lin et al. 2024) makes tone follow the text.
-SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "clip_sample": False,
-    "steps_offset": 1,  # asked for by StableDiffusionPipeline; nothing where the spacing is trailing
-}
+SCHEDULE = Schedule(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    steps_offset=1,  # asked for by StableDiffusionPipeline; nothing where the spacing is trailing
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +69,5 @@ class Noising:
 
 def build_noising(device: torch.device) -> Noising:
     """The schedule's alphas and sigmas, as diffusers computes them."""
-    cumulative = DDPMScheduler(**SCHEDULE).alphas_cumprod.clamp(0, 1).to(device)
+    cumulative = DDPMScheduler(**SCHEDULE, clip_sample=False).alphas_cumprod.clamp(0, 1).to(device)
     return Noising(cumulative.sqrt(), (1 - cumulative).sqrt())

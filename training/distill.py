@@ -11,29 +11,25 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from training.denoiser import (
-    DenoiserOptions,
-    Lessons,
-    build_lessons,
-    copy_denoiser,
-    load_denoiser,
-    write_half,
-)
+from training.denoiser import DenoiserOptions, Lessons, build_lessons
 from training.diffusion import build_noising
 from training.latents import Bank, Captions
-from training.parts import require_part
+from training.parts import copy_denoiser, load_denoiser, place, require_part, write_half
 from training.progress import (
     Average,
     Budget,
+    Checkpoint,
     choose_device,
     compile_for,
+    descend,
     half_precision,
     keep,
     learning_rate,
     resume,
     set_learning_rate,
+    set_seed,
 )
-from training.ranks import average_gradients, is_leader, join_ranks, leave_ranks
+from training.ranks import is_leader, join_ranks, leave_ranks
 from training.sampling import FEW_STEPS, FULL
 
 
@@ -59,14 +55,14 @@ class Task:
 
     Attributes:
         real: latents, (B, C, side, side).
-        heard: states of their captions in some dress, as the student hears them.
-        known: states of the dress that the teacher knows best, (B, tokens, width) both.
+        text: states of their captions in some phrasing, which the student is given.
+        known: states of the phrasing that the teacher knows best and is given, (B, tokens, width) both.
         empty: of the empty caption, (1, tokens, width).
         scale: the teacher's guidance scales, (B,).
     """
 
     real: Tensor
-    heard: Tensor
+    text: Tensor
     known: Tensor
     empty: Tensor
     scale: Tensor
@@ -83,8 +79,8 @@ class Distillation:
         start: UNet2DConditionModel | None = None,
     ) -> None:
         self.options, self.device = options, device
-        self.teacher = teacher.to(device, memory_format=options.layout).eval().requires_grad_(False)
-        self.student = copy_denoiser(start or teacher).to(device, memory_format=options.layout)
+        self.teacher = place(teacher, device, options.layout).eval().requires_grad_(False)
+        self.student = place(copy_denoiser(start or teacher), device, options.layout)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"
         )
@@ -107,13 +103,9 @@ class Distillation:
         noisy = self.noising.add(task.real, torch.randn_like(task.real), start)
         target = self._lead(noisy, index, task)
         with half_precision(self.device):
-            velocity = self.ask_student(noisy, start, task.heard)
+            velocity = self.ask_student(noisy, start, task.text)
         loss = (velocity.float() - target).square().mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.student)
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
+        descend(loss, self.optimizer, self.student, largest_norm=1.0)
         self.average.update()
         return loss.detach()
 
@@ -162,7 +154,7 @@ class Distillation:
             "average_steps": self.average.steps,
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """The inverse of `state`."""
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -183,7 +175,7 @@ def distill(
     student = load_denoiser(start) if start else None
     distillation = Distillation(load_denoiser(out / "unet_full"), options, device, student)
     first = resume(distillation, budget, out / "distill.pt", device)
-    torch.manual_seed(seed + first + 1000 * rank)
+    set_seed(seed + first + 1000 * rank)
     for step in budget.steps(first):
         bank, count = _choose_crops(lessons, step, options)
         latent, owners = bank.draw(count)
@@ -202,11 +194,11 @@ def distill(
 
 def _compose(latent: Tensor, owners: Tensor, captions: Captions, options: DistillOptions) -> Task:
     real = latent.float().contiguous(memory_format=options.layout)
-    unheard = torch.rand(len(real), 1, 1, device=real.device) < options.empty_share
+    dropped = torch.rand(len(real), 1, 1, device=real.device) < options.empty_share
     empty = captions.empty(1)
-    heard, known = (torch.where(unheard, empty, text) for text in captions.draw_pairs(owners))
+    text, known = (torch.where(dropped, empty, each) for each in captions.draw_pairs(owners))
     scale = torch.where(captions.views[owners], options.view_scale, options.guidance_scale)
-    return Task(real, heard, known, empty, scale)
+    return Task(real, text, known, empty, scale)
 
 
 def _choose_crops(lessons: Lessons, step: int, options: DistillOptions) -> tuple[Bank, int]:

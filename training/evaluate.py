@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.corpus import read_synonyms, read_words
+from training.corpus import read_prompts, read_synonyms
 from training.dataset import read_folders
 from training.features import Features, perceptual_distance
 from training.measures import Crop, Probe, crop_real, fit_probe, measure_kid, measure_psnr
-from training.painter import BATCH, Autoencoder, load_ours, load_prototype
+from training.parts import place
+from training.pipeline import BATCH, Pipeline, load_ours, load_prototype
 from training.progress import choose_device, half_precision
 from training.sampling import FULL
 from training.sheet import draw_sheet
@@ -67,10 +68,10 @@ def _pool(features: Features, image: Tensor) -> Tensor:
         return features(image).float()
 
 
-def measure_autoencoder(painter: Autoencoder, features: Features, crops: list[Crop]) -> Figures:
+def measure_autoencoder(pipeline: Pipeline, features: Features, crops: list[Crop]) -> Figures:
     """PSNR, perceptual distance and colour cast of crops that go through the autoencoder."""
     images = [crop.image[None] for crop in crops]
-    pairs = [(painter.restore(image), image) for image in images]
+    pairs = [(pipeline.restore(image), image) for image in images]
     tone = torch.stack([(back - image).mean(dim=(0, 2, 3)) for back, image in pairs]).mean(0) / 2 * 255
     with torch.no_grad():
         distances = torch.cat([perceptual_distance(features, back, image) for back, image in pairs])
@@ -82,71 +83,63 @@ def measure_autoencoder(painter: Autoencoder, features: Features, crops: list[Cr
 
 
 def measure_pictures(
-    painter: Autoencoder, features: Features, reality: Reality, folders: list[Path], count: int
+    pipeline: Pipeline, features: Features, reality: Reality, folders: list[Path], count: int
 ) -> Figures:
-    """KID and the probe's agreement of pictures painted from the held-out captions."""
+    """KID, and the share that the probe names as their category, of pictures generated from the held-out captions."""
     held_out = [picture for picture in read_folders(folders) if picture.held_out]
     chosen = [held_out[index % len(held_out)] for index in range(count)]
-    painted = paint_features(painter, features, [picture.caption for picture in chosen])
+    generated = generate_features(pipeline, features, [picture.caption for picture in chosen])
     return {
-        "kid": measure_kid(painted, reality.held_out),
-        "probe_painted": reality.probe.share_named(painted, [picture.category for picture in chosen]),
+        "kid": measure_kid(generated, reality.held_out),
+        "probe_painted": reality.probe.share_named(generated, [picture.category for picture in chosen]),
     }
 
 
-def paint_features(painter: Autoencoder, features: Features, captions: list[str]) -> Tensor:
+def generate_features(pipeline: Pipeline, features: Features, captions: list[str]) -> Tensor:
     """Features of one picture for each caption."""
     starts = range(0, len(captions), BATCH)
-    return torch.cat([_pool(features, painter.paint(captions[i : i + BATCH], seed=1000 + i)) for i in starts])
+    return torch.cat(
+        [_pool(features, pipeline.generate(captions[i : i + BATCH], seed=1000 + i)) for i in starts]
+    )
 
 
-def measure_synonyms(painter: Autoencoder, features: Features, probe: Probe, each: int) -> Figures:
+def measure_synonyms(pipeline: Pipeline, features: Features, probe: Probe, each: int) -> Figures:
     """How often pictures of unseen words, and of their known twins, are named as their category."""
     rows = [row for row in read_synonyms() for _ in range(each)]
     categories = [category for *_, category in rows]
-    unseen = paint_features(painter, features, [word for word, _, _ in rows])
-    twins = paint_features(painter, features, [twin for _, twin, _ in rows])
+    unseen = generate_features(pipeline, features, [word for word, _, _ in rows])
+    twins = generate_features(pipeline, features, [twin for _, twin, _ in rows])
     return {
         "synonyms_named": probe.share_named(unseen, categories),
         "twins_named": probe.share_named(twins, categories),
     }
 
 
-def draw_prompts(painter: Autoencoder, path: Path, side: int = 64) -> None:
+def draw_prompts(pipeline: Pipeline, path: Path, side: int = 64) -> None:
     """The 40 pictures of the model card."""
     prompts = read_prompts()
     starts = range(0, len(prompts), 20)
-    images = [image for i in starts for image in painter.paint(prompts[i : i + 20], seed=7 + i, side=side)]
+    images = [
+        image for i in starts for image in pipeline.generate(prompts[i : i + 20], seed=7 + i, side=side)
+    ]
     draw_sheet(images, prompts, 8, 256, path)
 
 
-def read_prompts() -> list[str]:
-    """Prompts of the sheet; underscores stand for spaces in the list."""
-    return [word.replace("_", " ") for word in read_words("prompts")]
-
-
-def list_sentences(folders: list[Path]) -> list[str]:
-    """Every sentence that an evaluation needs states of, the empty one too."""
-    captions = [picture.caption for picture in read_folders(folders) if picture.held_out]
-    synonyms = [word for row in read_synonyms() for word in row[:2]]
-    return sorted({"", *captions, *synonyms, *read_prompts()})
-
-
 def evaluate(
-    folders: list[Path], painters: list[Autoencoder], out: Path, count: int, each: int, device: torch.device
+    folders: list[Path], pipelines: list[Pipeline], out: Path, count: int, each: int, device: torch.device
 ) -> dict[str, Figures]:
     """All figures by variant; sheets and `figures.json` in `out`."""
-    features = Features().to(device, memory_format=torch.channels_last)
+    features = place(Features(), device, torch.channels_last)
     reality = observe_reality(folders, features, device)
     table = {"real": reality.figures}
     print("real", reality.figures, flush=True)
-    for painter in painters:
-        draw_prompts(painter, out / f"sheet-{painter.name.replace(' ', '-')}.jpg")
-        figures = measure_pictures(painter, features, reality, folders, count)
-        figures |= measure_synonyms(painter, features, reality.probe, each)
-        figures |= measure_autoencoder(painter, features, reality.middles)
-        table[painter.name] = figures
-        print(painter.name, figures, flush=True)
+    for pipeline in pipelines:
+        draw_prompts(pipeline, out / f"sheet-{pipeline.name.replace(' ', '-')}.jpg")
+        figures = measure_pictures(pipeline, features, reality, folders, count)
+        figures |= measure_synonyms(pipeline, features, reality.probe, each)
+        figures |= measure_autoencoder(pipeline, features, reality.middles)
+        table[pipeline.name] = figures
+        print(pipeline.name, figures, flush=True)
     (out / "figures.json").write_text(json.dumps(table, indent=1))
     return table
 
@@ -166,11 +159,11 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=16, help="pictures of each synonym")
     chosen = parser.parse_args()
     device = choose_device()
-    painters = load_ours(chosen.model, device, chosen.guidance_scale)
+    pipelines = load_ours(chosen.model, device, chosen.guidance_scale)
     if chosen.prototype:
-        painters.append(load_prototype(chosen.prototype, chosen.prototype_states, device))
+        pipelines.append(load_prototype(chosen.prototype, chosen.prototype_states, device))
     chosen.out.mkdir(parents=True, exist_ok=True)
-    evaluate(chosen.shards, painters, chosen.out, chosen.count, chosen.each, device)
+    evaluate(chosen.shards, pipelines, chosen.out, chosen.count, chosen.each, device)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from training.denoiser import load_denoiser, write_half
+from training.parts import load_denoiser, write_half
 
 
 @torch.no_grad()

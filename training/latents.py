@@ -2,28 +2,26 @@
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.augment import UPRIGHT, CropRange, balance, sample_crop
 from training.corpus import read_names, read_neighbours, vary
 from training.dataset import Picture
-from training.parts import require_part
 from training.progress import half_precision
 from training.text_encoder import embed_text
 
 # 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
 # picture of 512 px does not simply repeat inside of one.
 ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.8), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
-# Each caption's dresses: as it is, three versions, three names of the category or words near them, and the name
-# that is known best.
-DRESSES = 8
-_KNOWN_AS = (0, 0, 0, 0, 7, 7, 7, 7)  # the dress that a denoiser knows best of those that mean the same
+# Of each caption: as it is, three versions, three names of the category or words near them, and the best known name.
+PHRASINGS = 8
+_KNOWN_AS = (0, 0, 0, 0, 7, 7, 7, 7)  # the phrasing that a denoiser knows best of those that mean the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +44,10 @@ class Bank:
 
 @dataclass(frozen=True, slots=True)
 class Captions:
-    """What is said of each picture.
+    """The text states and the kind of each picture.
 
     Attributes:
-        states: (P * DRESSES + 1, 32, width), of the text; the last row is the empty caption.
+        states: (P * PHRASINGS + 1, 32, width), of the text; the last row is the empty caption.
         views: (P,), whether it shows something far away, with an up and a down.
         categories: P of them.
     """
@@ -59,17 +57,17 @@ class Captions:
     categories: list[str]
 
     def draw(self, owners: Tensor, empty_share: float) -> Tensor:
-        """A random dress of each picture's caption, or the empty caption."""
-        rows = owners * DRESSES + torch.randint_like(owners, DRESSES)
+        """A random phrasing of each picture's caption, or the empty caption."""
+        rows = owners * PHRASINGS + torch.randint_like(owners, PHRASINGS)
         empty = torch.rand(len(rows), device=rows.device) < empty_share
         return self.states[torch.where(empty, len(self.states) - 1, rows)].float()
 
     def draw_pairs(self, owners: Tensor) -> tuple[Tensor, Tensor]:
-        """A random dress of each picture's caption, and the dress by which its meaning is known best."""
-        dress = torch.randint_like(owners, DRESSES)
-        known = torch.tensor(_KNOWN_AS, device=owners.device)[dress]
-        rows = owners * DRESSES
-        return self.states[rows + dress].float(), self.states[rows + known].float()
+        """A random phrasing of each picture's caption, and the phrasing by which its meaning is known best."""
+        phrasing = torch.randint_like(owners, PHRASINGS)
+        known = torch.tensor(_KNOWN_AS, device=owners.device)[phrasing]
+        rows = owners * PHRASINGS
+        return self.states[rows + phrasing].float(), self.states[rows + known].float()
 
     def empty(self, count: int) -> Tensor:
         """The empty caption, repeated."""
@@ -84,7 +82,7 @@ def encode_bank(
     rng = random.Random(seed)
     owners = rng.choices(range(len(pictures)), weights=balance(pictures), k=count)
     batch = max(1, 64 * 512**2 // side_px**2)
-    latents = []
+    latents: list[Tensor] = []
     for start in range(0, count, batch):
         chosen = owners[start : start + batch]
         crops = torch.stack(
@@ -98,27 +96,31 @@ def encode_pixels(vae: AutoencoderTiny, crops: Tensor) -> Tensor:
     """Pictures in [-1, 1] to scaled latents, (B, C, H/8, W/8)."""
     with half_precision(crops.device):
         latent = vae.encoder(crops.contiguous(memory_format=torch.channels_last))
-    return latent.float() * vae.config.scaling_factor
+    return latent.float() * vae.config["scaling_factor"]
 
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderTiny, latent: Tensor) -> Tensor:
     """Scaled latents to pictures in [-1, 1]."""
     with half_precision(latent.device):
-        return vae.decoder(latent / vae.config.scaling_factor).float().clamp(-1, 1)
+        return vae.decoder(latent / vae.config["scaling_factor"]).float().clamp(-1, 1)
 
 
 def decode_to_learn(vae: AutoencoderTiny, latent: Tensor) -> Tensor:
-    """Scaled latents to pictures, not clamped; gradients flow, and what they need of the decoder is made anew."""
-    return checkpoint(lambda kept: vae.decoder(kept / vae.config.scaling_factor), latent, use_reentrant=False)
+    """Scaled latents to pictures, not clamped; gradients flow, and the decoder's activations are recomputed for them."""
+
+    def decode(kept: Tensor) -> Tensor:
+        return vae.decoder(kept / vae.config["scaling_factor"])
+
+    return cast(Tensor, checkpoint(decode, latent, use_reentrant=False))
 
 
 def encode_captions(
     model: CLIPTextModel, tokenizer: CLIPTokenizer, pictures: list[Picture], device: torch.device, seed: int
 ) -> Captions:
-    """The states of every dress of every picture's caption."""
+    """The states of every phrasing of every picture's caption."""
     rng = random.Random(seed)
-    sentences = [*(dressed for picture in pictures for dressed in _dress(picture, rng)), ""]
+    sentences = [*(phrasing for picture in pictures for phrasing in list_phrasings(picture, rng)), ""]
     parts = [
         embed_text(model, tokenizer, sentences[i : i + 512], device) for i in range(0, len(sentences), 512)
     ]
@@ -127,31 +129,11 @@ def encode_captions(
     return Captions(torch.cat(parts).bfloat16().clone(), views, categories)
 
 
-def _dress(picture: Picture, rng: random.Random) -> list[str]:
+def list_phrasings(picture: Picture, rng: random.Random) -> list[str]:
+    """The `PHRASINGS` of a picture's caption; the colour of a painted one is in each of them."""
     paint = picture.caption.split()[:1] if picture.tint else []
     versions = [vary(picture.caption, rng, frozenset(paint)) for _ in range(3)]
     names = read_names().get(picture.category, [picture.category.replace("_", " ")])
     near = read_neighbours().get(picture.category, [])
     chosen = [*rng.choices([*names, *near], k=3), names[0]]
     return [picture.caption, *versions, *(" ".join([*paint, name]) for name in chosen)]
-
-
-def load_autoencoder(folder: Path) -> AutoencoderTiny:
-    """What a stage wrote there, in float32.
-
-    Raises:
-        MissingPartError: none did.
-    """
-    return AutoencoderTiny.from_pretrained(require_part(folder), torch_dtype=torch.float32)
-
-
-def load_encoders(folder: Path, device: torch.device) -> tuple[AutoencoderTiny, CLIPTextModel, CLIPTokenizer]:
-    """What the earlier stages wrote, in float32.
-
-    Raises:
-        MissingPartError: they did not.
-    """
-    vae = load_autoencoder(folder / "vae").requires_grad_(False)
-    text = CLIPTextModel.from_pretrained(require_part(folder / "text_encoder"), dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(require_part(folder / "tokenizer"))
-    return vae.to(device, memory_format=torch.channels_last).eval(), text.to(device).eval(), tokenizer

@@ -22,7 +22,7 @@ class Crop:
 
 def crop_real(pictures: list[Picture], device: torch.device, every: bool) -> list[Crop]:
     """The middle crop of each picture, or `every` crop of a 512 px grid; smaller pictures are enlarged."""
-    crops = []
+    crops: list[Crop] = []
     for picture, image in zip(pictures, load_images(pictures, device), strict=True):
         enlarged = _enlarge(image.float() / 127.5 - 1)
         crops += [Crop(crop, picture) for crop in _cut_grid(enlarged, every)]
@@ -113,6 +113,6 @@ def fit_probe(
     for _ in range(steps):
         loss = functional.cross_entropy(x @ weight + bias, labels, weight=counts**-0.5)
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        torch.autograd.backward(loss)
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
     return Probe(names, mean, spread, weight.detach(), bias.detach())

@@ -1,4 +1,4 @@
-"""Find words that lie near a category's names, so that a denoiser is told what is between the names, too."""
+"""Find words that lie near a category's names, so that a denoiser is trained on what is between the names, too."""
 
 import argparse
 
@@ -23,7 +23,7 @@ def find_neighbours(teacher: Teacher) -> dict[str, list[str]]:
     closeness = torch.stack([_measure(vectors, teacher.embed(several)) for several in names.values()], dim=1)
     best, owner = closeness.topk(2, dim=1)
     near = (best[:, 0] > NEAR) & (best[:, 0] - best[:, 1] > NEARER)
-    order = best[:, 0].argsort(descending=True).tolist()
+    order: list[int] = best[:, 0].argsort(descending=True).numpy().tolist()
     return {
         category: [words[row] for row in order if near[row] and owner[row, 0] == index][:MOST]
         for index, category in enumerate(names)

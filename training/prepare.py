@@ -5,6 +5,7 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -28,7 +29,7 @@ def prepare(folder: Path, out: Path, quality: int, shards: int) -> None:
     """
     pictures = read_pictures(folder)
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda picture: _encode(picture, quality), pictures))
+        results = list(pool.map(partial(_encode, quality=quality), pictures))
     broken = [result for result in results if isinstance(result, str)]
     if broken:
         raise DatasetError(

@@ -1,17 +1,23 @@
-"""What every training stage shares: a time budget, averaged weights, and checkpoints to go on from."""
+"""What every training stage shares: a time budget, an update, averaged weights, and checkpoints to go on from."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from training.ranks import hear_leader
+from training.ranks import average_gradients, broadcast_leader
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Checkpoint = dict[str, Any]  # as `torch.load` has it; each stage knows its own keys
+_LOOK_EVERY = 10
 
 
 class Trained(Protocol):
@@ -19,11 +25,7 @@ class Trained(Protocol):
 
     def state(self) -> dict[str, object]: ...
 
-    def restore(self, state: dict[str, object]) -> None: ...
-
-
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-_LOOK_EVERY = 10
+    def restore(self, state: Checkpoint) -> None: ...
 
 
 @dataclass(slots=True)
@@ -38,7 +40,7 @@ class Budget:
     call_seconds: float = float("inf")
     spent: float = 0.0
     started: float = field(default_factory=time.monotonic)
-    noted: float = 0.0  # seconds at the last look at the leader's clock
+    noted: float = 0.0  # seconds, when the leader's clock was read last
 
     @property
     def elapsed(self) -> float:
@@ -47,15 +49,15 @@ class Budget:
 
     @property
     def fraction(self) -> float:
-        """Share of the stage done at the last look, 0 to 1; the same on every rank."""
+        """Share of the stage done at the last reading, 0 to 1; the same on every rank."""
         return min(1.0, (self.spent + self.noted) / self.seconds)
 
     def steps(self, first: int = 0) -> Iterator[int]:
         """Step numbers from `first` on, until the stage or this run is over."""
         for step in count(first):
-            # Now and then only: with several ranks a look makes them wait for each other.
+            # Now and then only: with several ranks a reading makes them wait for each other.
             if step == first or step % _LOOK_EVERY == 0:
-                self.noted = hear_leader(time.monotonic() - self.started)
+                self.noted = broadcast_leader(time.monotonic() - self.started)
             if self.spent + self.noted >= self.seconds or self.noted >= self.call_seconds:
                 return
             yield step
@@ -75,10 +77,12 @@ class Average:
         """Move towards the live weights; the first steps move faster, so the start is forgotten."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.live], 1 - decay)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            self.values, [parameter.detach() for parameter in self.live], 1 - decay
+        )
 
     @contextmanager
-    def swapped(self) -> Iterator[None]:
+    def swapped(self) -> Generator[None]:
         """The module holds the averaged weights inside the block, and its own again after it."""
         kept = [parameter.detach().clone() for parameter in self.live]
         self._load(self.values)
@@ -89,16 +93,40 @@ class Average:
 
     @torch.no_grad()
     def _load(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_([parameter.data for parameter in self.live], values)
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            [parameter.data for parameter in self.live], values
+        )
 
 
 @torch.no_grad()
 def begin_with(model: nn.Module, trained: nn.Module) -> None:
-    """Take over trained weights, of fewer latent channels perhaps: those that are new are hardly heard at first."""
+    """Take over trained weights, of fewer latent channels perhaps: those that are new count a tenth at first."""
     for own, known in zip(model.parameters(), trained.parameters(), strict=True):
         if own.shape[1:] != known.shape[1:]:
             own.mul_(0.1)
         own[tuple(slice(side) for side in known.shape)] = known
+
+
+def set_seed(seed: int) -> None:
+    """Of torch's generators, on every device."""
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]  # its argument has no type
+
+
+def descend(
+    loss: Tensor, optimizer: torch.optim.Optimizer, module: nn.Module, largest_norm: float = float("inf")
+) -> None:
+    """One update of the module, whose parameters the optimizer has, by the ranks' mean gradient.
+
+    Args:
+        loss: a scalar.
+        largest_norm: longer gradients are shortened to it.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    average_gradients(module)
+    if largest_norm < float("inf"):
+        torch.nn.utils.clip_grad_norm_(module.parameters(), largest_norm)
+    optimizer.step()
 
 
 def learning_rate(
@@ -123,7 +151,7 @@ def save_checkpoint(path: Path, state: dict[str, object]) -> None:
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, object] | None:
+def load_checkpoint(path: Path, device: torch.device) -> Checkpoint | None:
     """The last checkpoint, or None where the stage has not begun."""
     if not path.is_file():
         return None
@@ -149,12 +177,17 @@ def compile_for(side: int, function: Predict, *, really: bool) -> Predict:
     """Compile for latents of `side`, at one batch size: about a minute. Others are rarer and go uncompiled."""
     if not really:
         return function
-    compiled = torch.compile(function, dynamic=False)
+    compiled = compile_for_one_shape(function)
 
     def predict(noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         return (compiled if noisy.shape[-1] == side else function)(noisy, timestep, text)
 
     return predict
+
+
+def compile_for_one_shape(function: Callable[P, R]) -> Callable[P, R]:
+    """Each other shape is compiled again: 40 to 100 s."""
+    return torch.compile(function, dynamic=False)  # pyright: ignore[reportUnknownMemberType]
 
 
 def choose_device() -> torch.device:

@@ -22,7 +22,7 @@ def count_ranks() -> int:
 
 
 def is_leader() -> bool:
-    """Whether this rank writes files and speaks."""
+    """Whether this rank writes files and prints."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -36,20 +36,22 @@ def average(values: list[Tensor]) -> None:
     if count_ranks() == 1:
         return
     flat = torch.cat([value.flatten() for value in values])
-    dist.all_reduce(flat)
+    dist.all_reduce(flat)  # pyright: ignore[reportUnknownMemberType]  # its `op` has no type
     flat /= count_ranks()
-    parts = flat.split([value.numel() for value in values])
-    torch._foreach_copy_(values, [part.view_as(value) for part, value in zip(parts, values, strict=True)])
+    parts = torch.split(flat, [value.numel() for value in values])
+    torch._foreach_copy_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        values, [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+    )
 
 
-def hear_leader(value: float) -> float:
+def broadcast_leader(value: float) -> float:
     """The leader's value, on every rank: clocks differ, decisions must not."""
     if count_ranks() == 1:
         return value
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    heard = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(heard, src=0)
-    return heard.item()
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, src=0)
+    return shared.item()
 
 
 def leave_ranks() -> None:

@@ -1,7 +1,8 @@
-"""Making latents from text states with any diffusers scheduler; both variants of the model in one loop."""
+"""Latents from text states by a diffusers scheduler; both variants of the model in one loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -26,13 +27,12 @@ class Recipe:
 
 def build_few_step_scheduler() -> DDIMScheduler:
     """For the distilled denoiser, which learned DDIM's own steps; where their number divides 1,000 the last ends without noise."""
-    return DDIMScheduler(**SCHEDULE, timestep_spacing="trailing", set_alpha_to_one=True)
+    return DDIMScheduler(**SCHEDULE, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True)
 
 
 def build_full_scheduler() -> DPMSolverMultistepScheduler:
     """DPM-Solver++ for the undistilled denoiser; the last sigmas are clipped for the zero terminal SNR."""
-    options = {key: value for key, value in SCHEDULE.items() if key != "clip_sample"}
-    return DPMSolverMultistepScheduler(**options, timestep_spacing="trailing")
+    return DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing")
 
 
 FEW_STEPS = Recipe(build_few_step_scheduler, steps=5, guidance_scale=1.0)
@@ -55,7 +55,7 @@ def sample(
         (B, C, side, side), scaled as the denoiser knows them.
     """
     generator = torch.Generator(text.device).manual_seed(seed)
-    shape = (len(text), unet.config.in_channels, side, side)
+    shape = (len(text), unet.config["in_channels"], side, side)
     noise = torch.randn(shape, generator=generator, device=text.device)
     return denoise(unet, recipe, noise, text, empty)
 
@@ -66,10 +66,15 @@ def denoise(
     """From noise to latents; gradients flow through the last `learned` steps."""
     latent, scheduler = noise, recipe.build_scheduler()
     scheduler.set_timesteps(recipe.steps, device=text.device)
+    # DDIM's timestep is annotated as an int, and what either returns not at all.
+    advance = cast(
+        Callable[..., tuple[Tensor]],
+        scheduler.step,  # pyright: ignore[reportUnknownMemberType]
+    )
     for index, timestep in enumerate(scheduler.timesteps):
         with torch.set_grad_enabled(index >= recipe.steps - learned):
             prediction = _predict(unet, latent, timestep, text, empty, recipe.guidance_scale)
-            latent = scheduler.step(prediction, timestep, latent, return_dict=False)[0]
+            latent = advance(prediction, timestep, latent, return_dict=False)[0]
     return latent
 
 

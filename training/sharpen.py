@@ -1,4 +1,4 @@
-"""Sharpen a denoiser: the latents that it paints must pass for real before a critic.
+"""Sharpen a denoiser: a critic must take the latents that it generates for real ones.
 
 Adversarial diffusion distillation (Sauer et al. 2023, 2024), but the steps of the recipe are trained as one
 network, as in DRaFT (Clark et al. 2024): gradients of the finished latent flow through the last of them.
@@ -15,29 +15,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.classifier import AuxiliaryClassifier, build_classifier
-from training.critic import Critic, LatentEyes, PictureEyes, critic_loss, generator_loss
+from training.critic import Critic, LatentBackbone, PictureBackbone, critic_loss, generator_loss
 from training.denoiser import (
     DenoiserOptions,
     Lessons,
     build_lessons,
     choose_crops,
-    copy_denoiser,
-    load_denoiser,
-    write_half,
 )
 from training.diffusion import build_noising
-from training.latents import load_autoencoder
+from training.parts import copy_denoiser, load_autoencoder, load_denoiser, place, write_half
 from training.progress import (
     Average,
     Budget,
+    Checkpoint,
     choose_device,
+    descend,
     half_precision,
     keep,
     learning_rate,
     resume,
     set_learning_rate,
+    set_seed,
 )
-from training.ranks import average, average_gradients, is_leader, join_ranks, leave_ranks
+from training.ranks import average, is_leader, join_ranks, leave_ranks
 from training.sampling import FEW_STEPS, FULL, Recipe, denoise
 
 WRITE_EVERY = 250  # steps
@@ -59,7 +59,7 @@ class SharpenOptions:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which denoiser is sharpened, and how it paints."""
+    """Which denoiser is sharpened, and how it is sampled."""
 
     folder: str
     recipe: Recipe
@@ -75,13 +75,13 @@ class Batch:
 
     Attributes:
         real: latents, (B, C, side, side).
-        heard: states of their captions in some dress; the same captions are painted.
-        known: states of the dress that the denoiser knew best before, (B, tokens, width) both.
+        text: states of their captions in some phrasing; the same captions are generated.
+        known: states of the phrasing that the denoiser knew best before, (B, tokens, width) both.
         owners: (B,), the pictures that the captions are of.
     """
 
     real: Tensor
-    heard: Tensor
+    text: Tensor
     known: Tensor
     owners: Tensor
 
@@ -99,8 +99,8 @@ class Sharpening:
         device: torch.device,
     ) -> None:
         self.options, self.device, self.recipe = options, device, recipe
-        self.denoiser = denoiser.to(device).requires_grad_(True)
-        self.known = copy_denoiser(denoiser).to(device).requires_grad_(False)
+        self.denoiser = place(denoiser, device).requires_grad_(True)
+        self.known = place(copy_denoiser(denoiser), device).requires_grad_(False)
         self.critic, self.classifier = critic.to(device), classifier
         self.optimizer = _build_optimizer(self.denoiser)
         self.critic_optimizer = _build_optimizer(self.critic.heads)
@@ -114,56 +114,49 @@ class Sharpening:
         """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width)."""
         if not self.average.steps:
             self._calibrate_critic(batch)
-        painted = self._paint(batch, empty)
-        judged = self._teach_critic(batch, painted.detach())
-        scores = self._judge(painted, batch.heard).mean()
+        generated = self._generate(batch, empty)
+        critic = self._step_critic(batch, generated.detach())
+        scores = self._score(generated, batch.text).mean()
         distance = self._measure_distance(batch, empty)
-        classified = self.classifier.measure_loss(painted, batch.owners)
+        classified = self.classifier.measure_loss(generated, batch.owners)
         loss = generator_loss(scores) + self.options.anchor * distance + self.options.classifier * classified
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.denoiser)
-        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
-        self.optimizer.step()
+        descend(loss, self.optimizer, self.denoiser, largest_norm=1.0)
         self.average.update()
-        losses = {"critic": judged, "scores": scores, "distance": distance, "classifier": classified}
+        losses = {"critic": critic, "scores": scores, "distance": distance, "classifier": classified}
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _paint(self, batch: Batch, empty: Tensor) -> Tensor:
+    def _generate(self, batch: Batch, empty: Tensor) -> Tensor:
         noise = torch.randn_like(batch.real)
-        return denoise(self.denoiser, self.recipe, noise, batch.heard, empty, self.options.learned_steps)
+        return denoise(self.denoiser, self.recipe, noise, batch.text, empty, self.options.learned_steps)
 
-    def _judge(self, latent: Tensor, text: Tensor) -> Tensor:
+    def _score(self, latent: Tensor, text: Tensor) -> Tensor:
         with half_precision(self.device):
             return self.critic(latent, text).float()
 
     def _calibrate_critic(self, batch: Batch) -> None:
         with half_precision(self.device):
-            self.critic.calibrate(batch.real, batch.heard)
+            self.critic.calibrate(batch.real, batch.text)
         average(list(self.critic.heads.buffers()))
 
-    def _teach_critic(self, batch: Batch, painted: Tensor) -> Tensor:
+    def _step_critic(self, batch: Batch, generated: Tensor) -> Tensor:
         """Real pictures under their neighbours' captions are false as well (Reed et al. 2016, algorithm 1)."""
-        real, fake = self._judge(batch.real, batch.heard), self._judge(painted, batch.heard)
-        wrong = self._judge(batch.real, batch.heard.roll(1, dims=0))
+        real, fake = self._score(batch.real, batch.text), self._score(generated, batch.text)
+        wrong = self._score(batch.real, batch.text.roll(1, dims=0))
         loss = critic_loss(real, fake, wrong)
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.critic.heads)
-        self.critic_optimizer.step()
+        descend(loss, self.critic_optimizer, self.critic.heads)
         return loss.detach()
 
     def _measure_distance(self, batch: Batch, empty: Tensor) -> Tensor:
         """Mean squared distance from the known predictions, on noisy real latents.
 
-        A caption in another dress shall mean what the known one does.
+        A caption in another phrasing shall mean what the known one does.
         """
         timestep = self.timesteps[torch.randint(len(self.timesteps), (len(batch.real),), device=self.device)]
         noisy = self.noising.add(batch.real, torch.randn_like(batch.real), timestep)
-        unheard = torch.rand(len(noisy), 1, 1, device=self.device) < self.options.empty_share
-        heard, known = (torch.where(unheard, empty, text) for text in (batch.heard, batch.known))
+        dropped = torch.rand(len(noisy), 1, 1, device=self.device) < self.options.empty_share
+        text, known = (torch.where(dropped, empty, each) for each in (batch.text, batch.known))
         with half_precision(self.device):
-            velocity = self.denoiser(noisy, timestep, heard, return_dict=False)[0].float()
+            velocity = self.denoiser(noisy, timestep, text, return_dict=False)[0].float()
             with torch.no_grad():
                 wanted = self.known(noisy, timestep, known, return_dict=False)[0].float()
         moved = velocity - wanted
@@ -188,7 +181,7 @@ class Sharpening:
             "average_steps": self.average.steps,
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """The inverse of `state`."""
         self.denoiser.load_state_dict(state["denoiser"])
         self.critic.heads.load_state_dict(state["critic"])
@@ -207,7 +200,7 @@ def sharpen(
     """Sharpen or go on; now and then, and at the end, write a checkpoint and the averaged weights (fp16) as `out`."""
     checkpoint = out.with_name(f"sharpen-{out.name}.pt")
     first = resume(sharpening, budget, checkpoint, sharpening.device)
-    torch.manual_seed(seed + first)
+    set_seed(seed + first)
     for step in budget.steps(first):
         sharpening.set_rates(step, budget.fraction)
         losses = sharpening.step(_draw(lessons, step, sizes), lessons.captions.empty(1))
@@ -234,9 +227,9 @@ def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, 
 
 
 def _build_critic(vae: AutoencoderTiny, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:
-    """As many maps of latents as of pictures: pictures alone let weave through."""
-    latent_eyes = (LatentEyes(copy_denoiser(denoiser), build_noising(device)) for _ in range(2))
-    return Critic([PictureEyes(vae), *latent_eyes], denoiser.config.cross_attention_dim)
+    """As many maps of latents as of pictures: a critic of pictures alone leaves woven patterns."""
+    latent_backbones = (LatentBackbone(copy_denoiser(denoiser), build_noising(device)) for _ in range(2))
+    return Critic([PictureBackbone(vae), *latent_backbones], denoiser.config["cross_attention_dim"])
 
 
 def main() -> None:
@@ -267,7 +260,7 @@ def main() -> None:
         variant.learned_steps, chosen.anchor, classifier=chosen.classifier, peak_rate=chosen.peak_rate
     )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
-    torch.manual_seed(chosen.seed)  # the same critic on every rank
+    set_seed(chosen.seed)  # the same critic on every rank
     critic = _build_critic(vae, denoiser, device)
     classifier = build_classifier(vae, lessons.banks[512], lessons.captions)
     sharpening = Sharpening(denoiser, critic, classifier, recipe, options, device)

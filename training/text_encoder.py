@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,9 +14,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.corpus import build_sentences, read_synonyms, read_words, split_words
 from training.dataset import read_folders
-from training.progress import Budget, choose_device, half_precision, learning_rate, set_learning_rate
+from training.parts import place, save_half
+from training.progress import (
+    Budget,
+    choose_device,
+    descend,
+    half_precision,
+    learning_rate,
+    set_learning_rate,
+    set_seed,
+)
 from training.teacher import Teacher, find_teacher
-from training.tokens import MAX_TOKENS, train_tokenizer
+from training.tokens import END, MAX_TOKENS, START, train_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ class Lesson:
 
 def build_text_encoder(tokenizer: CLIPTokenizer, options: TextOptions) -> CLIPTextModel:
     """As CLIP's: causal, so that the end token and all padding behind it have read the whole sentence."""
+    vocabulary = tokenizer.get_vocab()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=options.width,
@@ -55,9 +66,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer, options: TextOptions) -> CLIPTe
         num_attention_heads=options.width // 64,
         max_position_embeddings=MAX_TOKENS,
         projection_dim=options.width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=vocabulary[START],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[END],
     )
     return CLIPTextModel(config)
 
@@ -67,13 +78,13 @@ def build_lesson(sentences: list[str], tokenizer: CLIPTokenizer, teacher: Teache
     encoded = tokenizer.backend_tokenizer.encode_batch(sentences)
     words = sorted({word for sentence in sentences for word in split_words(sentence)})
     rows = {word: len(sentences) + index for index, word in enumerate(words)}
-    tokens = torch.full((len(sentences), MAX_TOKENS), tokenizer.pad_token_id)
+    vocabulary = tokenizer.get_vocab()
+    start, end = vocabulary[START], vocabulary[END]
+    tokens = torch.full((len(sentences), MAX_TOKENS), end)
     targets = torch.full((len(sentences), MAX_TOKENS), -1, dtype=torch.int32)
     for index, (sentence, item) in enumerate(zip(sentences, encoded, strict=True)):
-        ids = [i for i in item.ids if i not in (tokenizer.bos_token_id, tokenizer.eos_token_id)][
-            : MAX_TOKENS - 2
-        ]
-        tokens[index, : len(ids) + 1] = torch.tensor([tokenizer.bos_token_id, *ids])
+        ids = [i for i in item.ids if i not in (start, end)][: MAX_TOKENS - 2]
+        tokens[index, : len(ids) + 1] = torch.tensor([start, *ids])
         targets[index, len(ids) + 1 :] = index
         for position, row in _word_ends(sentence.lower(), item.offsets, item.special_tokens_mask, rows):
             if position < len(ids):
@@ -86,7 +97,7 @@ def _word_ends(
 ) -> list[tuple[int, int]]:
     """(position among the ordinary tokens, row of the word's vector) for the last piece of each known word."""
     spans = [span for span, skip in zip(offsets, special, strict=True) if not skip]
-    ends, start = [], 0
+    ends, start = list[tuple[int, int]](), 0
     for position, (left, right) in enumerate(spans):
         if position and (left != spans[position - 1][1] or not sentence[left - 1].isalpha()):
             start = position
@@ -101,7 +112,10 @@ def _rotate(vectors: Tensor, width: int) -> Tensor:
     """Principal components, so that distances survive at the smaller width; unit variance on average."""
     centred = vectors - vectors.mean(0)
     sample = centred[torch.randperm(len(centred))[:60_000]]
-    _, spread, axes = torch.linalg.svd(sample.T @ sample / len(sample))
+    _, spread, axes = cast(
+        tuple[Tensor, Tensor, Tensor],
+        torch.linalg.svd(sample.T @ sample / len(sample)),  # pyright: ignore[reportUnknownMemberType]
+    )
     width = min(width, len(axes))
     print(f"{width} of {len(axes)} axes keep {spread[:width].sum() / spread.sum():.3f} of the variance")
     rotated = centred @ axes[:width].T
@@ -112,7 +126,7 @@ def train(
     lesson: Lesson, model: CLIPTextModel, budget: Budget, options: TextOptions, device: torch.device
 ) -> None:
     """Regress the states; words and sentences count the same."""
-    model.to(device)
+    place(model, device)
     tokens, targets, vectors = lesson.tokens.to(device), lesson.targets.to(device), lesson.vectors.to(device)
 
     def measure() -> Tensor:
@@ -128,10 +142,7 @@ def regress(model: CLIPTextModel, measure: Callable[[], Tensor], budget: Budget,
     for step in budget.steps():
         set_learning_rate(optimizer, learning_rate(peak_rate, step, budget.fraction, decay_from=0.3))
         loss = measure()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, optimizer, model, largest_norm=1.0)
         if step % 200 == 0:
             print(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}", flush=True)
 
@@ -159,7 +170,7 @@ def report(model: CLIPTextModel, tokenizer: CLIPTokenizer, teacher: Teacher, dev
 def _count_hits(vectors: Tensor, twins: list[str]) -> str:
     synonyms = read_synonyms()
     categories = {twin: category for _, twin, category in synonyms}
-    nearest = (vectors[len(twins) :] @ vectors[: len(twins)].T).argmax(1).tolist()
+    nearest: list[int] = (vectors[len(twins) :] @ vectors[: len(twins)].T).argmax(1).numpy().tolist()
     found = [
         (word, twins[near], categories[twins[near]] == category)
         for near, (word, _, category) in zip(nearest, synonyms, strict=True)
@@ -186,9 +197,10 @@ def embed_text(
 
 def tokenize(sentences: list[str], tokenizer: CLIPTokenizer) -> Tensor:
     """As StableDiffusionPipeline does: int64 (N, 32), the end token as padding."""
-    return tokenizer(
+    encoded = tokenizer(
         sentences, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    ).input_ids
+    )
+    return cast(Tensor, encoded["input_ids"])
 
 
 def make(
@@ -196,7 +208,7 @@ def make(
 ) -> None:
     """Build the sentences, train, report, and write `out/text_encoder/` and `out/tokenizer/`."""
     device = choose_device()
-    torch.manual_seed(seed)
+    set_seed(seed)
     rng = random.Random(seed)
     captions = sorted({picture.caption.lower() for picture in read_folders(folders) if not picture.held_out})
     teacher = Teacher(teacher_folder, device)
@@ -211,8 +223,8 @@ def make(
     model = build_text_encoder(tokenizer, options)
     train(lesson, model, Budget(seconds), options, device)
     report(model, tokenizer, teacher, device)
-    model.half().save_pretrained(out / "text_encoder")
-    tokenizer.save_pretrained(out / "tokenizer")
+    save_half(model, out / "text_encoder")
+    tokenizer.save_pretrained(out / "tokenizer")  # pyright: ignore[reportUnknownMemberType]
 
 
 def main() -> None:

@@ -25,7 +25,21 @@ def train_tokenizer(words: list[str], general: list[str], size: int) -> CLIPToke
     )
     tokenizer.train_from_iterator(_weighted(words, general), trainer)
     vocabulary, merges = _read_bpe(tokenizer)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # pyright: ignore[reportArgumentType]  # pairs, which the annotation leaves out
+        model_max_length=MAX_TOKENS,
+    )
+
+
+def find_end(tokenizer: CLIPTokenizer) -> int:
+    """The number of the end token, which is the padding too."""
+    return tokenizer.get_vocab()[END]
+
+
+def split_pieces(word: str, tokenizer: CLIPTokenizer) -> list[str]:
+    """The pieces of a word that are tokens."""
+    return tokenizer.tokenize(word)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _weighted(words: list[str], general: list[str]) -> Iterator[str]:

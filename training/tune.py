@@ -1,4 +1,4 @@
-"""Choose the guidance scale of the full variant: KID and the probe's agreement at several, the best KID wins."""
+"""Choose the guidance scale of the full variant: KID and the share that the probe names at several, the best KID wins."""
 
 import argparse
 from dataclasses import replace
@@ -6,16 +6,16 @@ from pathlib import Path
 
 from training.evaluate import measure_pictures, observe_reality
 from training.features import Features
-from training.painter import Autoencoder, load_ours
+from training.pipeline import Pipeline, load_ours
 from training.progress import choose_device
 from training.sampling import FULL
 
 SCALES = (1.5, 2.0, 2.5, 3.0)
 
 
-def with_guidance(painter: Autoencoder, scale: float) -> Autoencoder:
+def with_guidance(pipeline: Pipeline, scale: float) -> Pipeline:
     """The same model under another guidance scale."""
-    return replace(painter, recipe=replace(painter.recipe, guidance_scale=scale))
+    return replace(pipeline, recipe=replace(pipeline.recipe, guidance_scale=scale))
 
 
 def main() -> None:
@@ -28,7 +28,9 @@ def main() -> None:
     device = choose_device()
     features = Features().to(device)
     reality = observe_reality(chosen.shards, features, device)
-    full = next(painter for painter in load_ours(chosen.model, device) if painter.recipe.steps == FULL.steps)
+    full = next(
+        pipeline for pipeline in load_ours(chosen.model, device) if pipeline.recipe.steps == FULL.steps
+    )
     kids: dict[float, float] = {}
     for scale in SCALES:
         figures = measure_pictures(with_guidance(full, scale), features, reality, chosen.shards, chosen.count)

@@ -10,19 +10,13 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from training.classifier import AuxiliaryClassifier, build_classifier
-from training.critic import Critic, Eyes, LatentEyes, PictureEyes, critic_loss
-from training.denoiser import (
-    DenoiserOptions,
-    DenoiserTraining,
-    Lessons,
-    build_denoiser,
-    copy_denoiser,
-    write_half,
-)
+from training.critic import Backbone, Critic, LatentBackbone, PictureBackbone, critic_loss
+from training.denoiser import DenoiserOptions, DenoiserTraining, Lessons, build_denoiser
 from training.diffusion import build_noising
 from training.distill import Distillation, DistillOptions, Task, _compose
 from training.interpolate import interpolate
-from training.latents import DRESSES, Bank, Captions
+from training.latents import PHRASINGS, Bank, Captions
+from training.parts import copy_denoiser, write_half
 from training.progress import Budget, begin_with, compile_for, load_checkpoint, save_checkpoint
 from training.sampling import FEW_STEPS, Recipe, build_few_step_scheduler, sample
 from training.sharpen import Batch, Sharpening, SharpenOptions, sharpen
@@ -65,8 +59,8 @@ def test_distilling_moves_the_student_alone(tiny: DenoiserOptions) -> None:
         build_denoiser(4, 16, tiny.widths), DistillOptions(steps=2, teacher_steps=2), torch.device("cpu")
     )
     before = [weight.clone() for weight in distillation.teacher.parameters()]
-    heard, known = torch.randn(2, 2, 8, 16)
-    task = Task(torch.randn(2, 4, 16, 16), heard, known, torch.randn(1, 8, 16), torch.tensor([3.0, 1.5]))
+    text, known = torch.randn(2, 2, 8, 16)
+    task = Task(torch.randn(2, 4, 16, 16), text, known, torch.randn(1, 8, 16), torch.tensor([3.0, 1.5]))
     for _ in range(2):
         assert distillation.step(task).isfinite()
     assert all(map(torch.equal, distillation.teacher.parameters(), before))
@@ -102,26 +96,26 @@ def test_the_students_one_step_lands_where_the_teachers_several_do(tiny: Denoise
     noisy = distillation.noising.add(clean.expand(5, -1, -1, -1), torch.randn(5, 4, 8, 8), start)
     text = torch.zeros(5, 8, 16)
     velocity = distillation._lead(noisy, index, Task(noisy, text, text, text[:1], torch.full((5,), 3.0)))
-    # A teacher who is never wrong walks straight to the clean latent, so one step must say the same.
+    # A teacher who is never wrong goes straight to the clean latent, so one step must say the same.
     torch.testing.assert_close(
         distillation.noising.clean(noisy, velocity, start), clean.expand(5, -1, -1, -1), rtol=0, atol=1e-3
     )
 
 
-def test_the_teacher_is_guided_less_to_views_and_hears_what_it_knows() -> None:
+def test_the_teacher_is_guided_less_to_views_and_given_what_it_knows() -> None:
     captions = Captions(
-        torch.arange(2 * DRESSES + 1).float().view(-1, 1, 1), torch.tensor([False, True]), ["sky", "sand"]
+        torch.arange(2 * PHRASINGS + 1).float().view(-1, 1, 1), torch.tensor([False, True]), ["sky", "sand"]
     )
     options = DistillOptions(guidance_scale=3.0, view_scale=1.5, empty_share=0.5)
     owners = torch.tensor([0, 1]).repeat(100)
     task = _compose(torch.zeros(200, 4, 8, 8), owners, captions, options)
     assert task.scale.tolist() == [3.0, 1.5] * 100
-    pairs = set(zip(task.heard.flatten().int().tolist(), task.known.flatten().int().tolist(), strict=True))
-    empty = 2 * DRESSES
+    pairs = set(zip(task.text.flatten().int().tolist(), task.known.flatten().int().tolist(), strict=True))
+    empty = 2 * PHRASINGS
     assert pairs == {(empty, empty)} | {
-        (first + dress, first + (7 if dress >= 4 else 0))
-        for first in (0, DRESSES)
-        for dress in range(DRESSES)
+        (first + phrasing, first + (7 if phrasing >= 4 else 0))
+        for first in (0, PHRASINGS)
+        for phrasing in range(PHRASINGS)
     }
 
 
@@ -146,7 +140,7 @@ def build_vae() -> AutoencoderTiny:
 
 def build_tiny_classifier(latents: torch.Tensor) -> AuxiliaryClassifier:
     owners = torch.arange(len(latents)) % 2
-    states, views = torch.zeros(3 * DRESSES + 1, 8, 16), torch.zeros(3)
+    states, views = torch.zeros(3 * PHRASINGS + 1, 8, 16), torch.zeros(3)
     captions = Captions(states, views, ["sky", "sand", "snow"])  # no latent shows snow
     return build_classifier(build_vae(), Bank(latents, owners), captions)
 
@@ -155,7 +149,7 @@ def build_sharpening(steps: int, weight: float = 0.01) -> Sharpening:
     torch.manual_seed(0)
     recipe = Recipe(build_few_step_scheduler, steps, guidance_scale=1.0)
     cpu, denoiser = torch.device("cpu"), build_denoiser(4, 16, (16, 16, 16))
-    critic = Critic([LatentEyes(copy_denoiser(denoiser), build_noising(cpu))], text_width=16)
+    critic = Critic([LatentBackbone(copy_denoiser(denoiser), build_noising(cpu))], text_width=16)
     classifier = build_tiny_classifier(torch.randn(4, 4, 8, 8))
     options = SharpenOptions(learned_steps=steps, classifier=weight)
     return Sharpening(denoiser, critic, classifier, recipe, options, cpu)
@@ -183,8 +177,8 @@ def test_the_critic_is_shown_real_latents_under_wrong_captions() -> None:
     sharpening.critic.register_forward_pre_hook(lambda _, given: seen.append(given))
     sharpening.step(batch, torch.randn(1, 8, 16))
     real = [text for latent, text in seen if torch.equal(latent, batch.real)]
-    assert [torch.equal(text, batch.heard) for text in real] == [True, False]
-    assert torch.equal(real[1], batch.heard.flip(0))
+    assert [torch.equal(text, batch.text) for text in real] == [True, False]
+    assert torch.equal(real[1], batch.text.flip(0))
     scores = torch.randn(3, 2, 4).unbind()
     assert critic_loss(scores[0], scores[1], scores[1]) == critic_loss(scores[0], scores[1])
     assert critic_loss(*scores) != critic_loss(*scores[:2])
@@ -231,19 +225,20 @@ def test_a_latent_can_be_moved_until_it_is_classified_right() -> None:
     assert classifier.measure_loss(known - 0.1 * way / way.abs().max(), 1 - owners) < wrong
 
 
-def build_latent_eyes() -> Eyes:
-    return LatentEyes(build_denoiser(4, 16, (16, 32, 32)), build_noising(torch.device("cpu")))
+def build_latent_backbone() -> Backbone:
+    return LatentBackbone(build_denoiser(4, 16, (16, 32, 32)), build_noising(torch.device("cpu")))
 
 
-def build_picture_eyes() -> Eyes:
-    return PictureEyes(build_vae())
+def build_picture_backbone() -> Backbone:
+    return PictureBackbone(build_vae())
 
 
 @pytest.mark.parametrize(
-    ("kinds", "maps"), [([build_latent_eyes], 4), ([build_picture_eyes, build_latent_eyes], 10 + 4)]
+    ("kinds", "maps"),
+    [([build_latent_backbone], 4), ([build_picture_backbone, build_latent_backbone], 10 + 4)],
 )
-def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(
-    kinds: list[Callable[[], Eyes]], maps: int
+def test_every_map_of_a_critic_depends_on_the_latent_and_the_caption(
+    kinds: list[Callable[[], Backbone]], maps: int
 ) -> None:
     torch.manual_seed(0)
     critic = Critic([build() for build in kinds], text_width=16)
@@ -256,18 +251,18 @@ def test_every_stage_of_a_critic_hears_the_latent_and_the_caption(
         assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
-def test_a_critic_hears_contrast() -> None:
+def test_a_critic_depends_on_contrast() -> None:
     torch.manual_seed(0)
-    head = Critic([build_latent_eyes()], text_width=16).heads[0]
+    head = Critic([build_latent_backbone()], text_width=16).heads[0]
     stage = torch.randn(4, 16, 8, 8)
     head.calibrate(stage)
     text = torch.zeros(4, 16)
     assert not torch.allclose(head(stage, text), head(stage / 2, text), rtol=0.1)
 
 
-def test_a_channel_that_was_still_at_first_is_not_louder_than_the_others() -> None:
+def test_a_channel_that_was_still_at_first_does_not_outweigh_the_others() -> None:
     torch.manual_seed(0)
-    head = Critic([build_latent_eyes()], text_width=16).heads[0]
+    head = Critic([build_latent_backbone()], text_width=16).heads[0]
     stage, text = torch.randn(4, 16, 8, 8), torch.zeros(4, 16)
     stage[:, 0] = 0
     head.calibrate(stage)
@@ -277,16 +272,16 @@ def test_a_channel_that_was_still_at_first_is_not_louder_than_the_others() -> No
     assert still < 20 * max(others)
 
 
-def test_a_caption_in_another_dress_is_known_by_the_one_it_stands_for() -> None:
-    states = torch.arange(3 * DRESSES + 1).float().view(-1, 1, 1)
+def test_a_caption_in_another_phrasing_is_known_by_the_one_it_stands_for() -> None:
+    states = torch.arange(3 * PHRASINGS + 1).float().view(-1, 1, 1)
     owners = torch.tensor([2]).repeat(200)
-    heard, known = (
+    texts, known = (
         each.flatten().int().tolist()
         for each in Captions(states, torch.zeros(3), ["sand"] * 3).draw_pairs(owners)
     )
-    first = 2 * DRESSES
-    assert set(heard) == set(range(first, first + DRESSES))
-    assert {(own - first >= 4, best - first) for own, best in zip(heard, known, strict=True)} == {
+    first = 2 * PHRASINGS
+    assert set(texts) == set(range(first, first + PHRASINGS))
+    assert {(own - first >= 4, best - first) for own, best in zip(texts, known, strict=True)} == {
         (False, 0),
         (True, 7),
     }

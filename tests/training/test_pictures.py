@@ -10,7 +10,7 @@ import torch
 from training.augment import CropRange, sample_crop
 from training.corpus import read_names, read_neighbours, read_synonyms, read_thesaurus, rename, vary
 from training.dataset import DatasetError, read_pictures
-from training.latents import _dress
+from training.latents import list_phrasings
 from training.neighbours import find_neighbours
 from training.prepare import prepare
 from training.tint import COLOURS, add_tints, apply_tint
@@ -116,11 +116,11 @@ def test_a_picture_is_also_called_by_names_of_its_category_paint_included(datase
     grass = read_pictures(dataset)[0]
     painted = next(p for p in add_tints(read_pictures(dataset), 1, random.Random(0)) if p.tint is not None)
     for picture, paint in ((grass, ""), (painted, f"{painted.caption.split()[0]} ")):
-        *_, first, second, third, known = _dress(picture, random.Random(0))
+        *_, first, second, third, known = list_phrasings(picture, random.Random(0))
         names, near = read_names()[picture.category], read_neighbours()[picture.category]
         assert known == paint + names[0]
         assert {first, second, third} <= {paint + word for word in [*names, *near]}
-    assert _dress(replace(grass, category="sea_glass"), random.Random(0))[-1] == "sea glass"
+    assert list_phrasings(replace(grass, category="sea_glass"), random.Random(0))[-1] == "sea glass"
 
 
 def test_small_tileable_pictures_are_enlarged_and_not_repeated(dataset: Path) -> None:

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.autoencoder import AutoencoderOptions, AutoencoderTraining, build_autoencoder
+from training.autoencoder import (
+    AutoencoderOptions,
+    AutoencoderTraining,
+    build_autoencoder,
+    raise_faint_channels,
+)
 from training.bundle import write_digests
-from training.denoiser import load_denoiser
 from training.diffusion import build_noising
 from training.features import FeaturePair
-from training.latent_scale import raise_faint_channels
-from training.latents import load_encoders
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
-from training.parts import MissingPartError
+from training.parts import MissingPartError, load_denoiser, load_encoders
 from training.progress import Budget, begin_with
 from training.ranks import average_gradients
 from training.tokens import train_tokenizer
@@ -135,7 +137,7 @@ def test_a_wider_latent_begins_with_what_the_narrow_one_knew() -> None:
     torch.testing.assert_close(wide.encoder(image)[:, :4], narrow.encoder(image))
 
 
-def test_ranks_hear_the_mean_gradient(tmp_path: Path) -> None:
+def test_ranks_get_the_mean_gradient(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_train_as_rank, (2, tmp_path), nprocs=2)
     gradients = [torch.load(tmp_path / f"{rank}.pt").flatten().tolist() for rank in range(2)]
     assert gradients == [[0.5, 0.5]] * 2

@@ -10,8 +10,8 @@ from worker.engine.ranks import Group
 
 
 @dataclass(slots=True)
-class Heard:
-    """Since it was asked last.
+class GatherCost:
+    """What gathering took since it was asked last.
 
     Attributes:
         seconds: that the device spent in gathering, waiting for slower ranks included.
@@ -22,8 +22,8 @@ class Heard:
     places: int
 
 
-class Listening:
-    """Another group, with a watch."""
+class TimedGroup:
+    """Another group, whose gathering is timed."""
 
     def __init__(self, group: Group, device: torch.device) -> None:
         self._group, self._device = group, device
@@ -31,27 +31,27 @@ class Listening:
         self._marks: list[tuple[float | torch.cuda.Event, float | torch.cuda.Event]] = []
         self._places = 0
 
-    def barrier(self, *, fine: bool = True) -> bool:
-        return self._group.barrier(ok=fine)
+    def barrier(self, *, ok: bool = True) -> bool:
+        return self._group.barrier(ok=ok)
 
     def abort(self) -> None:
         self._group.abort()
 
-    def gather(self, own: Tensor) -> list[Tensor]:
+    def all_gather(self, own: Tensor) -> list[Tensor]:
         began = self._mark()
-        heard = self._group.all_gather(own)
+        gathered = self._group.all_gather(own)
         self._marks.append((began, self._mark()))
         self._places += len(own) * self.size
-        return heard
+        return gathered
 
-    def take(self) -> Heard:
-        """What was heard; waits for the device."""
+    def take(self) -> GatherCost:
+        """The cost since the last call; waits for the device."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        heard = Heard(sum(_span(*each) for each in self._marks), self._places)
+        cost = GatherCost(sum(_span(*each) for each in self._marks), self._places)
         self._marks.clear()
         self._places = 0
-        return heard
+        return cost
 
     def _mark(self) -> float | torch.cuda.Event:
         if self._device.type != "cuda":

@@ -1,4 +1,4 @@
-"""How words that no caption has come to be heard."""
+"""How the text encoder learns words that no caption has."""
 
 import random
 from collections.abc import Iterator
@@ -10,12 +10,11 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.corpus import PROMPT_FRAMES, TEMPLATES, read_names, read_stand_ins, split_words
-from training.hearing import build_lesson, build_pairs, train, with_plurals
 from training.progress import Budget
-from training.stand_ins import find_stand_ins, list_known
+from training.stand_ins import find_stand_ins, list_known, read_things
 from training.text_encoder import TextOptions, build_text_encoder, embed_end
 from training.tokens import train_tokenizer
-from training.wordnet import read_things
+from training.vocabulary import build_lesson, build_pairs, train, with_plurals
 
 LICENCE = "  1 This software and database is being provided to you\n"
 
@@ -83,7 +82,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 @pytest.mark.parametrize(
-    ("written", "heard", "asked"),
+    ("written", "substituted", "asked"),
     [
         ("fine gravel", "fine gravel", ["fine", "gravel"]),
         ("fine scree under snow", "fine gravel under snow", ["fine", "gravel", "under", "snow"]),
@@ -92,11 +91,11 @@ def tokenizer() -> CLIPTokenizer:
     ],
 )
 def test_the_last_piece_of_a_word_stands_for_the_last_of_its_stand_in(
-    tokenizer: CLIPTokenizer, written: str, heard: str, asked: list[str]
+    tokenizer: CLIPTokenizer, written: str, substituted: str, asked: list[str]
 ) -> None:
-    lesson = build_lesson([(written, heard)], tokenizer)
+    lesson = build_lesson([(written, substituted)], tokenizer)
     count, places = len(tokenizer.tokenize(written)), lesson.places[0]
-    tokens = lesson.heard[0, places[places >= 0]].tolist()
+    tokens = lesson.substituted[0, places[places >= 0]].tolist()
     start, *words = tokenizer.convert_ids_to_tokens(tokens)
     assert start == tokenizer.bos_token
     assert words[: len(asked)] == [f"{word}</w>" for word in asked]
@@ -113,25 +112,27 @@ class Steps(Budget):
             yield step
 
 
-def test_a_strange_word_is_heard_as_its_stand_in_and_the_rest_as_before(tokenizer: CLIPTokenizer) -> None:
+def test_a_new_word_has_the_states_of_its_stand_in_and_the_rest_those_of_before(
+    tokenizer: CLIPTokenizer,
+) -> None:
     torch.manual_seed(0)
     model = build_text_encoder(tokenizer, TextOptions(width=64, layers=1)).eval()
     said = ["scree", "gravel", "scree under snow", "gravel under snow", "fine sand"]
-    before = _listen(model, tokenizer, said)
+    before = _embed(model, tokenizer, said)
     plain = ["fine sand", "snow", "gravel", "sand under snow"]
     pairs = build_pairs({"scree": "gravel"}, plain, tokenizer, 64, random.Random(0))
     assert sum("scree" in written for written, _ in pairs) == 32
-    assert not any("scree" in heard for _, heard in pairs)
+    assert not any("scree" in substituted for _, substituted in pairs)
     lesson, known = build_lesson(pairs, tokenizer), deepcopy(model)
     train(lesson, model, known, Steps(seconds=1), 32, torch.device("cpu"))
-    after = _listen(model.eval(), tokenizer, said)
+    after = _embed(model.eval(), tokenizer, said)
     for word, name in ((0, 1), (2, 3)):
         assert _distance(after[word], before[name]) < 0.2 * _distance(before[word], before[name])
     for same in (1, 3, 4):
         assert _distance(after[same], before[same]) < 0.2 * _distance(before[0], before[1])
 
 
-def _listen(model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[str]) -> torch.Tensor:
+def _embed(model: CLIPTextModel, tokenizer: CLIPTokenizer, sentences: list[str]) -> torch.Tensor:
     return embed_end(model, tokenizer, sentences, torch.device("cpu"))
 
 
