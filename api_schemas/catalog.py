@@ -5,9 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.cascade import Cascade, Stage, fit_one_tile, lay_sizes
 from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, GenerationRequest, Positions, StageSettings
-from api_schemas.tiling import choose_tiling
+from api_schemas.layout import Cascade, Stage, choose_tiling, fit_one_tile, lay_sizes
 
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]

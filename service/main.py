@@ -16,31 +16,29 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from service import openapi, problems
-from service.admission import Admission
-from service.body_limit import BodyLimitMiddleware
+from service import openapi
+from service.catalog import ModelCatalog
 from service.dependencies import Services
-from service.drain import DrainMeter
 from service.event_stream import EventStream
-from service.idempotency import IdempotencyStore
+from service.http import middleware, problems
+from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
-from service.intake import Intake
+from service.images.deep_zoom import PreviewCanvas
+from service.images.uploads import Pictures
 from service.job_queue import JobQueue
 from service.job_store import JobStore
-from service.job_views import JobViews
-from service.links import LinkSigner
-from service.live_hub import LiveHub
+from service.jobs.admission import Admission
+from service.jobs.idempotency import IdempotencyStore
+from service.jobs.intake import Intake
+from service.jobs.reconciler import Reconciler
+from service.jobs.retention import Retention
+from service.jobs.submission import PICTURE_PARTS
+from service.jobs.views import JobViews
+from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.model_catalog import ModelCatalog
-from service.pictures import Pictures
-from service.preview_canvas import PreviewCanvas
-from service.reconciler import Reconciler
-from service.request_id import RequestIdMiddleware
-from service.request_metrics import RequestMetricsMiddleware
-from service.retention import Retention
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
-from service.submission import PICTURE_PARTS
+from service.throughput import DrainMeter
 
 _REDIS_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50
@@ -86,6 +84,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 def main() -> None:
     """Run until SIGTERM or Ctrl-C, with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)  # a malformed id is no news
     settings = ServiceSettings()
     if not settings.is_loopback() and not settings.allow_open_bind:
         sys.exit(
@@ -170,11 +169,8 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
-    # The last one added is the outermost.
     upload_limit = settings.max_body_bytes + len(PICTURE_PARTS) * settings.max_picture_bytes
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, upload_limit=upload_limit)
-    app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
-    app.add_middleware(RequestIdMiddleware)
+    middleware.install(app, metrics, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
 
 
 def _open_redis(settings: ServiceSettings) -> Redis:

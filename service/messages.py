@@ -1,7 +1,9 @@
-"""Messages to a client that follows a job: events as text, previews as bytes, keep-alives."""
+"""Messages to a client that follows a job, and their ids, `milliseconds-counter`, as Redis draws them."""
 
 import json
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from api_schemas.events import TERMINAL_TYPES
 
@@ -51,3 +53,30 @@ def read_event(seq: str, stored: bytes) -> EventMessage:
     body = json.loads(stored)
     body["seq"] = seq
     return EventMessage(type=body["type"], seq=seq, text=json.dumps(body, ensure_ascii=False))
+
+
+START: Final = "0-0"
+_FORM = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
+_LARGEST = 2**64 - 1
+
+
+def parse(text: str) -> tuple[int, int] | None:
+    """The two numbers, in the order in which ids grow; None if this is no id."""
+    match = _FORM.fullmatch(text)
+    if match is None:
+        return None
+    numbers = int(match[1]), int(match[2])
+    return numbers if max(numbers) <= _LARGEST else None
+
+
+def order(seq: str) -> tuple[int, int]:
+    """Sort key of an id that Redis made; "" comes before all."""
+    return parse(seq) or (0, 0)
+
+
+def before(seq: str) -> str:
+    """The largest id that is smaller."""
+    milliseconds, counter = order(seq)
+    if counter:
+        return f"{milliseconds}-{counter - 1}"
+    return f"{milliseconds - 1}-{_LARGEST}" if milliseconds else START

@@ -8,9 +8,9 @@ from fastapi.openapi.utils import get_openapi
 from api_schemas.errors import Problem
 from api_schemas.generation import GenerationRequest
 from service.errors import INTERNAL_ERROR, STATUS, BodyTooLargeError, ServiceError, UnavailableError
-from service.picture_formats import name_formats, readable_formats
-from service.problems import MEDIA_TYPE
-from service.submission import PICTURE_PARTS, REQUEST_PART
+from service.http.problems import MEDIA_TYPE
+from service.images.formats import name_formats, readable_formats
+from service.jobs.submission import PICTURE_PARTS, REQUEST_PART
 
 Responses = dict[int | str, dict[str, object]]
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}

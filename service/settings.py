@@ -2,47 +2,26 @@
 
 import ipaddress
 import secrets
-from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
-def _none_if_empty(value: object) -> object:
-    # docker-compose passes unset variables on as empty strings.
-    return None if value == "" else value
-
-
-OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
-OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
-
-
-def _default_store_url() -> str:
-    return (Path.cwd() / "chorale-data" / "store").as_uri()
+from api_schemas.settings import SharedSettings
 
 
 def _draw_secret() -> SecretStr:
     return SecretStr(secrets.token_hex(32))
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(SharedSettings, BaseSettings):
     """All settings of the API process."""
 
-    model_config = SettingsConfigDict(env_prefix="CHORALE_", frozen=True, extra="ignore")
+    # docker-compose passes unset variables on as empty strings.
+    model_config = SettingsConfigDict(env_prefix="CHORALE_", env_ignore_empty=True, extra="ignore")
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    store_url: str = Field(
-        default_factory=_default_store_url, description="file:///folder or s3://bucket/prefix"
-    )
-    store_endpoint: OptionalText = None
-    store_public_endpoint: OptionalText = Field(
+    store_public_endpoint: str | None = Field(
         default=None, description="Endpoint of the S3 store for clients, if it differs from store_endpoint."
     )
-    store_access_key_id: OptionalText = None
-    store_secret_access_key: OptionalSecret = None
-    store_region: str = "us-east-1"
-
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     allow_open_bind: bool = False

@@ -30,7 +30,7 @@ from tests.conformance.summary import pytest_terminal_summary as pytest_terminal
 # times the time on waking threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Processes inherit deafness: where these tests run in the background of a script, none would hear Ctrl-C.
+# Processes inherit ignored signals: where these tests run in the background of a script, none would get Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -117,7 +117,7 @@ def s3() -> Iterator[S3Server]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago, all different."""
+    """Ports that were free a moment ago, all different."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

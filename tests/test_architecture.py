@@ -1,4 +1,4 @@
-"""The house keeps its shape: pyproject.toml says how the packages may import each other."""
+"""The packages keep their layers: pyproject.toml says how the packages may import each other."""
 
 import subprocess
 import sys

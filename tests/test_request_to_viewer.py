@@ -135,7 +135,7 @@ def test_a_killed_part_costs_nothing_but_time(slow_stack: Stack, tmp_path: Path,
     with Client(slow_stack.url) as client:
         job = client.create(request)
         serve_rank = client.events(job.id)
-        # Once: without a checkpoint of step 3 it is sung again.
+        # Once: without a checkpoint of step 3 it is run again.
         next(event for event in serve_rank if isinstance(event, StepCompleted) and event.data.step == 3)
         _kill(slow_stack, victim)
         assert any(isinstance(event, JobSucceeded) for event in serve_rank)
@@ -204,5 +204,5 @@ def test_fixed_grid_and_modules_are_the_clients_choice(stack: Stack, tmp_path: P
         job = client.create(request)
         client.wait(job.id, timeout_s=60)
         path = client.download(job.id, tmp_path / "waves.png")
-    # The toy is pointwise: however the tiles lie and whoever sings them, the picture is the same.
+    # The toy is pointwise: however the tiles lie and whichever rank predicts them, the picture is the same.
     assert np.array_equal(open_picture(path.read_bytes()), expected_picture(REQUEST))

@@ -37,7 +37,7 @@ def tiny_lora(build_folder: Path, pipe: Pipe, *, seed: int) -> Path:
 
 
 def tiny_control_net(folder: Path, pipe: Pipe) -> Path:
-    """Speaks from the start, unlike one that is yet to be trained."""
+    """Has an effect from the start, unlike one that is yet to be trained."""
     torch.manual_seed(5)
     network = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8))
     for part in (

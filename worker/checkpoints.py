@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from api_schemas.wire import checkpoint_folder
 from worker.errors import ResourceError
 from worker.process.protocol import CheckpointWritten
 from worker.storage import Storage
@@ -21,7 +22,7 @@ class CheckpointStore:
 
     def __init__(self, storage: Storage, job_id: str) -> None:
         self._storage = storage
-        self._prefix = f"checkpoints/{job_id}"
+        self._prefix = checkpoint_folder(job_id)
         self._pool = ThreadPoolExecutor(1)
         self._running: Future[None] | None = None
         self._next: tuple[str, Path] | None = None

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from api_schemas.cascade import Stage
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
+from api_schemas.layout import Stage
 from worker.engine.canvas import Plane
 from worker.engine.plan import (
     DecodePlan,

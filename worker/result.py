@@ -11,6 +11,8 @@ import pyvips
 
 from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
+from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
+from api_schemas.wire import result_folder
 from worker.errors import DiskFullError
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
@@ -41,7 +43,7 @@ class ResultWriter:
     ) -> None:
         self._storage = storage
         self._request = request
-        self._prefix = f"jobs/{job_id}/{token}"
+        self._prefix = f"{result_folder(job_id)}/{token}"
         self._generated = generated
         self._pictures = PictureWriter(generated.path, request.dpi)
 
@@ -96,12 +98,10 @@ def delete_leftovers(storage: Storage, job_id: str, committed: Result | None) ->
         ResourceError: the store does not answer.
     """
     kept = committed.image_key.rpartition("/")[0] if committed else None
-    keys = storage.list_keys(f"jobs/{job_id}")
+    keys = storage.list_keys(result_folder(job_id))
     storage.delete([key for key in keys if kept is None or not key.startswith(f"{kept}/")])
 
 
-TILE_SIZE = 510
-OVERLAP = 1
 _PNG_HEADER_BYTES = 33  # signature and IHDR; text may follow anywhere after them
 _SAVERS: dict[OutputFormat, str] = {
     "png": ".png[compression=2,filter=sub,keep=icc]",
@@ -161,7 +161,10 @@ class PictureWriter:
         image = self._open()  # it must outlive the call, which signals its progress
         try:
             image.colourspace("srgb").dzsave(  # 16 bits become 8
-                str(base), tile_size=TILE_SIZE, overlap=OVERLAP, suffix=".jpg[Q=88,keep=none]"
+                str(base),
+                tile_size=PYRAMID_TILE_PX,
+                overlap=PYRAMID_OVERLAP_PX,
+                suffix=".jpg[Q=88,keep=none]",
             )
         except pyvips.Error as error:
             raise _translate(error) from error

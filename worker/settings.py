@@ -5,13 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
-def _none_if_empty(value: object) -> object:
-    # docker-compose passes unset variables on as empty strings.
-    return None if value == "" else value
+from api_schemas.settings import SharedSettings
 
 
 def _check_devices(text: str) -> str:
@@ -19,10 +16,6 @@ def _check_devices(text: str) -> str:
 
 
 Devices = Annotated[str, AfterValidator(_check_devices)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
-OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
-OptionalNumber = Annotated[int | None, BeforeValidator(_none_if_empty)]
-OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_none_if_empty)]
 
 
 def _bundled_model() -> str:
@@ -33,33 +26,22 @@ def _default_work_dir() -> Path:
     return Path(tempfile.gettempdir()) / "chorale-work"
 
 
-def _default_store_url() -> str:
-    return (Path.cwd() / "chorale-data" / "store").as_uri()
-
-
-class WorkerSettings(BaseSettings):
+class WorkerSettings(SharedSettings, BaseSettings):
     """Read once, in main."""
 
-    model_config = SettingsConfigDict(env_prefix="CHORALE_", frozen=True, extra="ignore")
+    # docker-compose passes unset variables on as empty strings.
+    model_config = SettingsConfigDict(env_prefix="CHORALE_", env_ignore_empty=True, extra="ignore")
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    store_url: str = Field(default_factory=_default_store_url, pattern="^(file:///|s3://)")
-    store_endpoint: OptionalText = None
-    store_access_key_id: OptionalText = None
-    store_secret_access_key: OptionalSecret = None
-    store_region: str = "us-east-1"
     model: str = Field(
         default_factory=_bundled_model,
         description="Name on the allow-list, folder, name on the hub, or `toy`.",
     )
-    models_file: OptionalPath = Field(
-        default=None, description="The allow-list that `chorale models` writes."
-    )
+    models_file: Path | None = Field(default=None, description="The allow-list that `chorale models` writes.")
     devices: Devices = Field(
         default="auto", description="`cpu`, `cuda:0`, or several: `0,1`; auto takes a GPU where there is one."
     )
     work_dir: Path = Field(default_factory=_default_work_dir, description="Scratch space for running jobs.")
-    decode_memory_mb: OptionalNumber = Field(
+    decode_memory_mb: int | None = Field(
         default=None,
         ge=64,
         description="Device memory for decoding before it spills; by default, by the memory that is free.",

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -102,16 +102,10 @@ class Storage:
 
 
 def _open_s3(bucket: str, prefix: str, settings: WorkerSettings) -> S3Store:
-    config: S3Config = {"region": settings.store_region}
-    if settings.store_endpoint:
-        config["endpoint"] = settings.store_endpoint
-    if settings.store_access_key_id and settings.store_secret_access_key:
-        config["access_key_id"] = settings.store_access_key_id
-        config["secret_access_key"] = settings.store_secret_access_key.get_secret_value()
     return S3Store(
         bucket,
         prefix=prefix or None,
-        config=config,
+        config=cast("S3Config", settings.s3_config()),
         client_options={"allow_http": True, "connect_timeout": "5s", "timeout": "60s"},
         retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY_TIMEOUT},
     )

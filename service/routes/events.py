@@ -15,9 +15,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from api_schemas.job import TERMINAL
 from service.dependencies import After, LoadedJob, ServicesDep, require_seq
 from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError
-from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage
+from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage, order
 from service.openapi import problems
-from service.stream_id import order
 
 _DONE: Final = 1000
 _RESTARTING: Final = 1012

@@ -8,7 +8,6 @@ from starlette.responses import RedirectResponse, Response
 
 from api_schemas.events import Result
 from api_schemas.job import TERMINAL, Job
-from service.deep_zoom import Pyramid, Window
 from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
     FileMissingError,
@@ -20,7 +19,8 @@ from service.errors import (
     ResultExpiredError,
     ResultNeverError,
 )
-from service.file_answer import send_file
+from service.http.files import send_file
+from service.images.deep_zoom import Pyramid, Window
 from service.openapi import Responses, problems
 
 _NOT_READY_RETRY_S = 2

@@ -1,13 +1,15 @@
 """Create, get, list and cancel jobs."""
 
+import base64
+import binascii
 import re
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api_schemas.answers import JobPage, JobView
+from api_schemas.errors import FieldError
 from api_schemas.job import TERMINAL, Job, JobStatus
-from service.cursor import read_cursor, write_cursor
 from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
     BadRequestError,
@@ -18,8 +20,8 @@ from service.errors import (
     NoModelError,
     QueueFullError,
 )
+from service.jobs.submission import Submission, read_submission
 from service.openapi import SUBMISSION_BODY, problems
-from service.submission import Submission, read_submission
 
 MAX_WAIT_S: Final = 60
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
@@ -150,3 +152,26 @@ async def _find_page(
 def _read_wait(prefer: str | None) -> int:
     match = _WAIT.search(prefer or "")
     return min(int(match[1]), MAX_WAIT_S) if match else 0
+
+
+def write_cursor(position: tuple[float, str]) -> str:
+    created_at, job_id = position
+    return base64.urlsafe_b64encode(f"{created_at!r} {job_id}".encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> tuple[float, str]:
+    """Inverse of `write_cursor`.
+
+    Raises:
+        InvalidRequestError: this is no cursor of ours.
+    """
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+        created_at, job_id = text.split(" ")
+        position = float(created_at), job_id
+    except (binascii.Error, ValueError):
+        position = None
+    if position is None or not position[0] < float("inf") or not position[0] >= 0:
+        allowed = "what `next` of a page said"
+        raise InvalidRequestError([FieldError(field="cursor", value=ascii(cursor)[:200], allowed=allowed)])
+    return position

@@ -162,7 +162,7 @@ def test_the_deep_zoom_shows_pixels_of_the_full_size(open_page: OpenPage, client
 
 
 def test_a_broken_line_is_taken_up_without_gap_or_duplicate(open_page: OpenPage, client: Client) -> None:
-    heard: list[str] = []
+    received: list[str] = []
     lines: list[str] = []
 
     def break_first_lines(route: WebSocketRoute) -> None:
@@ -172,9 +172,9 @@ def test_a_broken_line_is_taken_up_without_gap_or_duplicate(open_page: OpenPage,
 
         def pass_on(message: str | bytes) -> None:
             if isinstance(message, str):
-                heard.append(re.findall(r'"seq": ?"([^"]+)"', message)[0])
+                received.append(re.findall(r'"seq": ?"([^"]+)"', message)[0])
             route.send(message)
-            if number < 3 and len(heard) >= 4 * number:
+            if number < 3 and len(received) >= 4 * number:
                 route.close()
 
         server.on_message(pass_on)
@@ -185,7 +185,7 @@ def test_a_broken_line_is_taken_up_without_gap_or_duplicate(open_page: OpenPage,
     await_deep_zoom(page)
     assert len(lines) >= 3
     assert [parse_qs(urlsplit(line).query)["after"][0] for line in lines[1:3]]
-    assert list(dict.fromkeys(heard)) == [event.seq for event in client.events(job_of(page))]
+    assert list(dict.fromkeys(received)) == [event.seq for event in client.events(job_of(page))]
 
 
 def test_a_failed_job_says_why(open_page: OpenPage, stack: LocalStack) -> None:

@@ -12,18 +12,18 @@ def cutting_proxy(url: str, *, after_bytes: int) -> Iterator[tuple[str, list[int
     """The address of the broken network, and the bytes that each connection let through."""
     target = urlsplit(url)
     cuts: list[int] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as server:
         address = (target.hostname or "", target.port or 80)
-        Thread(target=_accept, args=(listener, address, after_bytes, cuts), daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", cuts
+        Thread(target=_accept, args=(server, address, after_bytes, cuts), daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", cuts
         with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
+            server.shutdown(socket.SHUT_RDWR)
 
 
-def _accept(listener: socket.socket, target: tuple[str, int], limit: int, cuts: list[int]) -> None:
+def _accept(server: socket.socket, target: tuple[str, int], limit: int, cuts: list[int]) -> None:
     while True:
         try:
-            near, _ = listener.accept()
+            near, _ = server.accept()
         except OSError:
             return
         far = socket.create_connection(target)

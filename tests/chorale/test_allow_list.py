@@ -169,7 +169,7 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
         plain = client.create(request)
         guided = client.create(controlled, pictures=pictures)
         digests = {result_of(client.wait(job.id, timeout_s=60)).sha256 for job in (plain, guided)}
-        assert len(digests) == 2  # the control picture was heard
+        assert len(digests) == 2  # the control picture had an effect
         (edges / "config.json").write_text((edges / "config.json").read_text() + " ")
         with pytest.raises(JobEndedError, match=r"edges: config.json has SHA-256") as ended:
             client.wait(client.create(controlled, pictures=pictures).id, timeout_s=60)

@@ -1,4 +1,4 @@
-"""The asyncio client says and hears the same as the blocking one."""
+"""The asyncio client sends and receives the same as the blocking one."""
 
 import asyncio
 from pathlib import Path
@@ -48,9 +48,9 @@ def test_a_broken_network_leaves_no_gap_and_no_duplicate(stack: LocalStack, clie
 
     job = client.create(REQUEST)
     with cutting_proxy(stack.url, after_bytes=3000) as (url, cuts):
-        heard = asyncio.run(follow(url, job.id))
+        received = asyncio.run(follow(url, job.id))
     assert len(cuts) > 3
-    assert heard == [event.seq for event in client.events(job.id)]
+    assert received == [event.seq for event in client.events(job.id)]
 
 
 def test_pictures_go_along(stack: LocalStack, tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def test_events_tell_a_job_from_its_beginning_to_its_end(client: Client) -> None
 def test_events_of_a_broken_network_have_no_gap_and_no_duplicate(stack: LocalStack, client: Client) -> None:
     job = client.create(STEPPED)
     with cutting_proxy(stack.url, after_bytes=3000) as (url, cuts), Client(url) as far:
-        heard = [update.seq for update in far.events(job.id)]
+        received = [update.seq for update in far.events(job.id)]
     assert len(cuts) > 3
-    assert heard == [event.seq for event in client.events(job.id)]
+    assert received == [event.seq for event in client.events(job.id)]
 
 
 def test_the_live_line_of_a_broken_network_has_no_gap_and_no_duplicate(
@@ -64,10 +64,10 @@ def test_the_live_line_of_a_broken_network_has_no_gap_and_no_duplicate(
 ) -> None:
     job = client.create(STEPPED)
     with cutting_proxy(stack.url, after_bytes=40_000) as (url, cuts), Client(url) as far:
-        heard = list(far.live(job.id))
+        received = list(far.live(job.id))
     assert len(cuts) > 1
-    assert any(isinstance(each, Preview) for each in heard)
-    told = [each.seq for each in heard if not isinstance(each, Preview)]
+    assert any(isinstance(each, Preview) for each in received)
+    told = [each.seq for each in received if not isinstance(each, Preview)]
     assert told == [event.seq for event in client.events(job.id)]
 
 

@@ -78,7 +78,7 @@ def test_a_killed_owner_leaves_no_process_and_its_queue_lives_on(tmp_path: Path)
         assert {client.wait(job, timeout_s=90).status for job in jobs} == {"succeeded"}
 
 
-def test_two_models_are_sung_side_by_side(tmp_path: Path) -> None:
+def test_two_models_are_served_side_by_side(tmp_path: Path) -> None:
     with (
         chorale_up(tmp_path, "toy:name=slow,delay_ms=300", "toy:name=quick") as (_, url),
         Client(url) as client,

@@ -77,14 +77,14 @@ def test_the_bar_never_goes_back(events: list[DurableEvent | TilePreviewedData])
     assert progress.tiles <= progress.tiles_expected
 
 
-def test_steps_that_are_sung_again_after_a_kill_are_counted_once() -> None:
+def test_steps_that_are_run_again_after_a_kill_are_counted_once() -> None:
     progress = JobProgress()
     for event in (queued(), step(1), step(2), step(3), resumed(1), step(2), step(3), step(4)):
         progress.apply(event)
     assert (progress.step, progress.tiles) == (4, 4 * TILES)
 
 
-def test_a_step_is_told_while_it_is_sung() -> None:
+def test_a_step_is_shown_while_it_runs() -> None:
     progress = JobProgress()
     progress.apply(queued())
     progress.apply(step(1))
@@ -96,11 +96,11 @@ def test_a_step_is_told_while_it_is_sung() -> None:
     assert progress.within_step == 0.25
     for number, left_px in ((1, 0), (0, 512), (1, 512)):
         progress.glimpse(cell(number, 2, left_px))
-    sung = progress.fraction
+    done = progress.fraction
     assert progress.within_step == 1.0
     progress.apply(step(2))
     assert progress.within_step == 0.0
-    assert after_one < sung == progress.fraction
+    assert after_one < done == progress.fraction
 
 
 def test_a_cascade_is_one_bar_that_names_its_canvases() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from chorale.errors import UnexpectedAnswerError
 from chorale.pyramid import Pyramid, PyramidTile
-from service import deep_zoom
+from service.images import deep_zoom
 
 
 @given(st.integers(256, 4096), st.integers(256, 4096))

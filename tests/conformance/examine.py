@@ -105,11 +105,9 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
     yield (
         "encoded",
         encode(
-            lambda part: Plane(height, width).gather(image, part),
-            height,
-            width,
+            lambda part: part.slice(image),
             prepared.encoder,
-            (False, False),
+            Plane(height, width),
             DecodePlan(tile_size=8),
         ),
     )

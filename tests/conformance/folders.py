@@ -26,7 +26,7 @@ class Together:
 
 
 def change(base: Path, folder: Path, part: str, field: str, value: object) -> Path:
-    """Write to `folder` what `base` is, but for one field; where shapes change, weights are drawn anew.
+    """Write to `folder` what `base` is, but for one field; where shapes change, weights are drawn again.
 
     Whatever weights fit are kept, so that a field which changes nothing shows it.
     """

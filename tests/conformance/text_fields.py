@@ -155,7 +155,7 @@ MISTRAL_3: Fields = {
     "tie_word_embeddings": inert(_LOGITS, False),
 }
 
-_REBUILT = "this class builds it anew from the words"
+_REBUILT = "this class builds it again from the words"
 _CUT = {"direction": "Left", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
 _FILL = {
     "strategy": {"Fixed": 12}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 4, "pad_type_id": 0,

@@ -1,4 +1,4 @@
-"""`python -m tests.reference.record`: write the pictures and digests anew. Only where they are meant to change."""
+"""`python -m tests.reference.record`: write the pictures and digests again. Only where they are meant to change."""
 
 import hashlib
 import json

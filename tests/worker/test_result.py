@@ -13,10 +13,11 @@ from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
 
 from api_schemas.generation import OutputFormat, ResolvedRequest
+from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from worker.engine.plan import BitDepth
 from worker.metadata import PictureMetadata, describe_picture
 from worker.process.files import ImageFile
-from worker.result import OVERLAP, SUFFIXES, TILE_SIZE, PictureWriter, needs_bigtiff
+from worker.result import SUFFIXES, PictureWriter, needs_bigtiff
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 PROMPT = "glühende Lava 🌋 <&\"'> 熔岩\n\x01"
@@ -143,11 +144,11 @@ def test_without_metadata_a_file_tells_nothing(tmp_path: Path, kind: OutputForma
 def test_the_pyramid_covers_the_picture(tmp_path: Path, bit_depth: BitDepth) -> None:
     pixels = write_rows(tmp_path / "rows.tif", bit_depth=bit_depth).astype(int) >> (bit_depth - 8)
     PictureWriter(tmp_path / "rows.tif", 300).write_pyramid(tmp_path / "image")
-    assert f'TileSize="{TILE_SIZE}"' in (tmp_path / "image.dzi").read_text()
+    assert f'TileSize="{PYRAMID_TILE_PX}"' in (tmp_path / "image.dzi").read_text()
     levels = sorted(int(path.name) for path in (tmp_path / "image_files").iterdir() if path.name.isdigit())
     assert levels == list(range(12))  # 1 px up to 1100 px
     tile = pyvips.Image.new_from_file(str(tmp_path / "image_files/11/1_2.jpg"))
-    top, left = 2 * TILE_SIZE - OVERLAP, TILE_SIZE - OVERLAP
+    top, left = 2 * PYRAMID_TILE_PX - PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX - PYRAMID_OVERLAP_PX
     expected = pixels[top:, left:]
     assert (tile.height, tile.width) == expected.shape[:2]
     assert np.abs(tile.numpy().astype(int) - expected).mean() < 8

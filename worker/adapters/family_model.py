@@ -6,8 +6,8 @@ from typing import cast
 
 import torch
 
-from api_schemas.cascade import Cascade
 from api_schemas.catalog import MAX_SCHEDULE_STEPS, ModelCard
+from api_schemas.layout import Cascade
 from worker.adapters.acceleration import compile_blocks, find_denoiser, put_parts_channels_last
 from worker.adapters.autoencoders.decoder import Autoencoder, flatten_decoder
 from worker.adapters.autoencoders.encoder import flatten_encoder

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from worker.adapters.model import PreviewMap
 from worker.adapters.settings import LatentRgb
+from worker.engine.canvas import Plane
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan
-from worker.engine.vae.decode import decode
+from worker.engine.vae.decode import DecodedTile, decode
 from worker.engine.vae.operations import Decoder
 
 
@@ -21,8 +22,8 @@ def fit_preview_map(decoder: Decoder, channels: int, device: torch.device) -> Pr
     """Least squares between smooth random latents and what the decoder makes of them."""
     coarse = initial_noise(0, channels, 16, 16)[None]
     latent = F.interpolate(coarse, scale_factor=4, mode="bicubic")[0]
-    tiles = decode(latent.to(device), decoder, (False, False), DecodePlan())
-    image = next(tiles).image.float().cpu()
+    events = decode(latent.to(device), decoder, Plane(latent.shape[-2], latent.shape[-1]), DecodePlan())
+    image = next(event.image for event in events if isinstance(event, DecodedTile)).float().cpu()
     levels = F.avg_pool2d(image[None] / 2 + 0.5, decoder.scale)[0]
     return _solve(latent, levels)
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from api_schemas.cascade import Cascade
 from api_schemas.generation import MAX_TILE_SIZE_PX
+from api_schemas.layout import Cascade
 from worker.adapters.errors import ModelFolderError
 
 Dtype = Literal["float32", "bfloat16", "float16"]

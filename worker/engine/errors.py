@@ -3,6 +3,7 @@
 EngineError
 ├── DismissedError         the leader of a group of ranks has stopped
 ├── GridError              a tile does not fit its canvas
+├── MomentsError           kept moments are not of this decoder
 ├── NonFiniteImageError    a decode tile holds NaN or infinity, in float32 too
 ├── NonFiniteLatentError   a step produced NaN or infinity
 └── RankLostError          a rank of the ensemble has died
@@ -19,6 +20,10 @@ class DismissedError(EngineError):
 
 class GridError(EngineError):
     """A tile does not fit its canvas."""
+
+
+class MomentsError(EngineError):
+    """Kept moments are not of this decoder."""
 
 
 class NonFiniteLatentError(EngineError):

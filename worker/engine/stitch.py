@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from worker.engine.plan import BitDepth
-from worker.engine.vae.decode import DecodedTile
+from worker.engine.vae.decode import DecodedTile, Decoding
+from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.warned import Warned
 
 
@@ -19,14 +20,17 @@ class Band:
     rows: Tensor
 
 
+Stitching = Band | Warned | SignOfLife | MomentsPooled
+
+
 @torch.inference_mode()
 def stitch(
-    tiles: Iterator[DecodedTile],
+    tiles: Iterator[Decoding],
     width: int,
     shown: tuple[int, int] | None = None,
     bit_depth: BitDepth = 8,
-) -> Iterator[Band | Warned]:
-    """Put the tiles of each row side by side; tell of rows that needed float32.
+) -> Iterator[Stitching]:
+    """Put the tiles of each row side by side; tell of rows that needed float32, and what else decoding tells.
 
     Args:
         tiles: row by row from the top, each row from the left.
@@ -36,6 +40,9 @@ def stitch(
     """
     row: list[DecodedTile] = []
     for tile in tiles:
+        if not isinstance(tile, DecodedTile):
+            yield tile
+            continue
         row.append(tile)
         if tile.place.left + tile.place.width == width:
             yield from _finish(row, shown or (tile.place.top + tile.place.height, width), bit_depth)

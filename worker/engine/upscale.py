@@ -13,7 +13,8 @@ from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
-from worker.engine.vae.encode import SignOfLife, encode_in_steps
+from worker.engine.vae.encode import encode_in_steps
+from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.vae.operations import Decoder, Encoder
 from worker.engine.warned import Warned
 
@@ -53,7 +54,7 @@ def ascend(
     def paint(part: Rectangle) -> Tensor:
         return enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
 
-    latent = yield from encode_in_steps(paint, canvas.height, canvas.width, encoder, canvas.wrap, plan, group)
+    latent = yield from encode_in_steps(paint, encoder, canvas, plan, group)
     return latent
 
 
@@ -62,15 +63,18 @@ def _decode_to_bytes(
 ) -> Generator[Warned | SignOfLife, None, Tensor]:
     """RGB (3, h, w), uint8, on the autoencoder's device."""
     decoder, device = autoencoder.decoder, autoencoder.device
-    picture = canvas.resized(*latent.shape[-2:]).scaled(decoder.scale)
+    small = canvas.resized(*latent.shape[-2:])
+    picture = small.scaled(decoder.scale)
     image = torch.empty(3, *picture.size, dtype=torch.uint8, device=device)
-    tiles = decode(latent, decoder, canvas.wrap, plan, group)
+    tiles = decode(latent, decoder, small, plan, group)
     for event in stitch(tiles, picture.width):
-        if isinstance(event, Band):
-            image[:, event.top : event.top + len(event.rows)] = event.rows.permute(2, 0, 1).to(device)
-            yield SignOfLife()
-        else:
-            yield event
+        match event:
+            case Band(top, rows):
+                image[:, top : top + len(rows)] = rows.permute(2, 0, 1).to(device)
+            case MomentsPooled():
+                pass  # this picture is not kept
+            case _:
+                yield event
     return image
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from api_schemas.events import TilePreviewedData
+from api_schemas.layout import PREVIEW_CELL_PX
 from worker.adapters.model import PreviewMap
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.upscale import enlarge
 from worker.process.protocol import PreviewCell
 
-CELL_PX = 512
 _SHRINK = 2  # decoded pixels per preview pixel and axis
 _QUALITY = 80
 
@@ -44,7 +44,9 @@ class PreviewCanvas:
         colors: PreviewMap,
         shown: tuple[int, int] | None = None,
     ) -> None:
-        self._grid = _CellGrid(max(CELL_PX // scale, 1), scale, shown or (height * scale, width * scale))
+        self._grid = _CellGrid(
+            max(PREVIEW_CELL_PX // scale, 1), scale, shown or (height * scale, width * scale)
+        )
         self._colors = PreviewMap(colors.weight.float().cpu(), colors.bias.float().cpu()[:, None, None])
         self._size = height, width
         self._estimate = np.zeros((height, width, 3), np.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import Progress, StageBegan
 from worker.engine.stitch import Band
-from worker.engine.vae.encode import SignOfLife
+from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.warned import Warned
 from worker.errors import CheckpointError
 from worker.planner import plan_generation
@@ -121,6 +121,8 @@ class _Session:
             case Warned():
                 _log.warning("%s", event.message)
                 self._pipe.send(warn(event))
+            case MomentsPooled():
+                pass
         self._obey()
         self._previews.send_if_due()
 

@@ -92,18 +92,18 @@ def test_events_that_the_live_stream_lost_are_found_in_the_log(
     serve_with: Serve, settings: ServiceSettings, redis: Redis, follow: Follow
 ) -> None:
     url = serve_with(settings.model_copy(update={"ping_interval_s": 2.0}))
-    heard, unheard = Story(redis), Story(redis, live_key="chorale:elsewhere")
-    heard.queue(JOB)
+    published, unpublished = Story(redis), Story(redis, live_key="chorale:elsewhere")
+    published.queue(JOB)
     with ThreadPoolExecutor(1) as pool:
         follower = pool.submit(follow, url, None)
         await_readers(url, 1)
         time.sleep(0.2)
-        heard.start(JOB)
+        published.start(JOB)
         for step in range(1, 20):
-            (unheard if step % 3 else heard).step(JOB, step)
+            (unpublished if step % 3 else published).step(JOB, step)
             time.sleep(0.02)
-        unheard.fail(JOB)  # nothing follows that could show the gap
-        assert [event["seq"] for event in follower.result(timeout=30)] == [e.seq for e in heard.log(JOB)]
+        unpublished.fail(JOB)  # nothing follows that could show the gap
+        assert [event["seq"] for event in follower.result(timeout=30)] == [e.seq for e in published.log(JOB)]
 
 
 def test_a_snapshot_of_a_running_job_goes_on_live(url: str, story: Story, redis: Redis) -> None:
@@ -157,7 +157,7 @@ def test_a_place_that_is_none_is_refused(url: str, story: Story, after: str) -> 
     assert refusal.value.response.status_code == 422
 
 
-def test_pages_of_other_sites_may_not_listen(url: str, story: Story) -> None:
+def test_pages_of_other_sites_may_not_follow(url: str, story: Story) -> None:
     story.queue(JOB)
     story.cancel(JOB)
     host = url.removeprefix("http://")

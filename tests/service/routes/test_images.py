@@ -12,7 +12,7 @@ import simplejpeg
 from obstore.store import LocalStore, S3Store
 
 from api_schemas.events import Result
-from service.links import LinkSigner
+from service.http.signed_urls import LinkSigner
 from service.settings import ServiceSettings
 from tests.conftest import S3Server
 from tests.service.conftest import Serve
@@ -145,7 +145,7 @@ def test_the_present_canvas_can_be_zoomed_while_the_job_runs(
 ) -> None:
     story.queue(JOB, width_px=2048, height_px=1024)
     story.start(JOB)
-    for left_px in (0, 512, 1536):  # the cell at 1024 was not sung yet
+    for left_px in (0, 512, 1536):  # the cell at 1024 was not denoised yet
         for top_px in (0, 512):
             story.preview(JOB, left_px, top_px, level=(left_px + top_px) // 16 + 60)
     columns = {}

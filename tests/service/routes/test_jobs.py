@@ -14,7 +14,7 @@ from rq import Queue
 from api_schemas.answers import JobView
 from api_schemas.generation import GenerationRequest
 from api_schemas.wire import RUN_JOB, cancel_key, job_key, queue_name
-from service.admission import resolve
+from service.jobs.admission import resolve
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.story import CARD, Story
@@ -123,7 +123,7 @@ def test_only_the_side_that_is_seamless_must_be_a_multiple(api: httpx.Client, st
     assert "the nearest: 16320 or 16384" in errors["height_px"]
 
 
-def test_a_negative_prompt_that_would_not_be_heard_is_refused(api: httpx.Client, story: Story) -> None:
+def test_a_negative_prompt_that_would_have_no_effect_is_refused(api: httpx.Client, story: Story) -> None:
     story.publish(CARD.model_copy(update={"negative_prompt": False}))
     answer = api.post("/v1/jobs", json={"negative_prompt": "frogs"})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "negative_prompt")

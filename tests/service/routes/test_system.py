@@ -58,6 +58,13 @@ def test_metrics_count_routes_and_not_paths(api: httpx.Client, story: Story) -> 
     assert job["id"] not in text
 
 
+def test_paths_without_a_route_are_one_series(api: httpx.Client) -> None:
+    for path in ("/nowhere", "/v1/jobs/one/", "/v1/jobs/two/"):
+        api.get(path, follow_redirects=False)
+    counted = [line for line in api.get("/metrics").text.splitlines() if "requests_total{" in line]
+    assert {line.partition('route="')[2].partition('"')[0] for line in counted} == {"unmatched"}
+
+
 def test_every_answer_has_a_request_id_and_takes_a_harmless_one(api: httpx.Client) -> None:
     ids = {api.get("/healthz").headers["X-Request-ID"] for _ in range(5)}
     assert len(ids) == 5

@@ -96,7 +96,7 @@ class FluxControlNets:
         def paint(part: Rectangle) -> Tensor:
             return canvas.scaled(scale).gather(picture, part).float() / 127.5 - 1
 
-        return encode(paint, canvas.height, canvas.width, encoder, canvas.wrap, DecodePlan())
+        return encode(paint, encoder, canvas, DecodePlan())
 
     def _load(self, folder: Path) -> FluxControlNetModel:
         transformer = self._pipe.transformer

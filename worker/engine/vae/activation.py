@@ -1,7 +1,8 @@
-"""Tiles of a half-decoded canvas, held where memory is free: on the device, in main memory, in files."""
+"""Tiles between two operations, held where memory is free: on the device, in main memory, in files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,17 +14,19 @@ from worker.engine.memory import measure_main_memory
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """What one decode tile looks like between two operations.
+    """What one tile looks like between two operations.
 
     Args:
         value: (1, C, h, w), halo included.
         core: the owned pixels within `value`.
         aside: what the last `Fork` set aside, at most one at a time; often `value` itself.
+        wide: whether it must be computed in float32.
     """
 
     value: Tensor
     core: Rectangle
     aside: Tensor | None = None
+    wide: bool = False
 
     @property
     def owned(self) -> Tensor:
@@ -34,11 +37,8 @@ class Activation:
         own = self.aside is not None and self.aside.data_ptr() != self.value.data_ptr()
         return self.value.nbytes + (self.aside.nbytes if own and self.aside is not None else 0)
 
-    def enlarged(self, value: Tensor, scale: int) -> "Activation":
-        return replace(self, value=value, core=self.core.scaled(scale))
-
-    def forked(self, aside: Tensor) -> "Activation":
-        return replace(self, aside=aside)
+    def widened(self) -> "Activation":
+        return replace(self.moved(lambda tensor: tensor.float()), wide=True)
 
     def joined(self, divisor: float) -> "Activation":
         assert self.aside is not None
@@ -62,13 +62,18 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one activation is held, and behind how many operations it stands; None: in a file."""
+    """Where one activation is held, and behind how many operations it stands.
+
+    Args:
+        activation: without its tensors where they lie in a file.
+        device: that it goes back to from main memory; None: it has not left it.
+    """
 
     position: int
     size_bytes: int
-    core: Rectangle
-    activation: Activation | None = None
-    on_device: bool = True
+    activation: Activation
+    device: torch.device | None = None
+    file: Path | None = None
 
 
 class Held:
@@ -80,7 +85,6 @@ class Held:
     """
 
     def __init__(self, device_bytes: int, host_bytes: int, spill_dir: Path) -> None:
-        self.device_bytes = device_bytes
         self._device_free = device_bytes
         self._host_free = host_bytes
         self._spill_dir = spill_dir
@@ -89,25 +93,30 @@ class Held:
     def put(self, index: int, position: int, activation: Activation) -> None:
         """Hold a tile, instead of what was held of it."""
         self.drop(index)
-        size = activation.size_bytes
+        self._places[index] = self._hold(index, position, activation, activation.size_bytes)
+
+    def _hold(self, index: int, position: int, activation: Activation, size: int) -> _Place:
         if size <= self._device_free:
             self._device_free -= size
-            self._places[index] = _Place(position, size, activation.core, activation)
-        elif activation.value.is_cuda and size <= self._host_free:
+            return _Place(position, size, activation)
+        if activation.value.is_cuda and size <= self._host_free:
             self._host_free -= size
-            self._places[index] = _Place(position, size, activation.core, activation.moved(_to_pinned), False)
-        else:
-            self._places[index] = _Place(position, size, activation.core)
-            torch.save((activation.value, activation.aside), self._path(index))
+            return _Place(position, size, activation.moved(_to_pinned), activation.value.device)
+        file = self._spill_dir / f"{index}.pt"
+        torch.save((activation.value, activation.aside), file)
+        return _Place(position, size, activation.moved(_to_nothing), file=file)
 
-    def read(self, index: int, device: torch.device) -> tuple[int, Activation] | None:
+    def read(self, index: int) -> tuple[int, Activation] | None:
         """A tile that is held, and the position behind which it stands."""
         place = self._places.get(index)
         if place is None:
             return None
-        activation = place.activation or self._load(index, place.core, device)
-        if not place.on_device:
-            activation = activation.moved(lambda tensor: tensor.to(device, non_blocking=True))
+        activation = place.activation
+        if place.file:
+            value, aside = torch.load(place.file, weights_only=True)  # to the device that it comes from
+            activation = replace(activation, value=value, aside=aside)
+        elif place.device:
+            activation = activation.moved(partial(_to_device, device=place.device))
         return place.position, activation
 
     def drop(self, index: int) -> None:
@@ -115,24 +124,25 @@ class Held:
         place = self._places.pop(index, None)
         if place is None:
             return
-        if place.activation is None:
-            self._path(index).unlink()
-        elif place.on_device:
-            self._device_free += place.size_bytes
-        else:
+        if place.file:
+            place.file.unlink()
+        elif place.device:
             self._host_free += place.size_bytes
-
-    def _load(self, index: int, core: Rectangle, device: torch.device) -> Activation:
-        value, aside = torch.load(self._path(index), map_location=device, weights_only=True)
-        return Activation(value, core, aside)
-
-    def _path(self, index: int) -> Path:
-        return self._spill_dir / f"{index}.pt"
+        else:
+            self._device_free += place.size_bytes
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:
     """A copy in the same layout that the device makes while the host goes on; only page-locked memory allows that."""
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
+
+
+def _to_nothing(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(0)
 
 
 def spare_host_bytes() -> int:

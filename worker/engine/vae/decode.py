@@ -4,25 +4,19 @@ The first operations run on the whole canvas, where it is small; the rest run on
 halo, all tiles in step with each other, so that every group normalisation sees the whole canvas.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Rectangle
-from worker.engine.errors import NonFiniteImageError
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Alone, Group
-from worker.engine.vae.activation import Held, spare_host_bytes
-from worker.engine.vae.executor import TiledDecoder, cut, run
-from worker.engine.vae.memory import choose_holds, choose_mode, choose_split, find_stops, measure_head, survey
-from worker.engine.vae.operations import Decoder, Join, Local, Operation, Trim, halo_of, scale_of
-
-SAMPLE_TILES = 16
+from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
+from worker.engine.vae.memory import Tail, choose_mode, choose_split, measure_head, plan_holds, survey
+from worker.engine.vae.operations import Decoder, halo_of, scale_of
+from worker.engine.vae.whole import cut, run_whole, settle_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,37 +32,60 @@ class DecodedTile:
     widened: bool = False
 
 
+Decoding = SignOfLife | MomentsPooled | DecodedTile
+
+
 @torch.inference_mode()
 def decode(
-    latent: Tensor, decoder: Decoder, wrap: tuple[bool, bool], plan: DecodePlan, group: Group | None = None
-) -> Iterator[DecodedTile]:
-    """Decode a canvas (C, H, W) into tiles, row by row from the top.
+    latent: Tensor,
+    decoder: Decoder,
+    canvas: Plane,
+    plan: DecodePlan,
+    group: Group | None = None,
+    *,
+    moments: Sequence[Tensor] | None = None,
+    part: Rectangle | None = None,
+) -> Iterator[Decoding]:
+    """Decode the latent (C, H, W) of a canvas into tiles, row by row from the top, after the moments that they go by.
 
     In exact mode the result equals an untiled decode up to float rounding. In bounded mode the
     statistics come from a sample of tiles, the same for all tiles, so no seam is possible. Ranks
     share the tiles out; every rank gets all of them, and the bytes do not depend on how many there are.
 
+    Args:
+        moments: those of an earlier decode, instead of this canvas' own: equal latents then give equal bytes.
+        part: of the canvas; only tiles that overlap it are decoded.
+
     Raises:
+        MomentsError: the given ones are not of this decoder.
         NonFiniteImageError: NaN or infinity, in float32 too.
     """
     group = group or Alone()
-    split = choose_split(latent, decoder, plan)
-    head, (tail, channels) = decoder.operations[:split], with_trims(decoder, split)
-    canvas = _decode_whole(latent, decoder, head, wrap, group)
-    wide = canvas.dtype is not decoder.dtype and split > 0
-    tiles, halo = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head)), halo_of(tail)
-    with tempfile.TemporaryDirectory(dir=plan.spill_dir, prefix="decode-") as folder:
-        held = Held(plan.memory_bytes, spare_host_bytes(), Path(folder))
-        recompute = latent.is_cuda if plan.recompute is None else plan.recompute
-        executor = TiledDecoder(
-            decoder, tail, channels, canvas, tiles, lambda tile: cut(canvas, tile, halo, wrap), held, group,
-            recompute=recompute, wide=wide,
-        )  # fmt: skip
-        _settle(executor, tiles, exact=choose_mode(latent, decoder, plan) == "exact")
-        for _, row in groupby(range(len(tiles)), key=lambda index: tiles[index].top):
-            indices = list(row)
-            for index, done in zip(indices, executor.finish(indices), strict=True):
-                yield DecodedTile(tiles[index].scaled(scale_of(tail)), done.image, done.widened)
+    split, exact = choose_split(latent, decoder, plan), choose_mode(latent, decoder, plan) == "exact"
+    if moments is not None:
+        decoder = replace(decoder, operations=settle_with(decoder.operations, moments))
+    head = decoder.operations[:split]
+    whole = cut(latent[None], canvas, canvas.whole, halo_of(head))
+    state, measured = run_whole(decoder, head, whole, group)
+    tail, behind = Tail.of(decoder, split, state.owned), canvas.scaled(scale_of(head))
+    tiles, halo = lay_tiles(behind, plan.tile_size * scale_of(head)), halo_of(tail.operations)
+    tiled = TiledRun(
+        decoder,
+        tail.operations,
+        tiles,
+        lambda tile: replace(cut(tail.state, behind, tile, halo), wide=state.wide),
+        exact=exact,
+        choose_holds=lambda own: plan_holds(tail, own, plan),
+        wanted=None if part is None else _find_overlapping(tiles, part, canvas, scale_of(head)),
+    )
+    for event in run_tiles(tiled, plan, group):
+        match event:
+            case TileFinished(place, value, widened):
+                yield DecodedTile(place, value.float(), widened)
+            case MomentsPooled():
+                yield MomentsPooled(tuple(moments or (*measured, *event.moments)))
+            case SignOfLife():
+                yield event
 
 
 def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
@@ -79,60 +96,23 @@ def predict_held(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
         plan: says whether to recompute.
     """
     split = choose_split(latent, decoder, plan)
-    head, (tail, channels) = decoder.operations[:split], with_trims(decoder, split)
+    scale = scale_of(decoder.operations[:split])
+    canvas = Plane(latent.shape[-2], latent.shape[-1]).scaled(scale)
     depth = decoder.channels[split - 1] if split else len(latent)
-    height, width = (side * scale_of(head) for side in latent.shape[-2:])
-    canvas = torch.empty(1, depth, height, width, dtype=decoder.dtype, device="meta")
-    tiles = _lay_decode_tiles(canvas, plan.tile_size * scale_of(head))
-    sites = survey(tail, channels, tiles, (depth, height, width), halo_of(tail), canvas.itemsize)
-    stops = list(find_stops(tail).values())
-    holds = choose_holds(sites, stops, plan.memory_bytes) if plan.recompute else stops
+    state = torch.empty(1, depth, *canvas.size, dtype=decoder.dtype, device="meta")
+    tail, tiles = Tail.of(decoder, split, state), lay_tiles(canvas, plan.tile_size * scale)
+    sites, holds = survey(tail, tiles), plan_holds(tail, tiles, plan)
     held = max((sites[hold].size_bytes for hold in holds if hold is not None), default=0)
-    return max(measure_head(latent, decoder, split), canvas.nbytes + min(held, plan.memory_bytes))
+    return max(measure_head(latent, decoder, split), state.nbytes + min(held, plan.memory_bytes))
 
 
-def _settle(executor: TiledDecoder, tiles: Sequence[Rectangle], *, exact: bool) -> None:
-    everything = range(len(tiles))
-    if exact or len(tiles) <= SAMPLE_TILES:
-        executor.settle(everything)
-    else:
-        sample = everything[:: -(-len(tiles) // SAMPLE_TILES)]
-        executor.settle(sample)
-        executor.forget(sample)
+def _find_overlapping(tiles: Sequence[Rectangle], part: Rectangle, canvas: Plane, scale: int) -> list[int]:
+    """Which tiles a part of the canvas lies on, at least with one pixel."""
+    pieces = [piece.scaled(scale) for piece, _ in canvas.pieces(part)]
+    return [index for index, tile in enumerate(tiles) if any(_overlap(tile, piece) for piece in pieces)]
 
 
-def with_trims(decoder: Decoder, split: int) -> tuple[list[Operation], list[int]]:
-    """The operations from `split` on, with their channels, without the part of the halo that none will need.
-
-    It is dropped where there is most of it, behind what enlarges, and where a tile may be held.
-    """
-    operations, channels = decoder.operations[split:], decoder.channels[split:]
-    trimmed: list[tuple[Operation, int]] = []
-    for index, (operation, width) in enumerate(zip(operations, channels, strict=True)):
-        trimmed.append((operation, width))
-        if isinstance(operation, Join) or (isinstance(operation, Local) and operation.scale > 1):
-            trimmed.append((Trim(halo_of(operations[index + 1 :])), width))
-    return [operation for operation, _ in trimmed], [width for _, width in trimmed]
-
-
-def _decode_whole(
-    latent: Tensor, decoder: Decoder, head: Sequence[Operation], wrap: tuple[bool, bool], group: Group
-) -> Tensor:
-    """The canvas (1, C, H, W) behind the head; in float32 if it is not finite in the decoder's own type."""
-    whole = cut(latent[None], Rectangle(0, 0, latent.shape[-2], latent.shape[-1]), halo_of(head), wrap)
-    canvas = run(head, whole, group).owned
-    if not canvas.isfinite().all() and decoder.dtype is not torch.float32:
-        with decoder.widened():
-            canvas = run(head, whole, group).owned
-    if not canvas.isfinite().all():
-        raise NonFiniteImageError("the half-decoded canvas is not finite")
-    return canvas
-
-
-def _lay_decode_tiles(canvas: Tensor, size: int) -> list[Rectangle]:
-    height, width = canvas.shape[-2:]
-    return [
-        Rectangle(top, left, min(size, height - top), min(size, width - left))
-        for top in range(0, height, size)
-        for left in range(0, width, size)
-    ]
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    rows = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
+    columns = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
+    return rows > 0 and columns > 0

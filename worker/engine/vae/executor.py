@@ -1,261 +1,242 @@
-"""The last operations of a decoder, on decode tiles that are shared out among ranks.
+"""Operations on tiles that are shared out among ranks, from a latent to pixels or from pixels to a latent.
 
 All tiles advance together: a normalisation needs the sums of every tile before any can go on.
-memory.py chooses what of them is held meanwhile, and what is computed once more.
 """
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.errors import NonFiniteImageError
+from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
-from worker.engine.vae.activation import Activation, Held
-from worker.engine.vae.memory import choose_holds, find_stops, survey
-from worker.engine.vae.norm import Moments, measure
-from worker.engine.vae.operations import (
-    Attend,
-    Decoder,
-    Fork,
-    Join,
-    Local,
-    Normalize,
-    Operation,
-    Trim,
-    halo_of,
-    scale_of,
-)
+from worker.engine.vae.activation import Activation, Held, spare_host_bytes
+from worker.engine.vae.memory import find_stops
+from worker.engine.vae.norm import blank_sums, measure, normalize_by, pool
+from worker.engine.vae.operations import Coder, Local, Normalize, Operation, place_behind
+from worker.engine.vae.whole import run
+
+SAMPLE_TILES = 16
+Holds = Sequence[int | None]
+"""For each normalisation, behind how many operations every tile is held on the way to it; None: as it was."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """One decoded tile.
+class SignOfLife:
+    """Work that has no progress of its own to tell goes on; a moment to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class MomentsPooled:
+    """What normalisations will go by: n, Σx, Σx² of each group over the canvas, (3, groups), float64, for each."""
+
+    moments: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TileFinished:
+    """One tile behind the last operation.
 
     Args:
-        image: (3, h, w), without its halo.
-        widened: whether it was not finite in the decoder's own type.
+        place: where it lies there.
+        value: (C, h, w), without its halo.
+        widened: whether it was not finite in the coder's own type, and computed again in float32.
     """
 
-    image: Tensor
+    place: Rectangle
+    value: Tensor
     widened: bool
 
 
-class TiledDecoder:
-    """Runs this rank's tiles through the operations; other ranks run theirs.
+@dataclass(frozen=True, slots=True)
+class TiledRun:
+    """What is to be done tile by tile.
 
     Args:
-        operations: of the tail; normalisations are replaced by what they came to.
-        channels: of each operation's output.
-        canvas: what the head has made, (1, C, H, W).
-        tiles: on that canvas.
+        coder: says what type is computed in.
+        operations: those of the coder that need tiles.
+        tiles: in front of the first operation, row by row from the top.
         cut: one of them, with its halo.
-        recompute: whether computing may be cheaper than moving.
-        wide: whether all of it must be computed in float32.
+        exact: whether statistics are those of all tiles, and not of a sample where there are many.
+        choose_holds: where some tiles are held; None: in front of every normalisation.
+        wanted: of all tiles, which are finished; None: all.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        operations: list[Operation],
-        channels: Sequence[int],
-        canvas: Tensor,
-        tiles: Sequence[Rectangle],
-        cut: Callable[[Rectangle], Activation],
-        held: Held,
-        group: Group,
-        *,
-        recompute: bool,
-        wide: bool,
-    ) -> None:
-        self._decoder, self._operations, self._channels = decoder, operations, channels
-        self._canvas, self._tiles, self._cut = canvas, tiles, cut
-        self._held, self._group, self._recompute = held, group, recompute
-        self._wide = set(range(len(tiles))) if wide else set[int]()
-        self._device = canvas.device
+    coder: Coder
+    operations: Sequence[Operation]
+    tiles: Sequence[Rectangle]
+    cut: Callable[[Rectangle], Activation]
+    exact: bool = False
+    choose_holds: Callable[[Sequence[Rectangle]], Holds] | None = None
+    wanted: Sequence[int] | None = None
 
-    def settle(self, sample: Sequence[int]) -> None:
-        """Replace every normalisation by one with the pooled statistics of these tiles.
+    @property
+    def sample(self) -> range:
+        """The tiles whose statistics count."""
+        everything = range(len(self.tiles))
+        return everything if self.exact else everything[:: -(-len(everything) // SAMPLE_TILES)]
 
-        Raises:
-            NonFiniteImageError: a tile is not finite, in float32 neither.
-        """
-        own = [index for place, index in enumerate(sample) if self._is_own(place)]
-        stops = find_stops(self._operations)
-        holds = self._choose_holds(own, list(stops.values()))
-        for (barrier, stop), hold in zip(stops.items(), holds, strict=True):
-            operation = self._operations[barrier]
-            assert isinstance(operation, Normalize)
-            sums = self._measure_tiles(own, stop, hold, operation.norm)
-            blank = torch.zeros(3, operation.norm.num_groups, dtype=torch.float64, device=self._device)
-            gathered = self._share(sums, blank, range(len(sample)))
-            self._operations[barrier] = Local(Moments(operation.norm, gathered).apply)
+    @property
+    def rows(self) -> Iterator[list[int]]:
+        wanted = range(len(self.tiles)) if self.wanted is None else self.wanted
+        for _, row in groupby(wanted, key=lambda index: self.tiles[index].top):
+            yield list(row)
 
-    def _choose_holds(self, own: Sequence[int], stops: list[int]) -> Sequence[int | None]:
-        if not self._recompute:
-            return stops
-        _, depth, height, width = self._canvas.shape
-        sites = survey(
-            self._operations, self._channels, [self._tiles[index] for index in own],
-            (depth, height, width), halo_of(self._operations), self._canvas.itemsize,
-        )  # fmt: skip
-        return choose_holds(sites, stops, self._held.device_bytes)
 
-    def forget(self, sample: Sequence[int]) -> None:
-        """Hold nothing any longer: whoever comes last need not have been there before."""
-        for index in sample:
-            self._held.drop(index)
+def lay_tiles(canvas: Plane, size: int) -> list[Rectangle]:
+    """Tiles side by side, the last of each axis as large as what is left."""
+    return [
+        Rectangle(top, left, min(size, canvas.height - top), min(size, canvas.width - left))
+        for top in range(0, canvas.height, size)
+        for left in range(0, canvas.width, size)
+    ]
 
-    def finish(self, row: Sequence[int]) -> list[Finished]:
-        """Decode these tiles, consecutive ones, to the end; every rank gets all of them.
 
-        Raises:
-            NonFiniteImageError: a tile is not finite, in float32 neither.
-        """
-        own = [index for index in row if self._is_own(index)]
-        images = [self._advance(index, len(self._operations)).owned[0] for index in own]
-        self._mend(own, images, lambda index: self._start_again(index, len(self._operations)).owned[0])
+def run_tiles(
+    tiled: TiledRun, plan: DecodePlan, group: Group
+) -> Iterator[SignOfLife | MomentsPooled | TileFinished]:
+    """Measure every normalisation, then finish the tiles; every rank gets all of them, row by row.
+
+    The bytes do not depend on how many ranks there are.
+
+    Raises:
+        NonFiniteImageError: a tile is not finite, in float32 neither.
+    """
+    with tempfile.TemporaryDirectory(dir=plan.spill_dir, prefix="tiles-") as folder:
+        executor = _Executor(tiled, Held(plan.memory_bytes, spare_host_bytes(), Path(folder)), group)
+        operations, moments = yield from executor.settle()
+        yield MomentsPooled(tuple(moments))
+        for row in tiled.rows:
+            yield from (yield from executor.finish(operations, row))
+
+
+@dataclass(frozen=True, slots=True)
+class _Executor:
+    """Runs this rank's tiles through the operations; other ranks run theirs."""
+
+    tiled: TiledRun
+    held: Held
+    group: Group
+
+    def settle(self) -> Generator[SignOfLife, None, tuple[Sequence[Operation], list[Tensor]]]:
+        """The operations with every normalisation replaced by one with pooled moments, and those moments."""
+        operations, moments = list(self.tiled.operations), list[Tensor]()
+        sample = self.tiled.sample
+        own = sample[self.group.rank :: self.group.size]
+        stops = find_stops(operations)
+        for (barrier, stop), hold in zip(stops.items(), self._choose_holds(own, stops), strict=True):
+            normalize = operations[barrier]
+            assert isinstance(normalize, Normalize)
+            sums = yield from self._measure(normalize, operations[:stop], own, hold)
+            moments.append(pool(self._share(sums, blank_sums(normalize.norm), range(len(sample)))))
+            operations[barrier] = Local(normalize_by(normalize.norm, moments[-1]))
+        if len(sample) < len(self.tiled.tiles):  # whoever comes last need not have been there before
+            for index in own:
+                self.held.drop(index)
+        return operations, moments
+
+    def finish(
+        self, operations: Sequence[Operation], row: Sequence[int]
+    ) -> Generator[SignOfLife, None, list[TileFinished]]:
+        """Take these tiles, consecutive ones, through all operations; every rank gets all of them."""
+        own = [index for index in row if index % self.group.size == self.group.rank]
+        values = yield from self._complete(own, lambda index: self._advance(operations, index).owned[0])
         for index in own:
-            self._held.drop(index)
-        return self._share_images(row, images)
+            self.held.drop(index)
+        return self._share_row(operations, row, values)
 
-    def _share_images(self, row: Sequence[int], images: Sequence[Tensor]) -> list[Finished]:
-        shapes = [self._shape(index) for index in row]
-        blank = torch.zeros(3, *map(max, zip(*shapes, strict=True)), device=self._device)
-        padded = [F.pad(image.float(), _padding(image, blank)) for image in images]
-        flags = [torch.tensor(index in self._wide) for index in row if self._is_own(index)]
-        gathered = self._share(padded, blank, row)
-        widened = self._share(flags, torch.tensor(False), row)
+    def _choose_holds(self, own: Sequence[int], stops: dict[int, int]) -> Holds:
+        if self.tiled.choose_holds is None:
+            return list(stops.values())
+        return self.tiled.choose_holds([self.tiled.tiles[index] for index in own])
+
+    def _measure(
+        self, normalize: Normalize, operations: Sequence[Operation], own: Sequence[int], hold: int | None
+    ) -> Generator[SignOfLife, None, list[Tensor]]:
+        def measure_tile(index: int) -> Tensor:
+            return measure(normalize.norm, self._advance(operations, index, hold).owned)
+
+        return (yield from self._complete(own, measure_tile))
+
+    def _advance(self, operations: Sequence[Operation], index: int, hold: int | None = None) -> Activation:
+        """A tile behind these operations, from where it is held; on the way held behind the first `hold`."""
+        start, activation = self.held.read(index) or (0, self._cut(index))
+        with self.tiled.coder.widened() if activation.wide else nullcontext():
+            if hold is not None and start < hold:
+                activation = run(operations[start:hold], activation, self.group)
+                self.held.put(index, hold, activation)
+                start = hold
+            return run(operations[start:], activation, self.group)
+
+    def _cut(self, index: int) -> Activation:
+        return self.tiled.cut(self.tiled.tiles[index])
+
+    def _complete(
+        self, own: Sequence[int], compute: Callable[[int], Tensor]
+    ) -> Generator[SignOfLife, None, list[Tensor]]:
+        """Something of each tile, finite. The host waits for the device once for all tiles."""
+        results: list[Tensor] = []
+        for index in own:
+            results.append(compute(index))
+            yield SignOfLife()
+        for place in _find_broken(results):
+            results[place] = self._mend(own[place], compute)
+        return results
+
+    def _mend(self, index: int, compute: Callable[[int], Tensor]) -> Tensor:
+        """The same in float32, from the first operation on."""
+        if self.tiled.coder.dtype is not torch.float32:
+            self.held.put(index, 0, self._cut(index).widened())
+            result = compute(index)
+            if result.isfinite().all():
+                return result
+        raise NonFiniteImageError(f"decode tile {index + 1} of {len(self.tiled.tiles)} is not finite")
+
+    def _share_row(
+        self, operations: Sequence[Operation], row: Sequence[int], own: Sequence[Tensor]
+    ) -> list[TileFinished]:
+        """All in one type: float32 as soon as one of them needed it."""
+        dtype = self.tiled.coder.dtype
+        facts = [torch.tensor([len(value), value.dtype is not dtype]) for value in own]
+        depths, widened = torch.stack(self._share(facts, torch.tensor([0, 0]), row)).unbind(1)
+        places = [place_behind(operations, self.tiled.tiles[index]) for index in row]
+        height, width = max(place.height for place in places), max(place.width for place in places)
+        device = (own[0] if own else self._cut(row[0]).value).device
+        blank = torch.zeros(
+            int(depths.max()), height, width, dtype=torch.float32 if widened.any() else dtype, device=device
+        )
+        gathered = self._share([_pad(value, blank) for value in own], blank, row)
         return [
-            Finished(image[:, :height, :width], bool(flag))
-            for image, flag, (height, width) in zip(gathered, widened, shapes, strict=True)
+            TileFinished(place, value[:, : place.height, : place.width], bool(wide))
+            for place, value, wide in zip(places, gathered, widened, strict=True)
         ]
 
     def _share(self, own: Sequence[Tensor], blank: Tensor, places: Sequence[int]) -> list[Tensor]:
         """What all ranks have made of consecutive places, in order; `blank` fills up where one has less."""
-        slots = -(-len(places) // self._group.size)
-        self._group.meet()
-        gathered = self._group.gather(torch.stack([*own, *[blank] * (slots - len(own))]))
+        slots = -(-len(places) // self.group.size)
+        self.group.meet()
+        gathered = self.group.gather(torch.stack([*own, *[blank] * (slots - len(own))]))
         waiting = [iter(tensors.unbind()) for tensors in gathered]
-        return [next(waiting[place % self._group.size]) for place in places]
-
-    def _shape(self, index: int) -> tuple[int, int]:
-        tile, scale = self._tiles[index], scale_of(self._operations)
-        return tile.height * scale, tile.width * scale
-
-    def _is_own(self, place: int) -> bool:
-        return place % self._group.size == self._group.rank
-
-    def _measure_tiles(
-        self, own: Sequence[int], stop: int, hold: int | None, norm: nn.GroupNorm
-    ) -> list[Tensor]:
-        sums = [measure(norm, self._advance(index, stop, hold).owned) for index in own]
-        self._mend(own, sums, lambda index: self._measure_again(index, stop, norm))
-        return sums
-
-    def _advance(self, index: int, stop: int, hold: int | None = None) -> Activation:
-        """A tile behind the first `stop` operations, from where it is held; on the way held behind the first `hold`."""
-        start, activation = self._held.read(index, self._device) or (0, self._cut(self._tiles[index]))
-        wide = index in self._wide
-        with self._decoder.widened() if wide else nullcontext():
-            activation = _widen(activation) if wide else activation
-            if hold is not None and start < hold:
-                activation = run(self._operations[start:hold], activation, self._group)
-                self._held.put(index, hold, activation)
-                start = hold
-            return run(self._operations[start:stop], activation, self._group)
-
-    def _start_again(self, index: int, stop: int) -> Activation:
-        self._wide.add(index)
-        self._held.drop(index)
-        return self._advance(index, stop)
-
-    def _measure_again(self, index: int, stop: int, norm: nn.GroupNorm) -> Tensor:
-        activation = self._start_again(index, stop)
-        self._held.put(index, stop, activation)
-        return measure(norm, activation.owned)
-
-    def _mend(self, own: Sequence[int], results: list[Tensor], again: Callable[[int], Tensor]) -> None:
-        """Compute in float32 what is not finite. The host waits for the device once for all tiles."""
-        if not results:
-            return
-        broken = torch.stack([~result.isfinite().all() for result in results]).cpu()
-        for place in map(int, broken.nonzero()):
-            index = own[place]
-            if index not in self._wide and self._decoder.dtype is not torch.float32:
-                results[place] = again(index)
-            if not results[place].isfinite().all():
-                raise NonFiniteImageError(f"decode tile {index + 1} of {len(self._tiles)} is not finite")
+        return [next(waiting[place % self.group.size]) for place in places]
 
 
-def _padding(image: Tensor, like: Tensor) -> tuple[int, int, int, int]:
-    """For `torch.nn.functional.pad`: right and bottom, up to that size."""
-    return 0, like.shape[-1] - image.shape[-1], 0, like.shape[-2] - image.shape[-2]
+def _find_broken(results: Sequence[Tensor]) -> list[int]:
+    if not results:
+        return []
+    broken = torch.stack([~result.isfinite().all() for result in results]).cpu()
+    return [int(place) for place in broken.nonzero()]
 
 
-def _widen(activation: Activation) -> Activation:
-    return activation.moved(lambda tensor: tensor.float())
-
-
-# Attention is shared out in strips of queries, always the same ones: bytes must not depend on ranks.
-_STRIPS = 8
-
-
-def cut(canvas: Tensor, tile: Rectangle, halo: int, wrap: tuple[bool, bool]) -> Activation:
-    """A tile of (1, C, H, W) with a halo that goes round a wrapping axis and ends at a border."""
-    above, rows = _reach(tile.top, tile.height, canvas.shape[-2], halo, wrap[0])
-    before, columns = _reach(tile.left, tile.width, canvas.shape[-1], halo, wrap[1])
-    value = canvas[..., rows, :][..., columns]
-    return Activation(value, Rectangle(above, before, tile.height, tile.width))
-
-
-def _reach(start: int, extent: int, length: int, halo: int, wraps: bool) -> tuple[int, slice | list[int]]:
-    """How many pixels lie before the tile on one axis, and which pixels those and the tile are."""
-    first, last = start - halo, start + extent + halo
-    if wraps and not 0 <= first < last <= length:
-        return halo, [place % length for place in range(first, last)]
-    return start - max(first, 0), slice(max(first, 0), min(last, length))
-
-
-def run(operations: Sequence[Operation], activation: Activation, group: Group) -> Activation:
-    for operation in operations:
-        activation = _apply(operation, activation, group)
-    return activation
-
-
-def _apply(operation: Operation, activation: Activation, group: Group) -> Activation:
-    value = activation.value
-    match operation:
-        case Local(apply=apply, scale=scale):
-            return activation.enlarged(apply(value), scale)
-        case Trim(halo=halo):
-            return activation.trimmed(halo)
-        case Fork(shortcut=shortcut):
-            return activation.forked(shortcut(value))
-        case Join(divisor=divisor):
-            return activation.joined(divisor)
-        case Attend():
-            return activation.enlarged(_attend(operation, activation, group), 1)
-        case Normalize(norm=norm):
-            return activation.enlarged(Moments(norm, [measure(norm, activation.owned)]).apply(value), 1)
-
-
-def _attend(attend: Attend, activation: Activation, group: Group) -> Tensor:
-    """Each rank computes the queries of some strips of rows over the whole canvas, then all are gathered."""
-    height = activation.value.shape[-2]
-    rise = -(-height // _STRIPS)
-    starts = range(0, height, rise)
-    answers: list[Tensor] = []
-    for first in range(0, len(starts), group.size):
-        # The last strip lies within the canvas as a whole, over others if need be: all have one shape.
-        start = min(starts[min(first + group.rank, len(starts) - 1)], height - rise)
-        own = attend.apply(activation.value[..., start : start + rise, :], activation.owned)
-        group.meet()
-        answers += group.gather(own.permute(0, 2, 3, 1))  # channels last: one layout for any number of ranks
-    last = height - starts[-1]
-    whole = torch.cat([*answers[: len(starts) - 1], answers[len(starts) - 1][:, rise - last :]], dim=1)
-    return whole.permute(0, 3, 1, 2)
+def _pad(value: Tensor, like: Tensor) -> Tensor:
+    """In the type of `like`, and up to its size on the right and at the bottom."""
+    return F.pad(
+        value.to(like.dtype), (0, like.shape[-1] - value.shape[-1], 0, like.shape[-2] - value.shape[-2])
+    )

@@ -1,6 +1,7 @@
 """Statistics of one group normalisation over a whole canvas, gathered tile by tile."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -29,29 +30,39 @@ def measure(norm: nn.GroupNorm, core: Tensor) -> Tensor:
     return torch.cat([count, sums])
 
 
-class Moments:
-    """Mean and variance of the whole canvas (Chan et al. 1979), out of all tiles' sums in tile order."""
+def blank_sums(norm: nn.GroupNorm) -> Tensor:
+    """What `measure` says of no pixel."""
+    return torch.zeros(3, norm.num_groups, dtype=torch.float64, device=norm.weight.device)
 
-    def __init__(self, norm: nn.GroupNorm, sums: Sequence[Tensor]) -> None:
-        """
-        Args:
-            sums: what `measure` says of each tile.
-        """
-        count, total, squares = torch.stack(list(sums)).sum(0)
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
-        per_group = norm.num_channels // norm.num_groups
-        self._norm = norm
-        self._mean, self._variance = (
-            each.repeat_interleave(per_group, output_size=norm.num_channels).float()
-            for each in (mean, variance)
-        )
 
-    def apply(self, activation: Tensor) -> Tensor:
-        """Normalise (1, C, h, w); Wu & He 2018, eq. 1.
+def pool(sums: Sequence[Tensor]) -> Tensor:
+    """n, Σx, Σx² of the whole canvas, (3, groups), out of all tiles' in tile order."""
+    return torch.stack(list(sums)).sum(0)
 
-        With statistics that are given, that is what batch normalisation does when it is not learning,
-        and PyTorch does it in float32 within one pass over the activation, in whatever type it is.
-        """
-        weight, bias = self._norm.weight.float(), self._norm.bias.float()
-        return F.batch_norm(activation, self._mean, self._variance, weight, bias, False, 0.0, self._norm.eps)
+
+def normalize_by(norm: nn.GroupNorm, moments: Tensor) -> Callable[[Tensor], Tensor]:
+    """The normalisation of any part (1, C, h, w) of a canvas with these moments; Wu & He 2018, eq. 1.
+
+    With statistics that are given, that is what batch normalisation does when it is not learning,
+    and PyTorch does it in float32 within one pass over the activation, in whatever type it is.
+
+    Args:
+        moments: what `pool` says, on any device.
+    """
+    mean, variance = _find_statistics(norm, moments.to(norm.weight.device))
+
+    def apply(activation: Tensor) -> Tensor:
+        weight, bias = norm.weight.float(), norm.bias.float()
+        return F.batch_norm(activation, mean, variance, weight, bias, False, 0.0, norm.eps)
+
+    return apply
+
+
+def _find_statistics(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, (C,), float32 (Chan et al. 1979)."""
+    count, total, squares = moments
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    repeats = norm.num_channels // norm.num_groups
+    spread = partial(torch.repeat_interleave, repeats=repeats, output_size=norm.num_channels)
+    return spread(mean).float(), spread(variance).float()

@@ -4,13 +4,15 @@ A convolution needs a halo; a normalisation needs the statistics of the whole ca
 needs the whole canvas itself. The list says which is which; executor.py acts on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
+
+from worker.engine.canvas import Rectangle
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,19 @@ class Local:
     apply: Callable[[Tensor], Tensor]
     reach: int = 0
     scale: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """A convolution with a stride, or another operation that makes less of a picture.
+
+    Args:
+        apply: (1, C, h, w) -> (1, C', h / factor, w / factor); output i sees inputs from
+            i * factor - 1 to (i + 1) * factor.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    factor: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,7 @@ class Trim:
     halo: int
 
 
-Operation = Local | Normalize | Attend | Fork | Join | Trim
+Operation = Local | Shrink | Normalize | Attend | Fork | Join | Trim
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +105,6 @@ class Decoder:
         return scale_of(self.operations)
 
 
-def scale_of(operations: Sequence[Operation]) -> int:
-    scale = 1
-    for operation in operations:
-        scale *= operation.scale if isinstance(operation, Local) else 1
-    return scale
-
-
-def halo_of(operations: Sequence[Operation]) -> int:
-    """Pixels at the first operation's resolution that reach into one output pixel, rounded up."""
-    halo = 0
-    for operation in reversed(operations):
-        if isinstance(operation, Local):
-            halo = -(-(halo + operation.reach) // operation.scale)
-    return halo
-
-
-@dataclass(frozen=True, slots=True)
-class Shrink:
-    """A convolution with a stride, or another operation that makes less of a picture.
-
-    Args:
-        apply: (1, C, h, w) -> (1, C', h / factor, w / factor); output i sees inputs from
-            i * factor - 1 to (i + 1) * factor.
-    """
-
-    apply: Callable[[Tensor], Tensor]
-    factor: int = 2
-
-
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """RGB in [-1, 1], (3, H * scale, W * scale), to the clean latent (C, H, W): what a canvas holds.
@@ -130,26 +116,59 @@ class Encoder:
         widened: within this context they compute in float32.
     """
 
-    tiled: Sequence[Operation | Shrink]
-    whole: Sequence[Operation | Shrink]
+    tiled: Sequence[Operation]
+    whole: Sequence[Operation]
     dtype: torch.dtype = torch.float32
     widened: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def shrink_of(operations: Sequence[Operation | Shrink]) -> int:
+Coder = Decoder | Encoder
+
+
+def scale_of(operations: Sequence[Operation]) -> int:
+    """By how much they enlarge."""
+    return prod(operation.scale for operation in operations if isinstance(operation, Local))
+
+
+def shrink_of(operations: Sequence[Operation]) -> int:
+    """By how much they make a picture smaller."""
     return prod(operation.factor for operation in operations if isinstance(operation, Shrink))
 
 
-def aligned_halo_of(operations: Sequence[Operation | Shrink]) -> int:
+def place_behind(operations: Sequence[Operation], place: Rectangle) -> Rectangle:
+    """Where a rectangle of the first operation's input lies on the last one's output."""
+    scale, factor = scale_of(operations), shrink_of(operations)
+    top, left, height, width = (
+        side * scale // factor for side in (place.top, place.left, place.height, place.width)
+    )
+    return Rectangle(top, left, height, width)
+
+
+def halo_of(operations: Sequence[Operation]) -> int:
     """Pixels at the first operation's resolution that reach into one output pixel.
 
     Rounded up so that strides count from the same pixels in every tile.
     """
     halo = 0
     for operation in reversed(operations):
-        if isinstance(operation, Shrink):
+        if isinstance(operation, Local):
+            halo = -(-(halo + operation.reach) // operation.scale)
+        elif isinstance(operation, Shrink):
             halo = halo * operation.factor + 1
-        elif isinstance(operation, Local):
-            halo += operation.reach
     unit = shrink_of(operations)
     return -(-halo // unit) * unit
+
+
+def with_trims(operations: Sequence[Operation], *, at_joins: bool) -> Iterator[Operation]:
+    """The same without the part of the halo that no later operation needs.
+
+    It is dropped where there is most of it: behind what changes the size.
+
+    Args:
+        at_joins: there, too, where tiles are held. The bytes of what comes next depend on it.
+    """
+    for index, operation in enumerate(operations):
+        yield operation
+        resizes = isinstance(operation, Shrink) or (isinstance(operation, Local) and operation.scale > 1)
+        if resizes or (at_joins and isinstance(operation, Join)):
+            yield Trim(halo_of(operations[index + 1 :]))

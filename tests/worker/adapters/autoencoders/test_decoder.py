@@ -10,8 +10,9 @@ from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qw
 from worker.adapters.autoencoders.decoder import Autoencoder, flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.adapters.errors import UnknownFamilyError
+from worker.engine.canvas import Plane
 from worker.engine.plan import DecodePlan
-from worker.engine.vae.decode import decode
+from worker.engine.vae.decode import DecodedTile, decode
 from worker.engine.vae.operations import Decoder
 
 ONE_LEVEL = 1 / 127.5  # of 255, in the decoder's range [-1, 1]
@@ -98,6 +99,7 @@ def paint(
     latent: Tensor, decoder: Decoder, plan: DecodePlan, wrap: tuple[bool, bool] = (False, False)
 ) -> Tensor:
     image = torch.full((3, latent.shape[1] * decoder.scale, latent.shape[2] * decoder.scale), torch.nan)
-    for tile in decode(latent, decoder, wrap, plan):
-        tile.place.slice(image).copy_(tile.image)
+    for event in decode(latent, decoder, Plane(*latent.shape[1:], wrap), plan):
+        if isinstance(event, DecodedTile):
+            event.place.slice(image).copy_(event.image)
     return image

@@ -9,7 +9,7 @@ from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qw
 from tests.tiny_models import tiny_autoencoder, tiny_vae
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import LatentScaling
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.vae.encode import encode
 from worker.engine.vae.operations import shrink_of
@@ -59,7 +59,7 @@ def tiled(vae: nn.Module, image: Tensor, tile_size: int, wrap: tuple[bool, bool]
     encoder = flatten_encoder(vae, usual_scaling(vae))
     assert encoder is not None
     height, width = (side // scale_of(vae) for side in image.shape[1:])
-    return encode(paint, height, width, encoder, wrap, DecodePlan(tile_size))
+    return encode(paint, encoder, Plane(height, width, wrap), DecodePlan(tile_size))
 
 
 @pytest.mark.parametrize("tile_size", [3, 8, 64])

@@ -126,10 +126,10 @@ def make_picture(
     shown: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """The latent, of one tile if no plan says otherwise."""
-    plan = plan or DenoisePlan(Plane(*NOISE[1:], (False, False)), 16, 0, 0, moving=False, seed=9)
+    plan = plan or DenoisePlan(Plane(*NOISE[1:]), 16, 0, 0, moving=False, seed=9)
     prepared = model.prepare(Conditions(PROMPT, guidance_scale=3.5, control=control))
     ensemble, scheduler = begin(prepared, StagePlan(plan, STEPS, shown=shown))
-    latent = initial_noise(9, NOISE[0], plan.height, plan.width)
+    latent = initial_noise(9, NOISE[0], *plan.canvas.size)
     return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))
 
 

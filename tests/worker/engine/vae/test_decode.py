@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -12,14 +13,16 @@ from tests.tiny_models import tiny_autoencoder, tiny_vae
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
-from worker.engine.canvas import Rectangle
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.errors import MomentsError
 from worker.engine.plan import DecodeMode, DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.activation import Activation, Held
-from worker.engine.vae.decode import DecodedTile, decode
+from worker.engine.vae.decode import DecodedTile, Decoding, decode
+from worker.engine.vae.executor import MomentsPooled
 from worker.engine.vae.memory import choose_mode, choose_split
-from worker.engine.vae.operations import Decoder, halo_of
+from worker.engine.vae.operations import Decoder, Normalize, halo_of
 from worker.engine.warned import Warned
 
 ONE_LEVEL = 1 / 127.5  # of 255, in the decoder's range [-1, 1]
@@ -38,9 +41,13 @@ def paint(
     group: Group | None = None,
 ) -> torch.Tensor:
     image = torch.full((3, latent.shape[1] * decoder.scale, latent.shape[2] * decoder.scale), torch.nan)
-    for tile in decode(latent, decoder, wrap, plan, group):
+    for tile in list_tiles(decode(latent, decoder, Plane(*latent.shape[1:], wrap), plan, group)):
         tile.place.slice(image).copy_(tile.image)
     return image
+
+
+def list_tiles(events: Iterable[Decoding]) -> list[DecodedTile]:
+    return [event for event in events if isinstance(event, DecodedTile)]
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -58,7 +65,7 @@ def test_exact_equals_the_autoencoders_own_decode(attention: bool, memory_bytes:
     assert (tiled - whole).abs().max() < 0.01 * ONE_LEVEL
 
 
-def test_each_memory_gives_another_way_of_walking(decoder: Decoder) -> None:
+def test_each_memory_gives_another_split(decoder: Decoder) -> None:
     latent = torch.randn(4, 37, 50)
     splits = [choose_split(latent, decoder, DecodePlan(13, "exact", size)) for size in (1, 600_000, 1 << 30)]
     assert splits[0] < splits[1] < splits[2] == len(decoder.operations)
@@ -99,6 +106,60 @@ def test_bounded_mode_is_close_and_has_no_seam(decoder: Decoder) -> None:
     assert 0.8 < across / beside < 1.25
 
 
+@pytest.mark.parametrize("mode", ["exact", "bounded"])
+@pytest.mark.parametrize("memory_bytes", [1, 300_000, 1 << 30])
+@pytest.mark.parametrize("attention", [True, False])
+def test_kept_moments_give_the_same_bytes_of_the_whole_and_of_a_part(
+    mode: DecodeMode, memory_bytes: int, attention: bool
+) -> None:
+    latent, plan = torch.randn(4, 50, 37), DecodePlan(8, mode, memory_bytes)
+    decoder = flatten_decoder(tiny_vae(attention=attention), LatentScaling(0.18215))
+    events = list(decode(latent, decoder, Plane(*latent.shape[1:], (True, True)), plan))
+    (pooled,) = (event for event in events if isinstance(event, MomentsPooled))
+    assert len(pooled.moments) == sum(isinstance(each, Normalize) for each in decoder.operations)
+    kept = [tensor.clone().cpu() for tensor in pooled.moments]
+    first = {tile.place: tile.image for tile in list_tiles(events)}
+
+    def decode_again(part: Rectangle | None) -> dict[Rectangle, torch.Tensor]:
+        again = list_tiles(
+            decode(latent, decoder, Plane(*latent.shape[1:], (True, True)), plan, moments=kept, part=part)
+        )
+        assert all(torch.equal(tile.image, first[tile.place]) for tile in again)
+        return {tile.place: tile.image for tile in again}
+
+    assert list(decode_again(None)) == list(first)
+    assert {(place.top, place.left) for place in decode_again(Rectangle(9, 12, 8, 4))} == {
+        (top * decoder.scale, 8 * decoder.scale) for top in (8, 16)
+    }
+    assert {(place.top, place.left) for place in decode_again(Rectangle(48, 0, 4, 1))} == {
+        (top * decoder.scale, 0) for top in (0, 48)
+    }
+
+
+def test_a_part_goes_by_the_moments_of_the_canvas_that_they_come_from(decoder: Decoder) -> None:
+    """Another latent there changes what lies in reach of it, and no tone elsewhere."""
+    latent, plan = torch.randn(4, 40, 40), DecodePlan(8, "exact", 1)
+    decoder = flatten_decoder(tiny_vae(attention=False), LatentScaling(0.18215))
+    events = list(decode(latent, decoder, Plane(*latent.shape[1:]), plan))
+    (pooled,) = (event for event in events if isinstance(event, MomentsPooled))
+    first = {tile.place: tile.image for tile in list_tiles(events)}
+    changed = latent.clone()
+    changed[:, 34:38, 34:38] += 3
+    moments = pooled.moments
+    again = list_tiles(
+        decode(changed, decoder, Plane(40, 40), plan, moments=moments, part=Rectangle(0, 0, 9, 9))
+    )
+    assert len(again) == 4
+    for tile in again:
+        torch.testing.assert_close(tile.image, first[tile.place], rtol=0, atol=1e-6)
+
+
+def test_moments_of_another_decoder_are_refused(decoder: Decoder) -> None:
+    latent, plan = torch.randn(4, 10, 10), DecodePlan(8)
+    with pytest.raises(MomentsError, match=r"shapes \[\(3, 4\)\] were given"):
+        list(decode(latent, decoder, Plane(10, 10), plan, moments=[torch.zeros(3, 4)]))
+
+
 def test_auto_is_exact_until_too_much_must_be_held(decoder: Decoder) -> None:
     latent = torch.randn(4, 64, 64)
     assert choose_mode(latent, decoder, DecodePlan(16, "auto", 1 << 30)) == "exact"
@@ -107,7 +168,7 @@ def test_auto_is_exact_until_too_much_must_be_held(decoder: Decoder) -> None:
 
 def test_bands_come_from_the_top_without_a_gap(decoder: Decoder) -> None:
     latent = torch.randn(4, 20, 12)
-    tiles = list(decode(latent, decoder, (False, False), DecodePlan(8, "exact", 1)))
+    tiles = list_tiles(decode(latent, decoder, Plane(*latent.shape[1:]), DecodePlan(8, "exact", 1)))
     bands = [event for event in stitch(iter(tiles), 12 * decoder.scale) if isinstance(event, Band)]
     assert [band.top for band in bands] == [0, 32, 64]
     picture = torch.cat([band.rows for band in bands])
@@ -139,7 +200,7 @@ def test_what_does_not_fit_is_spilled_and_comes_back(tmp_path: Path) -> None:
         held.put(index, index + 7, activation)
     assert len(list(tmp_path.iterdir())) == 3
     for index, activation in enumerate(kept):
-        position, back = held.read(index, torch.device("cpu")) or (0, activation)
+        position, back = held.read(index) or (0, activation)
         assert position == index + 7
         assert torch.equal(back.value, activation.value)
         assert back.core == activation.core
@@ -199,7 +260,7 @@ def test_a_tile_that_overflows_is_decoded_in_float32(
 
     def decode_all(group: Group) -> list[DecodedTile]:
         decoder = flatten_decoder(deepcopy(overflowing), LatentScaling(0.18215))
-        return list(decode(latent, decoder, (False, False), DecodePlan(8, mode, 1), group))
+        return list_tiles(decode(latent, decoder, Plane(*latent.shape[1:]), DecodePlan(8, mode, 1), group))
 
     with ThreadPoolExecutor(ranks) as pool:
         tiles, *_ = list(pool.map(decode_all, thread_groups(ranks)))

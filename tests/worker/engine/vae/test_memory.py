@@ -8,8 +8,8 @@ from worker.adapters.autoencoders.decoder import flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.engine.canvas import Rectangle
 from worker.engine.plan import DecodePlan
-from worker.engine.vae.decode import predict_held, with_trims
-from worker.engine.vae.memory import Site, choose_holds, choose_split, find_stops, survey
+from worker.engine.vae.decode import predict_held
+from worker.engine.vae.memory import Site, Tail, choose_holds, choose_split, find_stops, survey
 from worker.engine.vae.operations import Decoder, halo_of, scale_of
 
 GIB = 1 << 30
@@ -32,16 +32,14 @@ def plan(decoder: Decoder, side: int, memory_bytes: int) -> tuple[list[Site], li
     """Sites, holds and stops for a square latent of that side."""
     latent = torch.empty(4, side, side, device="meta")
     split = choose_split(latent, decoder, DecodePlan(memory_bytes=memory_bytes))
-    operations, channels = with_trims(decoder, split)
     scale = scale_of(decoder.operations[:split])
     size, extent = 64 * scale, side * scale
     tiles = [
         Rectangle(top, left, size, size) for top in range(0, extent, size) for left in range(0, extent, size)
     ]
-    sites = survey(
-        operations, channels, tiles, (decoder.channels[split - 1], extent, extent), halo_of(operations), 2
-    )
-    stops = list(find_stops(operations).values())
+    state = torch.empty(1, decoder.channels[split - 1], extent, extent, dtype=decoder.dtype, device="meta")
+    tail = Tail.of(decoder, split, state)
+    sites, stops = survey(tail, tiles), list(find_stops(tail.operations).values())
     return sites, choose_holds(sites, stops, memory_bytes), stops
 
 
@@ -50,15 +48,15 @@ def largest(sites: list[Site], holds: list[int | None]) -> int:
 
 
 def test_a_site_counts_halo_and_what_is_set_aside(sdxl: Decoder) -> None:
-    operations, channels = with_trims(sdxl, 0)
-    sites = survey(operations, channels, [Rectangle(0, 0, 64, 64)], (4, 64, 64), 9, 2)
-    assert len(sites) == len(operations) + 1
+    tail = Tail.of(sdxl, 0, torch.empty(1, 4, 64, 64, dtype=sdxl.dtype, device="meta"))
+    sites = survey(tail, [Rectangle(0, 0, 64, 64)])
+    assert len(sites) == len(tail.operations) + 1
     numbers = [site.size_bytes // 2 for site in sites]
     assert numbers[-1] == 3 * 512**2  # one tile is all there is: nothing lies around it
     assert 2 * 512 * 64**2 in numbers  # within a residual block
     assert 512 * 64**2 in numbers
-    half = survey(operations, channels, [Rectangle(0, 0, 64, 32)], (4, 64, 64), 9, 2)
-    assert half[1].size_bytes == 4 * 64 * (32 + 9) * 2
+    half = survey(tail, [Rectangle(0, 0, 64, 32)])
+    assert half[1].size_bytes == 4 * 64 * (32 + halo_of(tail.operations)) * 2
 
 
 def test_at_8192_all_that_is_held_fits_the_device(sdxl: Decoder) -> None:

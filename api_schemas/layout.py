@@ -1,0 +1,162 @@
+"""How a picture is divided: into stages of a cascade, tiles of a canvas, and files and frames for viewers."""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import ceil
+from statistics import fmean
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api_schemas.generation import GenerationRequest
+
+# A pyramid tile has one pixel of each neighbour: 512 px in all.
+PYRAMID_TILE_PX, PYRAMID_OVERLAP_PX = 510, 1
+PREVIEW_CELL_PX = 512  # side of the largest preview
+# What one tile may measure at most when the whole of the smallest stage is one: a panorama is not.
+_LONGEST_ONE_TILE = 2
+_SHARED = 4  # by default a quarter of a tile is shared where borders do not move, and in the outer steps
+_OUTER_SHARE = 0.2
+
+
+class Cascade(BaseModel):
+    """A model's defaults for the stages of a cascade; a request may override them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: list[int] = Field(
+        default=[30, 15, 12],
+        min_length=1,
+        description="Steps of each stage, used as ratios: a request's `steps` apply to the first stage."
+        " Stages beyond the end of the list use the last value.",
+    )
+    strength: float = Field(
+        default=0.4, ge=0.05, le=1.0, description="Img2img strength of every stage after the first."
+    )
+    low_band: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1.0,
+        description="Initial strength of the guidance towards the low frequencies of the stage before; 0 is off.",
+    )
+
+    def share(self, level: int) -> float:
+        """Steps of the stage `level`, counted from 0, over those of the first."""
+        return self.steps[min(level, len(self.steps) - 1)] / self.steps[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """Every choice made. Pixels, order (height, width).
+
+    Args:
+        overlap_px: what neighbours share at least; `outer_overlap_px` the same in the outer steps.
+        outer_shares: how much of the steps is outer, at the (beginning, end).
+        wrap: whether the canvas continues into itself, (vertically, horizontally).
+        moving: whether the grid is shifted at every step. Axes that do not wrap take turns.
+    """
+
+    tile_size_px: int
+    overlap_px: int
+    outer_overlap_px: int
+    outer_shares: tuple[float, float]
+    wrap: tuple[bool, bool]
+    moving: bool
+
+    def count_tiles(self, height_px: int, width_px: int, steps: int, scale: int) -> int:
+        """Tile predictions over all steps; their mean where it depends on the shifts, which the seed decides.
+
+        Args:
+            scale: pixels per latent pixel: a grid is laid, and shifted, in whole ones.
+        """
+        lengths = height_px // scale, width_px // scale
+        kinds = Counter((self._is_outer(index, steps), index % 2) for index in range(steps))
+        return round(sum(n * self._count(lengths, scale, *kind) for kind, n in kinds.items()))
+
+    def _is_outer(self, index: int, steps: int) -> bool:
+        first, last = (ceil(steps * share) for share in self.outer_shares)
+        return index < first or steps - 1 - index < last
+
+    def _count(self, lengths: tuple[int, int], scale: int, outer: bool, turn: int) -> float:
+        """Tiles of one step, at which the axis `turn` is shifted."""
+        size = self.tile_size_px // scale
+        overlap = (self.outer_overlap_px if outer else self.overlap_px) // scale
+        rows, columns = (
+            _count_along(lengths[axis], size, overlap, self.wrap[axis], self.moving and axis == turn)
+            for axis in (0, 1)
+        )
+        return rows * columns
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage, every choice made."""
+
+    width_px: int
+    height_px: int
+    tiling: Tiling
+    steps: int
+    strength: float
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps of the whole schedule; a stage runs the last `steps` of them."""
+        return round(self.steps / self.strength)
+
+
+def lay_sizes(width_px: int, height_px: int, native_px: int, unit_px: int) -> list[tuple[int, int]]:
+    """(width, height) of each stage: the short side native, doubled until the picture's own size is reached.
+
+    Args:
+        unit_px: sides are multiples of this.
+    """
+    sizes: list[tuple[int, int]] = []
+    scale = native_px / min(width_px, height_px)
+    while scale < 1:
+        sizes.append((_align(width_px * scale, unit_px), _align(height_px * scale, unit_px)))
+        scale *= 2
+    return [*(size for size in sizes if size != (width_px, height_px)), (width_px, height_px)]
+
+
+def fit_one_tile(width_px: int, height_px: int, native_px: int, most_px: int) -> int | None:
+    """Side of a tile that covers a stage of that size, if the model can be given it."""
+    longest_px = max(width_px, height_px)
+    return longest_px if longest_px <= min(_LONGEST_ONE_TILE * native_px, most_px) else None
+
+
+def choose_tiling(request: GenerationRequest, tile_size_px: int, *, anchored: bool) -> Tiling:
+    """Where the request leaves it open, a moving grid overlaps in its outer steps alone.
+
+    Args:
+        anchored: whether it all begins with a picture: its tones are settled, the first steps are not outer.
+    """
+    moving, asked_px = request.advanced.tile_grid == "moving", request.advanced.overlap_px
+    outer_px = tile_size_px // _SHARED if asked_px is None else asked_px
+    return Tiling(
+        tile_size_px=tile_size_px,
+        overlap_px=0 if moving and asked_px is None else outer_px,
+        outer_overlap_px=outer_px,
+        outer_shares=(0.0 if anchored else _OUTER_SHARE, _OUTER_SHARE),
+        wrap=(request.seamless in ("y", "both"), request.seamless in ("x", "both")),
+        moving=moving,
+    )
+
+
+def _align(side_px: float, unit_px: int) -> int:
+    return max(round(side_px / unit_px), 1) * unit_px
+
+
+def _count_along(length: int, size: int, overlap: int, wraps: bool, shifted: bool) -> float:
+    """Tiles along one axis, latent pixels; the mean of all shifts if it is shifted."""
+    tile = min(size, length)
+    stride = max(1, tile - overlap * tile // size)
+    if wraps:
+        return ceil(length / stride)
+    shifts = range(size) if shifted else range(1)
+    return fmean(_count_starts(length - tile, stride, shift % stride) for shift in shifts)
+
+
+def _count_starts(last: int, stride: int, first: int) -> int:
+    """From 0 to `last`: a shifted grid has one at each end, beside those in between."""
+    if first == 0 or last == 0:
+        return 1 + ceil(last / stride)
+    return 2 + max(0, ceil((last - first) / stride))

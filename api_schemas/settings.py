@@ -1,0 +1,37 @@
+"""Where the queue and the object store are: settings that service and worker need alike."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+def _default_store_url() -> str:
+    return (Path.cwd() / "chorale-data" / "store").as_uri()
+
+
+class SharedSettings(BaseModel):
+    """Part of the settings of a process, which read it from the environment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    store_url: str = Field(
+        default_factory=_default_store_url,
+        pattern="^(file:///|s3://)",
+        description="file:///folder or s3://bucket/prefix",
+    )
+    store_endpoint: str | None = None
+    store_access_key_id: str | None = None
+    store_secret_access_key: SecretStr | None = None
+    store_region: str = "us-east-1"
+
+    def s3_config(self) -> dict[str, str]:
+        """Options of an S3 client by the names that object stores give them; what is not set is left out."""
+        secret = self.store_secret_access_key
+        given = {
+            "region": self.store_region,
+            "endpoint": self.store_endpoint,
+            "access_key_id": self.store_access_key_id,
+            "secret_access_key": secret.get_secret_value() if secret else None,
+        }
+        return {name: value for name, value in given.items() if value}

@@ -1,0 +1,179 @@
+"""Turns every failure into application/problem+json (RFC 9457)."""
+
+import json
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import cast
+
+from asgi_correlation_id import correlation_id
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from obstore.exceptions import BaseError as StoreError
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import Scope
+
+from api_schemas.errors import ErrorCode, FieldError, Problem
+from api_schemas.generation import (
+    AdvancedSettings,
+    ControlSettings,
+    GenerationRequest,
+    IpAdapterSettings,
+    LoraChoice,
+    StageSettings,
+)
+from service.errors import (
+    HTTP_CODES,
+    INTERNAL_ERROR,
+    STATUS,
+    BadRequestError,
+    InvalidRequestError,
+    ServiceError,
+    UnavailableError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+REQUEST_ID = "X-Request-ID"
+_RETRY_AFTER_S = 5
+_PARTS = {
+    "advanced": AdvancedSettings,
+    "control": ControlSettings,
+    "ip_adapter": IpAdapterSettings,
+    "loras": LoraChoice,
+    "stages": StageSettings,
+}
+_VALUE_LENGTH = 200
+
+log = logging.getLogger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    """Answer all exceptions, the framework's own too, with problem bodies."""
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(RedisError, _answer_unavailable)
+    app.add_exception_handler(StoreError, _answer_unavailable)
+    app.add_exception_handler(Exception, _answer_internal_error)
+
+
+def answer(scope: Scope, error: ServiceError) -> Response:
+    """The problem body of one of our own errors."""
+    status, code, retryable = STATUS[type(error)]
+    return _respond(scope, status, code, error.detail, retryable, error.errors, error.headers)
+
+
+async def _answer_service_error(request: Request, error: Exception) -> Response:
+    return answer(request.scope, cast(ServiceError, error))
+
+
+async def _answer_unavailable(request: Request, error: Exception) -> Response:
+    log.warning("%s: %s", _describe(request), error)
+    part = "object store" if isinstance(error, StoreError) else "queue"
+    unavailable = UnavailableError(f"the {part} cannot be reached", retry_after_s=_RETRY_AFTER_S)
+    return answer(request.scope, unavailable)
+
+
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
+    failures = cast(Sequence[dict[str, object]], cast(RequestValidationError, error).errors())
+    undecodable = [each for each in failures if each["type"] == "json_invalid"]
+    if undecodable:
+        return answer(request.scope, BadRequestError(_describe_json_error(undecodable[0])))
+    return answer(request.scope, InvalidRequestError([_field_error(each) for each in failures]))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    failure = cast(HTTPException, error)
+    code = HTTP_CODES.get(failure.status_code, INTERNAL_ERROR[1])
+    detail = f"{_describe(request)}: {failure.detail}"
+    headers = dict(failure.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(_allowed_methods(request)) or headers["Allow"]
+    return _respond(request.scope, failure.status_code, code, detail, False, [], headers)
+
+
+async def _answer_internal_error(request: Request, error: Exception) -> Response:
+    # The server logs the traceback itself.
+    log.error("request %s failed: %r", correlation_id.get(), error)
+    status, code, retryable = INTERNAL_ERROR
+    # What went wrong inside stays in the log: it may hold paths or addresses.
+    detail = "an error of the service; the log holds the request_id"
+    # Made outside the middleware that gives all other answers their id.
+    headers = {REQUEST_ID: correlation_id.get() or "-"}
+    return _respond(request.scope, status, code, detail, retryable, [], headers)
+
+
+def _respond(
+    scope: Scope,
+    status: int,
+    code: ErrorCode,
+    detail: str,
+    retryable: bool,
+    errors: list[FieldError],
+    headers: dict[str, str],
+) -> Response:
+    request_id = correlation_id.get() or "-"
+    problem = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=_printable(detail),
+        code=code,
+        errors=errors,
+        request_id=request_id,
+        retryable=retryable,
+    )
+    headers = headers | {"Cache-Control": "no-store"}
+    if scope["type"] == "websocket":  # the middleware sees no refused handshake
+        headers[REQUEST_ID] = request_id
+    return Response(problem.model_dump_json(), status, headers, media_type=MEDIA_TYPE)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of this path: the router names only those of the first route that fits."""
+    paths = cast(dict[str, dict[str, object]], request.app.openapi()["paths"])
+    fitting = [methods for path, methods in paths.items() if compile_path(path)[0].match(request.url.path)]
+    return sorted({name.upper() for methods in fitting for name in methods})
+
+
+def _describe(request: Request) -> str:
+    """Method and path; what is called a request here may be a WebSocket's handshake."""
+    return f"{request.scope.get('method', 'WS')} {request.url.path}"
+
+
+def _describe_json_error(failure: dict[str, object]) -> str:
+    context = cast(dict[str, object], failure.get("ctx") or {})
+    location = cast(Sequence[object], failure["loc"])
+    return f"the body is not JSON: {context.get('error', failure['msg'])} at character {location[-1]}"
+
+
+def _field_error(failure: dict[str, object]) -> FieldError:
+    location = [str(part) for part in cast(Sequence[object], failure["loc"])]
+    field = ".".join(location[1:] or location)
+    return FieldError(
+        field=_printable(field)[:_VALUE_LENGTH],
+        value=_shorten(failure.get("input")),
+        allowed=_printable(_allowed(failure, location)),
+    )
+
+
+def _allowed(failure: dict[str, object], location: list[str]) -> str:
+    if failure["type"] != "extra_forbidden":
+        return str(failure["msg"]).removeprefix("Value error, ")  # pydantic's, before our own words
+    parents = [_PARTS[name] for name in location[1:-1] if name in _PARTS]
+    model = parents[-1] if parents else GenerationRequest
+    return "no such field; known are " + ", ".join(model.model_fields)
+
+
+def _shorten(value: object) -> str:
+    """What was sent, as ASCII JSON: lone surrogates could not be encoded otherwise."""
+    try:
+        return json.dumps(value)[:_VALUE_LENGTH]
+    except (TypeError, ValueError, RecursionError):
+        return ascii(value)[:_VALUE_LENGTH]
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""Pictures: those sent with requests, and the deep zoom of the results."""

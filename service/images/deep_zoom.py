@@ -1,0 +1,149 @@
+"""A Deep Zoom pyramid: its geometry, and tiles of an unfinished picture, assembled from its stored previews."""
+
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
+from math import ceil
+from typing import Final, cast
+
+import numpy as np
+import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
+from anyio import to_thread
+from numpy.typing import NDArray
+from redis.asyncio import Redis
+
+from api_schemas.events import TilePreviewedData
+from api_schemas.layout import PREVIEW_CELL_PX, PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
+from api_schemas.wire import previews_key, unpack_preview
+
+_DESCRIPTOR: Final = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n'
+    '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpg" Overlap="{overlap}" '
+    'TileSize="{tile}"><Size Width="{width}" Height="{height}"/></Image>\n'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of the canvas under one pyramid tile, and how many pixels the tile has for it."""
+
+    left_px: int
+    top_px: int
+    right_px: int
+    bottom_px: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """All tiles of a picture of `width_px` x `height_px`."""
+
+    width_px: int
+    height_px: int
+
+    @property
+    def last_level(self) -> int:
+        return (max(self.width_px, self.height_px) - 1).bit_length()
+
+    def describe(self) -> str:
+        """The .dzi file."""
+        return _DESCRIPTOR.format(
+            overlap=PYRAMID_OVERLAP_PX, tile=PYRAMID_TILE_PX, width=self.width_px, height=self.height_px
+        )
+
+    def window(self, level: int, column: int, row: int) -> Window | None:
+        """What tile (level, column, row) shows; None if there is no such tile."""
+        if not 0 <= level <= self.last_level:
+            return None
+        scale = 2 ** (self.last_level - level)
+        across = _span(column, ceil(self.width_px / scale))
+        down = _span(row, ceil(self.height_px / scale))
+        if across is None or down is None:
+            return None
+        return Window(
+            left_px=across[0] * scale,
+            top_px=down[0] * scale,
+            right_px=min(across[1] * scale, self.width_px),
+            bottom_px=min(down[1] * scale, self.height_px),
+            width=across[1] - across[0],
+            height=down[1] - down[0],
+        )
+
+
+def _span(index: int, length: int) -> tuple[int, int] | None:
+    if index < 0 or index * PYRAMID_TILE_PX >= length:
+        return None
+    return max(0, index * PYRAMID_TILE_PX - PYRAMID_OVERLAP_PX), min(
+        (index + 1) * PYRAMID_TILE_PX + PYRAMID_OVERLAP_PX, length
+    )
+
+
+_BACKGROUND: Final = 40
+_QUALITY: Final = 80
+_PAGE: Final = 256
+Pixels = NDArray[np.uint8]
+
+
+class PreviewCanvas:
+    """Reads the newest frame of each cell that a window touches."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def render(self, job_id: str, window: Window) -> bytes:
+        """The window as JPEG; parts without a preview are grey."""
+        tile = np.full((window.height, window.width, 3), _BACKGROUND, np.uint8)
+        keys = await self._find_cells(job_id, window)
+        for start in range(0, len(keys), _PAGE):
+            frames = await cast(
+                Awaitable[list[bytes | None]],
+                self._redis.hmget(previews_key(job_id), keys[start : start + _PAGE]),
+            )
+            await to_thread.run_sync(_paint_all, tile, window, [frame for frame in frames if frame])
+        return await to_thread.run_sync(_encode, tile)
+
+    async def _find_cells(self, job_id: str, window: Window) -> list[str]:
+        keys = await cast(Awaitable[list[bytes]], self._redis.hkeys(previews_key(job_id)))
+        return [key for key in map(bytes.decode, keys) if _may_touch(key, window)]
+
+
+def _may_touch(key: str, window: Window) -> bool:
+    left_px, top_px = map(int, key.split(","))
+    return (
+        window.left_px - PREVIEW_CELL_PX < left_px < window.right_px
+        and window.top_px - PREVIEW_CELL_PX < top_px < window.bottom_px
+    )
+
+
+def _paint_all(tile: Pixels, window: Window, frames: Iterable[bytes]) -> None:
+    for frame in frames:
+        event, image = unpack_preview(frame)
+        _paint(tile, window, event.data, simplejpeg.decode_jpeg(image, colorspace="RGB"))
+
+
+def _paint(tile: Pixels, window: Window, cell: TilePreviewedData, pixels: Pixels) -> None:
+    """For each pixel of the tile inside the cell, take the cell's pixel under its centre."""
+    rows, from_rows = _match(
+        window.top_px, window.bottom_px, window.height, cell.top_px, cell.height_px, pixels.shape[0]
+    )
+    columns, from_columns = _match(
+        window.left_px, window.right_px, window.width, cell.left_px, cell.width_px, pixels.shape[1]
+    )
+    if len(from_rows) and len(from_columns):
+        tile[rows, columns] = pixels[from_rows[:, None], from_columns[None, :]]
+
+
+def _match(
+    start_px: int, end_px: int, length: int, cell_start_px: int, cell_px: int, cell_length: int
+) -> tuple[slice, NDArray[np.intp]]:
+    """Which of the tile's pixels on one axis lie in the cell, and the cell's index for each."""
+    centres = start_px + (np.arange(length) + 0.5) * ((end_px - start_px) / length)
+    inside = np.flatnonzero((centres >= cell_start_px) & (centres < cell_start_px + cell_px))
+    if not len(inside):
+        return slice(0, 0), inside
+    places = ((centres[inside] - cell_start_px) * (cell_length / cell_px)).astype(np.intp)
+    return slice(int(inside[0]), int(inside[-1]) + 1), places
+
+
+def _encode(tile: Pixels) -> bytes:
+    return simplejpeg.encode_jpeg(tile, quality=_QUALITY, colorspace="RGB")

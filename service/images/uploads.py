@@ -1,0 +1,94 @@
+"""Pictures sent with requests: each is decoded in a sandboxed subprocess before anything in it is trusted."""
+
+import hashlib
+import os
+import signal
+import struct
+import sys
+from collections.abc import Mapping
+from subprocess import PIPE
+from typing import Final
+
+from anyio import CapacityLimiter, fail_after, run_process
+
+from api_schemas.errors import FieldError
+from api_schemas.generation import PicturePart, SentPicture
+from api_schemas.wire import input_key
+from service.errors import InvalidRequestError, UnavailableError
+from service.image_store import ImageStore
+
+_AT_ONCE: Final = 2
+_CPU_S: Final = 60
+_PATIENCE_S: Final = 120
+_RETRY_AFTER_S: Final = 60
+_INTERPRETER_BYTES: Final = 512 << 20
+_BYTES_PER_PIXEL: Final = (
+    24  # of a WebP: two canvases of its decoder, the frame, the picture, turned, and sRGB
+)
+_PNG_SIZE: Final = struct.Struct(">16xII")
+# The decoder gets only these variables: it needs none of the secrets in the environment.
+_INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG")
+
+
+class Pictures:
+    """Decodes pictures, encodes them as PNG and stores them for the worker.
+
+    Args:
+        megapixels: the most that a picture may have.
+        patience_s: how long one may be decoded, however little of the CPU it gets.
+    """
+
+    def __init__(self, images: ImageStore, megapixels: float, patience_s: float = _PATIENCE_S) -> None:
+        self._images = images
+        self._megapixels = megapixels
+        self._patience_s = patience_s
+        self._limiter = CapacityLimiter(_AT_ONCE)
+
+    async def keep(self, job_id: str, files: Mapping[PicturePart, bytes]) -> dict[PicturePart, SentPicture]:
+        """Store all pictures of a job that is not yet on record.
+
+        Raises:
+            InvalidRequestError: names the part that is no picture, or too large a one.
+            UnavailableError: the machine is too busy to decode it.
+        """
+        cleaned: dict[PicturePart, bytes] = {}
+        for part, file in files.items():
+            cleaned[part] = await self._clean(part, file)
+        sent: dict[PicturePart, SentPicture] = {}
+        for part, png in cleaned.items():
+            await self._images.put(input_key(job_id, part), png)
+            width_px, height_px = _PNG_SIZE.unpack_from(png)
+            digest = hashlib.sha256(files[part]).hexdigest()
+            sent[part] = SentPicture(sha256=digest, width_px=width_px, height_px=height_px)
+        return sent
+
+    async def _clean(self, part: PicturePart, file: bytes) -> bytes:
+        async with self._limiter:
+            code, png, words = await self._decode(file)
+        if code == 0:
+            return png
+        allowed = _explain(code, words)
+        raise InvalidRequestError([FieldError(field=part, value=f"{len(file)} bytes", allowed=allowed)])
+
+    async def _decode(self, file: bytes) -> tuple[int, bytes, str]:
+        memory_bytes = _INTERPRETER_BYTES + int(_BYTES_PER_PIXEL * self._megapixels * 1e6)
+        command = [sys.executable, "-m", "service.images.decoder"]
+        command += [str(self._megapixels), str(memory_bytes), str(_CPU_S)]
+        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        try:
+            with fail_after(self._patience_s):
+                done = await run_process(
+                    command, input=file, stdout=PIPE, stderr=PIPE, check=False, env=environment
+                )
+        except TimeoutError as error:
+            why = f"the machine is busy: a picture could not be decoded within {self._patience_s:g} s"
+            raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
+        return done.returncode, done.stdout, done.stderr.decode(errors="replace")[-300:]
+
+
+def _explain(code: int, words: str) -> str:
+    if code == 1:
+        return words.strip().rpartition("\n")[2]  # libraries may have written lines before
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"a picture that can be decoded within {_CPU_S} s"
+    return "a whole picture; this one crashes its decoder"

@@ -1,0 +1,1 @@
+"""From a request to a queued job, and back to what clients see of it."""

@@ -1,0 +1,87 @@
+"""Checks a request against the model's card and fills in its defaults."""
+
+import math
+import secrets
+from typing import Final
+
+from api_schemas.catalog import ModelCard
+from api_schemas.errors import FieldError
+from api_schemas.events import QueuedData
+from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
+from service.catalog import ModelCatalog
+from service.errors import InvalidRequestError, NoModelError, QueueFullError
+from service.job_queue import JobQueue
+from service.jobs.validation import find_misfits, find_unsupported
+from service.throughput import DrainMeter
+
+_NO_MODEL_RETRY_S: Final = 5
+_UNMEASURED_JOB_S: Final = 30.0
+
+
+class Admission:
+    """Resolves a request, unless it is invalid or the queue is full."""
+
+    def __init__(self, catalog: ModelCatalog, queue: JobQueue, drain: DrainMeter, max_queued: int) -> None:
+        self._catalog = catalog
+        self._queue = queue
+        self._drain = drain
+        self._max_queued = max_queued
+
+    async def admit(self, request: GenerationRequest) -> QueuedData:
+        """The first event of a new job.
+
+        Raises:
+            NoModelError: no worker has announced a model yet.
+            InvalidRequestError: the model does not support this.
+            QueueFullError: with the time until a place will be free.
+        """
+        card = _choose(request, await self._catalog.list_cards())
+        resolved = resolve(request, card)
+        await self._check_capacity(card.name)
+        return QueuedData(request=resolved, cost=card.estimate(resolved))
+
+    async def _check_capacity(self, model: str) -> None:
+        waiting = await self._queue.count(model)
+        if waiting < self._max_queued:
+            return
+        per_job_s = self._drain.seconds_per_job(model) or _UNMEASURED_JOB_S
+        workers = max(1, await self._catalog.count_workers(model))
+        excess = waiting - self._max_queued + 1
+        raise QueueFullError(
+            f"{waiting} jobs are waiting for {model}, at most {self._max_queued} may",
+            retry_after_s=max(1, math.ceil(excess * per_job_s / workers)),
+        )
+
+
+def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
+    """Fill in defaults.
+
+    Raises:
+        InvalidRequestError: names each field, its value and what is allowed.
+    """
+    misfits = [*find_misfits(request, card), *find_unsupported(request, card)]
+    if misfits:
+        raise InvalidRequestError(misfits)
+    choices = {
+        "model": card.name,
+        "steps": card.lay_stages(request)[0].steps,
+        "guidance_scale": (
+            card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+        ),
+        "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
+    }
+    return ResolvedRequest.model_validate(request.model_dump() | choices)
+
+
+def _choose(request: GenerationRequest, cards: list[ModelCard]) -> ModelCard:
+    if not cards:
+        raise NoModelError("no worker has announced a model yet", retry_after_s=_NO_MODEL_RETRY_S)
+    if request.model is None:
+        return cards[0]
+    for card in cards:
+        if card.name == request.model:
+            return card
+    known = ", ".join(card.name for card in cards)
+    raise InvalidRequestError(
+        [FieldError(field="model", value=request.model[:200], allowed=f"one of: {known}")]
+    )

@@ -1,0 +1,88 @@
+"""From a valid request to a recorded and queued job, once."""
+
+import secrets
+import time
+from typing import Final
+
+from api_schemas.events import JobQueued
+from api_schemas.job import Job
+from service.errors import ConflictError
+from service.images.uploads import Pictures
+from service.job_queue import JobQueue
+from service.job_store import JobStore
+from service.jobs.admission import Admission
+from service.jobs.idempotency import IdempotencyStore
+from service.jobs.submission import Submission, require_pictures
+from service.metrics import Metrics
+
+_RETRY_S: Final = 1
+
+
+class Intake:
+    """Writes the record first and enqueues second; after a crash in between, the reconciler enqueues."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        idempotency: IdempotencyStore,
+        pictures: Pictures,
+        jobs: JobStore,
+        queue: JobQueue,
+        metrics: Metrics,
+    ) -> None:
+        self._admission = admission
+        self._idempotency = idempotency
+        self._pictures = pictures
+        self._jobs = jobs
+        self._queue = queue
+        self._metrics = metrics
+
+    async def take(self, submission: Submission, key: str | None) -> Job:
+        """The new job, or the one that this Idempotency-Key made before.
+
+        Raises:
+            ConflictError: another request with this key is still being taken in.
+        """
+        job_id = draw_job_id()
+        if key is None:
+            return await self._create(job_id, submission)
+        owner = await self._idempotency.claim(key, submission.fingerprint(), job_id)
+        if owner == job_id:
+            return await self._create_claimed(job_id, submission, key)
+        earlier = await self._jobs.get(owner)
+        if earlier is None:
+            raise ConflictError(
+                "the first request with this Idempotency-Key is still in flight", retry_after_s=_RETRY_S
+            )
+        await self._idempotency.keep(
+            key
+        )  # the process that recorded it may have died before it confirmed the key
+        return earlier
+
+    async def _create_claimed(self, job_id: str, submission: Submission, key: str) -> Job:
+        try:
+            job = await self._create(job_id, submission)
+        except Exception:
+            if await self._jobs.get(job_id) is None:
+                await self._idempotency.release(key)
+            raise
+        await self._idempotency.keep(key)
+        return job
+
+    async def _create(self, job_id: str, submission: Submission) -> Job:
+        data = await self._admission.admit(submission.request)
+        require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
+        if submission.files:
+            # Before the record: every recorded job has its pictures.
+            pictures = await self._pictures.keep(job_id, submission.files)
+            request = data.request.model_copy(update={"pictures": pictures})
+            data = data.model_copy(update={"request": request})
+        job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
+        await self._queue.enqueue(job_id, job.request.model)
+        self._metrics.jobs_created.inc()
+        return job
+
+
+def draw_job_id() -> str:
+    """28 hex digits: the time first, so that ids grow, then 64 random bits, so that none is guessed."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"

@@ -1,0 +1,129 @@
+"""What a client posts: a request as JSON, or as one part of a form beside the pictures that it needs."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, get_args
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from api_schemas.errors import FieldError
+from api_schemas.generation import GenerationRequest, PicturePart
+from service.errors import BadRequestError, InvalidRequestError
+from service.images.formats import name_formats
+
+REQUEST_PART: Final = "request"
+PICTURE_PARTS: Final[tuple[PicturePart, ...]] = get_args(PicturePart)
+_MOST_PARTS: Final = 20  # more than are ever valid, so that this module can name the part that is too much
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request and the files sent with it, not yet decoded."""
+
+    request: GenerationRequest
+    files: dict[PicturePart, bytes] = field(default_factory=dict[PicturePart, bytes])
+
+    def fingerprint(self) -> str:
+        """The same for the same request with the same pictures."""
+        digests = "".join(f"{part}:{_digest(content)}" for part, content in sorted(self.files.items()))
+        return _digest((self.request.model_dump_json() + digests).encode())
+
+
+async def read_submission(request: Request, max_json_bytes: int, max_picture_bytes: int) -> Submission:
+    """Read a body of either form.
+
+    Raises:
+        BadRequestError: it cannot be decoded.
+        InvalidRequestError: a part is missing, is too much, or is too large.
+        RequestValidationError: a value is refused.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        limits = {"max_files": _MOST_PARTS, "max_fields": _MOST_PARTS, "max_part_size": max_json_bytes}
+        async with request.form(**limits) as form:
+            return await _read_form(form, max_json_bytes, max_picture_bytes)
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise _refuse("Content-Type", kind, "application/json or multipart/form-data")
+    return Submission(_parse(await request.body()))
+
+
+async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int) -> Submission:
+    _refuse_strangers([name for name, _ in form.multi_items()])
+    if REQUEST_PART not in form:
+        raise _refuse(REQUEST_PART, "null", "the request as JSON, as a part of this name")
+    body = await _read_part(REQUEST_PART, form[REQUEST_PART], max_json_bytes)
+    files: dict[PicturePart, bytes] = {}
+    for part in PICTURE_PARTS:
+        if part in form:
+            files[part] = await _read_part(part, form[part], max_picture_bytes)
+    return Submission(_parse(body), files)
+
+
+def _refuse_strangers(names: list[str]) -> None:
+    known = (REQUEST_PART, *PICTURE_PARTS)
+    for name in names:
+        if name not in known:
+            raise _refuse(name, "a part", f"no such part; known are {', '.join(known)}")
+        if names.count(name) > 1:
+            raise _refuse(name, f"{names.count(name)} parts", "one part of this name")
+
+
+async def _read_part(name: str, part: UploadFile | str, max_bytes: int) -> bytes:
+    content = part.encode() if isinstance(part, str) else await part.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise _refuse(name, f"more than {max_bytes} bytes", f"at most {max_bytes} bytes")
+    return content
+
+
+def require_pictures(submission: Submission) -> None:
+    """Check that each picture has its field in the request, and each such field its picture.
+
+    Raises:
+        InvalidRequestError: one is missing, or too much.
+    """
+    errors = list(_mismatches(submission))
+    if errors:
+        raise InvalidRequestError(errors)
+
+
+def _mismatches(submission: Submission) -> Iterator[FieldError]:
+    wanted: dict[PicturePart, object] = {
+        "control_image": submission.request.control,
+        "ip_adapter_image": submission.request.ip_adapter,
+    }
+    for part, settings in wanted.items():
+        name = part.removesuffix("_image")
+        if settings is not None and part not in submission.files:
+            allowed = f"a {name_formats()} picture as the part {part} of multipart/form-data, for {name}"
+            yield FieldError(field=part, value="null", allowed=allowed)
+        if settings is None and part in submission.files:
+            yield FieldError(field=part, value="a picture", allowed=f"no picture without the field {name}")
+
+
+def _parse(body: bytes) -> GenerationRequest:
+    try:
+        value: object = json.loads(body)
+    except json.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON: {error.msg} at character {error.pos}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(
+            "the body is JSON that cannot be read: no UTF-8, or too deep or long"
+        ) from error
+    try:
+        return GenerationRequest.model_validate(value)
+    except ValidationError as error:
+        failures = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise RequestValidationError(failures) from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _refuse(field: str, value: str, allowed: str) -> InvalidRequestError:
+    return InvalidRequestError([FieldError(field=field[:200], value=value[:200], allowed=allowed)])

@@ -1,0 +1,162 @@
+"""Checks a request against the card of its model: sizes, tiles, steps, stages and options."""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+
+from api_schemas.catalog import AddOnKind, ModelCard
+from api_schemas.errors import FieldError
+from api_schemas.generation import GenerationRequest, StageSettings
+from api_schemas.layout import Stage
+
+
+def find_misfits(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
+    """Every value that this model does not support, with those that it does."""
+    return [
+        *_check_sides(request, card),
+        *_check_steps(request, card),
+        *_check_tiles(request, card),
+        *find_stage_misfits(request, card),
+    ]
+
+
+def _check_sides(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    for field, side_px, axis in (("width_px", request.width_px, "x"), ("height_px", request.height_px, "y")):
+        lowest, highest = card.min_side_px, card.max_side_px
+        if request.seamless in (axis, "both") and side_px not in (sides := card.nearest_sides(side_px)):
+            nearest = " or ".join(map(str, dict.fromkeys(sides)))
+            allowed = f"multiples of {card.alignment_px} from {lowest} to {highest} where it is seamless; the nearest: {nearest}"
+            yield FieldError(field=field, value=str(side_px), allowed=allowed)
+        elif not lowest <= side_px <= highest:
+            yield FieldError(field=field, value=str(side_px), allowed=f"{lowest} to {highest}")
+
+
+def _check_steps(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    if request.steps is not None and not card.min_steps <= request.steps <= card.max_steps:
+        yield FieldError(
+            field="steps",
+            value=str(request.steps),
+            allowed=f"{card.min_steps} to {card.max_steps} for model {card.name}",
+        )
+
+
+def _check_tiles(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    tile_px, overlap_px = request.advanced.tile_size_px, request.advanced.overlap_px
+    if tile_px is not None and tile_px % card.alignment_px:
+        yield _misaligned("advanced.tile_size_px", tile_px, card.alignment_px)
+    if tile_px is not None and tile_px > card.max_tile_size_px:
+        yield FieldError(
+            field="advanced.tile_size_px",
+            value=str(tile_px),
+            allowed=f"at most {card.max_tile_size_px} for model {card.name}",
+        )
+    if overlap_px is not None and overlap_px % card.vae_scale:
+        yield _misaligned("advanced.overlap_px", overlap_px, card.vae_scale)
+    full_tile_px = tile_px or card.native_size_px
+    # Above three quarters a pixel is predicted more than 16 times a step, and the stride may round to 0.
+    most_px = full_tile_px * 3 // 4
+    if overlap_px is not None and overlap_px > most_px:
+        yield FieldError(
+            field="advanced.overlap_px",
+            value=str(overlap_px),
+            allowed=f"at most {most_px}, three quarters of a tile of {full_tile_px} px",
+        )
+
+
+def _misaligned(field: str, value: int, unit: int) -> FieldError:
+    below = value // unit * unit
+    return FieldError(
+        field=field,
+        value=str(value),
+        allowed=f"multiples of {unit}; the nearest are {below} or {below + unit}",
+    )
+
+
+def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    """Every invalid value in `advanced.stages`, with what is allowed."""
+    stages = card.lay_stages(request)
+    asked = request.advanced.stages
+    if len(asked) > len(stages):
+        sizes = ", then ".join(f"{stage.width_px}x{stage.height_px}" for stage in stages)
+        yield FieldError(
+            field="advanced.stages",
+            value=f"{len(asked)} stages",
+            allowed=f"at most {len(stages)}: model {card.name} generates this picture at {sizes} px",
+        )
+    yield from _check_first(request)
+    # Stages have their share of these: one that has too many or too few for that reason alone is not another fault.
+    leaves_card = request.steps is not None and not card.min_steps <= request.steps <= card.max_steps
+    for level, stage in enumerate(stages):
+        settings = asked[level] if level < len(asked) else StageSettings()
+        field = f"advanced.stages.{level}"
+        if settings.steps is not None and settings.steps > card.max_steps:
+            allowed = f"1 to {card.max_steps} for model {card.name}"
+            yield FieldError(field=f"{field}.steps", value=str(settings.steps), allowed=allowed)
+        elif not leaves_card and not card.min_steps <= stage.schedule_steps <= card.max_schedule_steps:
+            yield _leaves_schedule(field, stage, card)
+
+
+def _leaves_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
+    """Steps and strength are the card's unless the request sets them."""
+    takes = f"the scheduler of model {card.name} takes {card.min_steps} to {card.max_schedule_steps} steps in a full schedule"
+    if stage.schedule_steps < card.min_steps:
+        least = ceil(card.min_steps * stage.strength)
+        allowed = f"at least {least} with strength {stage.strength:g}: {takes}"
+        return FieldError(field=f"{field}.steps", value=str(stage.steps), allowed=allowed)
+    allowed = f"at least {stage.steps / card.max_schedule_steps:g} with {stage.steps} steps, or fewer steps: {takes}"
+    return FieldError(field=f"{field}.strength", value=f"{stage.strength:g}", allowed=allowed)
+
+
+def _check_first(request: GenerationRequest) -> Iterator[FieldError]:
+    for first in request.advanced.stages[:1]:
+        if first.strength not in (None, 1.0):
+            allowed = "1: the first stage starts from pure noise"
+            yield FieldError(field="advanced.stages.0.strength", value=f"{first.strength:g}", allowed=allowed)
+        if first.steps is not None and request.steps not in (None, first.steps):
+            allowed = f"{request.steps}, as the field steps says, or only one of the two"
+            yield FieldError(field="advanced.stages.0.steps", value=str(first.steps), allowed=allowed)
+
+
+_TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
+
+
+def find_unsupported(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
+    """Every option that this model does not support, with those that it does."""
+    return [*_check_add_ons(request, card), *_check_conditions(request, card)]
+
+
+def _check_add_ons(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    for index, lora in enumerate(request.loras):
+        yield from _check_name(f"loras.{index}.name", lora.name, card.loras, "lora", card)
+    if request.control is not None:
+        yield from _check_name("control.name", request.control.name, card.controlnets, "controlnet", card)
+    if request.ip_adapter is not None:
+        name = request.ip_adapter.name
+        yield from _check_name("ip_adapter.name", name, card.ip_adapters, "ip_adapter", card)
+
+
+def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    positions = request.advanced.positions
+    if positions not in card.positions:
+        allowed = f"{' or '.join(card.positions)}: what model {card.name} ({card.family}) supports"
+        yield FieldError(field="advanced.positions", value=positions, allowed=allowed)
+    if request.negative_prompt and not card.negative_prompt:
+        allowed = f"nothing: model {card.name} ({card.family}) uses no negative prompt"
+        yield FieldError(field="negative_prompt", value=request.negative_prompt[:200], allowed=allowed)
+    if request.guidance_scale not in (None, 1.0) and not card.guidance:
+        allowed = f"1: model {card.name} ({card.family}) was trained to work without guidance"
+        yield FieldError(field="guidance_scale", value=f"{request.guidance_scale:g}", allowed=allowed)
+
+
+def _check_name(
+    field: str, name: str, known: Sequence[str], kind: AddOnKind, card: ModelCard
+) -> Iterator[FieldError]:
+    if name in known:
+        return
+    title, model = _TITLES[kind], f"model {card.name} ({card.family})"
+    if not known and kind not in card.supports:
+        taken = ", ".join(_TITLES[each] for each in card.supports) or "no add-ons"
+        allowed = f"none: {model} supports no {title}; it supports {taken}"
+    else:
+        names = f"one of: {', '.join(known)}" if known else "none"
+        allowed = f"{names}; the {title}s on the card of {model}"
+    yield FieldError(field=field, value=name[:200], allowed=allowed)

@@ -1,0 +1,1 @@
+"""A job's events and previews, as they come."""

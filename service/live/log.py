@@ -1,0 +1,99 @@
+"""Reads the durable log of one job for one client."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Final, cast
+
+from redis.asyncio import Redis
+
+from api_schemas.answers import Snapshot
+from api_schemas.job import TERMINAL, Job
+from api_schemas.wire import events_key
+from service.job_store import JobStore
+from service.live.subscription import LiveEvent
+from service.messages import START, EventMessage, SnapshotMessage, before, order, read_event
+
+_PAGE: Final = 500
+Row = tuple[bytes, dict[bytes, bytes]]
+
+
+class JobLog:
+    """Each event once and in order, from the log or from the live stream, whichever comes first.
+
+    Args:
+        job: the record when the client came.
+        after: the last event the client has seen.
+    """
+
+    def __init__(self, redis: Redis, jobs: JobStore, job: Job, after: str | None) -> None:
+        self._redis = redis
+        self._jobs = jobs
+        self._job_id = job.id
+        # An id from the future comes from a log that Redis lost; the client continues from the current end.
+        self._cursor = min(after or START, job.seq, key=order)
+        self.ended = job.status in TERMINAL and self._cursor == job.seq
+
+    async def replay(self) -> AsyncIterator[EventMessage | SnapshotMessage]:
+        """All stored events after the cursor, or a snapshot and its event if some were trimmed."""
+        while not self.ended:
+            first, page = await self._read()
+            if self._is_trimmed(first):
+                snapshot = await self._snapshot()
+                if snapshot is None:
+                    return
+                yield snapshot
+                _, page = await self._read()
+                self.ended = self.ended and not page
+            for seq, fields in page:
+                message = read_event(seq.decode(), fields[b"event"])
+                self._advance(message)
+                yield message
+            if len(page) < _PAGE:
+                return
+
+    def accept(self, event: LiveEvent) -> EventMessage | None:
+        """The event if it is the next one, None if it is known already.
+
+        Raises:
+            LogGapError: events between the cursor and this one did not come; replay them.
+        """
+        if order(event.message.seq) <= order(self._cursor):
+            return None
+        if order(event.previous) != order(self._cursor):
+            raise LogGapError
+        self._advance(event.message)
+        return event.message
+
+    def _advance(self, message: EventMessage) -> None:
+        self._cursor = message.seq
+        self.ended = message.is_terminal
+
+    async def _read(self) -> tuple[Row | None, list[Row]]:
+        """The oldest entry that is kept, and a page after the cursor."""
+        key = events_key(self._job_id)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.xrange(key, "-", "+", 1)
+            pipeline.xrange(key, f"({self._cursor}", "+", _PAGE)
+            first, page = cast(tuple[list[Row], list[Row]], await pipeline.execute())
+        return (first[0] if first else None), page
+
+    def _is_trimmed(self, first: Row | None) -> bool:
+        if first is None:
+            return True
+        began = json.loads(first[1][b"event"])["type"] == "job.queued"
+        return not began and order(first[0].decode()) > order(self._cursor)
+
+    async def _snapshot(self) -> SnapshotMessage | None:
+        job = await self._jobs.get(self._job_id)
+        if job is None:  # the record was deleted: there will be no more events
+            self.ended = True
+            return None
+        if order(job.seq) <= order(self._cursor):
+            return None
+        self._cursor = before(job.seq)
+        self.ended = job.status in TERMINAL
+        return SnapshotMessage(Snapshot(seq=job.seq, job_id=job.id, data=job).model_dump_json())
+
+
+class LogGapError(Exception):
+    """Events of this job are missing from the live stream."""

@@ -1,0 +1,73 @@
+"""Stages of a picture, and what they cost."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
+from api_schemas.layout import lay_sizes
+
+CARD = ModelCard(
+    name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
+    default_steps=30, default_guidance_scale=5.0, layout="cascade",
+)  # fmt: skip
+
+sides = st.integers(4, 256).map(lambda count: count * 64)
+
+
+@given(sides, sides)
+def test_sizes_are_aligned_double_and_end_with_the_pictures_own(width: int, height: int) -> None:
+    sizes = lay_sizes(width, height, 1024, 64)
+    assert sizes[-1] == (width, height)
+    assert all(side % 64 == 0 for size in sizes for side in size)
+    assert min(sizes[0]) == min(1024, width, height)
+    for below, above in pairwise(sizes):
+        assert below < above
+        assert all(1 <= larger / smaller <= 2.2 for smaller, larger in zip(below, above, strict=True))
+
+
+def test_the_last_factor_is_what_is_left() -> None:
+    assert lay_sizes(4096, 4096, 1024, 64) == [(1024, 1024), (2048, 2048), (4096, 4096)]
+    assert lay_sizes(3072, 4608, 1024, 64) == [(1024, 1536), (2048, 3072), (3072, 4608)]
+    assert lay_sizes(1024, 8192, 1024, 64) == [(1024, 8192)]
+
+
+def test_steps_and_strengths_are_the_cards_unless_asked() -> None:
+    plain = GenerationRequest(width_px=4096, height_px=4096)
+    assert [(stage.steps, stage.strength) for stage in CARD.lay_stages(plain)] == [
+        (30, 1),
+        (15, 0.4),
+        (12, 0.4),
+    ]
+    few = plain.model_copy(update={"steps": 4})
+    assert [stage.steps for stage in CARD.lay_stages(few)] == [4, 2, 2]
+    asked = AdvancedSettings(stages=[StageSettings(), StageSettings(steps=7, strength=0.5)])
+    stages = CARD.lay_stages(plain.model_copy(update={"advanced": asked}))
+    assert [(stage.steps, stage.strength) for stage in stages] == [(30, 1), (7, 0.5), (12, 0.4)]
+
+
+def test_the_smallest_stage_is_one_tile_where_that_is_no_panorama() -> None:
+    for size, tile in (((3072, 4608), 1536), ((2048, 8192), 1024)):
+        first, *_, last = CARD.lay_stages(GenerationRequest(width_px=size[0], height_px=size[1]))
+        assert (first.tiling.tile_size_px, last.tiling.tile_size_px) == (tile, 1024)
+    asked = GenerationRequest(width_px=2048, height_px=2048, advanced=AdvancedSettings(tile_size_px=512))
+    assert {stage.tiling.tile_size_px for stage in CARD.lay_stages(asked)} == {512}
+
+
+@pytest.mark.parametrize("layout", ["flat", "cascade"])
+def test_a_request_says_it_before_the_card(layout: str) -> None:
+    request = GenerationRequest.model_validate({"width_px": 2048, "height_px": 2048, "layout": layout})
+    other = CARD.model_copy(update={"layout": "flat" if layout == "cascade" else "cascade"})
+    assert len(other.lay_stages(request)) == (1 if layout == "flat" else 2)
+
+
+def test_the_cost_counts_all_stages() -> None:
+    bare = AdvancedSettings(overlap_px=0)
+    request = GenerationRequest(width_px=4096, height_px=4096, seamless="both", advanced=bare)
+    cascade, flat = (CARD.estimate(request.model_copy(update={"layout": each})) for each in ("auto", "flat"))
+    assert (cascade.steps, cascade.tiles) == (57, 30 + 4 * 15 + 16 * 12)
+    assert (flat.steps, flat.tiles) == (30, 16 * 30)
+    assert cascade.megapixel_steps < flat.megapixel_steps

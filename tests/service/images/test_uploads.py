@@ -1,0 +1,229 @@
+"""Pictures that come with a job: what is taken, what is refused, and what is stored."""
+
+import hashlib
+import json
+import struct
+import zlib
+from http.client import HTTPConnection
+from io import BytesIO
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+from PIL import Image
+
+from api_schemas.answers import JobView
+from service.errors import UnavailableError
+from service.image_store import ImageStore
+from service.images.formats import name_formats
+from service.images.uploads import Pictures
+from service.settings import ServiceSettings
+from tests.service.conftest import Serve
+from tests.service.images.test_colors import profile, with_chunks
+from tests.story import CARD, Story
+
+CONTROL = {"prompt": "lava", "control": {"name": "edges"}}
+
+
+def encode(
+    kind: str = "PNG", size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object
+) -> bytes:
+    file = BytesIO()
+    Image.linear_gradient("L").resize(size).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def post(
+    api: httpx.Client, request: dict[str, object] = CONTROL, key: str = "", **pictures: bytes
+) -> httpx.Response:
+    parts = {"request": (None, json.dumps(request), "application/json")}
+    files = {part: (f"{part}.bin", content, "image/png") for part, content in pictures.items()}
+    return api.post("/v1/jobs", files=parts | files, headers={"Idempotency-Key": key} if key else {})
+
+
+def errors(answer: httpx.Response) -> dict[str, str]:
+    assert answer.status_code == 422, answer.text
+    return {each["field"]: each["allowed"] for each in answer.json()["errors"]}
+
+
+@pytest.fixture(autouse=True)
+def _card(story: Story) -> None:
+    names = {"controlnets": ["edges"], "ip_adapters": ["style"]}
+    story.publish(CARD.model_copy(update=names))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_a_picture_is_stored_as_png_before_the_job_is_queued(
+    api: httpx.Client, store_dir: Path, kind: str
+) -> None:
+    sent = encode(kind)
+    answer = post(api, control_image=sent)
+    assert answer.status_code == 202, answer.text
+    job = JobView.model_validate_json(answer.content)
+    picture = job.request.pictures["control_image"]
+    assert picture.sha256 == hashlib.sha256(sent).hexdigest()
+    assert (picture.width_px, picture.height_px) == (64, 48)
+    with Image.open(store_dir / "inputs" / job.id / "control_image.png") as stored:
+        assert (stored.format, stored.mode, stored.size) == ("PNG", "RGB", (64, 48))
+        with Image.open(BytesIO(sent)) as original:
+            assert list(stored.get_flattened_data()) == list(original.convert("RGB").get_flattened_data())
+
+
+def test_two_pictures_come_each_by_its_name(api: httpx.Client, store_dir: Path) -> None:
+    request = CONTROL | {"ip_adapter": {"name": "style", "scale": 0.5}}
+    job = post(api, request, control_image=encode(), ip_adapter_image=encode("JPEG")).json()
+    assert sorted(path.name for path in (store_dir / "inputs" / job["id"]).iterdir()) == [
+        "control_image.png",
+        "ip_adapter_image.png",
+    ]
+
+
+def test_what_a_file_holds_beside_pixels_is_not_stored(api: httpx.Client, store_dir: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a secret place"  # ImageDescription
+    exif[0x0112] = 6  # turned by 90 degrees
+    job = post(api, control_image=encode("JPEG", exif=exif)).json()
+    stored = store_dir / "inputs" / job["id"] / "control_image.png"
+    assert b"a secret place" not in stored.read_bytes()
+    with Image.open(stored) as picture:
+        assert picture.size == (48, 64)  # upright
+        assert not picture.info
+
+
+def test_colours_are_stored_as_srgb_whatever_text_comes_along(api: httpx.Client, store_dir: Path) -> None:
+    text = (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (80 << 20)))
+    red = encode_p3(Image.new("RGB", (8, 8), (200, 100, 50)))
+    job = post(api, control_image=with_chunks(red, text)).json()
+    with Image.open(store_dir / "inputs" / job["id"] / "control_image.png") as picture:
+        assert picture.getpixel((0, 0)) == pytest.approx((215, 93, 32), abs=1)  # by CSS Color 4's matrices
+        assert not picture.info
+
+
+def encode_p3(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG", icc_profile=profile("p3"))
+    return file.getvalue()
+
+
+def test_sixteen_bits_of_grey_keep_their_range(api: httpx.Client, store_dir: Path) -> None:
+    file = BytesIO()
+    levels = struct.pack("<256H", *(level * 257 for level in range(256)))
+    Image.frombytes("I;16", (256, 1), levels).save(file, "PNG")
+    job = post(api, control_image=file.getvalue()).json()
+    with Image.open(store_dir / "inputs" / job["id"] / "control_image.png") as picture:
+        assert [pixel[0] for pixel in picture.get_flattened_data()] == list(range(256))
+
+
+def test_what_is_transparent_is_black(api: httpx.Client, store_dir: Path) -> None:
+    file = BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(file, "PNG")
+    job = post(api, control_image=file.getvalue()).json()
+    with Image.open(store_dir / "inputs" / job["id"] / "control_image.png") as picture:
+        assert set(picture.get_flattened_data()) == {(0, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("request_", "pictures", "field", "words"),
+    [
+        (CONTROL, {}, "control_image", "as the part control_image"),
+        ({"prompt": "x"}, {"control_image": encode()}, "control_image", "without the field control"),
+        (CONTROL, {"control_image": encode(), "mask": encode()}, "mask", "known are request, control_image"),
+        (CONTROL, {"control_image": b"GIF89a" + encode()}, "control_image", name_formats()),
+        (CONTROL, {"control_image": encode("GIF")}, "control_image", name_formats()),
+        (CONTROL, {"control_image": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "control_image", "PNG"),
+        (CONTROL, {"control_image": b""}, "control_image", name_formats()),
+        (CONTROL, {"control_image": encode()[:-60]}, "control_image", "this one is broken"),
+        ({"control": {"name": "none"}}, {"control_image": encode()}, "control.name", "edges"),
+        ({"control": {"nam": "edges"}}, {"control_image": encode()}, "control.nam", "name, scale, start, end"),
+        ({"control": {"name": "edges", "start": 0.5, "end": 0.5}}, {"control_image": encode()}, "control", "start"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_part(
+    api: httpx.Client, store_dir: Path, request_: dict[str, object], pictures: dict[str, bytes], field: str, words: str
+) -> None:  # fmt: skip
+    assert words in errors(post(api, request_, **pictures))[field]
+    assert api.get("/v1/jobs").json()["data"] == []
+    assert not [path for path in store_dir.rglob("*") if path.is_file()]
+
+
+def test_json_alone_cannot_bring_a_picture(api: httpx.Client) -> None:
+    assert "multipart/form-data" in errors(api.post("/v1/jobs", json=CONTROL))["control_image"]
+
+
+def test_a_form_without_a_request_or_with_two_is_refused(api: httpx.Client) -> None:
+    picture = ("a.png", encode(), "image/png")
+    assert "JSON" in errors(api.post("/v1/jobs", files={"control_image": picture}))["request"]
+    text = (None, json.dumps(CONTROL), "application/json")
+    twice = [("request", text), ("request", text), ("control_image", picture)]
+    assert "one part" in errors(api.post("/v1/jobs", files=twice))["request"]
+    broken = api.post("/v1/jobs", files={"request": (None, "{", "application/json")})
+    assert broken.status_code == 400
+    cut = api.post(
+        "/v1/jobs", content=b"--x\r\n", headers={"Content-Type": "multipart/form-data; boundary=y"}
+    )
+    assert cut.status_code in (400, 422)
+
+
+def test_another_media_type_is_refused(api: httpx.Client) -> None:
+    answer = api.post("/v1/jobs", content=b"prompt: lava", headers={"Content-Type": "text/yaml"})
+    assert "multipart/form-data" in errors(answer)["Content-Type"]
+
+
+def bomb(width_px: int, height_px: int) -> bytes:
+    """A PNG of a few kilobytes that claims to be huge, and is."""
+    rows = zlib.compressobj(9)
+    line = b"\0" * (1 + width_px // 8)
+    packed = b"".join(rows.compress(line) for _ in range(height_px)) + rows.flush()
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width_px, height_px, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def test_size_is_checked_before_anything_is_decoded(
+    serve_with: Serve, settings: ServiceSettings, story: Story
+) -> None:
+    limits = {"max_picture_megapixels": 1.0, "max_picture_bytes": 400_000}
+    with httpx.Client(base_url=serve_with(settings.model_copy(update=limits)), timeout=30) as api:
+        assert (
+            "this one has 16000x16000 px"
+            in errors(post(api, control_image=bomb(16_000, 16_000)))["control_image"]
+        )
+        assert "16384 px a side" in errors(post(api, control_image=bomb(20_000, 8)))["control_image"]
+        assert post(api, control_image=encode(size=(1000, 1000))).status_code == 202
+        assert "at most 400000 bytes" in errors(post(api, control_image=bytes(400_001)))["control_image"]
+        assert _announce(api.base_url.port, 256 * 1024 + 800_001) == 413
+
+
+def _announce(port: int | None, size: int) -> int:
+    """The answer to the headers alone: what is refused need not be sent."""
+    connection = HTTPConnection("127.0.0.1", port or 0, timeout=30)
+    connection.putrequest("POST", "/v1/jobs")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", str(size))
+    connection.endheaders()
+    try:
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_a_key_is_bound_to_the_pictures_too(api: httpx.Client) -> None:
+    first = post(api, key="one", control_image=encode())
+    assert post(api, key="one", control_image=encode()).json()["id"] == first.json()["id"]
+    other = post(api, key="one", control_image=encode(size=(65, 48)))
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+    refused = post(api, key="two", control_image=b"no picture")
+    assert refused.status_code == 422
+    assert post(api, key="two", control_image=encode()).status_code == 202
+
+
+def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Path) -> None:
+    """No interpreter starts within a millisecond."""
+    pictures = Pictures(ImageStore.open(settings), megapixels=1.0, patience_s=0.001)
+    with pytest.raises(UnavailableError, match="busy"):
+        anyio.run(pictures.keep, "job", {"control_image": encode()})
+    assert not [path for path in store_dir.rglob("*") if path.is_file()]

@@ -1,0 +1,136 @@
+"""Ended jobs leave with all that belongs to them; others stay."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from obstore.store import S3Store
+from redis import Redis
+
+from api_schemas.events import Result
+from api_schemas.wire import input_key
+from service.jobs.intake import draw_job_id
+from service.settings import ServiceSettings
+from tests.conftest import S3Server
+from tests.service.conftest import Serve
+from tests.service.jobs.test_reconciler import eventually
+from tests.story import Story
+
+KEEP_S = 0.6
+
+
+@pytest.fixture
+def forgetful(serve_with: Serve, settings: ServiceSettings) -> Iterator[httpx.Client]:
+    """A service that keeps jobs for less than a second."""
+    url = serve_with(settings.model_copy(update={"retention_days": KEEP_S / 86_400}))
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def put(store_dir: Path, key: str) -> Path:
+    path = store_dir / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def finish(story: Story, store_dir: Path, job_id: str) -> list[Path]:
+    """End a job as a worker does; answers its files."""
+    keys = [f"jobs/{job_id}/one/image.png", f"jobs/{job_id}/one/image_files/0/0_0.jpg"]
+    keys += [input_key(job_id, "control_image"), f"checkpoints/{job_id}/0001.safetensors"]
+    files = [put(store_dir, key) for key in keys]
+    story.start(job_id)
+    story.preview(job_id, 0, 0, 7)
+    result = Result(
+        image_key=keys[0], pyramid_key=f"jobs/{job_id}/one", media_type="image/png", width_px=1024,
+        height_px=1024, size_bytes=1, sha256="0" * 64, engine_s=1.0,
+    )  # fmt: skip
+    story.succeed(job_id, result)
+    return files
+
+
+def test_an_ended_job_leaves_with_all_that_belongs_to_it(
+    forgetful: httpx.Client, story: Story, redis: Redis, store_dir: Path
+) -> None:
+    job_id = forgetful.post("/v1/jobs", json={}).json()["id"]
+    files = finish(story, store_dir, job_id)
+    ended = story.job(job_id).finished_at or 0.0
+    assert eventually(lambda: forgetful.get(f"/v1/jobs/{job_id}").status_code == 404)
+    assert time.time() - ended >= KEEP_S
+    assert not any(path.exists() for path in files)
+    assert forgetful.get("/v1/jobs").json()["data"] == []
+    assert not [key for key in redis.scan_iter("*") if job_id.encode() in key]
+    assert not redis.exists("chorale:jobs")
+
+
+def test_a_job_that_has_not_ended_stays_however_old_it_is(
+    forgetful: httpx.Client, story: Story, redis: Redis, store_dir: Path
+) -> None:
+    waiting, running, ended = (forgetful.post("/v1/jobs", json={}).json()["id"] for _ in range(3))
+    for job_id in (waiting, running, ended):
+        redis.zadd("chorale:jobs", {job_id: 1.0})
+    story.start(running)
+    kept = put(store_dir, input_key(running, "control_image"))
+    finish(story, store_dir, ended)
+    assert eventually(lambda: forgetful.get(f"/v1/jobs/{ended}").status_code == 404)
+    assert forgetful.get(f"/v1/jobs/{waiting}").json()["status"] == "queued"
+    assert forgetful.get(f"/v1/jobs/{running}").json()["status"] == "processing"
+    assert kept.exists()
+
+
+def test_many_jobs_of_one_moment_all_leave(forgetful: httpx.Client, story: Story, redis: Redis) -> None:
+    ids = [f"{number:028x}" for number in range(450)]
+    for job_id in ids:
+        story.queue(job_id)
+        story.cancel(job_id)
+    redis.zadd("chorale:jobs", dict.fromkeys(ids, 1_700_000_000.25))
+    assert eventually(lambda: not redis.exists("chorale:jobs"), timeout_s=20)
+
+
+def test_by_default_jobs_stay(api: httpx.Client, story: Story, store_dir: Path, redis: Redis) -> None:
+    job_id = api.post("/v1/jobs", json={}).json()["id"]
+    files = finish(story, store_dir, job_id)
+    redis.zadd("chorale:jobs", {job_id: 1.0})  # found at once, but it has just ended
+    time.sleep(1)  # five passes
+    assert api.get(f"/v1/jobs/{job_id}").status_code == 200
+    assert all(path.exists() for path in files)
+
+
+def test_a_picture_without_a_job_leaves_after_an_hour(
+    api: httpx.Client, story: Story, store_dir: Path
+) -> None:
+    hour_ago = int(time.time() * 1000) - 3_700_000
+    stranded = put(store_dir, input_key(f"{hour_ago:012x}{'0' * 16}", "control_image"))
+    fresh = put(store_dir, input_key(draw_job_id(), "control_image"))
+    assert eventually(lambda: not stranded.exists())
+    assert fresh.exists()
+
+
+def test_files_in_s3_leave_too(
+    s3: S3Server, valkey: str, story: Story, serve_with: Serve, redis: Redis
+) -> None:
+    names = {"store_endpoint": s3.endpoint, "store_access_key_id": s3.access_key_id}
+    settings = ServiceSettings.model_validate(
+        {"redis_url": valkey, "store_url": s3.url, "store_secret_access_key": s3.secret_access_key}
+        | {"reconcile_interval_s": 0.2, "retention_days": KEEP_S / 86_400}
+        | names
+    )
+    store = S3Store(
+        "chorale", endpoint=s3.endpoint, access_key_id=s3.access_key_id, region=s3.region,
+        secret_access_key=s3.secret_access_key, client_options={"allow_http": True},
+    )  # fmt: skip
+    job_id = draw_job_id()
+    for number in range(60):
+        store.put(f"jobs/{job_id}/one/image_files/5/{number}_0.jpg", b"x")
+    store.put(input_key(job_id, "control_image"), b"x")
+    other = f"jobs/{draw_job_id()}/one/image.png"
+    store.put(other, b"x")
+    story.queue(job_id)
+    story.cancel(job_id)
+    serve_with(settings)
+    assert eventually(lambda: not redis.exists("chorale:jobs"), timeout_s=20)
+    assert not [entry["path"] for batch in store.list(f"jobs/{job_id}/") for entry in batch]
+    assert not [entry["path"] for batch in store.list(f"inputs/{job_id}/") for entry in batch]
+    assert store.head(other)["size"] == 1
