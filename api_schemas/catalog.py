@@ -1,11 +1,12 @@
 """The model card that a worker publishes, and the estimated cost of a request."""
 
+from collections.abc import Sequence
 from math import ceil, sqrt
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, GenerationRequest, Positions, StageSettings
+from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, GenerationRequest, Positions
 from api_schemas.layout import Cascade, Stage, choose_tiling, fit_one_tile, lay_sizes
 
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
@@ -107,17 +108,19 @@ class ModelCard(BaseModel):
         return width, height
 
     def lay_stages(self, request: GenerationRequest) -> list[Stage]:
-        """The stages that this request needs, from the smallest canvas to the largest."""
+        """The stages that this request needs, from the smallest canvas to the largest.
+
+        A resolved request has the same stages as the one that it was made from.
+        """
         whole = self.fit_canvas(request)
         layout = self.layout if request.layout == "auto" else request.layout
         sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px) if layout == "cascade" else [whole]
         return [self._lay_stage(request, level, size, len(sizes)) for level, size in enumerate(sizes)]
 
     def _lay_stage(self, request: GenerationRequest, level: int, size: tuple[int, int], levels: int) -> Stage:
-        asked = request.advanced.stages[level] if level < len(request.advanced.stages) else StageSettings()
-        steps = asked.steps or max(
-            1, round((request.steps or self.default_steps) * self.cascade.share(level))
-        )
+        asked = request.advanced.stage(level)
+        first_steps = request.advanced.stage(0).steps or request.steps or self.default_steps
+        steps = asked.steps or max(1, round(first_steps * self.cascade.share(level)))
         strength = 1.0 if level == 0 else asked.strength or self.cascade.strength
         tile_px = request.advanced.tile_size_px
         if tile_px is None and level == 0 and levels > 1:
@@ -125,9 +128,12 @@ class ModelCard(BaseModel):
         tiling = choose_tiling(request, tile_px or self.native_size_px, anchored=strength < 1)
         return Stage(*size, tiling, steps, strength)
 
-    def estimate(self, request: GenerationRequest) -> Cost:
-        """Count tiles as the grids will have them, memory as weights, canvas, and the batch or the decode."""
-        stages = self.lay_stages(request)
+    def estimate(self, request: GenerationRequest, stages: Sequence[Stage]) -> Cost:
+        """Count tiles as the grids will have them, memory as weights, canvas, and the batch or the decode.
+
+        Args:
+            stages: those of the request.
+        """
         counts = [
             stage.tiling.count_tiles(stage.height_px, stage.width_px, stage.steps, self.vae_scale)
             for stage in stages

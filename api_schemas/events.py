@@ -206,7 +206,6 @@ DurableEvent = Annotated[
     | JobCanceled,
     Field(discriminator="type"),
 ]
-AnyEvent = Annotated[DurableEvent | TilePreviewed, Field(discriminator="type")]
 
 durable_event = TypeAdapter[DurableEvent](DurableEvent)
 TERMINAL_TYPES = frozenset({"job.succeeded", "job.failed", "job.canceled"})

@@ -43,10 +43,23 @@ AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
 
-class StageSettings(BaseModel):
-    """Settings of one stage of a cascade."""
+class _Part(BaseModel):
+    """What all parts of a request have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic takes true for 1."""
+        field = cls.model_fields.get(info.field_name or "")
+        if isinstance(value, bool) and field is not None and field.annotation is not bool:
+            raise ValueError(f"true and false are no values of {info.field_name}")
+        return value
+
+
+class StageSettings(_Part):
+    """Settings of one stage of a cascade."""
 
     steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps of this stage.")
     strength: float | None = Field(
@@ -58,10 +71,8 @@ class StageSettings(BaseModel):
     )
 
 
-class AdvancedSettings(BaseModel):
+class AdvancedSettings(_Part):
     """Tiling and decoding; a field that is left out takes the default of the model's card."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_modules: int | None = Field(
         default=None,
@@ -94,20 +105,20 @@ class AdvancedSettings(BaseModel):
         " (bounded).",
     )
 
+    def stage(self, level: int) -> StageSettings:
+        """What is set for a stage, counted from 0."""
+        return self.stages[level] if level < len(self.stages) else StageSettings()
 
-class LoraChoice(BaseModel):
+
+class LoraChoice(_Part):
     """A LoRA from the model's card and its scale; a negative weight inverts its effect."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: AddOnName
     weight: float = Field(default=1.0, ge=-4.0, le=4.0, allow_inf_nan=False)
 
 
-class ControlSettings(BaseModel):
+class ControlSettings(_Part):
     """A ControlNet, conditioned on the picture in the part `control_image`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: AddOnName
     scale: float = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False)
@@ -133,10 +144,8 @@ class ControlSettings(BaseModel):
         return self
 
 
-class IpAdapterSettings(BaseModel):
+class IpAdapterSettings(_Part):
     """An IP-Adapter, conditioned on the picture in the part `ip_adapter_image`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: AddOnName
     scale: float = Field(
@@ -148,10 +157,8 @@ class IpAdapterSettings(BaseModel):
     )
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(_Part):
     """A request for one picture. Along a seamless axis its side must be a multiple of the model's `alignment_px`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Prompt = ""
     negative_prompt: Prompt = ""

@@ -19,14 +19,14 @@ inputs/{id}/            pictures that came with the request, as PNG
 checkpoints/{id}/       of a running job
 """
 
-import json
 import struct
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote, unquote
 
-from api_schemas.events import TilePreviewed
+from api_schemas.events import DurableEvent, TilePreviewed
 from api_schemas.generation import PicturePart
+from api_schemas.job import Job
 
 QUEUE_PREFIX: Final = "chorale:"
 RUN_JOB: Final = "worker.runner.run_job"
@@ -117,6 +117,33 @@ redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*',
 return seq
 """
 
+RECORD: Final = ("job", "seq")
+
+
+def read_job(record: Sequence[bytes | None]) -> Job | None:
+    """The state of a job, from the fields RECORD of its hash; None if there is no such job."""
+    body, seq = record
+    if body is None or seq is None:
+        return None
+    return Job.model_validate_json(body).model_copy(update={"seq": seq.decode()})
+
+
+def append_event(
+    job: Job, event: DurableEvent, *, after: str, holder: str = "", install: str = ""
+) -> tuple[list[str], list[str | int]]:
+    """KEYS and ARGV of the script.
+
+    Args:
+        job: the state after `event`.
+        after: `seq` of the state before it, "" for the first event.
+        holder: fence token of the writer, "" for the service.
+        install: token that owns the job from now on, "" for no change.
+    """
+    keys = [job_key(job.id), events_key(job.id), LIVE_KEY]
+    record, text = job.model_dump_json(exclude={"seq"}), event.model_dump_json()
+    return keys, [after, holder, install, record, text, job.id, EVENTS_MAXLEN, LIVE_MAXLEN]
+
+
 PREVIEW_FRAME_TYPE: Final = 4
 PREVIEW_BATCH_TYPE: Final = 5
 _HEADER = struct.Struct(">II")
@@ -141,7 +168,7 @@ def unpack_preview(frame: bytes) -> tuple[TilePreviewed, bytes]:
     if kind != PREVIEW_FRAME_TYPE or len(frame) < _HEADER.size + length:
         raise ValueError(f"frame type {kind} with {length} metadata bytes in {len(frame)} bytes")
     body = frame[_HEADER.size : _HEADER.size + length]
-    return TilePreviewed.model_validate(json.loads(body)), frame[_HEADER.size + length :]
+    return TilePreviewed.model_validate_json(body), frame[_HEADER.size + length :]
 
 
 def pack_batch(frames: Sequence[bytes]) -> bytes:

@@ -85,6 +85,8 @@ def _inspect(path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
         raise AllowListError(said)
     if base is not None and base not in FAMILIES:
         raise AllowListError(f"--base {base}: no such family; known are {', '.join(FAMILIES)}")
+    if not path.exists():
+        raise AllowListError(f"{path}: there is no such file or folder")
     if not path.is_dir() and not (
         path.is_file() and path.suffix == ".safetensors" and kind in ("lora", "ip_adapter")
     ):

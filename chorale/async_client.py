@@ -1,4 +1,4 @@
-"""The same client for asyncio."""
+"""The asyncio client. The blocking one is generated from it: `python -m tests.chorale.blocking_client`."""
 
 import asyncio
 import time
@@ -33,15 +33,13 @@ from chorale.protocol import (
     job_path,
     live_url,
     read_previews,
-    read_update,
     result_of,
 )
-from chorale.pyramid import Pyramid, PyramidTile
-from chorale.reconnect import Reconnect
+from chorale.pyramid import Pyramid, PyramidTile, async_for_each
+from chorale.reconnect import Following, Reconnect
 
 # The server sends something at least every 15 s, a keep-alive if there is no event.
 _TIMEOUT = httpx.Timeout(30, read=60)
-_PARALLEL_TILES = 8
 _LOOK_S = 0.25
 # How long closing a live connection may wait for previews that nobody reads.
 _LEAVE_S = 1
@@ -108,6 +106,7 @@ class AsyncClient:
         """One page of jobs, newest first; `page.next` is the cursor of the next one.
 
         >>> page = await chorale.list(status="processing")
+        >>> [job.id for job in page.data]
         """
         return await self._do(calls.list_jobs(status, limit, cursor))
 
@@ -134,55 +133,50 @@ class AsyncClient:
         Raises:
             NoConnectionError: the server was away for too long.
         """
-        reconnect = Reconnect(self.url)
+        follow = Following(self.url, after)
         while True:
             try:
-                async with self._open(job_path(job_id, "events"), params=after_parameters(after)) as response:
+                parameters = after_parameters(follow.after)
+                async with self._open(job_path(job_id, "events"), params=parameters) as response:
                     if response.status_code == HTTPStatus.NO_CONTENT:
                         return  # all events were received
                     async for message in EventSource(response).aiter_sse():
-                        if (
-                            not message.data
-                        ):  # a retry time or a comment, which browsers do not dispatch either
-                            continue
-                        update = read_update(message.data)
-                        reconnect.succeed()
-                        after = update.seq if update.type != "snapshot" else after
+                        if not message.data:
+                            continue  # a retry time or a comment, which browsers do not dispatch either
+                        update = follow.read(message.data)
                         yield update
                         if is_last(update):
                             return
-                reconnect.fail()
+                follow.fail()
             except _TRANSIENT as error:
-                reconnect.fail(error)
-            await asyncio.sleep(reconnect.delay_s)
+                follow.fail(error)
+            await asyncio.sleep(follow.delay_s)
 
     async def live(self, job_id: str, *, after: str = "") -> AsyncIterator[Update | Preview]:
         """The same as `events`, with previews of the canvas between them.
 
         After a lost connection, the newest preview of each cell is sent.
         """
-        reconnect = Reconnect(self.url)
+        follow = Following(self.url, after)
         while True:
             try:
-                async with connect(
-                    live_url(self.url, job_id, after), max_size=None, close_timeout=_LEAVE_S
-                ) as socket:
+                address = live_url(self.url, job_id, follow.after)
+                async with connect(address, max_size=None, close_timeout=_LEAVE_S) as socket:
                     async for message in socket:
-                        reconnect.succeed()
                         if isinstance(message, bytes):
+                            follow.succeed()
                             for preview in read_previews(message):
                                 yield preview
                             continue
-                        update = read_update(message)
-                        after = update.seq if update.type != "snapshot" else after
+                        update = follow.read(message)
                         yield update
                         if is_last(update):
                             return
-                reconnect.fail()
+                follow.fail()
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
                 await self.get(job_id)  # raises if there is no such job
-                reconnect.fail(error)
-            await asyncio.sleep(reconnect.delay_s)
+                follow.fail(error)
+            await asyncio.sleep(follow.delay_s)
 
     async def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
         """Wait for the job's picture.
@@ -232,17 +226,12 @@ class AsyncClient:
         """Fetch the deep zoom: a descriptor such as `lava.dzi`, and its tiles in `lava_files/`."""
         pyramid = Pyramid.parse(await self._do(calls.fetch("image.dzi", job_id=job_id)))
 
-        places = asyncio.Semaphore(_PARALLEL_TILES)
-
         async def fetch(tile: PyramidTile) -> None:
             place = ("tiles", str(tile.level), f"{tile.column}_{tile.row}")
-            async with places:
-                image = await self._do(calls.fetch(*place, job_id=job_id))
+            image = await self._do(calls.fetch(*place, job_id=job_id))
             pyramid.write_tile(path, tile, image)
 
-        async with asyncio.TaskGroup() as group:
-            for tile in pyramid.tiles():
-                group.create_task(fetch(tile))
+        await async_for_each(fetch, pyramid.tiles())
         return pyramid.write_descriptor(path)
 
     async def _do(self, call: Call[Answer]) -> Answer:
@@ -262,7 +251,7 @@ class AsyncClient:
     @asynccontextmanager
     async def _open(
         self, path: str, *, params: dict[str, str] | None = None, headers: dict[str, str] | None = None
-    ) -> AsyncGenerator[httpx.Response, None]:
+    ) -> AsyncGenerator[httpx.Response]:
         async with self._http.stream(
             "GET", path, params=params, headers=headers, follow_redirects=True
         ) as response:

@@ -12,23 +12,13 @@ from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.answers import JobView
-from api_schemas.generation import Layout, Seamless
 from api_schemas.job import JobStatus
 from chorale import installed, models_command
+from chorale import picture_options as options
 from chorale.bar import show_progress
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError
-from chorale.picture_options import (
-    OptionError,
-    build_request,
-    find_format,
-    name_add_on,
-    name_after,
-    name_pictures,
-    parse_lora,
-    parse_size,
-)
 from chorale.server_options import Data, Url, find_server, open_notes, open_server
 from chorale.tables import lay_jobs
 
@@ -61,7 +51,7 @@ def main() -> None:
         app()
     except ChoraleError as error:
         _say_error(str(error))
-        sys.exit(_WRONG_OPTION if isinstance(error, OptionError) else _FAILED)
+        sys.exit(_WRONG_OPTION if isinstance(error, options.OptionError) else _FAILED)
     except OSError as error:  # a file that cannot be written
         _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(_FAILED)
@@ -88,9 +78,9 @@ def up(
     from chorale.start import start_stack
 
     folder, console = DataFolder(data), open_notes()
-    options = StackOptions(host, port, tuple(model or ()), devices, workers)
+    chosen = StackOptions(host, port, tuple(model or ()), devices, workers)
     try:
-        with start_stack(folder, options, console) as stack:
+        with start_stack(folder, chosen, console) as stack:
             print(stack.url, flush=True)
             console.print(f"data and logs: {folder.path}\nCtrl-C stops; queued jobs are kept", style="dim")
             while True:
@@ -130,79 +120,53 @@ def worker(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, Argument(help="What the picture shows.")],
-    output: Annotated[
-        Path | None, Option("-o", "--output", help="File to write.", show_default="named after the prompt")
-    ] = None,
-    size: Annotated[str, Option(help="WIDTHxHEIGHT in pixels.")] = "1024x1024",
-    seamless: Annotated[
-        Seamless, Option(help="Axes along which copies of the picture tile without a seam.")
-    ] = "none",
-    layout: Annotated[
-        Layout,
-        Option(help="From small to large in stages, or at full size at once; auto is the model's default."),
-    ] = "auto",
-    seed: Annotated[
-        int | None, Option(help="The same seed gives the same picture.", show_default="drawn")
-    ] = None,
-    steps: Annotated[int | None, Option(help="Denoising steps.", show_default="the model's")] = None,
-    guidance: Annotated[
-        float | None, Option(help="1.0 turns guidance off.", show_default="the model's")
-    ] = None,
-    negative: Annotated[str | None, Option(help="What the picture should not show.")] = None,
-    model: Annotated[
-        str | None, Option(help="Name of a model that is served.", show_default="default")
-    ] = None,
-    lora: Annotated[
-        list[str] | None, Option(metavar="NAME[:WEIGHT]", help="LoRA of the model's card; may be repeated.")
-    ] = None,
-    control: Annotated[str | None, Option(metavar="NAME", help="ControlNet of the model's card.")] = None,
-    control_image: Annotated[
-        Path | None, Option(help="Conditioning picture of the ControlNet.", exists=True, dir_okay=False)
-    ] = None,
-    control_scale: Annotated[
-        float | None, Option(help="Conditioning scale, 0 to 2.", show_default="1")
-    ] = None,
-    ip_adapter: Annotated[str | None, Option(metavar="NAME", help="IP-Adapter of the model's card.")] = None,
-    ip_adapter_image: Annotated[
-        Path | None, Option(help="Conditioning picture of the IP-Adapter.", exists=True, dir_okay=False)
-    ] = None,
-    ip_adapter_scale: Annotated[float | None, Option(help="Scale, 0 to 1.", show_default="0.6")] = None,
-    bit_depth: Annotated[
-        int | None, Option(help="Bits per channel, 8 or 16; 16 needs .png or .tif.", show_default="8")
-    ] = None,
-    dpi: Annotated[
-        int | None,
-        Option(help="Resolution in the metadata of the file, pixels per inch.", show_default="300"),
-    ] = None,
-    dzi: Annotated[bool, Option("--dzi", help="Also write the deep zoom, beside the picture.")] = False,
+    prompt: options.Prompt,
+    output: options.Output = None,
+    size: options.Size = "1024x1024",
+    seamless: options.SeamlessAxes = "none",
+    layout: options.LayoutName = "auto",
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    negative: options.Negative = None,
+    model: options.Model = None,
+    lora: options.Loras = None,
+    control: options.Control = None,
+    control_image: options.ControlImage = None,
+    control_scale: options.ControlScale = None,
+    ip_adapter: options.IpAdapter = None,
+    ip_adapter_image: options.IpAdapterImage = None,
+    ip_adapter_scale: options.IpAdapterScale = None,
+    bit_depth: options.BitDepth = None,
+    dpi: options.Dpi = None,
+    dzi: options.DeepZoom = False,
     url: Url = None,
     data: Data = None,
 ) -> None:
     """Generate one picture, on a running server or on a stack started for this call."""
-    path = output or name_after(prompt)
-    wanted = parse_size(size)
-    request = build_request(
+    path = output or options.name_after(prompt)
+    width_px, height_px = options.parse_size(size)
+    request = options.build_request(
         {
             "prompt": prompt,
             "negative_prompt": negative,
-            "width_px": wanted.width_px,
-            "height_px": wanted.height_px,
+            "width_px": width_px,
+            "height_px": height_px,
             "seamless": seamless,
             "layout": layout,
             "seed": seed,
             "steps": steps,
             "guidance_scale": guidance,
             "model": model,
-            "loras": [parse_lora(text) for text in lora] if lora else None,
-            "control": name_add_on("control", control, control_scale, control_image),
-            "ip_adapter": name_add_on("ip-adapter", ip_adapter, ip_adapter_scale, ip_adapter_image),
-            "output_format": find_format(path),
+            "loras": [options.parse_lora(text) for text in lora] if lora else None,
+            "control": options.name_add_on("control", control, control_scale, control_image),
+            "ip_adapter": options.name_add_on("ip-adapter", ip_adapter, ip_adapter_scale, ip_adapter_image),
+            "output_format": options.find_format(path),
             "bit_depth": bit_depth,
             "dpi": dpi,
         }
     )
-    pictures = name_pictures(control_image, ip_adapter_image)
+    pictures = options.name_pictures(control_image, ip_adapter_image)
     with open_server(url, data) as address, Client(address) as client:
         _make(client, client.create(request, pictures=pictures), path, dzi)
 

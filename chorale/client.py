@@ -1,8 +1,7 @@
-"""The blocking client."""
+"""The blocking client, generated from async_client.py; see there."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
 from math import inf
@@ -33,15 +32,13 @@ from chorale.protocol import (
     job_path,
     live_url,
     read_previews,
-    read_update,
     result_of,
 )
-from chorale.pyramid import Pyramid, PyramidTile
-from chorale.reconnect import Reconnect
+from chorale.pyramid import Pyramid, PyramidTile, for_each
+from chorale.reconnect import Following, Reconnect
 
 # The server sends something at least every 15 s, a keep-alive if there is no event.
 _TIMEOUT = httpx.Timeout(30, read=60)
-_PARALLEL_TILES = 8
 _LOOK_S = 0.25
 # How long closing a live connection may wait for previews that nobody reads.
 _LEAVE_S = 1
@@ -105,7 +102,8 @@ class Client:
     def list(self, *, status: JobStatus | None = None, limit: int = 20, cursor: str | None = None) -> JobPage:
         """One page of jobs, newest first; `page.next` is the cursor of the next one.
 
-        >>> [job.id for job in chorale.list(status="processing").data]
+        >>> page = chorale.list(status="processing")
+        >>> [job.id for job in page.data]
         """
         return self._do(calls.list_jobs(status, limit, cursor))
 
@@ -132,54 +130,49 @@ class Client:
         Raises:
             NoConnectionError: the server was away for too long.
         """
-        reconnect = Reconnect(self.url)
+        follow = Following(self.url, after)
         while True:
             try:
-                with self._open(job_path(job_id, "events"), params=after_parameters(after)) as response:
+                parameters = after_parameters(follow.after)
+                with self._open(job_path(job_id, "events"), params=parameters) as response:
                     if response.status_code == HTTPStatus.NO_CONTENT:
                         return  # all events were received
                     for message in EventSource(response).iter_sse():
-                        if (
-                            not message.data
-                        ):  # a retry time or a comment, which browsers do not dispatch either
-                            continue
-                        update = read_update(message.data)
-                        reconnect.succeed()
-                        after = update.seq if update.type != "snapshot" else after
+                        if not message.data:
+                            continue  # a retry time or a comment, which browsers do not dispatch either
+                        update = follow.read(message.data)
                         yield update
                         if is_last(update):
                             return
-                reconnect.fail()
+                follow.fail()
             except _TRANSIENT as error:
-                reconnect.fail(error)
-            time.sleep(reconnect.delay_s)
+                follow.fail(error)
+            time.sleep(follow.delay_s)
 
     def live(self, job_id: str, *, after: str = "") -> Iterator[Update | Preview]:
         """The same as `events`, with previews of the canvas between them.
 
         After a lost connection, the newest preview of each cell is sent.
         """
-        reconnect = Reconnect(self.url)
+        follow = Following(self.url, after)
         while True:
             try:
-                with connect(
-                    live_url(self.url, job_id, after), max_size=None, close_timeout=_LEAVE_S
-                ) as socket:
+                address = live_url(self.url, job_id, follow.after)
+                with connect(address, max_size=None, close_timeout=_LEAVE_S) as socket:
                     for message in socket:
-                        reconnect.succeed()
                         if isinstance(message, bytes):
+                            follow.succeed()
                             yield from read_previews(message)
                             continue
-                        update = read_update(message)
-                        after = update.seq if update.type != "snapshot" else after
+                        update = follow.read(message)
                         yield update
                         if is_last(update):
                             return
-                reconnect.fail()
+                follow.fail()
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
                 self.get(job_id)  # raises if there is no such job
-                reconnect.fail(error)
-            time.sleep(reconnect.delay_s)
+                follow.fail(error)
+            time.sleep(follow.delay_s)
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
         """Wait for the job's picture.
@@ -234,9 +227,7 @@ class Client:
             image = self._do(calls.fetch(*place, job_id=job_id))
             pyramid.write_tile(path, tile, image)
 
-        with ThreadPoolExecutor(_PARALLEL_TILES) as pool:
-            for _ in pool.map(fetch, pyramid.tiles()):
-                pass
+        for_each(fetch, pyramid.tiles())
         return pyramid.write_descriptor(path)
 
     def _do(self, call: Call[Answer]) -> Answer:
@@ -256,7 +247,7 @@ class Client:
     @contextmanager
     def _open(
         self, path: str, *, params: dict[str, str] | None = None, headers: dict[str, str] | None = None
-    ) -> Generator[httpx.Response, None, None]:
+    ) -> Generator[httpx.Response]:
         with self._http.stream(
             "GET", path, params=params, headers=headers, follow_redirects=True
         ) as response:

@@ -1,13 +1,51 @@
 """The options of `chorale generate`, as a request."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import ValidationError
+from typer import Argument, Option
 
-from api_schemas.generation import GenerationRequest, OutputFormat, PicturePart
+from api_schemas.generation import GenerationRequest, Layout, OutputFormat, PicturePart, Seamless
 from chorale.errors import ChoraleError
+
+Prompt = Annotated[str, Argument(help="What the picture shows.")]
+Output = Annotated[
+    Path | None, Option("-o", "--output", help="File to write.", show_default="named after the prompt")
+]
+Size = Annotated[str, Option(help="WIDTHxHEIGHT in pixels.")]
+SeamlessAxes = Annotated[Seamless, Option(help="Axes along which copies of the picture tile without a seam.")]
+LayoutName = Annotated[
+    Layout,
+    Option(help="From small to large in stages, or at full size at once; auto is the model's default."),
+]
+Seed = Annotated[int | None, Option(help="The same seed gives the same picture.", show_default="drawn")]
+Steps = Annotated[int | None, Option(help="Denoising steps.", show_default="the model's")]
+Guidance = Annotated[float | None, Option(help="1.0 turns guidance off.", show_default="the model's")]
+Negative = Annotated[str | None, Option(help="What the picture should not show.")]
+Model = Annotated[str | None, Option(help="Name of a model that is served.", show_default="default")]
+Loras = Annotated[
+    list[str] | None, Option(metavar="NAME[:WEIGHT]", help="LoRA of the model's card; may be repeated.")
+]
+Control = Annotated[str | None, Option(metavar="NAME", help="ControlNet of the model's card.")]
+ControlImage = Annotated[
+    Path | None, Option(help="Conditioning picture of the ControlNet.", exists=True, dir_okay=False)
+]
+ControlScale = Annotated[float | None, Option(help="Conditioning scale, 0 to 2.", show_default="1")]
+IpAdapter = Annotated[str | None, Option(metavar="NAME", help="IP-Adapter of the model's card.")]
+IpAdapterImage = Annotated[
+    Path | None, Option(help="Conditioning picture of the IP-Adapter.", exists=True, dir_okay=False)
+]
+IpAdapterScale = Annotated[float | None, Option(help="Scale, 0 to 1.", show_default="0.6")]
+BitDepth = Annotated[
+    int | None, Option(help="Bits per channel, 8 or 16; 16 needs .png or .tif.", show_default="8")
+]
+Dpi = Annotated[
+    int | None,
+    Option(help="Resolution in the metadata of the file, pixels per inch.", show_default="300"),
+]
+DeepZoom = Annotated[bool, Option("--dzi", help="Also write the deep zoom, beside the picture.")]
 
 _SIZE = re.compile(r"(\d{1,6})(?:\s*[x×X,]\s*(\d{1,6}))?")
 _FORMATS: dict[str, OutputFormat] = {
@@ -25,14 +63,8 @@ class OptionError(ChoraleError):
     """An invalid value on the command line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    width_px: int
-    height_px: int
-
-
-def parse_size(text: str) -> Size:
-    """`4096x2048` is 4096 wide; `4096` alone is a square.
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height), pixels: `4096x2048` is 4096 wide; `4096` alone is a square.
 
     Raises:
         OptionError: it is neither.
@@ -41,7 +73,7 @@ def parse_size(text: str) -> Size:
     if match is None:
         raise OptionError(f"--size {text}: WIDTHxHEIGHT, for example 4096x2048")
     width, height = match.groups()
-    return Size(int(width), int(height or width))
+    return int(width), int(height or width)
 
 
 def find_format(path: Path) -> OutputFormat:

@@ -1,6 +1,8 @@
 """A Deep Zoom picture: one descriptor and a folder of tiles for each halving of the size."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -8,6 +10,7 @@ from xml.etree import ElementTree
 
 from chorale.errors import UnexpectedAnswerError
 
+_AT_ONCE = 8
 _NAMESPACE = "{http://schemas.microsoft.com/deepzoom/2008}"
 
 
@@ -75,3 +78,28 @@ class Pyramid:
         """Path that viewers expect for a tile: `lava.dzi` has its tiles in `lava_files/`."""
         folder = descriptor_path.with_name(f"{descriptor_path.stem}_files") / str(tile.level)
         return folder / f"{tile.column}_{tile.row}.{self.image_format}"
+
+
+async def async_for_each(
+    fetch: Callable[[PyramidTile], Awaitable[None]], tiles: Iterable[PyramidTile]
+) -> None:
+    """Call for every tile, several at once; the first failure ends all."""
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def fetch_one(tile: PyramidTile) -> None:
+        async with places:
+            await fetch(tile)
+
+    tasks = [asyncio.create_task(fetch_one(tile)) for tile in tiles]
+    try:
+        await asyncio.gather(*tasks)  # a task group would raise the failure inside a group of one
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def for_each(fetch: Callable[[PyramidTile], None], tiles: Iterable[PyramidTile]) -> None:
+    """The same for a function that blocks."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(fetch, tiles):
+            pass

@@ -1,6 +1,7 @@
-"""When to reconnect, and when to give up."""
+"""When to reconnect, from where, and when to give up."""
 
 from chorale.errors import NoConnectionError
+from chorale.protocol import Update, read_update
 
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 5.0
@@ -33,3 +34,23 @@ class Reconnect:
         if self._failures > _MOST_FAILURES:
             reason = str(error) or type(error).__name__ if error else "the connection ends again and again"
             raise NoConnectionError(self._url, reason) from error
+
+
+class Following(Reconnect):
+    """The same for a stream of events, which continues after the last one that was received."""
+
+    def __init__(self, url: str, after: str) -> None:
+        super().__init__(url)
+        self.after = after
+
+    def read(self, text: str) -> Update:
+        """Take one message in.
+
+        Raises:
+            UnexpectedAnswerError: it is of an unknown kind.
+        """
+        update = read_update(text)
+        self.succeed()
+        if update.type != "snapshot":  # the event that a snapshot names follows it
+            self.after = update.seq
+        return update

@@ -13,7 +13,7 @@ from service.job_store import JobStore
 from service.live.hub import LiveHub, join_frames
 from service.live.log import JobLog, LogGapError
 from service.live.subscription import Delivery
-from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage
+from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting
 
 _SCAN_COUNT: Final = 64
 
@@ -69,9 +69,7 @@ class EventStream:
         async for message in self._pass_on_events(log, delivery):
             yield message
 
-    async def _pass_on_events(
-        self, log: JobLog, delivery: Delivery
-    ) -> AsyncIterator[EventMessage | SnapshotMessage]:
+    async def _pass_on_events(self, log: JobLog, delivery: Delivery) -> AsyncIterator[EventMessage]:
         try:
             for event in delivery.events:
                 message = log.accept(event)

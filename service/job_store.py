@@ -12,14 +12,14 @@ from api_schemas.job import TERMINAL, Job, apply, begin
 from api_schemas.wire import (
     ACTIVE_KEY,
     APPEND_EVENT,
-    EVENTS_MAXLEN,
     JOBS_KEY,
-    LIVE_KEY,
-    LIVE_MAXLEN,
+    RECORD,
+    append_event,
     cancel_key,
     events_key,
     job_key,
     previews_key,
+    read_job,
 )
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
@@ -37,7 +37,8 @@ class JobStore:
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.sadd(ACTIVE_KEY, job.id)
             transaction.zadd(JOBS_KEY, {job.id: event.ts})
-            transaction.eval(APPEND_EVENT, 3, *_append_arguments("", job, event))
+            keys, arguments = append_event(job, event, after="")
+            transaction.eval(APPEND_EVENT, len(keys), *keys, *arguments)
             *_, seq = cast(list[bytes], await transaction.execute())
         return job.model_copy(update={"seq": seq.decode()})
 
@@ -50,9 +51,9 @@ class JobStore:
             return []
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                pipeline.hmget(job_key(job_id), ["job", "seq"])
+                pipeline.hmget(job_key(job_id), RECORD)
             rows = cast(list[list[bytes | None]], await pipeline.execute())
-        return [_load(row) for row in rows]
+        return [read_job(row) for row in rows]
 
     async def cancel(self, job: Job, reason: str) -> Job:
         """Ask for a cancellation; a job that no worker has yet ends here."""
@@ -80,36 +81,14 @@ class JobStore:
         Equal times are ordered by id, downwards, as Redis does.
         """
         top = "+inf" if before is None else repr(before[0])
-        found: list[tuple[float, str]] = []
-        offset = 0
-        while len(found) < count:
-            rows = await self._read_index(top, offset, count)
-            found += [row for row in rows if before is None or row < before]
-            offset += len(rows)
-            if len(rows) < count:
-                break
-        return found[:count]
+        return await self._scan(top, "-inf", before, count, newest_first=True)
 
     async def list_newer(
         self, after: tuple[float, str] | None, until: float, count: int
     ) -> list[tuple[float, str]]:
         """Creation time and id of jobs created up to `until` that come after `after`, oldest first."""
         bottom = "-inf" if after is None else repr(after[0])
-        found: list[tuple[float, str]] = []
-        offset = 0
-        while len(found) < count:
-            rows = cast(
-                list[tuple[bytes, float]],
-                await self._redis.zrangebyscore(  # pyright: ignore[reportUnknownMemberType]
-                    JOBS_KEY, bottom, repr(until), offset, count, withscores=True
-                ),
-            )
-            named = [(float(score), member.decode()) for member, score in rows]
-            found += [row for row in named if after is None or row > after]
-            offset += len(rows)
-            if len(rows) < count:
-                break
-        return found[:count]
+        return await self._scan(bottom, repr(until), after, count, newest_first=False)
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job; the streams of its log end when they find no record."""
@@ -119,22 +98,29 @@ class JobStore:
             transaction.srem(ACTIVE_KEY, job_id)
             await transaction.execute()
 
-    async def _read_index(self, top: str, offset: int, count: int) -> list[tuple[float, str]]:
-        rows = cast(
-            list[tuple[bytes, float]],
-            await self._redis.zrevrangebyscore(  # pyright: ignore[reportUnknownMemberType]
-                JOBS_KEY, top, "-inf", offset, count, withscores=True
-            ),
-        )
-        return [(float(score), member.decode()) for member, score in rows]
+    async def _scan(
+        self, first: str, last: str, passed: tuple[float, str] | None, count: int, *, newest_first: bool
+    ) -> list[tuple[float, str]]:
+        """Rows of the index with scores from `first` to `last`, but only those behind `passed`."""
+        found: list[tuple[float, str]] = []
+        offset = 0
+        while len(found) < count:
+            answer = await self._redis.zrange(  # pyright: ignore[reportUnknownMemberType]
+                JOBS_KEY, first, last, newest_first, True, byscore=True, offset=offset, num=count
+            )
+            rows = [(score, job_id.decode()) for job_id, score in cast(list[tuple[bytes, float]], answer)]
+            found += [
+                row for row in rows if passed is None or (row < passed if newest_first else row > passed)
+            ]
+            offset += len(rows)
+            if len(rows) < count:
+                break
+        return found[:count]
 
     async def _append(self, job: Job, event: DurableEvent) -> bool:
         """Write one event on top of the state it was made for; False if another writer came first."""
-        changed = apply(job, event)
-        answer = await cast(
-            Awaitable[bytes],
-            self._redis.eval(APPEND_EVENT, 3, *_append_arguments(job.seq, changed, event)),
-        )
+        keys, arguments = append_event(apply(job, event), event, after=job.seq)
+        answer = await cast(Awaitable[bytes], self._redis.eval(APPEND_EVENT, len(keys), *keys, *arguments))
         return answer not in (b"stale", b"fenced")
 
     async def _reread(self, job: Job) -> Job:
@@ -150,29 +136,6 @@ def read_time(job_id: str) -> float:
         return int(job_id[:12], 16) / 1000
     except ValueError:
         return 0.0
-
-
-def _append_arguments(seq: str, job: Job, event: DurableEvent) -> list[str]:
-    return [
-        job_key(job.id),
-        events_key(job.id),
-        LIVE_KEY,
-        seq,
-        "",
-        "",
-        job.model_dump_json(exclude={"seq"}),
-        event.model_dump_json(),
-        job.id,
-        str(EVENTS_MAXLEN),
-        str(LIVE_MAXLEN),
-    ]
-
-
-def _load(row: Sequence[bytes | None]) -> Job | None:
-    body, seq = row
-    if body is None or seq is None:
-        return None
-    return Job.model_validate_json(body).model_copy(update={"seq": seq.decode()})
 
 
 def _canceled(job: Job, reason: str) -> JobCanceled:

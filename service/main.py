@@ -24,7 +24,7 @@ from service.http import middleware, problems
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
-from service.images.uploads import Pictures
+from service.images.uploads import Uploads
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
@@ -38,7 +38,7 @@ from service.live.hub import LiveHub
 from service.metrics import Metrics
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
-from service.throughput import DrainMeter
+from service.throughput import Throughput
 
 _REDIS_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50
@@ -49,10 +49,10 @@ _DAY_S = 86_400
 
 def create_app(settings: ServiceSettings) -> FastAPI:
     """Build every part once and connect them."""
-    metrics, drain = Metrics(), DrainMeter()
+    metrics, throughput = Metrics(), Throughput()
     client, blocking_client = _open_redis(settings), _open_blocking_redis(settings)
-    hub = LiveHub(client, metrics, drain)
-    services = _build_services(settings, client, blocking_client, hub, metrics, drain)
+    hub = LiveHub(client, metrics, throughput)
+    services = _build_services(settings, client, blocking_client, hub, metrics, throughput)
     reconciler = Reconciler(services.jobs, services.queue, metrics, settings.reconcile_interval_s)
     retention = _build_retention(settings, services)
 
@@ -132,24 +132,24 @@ def _build_services(
     blocking_client: redis.Redis,
     hub: LiveHub,
     metrics: Metrics,
-    drain: DrainMeter,
+    throughput: Throughput,
 ) -> Services:
     store = JobStore(client)
     queue = JobQueue(blocking_client, timeout_s=settings.job_timeout_s, retries=settings.job_retries)
     catalog = ModelCatalog(client)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
-    admission = Admission(catalog, queue, drain, settings.max_queued)
+    admission = Admission(catalog, queue, throughput, settings.max_queued)
     images = ImageStore.open(settings)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S)
-    pictures = Pictures(images, settings.max_picture_megapixels)
+    uploads = Uploads(images, settings.max_picture_megapixels)
     return Services(
         settings=settings,
         redis=client,
         jobs=store,
         queue=queue,
         catalog=catalog,
-        intake=Intake(admission, idempotency, pictures, store, queue, metrics),
-        views=JobViews(queue, catalog, drain, links),
+        intake=Intake(admission, idempotency, uploads, store, queue, metrics),
+        views=JobViews(queue, catalog, throughput, links),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
         previews=PreviewCanvas(client),

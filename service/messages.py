@@ -10,22 +10,22 @@ from api_schemas.events import TERMINAL_TYPES
 
 @dataclass(frozen=True, slots=True)
 class EventMessage:
-    """A durable event as JSON, ready to be sent; one object serves all readers."""
+    """A durable event as JSON, ready to be sent; one object serves all readers.
+
+    Args:
+        type: "snapshot" for the whole state, instead of events that were trimmed.
+        seq: "" for a snapshot: a client that loses the connection now must get the event that follows.
+        previous: id of the job's event before it, where the live stream told it.
+    """
 
     type: str
     seq: str
     text: str
+    previous: str = ""
 
     @property
     def is_terminal(self) -> bool:
         return self.type in TERMINAL_TYPES
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotMessage:
-    """The whole state, instead of events that were trimmed."""
-
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class Restarting:
     """The server is shutting down; clients should reconnect."""
 
 
-Message = EventMessage | SnapshotMessage | PreviewMessage | Idle | Restarting
+Message = EventMessage | PreviewMessage | Idle | Restarting
 
 
-def read_event(seq: str, stored: bytes) -> EventMessage:
+def read_event(seq: str, stored: bytes, previous: str = "") -> EventMessage:
     """Give a stored event its id. Only validated events are stored, so it is not validated again."""
     body = json.loads(stored)
     body["seq"] = seq
-    return EventMessage(type=body["type"], seq=seq, text=json.dumps(body, ensure_ascii=False))
+    return EventMessage(body["type"], seq, json.dumps(body, ensure_ascii=False), previous)
 
 
 START: Final = "0-0"

@@ -19,7 +19,7 @@ class _Followed:
     started_at: float | None = None
 
 
-class DrainMeter:
+class Throughput:
     """Run times of the latest jobs of each model. Every event arrives once, in order."""
 
     def __init__(self) -> None:

@@ -126,15 +126,14 @@ class EventLog:
             if self.job.status in TERMINAL:
                 raise FencedError(f"job {self.job_id} is {self.job.status}")
             event = self._wrap(data)
-            text = event.model_dump_json()
             changed = apply(self.job, event)
-            answer = self._send(changed, text, holder, install)
+            answer = self._send(changed, event, holder, install)
             if answer == "fenced":
                 raise FencedError(f"job {self.job_id} belongs to a newer attempt")
             if answer != "stale":
                 self.job = changed.model_copy(update={"seq": answer})
                 return
-            if self._read_again(text):
+            if self._read_again(event.model_dump_json()):
                 return
 
     def _wrap(self, data: DurableData) -> DurableEvent:
@@ -150,12 +149,9 @@ class EventLog:
             }
         )
 
-    def _send(self, job: Job, text: str, holder: str, install: str) -> str:
-        keys = [wire.job_key(self.job_id), wire.events_key(self.job_id), wire.LIVE_KEY]
-        trims = [wire.EVENTS_MAXLEN, wire.LIVE_MAXLEN]
-        record = job.model_dump_json()
-        answer = self._append(keys, [self.job.seq, holder, install, record, text, self.job_id, *trims])
-        return answer.decode()
+    def _send(self, job: Job, event: DurableEvent, holder: str, install: str) -> str:
+        keys, arguments = wire.append_event(job, event, after=self.job.seq, holder=holder, install=install)
+        return self._append(keys, arguments).decode()
 
     def _read_again(self, text: str) -> bool:
         """Whether the event was written, though the connection broke before the answer came."""
@@ -164,11 +160,11 @@ class EventLog:
         return bool(newest) and newest[0][1][b"event"].decode() == text
 
     def _read(self) -> Job:
-        fields = self._redis.hmget(wire.job_key(self.job_id), "job", "seq")
-        text, seq = cast(list[bytes | None], fields)
-        if text is None or seq is None:
+        record = cast(list[bytes | None], self._redis.hmget(wire.job_key(self.job_id), wire.RECORD))
+        job = wire.read_job(record)
+        if job is None:
             raise FencedError(f"job {self.job_id} has no record")
-        return Job.model_validate_json(text).model_copy(update={"seq": seq.decode()})
+        return job
 
 
 def count_fruitless_attempts(events: Iterable[DurableEvent]) -> int:

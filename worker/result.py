@@ -19,6 +19,7 @@ from worker.process.protocol import Generated
 from worker.storage import Storage
 
 FILES = 2  # the picture and its pyramid
+STATE_FILE = "state.safetensors"  # latent and moments that the picture was decoded from, kept beside it
 _PYRAMID_TYPES = {".dzi": "application/xml", ".jpg": "image/jpeg"}
 
 
@@ -78,6 +79,9 @@ class ResultWriter:
         kind = self._request.output_format
         image_key = f"{self._prefix}/image.{SUFFIXES[kind]}"
         self._storage.put_file(image_key, files.image, MEDIA_TYPES[kind])
+        self._storage.put_file(
+            f"{self._prefix}/{STATE_FILE}", self._generated.state, "application/octet-stream"
+        )
         self._storage.put_folder(self._prefix, files.pyramid, _PYRAMID_TYPES, self._pictures.is_stopped)
         return Result(
             image_key=image_key,

@@ -94,9 +94,9 @@ class BodyLimitMiddleware:
 
 
 async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-    error = BodyTooLargeError(f"a body may have {limit} bytes, this one announces more")
+    detail = f"a body may have {limit} bytes, this one announces more"
     # What follows the headers is not read, so the connection cannot be used again.
-    error.headers["Connection"] = "close"
+    error = BodyTooLargeError(detail, headers={"Connection": "close"})
     await answer(scope, error)(scope, receive, send)
 
 

@@ -30,7 +30,7 @@ _PNG_SIZE: Final = struct.Struct(">16xII")
 _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG")
 
 
-class Pictures:
+class Uploads:
     """Decodes pictures, encodes them as PNG and stores them for the worker.
 
     Args:

@@ -11,8 +11,8 @@ from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRe
 from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
-from service.jobs.validation import find_misfits, find_unsupported
-from service.throughput import DrainMeter
+from service.jobs.validation import find_misfits
+from service.throughput import Throughput
 
 _NO_MODEL_RETRY_S: Final = 5
 _UNMEASURED_JOB_S: Final = 30.0
@@ -21,10 +21,12 @@ _UNMEASURED_JOB_S: Final = 30.0
 class Admission:
     """Resolves a request, unless it is invalid or the queue is full."""
 
-    def __init__(self, catalog: ModelCatalog, queue: JobQueue, drain: DrainMeter, max_queued: int) -> None:
+    def __init__(
+        self, catalog: ModelCatalog, queue: JobQueue, throughput: Throughput, max_queued: int
+    ) -> None:
         self._catalog = catalog
         self._queue = queue
-        self._drain = drain
+        self._throughput = throughput
         self._max_queued = max_queued
 
     async def admit(self, request: GenerationRequest) -> QueuedData:
@@ -36,15 +38,15 @@ class Admission:
             QueueFullError: with the time until a place will be free.
         """
         card = _choose(request, await self._catalog.list_cards())
-        resolved = resolve(request, card)
+        data = resolve(request, card)
         await self._check_capacity(card.name)
-        return QueuedData(request=resolved, cost=card.estimate(resolved))
+        return data
 
     async def _check_capacity(self, model: str) -> None:
         waiting = await self._queue.count(model)
         if waiting < self._max_queued:
             return
-        per_job_s = self._drain.seconds_per_job(model) or _UNMEASURED_JOB_S
+        per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
         workers = max(1, await self._catalog.count_workers(model))
         excess = waiting - self._max_queued + 1
         raise QueueFullError(
@@ -53,24 +55,26 @@ class Admission:
         )
 
 
-def resolve(request: GenerationRequest, card: ModelCard) -> ResolvedRequest:
-    """Fill in defaults.
+def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
+    """Fill in defaults and count the cost.
 
     Raises:
         InvalidRequestError: names each field, its value and what is allowed.
     """
-    misfits = [*find_misfits(request, card), *find_unsupported(request, card)]
+    stages = card.lay_stages(request)
+    misfits = find_misfits(request, card, stages)
     if misfits:
         raise InvalidRequestError(misfits)
     choices = {
         "model": card.name,
-        "steps": card.lay_stages(request)[0].steps,
+        "steps": stages[0].steps,
         "guidance_scale": (
             card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
-    return ResolvedRequest.model_validate(request.model_dump() | choices)
+    resolved = ResolvedRequest.model_validate(request.model_dump() | choices)
+    return QueuedData(request=resolved, cost=card.estimate(resolved, stages))
 
 
 def _choose(request: GenerationRequest, cards: list[ModelCard]) -> ModelCard:

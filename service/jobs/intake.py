@@ -7,7 +7,7 @@ from typing import Final
 from api_schemas.events import JobQueued
 from api_schemas.job import Job
 from service.errors import ConflictError
-from service.images.uploads import Pictures
+from service.images.uploads import Uploads
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
@@ -25,14 +25,14 @@ class Intake:
         self,
         admission: Admission,
         idempotency: IdempotencyStore,
-        pictures: Pictures,
+        uploads: Uploads,
         jobs: JobStore,
         queue: JobQueue,
         metrics: Metrics,
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
-        self._pictures = pictures
+        self._uploads = uploads
         self._jobs = jobs
         self._queue = queue
         self._metrics = metrics
@@ -74,7 +74,7 @@ class Intake:
         require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
         if submission.files:
             # Before the record: every recorded job has its pictures.
-            pictures = await self._pictures.keep(job_id, submission.files)
+            pictures = await self._uploads.keep(job_id, submission.files)
             request = data.request.model_copy(update={"pictures": pictures})
             data = data.model_copy(update={"request": request})
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))

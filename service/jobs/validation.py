@@ -5,17 +5,25 @@ from math import ceil
 
 from api_schemas.catalog import AddOnKind, ModelCard
 from api_schemas.errors import FieldError
-from api_schemas.generation import GenerationRequest, StageSettings
+from api_schemas.generation import GenerationRequest
 from api_schemas.layout import Stage
 
+_TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 
-def find_misfits(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
-    """Every value that this model does not support, with those that it does."""
+
+def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[Stage]) -> list[FieldError]:
+    """Every value that this model does not support, with those that it does.
+
+    Args:
+        stages: those that the picture is generated in.
+    """
     return [
         *_check_sides(request, card),
         *_check_steps(request, card),
         *_check_tiles(request, card),
-        *find_stage_misfits(request, card),
+        *_check_stages(request, card, stages),
+        *_check_add_ons(request, card),
+        *_check_conditions(request, card),
     ]
 
 
@@ -71,9 +79,9 @@ def _misaligned(field: str, value: int, unit: int) -> FieldError:
     )
 
 
-def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
-    """Every invalid value in `advanced.stages`, with what is allowed."""
-    stages = card.lay_stages(request)
+def _check_stages(
+    request: GenerationRequest, card: ModelCard, stages: Sequence[Stage]
+) -> Iterator[FieldError]:
     asked = request.advanced.stages
     if len(asked) > len(stages):
         sizes = ", then ".join(f"{stage.width_px}x{stage.height_px}" for stage in stages)
@@ -83,15 +91,17 @@ def find_stage_misfits(request: GenerationRequest, card: ModelCard) -> Iterator[
             allowed=f"at most {len(stages)}: model {card.name} generates this picture at {sizes} px",
         )
     yield from _check_first(request)
-    # Stages have their share of these: one that has too many or too few for that reason alone is not another fault.
-    leaves_card = request.steps is not None and not card.min_steps <= request.steps <= card.max_steps
+    first_steps = request.advanced.stage(0).steps or request.steps
+    leaves_card = first_steps is not None and not card.min_steps <= first_steps <= card.max_steps
     for level, stage in enumerate(stages):
-        settings = asked[level] if level < len(asked) else StageSettings()
+        settings = request.advanced.stage(level)
         field = f"advanced.stages.{level}"
         if settings.steps is not None and settings.steps > card.max_steps:
             allowed = f"1 to {card.max_steps} for model {card.name}"
             yield FieldError(field=f"{field}.steps", value=str(settings.steps), allowed=allowed)
-        elif not leaves_card and not card.min_steps <= stage.schedule_steps <= card.max_schedule_steps:
+        elif settings.steps is None and leaves_card:
+            continue  # it has its share of them: not another fault
+        elif not card.min_steps <= stage.schedule_steps <= card.max_schedule_steps:
             yield _leaves_schedule(field, stage, card)
 
 
@@ -114,14 +124,6 @@ def _check_first(request: GenerationRequest) -> Iterator[FieldError]:
         if first.steps is not None and request.steps not in (None, first.steps):
             allowed = f"{request.steps}, as the field steps says, or only one of the two"
             yield FieldError(field="advanced.stages.0.steps", value=str(first.steps), allowed=allowed)
-
-
-_TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
-
-
-def find_unsupported(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
-    """Every option that this model does not support, with those that it does."""
-    return [*_check_add_ons(request, card), *_check_conditions(request, card)]
 
 
 def _check_add_ons(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:

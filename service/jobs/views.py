@@ -10,16 +10,18 @@ from api_schemas.job import Job
 from service.catalog import ModelCatalog
 from service.http.signed_urls import LinkSigner
 from service.job_queue import JobQueue
-from service.throughput import DrainMeter
+from service.throughput import Throughput
 
 
 class JobViews:
     """Adds the queue position, the estimated time and fresh links to a record."""
 
-    def __init__(self, queue: JobQueue, catalog: ModelCatalog, drain: DrainMeter, links: LinkSigner) -> None:
+    def __init__(
+        self, queue: JobQueue, catalog: ModelCatalog, throughput: Throughput, links: LinkSigner
+    ) -> None:
         self._queue = queue
         self._catalog = catalog
-        self._drain = drain
+        self._throughput = throughput
         self._links = links
 
     async def show(self, job: Job) -> JobView:
@@ -50,7 +52,7 @@ class JobViews:
             return None
         cards = {card.name: card for card in await self._catalog.list_cards()}
         own_s = _own_seconds(job, cards.get(job.request.model))
-        per_job_s = self._drain.seconds_per_job(job.request.model) or own_s
+        per_job_s = self._throughput.seconds_per_job(job.request.model) or own_s
         if per_job_s is None:
             return None
         workers = max(1, await self._catalog.count_workers(job.request.model))

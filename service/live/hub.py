@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from api_schemas.wire import LIVE_KEY, pack_batch
-from service.live.subscription import LiveEvent, Subscription
-from service.messages import read_event
+from service.live.subscription import Subscription
+from service.messages import EventMessage, read_event
 from service.metrics import Metrics
-from service.throughput import DrainMeter
+from service.throughput import Throughput
 
 _BATCH_S: Final = 0.05
 _BLOCK_MS: Final = 1000
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 class LiveHub:
     """Hands each entry of the live stream to the subscriptions of its job, in batches of 50 ms."""
 
-    def __init__(self, redis: Redis, metrics: Metrics, drain: DrainMeter) -> None:
+    def __init__(self, redis: Redis, metrics: Metrics, throughput: Throughput) -> None:
         self._redis = redis
         self._metrics = metrics
-        self._drain = drain
+        self._throughput = throughput
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._closed = False
 
@@ -95,7 +95,7 @@ class LiveHub:
     def _deliver(self, rows: list[Row]) -> None:
         if len(rows) >= _COUNT:  # so far back that the short stream may have been trimmed before us
             self._mark_behind()
-        events: dict[str, list[LiveEvent]] = {}
+        events: dict[str, list[EventMessage]] = {}
         frames: dict[str, list[bytes]] = {}
         for _, fields in rows:
             job_id = fields[b"job"].decode()
@@ -103,7 +103,7 @@ class LiveHub:
                 if job_id in self._subscriptions:
                     frames.setdefault(job_id, []).append(fields[b"frame"])
             else:
-                events.setdefault(job_id, []).append(_read_live_event(fields))
+                events.setdefault(job_id, []).append(_read_live(fields))
         self._fan_out_previews(frames)
         self._fan_out_events(events)
         self._metrics.live_lag_s.observe(max(0.0, time.time() - int(rows[0][0].split(b"-")[0]) / 1000))
@@ -115,10 +115,10 @@ class LiveHub:
                 if subscription.wants_previews:
                     self._metrics.previews_dropped.inc(subscription.put_previews(batches))
 
-    def _fan_out_events(self, events: dict[str, list[LiveEvent]]) -> None:
+    def _fan_out_events(self, events: dict[str, list[EventMessage]]) -> None:
         for job_id, job_events in events.items():
             for event in job_events:
-                self._drain.observe(event.message)
+                self._throughput.observe(event)
             for subscription in self._subscriptions.get(job_id, ()):
                 subscription.put_events(job_events)
 
@@ -144,5 +144,5 @@ def join_frames(frames: Iterable[bytes]) -> Iterator[bytes]:
         yield pack_batch(batch)
 
 
-def _read_live_event(fields: dict[bytes, bytes]) -> LiveEvent:
-    return LiveEvent(fields[b"prev"].decode(), read_event(fields[b"seq"].decode(), fields[b"event"]))
+def _read_live(fields: dict[bytes, bytes]) -> EventMessage:
+    return read_event(fields[b"seq"].decode(), fields[b"event"], fields[b"prev"].decode())

@@ -10,8 +10,7 @@ from api_schemas.answers import Snapshot
 from api_schemas.job import TERMINAL, Job
 from api_schemas.wire import events_key
 from service.job_store import JobStore
-from service.live.subscription import LiveEvent
-from service.messages import START, EventMessage, SnapshotMessage, before, order, read_event
+from service.messages import START, EventMessage, before, order, read_event
 
 _PAGE: Final = 500
 Row = tuple[bytes, dict[bytes, bytes]]
@@ -33,7 +32,7 @@ class JobLog:
         self._cursor = min(after or START, job.seq, key=order)
         self.ended = job.status in TERMINAL and self._cursor == job.seq
 
-    async def replay(self) -> AsyncIterator[EventMessage | SnapshotMessage]:
+    async def replay(self) -> AsyncIterator[EventMessage]:
         """All stored events after the cursor, or a snapshot and its event if some were trimmed."""
         while not self.ended:
             first, page = await self._read()
@@ -51,18 +50,18 @@ class JobLog:
             if len(page) < _PAGE:
                 return
 
-    def accept(self, event: LiveEvent) -> EventMessage | None:
+    def accept(self, event: EventMessage) -> EventMessage | None:
         """The event if it is the next one, None if it is known already.
 
         Raises:
             LogGapError: events between the cursor and this one did not come; replay them.
         """
-        if order(event.message.seq) <= order(self._cursor):
+        if order(event.seq) <= order(self._cursor):
             return None
         if order(event.previous) != order(self._cursor):
             raise LogGapError
-        self._advance(event.message)
-        return event.message
+        self._advance(event)
+        return event
 
     def _advance(self, message: EventMessage) -> None:
         self._cursor = message.seq
@@ -83,7 +82,7 @@ class JobLog:
         began = json.loads(first[1][b"event"])["type"] == "job.queued"
         return not began and order(first[0].decode()) > order(self._cursor)
 
-    async def _snapshot(self) -> SnapshotMessage | None:
+    async def _snapshot(self) -> EventMessage | None:
         job = await self._jobs.get(self._job_id)
         if job is None:  # the record was deleted: there will be no more events
             self.ended = True
@@ -92,7 +91,8 @@ class JobLog:
             return None
         self._cursor = before(job.seq)
         self.ended = job.status in TERMINAL
-        return SnapshotMessage(Snapshot(seq=job.seq, job_id=job.id, data=job).model_dump_json())
+        snapshot = Snapshot(seq=job.seq, job_id=job.id, data=job)
+        return EventMessage(snapshot.type, "", snapshot.model_dump_json())
 
 
 class LogGapError(Exception):

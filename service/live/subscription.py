@@ -12,14 +12,6 @@ MAX_PREVIEW_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class LiveEvent:
-    """A durable event in the live stream; `previous` is the id of the job's event before it."""
-
-    previous: str
-    message: EventMessage
-
-
-@dataclass(frozen=True, slots=True)
 class Delivery:
     """All that came since the last look.
 
@@ -29,7 +21,7 @@ class Delivery:
         closed: the process is shutting down.
     """
 
-    events: Sequence[LiveEvent] = ()
+    events: Sequence[EventMessage] = ()
     previews: Sequence[bytes] = ()
     behind: bool = False
     stale: bool = False
@@ -41,13 +33,13 @@ class Subscription:
 
     def __init__(self, *, previews: bool) -> None:
         self.wants_previews = previews
-        self._events: list[LiveEvent] = []
+        self._events: list[EventMessage] = []
         self._previews: list[bytes] = []
         self._preview_bytes = 0
         self._behind = self._stale = self._closed = False
         self._wake = asyncio.Event()
 
-    def put_events(self, events: Sequence[LiveEvent]) -> None:
+    def put_events(self, events: Sequence[EventMessage]) -> None:
         if len(self._events) + len(events) > MAX_EVENTS:
             self.fall_behind()
         elif not self._behind:

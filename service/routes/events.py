@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from api_schemas.job import TERMINAL
 from service.dependencies import After, LoadedJob, ServicesDep, require_seq
 from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError
-from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, SnapshotMessage, order
+from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, order
 from service.openapi import problems
 
 _DONE: Final = 1000
@@ -96,10 +96,7 @@ async def _encode_all(messages: AsyncGenerator[Message]) -> AsyncIterator[bytes]
 def _encode(message: Message) -> bytes:
     match message:
         case EventMessage(type=kind, seq=seq, text=text):
-            return format_sse_event(data_str=text, event=kind, id=seq)
-        case SnapshotMessage(text=text):
-            # No id: a client that loses the connection now must get the event that follows.
-            return format_sse_event(data_str=text, event="snapshot")
+            return format_sse_event(data_str=text, event=kind, id=seq or None)
         case Idle():
             return format_sse_event(comment="still here")
         case PreviewMessage() | Restarting():
@@ -144,7 +141,7 @@ async def _send_all(websocket: WebSocket, messages: AsyncGenerator[Message], tim
 
 async def _send(websocket: WebSocket, message: Message) -> None:
     match message:
-        case EventMessage(text=text) | SnapshotMessage(text=text):
+        case EventMessage(text=text):
             await websocket.send_text(text)
         case PreviewMessage(data=data):
             await websocket.send_bytes(data)

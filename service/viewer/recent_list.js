@@ -12,7 +12,7 @@ export class RecentList {
     this.empty = empty;
     this.onChoose = onChoose;
     this.current = null;
-    this.drawn = "";
+    this.drawn = null; // an empty list is drawn too
   }
 
   async refresh() {

@@ -67,7 +67,8 @@ def test_a_request_says_it_before_the_card(layout: str) -> None:
 def test_the_cost_counts_all_stages() -> None:
     bare = AdvancedSettings(overlap_px=0)
     request = GenerationRequest(width_px=4096, height_px=4096, seamless="both", advanced=bare)
-    cascade, flat = (CARD.estimate(request.model_copy(update={"layout": each})) for each in ("auto", "flat"))
+    requests = (request.model_copy(update={"layout": each}) for each in ("auto", "flat"))
+    cascade, flat = (CARD.estimate(each, CARD.lay_stages(each)) for each in requests)
     assert (cascade.steps, cascade.tiles) == (57, 30 + 4 * 15 + 16 * 12)
     assert (flat.steps, flat.tiles) == (30, 16 * 30)
     assert cascade.megapixel_steps < flat.megapixel_steps

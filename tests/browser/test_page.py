@@ -217,6 +217,13 @@ def test_the_smallest_picture_is_shown_and_found_again(open_page: OpenPage, clie
     await_true(lambda: thumb.evaluate("each => each.naturalWidth") == 64)
 
 
+def test_a_server_without_jobs_says_so(open_page: OpenPage) -> None:
+    page = open_page()
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(json={"data": [], "next": None}))
+    page.reload()
+    expect(page.locator("#recent-empty")).to_be_visible()
+
+
 def test_recent_jobs_lead_back_to_their_picture(open_page: OpenPage, client: Client) -> None:
     job = client.wait(client.create(SHORT.model_copy(update={"prompt": "to be found again"})).id)
     page = open_page()

@@ -82,7 +82,8 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("add", "../up", "model"), "letters, digits"),
-        (("add", "mine", "nowhere"), "a model is a folder"),
+        (("add", "mine", "nowhere"), "nowhere: there is no such file or folder"),
+        (("add", "mine", "model/model_index.json"), "model_index.json: a model is a folder"),
         (("add", "mine", "some/one"), "only folders are listed; a model of that name on the hub needs no"),
         (("add", "mine", "some/one"), "chorale up --model some/one"),
         (("add", "mine", "model/none"), "model/none is no folder"),

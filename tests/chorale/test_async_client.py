@@ -53,6 +53,25 @@ def test_a_broken_network_leaves_no_gap_and_no_duplicate(stack: LocalStack, clie
     assert received == [event.seq for event in client.events(job.id)]
 
 
+def test_a_tile_that_does_not_come_is_an_error_of_the_client(
+    stack: LocalStack, client: Client, tmp_path: Path
+) -> None:
+    async def fetch(url: str) -> None:
+        async with AsyncClient(url) as far:
+            await far.download_pyramid(job.id, tmp_path / "cut.dzi")
+
+    job = client.wait(client.create(REQUEST).id)
+    with cutting_proxy(stack.url, after_bytes=3000) as (url, _), pytest.raises(NoConnectionError):
+        asyncio.run(fetch(url))
+    with (
+        cutting_proxy(stack.url, after_bytes=3000) as (url, _),
+        Client(url) as far,
+        pytest.raises(NoConnectionError),
+    ):
+        far.download_pyramid(job.id, tmp_path / "cut.dzi")
+    assert not (tmp_path / "cut.dzi").exists()  # it would say that all tiles are there
+
+
 def test_pictures_go_along(stack: LocalStack, tmp_path: Path) -> None:
     picture = tmp_path / "me.png"
     Image.new("RGB", (16, 8)).save(picture)

@@ -6,11 +6,13 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
+import torch
 
 from tests.worker.bench import Bench
 from worker.adapters.toy import Toy
 from worker.context import JobContext, Limits, Pace
-from worker.process.files import ImageFile
+from worker.engine.generate import FinalState
+from worker.process.files import ImageFile, write_final_state
 from worker.process.protocol import Command, Generate, Generated, Report
 from worker.settings import WorkerSettings
 from worker.storage import Storage
@@ -79,4 +81,6 @@ def write_picture(job: Generate, grey: int = 90) -> Generated:
     height, width = job.request.height_px, job.request.width_px
     with ImageFile(job.folder / "image.tif", height, width) as image:
         image.write(0, np.full((height, width, 3), grey, np.uint8))
-    return Generated(job.folder / "image.tif", 1.5)
+    state = job.folder / "state.safetensors"
+    write_final_state(state, FinalState(torch.zeros(4, height // 8, width // 8), ()))
+    return Generated(job.folder / "image.tif", state, 1.5)

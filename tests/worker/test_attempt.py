@@ -51,7 +51,7 @@ from worker.watch import Watch
 
 LARGE = 96 << 20  # takes a moment to store
 MEGAPIXELS = 512 * 512 / 1e6
-DONE = Generated(Path("image.tif"), 1.0)
+DONE = Generated(Path("image.tif"), Path("state.safetensors"), 1.0)
 STEP = StepCompleted(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), tiles_left=4, seconds=2.0)
 BAND = BandFinished(
     BandFinishedData(top_px=0, height_px=256, bands_done=1, bands=2, eta_s=None),

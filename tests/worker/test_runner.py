@@ -31,6 +31,7 @@ from worker.process.protocol import (
     StepCompleted,
     Stopped,
 )
+from worker.result import STATE_FILE
 from worker.runner import RELEASED, run_job
 
 
@@ -74,6 +75,7 @@ def test_a_job_ends_as_stored_files_and_leaves_nothing_else(bench: Bench, tmp_pa
     assert pyvips.Image.new_from_buffer(bench.picture(job), "").avg() == 90
     prefix = f"{result.pyramid_key}/"
     assert all(key.startswith(prefix) for key in bench.files(job_id))
+    assert f"{prefix}{STATE_FILE}" in bench.files(job_id)
     assert list(tmp_path.glob("tmp*")) == []
     assert (engine.restarts, engine.stops) == (0, 0)
     (storing,) = [event.data for event in bench.events(job_id) if isinstance(event, StageStarted)]

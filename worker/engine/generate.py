@@ -17,10 +17,10 @@ from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan
 from worker.engine.ranks import Alone, Group
 from worker.engine.scheduler import Scheduler
-from worker.engine.stitch import Stitching, stitch
+from worker.engine.stitch import Band, stitch
 from worker.engine.upscale import Autoencoder, ascend
 from worker.engine.vae.decode import decode
-from worker.engine.vae.executor import SignOfLife
+from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
 
@@ -46,7 +46,20 @@ class StageBegan:
     total: int
 
 
-Progress = StageBegan | TilePredicted | Step | Stitching
+@dataclass(frozen=True, slots=True)
+class FinalState:
+    """What the picture is decoded from: with it, a part can be made again and all else keep its bytes.
+
+    Args:
+        latent: clean, (C, H, W), float32.
+        moments: of every group normalisation of the decoder, as `decode` takes them.
+    """
+
+    latent: Tensor
+    moments: tuple[Tensor, ...]
+
+
+Progress = StageBegan | SignOfLife | TilePredicted | Step | FinalState | Band | Warned
 
 
 class PreparedModel(Autoencoder, Protocol):
@@ -113,14 +126,15 @@ def generate(
 
 def _decode_to_rows(
     latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group
-) -> Iterator[Stitching]:
+) -> Iterator[FinalState | SignOfLife | Band | Warned]:
     widen = plan.bit_depth > 8 and decoder.dtype is not torch.float32
     with decoder.widened() if widen else nullcontext():
         # The plan for memory goes by the type that is computed in.
         decoder = replace(decoder, dtype=torch.float32) if widen else decoder
         tiles = decode(latent, decoder, plan.canvas, plan.decode, group)
         shown = plan.stages[-1].shown_px(decoder.scale)
-        yield from stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth)
+        for event in stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth):
+            yield FinalState(latent, event.moments) if isinstance(event, MomentsPooled) else event
 
 
 def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledStage]:

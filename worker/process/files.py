@@ -1,4 +1,4 @@
-"""Files in a job's work folder: checkpoints, and the finished rows."""
+"""Files in a job's work folder: checkpoints, the final state, and the finished rows."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor
 
 from worker.engine.denoise import Checkpoint
+from worker.engine.generate import FinalState
 from worker.engine.plan import BitDepth
 from worker.errors import CheckpointError
 from worker.process.protocol import CheckpointWritten
@@ -53,6 +54,12 @@ class _SafetensorsFile(Protocol):
     def keys(self) -> list[str]: ...
 
     def get_tensor(self, name: str) -> Tensor: ...
+
+
+def write_final_state(path: Path, state: FinalState) -> None:
+    """A safetensors file: `latent`, and `moments.0` and so on in the decoder's order."""
+    moments = {f"moments.{index}": each for index, each in enumerate(state.moments)}
+    save_file({"latent": state.latent, **moments}, path)
 
 
 class CheckpointWriter:

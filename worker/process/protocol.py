@@ -126,9 +126,16 @@ class CheckpointWritten:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The whole picture is at `path`, a BigTIFF; `engine_s` are the seconds of all attempts."""
+    """The picture is made.
+
+    Args:
+        path: of the whole picture, a BigTIFF.
+        state: file of the final state, as `write_final_state` says.
+        engine_s: seconds of all attempts.
+    """
 
     path: Path
+    state: Path
     engine_s: float
 
 

@@ -7,13 +7,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
-from worker.engine.generate import Progress, StageBegan
+from worker.engine.generate import FinalState, Progress, StageBegan
 from worker.engine.stitch import Band
 from worker.engine.vae.executor import MomentsPooled, SignOfLife
 from worker.engine.warned import Warned
 from worker.errors import CheckpointError
 from worker.planner import plan_generation
-from worker.process.files import CheckpointWriter, ImageFile, read_checkpoint
+from worker.process.files import CheckpointWriter, ImageFile, read_checkpoint, write_final_state
 from worker.process.generation import generate_job
 from worker.process.preview_sender import PreviewSender
 from worker.process.previews import PreviewCanvas
@@ -47,11 +47,12 @@ def run_session(
     resume, spent_s = _read_checkpoint(job.checkpoint)
     scale, shown = ready.card.vae_scale, (request.height_px, request.width_px)
     canvas = PreviewCanvas(plan.canvas.height, plan.canvas.width, scale, model.preview_map, shown)
-    path = job.folder / "image.tif"
+    path, state = job.folder / "image.tif", job.folder / "state.safetensors"
     with ImageFile(path, *shown, request.bit_depth) as image:
         session = _Session(
             pipe,
             image,
+            state,
             ProgressReports(plan, scale, request.height_px),
             PreviewSender(canvas, pipe),
             CheckpointWriter(job.folder, checkpoint_interval_s, resume.step if resume else 0),
@@ -62,7 +63,7 @@ def run_session(
             for event in events:
                 session.handle(event)
     session.send_last_previews()
-    return Generated(path, session.engine_s)
+    return Generated(path, state, session.engine_s)
 
 
 def _read_checkpoint(path: Path | None) -> tuple[Checkpoint | None, float]:
@@ -80,6 +81,7 @@ class _Session:
     """What happens with each of the engine's events.
 
     Args:
+        state: path of the final state.
         spent_s: engine time of the attempts before.
     """
 
@@ -87,12 +89,13 @@ class _Session:
         self,
         pipe: Connection,
         image: ImageFile,
+        state: Path,
         reports: ProgressReports,
         previews: PreviewSender,
         checkpoints: CheckpointWriter,
         spent_s: float,
     ) -> None:
-        self._pipe, self._image = pipe, image
+        self._pipe, self._image, self._state = pipe, image, state
         self._reports, self._previews, self._checkpoints = reports, previews, checkpoints
         self._began_at = time.monotonic() - spent_s
         self._is_stopping = self._is_denoised = False
@@ -114,6 +117,8 @@ class _Session:
                 self._previews.paint_tile(event)
             case Step():
                 self._complete_step(event)
+            case FinalState():
+                write_final_state(self._state, event)
             case Band():
                 self._image.write(event.top, event.rows.numpy())
                 self._previews.paint_band(event)

@@ -17,7 +17,7 @@ from api_schemas.answers import JobView
 from service.errors import UnavailableError
 from service.image_store import ImageStore
 from service.images.formats import name_formats
-from service.images.uploads import Pictures
+from service.images.uploads import Uploads
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.service.images.test_colors import profile, with_chunks
@@ -223,7 +223,7 @@ def test_a_key_is_bound_to_the_pictures_too(api: httpx.Client) -> None:
 
 def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Path) -> None:
     """No interpreter starts within a millisecond."""
-    pictures = Pictures(ImageStore.open(settings), megapixels=1.0, patience_s=0.001)
+    uploads = Uploads(ImageStore.open(settings), megapixels=1.0, patience_s=0.001)
     with pytest.raises(UnavailableError, match="busy"):
-        anyio.run(pictures.keep, "job", {"control_image": encode()})
+        anyio.run(uploads.keep, "job", {"control_image": encode()})
     assert not [path for path in store_dir.rglob("*") if path.is_file()]

@@ -33,7 +33,7 @@ def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: 
     assert answer.headers["Location"] == job.urls.self == f"/v1/jobs/{job.id}"
     assert (job.status, job.queue_position) == ("queued", 0)
     assert (job.request.model, job.request.steps, job.request.guidance_scale) == ("glow", 12, 5.0)
-    assert job.cost.tiles == CARD.estimate(job.request).tiles
+    assert job.cost.tiles == CARD.estimate(job.request, CARD.lay_stages(job.request)).tiles
     assert job.eta_s == pytest.approx(job.cost.tiles * 0.01, abs=0.1)
     queued = Queue(queue_name("glow"), connection=redis, serializer="json").fetch_job(job.id)
     assert queued is not None
@@ -51,7 +51,7 @@ def test_a_given_seed_stays_and_a_missing_one_is_drawn(api: httpx.Client, story:
 
 def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
     """JavaScript's numbers are doubles: 64 drawings of 63 bits would pass 2**53 with all but certainty."""
-    seeds = [resolve(GenerationRequest(), CARD).seed for _ in range(64)]
+    seeds = [resolve(GenerationRequest(), CARD).request.seed for _ in range(64)]
     assert all(float(seed) == seed <= 2**53 - 1 for seed in seeds)
     assert max(seeds) > 2**50
 

@@ -1,8 +1,12 @@
 """Health, readiness, metrics, request ids, and problem bodies for everything else."""
 
+import json
+
 import httpx
 import pytest
 from redis import Redis
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api_schemas.errors import Problem
 from tests.story import CARD, Story
@@ -70,6 +74,11 @@ def test_every_answer_has_a_request_id_and_takes_a_harmless_one(api: httpx.Clien
     assert len(ids) == 5
     answer = api.get("/nowhere", headers={"X-Request-ID": "my-trace.1"})
     assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.1"
+    with pytest.raises(InvalidStatus) as refusal:
+        connect(str(api.base_url).replace("http", "ws") + "/v1/jobs/0/ws")
+    refused = refusal.value.response
+    assert refused.body is not None
+    assert refused.headers["X-Request-ID"] == json.loads(refused.body)["request_id"]
     for bad in ("a b", "x" * 65, "<script>", ""):
         assert api.get("/healthz", headers={"X-Request-ID": bad}).headers["X-Request-ID"] != bad
 
@@ -107,7 +116,7 @@ def test_a_refused_method_names_all_that_are_allowed(api: httpx.Client) -> None:
 
 def test_an_error_inside_tells_nothing_but_its_id(api: httpx.Client, redis: Redis) -> None:
     redis.hset("chorale:models", "broken", "{}")
-    answer = api.get("/v1/models")
+    answer = api.get("/v1/models", headers={"X-Request-ID": "my-trace.2"})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
-    assert answer.headers["X-Request-ID"] == answer.json()["request_id"]
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.2"
     assert "ModelCard" not in answer.text

@@ -1,4 +1,4 @@
-"""Checkpoints on disk."""
+"""Checkpoints, final states and rows on disk."""
 
 from pathlib import Path
 
@@ -8,10 +8,20 @@ import tifffile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
 
+from tests.tiny_models import tiny_stable_diffusion
+from worker.adapters.model import Conditions
+from worker.adapters.registry import load_model
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Checkpoint
+from worker.engine.generate import FinalState, generate
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.stitch import Band, stitch
+from worker.engine.vae.decode import decode
 from worker.errors import CheckpointError
-from worker.process.files import ImageFile, read_checkpoint, write_checkpoint
+from worker.process.files import ImageFile, read_checkpoint, write_checkpoint, write_final_state
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -29,6 +39,30 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert found.tensors[name].dtype == tensor.dtype
         assert found.tensors[name].numpy().tobytes() == tensor.numpy().tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_the_final_state_decodes_to_the_same_bytes(tmp_path: Path) -> None:
+    """Though its canvas had more to be measured than a part of it shows."""
+    tiny_stable_diffusion(tmp_path / "tiny")
+    prepared = load_model(str(tmp_path / "tiny"), "cpu").prepare(Conditions("brick wall"))
+    denoise = DenoisePlan(Plane(24, 16, (False, True)), 16, 0, 4, moving=True, seed=9)
+    plan = GenerationPlan(9, 4, (StagePlan(denoise, 2),), DecodePlan(tile_size=8, mode="exact"))
+    rows: list[Tensor] = []
+    for event in generate(plan, prepared):
+        if isinstance(event, FinalState):
+            write_final_state(tmp_path / "state.safetensors", event)
+        if isinstance(event, Band):
+            rows.append(event.rows)
+    kept = load_file(tmp_path / "state.safetensors")
+    latent = kept.pop("latent")
+    moments = [kept[f"moments.{index}"] for index in range(len(kept))]
+    assert moments
+    tiles = decode(
+        latent, prepared.decoder, plan.canvas, plan.decode, moments=moments, part=Rectangle(9, 0, 2, 16)
+    )
+    scale = prepared.decoder.scale
+    (again,) = (event for event in stitch(tiles, 16 * scale) if isinstance(event, Band))
+    assert torch.equal(again.rows, torch.cat(rows)[8 * scale : 16 * scale])
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 200, b"not a checkpoint"])

@@ -1,0 +1,33 @@
+"""What a request leaves open is filled in from the card of its model."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
+from service.jobs.admission import resolve
+
+CARD = ModelCard(
+    name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
+    default_steps=30, max_steps=100, default_guidance_scale=5.0, layout="cascade",
+)  # fmt: skip
+
+steps = st.none() | st.integers(1, 100)
+
+
+@given(steps, steps, steps, st.sampled_from((512, 1024, 2048, 4096)))
+def test_the_worker_generates_the_stages_that_were_checked_and_counted(
+    all_steps: int | None, first: int | None, second: int | None, side_px: int
+) -> None:
+    stages = [StageSettings(steps=first), StageSettings(steps=second)][: 1 + (side_px > 1024)]
+    request = GenerationRequest(
+        width_px=side_px,
+        height_px=side_px,
+        steps=None if first else all_steps,
+        advanced=AdvancedSettings(stages=stages),
+    )
+    data = resolve(request, CARD)
+    laid = CARD.lay_stages(data.request)
+    assert laid == CARD.lay_stages(request)
+    assert data.request.steps == laid[0].steps == (first or request.steps or CARD.default_steps)
+    assert data.cost.steps == sum(stage.steps for stage in laid)

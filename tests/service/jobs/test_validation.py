@@ -1,0 +1,95 @@
+"""What a card does not support is refused by field, value and what is allowed."""
+
+import pytest
+
+from api_schemas.catalog import ModelCard
+from api_schemas.errors import FieldError
+from api_schemas.generation import AdvancedSettings, ControlSettings, GenerationRequest, LoraChoice
+from service.jobs.validation import find_misfits
+
+CARD = ModelCard(
+    name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
+    default_steps=30, max_steps=100, default_guidance_scale=5.0, layout="cascade",
+)  # fmt: skip
+FEW_STEPS = ModelCard(
+    name="few-steps", family="flux", native_size_px=1024, alignment_px=16, latent_channels=16, vae_scale=8,
+    default_steps=4, default_guidance_scale=1.0, negative_prompt=False, guidance=False, max_tile_size_px=1536,
+)  # fmt: skip
+
+
+def find(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
+    return find_misfits(request, card, card.lay_stages(request))
+
+
+def ask(*stages: dict[str, float], **changes: object) -> GenerationRequest:
+    fields = {"width_px": 2048, "height_px": 2048, "advanced": {"stages": list(stages)}}
+    return GenerationRequest.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "value", "allowed"),
+    [
+        (ask({}, {}, {}), "advanced.stages", "3 stages", "at most 2: model m generates this picture at 1024x1024, then 2048x2048 px"),
+        (ask({}, {}, layout="flat"), "advanced.stages", "2 stages", "at most 1: model m generates this picture at 2048x2048 px"),
+        (ask({"strength": 0.5}), "advanced.stages.0.strength", "0.5", "1: the first stage starts from pure noise"),
+        (ask({"steps": 20}, steps=30), "advanced.stages.0.steps", "20", "30, as the field steps says, or only one of the two"),
+        (ask({}, {"steps": 120}), "advanced.stages.1.steps", "120", "1 to 100 for model m"),
+        (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps, or fewer steps: the scheduler of model m takes 1 to 1000 steps in a full schedule"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_cannot_be_generated_is_named(
+    request_: GenerationRequest, field: str, value: str, allowed: str
+) -> None:
+    (error,) = find(request_, CARD)
+    assert (error.field, error.value, error.allowed) == (field, value, allowed)
+
+
+def test_too_many_steps_are_one_fault_whatever_each_stage_has_of_them() -> None:
+    few = CARD.model_copy(update={"max_steps": 50, "max_schedule_steps": 50})
+    assert [error.field for error in find(ask(steps=60), few)] == ["steps"]
+    assert [error.field for error in find(ask({"steps": 60}), few)] == ["advanced.stages.0.steps"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "value", "allowed"),
+    [
+        (GenerationRequest(guidance_scale=3.5), "guidance_scale", "3.5", "1: model few-steps (flux)"),
+        (GenerationRequest(negative_prompt="moss"), "negative_prompt", "moss", "nothing: model few-steps"),
+        (
+            GenerationRequest(advanced=AdvancedSettings(positions="global")),
+            "advanced.positions",
+            "global",
+            "local: what model few-steps (flux) supports",
+        ),
+        (
+            GenerationRequest(advanced=AdvancedSettings(tile_size_px=2048)),
+            "advanced.tile_size_px",
+            "2048",
+            "at most 1536 for model few-steps",
+        ),
+    ],
+)
+def test_what_the_model_cannot_do_is_named(
+    request_: GenerationRequest, field: str, value: str, allowed: str
+) -> None:
+    (error,) = find(request_, FEW_STEPS)
+    assert (error.field, error.value) == (field, value)
+    assert error.allowed.startswith(allowed)
+
+
+def test_an_add_on_that_a_family_cannot_take_is_told_from_one_that_is_not_listed() -> None:
+    sana = FEW_STEPS.model_copy(update={"family": "sana", "supports": ["lora"]})
+    control = GenerationRequest(control=ControlSettings(name="edges"))
+    lora = GenerationRequest(loras=[LoraChoice(name="moss")])
+    (refused,), (unlisted,), (bare,) = (
+        find(*each) for each in ((control, sana), (lora, sana), (lora, FEW_STEPS))
+    )
+    assert (refused.field, refused.value) == ("control.name", "edges")
+    assert refused.allowed == "none: model few-steps (sana) supports no ControlNet; it supports LoRA"
+    assert unlisted.allowed == "none; the LoRAs on the card of model few-steps (sana)"
+    assert bare.allowed == "none: model few-steps (flux) supports no LoRA; it supports no add-ons"
+
+
+@pytest.mark.parametrize("guidance_scale", [None, 1.0])
+def test_guidance_that_is_off_is_no_guidance(guidance_scale: float | None) -> None:
+    assert not find(GenerationRequest(guidance_scale=guidance_scale), FEW_STEPS)
