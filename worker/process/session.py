@@ -9,7 +9,7 @@ from pathlib import Path
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, StageBegan
 from worker.engine.stitch import Band
-from worker.engine.vae.executor import MomentsPooled, SignOfLife
+from worker.engine.vae.executor import SignOfLife
 from worker.engine.warned import Warned
 from worker.errors import CheckpointError
 from worker.planner import plan_generation
@@ -126,8 +126,6 @@ class _Session:
             case Warned():
                 _log.warning("%s", event.message)
                 self._pipe.send(warn(event))
-            case MomentsPooled():
-                pass
         self._obey()
         self._previews.send_if_due()
 
