@@ -47,7 +47,7 @@ class Janitor:
         self._start_timeout_s = start_timeout_s
         self._lock_key = janitor_key(queue.name)
         self._started = StartedJobRegistry(queue=queue)
-        self._start_timeout_since: dict[str, float] = {}
+        self._stranded_since: dict[str, float] = {}
 
     def clean(self, worker: BaseWorker) -> None:
         """Requeue jobs whose lease has run out; stock RQ does it between jobs, and so do we."""
@@ -88,10 +88,8 @@ class Janitor:
         started = {job_id for job_id, _ in self._started.get_job_and_execution_ids(cleanup=False)}
         stranded = set(intermediate.get_job_ids()) - started
         clock = time.monotonic()
-        self._start_timeout_since = {
-            job_id: self._start_timeout_since.get(job_id, clock) for job_id in stranded
-        }
-        for job_id, since in self._start_timeout_since.items():
+        self._stranded_since = {job_id: self._stranded_since.get(job_id, clock) for job_id in stranded}
+        for job_id, since in self._stranded_since.items():
             if clock - since > self._start_timeout_s:
                 self._push_back(intermediate.key, job_id)
 

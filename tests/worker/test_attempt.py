@@ -49,6 +49,7 @@ from worker.process.protocol import (
 )
 from worker.watch import Watch
 
+LARGE = 96 << 20  # takes a moment to store
 MEGAPIXELS = 512 * 512 / 1e6
 DONE = Generated(Path("image.tif"), Path("state.safetensors"), 1.0)
 STEP = StepCompleted(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), tiles_left=4, seconds=2.0)
@@ -145,13 +146,15 @@ def test_a_worker_whose_model_is_refused_shuts_down_and_gives_the_job_back(
 
 
 def test_a_worker_that_shuts_down_waits_for_the_step_and_its_checkpoint(bench: Bench, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
+    """Its upload has to wait for another, which is large."""
+    large, path = tmp_path / "large.safetensors", tmp_path / "checkpoint.safetensors"
+    large.write_bytes(bytes(LARGE))
     path.write_bytes(b"state")
 
     def work(_: Generate) -> Iterator[Report | None]:
-        yield STEP
+        yield from (STEP, CheckpointWritten(1, large))
         context.stop.set()
-        yield from (None, None, STEP, CheckpointWritten(2, path), Stopped(2))
+        yield from (STEP, CheckpointWritten(2, path), Stopped(2))
 
     engine, job_id = ScriptedEngine(work), bench.submit()
     context = make_context(bench, engine, tmp_path)

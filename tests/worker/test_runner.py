@@ -132,8 +132,12 @@ def test_a_job_without_progress_fails_after_its_attempts(
 def test_what_the_engine_reports_is_the_jobs_error_and_its_files_are_deleted(
     bench: Bench, tmp_path: Path
 ) -> None:
+    """Also a checkpoint that is still being uploaded."""
+
     def fail(job: Generate) -> Iterator[Report]:
-        yield write_checkpoint(job, 2)
+        written = write_checkpoint(job, 2)
+        written.path.write_bytes(bytes(96 << 20))  # takes a moment to store
+        yield written
         yield Failed("non_finite_latent", "step 3 of 4", retryable=False)
 
     job_id, engine = bench.submit(), ScriptedEngine(fail)

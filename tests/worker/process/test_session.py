@@ -115,6 +115,11 @@ def test_a_resumed_session_makes_the_same_picture_and_reports_only_what_it_does(
             if step < end
         ]
         assert list_stages(resumed) == [*unfinished, decode]
+        again = [report for report in resumed if isinstance(report, StepCompleted)]
+        assert all(
+            report.tiles_left == sum(later.data.tiles for later in again[index + 1 :])
+            for index, report in enumerate(again)
+        )
         assert (folder / "image.tif").read_bytes() == picture
 
 
@@ -135,6 +140,17 @@ def test_a_session_that_is_stopped_ends_with_a_checkpoint_of_its_last_step(tmp_p
     assert isinstance(last, Stopped)
     assert last.step == written[-1].step == list_steps(reports)[-1]
     assert list_steps(run_toy(tmp_path, checkpoint=written[-1].path))[0] == last.step + 1
+
+
+def test_a_session_that_is_stopped_while_it_decodes_ends_at_once(tmp_path: Path) -> None:
+    """All steps have their checkpoint already, also where they were done by another session."""
+
+    def stop(report: Report) -> Command | None:
+        return Stop(finish_step=True) if isinstance(report, StageStartedData) else None
+
+    whole = [report for report in run_toy(tmp_path) if isinstance(report, CheckpointWritten)]
+    *_, last = run_toy(tmp_path, stop, checkpoint=whole[-1].path)
+    assert last == Stopped(whole[-1].step)
 
 
 def test_a_session_that_must_end_at_once_finishes_no_step(tmp_path: Path) -> None:
