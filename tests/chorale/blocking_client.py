@@ -1,4 +1,4 @@
-"""`python -m tests.chorale.blocking_client`: write chorale/client.py anew from chorale/async_client.py."""
+"""`python -m tests.chorale.blocking_client`: write chorale/client.py from chorale/async_client.py."""
 
 import re
 import subprocess

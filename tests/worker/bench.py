@@ -147,12 +147,12 @@ class Bench:
 
     def files(self, job_id: str = "") -> list[str]:
         """Keys in the store, of one job or all."""
-        keys = sorted(str(path.relative_to(self.store)) for path in _walk(self.store))
+        keys = sorted(str(path.relative_to(self.store)) for path in _list_files(self.store))
         return [key for key in keys if job_id in key]
 
     def scratch(self) -> list[Path]:
         """Files that running jobs have open, and those they forgot."""
-        return [path for path in _walk(self._folder / "work") if path.name != "lock"]
+        return [path for path in _list_files(self._folder / "work") if path.name != "lock"]
 
     def close(self) -> None:
         for worker in self._workers:
@@ -196,7 +196,7 @@ def bench(valkey: str, tmp_path: Path) -> Iterator[Bench]:
     bench.close()
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _list_files(folder: Path) -> Iterator[Path]:
     """All files; folders may vanish meanwhile."""
     for place, _, names in os.walk(folder):
         yield from (Path(place) / name for name in names)

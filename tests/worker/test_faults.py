@@ -10,7 +10,7 @@ from tests.worker.bench import Bench
 from tests.worker.processes import find_engine
 
 
-def test_a_batch_without_room_is_halved_and_a_broken_tile_is_named(bench: Bench) -> None:
+def test_a_batch_without_memory_is_halved_and_a_broken_tile_is_named(bench: Bench) -> None:
     worker = bench.start_worker("toy:oom_above=2,nan_at_step=4")
     undisturbed = bench.make(steps=2, embed_metadata=False)
     engine = find_engine(worker.pid)
@@ -44,7 +44,7 @@ def test_a_model_that_does_not_work_is_refused_at_once(bench: Bench, tmp_path: P
     assert "loading again" not in bench.logs()
 
 
-def test_a_model_without_room_is_refused_before_it_is_loaded(bench: Bench) -> None:
+def test_a_model_without_memory_is_refused_before_it_is_loaded(bench: Bench) -> None:
     """As the second of two workers on one device, when the first has taken what there was."""
     assert bench.start_worker("toy:weights_gib=900000").wait(60) == 2
     assert "model toy:weights_gib=900000 needs about 900000.2 GiB" in bench.logs()

@@ -12,7 +12,7 @@ UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.saf
 
 
 def save_again(folder: Path, **how: object) -> None:
-    """diffusers writes the folder anew."""
+    """diffusers writes the folder again."""
     pipe = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None)
     shutil.rmtree(folder)
     pipe.save_pretrained(folder, **how)

@@ -115,7 +115,7 @@ def test_the_layout_changes_nothing_of_what_is_said() -> None:
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
 
-def test_denoiser_and_autoencoder_are_laid_out_and_what_thinks_in_films_is_not(tmp_path: Path) -> None:
+def test_denoiser_and_autoencoder_are_laid_out_and_what_is_made_for_video_is_not(tmp_path: Path) -> None:
     pipe = tiny_stable_diffusion(tmp_path / "tiny")
     put_parts_channels_last(pipe, denoiser=True)
     for kernel in (pipe.unet.conv_in.weight, pipe.vae.decoder.conv_in.weight):

@@ -67,7 +67,7 @@ def test_decoders_that_overflow_in_float16_stay_in_float32(
     assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.float16, dtype)
 
 
-def test_float8_weights_take_half_the_room_and_paint_nearly_the_same(folder: Path) -> None:
+def test_float8_weights_take_half_the_memory_and_paint_nearly_the_same(folder: Path) -> None:
     full, plain_bytes = make_picture(folder), weigh(str(folder), GPU)
     narrow = make_picture(ask(folder, quantization="float8"))
     assert 0 < (narrow - full).abs().mean() < 0.1 * full.std()

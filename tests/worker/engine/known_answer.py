@@ -1,4 +1,4 @@
-"""A replica that knows the clean canvas and says whatever its scheduler asks for, and a singer around any replica."""
+"""A replica that knows the clean canvas and says whatever its scheduler asks for, and a prepared model around any replica."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass

@@ -157,7 +157,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedModel:
 
 
 def tiny_plan(wrap: bool) -> GenerationPlan:
-    """Three stages, the last less than twice as large; the encoder walks 5 x 4 tiles, sampled."""
+    """Three stages, the last less than twice as large; the encoder runs on 5 x 4 tiles, sampled."""
     sizes = [(8, 8), (16, 16), (40, 32)]
     grids = [
         DenoisePlan(Plane(*size, (wrap, wrap)), 16, 0, 4, moving=True, seed=5, outer_shares=(0.2, 0.2))

@@ -103,7 +103,7 @@ def test_one_and_more_ranks_give_the_same_bytes(size: int, tmp_path: Path) -> No
     assert pictures == [alone] * size
 
 
-def test_all_hear_whether_one_lacks_something(tmp_path: Path) -> None:
+def test_all_learn_whether_one_lacks_something(tmp_path: Path) -> None:
     assert run_ranks(agree, 3, tmp_path) == [[False, True]] * 3
 
 

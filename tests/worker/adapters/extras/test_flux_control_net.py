@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def network(folder: Path) -> Path:
-    """Speaks from the start, unlike one that is yet to be trained."""
+    """Has an effect from the start, unlike one that is yet to be trained."""
     pipe = FluxPipeline.from_pretrained(str(folder))
     return _save(pipe, folder.with_name("control"))
 
