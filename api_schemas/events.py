@@ -25,10 +25,10 @@ class StartedData(_Data):
     execution: str = Field(description="Token of this attempt; events of earlier attempts are rejected.")
 
 
-class StageStartedData(_Data):
+class PhaseStartedData(_Data):
     """A phase begins: denoise (once per stage of a cascade), decode or store."""
 
-    stage: Literal["denoise", "decode", "store"]
+    phase: Literal["denoise", "decode", "store"]
     total: int = Field(description="Number of steps (over all stages), bands or files.")
     done: int = Field(default=0, description="How many of `total` are already done.")
     level: int = Field(default=1, description="Stage of the cascade; 1 is the smallest.")
@@ -55,7 +55,7 @@ class TilePreviewedData(_Data):
     top_px: int
     width_px: int
     height_px: int
-    stage: Literal["denoise", "decode"]
+    phase: Literal["denoise", "decode"]
     step: int
 
 
@@ -136,9 +136,9 @@ class JobStarted(Event):
     data: StartedData
 
 
-class StageStarted(Event):
-    type: Literal["stage.started"] = "stage.started"
-    data: StageStartedData
+class PhaseStarted(Event):
+    type: Literal["phase.started"] = "phase.started"
+    data: PhaseStartedData
 
 
 class StepCompleted(Event):
@@ -194,7 +194,7 @@ class JobCanceled(Event):
 DurableEvent = Annotated[
     JobQueued
     | JobStarted
-    | StageStarted
+    | PhaseStarted
     | StepCompleted
     | JobResumed
     | JobDelayed

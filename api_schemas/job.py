@@ -16,8 +16,8 @@ from api_schemas.events import (
     JobResumed,
     JobStarted,
     JobSucceeded,
+    PhaseStarted,
     Result,
-    StageStarted,
     StepCompleted,
 )
 from api_schemas.generation import ResolvedRequest
@@ -31,7 +31,7 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: Literal["denoise", "decode", "store"]
+    phase: Literal["denoise", "decode", "store"]
     done: int
     total: int
     eta_s: float | None = None
@@ -99,10 +99,10 @@ def _ending(status: JobStatus, ts: float) -> dict[str, object]:
 
 def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
     match event:
-        case StageStarted(data=data):
+        case PhaseStarted(data=data):
             return {
                 "progress": Progress(
-                    stage=data.stage,
+                    phase=data.phase,
                     done=data.done,
                     total=data.total,
                     level=data.level,
@@ -110,12 +110,12 @@ def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
                 )
             }
         case StepCompleted(data=data):
-            changes = {"stage": "denoise", "done": data.step, "total": data.steps, "eta_s": data.eta_s}
-            progress = job.progress or Progress(stage="denoise", done=0, total=0)
+            changes = {"phase": "denoise", "done": data.step, "total": data.steps, "eta_s": data.eta_s}
+            progress = job.progress or Progress(phase="denoise", done=0, total=0)
             return {"progress": progress.model_copy(update=changes)}
         case BandFinished(data=data):
             return {
-                "progress": Progress(stage="decode", done=data.bands_done, total=data.bands, eta_s=data.eta_s)
+                "progress": Progress(phase="decode", done=data.bands_done, total=data.bands, eta_s=data.eta_s)
             }
         case _:
             return {}

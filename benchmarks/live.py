@@ -127,7 +127,7 @@ def draw_cells() -> list[bytes]:
 
 def pack(job_id: str, left_px: int, top_px: int, jpeg: bytes) -> bytes:
     data = TilePreviewedData(
-        left_px=left_px, top_px=top_px, width_px=CELL_PX, height_px=CELL_PX, stage="denoise", step=1
+        left_px=left_px, top_px=top_px, width_px=CELL_PX, height_px=CELL_PX, phase="denoise", step=1
     )
     return pack_preview(TilePreviewed(job_id=job_id, attempt=1, ts=time.time(), data=data), jpeg)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from api_schemas.events import DurableEvent, JobSucceeded, StageStarted
+from api_schemas.events import DurableEvent, JobSucceeded, PhaseStarted
 from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from chorale.data_folder import DataFolder
@@ -87,7 +87,7 @@ def measure(url: str, request: GenerationRequest) -> str:
 def stage_seconds(events: list[DurableEvent]) -> dict[str, float]:
     """Stage by stage; `wait` ends when the first stage starts."""
     marks = [("wait", events[0].ts)]
-    marks += [(event.data.stage, event.ts) for event in events if isinstance(event, StageStarted)]
+    marks += [(event.data.phase, event.ts) for event in events if isinstance(event, PhaseStarted)]
     marks.append(("", events[-1].ts))
     return {name: later - earlier for (name, earlier), (_, later) in pairwise(marks)}
 

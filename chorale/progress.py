@@ -15,7 +15,7 @@ from api_schemas.events import (
     JobStarted,
     JobSucceeded,
     JobWarned,
-    StageStarted,
+    PhaseStarted,
     StepCompleted,
     TilePreviewedData,
 )
@@ -48,7 +48,7 @@ class JobProgress:
 
     def glimpse(self, cell: TilePreviewedData) -> None:
         """Count previews towards the current step: a step of a large picture takes long."""
-        if cell.stage == "denoise" and cell.step == self.step + 1:
+        if cell.phase == "denoise" and cell.step == self.step + 1:
             self._glimpsed[cell.left_px, cell.top_px] = cell.width_px * cell.height_px
             self.within_step = min(sum(self._glimpsed.values()) / self._canvas_px, 1.0)
             self._enter("denoise", self.step + self.within_step, self.steps)
@@ -67,9 +67,9 @@ class JobProgress:
                 self.label, self.eta_s = "waiting", None
             case JobDelayed(data=data):
                 self.label = f"waiting: {data.reason}"
-            case StageStarted(data=data):
+            case PhaseStarted(data=data):
                 self.level, self.levels = data.level, data.levels
-                self._enter(data.stage, data.done, data.total)
+                self._enter(data.phase, data.done, data.total)
             case StepCompleted(data=data):
                 self._complete_step(data.step, data.steps, data.tiles)
                 self.eta_s = data.eta_s
@@ -104,17 +104,17 @@ class JobProgress:
         self.tiles_expected = max(self.tiles_expected, self.tiles)
         self._enter("denoise", step, steps)
 
-    def _enter(self, stage: str, done: float, total: int) -> None:
-        begin, end = _SPANS[stage]
-        self.label = _PHASES[stage]
-        if stage == "denoise" and self.levels > 1:
+    def _enter(self, phase: str, done: float, total: int) -> None:
+        begin, end = _SPANS[phase]
+        self.label = _PHASES[phase]
+        if phase == "denoise" and self.levels > 1:
             self.label += f" {self.level}/{self.levels}"
         self.fraction = max(self.fraction, begin + (end - begin) * done / max(total, 1))
 
     def _catch_up(self, progress: Progress) -> None:
         self.level, self.levels = progress.level, progress.levels
-        self._enter(progress.stage, progress.done, progress.total)
-        self._move_to(progress.done if progress.stage == "denoise" else self.steps)
+        self._enter(progress.phase, progress.done, progress.total)
+        self._move_to(progress.done if progress.phase == "denoise" else self.steps)
         self._furthest = self.step
         self.tiles = self.tiles_expected * self.step // max(self.steps, 1)
         self.eta_s = progress.eta_s

@@ -63,7 +63,7 @@ def _status(job: JobView) -> str:
     if job.status == "queued" and job.queue_position is not None:
         return f"queued, {job.queue_position} before"
     if job.status == "processing" and job.progress is not None:
-        return f"{job.progress.stage} {job.progress.done}/{job.progress.total}"
+        return f"{job.progress.phase} {job.progress.done}/{job.progress.total}"
     return job.status
 
 

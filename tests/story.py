@@ -19,10 +19,10 @@ from api_schemas.events import (
     JobStarted,
     JobSucceeded,
     JobWarned,
+    PhaseStarted,
+    PhaseStartedData,
     QueuedData,
     Result,
-    StageStarted,
-    StageStartedData,
     StartedData,
     StepCompleted,
     StepCompletedData,
@@ -106,8 +106,8 @@ class Story:
         return False
 
     def stage(self, job_id: str, total: int = 12) -> str:
-        data = StageStartedData(stage="denoise", total=total)
-        return self.append(StageStarted(job_id=job_id, attempt=1, ts=time.time(), data=data))
+        data = PhaseStartedData(phase="denoise", total=total)
+        return self.append(PhaseStarted(job_id=job_id, attempt=1, ts=time.time(), data=data))
 
     def step(self, job_id: str, step: int, steps: int = 12) -> str:
         data = StepCompletedData(step=step, steps=steps, tiles=4, eta_s=float(steps - step))
@@ -150,7 +150,7 @@ class Story:
     def preview(self, job_id: str, left_px: int, top_px: int, level: int, side_px: int = 512) -> bytes:
         """Publish a one-coloured cell; answers its frame."""
         data = TilePreviewedData(
-            left_px=left_px, top_px=top_px, width_px=side_px, height_px=side_px, stage="denoise", step=1
+            left_px=left_px, top_px=top_px, width_px=side_px, height_px=side_px, phase="denoise", step=1
         )
         pixels = np.full((side_px // 8, side_px // 8, 3), level, np.uint8)
         frame = pack_preview(

@@ -80,7 +80,7 @@ def test_a_prompt_becomes_the_picture_that_the_engine_makes(
 def _check_live(live: list[Update | Preview], expected: np.ndarray) -> None:
     events = [message for message in live if not isinstance(message, Preview)]
     kinds = [event.type for event in events]
-    assert kinds[:3] == ["job.queued", "job.started", "stage.started"]
+    assert kinds[:3] == ["job.queued", "job.started", "phase.started"]
     assert kinds.count("step.completed") == 4
     assert isinstance(events[-1], JobSucceeded)
     assert [event.data.step for event in events if isinstance(event, StepCompleted)] == [1, 2, 3, 4]

@@ -2,7 +2,7 @@
 
 import time
 
-from api_schemas.events import StageStartedData, WarnedData
+from api_schemas.events import PhaseStartedData, WarnedData
 from worker.checkpoints import CheckpointStore
 from worker.context import JobContext
 from worker.errors import DiskFullError, EngineStalledError, HopelessJobError, PreemptedError
@@ -84,7 +84,7 @@ class Attempt:
 
     def _relay(self, report: Report) -> None:
         match report:
-            case StageStartedData() | WarnedData():
+            case PhaseStartedData() | WarnedData():
                 self._log.append(report)
             case StepCompleted():
                 self._relay_step(report)

@@ -18,9 +18,9 @@ from api_schemas.events import (
     JobPreempted,
     JobResumed,
     JobStarted,
+    PhaseStartedData,
     PreemptedData,
     ResumedData,
-    StageStartedData,
     StartedData,
     StepCompleted,
     StepCompletedData,
@@ -36,7 +36,7 @@ from worker.process.protocol import PreviewCell
 DurableData = (
     StartedData
     | ResumedData
-    | StageStartedData
+    | PhaseStartedData
     | StepCompletedData
     | BandFinishedData
     | DelayedData
@@ -50,7 +50,7 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 _TYPES: dict[type[DurableData], str] = {
     StartedData: "job.started",
     ResumedData: "job.resumed",
-    StageStartedData: "stage.started",
+    PhaseStartedData: "phase.started",
     StepCompletedData: "step.completed",
     BandFinishedData: "band.finished",
     DelayedData: "job.delayed",

@@ -14,10 +14,10 @@ from api_schemas.events import (
     CanceledData,
     DelayedData,
     FailedData,
+    PhaseStartedData,
     PreemptedData,
     Result,
     ResumedData,
-    StageStartedData,
     StartedData,
     SucceededData,
 )
@@ -147,7 +147,7 @@ class _Run:
 
     def _store_result(self, generated: Generated) -> str:
         started_at = time.monotonic()
-        self._log.append(StageStartedData(stage="store", total=FILES))
+        self._log.append(PhaseStartedData(phase="store", total=FILES))
         request = self._log.job.request
         writer = ResultWriter(self._context.storage, request, self._log.job_id, self._log.token, generated)
         files = self._watch.run(lambda: writer.write(self._folder), writer.stop)

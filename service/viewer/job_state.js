@@ -34,7 +34,7 @@ export class JobState {
     this.error = job.error;
     this.urls = job.urls ?? this.urls;
     this.queuePosition = job.queue_position ?? null;
-    this.stage = null;
+    this.phase = null;
     this.level = this.levels = 1;
     this.canvas = null;
     this.endsAtMs = null;
@@ -43,8 +43,8 @@ export class JobState {
     if (job.progress) {
       this.level = job.progress.level;
       this.levels = job.progress.levels;
-      this.enter(job.progress.stage, job.progress.done, job.progress.total);
-      this.step = job.progress.stage === "denoise" ? job.progress.done : this.steps;
+      this.enter(job.progress.phase, job.progress.done, job.progress.total);
+      this.step = job.progress.phase === "denoise" ? job.progress.done : this.steps;
       if (typeof job.progress.eta_s === "number") this.expectEnd(job.progress.eta_s);
     }
     // Until events report exact numbers.
@@ -79,12 +79,12 @@ export class JobState {
         this.status = "queued";
         this.endsAtMs = null;
         break;
-      case "stage.started":
+      case "phase.started":
         this.delay = null;
         this.level = data.level;
         this.levels = data.levels;
         this.canvas = data.width_px ? [data.width_px, data.height_px] : null;
-        this.enter(data.stage, data.done, data.total);
+        this.enter(data.phase, data.done, data.total);
         break;
       case "step.completed":
         if (data.step > this.furthest) {
@@ -116,9 +116,9 @@ export class JobState {
     }
   }
 
-  enter(stage, done, total) {
-    const [begin, end] = SPANS[stage];
-    this.stage = stage;
+  enter(phase, done, total) {
+    const [begin, end] = SPANS[phase];
+    this.phase = phase;
     this.done = done;
     this.total = total;
     this.fraction = Math.max(this.fraction, begin + ((end - begin) * done) / Math.max(total, 1));

@@ -28,7 +28,7 @@ export class LiveCanvas {
   draw(data, bitmap) {
     if (!bitmap) return;
     // A layer is as fine as its previews, so that the browser smooths across cells and not each alone.
-    const layer = (this.layers[data.stage] ??= this.addLayer(Math.min(bitmap.width / data.width_px, bitmap.height / data.height_px)));
+    const layer = (this.layers[data.phase] ??= this.addLayer(Math.min(bitmap.width / data.width_px, bitmap.height / data.height_px)));
     const { width, height } = layer.canvas;
     const left = (data.left_px * width) / this.widthPx;
     const top = (data.top_px * height) / this.heightPx;

@@ -41,7 +41,7 @@ function warning(job) {
   return job.warning ? ` (${job.warning})` : "";
 }
 
-function phase({ stage: name, step, steps, done, total, level, levels, canvas }) {
+function phase({ phase: name, step, steps, done, total, level, levels, canvas }) {
   if (name === "denoise") {
     const at = levels > 1 ? ` ${canvas ? `at ${size(...canvas)}` : `stage ${level} of ${levels}`}` : "";
     return `Denoising${at}, step ${Math.min(step + 1, steps)} of ${steps}`;

@@ -26,10 +26,10 @@ from api_schemas.events import (
     JobPreempted,
     JobResumed,
     JobStarted,
+    PhaseStarted,
+    PhaseStartedData,
     PreemptedData,
     ResumedData,
-    StageStarted,
-    StageStartedData,
     StartedData,
     StepCompleted,
     StepCompletedData,
@@ -44,7 +44,7 @@ _ids = (f"job{number}" for number in itertools.count())
 _data = {
     JobStarted: StartedData(worker="w", execution="one"),
     JobResumed: ResumedData(worker="w", execution="one", step=3),
-    StageStarted: StageStartedData(stage="decode", total=8),
+    PhaseStarted: PhaseStartedData(phase="decode", total=8),
     StepCompleted: StepCompletedData(step=4, steps=12, tiles=9, eta_s=None),
     BandFinished: BandFinishedData(top_px=0, height_px=64, bands_done=1, bands=8, eta_s=1.5),
     JobDelayed: DelayedData(reason="the store is away", retry_in_s=2.0),
@@ -116,7 +116,7 @@ cells = st.builds(
     top_px=st.integers(0, 16_384),
     width_px=st.integers(1, 512),
     height_px=st.integers(1, 512),
-    stage=st.sampled_from(["denoise", "decode"]),
+    phase=st.sampled_from(["denoise", "decode"]),
     step=st.integers(0, 200),
 )
 events = st.builds(

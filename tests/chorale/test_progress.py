@@ -10,10 +10,10 @@ from api_schemas.events import (
     DurableEvent,
     JobQueued,
     JobResumed,
+    PhaseStarted,
+    PhaseStartedData,
     QueuedData,
     ResumedData,
-    StageStarted,
-    StageStartedData,
     StepCompleted,
     StepCompletedData,
     TilePreviewedData,
@@ -48,7 +48,7 @@ def resumed(at: int) -> JobResumed:
 
 def cell(number: int, step: int, left_px: int) -> TilePreviewedData:
     return TilePreviewedData(
-        left_px=left_px, top_px=number * 512, width_px=512, height_px=512, stage="denoise", step=step
+        left_px=left_px, top_px=number * 512, width_px=512, height_px=512, phase="denoise", step=step
     )
 
 
@@ -57,7 +57,7 @@ anything = st.one_of(
     st.builds(step, st.integers(1, STEPS)),
     st.builds(band, st.integers(0, 5)),
     st.builds(resumed, st.integers(0, STEPS)),
-    st.just(StageStarted(job_id="j", attempt=1, ts=0, data=StageStartedData(stage="decode", total=5))),
+    st.just(PhaseStarted(job_id="j", attempt=1, ts=0, data=PhaseStartedData(phase="decode", total=5))),
 )
 
 
@@ -107,7 +107,7 @@ def test_a_cascade_is_one_bar_that_names_its_canvases() -> None:
     progress = JobProgress()
     progress.apply(queued())
     for level, done in ((1, 0), (2, 6)):
-        data = StageStartedData(stage="denoise", total=STEPS, done=done, level=level, levels=2)
-        progress.apply(StageStarted(job_id="j", attempt=1, ts=0, data=data))
+        data = PhaseStartedData(phase="denoise", total=STEPS, done=done, level=level, levels=2)
+        progress.apply(PhaseStarted(job_id="j", attempt=1, ts=0, data=data))
         assert progress.label == f"denoising {level}/2"
         assert progress.fraction == 0.88 * done / STEPS

@@ -10,8 +10,8 @@ from api_schemas import wire
 from api_schemas.errors import ErrorCode
 from api_schemas.events import (
     BandFinishedData,
+    PhaseStartedData,
     ResumedData,
-    StageStartedData,
     StartedData,
     StepCompletedData,
     TilePreviewedData,
@@ -78,9 +78,9 @@ def run_script(bench: Bench, folder: Path, *reports: Report | None) -> tuple[Scr
 
 
 def test_reports_become_events_in_their_order(bench: Bench, tmp_path: Path) -> None:
-    stage = StageStartedData(stage="denoise", total=2, done=1, level=1, levels=1, width_px=512)
+    stage = PhaseStartedData(phase="denoise", total=2, done=1, level=1, levels=1, width_px=512)
     warned = WarnedData(code="compiling", message="a new shape")
-    decode = StageStartedData(stage="decode", total=2)
+    decode = PhaseStartedData(phase="decode", total=2)
     _, job_id = run_script(bench, tmp_path, warned, stage, STEP, StillWorking(), None, decode, BAND)
     told = [event.data for event in bench.events(job_id)[2:]]
     assert [told[0], told[1], told[3]] == [warned, stage, decode]
@@ -108,7 +108,7 @@ def test_every_message_of_previews_is_published_and_confirmed_once(bench: Bench,
     places = (0, 0), (0, 512), (512, 0)
     cells = [
         PreviewCell(
-            TilePreviewedData(left_px=left, top_px=top, width_px=9, height_px=9, stage="denoise", step=1),
+            TilePreviewedData(left_px=left, top_px=top, width_px=9, height_px=9, phase="denoise", step=1),
             b"jpeg",
         )
         for top, left in places

@@ -106,7 +106,7 @@ def test_an_event_whose_answer_was_lost_is_not_written_twice(bench: Bench) -> No
 def test_previews_go_to_live_readers_and_late_ones(bench: Bench) -> None:
     job_id = bench.submit()
     log = start(EventLog(bench.redis, job_id))
-    data = TilePreviewedData(left_px=512, top_px=0, width_px=512, height_px=256, stage="denoise", step=3)
+    data = TilePreviewedData(left_px=512, top_px=0, width_px=512, height_px=256, phase="denoise", step=3)
     log.publish_previews([PreviewCell(data, b"jpeg")])
     (frame,) = bench.redis.hgetall(wire.previews_key(job_id)).values()
     event, image = wire.unpack_preview(frame)

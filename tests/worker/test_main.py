@@ -40,9 +40,9 @@ def test_the_log_tells_the_whole_story_in_order(shared_bench: Bench) -> None:
     shared_bench.await_end(job_id)
     assert shared_bench.types(job_id) == [
         "job.queued", "job.started",
-        "stage.started", *["step.completed"] * 3,
-        "stage.started", *["band.finished"] * 2,
-        "stage.started", "job.succeeded",
+        "phase.started", *["step.completed"] * 3,
+        "phase.started", *["band.finished"] * 2,
+        "phase.started", "job.succeeded",
     ]  # fmt: skip
     events = shared_bench.events(job_id)
     assert [event.data.step for event in events if isinstance(event, StepCompleted)] == [1, 2, 3]
@@ -74,7 +74,7 @@ def test_previews_of_the_whole_canvas_are_kept_for_late_viewers(shared_bench: Be
     cells = {key.decode(): wire.unpack_preview(frame) for key, frame in frames.items()}
     assert sorted(cells) == ["0,0", "0,512", "1024,0", "1024,512", "512,0", "512,512"]
     event, jpeg = cells["1024,512"]
-    assert (event.data.width_px, event.data.height_px, event.data.stage) == (256, 512, "decode")
+    assert (event.data.width_px, event.data.height_px, event.data.phase) == (256, 512, "decode")
     assert pyvips.Image.new_from_buffer(jpeg, "").width == 128
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rq.job import Job as RqJob
 
-from api_schemas.events import JobPreempted, JobResumed, StageStarted, StepCompleted
+from api_schemas.events import JobPreempted, JobResumed, PhaseStarted, StepCompleted
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench
 from tests.worker.processes import find_engine, is_running
@@ -76,7 +76,7 @@ def test_a_cascade_that_was_killed_twice_goes_on_to_the_same_bytes(bench: Bench,
     assert bench.picture(job) == bench.picture(undisturbed)
     first, second = (event.data.step for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert 6 <= first <= second
-    stages = [event.data for event in bench.events(undisturbed.id) if isinstance(event, StageStarted)]
+    stages = [event.data for event in bench.events(undisturbed.id) if isinstance(event, PhaseStarted)]
     assert [(data.level, data.width_px, data.done, data.steps) for data in stages[:-2]] == [
         (1, 64, 0, 6),
         (2, 128, 6, 3),
@@ -141,7 +141,7 @@ def test_a_job_that_kills_every_engine_ends(bench: Bench) -> None:
     bench.await_event(job_id, "job.started")
     for attempt in range(2):
         bench.await_event(job_id, "job.resumed", attempt)
-        bench.await_event(job_id, "stage.started", attempt + 1)
+        bench.await_event(job_id, "phase.started", attempt + 1)
         os.kill(find_engine(worker.pid), signal.SIGKILL)
     job = bench.await_end(job_id)
     assert job.error is not None
@@ -153,7 +153,7 @@ def test_a_job_whose_workers_are_all_lost_ends(bench: Bench) -> None:
     job_id = bench.submit(steps=50, retries=1)
     for attempt in range(2):
         worker = bench.start_worker("toy:delay_ms=200")
-        bench.await_event(job_id, "stage.started", attempt + 1)
+        bench.await_event(job_id, "phase.started", attempt + 1)
         worker.kill()
         worker.wait()
     bench.start_worker()

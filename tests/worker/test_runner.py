@@ -13,8 +13,8 @@ from api_schemas.events import (
     JobDelayed,
     JobPreempted,
     JobResumed,
+    PhaseStarted,
     ResumedData,
-    StageStarted,
     StartedData,
     StepCompletedData,
 )
@@ -78,8 +78,8 @@ def test_a_job_ends_as_stored_files_and_leaves_nothing_else(bench: Bench, tmp_pa
     assert f"{prefix}{STATE_FILE}" in bench.files(job_id)
     assert list(tmp_path.glob("tmp*")) == []
     assert (engine.restarts, engine.stops) == (0, 0)
-    (storing,) = [event.data for event in bench.events(job_id) if isinstance(event, StageStarted)]
-    assert (storing.stage, storing.total) == ("store", 2)
+    (storing,) = [event.data for event in bench.events(job_id) if isinstance(event, PhaseStarted)]
+    assert (storing.phase, storing.total) == ("store", 2)
 
 
 def test_a_lost_engine_is_restarted_and_continues_from_the_newest_checkpoint(

@@ -138,7 +138,7 @@ class _CellGrid:
         )
 
     def encode(
-        self, key: _Key, pixels: np.ndarray, stage: Literal["denoise", "decode"], step: int
+        self, key: _Key, pixels: np.ndarray, phase: Literal["denoise", "decode"], step: int
     ) -> PreviewCell:
         (row, column), (height_px, width_px) = key, self.measure(key)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
@@ -147,7 +147,7 @@ class _CellGrid:
             top_px=row * self.cell_px,
             width_px=width_px,
             height_px=height_px,
-            stage=stage,
+            phase=phase,
             step=step,
         )
         return PreviewCell(data, jpeg)

@@ -10,7 +10,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.errors import ErrorCode
 from api_schemas.events import (
     BandFinishedData,
-    StageStartedData,
+    PhaseStartedData,
     StepCompletedData,
     TilePreviewedData,
     WarnedData,
@@ -161,7 +161,7 @@ LOST_RANK_EXIT = 100
 Report = (
     ModelLoaded
     | ModelRefused
-    | StageStartedData
+    | PhaseStartedData
     | StepCompleted
     | BandFinished
     | WarnedData

@@ -3,7 +3,7 @@
 import time
 from math import ceil
 
-from api_schemas.events import BandFinishedData, StageStartedData, StepCompletedData, WarnedData
+from api_schemas.events import BandFinishedData, PhaseStartedData, StepCompletedData, WarnedData
 from worker.engine.denoise import Step
 from worker.engine.generate import StageBegan
 from worker.engine.plan import GenerationPlan
@@ -28,7 +28,7 @@ class ProgressReports:
         self._measured_at = time.monotonic()
         self._before_first_tile = False
 
-    def start_stage(self, stage: StageBegan, done: int) -> StageStartedData | None:
+    def start_stage(self, stage: StageBegan, done: int) -> PhaseStartedData | None:
         """None if another stage follows that the checkpoint belongs to.
 
         Args:
@@ -40,8 +40,8 @@ class ProgressReports:
         tiles = here.denoise.count_tiles(stage.steps)[max(done - stage.before, 0) :]
         self._tiles_left = sum(tiles) + sum(sum(each.denoise.count_tiles(each.steps)) for each in later)
         if done < stage.before + stage.steps:
-            return StageStartedData(
-                stage="denoise",
+            return PhaseStartedData(
+                phase="denoise",
                 total=stage.total,
                 done=max(done, stage.before),
                 level=stage.level,
@@ -52,8 +52,8 @@ class ProgressReports:
             )
         return self.start_decoding() if stage.level == stage.levels else None
 
-    def start_decoding(self) -> StageStartedData:
-        return StageStartedData(stage="decode", total=self._bands)
+    def start_decoding(self) -> PhaseStartedData:
+        return PhaseStartedData(phase="decode", total=self._bands)
 
     def note_tile(self) -> None:
         """Time before a stage's first tile is no step's: the canvas was made ready."""

@@ -72,7 +72,7 @@ def test_finished_rows_replace_estimates(height: int, width: int, band: int) -> 
     for top in range(0, height * SCALE, band * SCALE):
         canvas.paint_rows(top, rows[top : top + band * SCALE])
     cells = canvas.take(EVERYTHING)
-    assert {cell.data.stage for cell in cells} == {"decode"}
+    assert {cell.data.phase for cell in cells} == {"decode"}
     assert np.abs(assemble(cells, height, width) - 200).max() < 4
 
 
@@ -91,7 +91,7 @@ def test_cells_end_where_the_picture_does(
         canvas.paint(Rectangle(0, 0, height, width), torch.zeros(1, height, width), 1)
     covered, per_pixel = np.zeros(shown, int), 2 if decoded else SCALE
     for cell in canvas.take(EVERYTHING):
-        assert cell.data.stage == ("decode" if decoded else "denoise")
+        assert cell.data.phase == ("decode" if decoded else "denoise")
         bottom, right = cell.data.top_px + cell.data.height_px, cell.data.left_px + cell.data.width_px
         assert (bottom <= shown[0], right <= shown[1]) == (True, True)
         covered[cell.data.top_px : bottom, cell.data.left_px : right] += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from api_schemas.events import StageStartedData
+from api_schemas.events import PhaseStartedData
 from api_schemas.generation import ResolvedRequest
 from worker.adapters.source import ModelSource
 from worker.process.protocol import (
@@ -67,9 +67,9 @@ def list_steps(reports: list[Report]) -> list[int]:
 
 def list_stages(reports: list[Report]) -> list[tuple[str, int, int]]:
     return [
-        (report.stage, report.level, report.done)
+        (report.phase, report.level, report.done)
         for report in reports
-        if isinstance(report, StageStartedData)
+        if isinstance(report, PhaseStartedData)
     ]
 
 
@@ -146,7 +146,7 @@ def test_a_session_that_is_stopped_while_it_decodes_ends_at_once(tmp_path: Path)
     """All steps have their checkpoint already, also where they were done by another session."""
 
     def stop(report: Report) -> Command | None:
-        return Stop(finish_step=True) if isinstance(report, StageStartedData) else None
+        return Stop(finish_step=True) if isinstance(report, PhaseStartedData) else None
 
     whole = [report for report in run_toy(tmp_path) if isinstance(report, CheckpointWritten)]
     *_, last = run_toy(tmp_path, stop, checkpoint=whole[-1].path)
@@ -157,7 +157,7 @@ def test_a_session_that_must_end_at_once_finishes_no_step(tmp_path: Path) -> Non
     """It reads the command at the next tile."""
 
     def stop(report: Report) -> Command | None:
-        is_first = isinstance(report, StageStartedData) and report.level == 1
+        is_first = isinstance(report, PhaseStartedData) and report.level == 1
         return Stop(finish_step=False) if is_first else confirm(report)
 
     *reports, last = run_toy(tmp_path, stop, steps=50)
