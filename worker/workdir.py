@@ -31,8 +31,8 @@ def _remove_abandoned(work_dir: Path) -> None:
         try:
             with _lock(path, blocking=False):
                 shutil.rmtree(path.parent, ignore_errors=True)
-        except Timeout:
-            continue  # its worker lives
+        except (Timeout, FileNotFoundError):
+            continue  # its worker lives, or has just removed it
 
 
 def _lock(path: Path, *, blocking: bool = True) -> FileLock:

@@ -1,9 +1,10 @@
 """One changed folder: what diffusers makes of it, what we make of it, and which outcome that is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -39,9 +40,12 @@ class Made:
     error: Exception | None = None
 
 
-def make_theirs(case: FamilyCase, folder: Path, *, pictures: bool) -> Made:
+def make_theirs(
+    case: FamilyCase, folder: Path, *, pictures: bool, parts: Mapping[str, object] = MappingProxyType({})
+) -> Made:
+    """With `parts` of the pipeline that are as in the folder, and loaded already."""
     try:
-        return Made(dict(_make_theirs(case, load_theirs(folder), pictures)))
+        return Made(dict(_make_theirs(case, load_theirs(folder, parts), pictures)))
     except Exception as error:  # whatever diffusers makes of it
         return Made({}, error)
 

@@ -1,8 +1,9 @@
 """Every family with a tiny folder, and how its own diffusers pipeline is asked for a latent or a picture."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -84,9 +85,11 @@ def build(case: FamilyCase, folder: Path) -> Path:
     return folder
 
 
-def load_theirs(folder: Path) -> DiffusionPipeline:
-    """Without what judges or marks finished pictures."""
-    parts = {"safety_checker": None} if "safety_checker" in (folder / "model_index.json").read_text() else {}
+def load_theirs(folder: Path, parts: Mapping[str, object] = MappingProxyType({})) -> DiffusionPipeline:
+    """Without what judges or marks finished pictures; `parts` that are loaded already are taken as they are."""
+    parts = dict(parts)
+    if "safety_checker" in (folder / "model_index.json").read_text():
+        parts |= {"safety_checker": None}
     if "StableDiffusionXL" in (folder / "model_index.json").read_text():
         parts |= {"add_watermarker": False}
     pipe = DiffusionPipeline.from_pretrained(

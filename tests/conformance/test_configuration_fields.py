@@ -4,13 +4,13 @@ One field at a time is changed in a tiny folder. What diffusers' own pipeline ma
 no table knows fails, so that one which comes with a new release shows itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.examine import Made, judge, make_ours, make_theirs, refuse_ours
-from tests.conformance.families import CASES, build
+from tests.conformance.families import CASES, build, load_theirs
 from tests.conformance.fields import find_fields, find_parts
 from tests.conformance.folders import Together, change
 from tests.conformance.summary import MATRIX
@@ -42,10 +42,13 @@ def test_what_diffusers_makes_of_a_changed_field_we_make(
     case, base, pictures = CASES[name], base_of(name), part == "vae"
     unchanged = make_theirs(case, base, pictures=pictures)
     assert judge(unchanged, unchanged, make_ours(case, base, pictures=pictures)) == "inert"
+    kept = load_theirs(base).components.items() if part else ()
+    others = {each: component for each, component in kept if each != part and component is not None}
     surprises = list[str]()
     for field, tries in TABLES[name][part].tried.items():
         for each in tries:
-            outcome = _examine(name, unchanged, change(base, tmp_path / "changed", part, field, each.value))
+            folder = change(base, tmp_path / "changed", part, field, each.value)
+            outcome = _examine(name, unchanged, folder, others)
             record_property(MATRIX, ("configuration fields", outcome))
             if outcome != each.outcome:
                 value = each.value.value if isinstance(each.value, Together) else each.value
@@ -53,9 +56,9 @@ def test_what_diffusers_makes_of_a_changed_field_we_make(
     assert not surprises, "\n".join(surprises)
 
 
-def _examine(name: str, unchanged: Made, folder: Path) -> str:
+def _examine(name: str, unchanged: Made, folder: Path, others: Mapping[str, object]) -> str:
     case, pictures = CASES[name], "picture" in unchanged.tensors
-    theirs = make_theirs(case, folder, pictures=pictures)
+    theirs = make_theirs(case, folder, pictures=pictures, parts=others)
     ours = refuse_ours(case, folder) if theirs.error else make_ours(case, folder, pictures=pictures)
     return judge(unchanged, theirs, ours)
 
