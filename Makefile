@@ -10,7 +10,7 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m tests.browser.chromium
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder  # they mostly wait for leases, kills and browsers
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder  # they mostly wait for leases, kills and browsers
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
