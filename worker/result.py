@@ -18,7 +18,7 @@ from worker.metadata import PictureMetadata, describe_picture, exif_block, png_c
 from worker.process.protocol import Generated
 from worker.storage import Storage
 
-FILES = 2  # the picture and its pyramid
+FILES = 2  # that progress counts: the picture and its pyramid
 STATE_FILE = "state.safetensors"  # latent and moments that the picture was decoded from, kept beside it
 _PYRAMID_TYPES = {".dzi": "application/xml", ".jpg": "image/jpeg"}
 

@@ -1,4 +1,4 @@
-"""run_job: the only place where Redis, storage and engine meet."""
+"""run_job: claims a job, makes attempts until it ends, and stores its result."""
 
 import logging
 import tempfile

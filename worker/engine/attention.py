@@ -1,4 +1,4 @@
-"""What a tile attends to beside itself."""
+"""What a tile attends to beside itself: nothing yet, since no model makes a context."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""All modules of one worker. Here queries are shared out; nothing else knows how many modules there are."""
+"""Shares the predictions that a step needs out, in batches, among the ranks of one worker."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,7 +54,7 @@ class Batch:
 
 
 class Replica(Protocol):
-    """The weights on one device, with the prompt already encoded."""
+    """The weights on one device, with the prompt already encoded: one class for each family, in adapters/families."""
 
     @property
     def branches(self) -> int:
@@ -74,7 +74,7 @@ class Ensemble:
     """Modules that denoise tiles at the same time.
 
     What is shared out are single predictions: each branch of each tile, in batches of one size, the
-    last filled up with copies of its last. One batch shape means one choice of kernels, hence the same
+    last of them filled up by repeating its last query. One batch shape means one choice of kernels, hence the same
     bytes however many ranks share the batches. Where one does not fit into memory, all ranks halve theirs.
 
     Args:
@@ -106,7 +106,7 @@ class Ensemble:
         return min(self._wanted, self.at_most or self._wanted)
 
     def take_warnings(self) -> list[Warned]:
-        """What was made good since this was asked last."""
+        """The warnings since the last call."""
         taken, self._warnings = self._warnings, []
         return taken
 

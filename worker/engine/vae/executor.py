@@ -138,7 +138,9 @@ class _Executor:
             sums = yield from self._measure(normalize, operations[:stop], own, hold)
             moments.append(pool(self._share(sums, blank_sums(normalize.norm), range(len(sample)))))
             operations[barrier] = Local(normalize_by(normalize.norm, moments[-1]))
-        if len(sample) < len(self.tiled.tiles):  # whoever comes last need not have been there before
+        if len(sample) < len(
+            self.tiled.tiles
+        ):  # all tiles are finished from the start, those of the sample too
             for index in own:
                 self.held.drop(index)
         return operations, moments

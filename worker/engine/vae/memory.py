@@ -28,7 +28,7 @@ _AT_ONCE = 4  # activations: input, output, set aside, work space
 def choose_split(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     """How many operations run on the whole canvas.
 
-    All up to the last attention, then as many as fit `memory_bytes`, as `measure_head` counts. None where nothing needs the whole canvas: then all streams.
+    All up to the last attention, then as many as fit `memory_bytes`, as `measure_head` counts. 0 where nothing needs the whole canvas: then every operation runs on tiles.
     """
     if not any(isinstance(operation, Normalize | Attend) for operation in decoder.operations):
         return 0
