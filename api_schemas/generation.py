@@ -213,11 +213,11 @@ class GenerationRequest(_Part):
 
     @field_validator("loras")
     @classmethod
-    def _refuse_twins(cls, loras: list[LoraChoice]) -> list[LoraChoice]:
+    def _refuse_duplicates(cls, loras: list[LoraChoice]) -> list[LoraChoice]:
         names = [lora.name for lora in loras]
-        twins = {name for name in names if names.count(name) > 1}
-        if twins:
-            raise ValueError(f"each LoRA once; named more often: {', '.join(sorted(twins))}")
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"each LoRA once; named more often: {', '.join(sorted(repeated))}")
         return loras
 
     @field_validator("output_format")

@@ -2,7 +2,7 @@
 
 chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
 chorale:events:{id}     stream field `event`: durable events
-chorale:previews:{id}   hash   "left,top" -> newest preview frame of that tile
+chorale:previews:{id}   hash   "left,top" -> newest preview frame of that cell
 chorale:cancel:{id}     string set when a cancellation was requested
 chorale:jobs            zset   job id by creation time
 chorale:active          set    jobs that may not have ended yet: a superset, so that no pass reads every record
@@ -14,7 +14,7 @@ chorale:workers         set    names of workers with recent heartbeats, so that 
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
 
-jobs/{id}/{execution}/  picture and deep zoom
+jobs/{id}/{execution}/  picture, deep zoom, and the final state that the picture was decoded from
 inputs/{id}/            pictures that came with the request, as PNG
 checkpoints/{id}/       of a running job
 """

@@ -77,12 +77,12 @@ class Bench:
     def gauge(self) -> Generator[Gauge]:
         """Seconds until the device is idle again."""
         gauge = Gauge()
-        self.settle()
+        self.pool_moments()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         yield gauge
-        self.settle()
+        self.pool_moments()
         gauge.seconds = time.perf_counter() - began
         if self.device.type == "cuda":
             gauge.peak_gib = torch.cuda.max_memory_allocated() / GIB
@@ -136,6 +136,6 @@ class Bench:
             }
         )
 
-    def settle(self) -> None:
+    def pool_moments(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()

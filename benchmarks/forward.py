@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.float8 import store_in_float8
-from benchmarks.kernels import print_profile, settle
+from benchmarks.kernels import pool_moments, print_profile
 from benchmarks.random_models import build_sdxl
 from worker.adapters.acceleration import compile_blocks, put_channels_last
 from worker.adapters.graphs import replay_forward
@@ -122,7 +122,7 @@ def measure_variant(variant: str, options: argparse.Namespace, device: torch.dev
     forward = prepare(unet, device)
     for batch in sorted(options.batches, reverse=True):  # compiled for the largest
         forward(batch)
-    settle(device)
+    pool_moments(device)
     first_s = time.perf_counter() - began
     times = [measure(forward, batch, device) / batch for batch in options.batches]
     cells = [f"{1000 * each:7.2f} ({TILE_TFLOP / each / ceiling:4.0%})" for each in times]
@@ -163,11 +163,11 @@ def measure(forward: Forward, batch: int, device: torch.device, repeats: int = R
     """Seconds of one call, the mean of a few."""
     for _ in range(2):
         forward(batch)
-    settle(device)
+    pool_moments(device)
     began = time.perf_counter()
     for _ in range(repeats):
         forward(batch)
-    settle(device)
+    pool_moments(device)
     return (time.perf_counter() - began) / repeats
 
 

@@ -28,7 +28,7 @@ def print_profile(run: Callable[[], object], device: torch.device, tiles: int) -
     with torch.profiler.profile(activities=[kind_of_device]) as profile:
         began = time.perf_counter()
         run()
-        settle(device)
+        pool_moments(device)
         whole = 1e6 * (time.perf_counter() - began)
     spent, names = defaultdict[str, float](float), defaultdict[tuple[str, str], float](float)
     for event in cast(list[FunctionEvent], profile.events()):
@@ -59,6 +59,6 @@ def classify(kernel: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, lowered)), "other")
 
 
-def settle(device: torch.device) -> None:
+def pool_moments(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()

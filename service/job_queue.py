@@ -12,7 +12,7 @@ from rq.serializers import JSONSerializer
 
 from api_schemas.wire import RUN_JOB, model_of_queue, queue_name
 
-Presence = Literal["present", "lost", "adrift"]
+Presence = Literal["present", "lost", "unlisted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,11 @@ class JobQueue:
             return "lost"
         if not known.is_queued:
             ended = known.is_finished or known.is_failed or known.is_canceled or known.is_stopped
-            return "adrift" if ended else "present"
+            return "unlisted" if ended else "present"
         # Popped but not yet started, it is in the intermediate list, which RQ's own workers clean.
         queue = self._queue(model)
         waits = queue.get_job_position(job_id) is not None
-        return "present" if waits or job_id in queue.intermediate_queue.get_job_ids() else "adrift"
+        return "present" if waits or job_id in queue.intermediate_queue.get_job_ids() else "unlisted"
 
     def _revive(self, job_id: str, model: str) -> bool:
         self._forget(job_id)

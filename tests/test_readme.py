@@ -42,6 +42,8 @@ def test_diagram_names_files_that_are_there() -> None:
     diagram = re.search(r"    client ──POST.*?\n\n", TEXT, re.DOTALL).group()
     files = re.findall(r"(?:service|worker|api_schemas)(?:/\w+)+", diagram)
     assert len(files) > 8
+    chain = re.search(r"noise ─> .*? stitch", diagram).group()
+    files += [f"worker/engine/{name}" for name in re.findall(r"\w+(?:/\w+)*", chain)]
     for file in files:
         assert (ROOT / f"{file}.py").is_file(), file
 

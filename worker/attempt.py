@@ -5,10 +5,10 @@ import time
 from api_schemas.events import PhaseStartedData, WarnedData
 from worker.checkpoints import CheckpointStore
 from worker.context import JobContext
-from worker.errors import DiskFullError, EngineStalledError, HopelessJobError, PreemptedError
+from worker.errors import DiskFullError, EngineStalledError, JobFailedError, PreemptedError
 from worker.events import EventLog
 from worker.process.protocol import (
-    BandFinished,
+    BandReport,
     CellsPreviewed,
     CheckpointWritten,
     Failed,
@@ -17,7 +17,7 @@ from worker.process.protocol import (
     ModelRefused,
     PreviewsPublished,
     Report,
-    StepCompleted,
+    StepReport,
     Stop,
     Stopped,
 )
@@ -65,7 +65,7 @@ class Attempt:
                 case Failed(code="disk_full", message=message):
                     raise DiskFullError(message)
                 case Failed() as failed:
-                    raise HopelessJobError(failed.code, failed.message, retryable=failed.retryable)
+                    raise JobFailedError(failed.code, failed.message, retryable=failed.retryable)
                 case report:
                     self._relay(report)
 
@@ -86,9 +86,9 @@ class Attempt:
         match report:
             case PhaseStartedData() | WarnedData():
                 self._log.append(report)
-            case StepCompleted():
+            case StepReport():
                 self._relay_step(report)
-            case BandFinished():
+            case BandReport():
                 self._relay_band(report)
             case CheckpointWritten():
                 self._checkpoints.add(report, self._log.job.attempt)
@@ -98,13 +98,13 @@ class Attempt:
             case _:
                 pass
 
-    def _relay_step(self, report: StepCompleted) -> None:
+    def _relay_step(self, report: StepReport) -> None:
         pace, data = self._context.pace, report.data
         pace.learn_tile(report.seconds / data.tiles)
         eta_s = pace.after_steps(report.tiles_left, self._megapixels)
         self._log.append(data.model_copy(update={"eta_s": eta_s}))
 
-    def _relay_band(self, report: BandFinished) -> None:
+    def _relay_band(self, report: BandReport) -> None:
         pace, data = self._context.pace, report.data
         pace.learn_decode(report.seconds / (report.decoded_px / 1e6))
         megapixels_left = (1 - data.bands_done / data.bands) * self._megapixels

@@ -5,7 +5,7 @@ WorkerError
 ├── ModelRefusedError        the engine process says why it cannot serve its model
 ├── EngineLostError          the engine process died
 ├── EngineStalledError       the engine process makes no progress
-├── HopelessJobError         another attempt would fail too; has the code that clients read
+├── JobFailedError           the job ends here, with the code that clients read
 ├── CheckpointError          a checkpoint file cannot be read
 ├── ResourceError            something outside is missing; waiting may help
 │   ├── StorageUnavailableError
@@ -38,8 +38,12 @@ class EngineStalledError(WorkerError):
     """The engine process makes no progress."""
 
 
-class HopelessJobError(WorkerError):
-    """Another attempt would fail too; has the code that clients read."""
+class JobFailedError(WorkerError):
+    """The job ends here, with the code that clients read.
+
+    Args:
+        retryable: whether a new job that asks for the same may succeed.
+    """
 
     def __init__(self, code: ErrorCode, message: str, *, retryable: bool) -> None:
         super().__init__(message)

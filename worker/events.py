@@ -66,8 +66,7 @@ _PREVIEWS_TTL_S = 3600  # long after the picture itself can be seen
 class EventLog:
     """Appends events of one job, each only if the log is as it was last read.
 
-    Args:
-        token: names this attempt; once a newer attempt has installed its own, appends are refused.
+    `token` names the attempt: once a newer attempt has installed its own, appends are refused.
     """
 
     def __init__(self, redis: "Redis", job_id: str) -> None:

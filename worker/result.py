@@ -1,4 +1,4 @@
-"""From the finished rows to stored files: picture and pyramid."""
+"""From the finished rows to stored files: final state, picture and pyramid."""
 
 import errno
 import hashlib

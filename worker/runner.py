@@ -32,7 +32,7 @@ from worker.errors import (
     EngineLostError,
     EngineStalledError,
     FencedError,
-    HopelessJobError,
+    JobFailedError,
     PreemptedError,
     ResourceError,
 )
@@ -119,7 +119,7 @@ class _Run:
         context, request = self._context, self._log.job.request
         if request.model != context.card.name:
             message = f"this worker serves {context.card.name}, not {request.model}"
-            raise HopelessJobError("no_model", message, retryable=True)
+            raise JobFailedError("no_model", message, retryable=True)
         token = uuid.uuid4().hex
         inputs = self._watch.run(self._fetch_inputs, _nothing)
         if self._log.job.attempt == 0:
@@ -143,7 +143,7 @@ class _Run:
         fruitless = count_fruitless_attempts(self._log.read_events())
         if fruitless >= self._context.limits.max_attempts:
             message = f"{fruitless} attempts ended without any progress"
-            raise HopelessJobError("too_many_attempts", message, retryable=False)
+            raise JobFailedError("too_many_attempts", message, retryable=False)
 
     def _store_result(self, generated: Generated) -> str:
         started_at = time.monotonic()
@@ -220,7 +220,7 @@ class _Backoff:
 
 def _describe(error: Exception) -> JobError:
     match error:
-        case HopelessJobError() as hopeless:
+        case JobFailedError() as hopeless:
             return JobError(code=hopeless.code, message=str(hopeless), retryable=hopeless.retryable)
         case ResourceError() as missing:
             return JobError(code=missing.code, message=str(missing), retryable=True)
@@ -252,6 +252,6 @@ def fetch_inputs(
             continue
         if not storage.get_file(input_key(job_id, part), partial):
             message = f"the picture {part} that came with this job is no longer stored"
-            raise HopelessJobError("input_missing", message, retryable=False)
+            raise JobFailedError("input_missing", message, retryable=False)
         partial.rename(path)
     return paths

@@ -44,12 +44,12 @@ class Reconciler:
         for start in range(0, len(active), _PAGE):
             page = active[start : start + _PAGE]
             for job_id, job in zip(page, await self._jobs.get_many(page), strict=True):
-                if await self._mend(job_id, job):
+                if await self._recompute_in_float32(job_id, job):
                     suspects.add(job_id)
         self._suspects = suspects
-        await self._drop_strangers()
+        await self._remove_orphans()
 
-    async def _mend(self, job_id: str, job: Job | None) -> bool:
+    async def _recompute_in_float32(self, job_id: str, job: Job | None) -> bool:
         """Check one job; True if it looks lost and must be checked again."""
         if job is None:
             if read_time(job_id) < time.time() - _SETTLED_S:
@@ -65,14 +65,14 @@ class Reconciler:
         if presence == "present":
             return False
         # RQ moves jobs between lists, so one may briefly be in none: it is lost if it still is at the next check.
-        if presence == "adrift" and job_id not in self._suspects:
+        if presence == "unlisted" and job_id not in self._suspects:
             return True
         if await self._queue.revive(job_id, model):
             log.warning("job %s was %s in the queue and is enqueued again", job_id, presence)
             self._metrics.jobs_revived.inc()
         return False
 
-    async def _drop_strangers(self) -> None:
+    async def _remove_orphans(self) -> None:
         waiting = await self._queue.list_waiting()
         for job_id, job in zip(waiting, await self._jobs.get_many(waiting), strict=True):
             if job is None or job.status in TERMINAL:

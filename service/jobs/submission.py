@@ -53,7 +53,7 @@ async def read_submission(request: Request, max_json_bytes: int, max_picture_byt
 
 
 async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int) -> Submission:
-    _refuse_strangers([name for name, _ in form.multi_items()])
+    _refuse_unknown_parts([name for name, _ in form.multi_items()])
     if REQUEST_PART not in form:
         raise _refuse(REQUEST_PART, "null", "the request as JSON, as a part of this name")
     body = await _read_part(REQUEST_PART, form[REQUEST_PART], max_json_bytes)
@@ -64,7 +64,7 @@ async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int
     return Submission(_parse(body), files)
 
 
-def _refuse_strangers(names: list[str]) -> None:
+def _refuse_unknown_parts(names: list[str]) -> None:
     known = (REQUEST_PART, *PICTURE_PARTS)
     for name in names:
         if name not in known:

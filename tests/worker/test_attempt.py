@@ -27,12 +27,12 @@ from worker.errors import (
     DiskFullError,
     EngineStalledError,
     FencedError,
-    HopelessJobError,
+    JobFailedError,
     PreemptedError,
 )
 from worker.events import EventLog
 from worker.process.protocol import (
-    BandFinished,
+    BandReport,
     CellsPreviewed,
     CheckpointWritten,
     Failed,
@@ -42,7 +42,7 @@ from worker.process.protocol import (
     PreviewCell,
     PreviewsPublished,
     Report,
-    StepCompleted,
+    StepReport,
     StillWorking,
     Stop,
     Stopped,
@@ -52,8 +52,8 @@ from worker.watch import Watch
 LARGE = 96 << 20  # takes a moment to store
 MEGAPIXELS = 512 * 512 / 1e6
 DONE = Generated(Path("image.tif"), Path("state.safetensors"), 1.0)
-STEP = StepCompleted(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), tiles_left=4, seconds=2.0)
-BAND = BandFinished(
+STEP = StepReport(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), tiles_left=4, seconds=2.0)
+BAND = BandReport(
     BandFinishedData(top_px=0, height_px=256, bands_done=1, bands=2, eta_s=None),
     decoded_px=1_000_000,
     seconds=0.25,
@@ -97,7 +97,7 @@ def test_the_time_left_is_that_of_tiles_decoding_and_storing(bench: Bench, tmp_p
 
 
 def test_a_slower_engine_makes_the_time_left_longer(bench: Bench, tmp_path: Path) -> None:
-    slow = StepCompleted(STEP.data, tiles_left=4, seconds=40.0)
+    slow = StepReport(STEP.data, tiles_left=4, seconds=40.0)
     _, job_id = run_script(bench, tmp_path, *[slow] * 20)
     times = [event.data.eta_s for event in bench.events(job_id)[2:]]
     assert times == sorted(times)
@@ -126,7 +126,7 @@ def test_every_message_of_previews_is_published_and_confirmed_once(bench: Bench,
 def test_a_failure_is_passed_on_as_it_was_reported(
     bench: Bench, tmp_path: Path, code: ErrorCode, retryable: bool
 ) -> None:
-    with pytest.raises(HopelessJobError, match="tile 3 of 4") as raised:
+    with pytest.raises(JobFailedError, match="tile 3 of 4") as raised:
         run_script(bench, tmp_path, STEP, Failed(code, "tile 3 of 4", retryable=retryable))
     assert (raised.value.code, raised.value.retryable) == (code, retryable)
 

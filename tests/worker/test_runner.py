@@ -28,7 +28,7 @@ from worker.process.protocol import (
     Failed,
     Generate,
     Report,
-    StepCompleted,
+    StepReport,
     Stopped,
 )
 from worker.result import STATE_FILE
@@ -43,9 +43,9 @@ def run(context: JobContext, job_id: str) -> Retry | str:
         JOB_CONTEXT.reset(token)
 
 
-def complete_step(number: int) -> StepCompleted:
+def complete_step(number: int) -> StepReport:
     data = StepCompletedData(step=number, steps=4, tiles=4, eta_s=None)
-    return StepCompleted(data, tiles_left=4, seconds=1.0)
+    return StepReport(data, tiles_left=4, seconds=1.0)
 
 
 def write_checkpoint(job: Generate, step: int) -> CheckpointWritten:

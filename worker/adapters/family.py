@@ -6,10 +6,10 @@ from typing import Protocol
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from api_schemas.catalog import AddOnKind
 from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
-from worker.adapters.source import AddOnKind
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
 

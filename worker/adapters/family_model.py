@@ -1,4 +1,4 @@
-"""A loaded folder of any family: what the worker gets from the adapters."""
+"""`LoadedModel` and `PreparedModel` for the diffusers folders of all families."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from api_schemas.catalog import MAX_SCHEDULE_STEPS, ModelCard
+from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, ModelCard
 from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
     CompiledShapes,
@@ -15,7 +15,7 @@ from worker.adapters.acceleration import (
     find_denoiser,
     put_parts_channels_last,
 )
-from worker.adapters.autoencoders.decoder import Autoencoder, flatten_decoder
+from worker.adapters.autoencoders.decoder import SupportedAutoencoder, flatten_decoder
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import read_scaling
 from worker.adapters.errors import ModelError, ModelFolderError, UnsupportedConditionError
@@ -30,7 +30,7 @@ from worker.adapters.scheduler_trial import find_least_steps, find_most_steps, r
 from worker.adapters.scheduler_types import Diffuses, find_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.settings import FolderSettings
-from worker.adapters.source import AddOnKind, AddOns
+from worker.adapters.source import AddOns
 from worker.engine.canvas import Plane
 from worker.engine.ensemble import Replica
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
@@ -74,7 +74,7 @@ class FamilyModel:
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in supported else None
         steps = _try_scheduler(family, settings)
         self.add_ons = (add_ons or AddOns()).only(supported)
-        vae: Autoencoder = family.pipe.components["vae"]
+        vae: SupportedAutoencoder = family.pipe.components["vae"]
         scaling = read_scaling(type(family.pipe), vae)
         self.decoder = flatten_decoder(vae, scaling)
         self._encoder = flatten_encoder(vae, scaling)
@@ -82,7 +82,7 @@ class FamilyModel:
         self.card = _describe(family, settings, name, steps).model_copy(update=announced)
         self.preview_map = _make_preview_map(family, settings, self.decoder)
 
-    def find_cuts(self, conditions: Conditions) -> list[str]:
+    def find_truncated_prompts(self, conditions: Conditions) -> list[str]:
         return list(find_cut_prompts(self._family.pipe, conditions))
 
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the worker gets from an adapter."""
+"""What the worker asks of a loaded model, and what a picture is conditioned on."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,7 +57,7 @@ class LoadedModel(Protocol):
         """Those that a request may name."""
         ...
 
-    def find_cuts(self, conditions: Conditions) -> list[str]:
+    def find_truncated_prompts(self, conditions: Conditions) -> list[str]:
         """Messages about prompts that are too long and will be truncated."""
         ...
 

@@ -188,7 +188,7 @@ class Toy:
     def preview_map(self) -> PreviewMap:
         return PreviewMap(_COLORS / 2, torch.full((3,), 0.5))
 
-    def find_cuts(self, conditions: Conditions) -> list[str]:
+    def find_truncated_prompts(self, conditions: Conditions) -> list[str]:
         return []
 
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:

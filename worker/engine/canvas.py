@@ -27,7 +27,7 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """A canvas. What reads or writes it goes through here, so nothing else asks whether it wraps.
+    """A canvas. What is read or written over its edges goes through here; only grid.py asks whether it wraps, too.
 
     Args:
         height: so is `width`; latent pixels, or pixels of the picture where a caller scales it.

@@ -1,10 +1,10 @@
 """What can go wrong inside the engine.
 
 EngineError
-├── DismissedError         the leader of a group of ranks has stopped
-├── GridError              a tile does not fit its canvas
+├── DismissedError         the job has ended on all ranks: the leader stopped, or a rank failed
+├── GridError              the overlap leaves no stride between tiles
 ├── MomentsError           kept moments are not of this decoder
-├── NonFiniteImageError    a decode tile holds NaN or infinity, in float32 too
+├── NonFiniteImageError    what the autoencoder makes is NaN or infinite, in float32 too
 ├── NonFiniteLatentError   a step produced NaN or infinity
 └── RankLostError          a rank of the ensemble has died
 """
@@ -15,11 +15,11 @@ class EngineError(Exception):
 
 
 class DismissedError(EngineError):
-    """The leader of a group of ranks has stopped."""
+    """The job has ended on all ranks: the leader stopped, or a rank failed."""
 
 
 class GridError(EngineError):
-    """A tile does not fit its canvas."""
+    """The overlap leaves no stride between tiles."""
 
 
 class MomentsError(EngineError):
@@ -31,7 +31,7 @@ class NonFiniteLatentError(EngineError):
 
 
 class NonFiniteImageError(EngineError):
-    """A decode tile holds NaN or infinity, in float32 too."""
+    """What the autoencoder makes is NaN or infinite, in float32 too."""
 
 
 class RankLostError(EngineError):

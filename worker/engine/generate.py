@@ -1,4 +1,4 @@
-"""The straight line: plan -> noise -> denoise -> decode -> stitch, over one stage or a cascade of them."""
+"""One picture: noise -> denoise -> decode -> stitch, over one stage or a cascade of them, each upscaled from the last."""
 
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
@@ -18,9 +18,9 @@ from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
-from worker.engine.upscale import Autoencoder, ascend
+from worker.engine.upscale import Autoencoder, upscale_latent
 from worker.engine.vae.decode import decode
-from worker.engine.vae.executor import MomentsPooled, SignOfLife
+from worker.engine.vae.executor import Heartbeat, MomentsPooled
 from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
 
@@ -59,7 +59,7 @@ class FinalState:
     moments: tuple[Tensor, ...]
 
 
-Progress = StageBegan | SignOfLife | TilePredicted | Step | FinalState | Band | Warned
+Progress = StageBegan | Heartbeat | TilePredicted | Step | FinalState | Band | Warned
 
 
 class PreparedModel(Autoencoder, Protocol):
@@ -126,7 +126,7 @@ def generate(
 
 def _decode_to_rows(
     latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group
-) -> Iterator[FinalState | SignOfLife | Band | Warned]:
+) -> Iterator[FinalState | Heartbeat | Band | Warned]:
     widen = plan.bit_depth > 8 and decoder.dtype is not torch.float32
     with decoder.widened() if widen else nullcontext():
         # The plan for memory goes by the type that is computed in.
@@ -157,7 +157,7 @@ def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledS
 
 def _start(
     plan: GenerationPlan, stage: _ScheduledStage, before: Tensor | None, prepared: PreparedModel, group: Group
-) -> Generator[Warned | SignOfLife, None, tuple[Tensor, LowBand | None]]:
+) -> Generator[Warned | Heartbeat, None, tuple[Tensor, LowBand | None]]:
     """The noisy canvas: pure noise, or the picture of the stage before under as much noise as the first step expects."""
     canvas, scheduler = stage.plan.canvas, stage.scheduler
     noise = initial_noise(plan.seed, plan.channels, *canvas.size, stage=stage.began.level - 1)
@@ -166,7 +166,7 @@ def _start(
             return (noise * scheduler.initial_scale).to(prepared.device), None
         case Picture() as picture:
             assert before is not None
-            encoded = yield from ascend(before, canvas, prepared, plan.decode, group)
+            encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
             # An encoder may leave its channels last; a resumed canvas never has them so.
             reference = encoded.contiguous()
             latent = scheduler.add_noise(reference, noise.to(prepared.device))

@@ -20,8 +20,8 @@ class DenoisePlan:
 
     Args:
         overlap: what neighbours share at least.
-        outer_overlap: the same in the outer steps: at first tiles settle their common tones, at last
-            nothing comes after that would mend a border.
+        outer_overlap: the same in the outer steps: the first steps decide colours that all tiles
+            share, and after the last no step hides a border.
         moving: whether the grid is shifted.
         outer_shares: how much of the steps is outer, at the (beginning, end).
     """
@@ -58,7 +58,7 @@ class DenoisePlan:
 
 @dataclass(frozen=True, slots=True)
 class LowBandPlan:
-    """How firmly a stage holds on to the large forms of the one before.
+    """How strongly the low frequencies of the stage before guide a stage.
 
     Args:
         start: weight of the reference at the first step; falls in a straight line to `end` at the last.

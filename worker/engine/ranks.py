@@ -64,10 +64,10 @@ class SingleRank:
 
 
 # The leader may wait for its consumer, the others then wait for the leader. Death is noticed at once.
-_PATIENCE = timedelta(hours=24)
+_TIMEOUT = timedelta(hours=24)
 
 
-class _Verdict(IntEnum):
+class _RankStatus(IntEnum):
     """What a rank says at a barrier; the lowest of all counts."""
 
     DISMISSED = 0
@@ -95,7 +95,7 @@ class ProcessGroup:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store = FileStore(str(meeting_point), size)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
 
     def barrier(self, *, ok: bool = True) -> bool:
         """Wait until all ranks are here; whether all of them could do what they had to.
@@ -104,15 +104,15 @@ class ProcessGroup:
             DismissedError: the leader's caller has stopped, or another rank broke.
             RankLostError: a rank has died.
         """
-        verdict = self._agree(_Verdict.OK if ok else _Verdict.SHORT)
-        if verdict <= _Verdict.BROKEN:
+        verdict = self._agree(_RankStatus.OK if ok else _RankStatus.SHORT)
+        if verdict <= _RankStatus.BROKEN:
             raise DismissedError("the leader has stopped" if not verdict else "another rank broke")
-        return verdict is _Verdict.OK
+        return verdict is _RankStatus.OK
 
     def abort(self) -> None:
         """Say, instead of coming to another barrier, that this rank will not go on: the leader's word ends the job
         for all, another's makes the leader ask why."""
-        self._agree(_Verdict.BROKEN if self.rank else _Verdict.DISMISSED)
+        self._agree(_RankStatus.BROKEN if self.rank else _RankStatus.DISMISSED)
 
     def all_gather(self, own: Tensor) -> list[Tensor]:
         """Every rank's tensor, by rank; all have one shape and type. Call `barrier` first: nobody may be missing.
@@ -128,10 +128,10 @@ class ProcessGroup:
             raise RankLostError(str(error)) from error
         return [each.view(own.dtype).view(own.shape) for each in gathered]
 
-    def _agree(self, own: _Verdict) -> _Verdict:
+    def _agree(self, own: _RankStatus) -> _RankStatus:
         word = torch.tensor([int(own)])
         try:
             dist.all_reduce(word, dist.ReduceOp.MIN)  # pyright: ignore[reportUnknownMemberType]
         except RuntimeError as error:
             raise RankLostError(str(error)) from error
-        return _Verdict(int(word))
+        return _RankStatus(int(word))

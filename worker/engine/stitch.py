@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worker.engine.plan import BitDepth
 from worker.engine.vae.decode import DecodedTile, Decoding
-from worker.engine.vae.executor import MomentsPooled, SignOfLife
+from worker.engine.vae.executor import Heartbeat, MomentsPooled
 from worker.engine.warned import Warned
 
 
@@ -20,7 +20,7 @@ class Band:
     rows: Tensor
 
 
-Stitching = Band | Warned | SignOfLife | MomentsPooled
+Stitching = Band | Warned | Heartbeat | MomentsPooled
 
 
 @torch.inference_mode()
@@ -30,7 +30,7 @@ def stitch(
     shown: tuple[int, int] | None = None,
     bit_depth: BitDepth = 8,
 ) -> Iterator[Stitching]:
-    """Put the tiles of each row side by side; tell of rows that needed float32, and what else decoding tells.
+    """Put the tiles of each row side by side, with a warning for rows that needed float32; other events pass.
 
     Args:
         tiles: row by row from the top, each row from the left.

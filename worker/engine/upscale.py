@@ -14,7 +14,7 @@ from worker.engine.ranks import Group
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
 from worker.engine.vae.encode import encode_in_steps
-from worker.engine.vae.executor import MomentsPooled, SignOfLife
+from worker.engine.vae.executor import Heartbeat, MomentsPooled
 from worker.engine.vae.operations import Decoder, Encoder
 from worker.engine.warned import Warned
 
@@ -33,9 +33,9 @@ class Autoencoder(Protocol):
 
 
 @torch.inference_mode()
-def ascend(
+def upscale_latent(
     latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
-) -> Generator[Warned | SignOfLife, None, Tensor]:
+) -> Generator[Warned | Heartbeat, None, Tensor]:
     """Enlarge a clean latent (C, h, w) to the size of `canvas`: (C, H, W), float32.
 
     By way of pixels, where enlarging does no harm: the picture is decoded, enlarged by Lanczos'
@@ -60,7 +60,7 @@ def ascend(
 
 def _decode_to_bytes(
     latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
-) -> Generator[Warned | SignOfLife, None, Tensor]:
+) -> Generator[Warned | Heartbeat, None, Tensor]:
     """RGB (3, h, w), uint8, on the autoencoder's device."""
     decoder, device = autoencoder.decoder, autoencoder.device
     small = canvas.resized(*latent.shape[-2:])

@@ -1,4 +1,4 @@
-"""Something went wrong and was made good: the picture goes on, but somebody should know."""
+"""A fault that the engine has recovered from: the picture goes on, but somebody should know."""
 
 from dataclasses import dataclass
 from typing import Literal

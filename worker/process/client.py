@@ -1,4 +1,4 @@
-"""The consumer's end of the engine process, which alone owns torch and the device."""
+"""The consumer's end of the pipe to the engine process: torch runs only there, and in its rank processes."""
 
 import logging
 import multiprocessing

@@ -7,7 +7,7 @@ import os
 from worker.adapters.errors import ModelError
 from worker.engine.errors import NonFiniteImageError, NonFiniteLatentError
 from worker.engine.memory import is_out_of_memory
-from worker.errors import HopelessJobError
+from worker.errors import JobFailedError
 from worker.process.protocol import Failed
 
 _log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def describe(error: Exception) -> Failed:
     match error:
         case NonFiniteLatentError() | NonFiniteImageError():
             return Failed("non_finite_latent", str(error), retryable=False)
-        case HopelessJobError():  # another rank has described its error already
+        case JobFailedError():  # another rank has described its error already
             return Failed(error.code, str(error), retryable=error.retryable)
         case ModelError():  # an add-on that does not fit or was changed, or a condition that the model does not know
             return Failed("model_refused", str(error)[:500], retryable=False)

@@ -24,7 +24,7 @@ def generate_job(
 ) -> Generator[Progress, None, None]:
     """Encode the request's conditions, then run the engine."""
     conditions = read_conditions(model, job)
-    yield from (Warned("prompt_cut", cut) for cut in model.find_cuts(conditions))
+    yield from (Warned("prompt_cut", cut) for cut in model.find_truncated_prompts(conditions))
     yield from (Warned("compiling", shape) for shape in model.find_new_shapes(plan))
     yield from generate(plan, model.prepare(conditions), resume, group)
 

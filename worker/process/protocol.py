@@ -84,7 +84,7 @@ class CellsPreviewed:
 
 
 @dataclass(frozen=True, slots=True)
-class StepCompleted:
+class StepReport:
     """A step is done; the consumer adds the time left.
 
     Args:
@@ -98,7 +98,7 @@ class StepCompleted:
 
 
 @dataclass(frozen=True, slots=True)
-class BandFinished:
+class BandReport:
     """Rows of the picture are on disk; the consumer adds the time left.
 
     Args:
@@ -162,8 +162,8 @@ Report = (
     ModelLoaded
     | ModelRefused
     | PhaseStartedData
-    | StepCompleted
-    | BandFinished
+    | StepReport
+    | BandReport
     | WarnedData
     | StillWorking
     | CellsPreviewed

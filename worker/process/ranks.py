@@ -24,7 +24,7 @@ from worker.adapters.source import ModelSource
 from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group, ProcessGroup, SingleRank
-from worker.errors import DeviceRefusedError, HopelessJobError
+from worker.errors import DeviceRefusedError, JobFailedError
 from worker.process.failures import describe
 from worker.process.files import read_checkpoint
 from worker.process.generation import generate_job
@@ -172,7 +172,7 @@ class RankProcesses:
 
     def _raise_failure(self, error: DismissedError) -> None:
         for failed in self._await_all():
-            raise HopelessJobError(failed.code, failed.message, retryable=failed.retryable) from error
+            raise JobFailedError(failed.code, failed.message, retryable=failed.retryable) from error
         raise error
 
     def _send_all(self, part: RankJob) -> None:

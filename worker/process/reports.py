@@ -9,7 +9,7 @@ from worker.engine.generate import StageBegan
 from worker.engine.plan import GenerationPlan
 from worker.engine.stitch import Band
 from worker.engine.warned import Warned
-from worker.process.protocol import BandFinished, StepCompleted
+from worker.process.protocol import BandReport, StepReport
 
 
 class ProgressReports:
@@ -61,12 +61,12 @@ class ProgressReports:
             self._take_seconds()
             self._before_first_tile = False
 
-    def complete_step(self, step: Step) -> StepCompleted:
+    def complete_step(self, step: Step) -> StepReport:
         self._tiles_left -= step.tiles
         data = StepCompletedData(step=step.index + 1, steps=step.steps, tiles=step.tiles, eta_s=None)
-        return StepCompleted(data, self._tiles_left, self._take_seconds())
+        return StepReport(data, self._tiles_left, self._take_seconds())
 
-    def finish_band(self, band: Band) -> BandFinished:
+    def finish_band(self, band: Band) -> BandReport:
         canvas, scale = self._plan.canvas, self._scale
         data = BandFinishedData(
             top_px=band.top,
@@ -76,7 +76,7 @@ class ProgressReports:
             eta_s=None,
         )
         decoded_px = min(self._band_px, canvas.height * scale - band.top) * canvas.width * scale
-        return BandFinished(data, decoded_px, self._take_seconds())
+        return BandReport(data, decoded_px, self._take_seconds())
 
     def _take_seconds(self) -> float:
         """Since this was asked last."""

@@ -28,7 +28,7 @@ def serve(
             while ready is not None:
                 command = pipe.recv()
                 if isinstance(command, Generate):  # any other belongs to a job that has ended
-                    pipe.send(_make_report(ready, command, pipe, ranks, checkpoint_interval_s))
+                    pipe.send(_run_job(ready, command, pipe, ranks, checkpoint_interval_s))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the consumer is gone
         except RankLostError:
@@ -50,7 +50,7 @@ def _load(
     return ready
 
 
-def _make_report(
+def _run_job(
     ready: Ready, job: Generate, pipe: Connection, ranks: RankProcesses, checkpoint_interval_s: float
 ) -> Report:
     """Every error becomes a report, so one bad job does not cost the loaded model."""

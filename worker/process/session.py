@@ -9,7 +9,7 @@ from pathlib import Path
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, StageBegan
 from worker.engine.stitch import Band
-from worker.engine.vae.executor import SignOfLife
+from worker.engine.vae.executor import Heartbeat
 from worker.engine.warned import Warned
 from worker.errors import CheckpointError
 from worker.planner import plan_generation
@@ -24,6 +24,7 @@ from worker.process.warmup import Ready
 
 _log = logging.getLogger(__name__)
 _LAST_PREVIEWS_S = 2.0
+_HEARTBEAT_S = 1.0
 
 
 class StoppedError(Exception):
@@ -98,6 +99,7 @@ class _Session:
         self._pipe, self._image, self._state = pipe, image, state
         self._reports, self._previews, self._checkpoints = reports, previews, checkpoints
         self._began_at = time.monotonic() - spent_s
+        self._heartbeat_at = time.monotonic()
         self._is_stopping = self._is_denoised = False
 
     def handle(self, event: Progress) -> None:
@@ -110,8 +112,8 @@ class _Session:
         match event:
             case StageBegan():
                 self._begin_stage(event)
-            case SignOfLife():
-                self._pipe.send(StillWorking())
+            case Heartbeat():
+                self._pass_on_heartbeat()
             case TilePredicted():
                 self._reports.note_tile()
                 self._previews.paint_tile(event)
@@ -126,8 +128,14 @@ class _Session:
             case Warned():
                 _log.warning("%s", event.message)
                 self._pipe.send(warn(event))
-        self._obey()
+        self._handle_commands()
         self._previews.send_if_due()
+
+    def _pass_on_heartbeat(self) -> None:
+        """Decoding has thousands, and each costs the consumer a question to Redis."""
+        if time.monotonic() - self._heartbeat_at >= _HEARTBEAT_S:
+            self._pipe.send(StillWorking())
+            self._heartbeat_at = time.monotonic()
 
     @property
     def engine_s(self) -> float:
@@ -144,7 +152,7 @@ class _Session:
         while (left_s := deadline - time.monotonic()) > 0:
             if self._previews.is_waiting:
                 self._pipe.poll(left_s)
-                self._obey()
+                self._handle_commands()
             elif not self._previews.send():
                 return
 
@@ -168,7 +176,7 @@ class _Session:
         if self._is_stopping:
             raise StoppedError(done)
 
-    def _obey(self) -> None:
+    def _handle_commands(self) -> None:
         while self._pipe.poll():
             match self._pipe.recv():
                 case PreviewsPublished():

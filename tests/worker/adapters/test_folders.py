@@ -175,7 +175,7 @@ def test_stable_diffusion_3_without_its_third_text_encoder_equals_diffusers_own(
     ensemble, scheduler = begin(prepared, StagePlan(plan, 4))
     ours = finish(denoise(initial_noise(9, 16, 16, 12), plan, ensemble, scheduler, torch.Generator()))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
-    assert model.find_cuts(Conditions("a " * 20)) == [
+    assert model.find_truncated_prompts(Conditions("a " * 20)) == [
         "prompt has 22 tokens; the model reads the first 16 and not the rest"
     ]
 

@@ -1,6 +1,7 @@
 """What the engine process reports while it makes a picture."""
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -12,7 +13,7 @@ from api_schemas.events import PhaseStartedData
 from api_schemas.generation import ResolvedRequest
 from worker.adapters.source import ModelSource
 from worker.process.protocol import (
-    BandFinished,
+    BandReport,
     CellsPreviewed,
     CheckpointWritten,
     Command,
@@ -20,7 +21,8 @@ from worker.process.protocol import (
     Generated,
     PreviewsPublished,
     Report,
-    StepCompleted,
+    StepReport,
+    StillWorking,
     Stop,
     Stopped,
 )
@@ -62,7 +64,7 @@ def run_toy(
 
 
 def list_steps(reports: list[Report]) -> list[int]:
-    return [report.data.step for report in reports if isinstance(report, StepCompleted)]
+    return [report.data.step for report in reports if isinstance(report, StepReport)]
 
 
 def list_stages(reports: list[Report]) -> list[tuple[str, int, int]]:
@@ -76,7 +78,7 @@ def list_stages(reports: list[Report]) -> list[tuple[str, int, int]]:
 def test_nothing_lies_beyond_the_picture(tmp_path: Path) -> None:
     """Its last band is one row high, its last column of cells one pixel wide; the canvas has eight of both."""
     gathered = run_toy(tmp_path, width_px=1025, height_px=513)
-    bands = [report for report in gathered if isinstance(report, BandFinished)]
+    bands = [report for report in gathered if isinstance(report, BandReport)]
     assert [band.data.model_dump(exclude={"eta_s"}) for band in bands] == [
         {"top_px": 0, "height_px": 512, "bands_done": 1, "bands": 2},
         {"top_px": 512, "height_px": 1, "bands_done": 2, "bands": 2},
@@ -87,10 +89,18 @@ def test_nothing_lies_beyond_the_picture(tmp_path: Path) -> None:
     assert {cell.top_px + cell.height_px for cell in cells} == {512, 513}
 
 
+def test_signs_of_life_come_no_more_often_than_once_a_second(tmp_path: Path) -> None:
+    """Decoding alone has 64 tiles here."""
+    started_at = time.monotonic()
+    gathered = run_toy(tmp_path, width_px=4096, height_px=4096, layout="flat", steps=2)
+    signs = sum(isinstance(report, StillWorking) for report in gathered)
+    assert signs <= time.monotonic() - started_at
+
+
 @pytest.mark.parametrize("seamless", ["none", "both"])
 def test_the_tiles_that_are_left_are_those_that_follow(tmp_path: Path, seamless: str) -> None:
     """Also where shifted grids have more of them than others, outer steps than inner, large canvases than small."""
-    steps = [report for report in run_toy(tmp_path, seamless=seamless) if isinstance(report, StepCompleted)]
+    steps = [report for report in run_toy(tmp_path, seamless=seamless) if isinstance(report, StepReport)]
     assert len({step.data.tiles for step in steps}) > 2
     for index, step in enumerate(steps):
         assert step.tiles_left == sum(later.data.tiles for later in steps[index + 1 :])
@@ -115,7 +125,7 @@ def test_a_resumed_session_makes_the_same_picture_and_reports_only_what_it_does(
             if step < end
         ]
         assert list_stages(resumed) == [*unfinished, decode]
-        again = [report for report in resumed if isinstance(report, StepCompleted)]
+        again = [report for report in resumed if isinstance(report, StepReport)]
         assert all(
             report.tiles_left == sum(later.data.tiles for later in again[index + 1 :])
             for index, report in enumerate(again)
@@ -131,7 +141,7 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path: Path) -> None:
 
 def test_a_session_that_is_stopped_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path) -> None:
     def stop_after_two(report: Report) -> Command | None:
-        if isinstance(report, StepCompleted) and report.data.step == 2:
+        if isinstance(report, StepReport) and report.data.step == 2:
             return Stop(finish_step=True)
         return confirm(report)
 

@@ -33,10 +33,12 @@ from worker.engine.vae.operations import Attend, Decoder, Fork, Join, Local, Nor
 # Input pixels beyond its own that an enlarged pixel is mixed from.
 _INTERPOLATION_REACH = {"bilinear": 1, "bicubic": 2}
 
-Autoencoder = AutoencoderKL | AutoencoderKLFlux2 | AutoencoderKLQwenImage | AutoencoderDC | AutoencoderTiny
+SupportedAutoencoder = (
+    AutoencoderKL | AutoencoderKLFlux2 | AutoencoderKLQwenImage | AutoencoderDC | AutoencoderTiny
+)
 
 
-def flatten_decoder(vae: Autoencoder, scaling: LatentScaling) -> Decoder:
+def flatten_decoder(vae: SupportedAutoencoder, scaling: LatentScaling) -> Decoder:
     """List the operations from a canvas to its picture, taking back how the latent was scaled.
 
     Raises:
@@ -54,14 +56,14 @@ def flatten_decoder(vae: Autoencoder, scaling: LatentScaling) -> Decoder:
         case AutoencoderTiny():
             listed = list(_list_tiny(vae, scaling))
         case _:
-            known = ", ".join(kind.__name__ for kind in get_args(Autoencoder))
+            known = ", ".join(kind.__name__ for kind in get_args(SupportedAutoencoder))
             raise UnknownFamilyError(f"autoencoder {type(vae).__name__}; known: {known}")
     operations, channels = zip(*listed, strict=True)
     return Decoder(operations, channels, vae.dtype, lambda: widened(vae))
 
 
 @contextmanager
-def widened(vae: Autoencoder) -> Generator[None]:
+def widened(vae: SupportedAutoencoder) -> Generator[None]:
     """Compute in float32 for a while; narrowing again gives back the very same weights."""
     dtype = vae.dtype
     nn.Module.to(vae, torch.float32)  # diffusers' own would warn

@@ -62,7 +62,7 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one activation is held, and behind how many operations it stands.
+    """Where one activation is held, and after how many operations.
 
     Args:
         activation: without its tensors where they lie in a file.
@@ -107,7 +107,7 @@ class Held:
         return _Place(position, size, activation.moved(_to_nothing), file=file)
 
     def read(self, index: int) -> tuple[int, Activation] | None:
-        """A tile that is held, and the position behind which it stands."""
+        """A tile that is held, and after how many operations it is."""
         place = self._places.get(index)
         if place is None:
             return None

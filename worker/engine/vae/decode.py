@@ -13,7 +13,7 @@ from torch import Tensor
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group, SingleRank
-from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
+from worker.engine.vae.executor import Heartbeat, MomentsPooled, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.memory import Tail, choose_mode, choose_split, measure_head, plan_holds, survey
 from worker.engine.vae.operations import Decoder, halo_of, scale_of
 from worker.engine.vae.whole import cut, run_whole, settle_with
@@ -32,7 +32,7 @@ class DecodedTile:
     widened: bool = False
 
 
-Decoding = SignOfLife | MomentsPooled | DecodedTile
+Decoding = Heartbeat | MomentsPooled | DecodedTile
 
 
 @torch.inference_mode()
@@ -84,7 +84,7 @@ def decode(
                 yield DecodedTile(place, value.float(), widened)
             case MomentsPooled():
                 yield MomentsPooled(tuple(moments or (*measured, *event.moments)))
-            case SignOfLife():
+            case Heartbeat():
                 yield event
 
 

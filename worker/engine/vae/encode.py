@@ -14,7 +14,7 @@ from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.activation import Activation
-from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
+from worker.engine.vae.executor import Heartbeat, MomentsPooled, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.operations import Encoder, halo_of, shrink_of, with_trims
 from worker.engine.vae.whole import cut, run_whole
 
@@ -36,10 +36,10 @@ def encode(
 @torch.inference_mode()
 def encode_in_steps(
     paint: Paint, encoder: Encoder, canvas: Plane, plan: DecodePlan, group: Group | None = None
-) -> Generator[SignOfLife, None, Tensor]:
+) -> Generator[Heartbeat, None, Tensor]:
     """The latent (C, H, W), float32, of a canvas whose picture is never held whole.
 
-    Ranks share the tiles out, and all get the same bytes. What is held whole is the canvas behind
+    Ranks share the tiles out, and all get the same bytes. What is held whole is the canvas after
     the last stride, as wide as the encoder there.
 
     Args:
@@ -53,8 +53,8 @@ def encode_in_steps(
     state = yield from _encode_tiles(_lay_tiles(paint, encoder, canvas, plan.tile_size), plan, group)
     narrow = state.to(encoder.dtype)
     wide = not narrow.isfinite().all()  # a tile was computed in float32, and must remain so
-    behind = canvas.scaled(shrink_of(encoder.whole))
-    start = cut(state if wide else narrow, behind, behind.whole, halo_of(encoder.whole))
+    narrow_canvas = canvas.scaled(shrink_of(encoder.whole))
+    start = cut(state if wide else narrow, narrow_canvas, narrow_canvas.whole, halo_of(encoder.whole))
     latent, _ = run_whole(encoder, encoder.whole, replace(start, wide=wide), group)
     return latent.owned[0].float()
 
@@ -72,12 +72,12 @@ def _lay_tiles(paint: Paint, encoder: Encoder, canvas: Plane, size: int) -> Tile
     return TiledRun(encoder, operations, lay_tiles(picture, size * scale), begin)
 
 
-def _encode_tiles(tiled: TiledRun, plan: DecodePlan, group: Group) -> Generator[SignOfLife, None, Tensor]:
-    """The state (1, C, H, W) of the canvas behind the operations that need tiles; float32 if a tile needed it."""
+def _encode_tiles(tiled: TiledRun, plan: DecodePlan, group: Group) -> Generator[Heartbeat, None, Tensor]:
+    """The state (1, C, H, W) of the canvas after the operations that need tiles; float32 if a tile needed it."""
     finished: list[TileFinished] = []
     for event in run_tiles(tiled, plan, group):
         match event:
-            case SignOfLife():
+            case Heartbeat():
                 yield event
             case TileFinished():
                 finished.append(event)

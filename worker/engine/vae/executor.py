@@ -21,17 +21,17 @@ from worker.engine.ranks import Group
 from worker.engine.vae.activation import Activation, Held, spare_host_bytes
 from worker.engine.vae.memory import find_stops
 from worker.engine.vae.norm import blank_sums, measure, normalize_by, pool
-from worker.engine.vae.operations import Coder, Local, Normalize, Operation, place_behind
+from worker.engine.vae.operations import Coder, Local, Normalize, Operation, place_after
 from worker.engine.vae.whole import run
 
 SAMPLE_TILES = 16
 Holds = Sequence[int | None]
-"""For each normalisation, behind how many operations every tile is held on the way to it; None: as it was."""
+"""For each normalisation, after how many operations every tile is held on the way to it; None: as it was."""
 
 
 @dataclass(frozen=True, slots=True)
-class SignOfLife:
-    """Work that has no progress of its own to tell goes on; a moment to stop."""
+class Heartbeat:
+    """Work continues; here the caller may stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class MomentsPooled:
 
 @dataclass(frozen=True, slots=True)
 class TileFinished:
-    """One tile behind the last operation.
+    """One tile after the last operation.
 
     Args:
         place: where it lies there.
@@ -102,17 +102,17 @@ def lay_tiles(canvas: Plane, size: int) -> list[Rectangle]:
 
 def run_tiles(
     tiled: TiledRun, plan: DecodePlan, group: Group
-) -> Iterator[SignOfLife | MomentsPooled | TileFinished]:
+) -> Iterator[Heartbeat | MomentsPooled | TileFinished]:
     """Measure every normalisation, then finish the tiles; every rank gets all of them, row by row.
 
     The bytes do not depend on how many ranks there are.
 
     Raises:
-        NonFiniteImageError: a tile is not finite, in float32 neither.
+        NonFiniteImageError: a tile is not finite, not in float32 either.
     """
     with tempfile.TemporaryDirectory(dir=plan.spill_dir, prefix="tiles-") as folder:
         executor = _Executor(tiled, Held(plan.memory_bytes, spare_host_bytes(), Path(folder)), group)
-        operations, moments = yield from executor.settle()
+        operations, moments = yield from executor.pool_moments()
         yield MomentsPooled(tuple(moments))
         for row in tiled.rows:
             yield from (yield from executor.finish(operations, row))
@@ -126,28 +126,26 @@ class _Executor:
     held: Held
     group: Group
 
-    def settle(self) -> Generator[SignOfLife, None, tuple[Sequence[Operation], list[Tensor]]]:
+    def pool_moments(self) -> Generator[Heartbeat, None, tuple[Sequence[Operation], list[Tensor]]]:
         """The operations with every normalisation replaced by one with pooled moments, and those moments."""
         operations, moments = list(self.tiled.operations), list[Tensor]()
         sample = self.tiled.sample
         own = sample[self.group.rank :: self.group.size]
         stops = find_stops(operations)
-        for (barrier, stop), hold in zip(stops.items(), self._choose_holds(own, stops), strict=True):
-            normalize = operations[barrier]
+        for (norm, stop), hold in zip(stops.items(), self._choose_holds(own, stops), strict=True):
+            normalize = operations[norm]
             assert isinstance(normalize, Normalize)
             sums = yield from self._measure(normalize, operations[:stop], own, hold)
             moments.append(pool(self._share(sums, blank_sums(normalize.norm), range(len(sample)))))
-            operations[barrier] = Local(normalize_by(normalize.norm, moments[-1]))
-        if len(sample) < len(
-            self.tiled.tiles
-        ):  # all tiles are finished from the start, those of the sample too
-            for index in own:
+            operations[norm] = Local(normalize_by(normalize.norm, moments[-1]))
+        if len(sample) < len(self.tiled.tiles):
+            for index in own:  # all tiles are finished from the start, those of the sample too
                 self.held.drop(index)
         return operations, moments
 
     def finish(
         self, operations: Sequence[Operation], row: Sequence[int]
-    ) -> Generator[SignOfLife, None, list[TileFinished]]:
+    ) -> Generator[Heartbeat, None, list[TileFinished]]:
         """Take these tiles, consecutive ones, through all operations; every rank gets all of them."""
         own = [index for index in row if index % self.group.size == self.group.rank]
         values = yield from self._complete(own, lambda index: self._advance(operations, index).owned[0])
@@ -162,14 +160,14 @@ class _Executor:
 
     def _measure(
         self, normalize: Normalize, operations: Sequence[Operation], own: Sequence[int], hold: int | None
-    ) -> Generator[SignOfLife, None, list[Tensor]]:
+    ) -> Generator[Heartbeat, None, list[Tensor]]:
         def measure_tile(index: int) -> Tensor:
             return measure(normalize.norm, self._advance(operations, index, hold).owned)
 
         return (yield from self._complete(own, measure_tile))
 
     def _advance(self, operations: Sequence[Operation], index: int, hold: int | None = None) -> Activation:
-        """A tile behind these operations, from where it is held; on the way held behind the first `hold`."""
+        """A tile after these operations, from where it is held; on the way held after the first `hold`."""
         start, activation = self.held.read(index) or (0, self._cut(index))
         with self.tiled.coder.widened() if activation.wide else nullcontext():
             if hold is not None and start < hold:
@@ -183,17 +181,17 @@ class _Executor:
 
     def _complete(
         self, own: Sequence[int], compute: Callable[[int], Tensor]
-    ) -> Generator[SignOfLife, None, list[Tensor]]:
+    ) -> Generator[Heartbeat, None, list[Tensor]]:
         """Something of each tile, finite. The host waits for the device once for all tiles."""
         results: list[Tensor] = []
         for index in own:
             results.append(compute(index))
-            yield SignOfLife()
+            yield Heartbeat()
         for place in _find_broken(results):
-            results[place] = self._mend(own[place], compute)
+            results[place] = self._recompute_in_float32(own[place], compute)
         return results
 
-    def _mend(self, index: int, compute: Callable[[int], Tensor]) -> Tensor:
+    def _recompute_in_float32(self, index: int, compute: Callable[[int], Tensor]) -> Tensor:
         """The same in float32, from the first operation on."""
         if self.tiled.coder.dtype is not torch.float32:
             self.held.put(index, 0, self._cut(index).widened())
@@ -209,7 +207,7 @@ class _Executor:
         dtype = self.tiled.coder.dtype
         facts = [torch.tensor([len(value), value.dtype is not dtype]) for value in own]
         depths, widened = torch.stack(self._share(facts, torch.tensor([0, 0]), row)).unbind(1)
-        places = [place_behind(operations, self.tiled.tiles[index]) for index in row]
+        places = [place_after(operations, self.tiled.tiles[index]) for index in row]
         height, width = max(place.height for place in places), max(place.width for place in places)
         device = (own[0] if own else self._cut(row[0]).value).device
         blank = torch.zeros(

@@ -28,7 +28,8 @@ _AT_ONCE = 4  # activations: input, output, set aside, work space
 def choose_split(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> int:
     """How many operations run on the whole canvas.
 
-    All up to the last attention, then as many as fit `memory_bytes`, as `measure_head` counts. 0 where nothing needs the whole canvas: then every operation runs on tiles.
+    All up to the last attention, then as many as fit `memory_bytes`, as `measure_head` counts. 0 where
+    nothing needs the whole canvas: then every operation runs on tiles.
     """
     if not any(isinstance(operation, Normalize | Attend) for operation in decoder.operations):
         return 0
@@ -59,7 +60,7 @@ def choose_mode(latent: Tensor, decoder: Decoder, plan: DecodePlan) -> Literal["
 
 
 def _measure_operations(latent: Tensor, decoder: Decoder) -> Iterator[tuple[int, bool]]:
-    """(bytes of the whole canvas behind it, whether something is set aside) for each operation."""
+    """(bytes of the whole canvas after it, whether something is set aside) for each operation."""
     plane_bytes = latent[0].numel() * decoder.dtype.itemsize
     inside_fork = False
     for operation, channels in zip(decoder.operations, decoder.channels, strict=True):
@@ -78,12 +79,12 @@ _RENT_S = 0.2 / 2**30  # a byte of the device held must save: others have a use 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """All of some tiles behind one operation.
+    """All of some tiles after one operation.
 
     Args:
         size_bytes: of what there is of them, halo and what is set aside included.
         work_s: what that operation takes for all of them, seconds.
-        open: whether a tile can be held here at no extra cost: not right behind a fork.
+        open: whether a tile can be held here at no extra cost: not right after a fork.
     """
 
     size_bytes: int
@@ -113,7 +114,7 @@ class Tail:
 
 
 def survey(tail: Tail, tiles: Sequence[Rectangle]) -> list[Site]:
-    """One site in front of the first operation, then one behind each."""
+    """One site in front of the first operation, then one after each."""
     _, depth, height, total_width = tail.state.shape
     operations, itemsize = tail.operations, tail.state.itemsize
     aside, scale, halo = 0, 1, halo_of(operations)
@@ -168,7 +169,7 @@ def plan_holds(tail: Tail, tiles: Sequence[Rectangle], plan: DecodePlan) -> Sequ
 
 
 def choose_holds(sites: Sequence[Site], stops: Sequence[int], device_bytes: int) -> list[int | None]:
-    """For each run up to a stop, behind how many operations every tile is held on the way; None: as it was.
+    """For each run up to a stop, after how many operations every tile is held on the way; None: as it was.
 
     A plain rule (hold at each stop that fits the device, else at the last narrow place that does) is
     predicted to be no slower for SDXL's decoder and 9 GiB: nothing at 2048², 0.6 s for 0.9 at 4096²,

@@ -135,7 +135,7 @@ def shrink_of(operations: Sequence[Operation]) -> int:
     return prod(operation.factor for operation in operations if isinstance(operation, Shrink))
 
 
-def place_behind(operations: Sequence[Operation], place: Rectangle) -> Rectangle:
+def place_after(operations: Sequence[Operation], place: Rectangle) -> Rectangle:
     """Where a rectangle of the first operation's input lies on the last one's output."""
     scale, factor = scale_of(operations), shrink_of(operations)
     top, left, height, width = (
@@ -162,7 +162,7 @@ def halo_of(operations: Sequence[Operation]) -> int:
 def with_trims(operations: Sequence[Operation], *, at_joins: bool) -> Iterator[Operation]:
     """The same without the part of the halo that no later operation needs.
 
-    It is dropped where there is most of it: behind what changes the size.
+    It is dropped where there is most of it: after what changes the size.
 
     Args:
         at_joins: there, too, where tiles are held. The bytes of what comes next depend on it.

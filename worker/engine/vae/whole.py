@@ -22,14 +22,14 @@ from worker.engine.vae.operations import (
     Operation,
     Shrink,
     Trim,
-    place_behind,
+    place_after,
 )
 
 
 def run_whole(
     coder: Coder, operations: Sequence[Operation], canvas: Activation, group: Group
 ) -> tuple[Activation, list[Tensor]]:
-    """A whole canvas behind these operations of a coder, and the moments that its normalisations took.
+    """A whole canvas after these operations of a coder, and the moments that its normalisations took.
 
     In float32 if it is not finite in the coder's own type; `wide` says so.
 
@@ -37,12 +37,12 @@ def run_whole(
         NonFiniteImageError: NaN or infinity, in float32 too.
     """
     with coder.widened() if canvas.wide else nullcontext():
-        behind, moments = _run_and_measure(operations, canvas, group)
-    if behind.owned.isfinite().all():
-        return behind, moments
+        after, moments = _run_and_measure(operations, canvas, group)
+    if after.owned.isfinite().all():
+        return after, moments
     if canvas.wide or coder.dtype is torch.float32:
         raise NonFiniteImageError("the canvas between latent and picture is not finite")
-    del behind
+    del after
     return run_whole(coder, operations, canvas.widened(), group)
 
 
@@ -99,7 +99,7 @@ def _apply(operation: Operation, activation: Activation, group: Group) -> Activa
     value = activation.value
     match operation:
         case Local() | Shrink():
-            core = place_behind([operation], activation.core)
+            core = place_after([operation], activation.core)
             return replace(activation, value=operation.apply(value), core=core)
         case Trim(halo=halo):
             return activation.trimmed(halo)

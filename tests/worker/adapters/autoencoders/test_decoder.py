@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image, usual_scaling
-from worker.adapters.autoencoders.decoder import Autoencoder, flatten_decoder
+from worker.adapters.autoencoders.decoder import SupportedAutoencoder, flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.adapters.errors import UnknownFamilyError
 from worker.engine.canvas import Plane
@@ -18,11 +18,11 @@ from worker.engine.vae.operations import Decoder
 ONE_LEVEL = 1 / 127.5  # of 255, in the decoder's range [-1, 1]
 
 
-def decode_kl(vae: Autoencoder, latent: Tensor) -> Tensor:
+def decode_kl(vae: SupportedAutoencoder, latent: Tensor) -> Tensor:
     return vae.decode(latent[None] / vae.config.scaling_factor + vae.config.shift_factor).sample[0]
 
 
-def decode_flux_2(vae: Autoencoder, latent: Tensor) -> Tensor:
+def decode_flux_2(vae: SupportedAutoencoder, latent: Tensor) -> Tensor:
     """As at the end of diffusers' Flux2Pipeline."""
     from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 
@@ -31,7 +31,7 @@ def decode_flux_2(vae: Autoencoder, latent: Tensor) -> Tensor:
     return vae.decode(Flux2Pipeline._unpatchify_latents(plain)).sample[0]
 
 
-def decode_qwen_image(vae: Autoencoder, latent: Tensor) -> Tensor:
+def decode_qwen_image(vae: SupportedAutoencoder, latent: Tensor) -> Tensor:
     mean, spread = (
         torch.tensor(levels)[:, None, None, None]
         for levels in (vae.config.latents_mean, vae.config.latents_std)
@@ -39,11 +39,11 @@ def decode_qwen_image(vae: Autoencoder, latent: Tensor) -> Tensor:
     return vae.decode((latent[:, None] * spread + mean)[None]).sample[0, :, 0]
 
 
-def decode_dc(vae: Autoencoder, latent: Tensor) -> Tensor:
+def decode_dc(vae: SupportedAutoencoder, latent: Tensor) -> Tensor:
     return vae.decode(latent[None] / vae.config.scaling_factor).sample[0]
 
 
-Case = tuple[Callable[[int], Autoencoder], int, Callable[[Autoencoder, Tensor], Tensor]]
+Case = tuple[Callable[[int], SupportedAutoencoder], int, Callable[[SupportedAutoencoder, Tensor], Tensor]]
 CASES: dict[str, Case] = {
     "kl": (tiny_kl, 4, decode_kl),
     "flux-2": (tiny_kl_flux_2, 4, decode_flux_2),
@@ -58,7 +58,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def latent_for(vae: Autoencoder, channels: int, height: int, width: int) -> Tensor:
+def latent_for(vae: SupportedAutoencoder, channels: int, height: int, width: int) -> Tensor:
     depth = channels * 4 if hasattr(vae, "bn") else channels
     return torch.randn(depth, height, width, generator=torch.Generator().manual_seed(5))
 

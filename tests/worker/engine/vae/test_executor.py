@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import SingleRank
-from worker.engine.vae.executor import MomentsPooled, SignOfLife, TiledRun, TileFinished, lay_tiles, run_tiles
+from worker.engine.vae.executor import Heartbeat, MomentsPooled, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.operations import (
     Decoder,
     Fork,
@@ -99,8 +99,8 @@ def test_every_tile_gives_a_sign_of_life_each_time_that_it_is_computed(wanted: l
         wanted=wanted,
     )
     events = [type(event) for event in run_tiles(tiled, DecodePlan(), SingleRank())]
-    assert events[:17] == [SignOfLife] * 16 + [MomentsPooled]
-    assert events.count(TileFinished) == events[17:].count(SignOfLife) == len(wanted or tiles)
+    assert events[:17] == [Heartbeat] * 16 + [MomentsPooled]
+    assert events.count(TileFinished) == events[17:].count(Heartbeat) == len(wanted or tiles)
 
 
 def test_tiles_lie_side_by_side() -> None:
