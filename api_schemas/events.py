@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 from api_schemas.catalog import Cost
 from api_schemas.errors import JobError
@@ -25,10 +25,14 @@ class StartedData(_Data):
     execution: str = Field(description="Token of this attempt; events of earlier attempts are rejected.")
 
 
+FORMER_PHASE = AliasChoices("phase", "stage")
+"""Records and events that are stored already may have the second name."""
+
+
 class PhaseStartedData(_Data):
     """A phase begins: denoise (once per stage of a cascade), decode or store."""
 
-    phase: Literal["denoise", "decode", "store"]
+    phase: Literal["denoise", "decode", "store"] = Field(validation_alias=FORMER_PHASE)
     total: int = Field(description="Number of steps (over all stages), bands or files.")
     done: int = Field(default=0, description="How many of `total` are already done.")
     level: int = Field(default=1, description="Stage of the cascade; 1 is the smallest.")
@@ -136,8 +140,16 @@ class JobStarted(Event):
     data: StartedData
 
 
+def _name_phase_started(_: str) -> Literal["phase.started"]:
+    return "phase.started"
+
+
 class PhaseStarted(Event):
-    type: Literal["phase.started"] = "phase.started"
+    type: Annotated[
+        Literal["phase.started", "stage.started"],  # the second was stored before phases had their name
+        AfterValidator(_name_phase_started),
+        WithJsonSchema({"const": "phase.started", "type": "string"}),
+    ] = "phase.started"
     data: PhaseStartedData
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api_schemas.catalog import Cost
 from api_schemas.errors import JobError
 from api_schemas.events import (
+    FORMER_PHASE,
     BandFinished,
     DurableEvent,
     JobCanceled,
@@ -31,7 +32,7 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    phase: Literal["denoise", "decode", "store"]
+    phase: Literal["denoise", "decode", "store"] = Field(validation_alias=FORMER_PHASE)
     done: int
     total: int
     eta_s: float | None = None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 
 def _default_store_url() -> str:
@@ -14,10 +14,14 @@ class SharedSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        pattern="^(redis|rediss|unix)://.",
+        description="redis://host:port/number, rediss://… or unix:///path",
+    )
     store_url: str = Field(
         default_factory=_default_store_url,
-        pattern="^(file:///|s3://)",
+        pattern="^(file:///|s3://[^/])",
         description="file:///folder or s3://bucket/prefix",
     )
     store_endpoint: str | None = None
@@ -35,3 +39,12 @@ class SharedSettings(BaseModel):
             "secret_access_key": secret.get_secret_value() if secret else None,
         }
         return {name: value for name, value in given.items() if value}
+
+
+def describe_refused(error: ValidationError) -> str:
+    """Each variable with its value and what is allowed."""
+    return "; ".join(
+        f"CHORALE_{'.'.join(map(str, each['loc'])).upper()}={each['input']!r}: "
+        f"{each['msg'].removeprefix('Value error, ')}"
+        for each in error.errors()
+    )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from api_schemas.allow_list import AllowList
@@ -16,7 +16,10 @@ _PROMPT_LENGTH = 48
 
 def lay_jobs(jobs: Iterable[JobView]) -> Table:
     """One line a job."""
-    table = Table("job", "status", "size", "steps", "seed", "when", "prompt", box=None, header_style="dim")
+    whole = [Column(name, no_wrap=True, min_width=length) for name, length in (("job", 28), ("seed", 16))]
+    table = Table(
+        whole[0], "status", "size", "steps", whole[1], "when", "prompt", box=None, header_style="dim"
+    )
     for job in jobs:
         request = job.request
         table.add_row(

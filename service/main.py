@@ -11,11 +11,13 @@ import redis
 import uvicorn
 from anyio import create_task_group
 from fastapi import FastAPI
+from pydantic import ValidationError
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from api_schemas.settings import describe_refused
 from service import openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
@@ -85,7 +87,10 @@ def main() -> None:
     """Run until SIGTERM or Ctrl-C, with settings from the environment."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)  # a malformed id is no news
-    settings = ServiceSettings()
+    try:
+        settings = ServiceSettings()
+    except ValidationError as error:
+        sys.exit(describe_refused(error))
     if not settings.is_loopback() and not settings.allow_open_bind:
         sys.exit(
             f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"

@@ -30,7 +30,7 @@ class ServiceSettings(SharedSettings, BaseSettings):
     max_picture_bytes: int = Field(
         default=32 << 20, ge=1024, description="Limit for each picture sent with a job."
     )
-    max_picture_megapixels: float = Field(default=64.0, gt=0)
+    max_picture_megapixels: float = Field(default=64.0, gt=0, allow_inf_nan=False)
     link_secret: SecretStr = Field(
         default_factory=_draw_secret,
         description="Key that signs download links; if not given, drawn at start, and links end with the process.",
@@ -43,12 +43,16 @@ class ServiceSettings(SharedSettings, BaseSettings):
     retention_days: float = Field(
         default=30.0,
         ge=0,
+        le=36_500,
         description="How long ended jobs and their pictures are kept; 0 keeps them for ever.",
     )
-    reconcile_interval_s: float = Field(default=30.0, gt=0)
-    ping_interval_s: float = Field(default=15.0, gt=0)
+    reconcile_interval_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    ping_interval_s: float = Field(default=15.0, gt=0, allow_inf_nan=False)
     send_timeout_s: float = Field(
-        default=30.0, gt=0, description="A client that receives nothing for so long is disconnected."
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A client that receives nothing for so long is disconnected.",
     )
 
     def is_loopback(self) -> bool:

@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
+from api_schemas.settings import describe_refused
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
 from worker.errors import EngineLostError, ModelRefusedError, WorkerError
@@ -42,7 +43,7 @@ def main() -> int:
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        return _refuse(_describe(error))
+        return _refuse(describe_refused(error))
     stop = _handle_signals()
     with (
         open_scratch(settings.work_dir, _name_worker()) as scratch,
@@ -65,14 +66,6 @@ def _refuse(why: str) -> int:
     if path := os.environ.get("CHORALE_REFUSAL_FILE"):
         Path(path).write_text(why)
     return 2
-
-
-def _describe(error: ValidationError) -> str:
-    """Each variable with its value and what is allowed."""
-    return "; ".join(
-        f"CHORALE_{'.'.join(map(str, each['loc'])).upper()}={each['input']!r}: {each['msg'].removeprefix('Value error, ')}"
-        for each in error.errors()
-    )
 
 
 def _handle_signals() -> Event:

@@ -49,9 +49,18 @@ def test_an_empty_variable_is_one_that_is_not_set(
 
 
 @BOTH
-@pytest.mark.parametrize("url", ["ftp://store/x", "store", "file://relative"])
+@pytest.mark.parametrize("url", ["ftp://store/x", "store", "file://relative", "s3://"])
 def test_another_kind_of_store_is_refused(
     kind: type[ServiceSettings | WorkerSettings], url: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValidationError, match="store_url"):
         read(kind, tmp_path, store_url=url)
+
+
+@BOTH
+@pytest.mark.parametrize("url", ["garbage", "http://x", "redis://"])
+def test_another_kind_of_queue_is_refused(
+    kind: type[ServiceSettings | WorkerSettings], url: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match="redis_url"):
+        read(kind, tmp_path, redis_url=url)

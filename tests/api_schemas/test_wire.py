@@ -5,6 +5,7 @@ nothing, and what is cut short is refused.
 """
 
 import itertools
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,8 +36,9 @@ from api_schemas.events import (
     StepCompletedData,
     TilePreviewed,
     TilePreviewedData,
+    durable_event,
 )
-from api_schemas.job import TERMINAL, fold
+from api_schemas.job import TERMINAL, Progress, fold
 from api_schemas.wire import LIVE_KEY, pack_batch, pack_preview, unpack_batch, unpack_preview
 from tests.story import Story
 
@@ -140,3 +142,14 @@ def test_a_batch_that_is_cut_short_is_refused(contents: list, data: st.DataObjec
     cut = data.draw(st.integers(5, len(message) - 1).filter(lambda at: at not in borders))
     with pytest.raises(ValueError, match=r"bytes|cut short"):
         unpack_batch(message[:cut])
+
+
+def test_what_was_stored_before_phases_had_their_name_is_read() -> None:
+    data = {"stage": "denoise", "total": 9, "level": 2, "levels": 2}
+    event = {"job_id": "a", "attempt": 1, "ts": 1.5, "type": "stage.started", "data": data}
+    found = durable_event.validate_json(json.dumps(event))
+    assert isinstance(found, PhaseStarted)
+    assert (found.type, found.data.phase, found.data.level) == ("phase.started", "denoise", 2)
+    assert json.loads(found.model_dump_json())["data"]["phase"] == "denoise"
+    progress = Progress.model_validate_json('{"stage": "decode", "done": 3, "total": 4}')
+    assert (progress.phase, progress.done) == ("decode", 3)

@@ -91,6 +91,18 @@ def test_an_open_port_must_be_meant(valkey: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "abc"), ("RETENTION_DAYS", "inf"), ("REDIS_URL", "http://x"), ("STORE_URL", "s3://")],
+)
+def test_a_bad_setting_is_named_in_one_line(name: str, value: str, valkey: str, tmp_path: Path) -> None:
+    environment = {"CHORALE_REDIS_URL": valkey, "CHORALE_STORE_URL": tmp_path.as_uri()}
+    with process(environment | {f"CHORALE_{name}": value}) as (refused, _):
+        assert refused.wait(timeout=20) != 0
+        (line,) = (refused.stderr.read() if refused.stderr else "").splitlines()
+    assert line.startswith(f"CHORALE_{name}={value!r}: ")
+
+
+@pytest.mark.parametrize(
     ("host", "safe"),
     [
         ("127.0.0.1", True),

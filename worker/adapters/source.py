@@ -151,7 +151,9 @@ def _read(path: Path | None) -> AllowList:
     try:
         return AllowList.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ModelFolderError(f"{path} is no allow-list: {error}") from error
+        # Without what was read: it may be any file.
+        faults = "; ".join(each["msg"] for each in error.errors(include_input=False))
+        raise ModelFolderError(f"{path} is no allow-list: {faults}") from None
 
 
 def _join(names: Iterable[str]) -> str:
