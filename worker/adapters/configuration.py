@@ -12,6 +12,7 @@ from typing import cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from api_schemas.model_files import UPSCALER
 from worker.adapters.errors import ModelFolderError
 
 Config = Mapping[str, object]
@@ -61,6 +62,8 @@ def _find_rules(pipe: DiffusionPipeline, configs: Configs) -> Iterator[Rule]:
         raise ModelFolderError(f"vae is of class {found}; allowed for a {kind}: {', '.join(allowed)}")
     yield from _OF_AUTOENCODERS[found]
     yield from rules
+    if UPSCALER in configs:
+        yield from _OF_UPSCALERS
 
 
 def _one_of(part: str, field: str, *values: object) -> Rule:
@@ -79,11 +82,19 @@ def _size(part: str, field: str) -> Rule:
     return Rule(part, field, "a whole number from 1", lambda value, _: _is_size(value))
 
 
-def _unet_size() -> Rule:
+def _unet_size(part: str = "unet") -> Rule:
     """diffusers takes it as a number or as (height, width), and uses it nowhere else."""
     return Rule(
-        "unet", "sample_size", "a whole number from 1, two of them, or null",
+        part, "sample_size", "a whole number from 1, two of them, or null",
         lambda value, _: value is None or _is_size(value) or _are_sizes(value, 2),
+    )  # fmt: skip
+
+
+def _as_in_unet(field: str) -> Rule:
+    """A cascade's later stages read the same text, and make the same latent."""
+    return Rule(
+        UPSCALER, field, lambda configs: f"{configs['unet'][field]!r}, as {field} of unet/config.json",
+        lambda value, configs: value == configs["unet"][field],
     )  # fmt: skip
 
 
@@ -203,6 +214,26 @@ _UNET = (
     _one_of("unet", "num_class_embeds", None),
     _one_of("unet", "encoder_hid_dim_type", None, "text_proj"),
 )
+_OF_UPSCALERS = (
+    Rule(
+        UPSCALER, "in_channels",
+        lambda configs: f"{_int(configs['vae']['latent_channels']) * 2}, twice latent_channels of vae/config.json",
+        lambda value, configs: value == _int(configs["vae"]["latent_channels"]) * 2,
+    ),
+    _as_in_unet("out_channels"),
+    _as_in_unet("cross_attention_dim"),
+    _unet_size(UPSCALER),
+    Rule(
+        UPSCALER, "block_out_channels", "no more entries than block_out_channels of unet/config.json has",
+        lambda value, configs: 1 <= _count(value) <= _count(configs["unet"]["block_out_channels"]),
+    ),
+    *(
+        _one_of(UPSCALER, field, None)
+        for field in (
+            "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "addition_embed_type", "time_cond_proj_dim",
+        )
+    ),
+)  # fmt: skip
 _SHIFTED = (_divisor("vae", "scaling_factor"), _number("vae", "shift_factor"))
 _FLUX_2 = (
     _channels("transformer", packed=4),
