@@ -11,8 +11,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from api_schemas.model_files import UPSCALER
 from worker.adapters.errors import ModelFolderError
@@ -39,17 +40,17 @@ class UpscalingPipeline(StableDiffusionPipeline):
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
         latent_upscaler: UNet2DConditionModel,
-        safety_checker: None = None,
-        feature_extractor: None = None,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
-        requires_safety_checker: bool = False,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
+        image_encoder: CLIPVisionModelWithProjection,
+        requires_safety_checker: bool = True,
     ) -> None:
         super().__init__(
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
             requires_safety_checker,
         )  # fmt: skip
         self.latent_upscaler = latent_upscaler
-        self.register_modules(latent_upscaler=latent_upscaler)
+        self.register_modules(latent_upscaler=latent_upscaler)  # pyright: ignore[reportUnknownMemberType]  # untyped options
 
 
 def has_upscaler(folder: Path) -> bool:
