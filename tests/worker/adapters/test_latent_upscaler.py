@@ -24,11 +24,15 @@ from tests.worker.engine.test_cascade import canvas, checkpoint_after, picture
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.families.stable_diffusion import load
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.model_index import find_files
+from worker.adapters.placement import place
 from worker.adapters.registry import load_model
+from worker.adapters.settings import Offload
 from worker.engine.canvas import Plane
+from worker.engine.ensemble import Batch, Query
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan, Upscale
@@ -300,3 +304,31 @@ def test_both_networks_are_compiled_and_each_has_its_own_shapes(folder: Path) ->
     assert len(model.find_new_shapes(plan)) == 1
     prepared.make_replica(plan.stages[1])
     assert model.find_new_shapes(plan) == []
+
+
+def test_it_is_made_small_with_the_other_network(folder: Path) -> None:
+    cuda, plain = torch.device("cuda"), weigh(str(folder), torch.device("cuda"))
+    (folder / "chorale.json").write_text(json.dumps({"cascade": CASCADE, "quantization": "float8"}))
+    pipe = load(folder, torch.device("cpu")).pipe
+    stored = [each.dtype for each in pipe.components["latent_upscaler"].parameters()]
+    assert stored.count(torch.float8_e4m3fn) > 20
+    assert weigh(str(folder), cuda) < plain
+    model = load_model(str(folder), "cpu")
+    prepared = model.prepare(PROMPT)
+    assert canvas(generate(two_stages(32, 16), prepared)).isfinite().all()
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloaded_it_says_the_same(whole: Path, model: LoadedModel, offload: Offload) -> None:
+    """With main memory in the place of the GPU."""
+    cpu, stage = torch.device("cpu"), StagePlan(lay(16, 16, moving=False), 2, Upscale())
+    family = load(whole, cpu)
+    place(family.pipe, offload, cpu)
+    crops = initial_noise(SEED, 4, 16, 16)[None]
+    batch = Batch(crops, torch.tensor([500]), (Query(stage.canvas.whole),), enlarged=crops)
+    with torch.inference_mode():
+        moved, plain = (
+            each.predict(batch)
+            for each in (family.encode(PROMPT)(stage), model.prepare(PROMPT).make_replica(stage))
+        )
+    torch.testing.assert_close(moved, plain, rtol=0, atol=1e-5)
