@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import ceil
 from statistics import fmean
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +38,22 @@ class Cascade(BaseModel):
         ge=0.0,
         le=1.0,
         description="Initial strength of the guidance towards the low frequencies of the stage before; 0 is off.",
+    )
+    enlarges: Literal[2, 4] = Field(
+        default=2,
+        description="How many times larger a stage's sides are than those of the stage before, at most.",
+    )
+    conditioned: bool = Field(
+        default=False,
+        description="Whether the stages after the first are denoised by a network of their own, from pure noise, that"
+        " sees the stage before; `strength` and `low_band` then do not apply, and guidance and add-ons are for"
+        " the first stage.",
+    )
+    augmentation: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Standard deviation of the noise under which a conditioned stage sees the stage before.",
     )
 
     def share(self, level: int) -> float:
@@ -89,13 +106,18 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage, every choice made."""
+    """One stage, every choice made.
+
+    Args:
+        conditioned: whether its network sees the stage before; else it starts from that, by `strength`.
+    """
 
     width_px: int
     height_px: int
     tiling: Tiling
     steps: int
     strength: float
+    conditioned: bool = False
 
     @property
     def schedule_steps(self) -> int:
@@ -103,8 +125,10 @@ class Stage:
         return round(self.steps / self.strength)
 
 
-def lay_sizes(width_px: int, height_px: int, native_px: int, unit_px: int) -> list[tuple[int, int]]:
-    """(width, height) of each stage: the short side native, doubled until the picture's own size is reached.
+def lay_sizes(
+    width_px: int, height_px: int, native_px: int, unit_px: int, enlarges: int = 2
+) -> list[tuple[int, int]]:
+    """(width, height) of each stage: the short side native, then times `enlarges` until the picture's own is reached.
 
     Args:
         unit_px: sides are multiples of this.
@@ -113,7 +137,7 @@ def lay_sizes(width_px: int, height_px: int, native_px: int, unit_px: int) -> li
     scale = native_px / min(width_px, height_px)
     while scale < 1:
         sizes.append((_align(width_px * scale, unit_px), _align(height_px * scale, unit_px)))
-        scale *= 2
+        scale *= enlarges
     return [*(size for size in sizes if size != (width_px, height_px)), (width_px, height_px)]
 
 

@@ -14,6 +14,7 @@ from worker.engine.plan import (
     Noise,
     Picture,
     StagePlan,
+    Upscale,
 )
 
 
@@ -48,8 +49,10 @@ def _plan_stage(
     )
 
 
-def _plan_start(card: ModelCard, stage: Stage) -> Picture:
-    """From the picture of the stage before."""
+def _plan_start(card: ModelCard, stage: Stage) -> Picture | Upscale:
+    """From the picture of the stage before, or from noise with that picture to be seen."""
+    if stage.conditioned:
+        return Upscale(card.cascade.augmentation)
     share = card.cascade.low_band
     return Picture(stage.strength, LowBandPlan(share) if share else None)
 

@@ -91,6 +91,7 @@ def _check_stages(
             allowed=f"at most {len(stages)}: model {card.name} generates this picture at {sizes} px",
         )
     yield from _check_first(request)
+    yield from _check_conditioned(request, card, stages)
     first_steps = request.advanced.stage(0).steps or request.steps
     leaves_card = first_steps is not None and not card.min_steps <= first_steps <= card.max_steps
     for level, stage in enumerate(stages):
@@ -124,6 +125,19 @@ def _check_first(request: GenerationRequest) -> Iterator[FieldError]:
         if first.steps is not None and request.steps not in (None, first.steps):
             allowed = f"{request.steps}, as the field steps says, or only one of the two"
             yield FieldError(field="advanced.stages.0.steps", value=str(first.steps), allowed=allowed)
+
+
+def _check_conditioned(
+    request: GenerationRequest, card: ModelCard, stages: Sequence[Stage]
+) -> Iterator[FieldError]:
+    for level, stage in enumerate(stages):
+        strength = request.advanced.stage(level).strength
+        if stage.conditioned and strength not in (None, 1.0):
+            yield FieldError(
+                field=f"advanced.stages.{level}.strength",
+                value=f"{strength:g}",
+                allowed=f"1: model {card.name} starts this stage from pure noise, and sees the stage before",
+            )
 
 
 def _check_add_ons(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:

@@ -9,6 +9,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
+from api_schemas.model_files import UPSCALER
+from worker.engine.plan import StagePlan, Upscale
+
 # Residual blocks are no "repeated blocks" to diffusers, but half of a UNet's time.
 _ALWAYS = frozenset(["ResnetBlock2D"])
 _MAX_VARIANTS = 64  # blocks of one class but of other widths count against one limit, which is 8 by default
@@ -17,6 +20,12 @@ _MAX_VARIANTS = 64  # blocks of one class but of other widths count against one 
 def find_denoiser(pipe: DiffusionPipeline) -> nn.Module:
     """The network that predicts: a UNet or a transformer."""
     return pipe.components.get("unet") or pipe.components["transformer"]
+
+
+def find_denoisers(pipe: DiffusionPipeline) -> list[nn.Module]:
+    """With that of a cascade's later stages, if the pipeline has one."""
+    upscaler = pipe.components.get(UPSCALER)
+    return [find_denoiser(pipe), *([] if upscaler is None else [upscaler])]
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
@@ -44,20 +53,26 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
 
 
 class CompiledShapes:
-    """Shapes of tiles, (height, width), for which the blocks have been compiled.
+    """Shapes of tiles, (height, width), for which the blocks of each network have been compiled.
 
     Args:
         all_known: nothing is compiled, so no shape is new.
     """
 
     def __init__(self, *, all_known: bool) -> None:
-        self._all_known, self._known = all_known, set[tuple[int, int]]()
+        self._all_known, self._known = all_known, set[tuple[tuple[int, int], bool]]()
 
-    def add(self, shape: tuple[int, int]) -> None:
-        self._known.add(shape)
+    def add(self, stage: StagePlan) -> None:
+        self._known.add(_name_variant(stage))
 
-    def find_new(self, shapes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        return [] if self._all_known else sorted(set(shapes) - self._known)
+    def find_new(self, stages: Iterable[StagePlan]) -> list[tuple[int, int]]:
+        new = {_name_variant(stage) for stage in stages} - self._known
+        return [] if self._all_known else sorted({shape for shape, _ in new})
+
+
+def _name_variant(stage: StagePlan) -> tuple[tuple[int, int], bool]:
+    """The shape of its tiles, and which of two networks is given them."""
+    return stage.denoise.tile_shape, isinstance(stage.start, Upscale)
 
 
 def _with_free_batch(call: Callable[..., object]) -> Callable[..., object]:
@@ -72,7 +87,7 @@ def _with_free_batch(call: Callable[..., object]) -> Callable[..., object]:
 
 def put_parts_channels_last(pipe: DiffusionPipeline, *, denoiser: bool) -> None:
     """Lay out the autoencoder, and the denoiser if asked, unless its weights have five axes, as Qwen-Image's."""
-    for part in (find_denoiser(pipe) if denoiser else None, pipe.components.get("vae")):
+    for part in (*(find_denoisers(pipe) if denoiser else ()), pipe.components.get("vae")):
         if isinstance(part, nn.Module) and all(weight.dim() < 5 for weight in part.parameters()):
             put_channels_last(part)
 

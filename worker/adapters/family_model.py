@@ -12,7 +12,7 @@ from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
     CompiledShapes,
     compile_blocks,
-    find_denoiser,
+    find_denoisers,
     put_parts_channels_last,
 )
 from worker.adapters.autoencoders.decoder import SupportedAutoencoder, flatten_decoder
@@ -53,7 +53,7 @@ class PreparedFamily:
         return self.family.pipe.device
 
     def make_replica(self, stage: StagePlan) -> Replica:
-        self.compiled.add(stage.denoise.tile_shape)
+        self.compiled.add(stage)
         return self.conditioned(stage)
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
@@ -90,7 +90,7 @@ class FamilyModel:
         return [
             f"tiles of {width * scale}x{height * scale} px are new to this worker: the model is compiled for them "
             "first, which may take a minute"
-            for height, width in self._compiled.find_new(stage.denoise.tile_shape for stage in plan.stages)
+            for height, width in self._compiled.find_new(plan.stages)
         ]
 
     @torch.inference_mode()
@@ -118,10 +118,11 @@ def _accelerate(pipe: DiffusionPipeline, settings: FolderSettings) -> None:
     if settings.has_common_weights:
         # On CPUs it shortens decoding by a quarter; denoisers gain nothing there.
         put_parts_channels_last(pipe, denoiser=pipe.device.type == "cuda")
-    if settings.graphs:
-        replay_forward(find_denoiser(pipe))
-    if settings.compile:
-        compile_blocks(find_denoiser(pipe))
+    for denoiser in find_denoisers(pipe):
+        if settings.graphs:
+            replay_forward(denoiser)
+        if settings.compile:
+            compile_blocks(denoiser)
 
 
 def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Replica]:

@@ -33,11 +33,13 @@ _DISPENSABLE = {"safety_checker", "feature_extractor", "image_encoder", "text_en
 _DISPENSABLE_OF = {"StableDiffusionXLPipeline": {"text_encoder", "tokenizer"}}
 
 
-def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts: bool | None) -> Pipe:
+def load_pipeline(
+    kind: type[Pipe], folder: Path, device: torch.device, **parts: nn.Module | bool | None
+) -> Pipe:
     """Load as the folder's `chorale.json` asks; safetensors only, and no part that is null or never read.
 
     Args:
-        parts: of the pipeline that are to be left out, and options of it.
+        parts: of the pipeline that are to be left out or are loaded already, and options of it.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder, or not as asked or not whole, or makes no picture of it.

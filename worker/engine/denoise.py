@@ -116,7 +116,8 @@ def denoise(
             raise NonFiniteLatentError(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
             )
-        yield Step(done, total, len(tiles), _capture(done + 1, latent, scheduler, generator, low_band))
+        reference = ensemble.enlarged if low_band is None else low_band.reference
+        yield Step(done, total, len(tiles), _capture(done + 1, latent, scheduler, generator, reference))
     return latent
 
 
@@ -130,11 +131,11 @@ def _name_broken(predictions: list[tuple[Rectangle, Tensor]]) -> str:
 
 
 def _capture(
-    step: int, latent: Tensor, scheduler: Scheduler, generator: torch.Generator, low_band: LowBand | None
+    step: int, latent: Tensor, scheduler: Scheduler, generator: torch.Generator, reference: Tensor | None
 ) -> Checkpoint:
     tensors, scalars = scheduler.capture()
     kept = {f"scheduler.{name}": tensor for name, tensor in tensors.items()}
     kept |= {"latent": latent, "generator": generator.get_state()}
-    if low_band is not None:
-        kept["reference"] = low_band.reference
+    if reference is not None:
+        kept["reference"] = reference
     return Checkpoint(step, kept, scalars)

@@ -31,18 +31,32 @@ class Batch:
         crops: what the model sees of the canvas in each query's tile, (B, C, h, w), float32.
         timesteps: the model's clock for each, (B,).
         context: what all of them may attend to beside their own crop.
+        enlarged: what of the stage before lies in each query's tile, (B, C, h, w), where the model is to see it.
     """
 
     crops: Tensor
     timesteps: Tensor
     queries: tuple[Query, ...]
     context: Context = field(default_factory=Context)
+    enlarged: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """All channels that the model is given, (B, C or 2 C, h, w)."""
+        return self.crops if self.enlarged is None else torch.cat([self.crops, self.enlarged], dim=1)
 
     def split(self) -> Iterator["Batch"]:
         """Each query as a batch of its own."""
         for place, query in enumerate(self.queries):
             own = slice(place, place + 1)
-            yield replace(self, crops=self.crops[own], timesteps=self.timesteps[own], queries=(query,))
+            enlarged = None if self.enlarged is None else self.enlarged[own]
+            yield replace(
+                self,
+                crops=self.crops[own],
+                timesteps=self.timesteps[own],
+                queries=(query,),
+                enlarged=enlarged,
+            )
 
     @property
     def tiles(self) -> list[Rectangle]:
@@ -84,6 +98,7 @@ class Ensemble:
         even: make batches smaller where that fills them evenly and gives every rank as many: faster,
             but then their shape, and with it the last bit of a byte, follows the number of ranks.
         at_most: predictions in a batch, where an earlier stage found out that more do not fit.
+        enlarged: what the stage before has made, (C, H, W), where the model is to see it.
     """
 
     def __init__(
@@ -95,9 +110,10 @@ class Ensemble:
         *,
         even: bool = False,
         at_most: int | None = None,
+        enlarged: Tensor | None = None,
     ) -> None:
         self._replica, self._canvas, self._group, self._even = replica, canvas, group or SingleRank(), even
-        self.at_most = at_most
+        self.at_most, self.enlarged = at_most, enlarged
         self._wanted = modules * replica.branches
         self._warnings: list[Warned] = []
 
@@ -182,5 +198,9 @@ class Ensemble:
     @torch.inference_mode()
     def _predict_batch(self, queries: Sequence[Query], size: int, latent: Tensor, timestep: Tensor) -> Tensor:
         padded = (*queries, *[queries[-1]] * (size - len(queries)))
-        crops = torch.stack([self._canvas.gather(latent, query.tile) for query in padded])
-        return self._replica.predict(Batch(crops, timestep.expand(size), padded))
+        crops = self._gather(latent, padded)
+        enlarged = None if self.enlarged is None else self._gather(self.enlarged, padded)
+        return self._replica.predict(Batch(crops, timestep.expand(size), padded, enlarged=enlarged))
+
+    def _gather(self, state: Tensor, queries: Sequence[Query]) -> Tensor:
+        return torch.stack([self._canvas.gather(state, query.tile) for query in queries])

@@ -93,7 +93,26 @@ class Picture:
     low_band: LowBandPlan | None = None
 
 
-Start = Noise | Picture
+@dataclass(frozen=True, slots=True)
+class Upscale:
+    """A stage starts from pure noise, and its model sees what the stage before has made.
+
+    That is the clean latent, enlarged, on channels of its own, as in diffusers' StableDiffusionLatentUpscalePipeline.
+
+    Args:
+        augmentation: standard deviation of the noise that is added to it before, as in its model's training
+            (Ho et al., "Cascaded Diffusion Models", 2021, section 4.2).
+    """
+
+    augmentation: float = 0.0
+
+    @property
+    def strength(self) -> float:
+        """The whole schedule is run."""
+        return 1.0
+
+
+Start = Noise | Picture | Upscale
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +146,8 @@ class StagePlan:
     @property
     def whole(self) -> "StagePlan":
         """The same from pure noise on: what a scheduler must be set to, so that `steps` are its tail."""
+        if not isinstance(self.start, Picture):
+            return self
         return replace(self, steps=ceil(self.steps / self.start.strength - 1e-6), start=Noise())
 
 

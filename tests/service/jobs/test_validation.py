@@ -44,6 +44,15 @@ def test_a_stage_that_cannot_be_generated_is_named(
     assert (error.field, error.value, error.allowed) == (field, value, allowed)
 
 
+def test_a_stage_that_sees_the_one_before_has_no_strength() -> None:
+    cascade = CARD.cascade.model_copy(update={"conditioned": True})
+    card = CARD.model_copy(update={"cascade": cascade})
+    (error,) = find(ask({}, {"strength": 0.3}), card)
+    assert (error.field, error.value) == ("advanced.stages.1.strength", "0.3")
+    assert error.allowed == "1: model m starts this stage from pure noise, and sees the stage before"
+    assert find(ask({}, {"strength": 1.0, "steps": 6}), card) == []
+
+
 def test_too_many_steps_are_one_fault_whatever_each_stage_has_of_them() -> None:
     few = CARD.model_copy(update={"max_steps": 50, "max_schedule_steps": 50})
     assert [error.field for error in find(ask(steps=60), few)] == ["steps"]

@@ -46,7 +46,7 @@ class UNetReplica:
     def predict(self, batch: Batch) -> Tensor:
         self.image_prompt.activate()
         states = pick_branches(self.states, batch.branches)
-        inputs, added = batch.crops.to(states.dtype), self.added_conditions(batch)
+        inputs, added = batch.inputs.to(states.dtype), self.added_conditions(batch)
         down, middle = None, None
         if self.control_net is not None:
             down, middle = self.control_net.predict_residuals(inputs, states, added, batch)
