@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, GenerationRequest, Positions
 from api_schemas.layout import Cascade, Stage, choose_tiling, fit_one_tile, lay_sizes
+from api_schemas.scenes import SceneWords
 
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
@@ -64,7 +65,13 @@ class ModelCard(BaseModel):
     )
     default_guidance_scale: float
     default_num_modules: int = 1
-    layout: Literal["cascade", "flat"] = Field(default="flat", description="Layout that `auto` selects.")
+    layout: Literal["cascade", "flat"] = Field(
+        default="flat", description="Layout that `auto` selects, where no word of the prompt decides."
+    )
+    scene_words: SceneWords | None = Field(
+        default=None,
+        description="By these words of the prompt, `auto` selects cascade for scenes and flat for textures.",
+    )
     cascade: Cascade = Cascade()
     positions: list[Positions] = Field(
         default=["local"], description="Allowed values of `advanced.positions`."
@@ -107,13 +114,26 @@ class ModelCard(BaseModel):
         )
         return width, height
 
+    def choose_layout(self, request: GenerationRequest) -> tuple[Literal["cascade", "flat"], str]:
+        """The layout of this request, and why `auto` selects it; empty where the request names it."""
+        if request.layout != "auto":
+            return request.layout, ""
+        if self.scene_words is None:
+            return self.layout, f"the default of model {self.name}"
+        if request.seamless in ("y", "both"):
+            return "flat", "a canvas that is seamless from top to bottom has no horizon"
+        is_scene, reason = self.scene_words.judge(request.prompt)
+        if is_scene is None:
+            return self.layout, f"{reason}: the default of model {self.name}"
+        return "cascade" if is_scene else "flat", reason
+
     def lay_stages(self, request: GenerationRequest) -> list[Stage]:
         """The stages that this request needs, from the smallest canvas to the largest.
 
         A resolved request has the same stages as the one that it was made from.
         """
         whole = self.fit_canvas(request)
-        layout = self.layout if request.layout == "auto" else request.layout
+        layout, _ = self.choose_layout(request)
         sizes = [whole]
         if layout == "cascade":
             sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px, self.cascade.enlarges)

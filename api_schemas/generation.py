@@ -185,7 +185,8 @@ class GenerationRequest(_Part):
     layout: Layout = Field(
         default="auto",
         description="cascade: generate at the model's native size, then repeatedly enlarge and denoise again."
-        " flat: denoise at full size at once, for textures and panoramas. auto: the default of the model's card.",
+        " flat: denoise at full size at once, for textures and panoramas. auto: by the prompt, if the model's card"
+        " has `scene_words`, else the default of the card.",
     )
     output_format: OutputFormat = "png"
     bit_depth: BitDepth = Field(default=8, description="Bits per channel of the file; 16 needs png or tiff.")
@@ -256,4 +257,7 @@ class ResolvedRequest(GenerationRequest):
     steps: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     guidance_scale: float  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     seed: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    layout_reason: str = Field(
+        default="", description="Why `auto` selected this layout; empty where the request named it."
+    )
     pictures: dict[PicturePart, SentPicture] = {}

@@ -213,6 +213,11 @@ def _announce(console: Console, url: str, job: JobView) -> None:
     console.print(
         f"{request.width_px}x{request.height_px}, {request.steps} steps, seed {request.seed}", style="dim"
     )
+    if request.layout_reason:
+        # Its words are the prompt's: no markup.
+        console.print(
+            f"layout {request.layout}: {request.layout_reason}", style="dim", markup=False, highlight=False
+        )
 
 
 def _say_error(message: str) -> None:

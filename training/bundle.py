@@ -16,8 +16,9 @@ from torch.nn import functional
 from training.dataset import read_folders
 from training.latents import encode_pixels
 from training.measures import crop_real
-from training.parts import load_autoencoder
+from training.parts import load_autoencoder, load_text_encoder, load_tokenizer
 from training.sampling import build_few_step_scheduler, build_full_scheduler
+from training.scenes import find_scene_words
 
 COMPONENTS: dict[str, list[str | None]] = {
     "feature_extractor": [None, None],
@@ -81,6 +82,7 @@ def _load_as_float32(config: Path) -> None:
 def _describe(out: Path, shards: list[Path], steps: int, guidance_scale: float) -> dict[str, object]:
     weight, bias = fit_latent_rgb(load_autoencoder(out / "vae"), shards)
     rounded = [_round(row) for row in weight]
+    text, tokenizer = load_text_encoder(out / "text_encoder").eval(), load_tokenizer(out / "tokenizer")
     return {
         "name": "chorale-textures",
         "native_size_px": 512,
@@ -91,6 +93,7 @@ def _describe(out: Path, shards: list[Path], steps: int, guidance_scale: float) 
         "cascade": describe_cascade(steps, conditioned=(out / UPSCALER).is_dir()),
         "latent_rgb": {"weight": rounded, "bias": _round(bias)},
         "license": "CC-BY-SA-4.0",
+        "scene_words": find_scene_words(text, tokenizer, read_folders(shards)),
     }
 
 

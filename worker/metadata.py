@@ -33,7 +33,7 @@ class PictureMetadata:
 def describe_picture(request: ResolvedRequest) -> PictureMetadata:
     """All that is needed to make the same picture again."""
     settings = request.model_dump(
-        mode="json", exclude={"prompt", "negative_prompt", "seed", "model", "embed_metadata"}
+        mode="json", exclude={"prompt", "negative_prompt", "seed", "model", "embed_metadata", "layout_reason"}
     )
     return PictureMetadata(
         request.prompt,

@@ -65,12 +65,15 @@ def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
     misfits = find_misfits(request, card, stages)
     if misfits:
         raise InvalidRequestError(misfits)
+    layout, reason = card.choose_layout(request)
     choices = {
         "model": card.name,
         "steps": stages[0].steps,
         "guidance_scale": (
             card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
+        "layout": layout,
+        "layout_reason": reason,
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
     resolved = ResolvedRequest.model_validate(request.model_dump() | choices)

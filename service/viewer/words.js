@@ -13,6 +13,7 @@ export function facts({ request, status, startedAt, finishedAt }) {
     SEAMLESS[request.seamless],
     `${request.steps} steps`,
     `seed ${request.seed}`,
+    request.layout_reason && `${request.layout} layout: ${request.layout_reason}`,
     request.model,
     took,
   ];

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
 from api_schemas.generation import MAX_TILE_SIZE_PX
 from api_schemas.layout import Cascade
+from api_schemas.scenes import SceneWords
 from worker.adapters.errors import ModelFolderError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -57,6 +58,7 @@ class FolderSettings(BaseModel):
     graphs: bool = False
     layout: Literal["cascade", "flat"] = "cascade"
     cascade: Cascade | None = None
+    scene_words: SceneWords | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -69,7 +71,7 @@ class FolderSettings(BaseModel):
         return self.offload == "none" and self.quantization != "int8"
 
 
-_PARTS = {"": FolderSettings, "cascade": Cascade, "latent_rgb": LatentRgb}
+_PARTS = {"": FolderSettings, "cascade": Cascade, "latent_rgb": LatentRgb, "scene_words": SceneWords}
 
 
 def read_settings(folder: Path) -> FolderSettings:

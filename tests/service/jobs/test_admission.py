@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
+from api_schemas.generation import AdvancedSettings, GenerationRequest, Layout, StageSettings
+from api_schemas.scenes import SceneWords
 from service.jobs.admission import resolve
 
 CARD = ModelCard(
@@ -31,3 +32,19 @@ def test_the_worker_generates_the_stages_that_were_checked_and_counted(
     assert laid == CARD.lay_stages(request)
     assert data.request.steps == laid[0].steps == (first or request.steps or CARD.default_steps)
     assert data.cost.steps == sum(stage.steps for stage in laid)
+
+
+@given(
+    st.sampled_from(("mountains", "grass", "a cat")),
+    st.sampled_from(("auto", "cascade", "flat")),
+    st.sampled_from((None, SceneWords(bias=-1, weights={2: "mountains", -2: "grass"}))),
+)
+def test_the_job_says_which_layout_it_has_and_why(
+    prompt: str, layout: Layout, words: SceneWords | None
+) -> None:
+    card = CARD.model_copy(update={"scene_words": words})
+    request = GenerationRequest(prompt=prompt, layout=layout, width_px=2048, height_px=2048)
+    data = resolve(request, card)
+    assert data.request.layout == ("cascade" if len(card.lay_stages(request)) > 1 else "flat")
+    assert card.lay_stages(data.request) == card.lay_stages(request)
+    assert (data.request.layout_reason == "") == (layout != "auto")
