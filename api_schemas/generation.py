@@ -99,6 +99,14 @@ class AdvancedSettings(_Part):
         max_length=MAX_STAGES,
         description="Stages of a cascade, smallest first; what is left out takes the defaults of the model's card.",
     )
+    sync_strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
+        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes.",
+    )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",
         description="Normalisation statistics of the tiled decoder: of the whole canvas (exact), or of a sample, in less memory"

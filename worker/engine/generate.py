@@ -18,6 +18,7 @@ from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan, Upscal
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
+from worker.engine.sync import Sync
 from worker.engine.upscale import Autoencoder, enlarge_noised, upscale_latent
 from worker.engine.vae.decode import decode
 from worker.engine.vae.executor import Heartbeat, MomentsPooled
@@ -126,7 +127,7 @@ def generate(
         )  # fmt: skip
         latent = yield from denoise(
             begun.latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
-            max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band,
+            max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan),
         )  # fmt: skip
         at_most = ensemble.at_most
     assert latent is not None
@@ -184,6 +185,12 @@ def _start(
             reference = encoded.contiguous()
             latent = scheduler.add_noise(reference, noise.to(prepared.device))
             return _Begun(latent, _make_low_band(picture, reference, canvas))
+
+
+def _make_sync(stage: StagePlan) -> Sync | None:
+    """None where one tile covers the canvas: there is nothing to agree with."""
+    alone = stage.denoise.tile_shape == stage.canvas.size
+    return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas)
 
 
 def _make_low_band(picture: Picture, reference: Tensor, canvas: Plane) -> LowBand | None:

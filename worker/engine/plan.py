@@ -125,6 +125,7 @@ class StagePlan:
         modules: tiles that one rank denoises at the same time.
         even: whether batches may be smaller than `modules`, as `Ensemble` says.
         shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
+        sync_strength: how far local statistics are moved towards those of the whole canvas, in [0, 1]; 0 is off.
     """
 
     denoise: DenoisePlan
@@ -133,6 +134,7 @@ class StagePlan:
     modules: int = 1
     even: bool = False
     shown: tuple[float, float] = (1.0, 1.0)
+    sync_strength: float = 0.0
 
     @property
     def canvas(self) -> Plane:
