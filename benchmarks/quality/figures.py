@@ -34,9 +34,12 @@ def measure_pictures(made: list[Made], reality: Reality | None, features: Featur
     scenes, natives, textures = (_choose(made, kind) for kind in ("scene", "native", "texture"))
     figures: Figures = {}
     if scenes:
-        figures |= {"scene seconds": fmean(each.seconds for each in scenes), **measure_seams(scenes)}
+        figures |= {"scene seconds": fmean(each.notes.seconds for each in scenes), **measure_seams(scenes)}
     if textures:
-        figures |= {"texture seconds": fmean(each.seconds for each in textures), **measure_seams(textures)}
+        figures |= {
+            "texture seconds": fmean(each.notes.seconds for each in textures),
+            **measure_seams(textures),
+        }
         figures |= measure_textures(textures, reality)
     if scenes and reality:
         figures |= measure_likeness(scenes, natives, reality, features)
@@ -94,19 +97,19 @@ class Sample:
 def _describe(name: str, statistic: Callable[[str], float], sample: Sample) -> Figures:
     """The figure, and its error where enough pictures are left."""
     figures = {name: statistic("")}
-    if all(len(sample.omit(prompt)) > 1 for prompt in sample.prompts if len(sample.prompts) > 1):
-        if len(sample.prompts) > 1:
-            figures[f"{name} error"] = find_error([statistic(prompt) for prompt in sample.prompts])
+    prompts = sample.prompts
+    if len(prompts) > 1 and all(len(sample.omit(prompt)) > 1 for prompt in prompts):
+        figures[f"{name} error"] = find_error([statistic(prompt) for prompt in prompts])
     return figures
 
 
 def measure_detail(scenes: list[Made], reality: Reality, features: Features) -> Figures:
     """High bands, and the nearest far-apart crops, over those of real pictures."""
     side = scenes[0].subject.side_px
-    shares = share_bands([each.image for each in scenes])
+    shares = share_bands(each.image for each in scenes)
     nearest = fmean(measure_nearest(features, each.image, side) for each in scenes)
     bands = zip(CUTS, shares, reality.bands[side], strict=True)
-    return {f"band {cut}": share / real for cut, share, real in bands} | {
+    return {f"band {cut:g}": share / real for cut, share, real in bands} | {
         "nearest": nearest / reality.nearest[side]
     }
 
@@ -132,7 +135,7 @@ def measure_seams(pictures: list[Made]) -> Figures:
     for each in pictures:
         image = each.image
         for suffix, shown in (("", image), (" blurred", blur(image))):
-            for lines in each.lines:
+            for lines in each.notes.lines:
                 ratio = measure_seam(shown, lines.rows, lines.columns)
                 if ratio is not None:
                     ratios.setdefault((lines.name, suffix), []).append(ratio)

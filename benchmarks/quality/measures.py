@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -56,24 +57,24 @@ def cut_cells(image: Tensor, side_px: int) -> Tensor:
     return rows.permute(1, 2, 0, 3, 4).reshape(-1, image.shape[0], side_px, side_px)
 
 
-def measure_band(crops: Tensor, cut: float) -> tuple[float, float]:
-    """(energy above `cut`, energy of all but the mean) of the grey of square crops, under a Hann window.
+def measure_bands(crops: Tensor, cuts: tuple[float, ...]) -> Tensor:
+    """Energy above each cut, summed over the grey of square crops under a Hann window, (len(cuts),).
 
     Without the window the jump from one edge to the other would count as detail.
 
     Args:
         crops: (N, 3, S, S).
-        cut: cycles a pixel; the sampling rate is 1, the highest frequency of an axis 1/2.
+        cuts: cycles a pixel; the sampling rate is 1, the highest frequency of an axis 1/2.
     """
     side = crops.shape[-1]
-    hann = torch.hann_window(side, periodic=False, device=crops.device)
+    hann = torch.hann_window(side, periodic=False)
     window = hann[:, None] * hann
     grey = crops.float().mean(1)
-    grey = (grey - (grey * window).sum(dim=(1, 2), keepdim=True) / window.sum()) * window
-    energy = torch.fft.fft2(grey).abs().square()
-    frequency = torch.fft.fftfreq(side, device=crops.device)
-    radius = (frequency[:, None].square() + frequency.square()).sqrt()
-    return energy[:, radius > cut].sum().item(), energy.sum().item()
+    mean = (grey * window).sum(dim=(1, 2), keepdim=True) / window.sum()
+    energy = (np.abs(np.fft.fft2(((grey - mean) * window).numpy())) ** 2).sum(axis=0)
+    frequency = np.fft.fftfreq(side)
+    radius = np.hypot(frequency[:, None], frequency)
+    return torch.tensor([float(energy[radius > cut].sum()) for cut in cuts])
 
 
 def find_nearest(features: Tensor, contrast: Tensor) -> float:
@@ -103,28 +104,29 @@ def measure_seam(image: Tensor, rows: list[int], columns: list[int]) -> float | 
         image: (3, H, W).
         rows: each line lies between this row of pixels and the one above; line 0 between the first and the last.
     """
-    across, beside = (
-        torch.cat([_differ(image, rows, at), _differ(image.transpose(1, 2), columns, at)]) for at in (0, 1)
-    )
+    height, width = image.shape[1:]
+    across = _differ(image, rows, columns)
+    beside = _differ(image, _find_beside(rows, height), _find_beside(columns, width))
     return (across.mean() / beside.mean()).item() if len(across) and len(beside) else None
 
 
-def _differ(image: Tensor, lines: list[int], beside: int) -> Tensor:
-    """Mean difference across each line, or across those beside it."""
-    height = image.shape[1]
-    chosen = lines
-    if beside:
-        moved = {line + step for line in lines for step in (-BESIDE_PX, BESIDE_PX)}
-        if 0 not in lines:
-            moved = {line for line in moved if 0 < line < height}
-        chosen = [
-            line
-            for line in sorted(moved)
-            if all(_gap(line, other, height) >= BESIDE_PX // 2 for other in lines)
-        ]
-    index = torch.tensor(chosen, dtype=torch.long)
-    upper, lower = (image[:, i % height].float() for i in (index - 1, index))
-    return (lower - upper).abs().mean(dim=(0, 2))
+def _differ(image: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """Mean difference across each line."""
+    differences: list[Tensor] = []
+    for turned, lines in ((image, rows), (image.transpose(1, 2), columns)):
+        index = torch.tensor(lines, dtype=torch.long)
+        above, below = (turned[:, each % turned.shape[1]].float() for each in (index - 1, index))
+        differences.append((below - above).abs().mean(dim=(0, 2)))
+    return torch.cat(differences)
+
+
+def _find_beside(lines: list[int], length: int) -> list[int]:
+    moved = {line + step for line in lines for step in (-BESIDE_PX, BESIDE_PX)}
+    if 0 not in lines:  # no join, so what lies beyond an edge is not beside it
+        moved = {line for line in moved if 0 < line < length}
+    return [
+        line for line in sorted(moved) if all(_gap(line, each, length) >= BESIDE_PX // 2 for each in lines)
+    ]
 
 
 def _gap(a: int, b: int, length: int) -> int:

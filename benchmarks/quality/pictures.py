@@ -1,17 +1,17 @@
 """Pictures of a model, made as a worker makes them, and kept: what is there already is not made again."""
 
 import hashlib
-import json
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import BaseModel
 from torch import Tensor
 
 from api_schemas.catalog import ModelCard
@@ -47,13 +47,27 @@ class Subject:
         return f"{self.kind}-{prompts.index(self.prompt)}-{self.seed}-{self.side_px}"
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(BaseModel, frozen=True):
     """Where seams would be, pixels: rows and columns, as `measure_seam` takes them."""
 
     name: str
     rows: list[int]
     columns: list[int]
+
+
+class Source(BaseModel, frozen=True):
+    """What a picture was made from: if it changes, the picture is made anew."""
+
+    request: ResolvedRequest
+    weights: str
+
+
+class Notes(BaseModel, frozen=True):
+    """What is kept beside a picture."""
+
+    source: Source
+    seconds: float
+    lines: list[Lines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +76,7 @@ class Made:
 
     subject: Subject
     path: Path
-    seconds: float
-    lines: list[Lines]
+    notes: Notes
 
     @property
     def image(self) -> Tensor:
@@ -106,14 +119,14 @@ def make_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     for subject in subjects:
         request = ask(ready.card, subject, {} if subject.kind == "native" else settings)
-        source = {"request": request.model_dump(mode="json"), "weights": weights}
-        path, notes = folder / f"{subject.name}.png", folder / f"{subject.name}.json"
-        kept = json.loads(notes.read_text()) if notes.is_file() and path.is_file() else {}
-        if kept.get("source") != source:
-            kept = {"source": source, **_make(ready, request, path)}
-            notes.write_text(json.dumps(kept, indent=1))
-            print(f"{subject.name}: {kept['seconds']:.1f} s", file=sys.stderr, flush=True)
-        yield Made(subject, path, kept["seconds"], [Lines(**each) for each in kept["lines"]])
+        source = Source(request=request, weights=weights)
+        path, beside = folder / f"{subject.name}.png", folder / f"{subject.name}.json"
+        notes = Notes.model_validate_json(beside.read_text()) if beside.is_file() and path.is_file() else None
+        if notes is None or notes.source != source:
+            notes = _make(ready, source, path)
+            beside.write_text(notes.model_dump_json(indent=1))
+            print(f"{subject.name}: {notes.seconds:.1f} s", file=sys.stderr, flush=True)
+        yield Made(subject, path, notes)
 
 
 def ask(card: ModelCard, subject: Subject, settings: dict[str, object]) -> ResolvedRequest:
@@ -129,17 +142,24 @@ def ask(card: ModelCard, subject: Subject, settings: dict[str, object]) -> Resol
         "seed": subject.seed,
         "seamless": "both" if subject.kind == "texture" else "none",
     }
+    return resolve(GenerationRequest.model_validate(fields | nest(settings)), card).request
+
+
+def nest(settings: dict[str, object]) -> dict[str, object]:
+    """`{"advanced.overlap_px": 64}` to `{"advanced": {"overlap_px": 64}}`."""
+    plain: dict[str, object] = {}
+    parts: dict[str, dict[str, object]] = {}
     for name, value in settings.items():
-        *parents, last = name.split(".")
-        inner = fields
-        for parent in parents:
-            inner = inner.setdefault(parent, {})  # pyright: ignore[reportAssignmentType]
-        inner[last] = value
-    return resolve(GenerationRequest.model_validate(fields), card).request
+        first, _, rest = name.partition(".")
+        if rest:
+            parts.setdefault(first, {})[rest] = value
+        else:
+            plain[first] = value
+    return plain | {first: nest(inner) for first, inner in parts.items()}
 
 
-def _make(ready: Ready, request: ResolvedRequest, path: Path) -> dict[str, object]:
-    began = time.perf_counter()
+def _make(ready: Ready, source: Source, path: Path) -> Notes:
+    began, request = time.perf_counter(), source.request
     plan = plan_generation(request, ready.card, ready.decode_memory, path.parent)
     image = np.empty((request.height_px, request.width_px, 3), np.uint8)
     job = Generate(request, path.parent, None, {})
@@ -150,7 +170,7 @@ def _make(ready: Ready, request: ResolvedRequest, path: Path) -> dict[str, objec
             print(f"{request.prompt}: {event.message}", file=sys.stderr)
     seconds = time.perf_counter() - began
     Image.fromarray(image).save(path, compress_level=1)
-    return {"seconds": seconds, "lines": [asdict(each) for each in find_lines(plan, ready.card.vae_scale)]}
+    return Notes(source=source, seconds=seconds, lines=find_lines(plan, ready.card.vae_scale))
 
 
 def find_lines(plan: GenerationPlan, scale: int) -> list[Lines]:
@@ -165,18 +185,20 @@ def find_lines(plan: GenerationPlan, scale: int) -> list[Lines]:
     step = plan.decode.tile_size
     found.append(_scale("decode", range(0, canvas.height, step), range(0, canvas.width, step), plan, scale))
     wrap = [[0] if wraps else [] for wraps in canvas.wrap]
-    return [each for each in [*found, Lines("wrap", *wrap)] if each.rows or each.columns]
+    return [
+        each
+        for each in [*found, Lines(name="wrap", rows=wrap[0], columns=wrap[1])]
+        if each.rows or each.columns
+    ]
 
 
-def _scale(
-    name: str, rows: "set[int] | range", columns: "set[int] | range", plan: GenerationPlan, scale: int
-) -> Lines:
+def _scale(name: str, rows: Iterable[int], columns: Iterable[int], plan: GenerationPlan, scale: int) -> Lines:
     """In pixels; the join is a line of its own."""
     height, width = plan.canvas.size
     return Lines(
-        name,
-        sorted({row % height * scale for row in rows} - {0}),
-        sorted({column % width * scale for column in columns} - {0}),
+        name=name,
+        rows=sorted({row % height * scale for row in rows} - {0}),
+        columns=sorted({column % width * scale for column in columns} - {0}),
     )
 
 

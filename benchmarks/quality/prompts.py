@@ -2,7 +2,7 @@
 
 from training.corpus import split_words
 
-SCENES = (
+SCENES: tuple[str, ...] = (
     "mountains above a misty lake at dawn",
     "waves breaking on a rocky shore at noon",
     "a pine forest below snowy summits",
@@ -13,7 +13,7 @@ SCENES = (
     "a frozen plain under a pink evening sky",
 )
 # With the category of real tileable pictures that each is compared with.
-TEXTURES = {
+TEXTURES: dict[str, str] = {
     "molten lava beneath a black crust": "lava",
     "cobbles of an old market square": "paving",
     "weathered red bricks with pale mortar": "brick",
@@ -23,7 +23,7 @@ TEXTURES = {
     "oak floor boards": "wood",
     "rounded wet pebbles on a beach": "gravel",
 }
-_FILLERS = frozenset("a an and at in of on the with".split())
+_FILLERS = frozenset(["a", "an", "and", "at", "in", "of", "on", "the", "with"])
 
 
 def find_known(prompts: list[str], captions: list[str]) -> list[str]:
