@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from statistics import fmean
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ def measure_textures(textures: list[Made], reality: Reality | None) -> Figures:
 
 
 def measure_seams(pictures: list[Made]) -> Figures:
-    """Means over the pictures, sharp and blurred; of the tile lines, those of the step farthest from 1."""
+    """Means over the pictures and their errors, sharp and blurred; of the tile lines, those of the step farthest from 1."""
     kind = pictures[0].subject.kind
     ratios: dict[tuple[str, str], list[float]] = {}
     for each in pictures:
@@ -139,12 +139,15 @@ def measure_seams(pictures: list[Made]) -> Figures:
                 ratio = measure_seam(shown, lines.rows, lines.columns)
                 if ratio is not None:
                     ratios.setdefault((lines.name, suffix), []).append(ratio)
-    return _keep_worst({key: fmean(values) for key, values in ratios.items()}, kind)
+    return _keep_worst(ratios, kind)
 
 
-def _keep_worst(means: dict[tuple[str, str], float], kind: Kind) -> Figures:
+def _keep_worst(ratios: dict[tuple[str, str], list[float]], kind: Kind) -> Figures:
     figures: Figures = {}
-    for (name, suffix), mean in means.items():
-        key = f"{kind} seam {name.split()[0]}{suffix}"
-        figures[key] = max(figures.get(key, 1.0), mean, key=lambda ratio: abs(ratio - 1))
+    for (name, suffix), values in ratios.items():
+        key, mean = f"{kind} seam {name.split()[0]}{suffix}", fmean(values)
+        if abs(mean - 1) >= abs(figures.get(key, 1.0) - 1):
+            figures[key] = mean
+            if len(values) > 1:
+                figures[f"{key} error"] = stdev(values) / len(values) ** 0.5
     return figures
