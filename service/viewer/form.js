@@ -1,5 +1,7 @@
 // The request form: reading and filling it, and showing errors at their fields.
 
+import { RegionList } from "./regions.js";
+
 const SIZES = ["1024", "2048", "4096"];
 const AT = { width_px: "size", height_px: "size" };
 const SHOWN_AT_ADVANCED = new Set([
@@ -18,6 +20,7 @@ export class RequestForm {
     this.form = form;
     this.submit = form.querySelector("#submit");
     this.sides = form.querySelector("#sides");
+    this.regions = new RegionList(form.querySelector("#regions"), () => onChange(this.read()));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       onSubmit(this.read());
@@ -55,6 +58,8 @@ export class RequestForm {
     }
     const modules = elements["advanced.num_modules"].value;
     if (modules) request.advanced = { num_modules: Number(modules) };
+    const regions = this.regions.read();
+    if (regions.length) request.regions = regions;
     return request;
   }
 
@@ -76,6 +81,7 @@ export class RequestForm {
     elements.steps.value = request.steps;
     elements.guidance_scale.value = request.guidance_scale;
     elements["advanced.num_modules"].value = request.advanced.num_modules ?? "";
+    this.regions.fill(request);
     this.settle();
     elements.prompt.focus();
   }
@@ -118,6 +124,7 @@ export class RequestForm {
   }
 
   showAtField({ field, value, allowed }) {
+    if (field.startsWith("regions")) return this.regions.showRefusal(field, allowed);
     const name = AT[field] ?? field;
     const line = this.line(name);
     if (!line || name === "form") return false;
@@ -160,6 +167,7 @@ export class RequestForm {
   settle() {
     const { elements } = this.form;
     this.sides.hidden = elements.size.value !== "free";
+    this.regions.setSize(...this.readSize());
     elements.prompt.style.height = "auto";
     elements.prompt.style.height = `${elements.prompt.scrollHeight + 2}px`;
     const card = this.card();
