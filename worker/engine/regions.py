@@ -39,7 +39,7 @@ class Regions:
     def find_prompts(self, tile: Rectangle) -> list[int]:
         """The prompts that count somewhere in a tile: at least one. The others need no prediction of it."""
         crossed = self.canvas.gather(self.crossed, tile).flatten(1).any(1)
-        return [prompt for prompt, counts in enumerate(crossed.tolist()) if counts]
+        return [prompt for prompt in range(len(crossed)) if crossed[prompt]]
 
     def blend(self, tile: Rectangle, prompts: Sequence[int], predictions: Sequence[Tensor]) -> Tensor:
         """One prediction (C, h, w) of a tile out of those under each of its prompts, guidance applied.

@@ -101,13 +101,16 @@ class StableDiffusionXL:
 
         Without a negative prompt the base model was trained on states of zeros, not of "".
         """
-        encoded = self.pipe.encode_prompt(
-            prompt.text,
-            device=self.pipe.device,
-            do_classifier_free_guidance=guided,
-            negative_prompt=prompt.negative or None,
+        encoded = cast(
+            EncodedPrompt,
+            self.pipe.encode_prompt(
+                prompt.text,
+                device=self.pipe.device,
+                do_classifier_free_guidance=guided,
+                negative_prompt=prompt.negative or None,
+            ),
         )
-        prompted, negative, pooled, negative_pooled = cast(EncodedPrompt, encoded)
+        prompted, negative, pooled, negative_pooled = encoded
         return stack_branches(negative, prompted), stack_branches(negative_pooled, pooled)
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
