@@ -2,15 +2,20 @@
 
 import math
 import secrets
+from collections.abc import Mapping
 from typing import Final
+
+from PIL.Image import Image
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
+from api_schemas.regions import RegionMask
 from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
+from service.jobs.query_count import count_queries
 from service.jobs.validation import find_misfits
 from service.throughput import Throughput
 
@@ -41,6 +46,14 @@ class Admission:
         data = resolve(request, card)
         await self._check_capacity(card.name)
         return data
+
+    async def recount(self, data: QueuedData, masks: Mapping[RegionMask, Image]) -> QueuedData:
+        """The same with the cost of regions whose masks have been decoded since."""
+        request = data.request
+        card = _choose(request, await self._catalog.list_cards())
+        stages = card.lay_stages(request)
+        cost = card.estimate(request, stages, count_queries(request, card, stages, masks))
+        return data.model_copy(update={"cost": cost})
 
     async def _check_capacity(self, model: str) -> None:
         waiting = await self._queue.count(model)
@@ -74,7 +87,8 @@ def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
     resolved = ResolvedRequest.model_validate(request.model_dump() | choices)
-    return QueuedData(request=resolved, cost=card.estimate(resolved, stages))
+    queries = count_queries(resolved, card, stages) if resolved.regions else None
+    return QueuedData(request=resolved, cost=card.estimate(resolved, stages, queries))
 
 
 def _choose(request: GenerationRequest, cards: list[ModelCard]) -> ModelCard:
