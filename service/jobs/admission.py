@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Final
 
+from anyio import to_thread
 from PIL.Image import Image
 
 from api_schemas.catalog import ModelCard
@@ -43,7 +44,8 @@ class Admission:
             QueueFullError: with the time until a place will be free.
         """
         card = _choose(request, await self._catalog.list_cards())
-        data = resolve(request, card)
+        # Masks of many regions on a large canvas take up to a second.
+        data = await to_thread.run_sync(resolve, request, card) if request.regions else resolve(request, card)
         await self._check_capacity(card.name)
         return data
 
@@ -52,8 +54,8 @@ class Admission:
         request = data.request
         card = _choose(request, await self._catalog.list_cards())
         stages = card.lay_stages(request)
-        cost = card.estimate(request, stages, count_queries(request, card, stages, masks))
-        return data.model_copy(update={"cost": cost})
+        queries = await to_thread.run_sync(count_queries, request, card, stages, masks)
+        return data.model_copy(update={"cost": card.estimate(request, stages, queries)})
 
     async def _check_capacity(self, model: str) -> None:
         waiting = await self._queue.count(model)
