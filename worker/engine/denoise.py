@@ -44,7 +44,7 @@ class TilePredicted:
 class Step:
     """All tiles of a step were fused and the canvas advanced.
 
-    `index` and `steps` count over all stages.
+    `index` and `steps` count over all stages, `tiles` as `DenoisePlan.count_predictions`.
     """
 
     index: int
@@ -116,7 +116,12 @@ def denoise(
             raise NonFiniteLatentError(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
             )
-        yield Step(done, total, len(tiles), _capture(done + 1, latent, scheduler, generator, low_band))
+        yield Step(
+            done,
+            total,
+            plan.count_predictions(tiles),
+            _capture(done + 1, latent, scheduler, generator, low_band),
+        )
     return latent
 
 

@@ -225,5 +225,5 @@ def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Pa
     """No interpreter starts within a millisecond."""
     uploads = Uploads(ImageStore.open(settings), megapixels=1.0, patience_s=0.001)
     with pytest.raises(UnavailableError, match="busy"):
-        anyio.run(uploads.keep, "job", {"control_image": encode()})
+        anyio.run(uploads.clean, {"control_image": encode()})
     assert not [path for path in store_dir.rglob("*") if path.is_file()]

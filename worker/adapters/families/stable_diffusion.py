@@ -15,7 +15,7 @@ from worker.adapters.families.guidance import stack_branches
 from worker.adapters.families.unet import UNetReplica
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
-from worker.adapters.model import Conditions
+from worker.adapters.model import Conditions, Prompt
 from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet_pipeline import (
     embed_guidance_scale,
@@ -50,18 +50,23 @@ class StableDiffusion:
         guided = is_guided(pipe, scale)
         image_prompt = self.ip_adapters.encode(conditions.ip_adapter, guided=guided)
         begin_control = self.control_nets.open(conditions.control)
-        encoded = cast(
-            tuple[Tensor, Tensor | None],
-            pipe.encode_prompt(  # pyright: ignore[reportUnknownMemberType]  # its device has no type
-                conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
-            ),
-        )
-        prompted, negative = encoded
-        states = stack_branches(negative, prompted)
+        states = torch.stack([self._encode(prompt, guided=guided) for prompt in conditions.prompts])
         timestep_cond = embed_guidance_scale(pipe, scale)
         return lambda stage: UNetReplica(
             pipe.unet, states, scale, image_prompt, timestep_cond, control_net=begin_control(stage)
         )
+
+    def _encode(self, prompt: Prompt, *, guided: bool) -> Tensor:
+        """Text states, (branches, tokens, width)."""
+        pipe = self.pipe
+        encoded = cast(
+            tuple[Tensor, Tensor | None],
+            pipe.encode_prompt(  # pyright: ignore[reportUnknownMemberType]  # its device has no type
+                prompt.text, pipe.device, 1, guided, prompt.negative
+            ),
+        )
+        prompted, negative = encoded
+        return stack_branches(negative, prompted)
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         return use_scheduler(stage)
