@@ -1,6 +1,7 @@
 // Regions of the request: the list with their prompts and numbers, and the area where they are drawn.
 
-import { RegionArea, colour } from "./region_area.js";
+import { RegionArea } from "./region_area.js";
+import { colour, toPixels, toShares } from "./region_shapes.js";
 
 const MOST = 16;
 const HINTS = {
@@ -44,7 +45,8 @@ export class RegionList {
 
   // Regions keep their place in the picture, whatever its size.
   setSize(width, height) {
-    if (!(width > 0 && height > 0)) return;
+    const [before, above] = this.size;
+    if (!(width > 0 && height > 0) || (width === before && height === above)) return;
     this.size = [width, height];
     for (const item of this.items) this.showNumbers(item);
     this.refresh();
@@ -55,7 +57,7 @@ export class RegionList {
   }
 
   readItem(item) {
-    const region = { prompt: find(item.row, "prompt").value.trim(), shape: this.readShape(item) };
+    const region = { prompt: find(item.row, "prompt").value.trim(), shape: toPixels(item, this.size) };
     for (const name of ["negative_prompt", "seed"]) {
       const value = find(item.row, name).value.trim();
       if (value) region[name] = value;
@@ -67,19 +69,12 @@ export class RegionList {
     return region;
   }
 
-  readShape({ kind, points }) {
-    const corners = points.map((point) => point.map((at, axis) => Math.round(at * this.size[axis])));
-    if (kind === "polygon") return { polygon: corners };
-    const [[left_px, top_px], [right, bottom]] = corners;
-    return { rectangle: { left_px, top_px, width_px: Math.max(right - left_px, 1), height_px: Math.max(bottom - top_px, 1) } };
-  }
-
   // Copies those of a job; a mask picture is not at hand any more.
   fill({ regions = [], width_px: width, height_px: height }) {
     for (const item of this.items) item.row.remove();
     this.items = [];
     this.size = [width, height];
-    const shapes = regions.map(({ shape }) => this.shareOf(shape));
+    const shapes = regions.map(({ shape }) => toShares(shape, this.size));
     regions.forEach((region, index) => {
       if (!shapes[index]) return;
       const row = this.add(shapes[index]);
@@ -93,14 +88,6 @@ export class RegionList {
     this.refresh();
   }
 
-  shareOf({ rectangle, polygon }) {
-    const share = (point) => point.map((at, axis) => at / this.size[axis]);
-    if (polygon) return { kind: "polygon", points: polygon.map(share) };
-    if (!rectangle) return null;
-    const { left_px: left, top_px: top, width_px: width, height_px: height } = rectangle;
-    return { kind: "rectangle", points: [share([left, top]), share([left + width, top + height])] };
-  }
-
   add({ kind, points }) {
     const row = document.getElementById("region-row").content.firstElementChild.cloneNode(true);
     const item = { kind, points, row };
@@ -108,6 +95,7 @@ export class RegionList {
     find(row, "remove").addEventListener("click", () => this.remove(item));
     row.addEventListener("focusin", () => this.select(item));
     row.addEventListener("input", ({ target }) => this.readNumbers(item, target));
+    row.addEventListener("change", () => this.showNumbers(item));
     this.items.push(item);
     this.root.querySelector("#region-rows").append(row);
     this.select(item);
@@ -164,7 +152,7 @@ export class RegionList {
 
   // From the area to the fields.
   showNumbers(item) {
-    const { rectangle, polygon } = this.readShape(item);
+    const { rectangle, polygon } = toPixels(item, this.size);
     if (polygon) find(item.row, "corners").value = polygon.map((corner) => corner.join(",")).join(" ");
     for (const [part, value] of Object.entries(rectangle ?? {})) find(item.row, part).value = value;
   }
@@ -181,10 +169,10 @@ export class RegionList {
   refresh() {
     const full = this.items.length >= MOST;
     this.area.full = full;
-    this.area.draw(this.items, this.selected, ...this.size);
+    this.area.draw(this.items, this.selected, this.size);
     for (const id of ["#add-rectangle", "#add-polygon"]) this.root.querySelector(id).disabled = full;
     this.root.querySelector("#region-hint").textContent = full && this.tool !== "move" ? `At most ${MOST} regions.` : HINTS[this.tool];
-    this.root.querySelector("#region-count").textContent = this.items.length || "";
+    this.root.querySelector("#region-count").textContent = this.items.length ? `(${this.items.length})` : "";
     this.items.forEach(({ row }, index) => this.number(row, index + 1));
   }
 
