@@ -56,7 +56,7 @@ class Lines(BaseModel, frozen=True):
 
 
 class Source(BaseModel, frozen=True):
-    """What a picture was made from: if it changes, the picture is made anew."""
+    """What a picture was made from: if it changes, the picture is made again."""
 
     request: ResolvedRequest
     weights: str
@@ -113,7 +113,7 @@ def make_pictures(
     """Make what is missing in `folder`: a PNG each, and beside it a JSON of what it was made from.
 
     Args:
-        weights: digest of the model; another digest, or another request, and the picture is made anew.
+        weights: digest of the model; another digest, or another request, and the picture is made again.
         settings: fields of the request, as `--set` gives them; the native ones have the defaults.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,11 +47,17 @@ export function holds(corners, [x, y]) {
 export function drawShape(region, index, size, chosen = false) {
   const corners = cornersOf(region);
   const shape = drawLine("polygon", corners, size, chosen ? "region-shape chosen" : "region-shape");
-  const middle = [0, 1].map((axis) => corners.reduce((sum, corner) => sum + corner[axis], 0) / corners.length);
-  const label = create("text", { class: "region-label", x: middle[0] * size[0], y: middle[1] * size[1], "font-size": hundredth(size) * 5 });
+  const [x, y] = placeLabel(corners);
+  const label = create("text", { class: "region-label", x: x * size[0], y: y * size[1], "font-size": hundredth(size) * 4 });
   label.textContent = index + 1;
   for (const each of [shape, label]) colour(each, index);
   return [shape, label];
+}
+
+// Between the middle and the first corner: numbers of regions within each other lie apart.
+function placeLabel(corners) {
+  const middle = [0, 1].map((axis) => corners.reduce((sum, corner) => sum + corner[axis], 0) / corners.length);
+  return middle.map((at, axis) => (at + corners[0][axis]) / 2);
 }
 
 export function drawLine(kind, points, [width, height], name) {

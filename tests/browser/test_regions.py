@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from api_schemas.generation import GenerationRequest
@@ -183,8 +184,25 @@ def test_a_job_gives_its_regions_back(open_page: OpenPage, client: Client) -> No
     ]
     asked = GenerationRequest(prompt="plain", width_px=768, height_px=512, steps=2, regions=regions)
     page = open_page(f"/?job={client.create(asked).id}")
+    expect(page.locator("#facts")).to_contain_text("768 × 512 · 2 regions")
     page.click("#again")
     assert send(page, client) == regions
+
+
+def test_a_mask_picture_is_not_copied_and_that_is_said(
+    open_page: OpenPage, client: Client, tmp_path: Path
+) -> None:
+    Image.new("L", (512, 512), "white").save(tmp_path / "mask.png")
+    place = RectangleShape(left_px=0, top_px=0, width_px=64, height_px=64)
+    regions = [
+        Region(prompt="a hole", shape=RegionShape(mask="region_mask_1")),
+        Region(prompt="a hut", shape=RegionShape(rectangle=place)),
+    ]
+    asked = GenerationRequest(prompt="plain", width_px=512, height_px=512, steps=2, regions=regions)
+    page = open_page(f"/?job={client.create(asked, pictures={'region_mask_1': tmp_path / 'mask.png'}).id}")
+    page.click("#again")
+    expect(page.locator("#refusal-regions")).to_have_text("Regions with a mask picture are left out: 1")
+    expect(page.locator("#region-rows li")).to_have_count(1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -104,7 +104,7 @@ def test_fields_are_set_by_dotted_names(toy: Ready) -> None:
     )
 
 
-def test_pictures_are_made_once_and_anew_for_another_request(toy: Ready, tmp_path: Path) -> None:
+def test_pictures_are_made_once_and_again_for_another_request(toy: Ready, tmp_path: Path) -> None:
     subjects = list_subjects(["scene", "texture"], 1, 1, [1024], toy.card.native_size_px)
 
     def make(weights: str, **settings: object) -> dict[str, int]:
