@@ -204,8 +204,10 @@ def _scale(name: str, rows: Iterable[int], columns: Iterable[int], plan: Generat
 
 def digest_weights(model: str) -> str:
     """Of all weight files and settings of a folder; a model that is none has its name."""
-    digest = hashlib.sha256(model.encode() if not Path(model).is_dir() else b"")
-    for path in sorted(Path(model).rglob("*")) if Path(model).is_dir() else ():
+    folder = Path(model)
+    digest = hashlib.sha256(b"" if folder.is_dir() else model.encode())
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.suffix in (".safetensors", ".json"):
-            digest.update(path.read_bytes())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
