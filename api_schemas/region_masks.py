@@ -78,9 +78,16 @@ def rasterize(region: Region, grid: MaskGrid, masks: Masks) -> Levels:
 def _draw(shape: RegionShape, height: int, width: int, grid: MaskGrid, masks: Masks) -> Levels:
     """At the size of the picture, without feather."""
     if shape.mask is not None:
-        return np.asarray(masks[shape.mask].convert("L").resize((width, height), Image.Resampling.BILINEAR))
+        return _scale(masks[shape.mask], height, width)
     down, right = (_FINENESS * scale for scale in grid.scale)
     return fill_polygon([(x * right, y * down) for x, y in shape.list_corners()], height, width)
+
+
+def _scale(mask: Image.Image, height: int, width: int) -> Levels:
+    """Means of its pixels, or what lies between them where there are too few."""
+    enough = mask.height >= height and mask.width >= width
+    way = Image.Resampling.BOX if enough else Image.Resampling.BILINEAR
+    return np.asarray(mask.convert("L").resize((width, height), way))
 
 
 def fill_polygon(corners: Sequence[tuple[float, float]], height: int, width: int) -> Levels:

@@ -2,11 +2,13 @@
 
 import os
 import signal
+from io import BytesIO
 
 import pytest
+from PIL import Image
 
 from api_schemas import wire
-from api_schemas.events import JobResumed
+from api_schemas.events import JobResumed, JobWarned
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench
 from tests.worker.processes import find_children, find_engine, is_running
@@ -37,6 +39,41 @@ def submit(bench: Bench, steps: int = STEPS) -> str:
         layout="cascade",
         advanced={"num_modules": 2},
     )
+
+
+MASK = {"region_mask_1": {"sha256": "5" * 64, "width_px": 64, "height_px": 64}}
+
+
+def submit_regions(bench: Bench) -> str:
+    """A mask, told to be scaled, over a feathered polygon."""
+    file, mask = BytesIO(), Image.new("RGB", (64, 64))
+    mask.paste((255, 255, 255), (10, 0, 40, 30))
+    mask.save(file, "PNG")
+    grass = {"prompt": "grass", "shape": {"polygon": [[0, 200], [256, 90], [256, 256]]}, "seed": 4}
+    return bench.submit(
+        model="tiny", steps=STEPS, guidance_scale=3.0, prompt="lava", width_px=256, height_px=256,
+        layout="cascade", advanced={"num_modules": 2}, stored={"region_mask_1": file.getvalue()},
+        regions=[grass, {"prompt": "moss", "shape": {"mask": "region_mask_1"}}], pictures=MASK,
+    )  # fmt: skip
+
+
+def test_regions_give_the_bytes_of_one_rank_also_after_the_engine_was_killed(bench: Bench, tiny: str) -> None:
+    alone = bench.start_worker(tiny)
+    job_id = submit_regions(bench)
+    picture = bench.picture(bench.await_end(job_id))
+    warned = [event.data for event in bench.events(job_id) if isinstance(event, JobWarned)]
+    assert [each.code for each in warned] == ["mask_scaled"]
+    job_id = submit_regions(bench)
+    bench.await_event(job_id, "step.completed", 6)  # in the second stage
+    os.kill(find_engine(alone.pid), signal.SIGKILL)
+    job = bench.await_end(job_id)
+    assert job.attempt == 2
+    assert bench.picture(job) == picture
+    alone.terminate()
+    assert alone.wait(30) == 0
+    bench.start_worker(tiny, devices="cpu,cpu")
+    assert bench.picture(bench.await_end(submit_regions(bench))) == picture
+    assert bench.picture(bench.await_end(submit(bench))) != picture
 
 
 def find_followers(engine: int) -> list[int]:
