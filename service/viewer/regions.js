@@ -171,7 +171,7 @@ export class RegionList {
     this.area.full = full;
     this.area.draw(this.items, this.selected, this.size);
     for (const id of ["#add-rectangle", "#add-polygon"]) this.root.querySelector(id).disabled = full;
-const hint = this.root.querySelector("#region-hint");
+    const hint = this.root.querySelector("#region-hint");
     const text = full && this.tool !== "move" ? `At most ${MOST} regions.` : HINTS[this.tool];
     if (hint.textContent !== text) hint.textContent = text; // a screen reader says it once
     this.root.querySelector("#region-count").textContent = this.items.length ? `(${this.items.length})` : "";
