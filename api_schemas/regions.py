@@ -153,7 +153,8 @@ class Region(RequestPart):
         default=32,
         ge=0,
         le=MAX_FEATHER_PX,
-        description="Half width of the soft border: the region fades from so far inside its edge to so far outside.",
+        description="Half width of the soft border: the region fades from so far inside its edge to so far outside."
+        " A region that is narrower than the whole border is weaker in its middle, too.",
     )
 
 

@@ -102,24 +102,20 @@ def test_generate_sends_pictures_and_names_add_ons(stack: LocalStack, tmp_path: 
 
 
 def test_generate_gives_regions_prompts_of_their_own(stack: LocalStack, tmp_path: Path) -> None:
-    """The toy paints what it is told: the lower half is the picture of that prompt, the upper is not."""
-    Image.new("L", (32, 8), "white").save(tmp_path / "all.png")
-    options = {
-        "waves": (), "tide": (), "half": ("--region", "0,128,512,128:tide", "--feather", "0"),
-        "masked": ("--region", "all.png:tide"),
-    }  # fmt: skip
-    pixels: dict[str, list[object]] = {}
-    for name, chosen in options.items():
-        prompt = "tide" if name == "tide" else "waves"
-        where = ("-o", f"{name}.png", "--url", stack.url)
-        done = run("generate", prompt, *SHORT, *chosen, *where, folder=tmp_path)
+    """The toy paints what it is told: each half is that of the picture with its prompt alone."""
+    mask = Image.new("L", (32, 16))
+    mask.paste(255, (0, 0, 32, 8))
+    mask.save(tmp_path / "upper.png")
+    regions = ("--region", "0,128,512,128:tide", "--region", "upper.png:surf", "--feather", "0")
+    halves: dict[str, list[bytes]] = {}
+    for prompt, chosen in (("surf", ()), ("tide", ()), ("waves", regions)):
+        done = run("generate", prompt, *SHORT, *chosen, "--url", stack.url, folder=tmp_path)
         assert done.returncode == 0, done.stderr
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            pixels[name] = [picture.crop((0, top, 512, top + 128)).tobytes() for top in (0, 128)]
+        with Image.open(tmp_path / f"{prompt}.png") as picture:
+            halves[prompt] = [picture.crop((0, top, 512, top + 128)).tobytes() for top in (0, 128)]
             settings = json.loads(picture.text["settings"])
-    assert pixels["half"] == [pixels["waves"][0], pixels["tide"][1]]
-    assert pixels["masked"] == pixels["tide"] != pixels["waves"]
-    assert settings["regions"][0]["prompt"] == "tide"
+    assert halves["waves"] == [halves["surf"][0], halves["tide"][1]]
+    assert [region["prompt"] for region in settings["regions"]] == ["tide", "surf"]
     assert settings["pictures"]["region_mask_1"]["width_px"] == 32
 
 

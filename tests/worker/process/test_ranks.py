@@ -25,10 +25,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def submit(bench: Bench, steps: int = STEPS) -> str:
-    """A cascade of 64, 128 and 256 px: 1, 4 and 16 tiles a step and more, two predictions each.
+    """A cascade of 64, 128 and 256 px: 1, 4 and 16 tiles a step and more, two predictions for each prompt in it.
 
-    Bytes are those of one batch shape, which a worker chooses by its ranks unless it is named.
+    A mask, which is scaled, lies over a feathered polygon. Bytes are those of one batch shape, which a worker chooses
+    by its ranks unless it is named.
     """
+    file, mask = BytesIO(), Image.new("RGB", (64, 64))
+    mask.paste((255, 255, 255), (10, 0, 40, 30))
+    mask.save(file, "PNG")
+    grass = {"prompt": "grass", "shape": {"polygon": [[0, 200], [256, 90], [256, 256]]}, "seed": 4}
     return bench.submit(
         model="tiny",
         steps=steps,
@@ -38,42 +43,10 @@ def submit(bench: Bench, steps: int = STEPS) -> str:
         height_px=256,
         layout="cascade",
         advanced={"num_modules": 2},
+        regions=[grass, {"prompt": "moss", "shape": {"mask": "region_mask_1"}}],
+        pictures={"region_mask_1": {"sha256": "5" * 64, "width_px": 64, "height_px": 64}},
+        stored={"region_mask_1": file.getvalue()},
     )
-
-
-MASK = {"region_mask_1": {"sha256": "5" * 64, "width_px": 64, "height_px": 64}}
-
-
-def submit_regions(bench: Bench) -> str:
-    """A mask, told to be scaled, over a feathered polygon."""
-    file, mask = BytesIO(), Image.new("RGB", (64, 64))
-    mask.paste((255, 255, 255), (10, 0, 40, 30))
-    mask.save(file, "PNG")
-    grass = {"prompt": "grass", "shape": {"polygon": [[0, 200], [256, 90], [256, 256]]}, "seed": 4}
-    return bench.submit(
-        model="tiny", steps=STEPS, guidance_scale=3.0, prompt="lava", width_px=256, height_px=256,
-        layout="cascade", advanced={"num_modules": 2}, stored={"region_mask_1": file.getvalue()},
-        regions=[grass, {"prompt": "moss", "shape": {"mask": "region_mask_1"}}], pictures=MASK,
-    )  # fmt: skip
-
-
-def test_regions_give_the_bytes_of_one_rank_also_after_the_engine_was_killed(bench: Bench, tiny: str) -> None:
-    alone = bench.start_worker(tiny)
-    job_id = submit_regions(bench)
-    picture = bench.picture(bench.await_end(job_id))
-    warned = [event.data for event in bench.events(job_id) if isinstance(event, JobWarned)]
-    assert [each.code for each in warned] == ["mask_scaled"]
-    job_id = submit_regions(bench)
-    bench.await_event(job_id, "step.completed", 6)  # in the second stage
-    os.kill(find_engine(alone.pid), signal.SIGKILL)
-    job = bench.await_end(job_id)
-    assert job.attempt == 2
-    assert bench.picture(job) == picture
-    alone.terminate()
-    assert alone.wait(30) == 0
-    bench.start_worker(tiny, devices="cpu,cpu")
-    assert bench.picture(bench.await_end(submit_regions(bench))) == picture
-    assert bench.picture(bench.await_end(submit(bench))) != picture
 
 
 def find_followers(engine: int) -> list[int]:
@@ -83,7 +56,10 @@ def find_followers(engine: int) -> list[int]:
 
 def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny: str) -> None:
     alone = bench.start_worker(tiny)
-    picture = bench.picture(bench.await_end(submit(bench)))
+    first = bench.await_end(submit(bench))
+    picture = bench.picture(first)
+    warned = [event.data for event in bench.events(first.id) if isinstance(event, JobWarned)]
+    assert [each.code for each in warned] == ["mask_scaled"]
     alone.terminate()
     assert alone.wait(30) == 0
     worker = bench.start_worker(tiny, devices="cpu,cpu")
