@@ -9,7 +9,9 @@ from torch.nn import functional
 
 CELL_PX = 256
 BLUR_PX = 8
-BESIDE_PX = 64
+# Lines that are compared lie so far to either side: half a tile of the bundled model. Networks that halve their input
+# leave periods of 8 px and its multiples, which a cascade enlarges: 64 px away it was 0.8 of the difference anywhere.
+BESIDE_PX, CLEAR_PX = 256, 32
 FAR = 2  # cells: what lies between two crops that are far apart is at least as wide as one of them
 
 
@@ -96,7 +98,7 @@ def find_nearest(features: Tensor, contrast: Tensor) -> float:
 
 
 def measure_seam(image: Tensor, rows: list[int], columns: list[int]) -> float | None:
-    """Mean difference across lines over the same 64 px to either side of each: 1.00 is no seam.
+    """Mean difference across lines over the same 256 px to either side of each: 1.00 is no seam.
 
     Lines that lie nearer than 32 px to one of the compared ones do not count there.
 
@@ -124,9 +126,7 @@ def _find_beside(lines: list[int], length: int) -> list[int]:
     moved = {line + step for line in lines for step in (-BESIDE_PX, BESIDE_PX)}
     if 0 not in lines:  # no join, so what lies beyond an edge is not beside it
         moved = {line for line in moved if 0 < line < length}
-    return [
-        line for line in sorted(moved) if all(_gap(line, each, length) >= BESIDE_PX // 2 for each in lines)
-    ]
+    return [line for line in sorted(moved) if all(_gap(line, each, length) >= CLEAR_PX for each in lines)]
 
 
 def _gap(a: int, b: int, length: int) -> int:

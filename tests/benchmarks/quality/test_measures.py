@@ -89,14 +89,14 @@ def test_crops_that_touch_or_show_nothing_may_be_alike() -> None:
 
 
 def test_noise_has_no_seam() -> None:
-    assert measure_seam(make_noise(512), [128, 256], [0, 200]) == pytest.approx(1, abs=0.03)
+    assert measure_seam(make_noise(1024), [256, 512, 896], [0, 200]) == pytest.approx(1, abs=0.03)
 
 
 def test_a_step_of_tone_is_a_seam_sharp_and_blurred() -> None:
-    image = make_noise(512).float() / 8
-    image[:, 256:] += 40
-    sharp = measure_seam(image, [256], [])
-    blurred = measure_seam(blur(image), [256], [])
+    image = make_noise(1024).float() / 8
+    image[:, 512:] += 40
+    sharp = measure_seam(image, [512], [])
+    blurred = measure_seam(blur(image), [512], [])
     assert sharp is not None
     assert blurred is not None
     assert sharp > 2
@@ -104,9 +104,16 @@ def test_a_step_of_tone_is_a_seam_sharp_and_blurred() -> None:
 
 
 def test_the_join_of_a_wrap_is_the_line_0() -> None:
-    slope = torch.arange(512.0).expand(3, 512, 512).transpose(1, 2)
-    assert measure_seam(slope, [0], []) == 511
-    assert measure_seam(slope, [256], []) == 1
+    slope = torch.arange(1024.0).expand(3, 8, 1024).transpose(1, 2)
+    assert measure_seam(slope, [0], []) == 1023
+    assert measure_seam(slope, [512], []) == 1
+
+
+def test_a_period_of_the_network_is_no_seam() -> None:
+    image = torch.zeros(3, 8, 1024)
+    for start in range(0, 1024, 128):
+        image[:, :, start : start + 64] = 100
+    assert measure_seam(image, [], [256, 512]) == 1
 
 
 def test_a_picture_without_lines_has_no_seam_ratio() -> None:
