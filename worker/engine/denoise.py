@@ -45,7 +45,7 @@ class TilePredicted:
 class Step:
     """All tiles of a step were fused and the canvas advanced.
 
-    `index` and `steps` count over all stages.
+    `index` and `steps` count over all stages, `tiles` as `DenoisePlan.count_predictions`.
     """
 
     index: int
@@ -121,7 +121,8 @@ def denoise(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
             )
         reference = ensemble.enlarged if low_band is None else low_band.reference
-        yield Step(done, total, len(tiles), _capture(done + 1, latent, scheduler, generator, reference))
+        checkpoint = _capture(done + 1, latent, scheduler, generator, reference)
+        yield Step(done, total, plan.count_predictions(tiles), checkpoint)
     return latent
 
 

@@ -16,6 +16,7 @@ from worker.engine.guidance import LowBand
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan, Upscale
 from worker.engine.ranks import Group, SingleRank
+from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
 from worker.engine.sync import Sync
@@ -124,6 +125,7 @@ def generate(
         ensemble = Ensemble(
             prepared.make_replica(stage.plan.whole), stage.plan.canvas, stage.plan.modules, group,
             even=stage.plan.even, at_most=at_most, enlarged=begun.enlarged,
+            regions=_place_regions(stage, prepared.device),
         )  # fmt: skip
         latent = yield from denoise(
             begun.latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
@@ -170,7 +172,7 @@ def _start(
 ) -> Generator[Warned | Heartbeat, None, _Begun]:
     """Pure noise, or the picture of the stage before under as much noise as the first step expects."""
     canvas, scheduler = stage.plan.canvas, stage.scheduler
-    noise = initial_noise(plan.seed, plan.channels, *canvas.size, stage=stage.began.level - 1)
+    noise = _draw_noise(plan, stage)
     match stage.plan.start:
         case Noise():
             return _Begun((noise * scheduler.initial_scale).to(prepared.device))
@@ -191,6 +193,19 @@ def _make_sync(stage: StagePlan) -> Sync | None:
     """None where one tile covers the canvas: there is nothing to agree with."""
     alone = stage.denoise.tile_shape == stage.canvas.size
     return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas)
+
+
+def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
+    def draw(seed: int) -> Tensor:
+        return initial_noise(seed, plan.channels, *stage.plan.canvas.size, stage=stage.began.level - 1)
+
+    regions = stage.plan.denoise.regions
+    return draw(plan.seed) if regions is None else regions.mix_noise(draw(plan.seed), draw)
+
+
+def _place_regions(stage: _ScheduledStage, device: torch.device) -> Regions | None:
+    regions = stage.plan.denoise.regions
+    return None if regions is None else regions.on(device)
 
 
 def _make_low_band(picture: Picture, reference: Tensor, canvas: Plane) -> LowBand | None:
