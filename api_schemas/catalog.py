@@ -151,13 +151,16 @@ class ModelCard(BaseModel):
         tiling = choose_tiling(request, tile_px or self.native_size_px, anchored=strength < 1 or conditioned)
         return Stage(*size, tiling, steps, strength, conditioned)
 
-    def estimate(self, request: GenerationRequest, stages: Sequence[Stage]) -> Cost:
+    def estimate(
+        self, request: GenerationRequest, stages: Sequence[Stage], queries: Sequence[int] | None = None
+    ) -> Cost:
         """Count tiles as the grids will have them, memory as weights, canvas, and the batch or the decode.
 
         Args:
             stages: those of the request.
+            queries: tile predictions of each stage, where regions decide them.
         """
-        counts = [
+        counts = queries or [
             stage.tiling.count_tiles(stage.height_px, stage.width_px, stage.steps, self.vae_scale)
             for stage in stages
         ]

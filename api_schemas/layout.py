@@ -86,10 +86,11 @@ class Tiling:
             scale: pixels per latent pixel: a grid is laid, and shifted, in whole ones.
         """
         lengths = height_px // scale, width_px // scale
-        kinds = Counter((self._is_outer(index, steps), index % 2) for index in range(steps))
+        kinds = Counter((self.is_outer(index, steps), index % 2) for index in range(steps))
         return round(sum(n * self._count(lengths, scale, *kind) for kind, n in kinds.items()))
 
-    def _is_outer(self, index: int, steps: int) -> bool:
+    def is_outer(self, index: int, steps: int) -> bool:
+        """Whether step `index` of `steps` has the outer overlap."""
         first, last = (ceil(steps * share) for share in self.outer_shares)
         return index < first or steps - 1 - index < last
 

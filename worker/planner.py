@@ -46,6 +46,7 @@ def _plan_stage(
         modules=request.advanced.num_modules or card.default_num_modules,
         even=request.advanced.num_modules is None,
         shown=shown,
+        sync_strength=request.advanced.sync_strength or 0.0,
     )
 
 

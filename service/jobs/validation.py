@@ -7,6 +7,7 @@ from api_schemas.catalog import AddOnKind, ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
 from api_schemas.layout import Stage
+from api_schemas.regions import RegionShape
 
 _TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 
@@ -24,6 +25,7 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
         *_check_stages(request, card, stages),
         *_check_add_ons(request, card),
         *_check_conditions(request, card),
+        *_check_regions(request, card),
     ]
 
 
@@ -161,6 +163,29 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
     if request.guidance_scale not in (None, 1.0) and not card.guidance:
         allowed = f"1: model {card.name} ({card.family}) was trained to work without guidance"
         yield FieldError(field="guidance_scale", value=f"{request.guidance_scale:g}", allowed=allowed)
+
+
+def _check_regions(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    for index, region in enumerate(request.regions):
+        field = f"regions.{index}"
+        yield from _check_place(f"{field}.shape", region.shape, request.width_px, request.height_px)
+        if region.negative_prompt and not card.negative_prompt:
+            allowed = f"nothing: model {card.name} ({card.family}) uses no negative prompt"
+            value = region.negative_prompt[:200]
+            yield FieldError(field=f"{field}.negative_prompt", value=value, allowed=allowed)
+
+
+def _check_place(field: str, shape: RegionShape, width_px: int, height_px: int) -> Iterator[FieldError]:
+    """Every corner must lie on the picture or on its edge."""
+    allowed = f"within the picture: x from 0 to {width_px} px, y from 0 to {height_px} px"
+    outside = [(x, y) for x, y in shape.list_corners() if x > width_px or y > height_px]
+    if outside and shape.rectangle is not None:
+        value = shape.rectangle.model_dump_json()
+        yield FieldError(field=f"{field}.rectangle", value=value, allowed=allowed)
+    elif outside and shape.polygon is not None:
+        for index, corner in enumerate(shape.polygon):
+            if corner in outside:
+                yield FieldError(field=f"{field}.polygon.{index}", value=str(list(corner)), allowed=allowed)
 
 
 def _check_name(

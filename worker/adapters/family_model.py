@@ -144,11 +144,13 @@ def _require_supported(conditions: Conditions, card: ModelCard) -> None:
             f"advanced.positions: {conditions.positions!r} is not supported by {card.family}; allowed: "
             + ", ".join(card.positions)
         )
-    if conditions.negative_prompt and not card.negative_prompt:
-        raise UnsupportedConditionError(
-            f"negative_prompt: {conditions.negative_prompt[:80]!r} would have no effect: guidance of "
-            f"{card.family} uses no negative prompt; allowed: empty"
-        )
+    for number, prompt in enumerate(conditions.prompts):
+        if prompt.negative and not card.negative_prompt:
+            place = f"regions.{number - 1}." if number else ""
+            raise UnsupportedConditionError(
+                f"{place}negative_prompt: {prompt.negative[:80]!r} would have no effect: guidance of "
+                f"{card.family} uses no negative prompt; allowed: empty"
+            )
     if conditions.guidance_scale != 1.0 and not card.guidance:
         raise UnsupportedConditionError(
             f"guidance_scale: {conditions.guidance_scale:g} would have no effect: {card.family} was "

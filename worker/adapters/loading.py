@@ -47,7 +47,7 @@ def load_pipeline(
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
     check_numbers(folder)
-    absent = _leave_out(kind, folder, read_index(folder))
+    absent = _leave_out(kind, folder, read_index(folder), parts)
     quantization = choose_quantization(folder, settings)
     try:
         loaded = cast(FromPretrained, kind).from_pretrained(
@@ -66,9 +66,11 @@ def load_pipeline(
     return pipe
 
 
-def _leave_out(kind: type[DiffusionPipeline], folder: Path, index: ModelIndex) -> dict[str, None]:
-    """The absent parts, as the arguments that diffusers needs for them."""
-    absent = index.absent & inspect.signature(kind.__init__).parameters.keys()
+def _leave_out(
+    kind: type[DiffusionPipeline], folder: Path, index: ModelIndex, known: Collection[str]
+) -> dict[str, None]:
+    """The absent parts, as the arguments that diffusers needs for them; those `known` are the caller's."""
+    absent = index.absent & inspect.signature(kind.__init__).parameters.keys() - known
     kept = absent - _DISPENSABLE - _DISPENSABLE_OF.get(kind.__name__, set())
     if kept:
         raise ModelFolderError(

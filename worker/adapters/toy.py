@@ -105,7 +105,7 @@ class FlowEulerScheduler:
 class ToyReplica:
     """Predicts the velocity, so that the clean latent is `target`, pixel by pixel."""
 
-    prompt: str
+    prompts: tuple[str, ...]
     scheduler: FlowEulerScheduler
     options: ToyOptions
 
@@ -119,7 +119,10 @@ class ToyReplica:
         if self.options.oom_above and len(tiles) > self.options.oom_above:
             raise torch.OutOfMemoryError(f"the toy has no memory for {len(tiles)} tiles")
         wanted = torch.stack(
-            [target(self.prompt, tile.top, tile.left, tile.height, tile.width) for tile in tiles]
+            [
+                target(self.prompts[query.prompt], tile.top, tile.left, tile.height, tile.width)
+                for query, tile in zip(batch.queries, tiles, strict=True)
+            ]
         )
         predictions = (crops - wanted) / (timestep / 1000)
         if self._breaks_at(timestep):
@@ -136,7 +139,7 @@ class ToyReplica:
 
 @dataclass(frozen=True, slots=True)
 class PreparedToy:
-    prompt: str
+    prompts: tuple[str, ...]
     options: ToyOptions
 
     @property
@@ -152,7 +155,7 @@ class PreparedToy:
         return torch.device("cpu")
 
     def make_replica(self, stage: StagePlan) -> ToyReplica:
-        return ToyReplica(self.prompt, self.make_scheduler(stage), self.options)
+        return ToyReplica(self.prompts, self.make_scheduler(stage), self.options)
 
     def make_scheduler(self, stage: StagePlan) -> FlowEulerScheduler:
         return FlowEulerScheduler(stage.steps)
@@ -195,7 +198,7 @@ class Toy:
         return []
 
     def prepare(self, conditions: Conditions) -> PreparedToy:
-        return PreparedToy(conditions.prompt, self.options)
+        return PreparedToy(tuple(each.text for each in conditions.prompts), self.options)
 
 
 # Each RGB channel shows one latent channel; the fourth dims all three.

@@ -12,15 +12,21 @@ from worker.engine.attention import Context
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.memory import is_out_of_memory, release_unused_memory
 from worker.engine.ranks import Group, SingleRank
+from worker.engine.regions import Regions
 from worker.engine.warned import Warned
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One prediction that a step needs: of a tile, under one branch of guidance."""
+    """One prediction that a step needs: of a tile, under one branch of guidance and one prompt.
+
+    Args:
+        prompt: 0 is the request's own; the regions' follow, as `Regions` numbers them.
+    """
 
     tile: Rectangle
     branch: int = 0
+    prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class Replica(Protocol):
 class Ensemble:
     """Modules that denoise tiles at the same time.
 
-    What is shared out are single predictions: each branch of each tile, in batches of one size, the
+    What is shared out are single predictions: each branch of each prompt of each tile, in batches of one size, the
     last of them filled up by repeating its last query. One batch shape means one choice of kernels, hence the same
     bytes however many ranks share the batches. Where one does not fit into memory, all ranks halve theirs.
 
@@ -99,6 +105,7 @@ class Ensemble:
             but then their shape, and with it the last bit of a byte, follows the number of ranks.
         at_most: predictions in a batch, where an earlier stage found out that more do not fit.
         enlarged: what the stage before has made, (C, H, W), where the model is to see it.
+        regions: of the canvas, with prompts of their own.
     """
 
     def __init__(
@@ -111,9 +118,10 @@ class Ensemble:
         even: bool = False,
         at_most: int | None = None,
         enlarged: Tensor | None = None,
+        regions: Regions | None = None,
     ) -> None:
         self._replica, self._canvas, self._group, self._even = replica, canvas, group or SingleRank(), even
-        self.at_most, self.enlarged = at_most, enlarged
+        self.at_most, self.enlarged, self._regions = at_most, enlarged, regions
         self._wanted = modules * replica.branches
         self._warnings: list[Warned] = []
 
@@ -132,19 +140,34 @@ class Ensemble:
         """Predict every tile's crop of the canvas (C, H, W) at a timestep ().
 
         Yields:
-            each tile in the order given, with its prediction (C, h, w), guidance applied.
+            each tile in the order given, with its prediction (C, h, w), guidance applied and prompts blended.
 
         Raises:
             Exception: whatever the replica raises, except for want of memory while a batch can be halved.
         """
+        regions = self._regions
+        prompts = [(0,) if regions is None else tuple(regions.find_prompts(tile)) for tile in tiles]
+        guided = self._predict_guided(latent, timestep, list(zip(tiles, prompts, strict=True)))
+        for tile, own in zip(tiles, prompts, strict=True):
+            predictions = [next(guided) for _ in own]
+            yield tile, predictions[0] if regions is None else regions.blend(tile, own, predictions)
+
+    def _predict_guided(
+        self, latent: Tensor, timestep: Tensor, asked: Sequence[tuple[Rectangle, Sequence[int]]]
+    ) -> Iterator[Tensor]:
+        """Of each tile, under each of its prompts in turn."""
         branches = self._replica.branches
-        queries = [Query(tile, branch) for tile in tiles for branch in range(branches)]
+        queries = [
+            Query(tile, branch, prompt)
+            for tile, prompts in asked
+            for prompt in prompts
+            for branch in range(branches)
+        ]
         results: list[Tensor] = []
-        waiting = iter(tiles)
         for predictions in self._predict_in_rounds(latent, timestep, queries):
             results.extend(predictions)
             while len(results) >= branches:
-                yield next(waiting), self._replica.guide(torch.stack(results[:branches]))
+                yield self._replica.guide(torch.stack(results[:branches]))
                 del results[:branches]
 
     def predict_every_size(self, latent: Tensor, timestep: Tensor, tile: Rectangle) -> None:

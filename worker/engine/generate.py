@@ -16,8 +16,10 @@ from worker.engine.guidance import LowBand
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan, Upscale
 from worker.engine.ranks import Group, SingleRank
+from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
+from worker.engine.sync import Sync
 from worker.engine.upscale import Autoencoder, enlarge_noised, upscale_latent
 from worker.engine.vae.decode import decode
 from worker.engine.vae.executor import Heartbeat, MomentsPooled
@@ -123,10 +125,11 @@ def generate(
         ensemble = Ensemble(
             prepared.make_replica(stage.plan.whole), stage.plan.canvas, stage.plan.modules, group,
             even=stage.plan.even, at_most=at_most, enlarged=begun.enlarged,
+            regions=_place_regions(stage, prepared.device),
         )  # fmt: skip
         latent = yield from denoise(
             begun.latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
-            max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band,
+            max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan),
         )  # fmt: skip
         at_most = ensemble.at_most
     assert latent is not None
@@ -169,7 +172,7 @@ def _start(
 ) -> Generator[Warned | Heartbeat, None, _Begun]:
     """Pure noise, or the picture of the stage before under as much noise as the first step expects."""
     canvas, scheduler = stage.plan.canvas, stage.scheduler
-    noise = initial_noise(plan.seed, plan.channels, *canvas.size, stage=stage.began.level - 1)
+    noise = _draw_noise(plan, stage)
     match stage.plan.start:
         case Noise():
             return _Begun((noise * scheduler.initial_scale).to(prepared.device))
@@ -184,6 +187,25 @@ def _start(
             reference = encoded.contiguous()
             latent = scheduler.add_noise(reference, noise.to(prepared.device))
             return _Begun(latent, _make_low_band(picture, reference, canvas))
+
+
+def _make_sync(stage: StagePlan) -> Sync | None:
+    """None where one tile covers the canvas: there is nothing to agree with."""
+    alone = stage.denoise.tile_shape == stage.canvas.size
+    return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas)
+
+
+def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
+    def draw(seed: int) -> Tensor:
+        return initial_noise(seed, plan.channels, *stage.plan.canvas.size, stage=stage.began.level - 1)
+
+    regions = stage.plan.denoise.regions
+    return draw(plan.seed) if regions is None else regions.mix_noise(draw(plan.seed), draw)
+
+
+def _place_regions(stage: _ScheduledStage, device: torch.device) -> Regions | None:
+    regions = stage.plan.denoise.regions
+    return None if regions is None else regions.on(device)
 
 
 def _make_low_band(picture: Picture, reference: Tensor, canvas: Plane) -> LowBand | None:

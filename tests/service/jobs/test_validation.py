@@ -5,6 +5,7 @@ import pytest
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import AdvancedSettings, ControlSettings, GenerationRequest, LoraChoice
+from api_schemas.regions import RectangleShape, Region, RegionShape
 from service.jobs.validation import find_misfits
 
 CARD = ModelCard(
@@ -15,6 +16,10 @@ FEW_STEPS = ModelCard(
     name="few-steps", family="flux", native_size_px=1024, alignment_px=16, latent_channels=16, vae_scale=8,
     default_steps=4, default_guidance_scale=1.0, negative_prompt=False, guidance=False, max_tile_size_px=1536,
 )  # fmt: skip
+
+REGION = Region(
+    prompt="dunes", shape=RegionShape(rectangle=RectangleShape(left_px=0, top_px=0, width_px=9, height_px=9))
+)
 
 
 def find(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
@@ -64,6 +69,12 @@ def test_too_many_steps_are_one_fault_whatever_each_stage_has_of_them() -> None:
     [
         (GenerationRequest(guidance_scale=3.5), "guidance_scale", "3.5", "1: model few-steps (flux)"),
         (GenerationRequest(negative_prompt="moss"), "negative_prompt", "moss", "nothing: model few-steps"),
+        (
+            GenerationRequest(regions=[REGION, REGION.model_copy(update={"negative_prompt": "moss"})]),
+            "regions.1.negative_prompt",
+            "moss",
+            "nothing: model few-steps",
+        ),
         (
             GenerationRequest(advanced=AdvancedSettings(positions="global")),
             "advanced.positions",

@@ -5,7 +5,8 @@ from PIL import Image
 from torch.nn.functional import interpolate, pad
 
 from worker.engine.canvas import Plane, Rectangle
-from worker.engine.upscale import BILINEAR, enlarge, enlarge_noised
+from worker.engine.resample import BILINEAR, enlarge
+from worker.engine.upscale import enlarge_noised
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from worker.adapters.families.unet import UNetReplica
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.latent_upscaler import UpscalingPipeline, has_upscaler, load_upscaler
 from worker.adapters.loading import load_pipeline
-from worker.adapters.model import Conditions
+from worker.adapters.model import Conditions, Prompt
 from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet_pipeline import (
     embed_guidance_scale,
@@ -51,27 +51,32 @@ class StableDiffusion:
         guided = is_guided(pipe, scale)
         image_prompt = self.ip_adapters.encode(conditions.ip_adapter, guided=guided)
         begin_control = self.control_nets.open(conditions.control)
-        encoded = cast(
-            tuple[Tensor, Tensor | None],
-            pipe.encode_prompt(  # pyright: ignore[reportUnknownMemberType]  # its device has no type
-                conditions.prompt, pipe.device, 1, guided, conditions.negative_prompt
-            ),
-        )
-        prompted, negative = encoded
-        states = stack_branches(negative, prompted)
+        states = torch.stack([self._encode(prompt, guided=guided) for prompt in conditions.prompts])
         timestep_cond = embed_guidance_scale(pipe, scale)
 
         def begin(stage: StagePlan) -> Replica:
             if isinstance(pipe, UpscalingPipeline) and isinstance(stage.start, Upscale):
                 # Without guidance and add-ons: the stage before has what they do, and this one sees it.
                 return UNetReplica(
-                    pipe.latent_upscaler, prompted, 1.0, replace(image_prompt, image_embeds=())
+                    pipe.latent_upscaler, states[:, -1:], 1.0, replace(image_prompt, image_embeds=())
                 )
             return UNetReplica(
                 pipe.unet, states, scale, image_prompt, timestep_cond, control_net=begin_control(stage)
             )
 
         return begin
+
+    def _encode(self, prompt: Prompt, *, guided: bool) -> Tensor:
+        """Text states, (branches, tokens, width)."""
+        pipe = self.pipe
+        encoded = cast(
+            tuple[Tensor, Tensor | None],
+            pipe.encode_prompt(  # pyright: ignore[reportUnknownMemberType]  # its device has no type
+                prompt.text, pipe.device, 1, guided, prompt.negative
+            ),
+        )
+        prompted, negative = encoded
+        return stack_branches(negative, prompted)
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         return use_scheduler(stage)
