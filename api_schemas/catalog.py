@@ -73,6 +73,9 @@ class ModelCard(BaseModel):
         description="By these words of the prompt, `auto` selects cascade for scenes and flat for textures.",
     )
     cascade: Cascade = Cascade()
+    sync_strength: float = Field(
+        default=0.0, ge=0, le=1, description="Default of `advanced.sync_strength` for textures."
+    )
     positions: list[Positions] = Field(
         default=["local"], description="Allowed values of `advanced.positions`."
     )
@@ -126,6 +129,15 @@ class ModelCard(BaseModel):
         if is_scene is None:
             return self.layout, f"{reason}: the default of model {self.name}"
         return "cascade" if is_scene else "flat", reason
+
+    def choose_sync_strength(self, request: GenerationRequest) -> float:
+        """As asked for, or the default for a texture; scenes and regions are to differ from place to place."""
+        if request.advanced.sync_strength is not None:
+            return request.advanced.sync_strength
+        layout, _ = self.choose_layout(request)
+        words = self.scene_words
+        is_scene = request.layout == "flat" and words is not None and words.judge(request.prompt)[0]
+        return self.sync_strength if layout == "flat" and not (is_scene or request.regions) else 0.0
 
     def lay_stages(self, request: GenerationRequest) -> list[Stage]:
         """The stages that this request needs, from the smallest canvas to the largest.

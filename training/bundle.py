@@ -90,6 +90,7 @@ def _describe(out: Path, shards: list[Path], steps: int, guidance_scale: float) 
         "default_guidance_scale": guidance_scale,
         "tile_sizes_px": [512, 1024],
         "layout": "flat",
+        "sync_strength": 1.0,
         "cascade": describe_cascade(steps, conditioned=(out / UPSCALER).is_dir()),
         "latent_rgb": {"weight": rounded, "bias": _round(bias)},
         "license": "CC-BY-SA-4.0",

@@ -167,7 +167,15 @@ def _fit_words(sentences: list[str], targets: Tensor, weights: Tensor) -> tuple[
     mute = _list_mute()
     split = [{word for word in split_words(each) if len(word) > 2} - mute for each in sentences]
     odds, _ = _weigh(split, sorted(set[str]().union(*split)), targets, weights)
-    return _weigh(split, [word for word in odds if abs(odds[word]) > _LEAST], targets, weights)
+    odds, bias = _weigh(split, [word for word in odds if abs(odds[word]) > _LEAST], targets, weights)
+    return {
+        word: weight for word, weight in odds.items() if weight < 0 or word not in _list_materials()
+    }, bias
+
+
+def _list_materials() -> set[str]:
+    """What textures are called by first: landscapes of lava do not make "lava" a scene."""
+    return {names[0] for category, names in read_names().items() if category not in SCENES | _UNSURE}
 
 
 def _weigh(

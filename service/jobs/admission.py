@@ -89,6 +89,7 @@ def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
         ),
         "layout": layout,
         "layout_reason": reason,
+        "advanced": request.advanced.model_dump() | {"sync_strength": card.choose_sync_strength(request)},
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
     resolved = ResolvedRequest.model_validate(request.model_dump() | choices)

@@ -58,6 +58,7 @@ class FolderSettings(BaseModel):
     graphs: bool = False
     layout: Literal["cascade", "flat"] = "cascade"
     cascade: Cascade | None = None
+    sync_strength: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     scene_words: SceneWords | None = None
 
     @property

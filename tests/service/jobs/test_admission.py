@@ -1,5 +1,6 @@
 """What a request leaves open is filled in from the card of its model."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,10 @@ CARD = ModelCard(
     default_steps=30, max_steps=100, default_guidance_scale=5.0, layout="cascade",
 )  # fmt: skip
 
+REGION = {
+    "prompt": "sand",
+    "shape": {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 512, "height_px": 512}},
+}
 steps = st.none() | st.integers(1, 100)
 
 
@@ -48,3 +53,27 @@ def test_the_job_says_which_layout_it_has_and_why(
     assert data.request.layout == ("cascade" if len(card.lay_stages(request)) > 1 else "flat")
     assert card.lay_stages(data.request) == card.lay_stages(request)
     assert (data.request.layout_reason == "") == (layout != "auto")
+
+
+@pytest.mark.parametrize(
+    ("asked", "strength"),
+    [
+        ({"prompt": "grass"}, 0.8),
+        ({"prompt": "a cat"}, 0.8),
+        ({"prompt": "mountains"}, 0.0),
+        ({"prompt": "mountains", "layout": "flat"}, 0.0),
+        ({"prompt": "mountains", "seamless": "both"}, 0.8),
+        ({"prompt": "mountains", "layout": "flat", "advanced": {"sync_strength": 0.3}}, 0.3),
+        ({"prompt": "grass", "layout": "cascade"}, 0.0),
+        ({"prompt": "grass", "advanced": {"sync_strength": 0.0}}, 0.0),
+        ({"prompt": "grass", "regions": [REGION]}, 0.0),
+    ],
+)
+def test_textures_alone_are_synced_unless_a_client_says_otherwise(
+    asked: dict[str, object], strength: float
+) -> None:
+    words = SceneWords(bias=-1, weights={2: "mountains", -2: "grass"})
+    card = CARD.model_copy(update={"sync_strength": 0.8, "layout": "flat", "scene_words": words})
+    resolved = resolve(GenerationRequest.model_validate(asked), card).request
+    assert resolved.advanced.sync_strength == strength
+    assert card.choose_sync_strength(resolved) == strength

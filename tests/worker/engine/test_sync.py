@@ -1,0 +1,135 @@
+"""Sync of statistics: against AdaIN's formula, for every kind of prediction, and what must not change."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from tests.worker.engine.test_cascade import LARGE, KnownAnswers, canvas, picture
+from tests.worker.engine.thread_group import thread_groups
+from worker.adapters.schedulers import SchedulerUse, make_scheduler
+from worker.engine.canvas import Plane
+from worker.engine.denoise import Step
+from worker.engine.generate import generate
+from worker.engine.plan import GenerationPlan, StagePlan
+from worker.engine.scheduler import Scheduler
+from worker.engine.sync import Sync
+
+CPU = torch.device("cpu")
+SIDE = 96
+
+
+def make_kind(kind: str) -> Scheduler:
+    if kind == "flow":
+        flow = FlowMatchEulerDiscreteScheduler()
+        return make_scheduler(flow, SchedulerUse(4), CPU)
+    return make_scheduler(DDIMScheduler(prediction_type=kind), SchedulerUse(4), CPU)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sync_clean(clean: Tensor, strength: float, canvas: Plane, kind: str = "v_prediction") -> Tensor:
+    """What a clean estimate becomes, by way of a prediction that implies it."""
+    scheduler, index = make_kind(kind), 1
+    latent = draw(*clean.shape, seed=1)
+    start = scheduler.estimate_clean(latent, torch.zeros_like(latent), index)
+    prediction = scheduler.guide_clean(torch.zeros_like(latent), clean - start, index)
+    assert scheduler.estimate_clean(latent, prediction, index).sub(clean).abs().max() < 1e-4
+    synced = Sync(strength, canvas).guide(prediction, latent, scheduler, index)
+    return scheduler.estimate_clean(latent, synced, index)
+
+
+def drift(side: int = SIDE) -> Tensor:
+    """Noise whose tone and contrast grow from left to right."""
+    ramp = torch.linspace(0.5, 2.0, side)
+    return draw(2, side, side) * ramp + ramp
+
+
+def spread(clean: Tensor, measure: Callable[[Tensor], Tensor]) -> float:
+    cells = clean.unfold(1, 32, 32).unfold(2, 32, 32).flatten(3)
+    return float(measure(cells).std())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
+def test_any_kind_of_prediction_implies_the_same_clean_latent(kind: str) -> None:
+    canvas = Plane(SIDE, SIDE)
+    wanted = sync_clean(drift(), 1.0, canvas, "v_prediction")
+    assert torch.allclose(sync_clean(drift(), 1.0, canvas, kind), wanted, atol=1e-3)
+
+
+def test_tone_and_contrast_agree_more_the_stronger_it_is() -> None:
+    results = [sync_clean(drift(), strength, Plane(SIDE, SIDE)) for strength in (0.01, 0.5, 1.0)]
+    for weaker, stronger in pairwise(results):
+        assert spread(stronger, lambda cells: cells.mean(-1)) < 0.7 * spread(weaker, lambda c: c.mean(-1))
+        assert spread(stronger, lambda cells: cells.std(-1)) < 0.9 * spread(weaker, lambda c: c.std(-1))
+
+
+def test_two_flat_halves_of_noise_become_what_adain_makes_of_them() -> None:
+    """Far from their border: (x - mean) / deviation · wanted deviation + wanted mean, Huang & Belongie 2017, eq. 8."""
+    height, width = 192, 384
+    noise = draw(1, height, width).numpy()
+    left, right = noise[..., : width // 2], noise[..., width // 2 :]
+    clean = np.concatenate([left * 0.8 - 1.0, right * 1.6 + 1.0], axis=2)
+    wanted_deviation = np.sqrt((0.8**2 + 1.6**2) / 2)
+    adain = np.concatenate([(left - left.mean()) / left.std(), (right - right.mean()) / right.std()], axis=2)
+    wanted = adain * wanted_deviation + clean.mean()
+    synced = sync_clean(torch.from_numpy(clean), 1.0, Plane(height, width)).numpy()
+    inner = np.s_[:, 32:-32, 32:128]
+    # Windows of finite noise have statistics of their own, which are evened out as well.
+    error = np.abs(synced[inner] - wanted[inner]).mean()
+    assert error < 0.2 * np.abs(clean[inner] - wanted[inner]).mean()
+
+
+@pytest.mark.parametrize("canvas", [Plane(SIDE, SIDE), Plane(SIDE, SIDE, (True, True)), Plane(40, 100)])
+def test_what_is_alike_everywhere_stays(canvas: Plane) -> None:
+    flat = torch.ones(2, *canvas.size) * torch.tensor([0.3, -2.0])[:, None, None]
+    assert torch.allclose(sync_clean(flat, 1.0, canvas), flat, atol=1e-4)
+
+
+def test_a_far_corner_is_felt_in_every_other() -> None:
+    plane, clean = Plane(SIDE, SIDE), drift()
+    changed = clean.clone()
+    changed[:, :16, :16] += 3
+    before, after = (sync_clean(each, 1.0, plane) for each in (clean, changed))
+    assert (after - before)[:, -8:, -8:].abs().min() > 1e-3
+
+
+def test_a_canvas_that_wraps_has_no_edge() -> None:
+    plane, clean = Plane(SIDE, SIDE, (True, True)), drift()
+    moved = sync_clean(clean.roll((16, 24), (1, 2)), 1.0, plane)
+    assert torch.allclose(moved, sync_clean(clean, 1.0, plane).roll((16, 24), (1, 2)), atol=1e-4)
+
+
+MODEL = KnownAnswers("DDIMScheduler", {"prediction_type": "v_prediction"})
+SYNCED = GenerationPlan(11, 2, (StagePlan(LARGE, 5, sync_strength=1.0),))
+
+
+def test_a_synced_picture_is_another_one_and_the_same_for_any_ranks() -> None:
+    alone = picture(generate(SYNCED, MODEL))
+    plain = replace(SYNCED, stages=(replace(SYNCED.stages[0], sync_strength=0.0),))
+    assert not torch.equal(alone, picture(generate(plain, MODEL)))
+    with ThreadPoolExecutor(2) as pool:
+        together = pool.map(lambda group: picture(generate(SYNCED, MODEL, group=group)), thread_groups(2))
+        assert all(torch.equal(alone, each) for each in together)
+
+
+def test_a_synced_picture_resumed_anywhere_equals_never_stopped() -> None:
+    events = list(generate(SYNCED, MODEL))
+    for checkpoint in [event.checkpoint for event in events if isinstance(event, Step)]:
+        assert torch.equal(picture(events), picture(generate(SYNCED, MODEL, checkpoint)))
+
+
+def test_a_canvas_of_one_tile_is_not_changed() -> None:
+    whole = replace(SYNCED.stages[0], denoise=replace(LARGE, tile_size=32))
+    plain = replace(whole, sync_strength=0.0)
+    synced, alone = (canvas(generate(replace(SYNCED, stages=(each,)), MODEL)) for each in (whole, plain))
+    assert torch.equal(synced, alone)
