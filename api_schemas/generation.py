@@ -23,6 +23,7 @@ WEBP_MAX_SIDE_PX = 16_383
 MIN_DPI, MAX_DPI = 1, 2400
 
 Positions = Literal["local", "global"]
+Attention = Literal["off", "conductor", "conductor+neighbours"]
 Layout = Literal["auto", "cascade", "flat"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
@@ -93,6 +94,19 @@ class AdvancedSettings(_Part):
     positions: Positions = Field(
         default="local",
         description="Coordinates of a transformer's position embeddings: relative to the tile (local) or the canvas (global).",
+    )
+    attention: Literal["auto"] | Attention = Field(
+        default="auto",
+        description="What tiles attend to beside themselves. conductor: the whole canvas, reduced to about one tile;"
+        " conductor+neighbours: also the area around the tile at half size, at twice the cost. auto: the default of"
+        " the model's card. A canvas of one tile has nothing else to attend to.",
+    )
+    attention_strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="What the conductor's keys count, all together, over a tile's own; 0 is off.",
     )
     stages: list[StageSettings] = Field(
         default=[],

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,6 +88,28 @@ class Tiling:
 
 
 @dataclass(frozen=True, slots=True)
+class StageAttention:
+    """What the tiles of a stage attend to beside themselves, every choice made.
+
+    Args:
+        width_px: of the conductor, in pixels of its own; so is `height_px`.
+        strength: what its keys count, all together, over a tile's own.
+        share: of the steps, from the first on, in which they are attended to.
+    """
+
+    width_px: int
+    height_px: int
+    strength: float
+    neighbours: bool = False
+    share: float = 1.0
+
+    def count_predictions(self, tiles: int, steps: int) -> int:
+        """How many there are beside those of the tiles, of which all steps have so many."""
+        shared = ceil(steps * self.share)
+        return shared + (round(tiles * shared / steps) if self.neighbours else 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One stage, every choice made."""
 
@@ -96,6 +118,12 @@ class Stage:
     tiling: Tiling
     steps: int
     strength: float
+    attention: StageAttention | None = None
+
+    def count_predictions(self, scale: int) -> int:
+        """Over all steps, as `Tiling.count_tiles` counts; the conductor is about as large as a tile."""
+        tiles = self.tiling.count_tiles(self.height_px, self.width_px, self.steps, scale)
+        return tiles + (self.attention.count_predictions(tiles, self.steps) if self.attention else 0)
 
     @property
     def schedule_steps(self) -> int:
@@ -121,6 +149,17 @@ def fit_one_tile(width_px: int, height_px: int, native_px: int, most_px: int) ->
     """Side of a tile that covers a stage of that size, if the model can be given it."""
     longest_px = max(width_px, height_px)
     return longest_px if longest_px <= min(_LONGEST_ONE_TILE * native_px, most_px) else None
+
+
+def fit_conductor(width_px: int, height_px: int, tile_px: int, unit_px: int, most_px: int) -> tuple[int, int]:
+    """(width, height) of the whole canvas reduced to the area of one tile, its longer side at most two tiles.
+
+    Args:
+        unit_px: sides are multiples of this, up to `most_px`.
+    """
+    longest_px = min(_LONGEST_ONE_TILE * tile_px, most_px)
+    scale = min(tile_px / sqrt(width_px * height_px), longest_px / max(width_px, height_px))
+    return _align(width_px * scale, unit_px), _align(height_px * scale, unit_px)
 
 
 def choose_tiling(request: GenerationRequest, tile_size_px: int, *, anchored: bool) -> Tiling:

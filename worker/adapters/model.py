@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from api_schemas.catalog import AddOnKind, ModelCard
-from api_schemas.generation import Positions
+from api_schemas.generation import Attention, Positions
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.preview_map import PreviewMap
 from worker.adapters.source import AddOns
@@ -21,6 +21,7 @@ class Conditions:
         guidance_scale: 1.0 is off: one prediction a tile instead of two.
         positions: of a tile's pixels, for a transformer: counted from the tile's corner, as in training,
             or from the canvas' corner.
+        attention: that its stages are planned with.
     """
 
     prompt: str
@@ -30,6 +31,7 @@ class Conditions:
     loras: tuple[Lora, ...] = ()
     control: Control | None = None
     ip_adapter: IpAdapter | None = None
+    attention: Attention = "off"
 
     @property
     def add_on_kinds(self) -> list[AddOnKind]:

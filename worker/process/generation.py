@@ -44,6 +44,7 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
         loras=tuple(Lora(add_ons.open("lora", each.name), each.weight) for each in request.loras),
         control=_open_control(job, add_ons),
         ip_adapter=_open_ip_adapter(job, add_ons),
+        attention=model.card.choose_attention(request),
     )
 
 

@@ -1,0 +1,276 @@
+"""The self-attention and joint attention of a network, made to write keys down and to read others' beside their own.
+
+Nothing of diffusers is replaced: its processors, LoRAs and IP-Adapters run as they are, and where they call PyTorch's
+attention, what a layer is told to do is done in its place. A layer that is told nothing is not touched.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from worker.adapters.attention.softmax import Source, attend, balance
+
+Slot = Literal["conductor", "neighbourhood"]
+Page = tuple[Slot, torch.Size]
+"""What was seen there, and the (N, C, h, w) of its crops."""
+Order = Literal["all", "image_first", "image_last"]
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockKind:
+    """Where a class of blocks keeps its attention, and where its image tokens lie among all."""
+
+    attributes: tuple[str, ...]
+    order: Order
+    linear: bool = False
+
+
+_KINDS: Mapping[str, _BlockKind] = {
+    "BasicTransformerBlock": _BlockKind(("attn1",), "all"),  # of UNets and PixArt
+    "JointTransformerBlock": _BlockKind(("attn", "attn2"), "image_first"),
+    "FluxTransformerBlock": _BlockKind(("attn",), "image_last"),
+    "FluxSingleTransformerBlock": _BlockKind(("attn",), "image_last"),
+    "Flux2TransformerBlock": _BlockKind(("attn",), "image_last"),
+    "Flux2SingleTransformerBlock": _BlockKind(("attn",), "image_last"),
+    "QwenImageTransformerBlock": _BlockKind(("attn",), "image_last"),
+    "ZImageTransformerBlock": _BlockKind(("attention",), "image_first"),
+    "SanaTransformerBlock": _BlockKind(("attn1",), "all", linear=True),
+}
+_OF_TEXT = "context_refiner"  # Z-Image's blocks that see no image
+
+
+@dataclass(slots=True)
+class Reading:
+    """How the queries of a batch read a slot; its tensors keep their places in memory.
+
+    Args:
+        rows: which of the slot's keys are each query's, (B,).
+        log_strength: (), float32.
+        turn: from a token's own place to its place among the slot's keys, (B, tokens, D / 2) angles' (cosine, sine).
+    """
+
+    rows: Tensor
+    log_strength: Tensor
+    turn: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(slots=True)
+class Orders:
+    """What all layers of one network do at this moment.
+
+    Args:
+        tokens: of the image in this forward, where text stands beside them.
+    """
+
+    tokens: int = 0
+    writes: Page | None = None
+    reads: dict[Slot, Reading] = field(default_factory=dict[Slot, Reading])
+
+    @property
+    def idle(self) -> bool:
+        return self.writes is None and not self.reads
+
+
+class Layer:
+    """One attention, and the pages of keys and values that it has written.
+
+    Args:
+        shown: in each slot, what is read there.
+        pages: a CUDA graph reads where it was recorded, so each page keeps its place in memory.
+    """
+
+    def __init__(self, orders: Orders, order: Order) -> None:
+        self.orders, self.order = orders, order
+        self.shown: dict[Slot, tuple[Tensor, ...]] = {}
+        self.pages: dict[Page, tuple[Tensor, ...]] = {}
+
+    def image(self, length: int) -> slice:
+        """Where the image's tokens lie among so many."""
+        tokens = self.orders.tokens
+        if self.order == "all" or tokens == length:
+            return slice(0, length)
+        return slice(0, tokens) if self.order == "image_first" else slice(length - tokens, length)
+
+    @torch._dynamo.disable  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType, reportUntypedFunctionDecorator]
+    def write(self, page: Page, *values: Tensor) -> None:
+        if page not in self.pages:
+            kept = torch.contiguous_format
+            self.pages[page] = tuple(torch.empty_like(value, memory_format=kept) for value in values)
+        for place, value in zip(self.pages[page], values, strict=True):
+            place.copy_(value)
+
+
+class _Softmax(TorchFunctionMode):
+    """Stands in for PyTorch's attention inside of one layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **options)
+        named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | options
+        return self._attend(named["query"], named["key"], named["value"], named.get("attn_mask"))
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        layer, orders = self._layer, self._layer.orders
+        image = layer.image(query.shape[2])
+        if orders.writes is not None:
+            layer.write(orders.writes, keys[:, :, image], values[:, :, image])
+        if not orders.reads:
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in orders.reads.items()]
+        if image.stop - image.start == query.shape[2]:
+            return attend(query, keys, values, mask, sources)
+        # Of a joint attention, the text attends as ever.
+        own = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        seen = attend(query[:, :, image], keys, values, mask, sources)
+        return torch.cat([own[:, :, : image.start], seen, own[:, :, image.stop :]], dim=2)
+
+
+def _read(layer: Layer, slot: Slot, reading: Reading, query: Tensor) -> Source:
+    keys, values = (each.index_select(0, reading.rows) for each in layer.shown[slot])
+    turned = query if reading.turn is None else turn(query, *reading.turn)
+    return Source(turned, keys, values, reading.log_strength + balance(query.shape[2], keys.shape[2]))
+
+
+def turn(query: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate the pairs of neighbouring channels of (B, H, Q, D) by angles whose cosines are (B, Q, D / 2)."""
+    first, second = query.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = cosine[:, None], sine[:, None]
+    turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    return turned.flatten(-2).to(query.dtype)
+
+
+class _Linear(TorchFunctionMode):
+    """Stands in for the first product of Sana's linear attention: Σ v kᵀ over all keys, to which others' is added."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self._layer, self._done = layer, False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.matmul or self._done:
+            return result
+        self._done = True
+        return self._add(result, args[1].shape[2])
+
+    def _add(self, summed: Tensor, tokens: int) -> Tensor:
+        """Of values with a one below them, (B, H, D + 1, D): the ones add the denominator up."""
+        layer, orders = self._layer, self._layer.orders
+        if orders.writes is not None:
+            # Per token, so that a view's size does not count.
+            layer.write(orders.writes, summed / tokens)
+        for slot, reading in orders.reads.items():
+            others = layer.shown[slot][0].index_select(0, reading.rows)
+            summed = summed + others * (reading.log_strength.exp() * tokens)
+        return summed
+
+
+class _LayerForward:
+    def __init__(self, forward: Forward, layer: Layer, mode: type[_Softmax] | type[_Linear]) -> None:
+        self._forward, self._layer, self._mode = forward, layer, mode
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if self._layer.orders.idle:
+            return self._forward(*arguments, **options)
+        with self._mode(self._layer):
+            return self._forward(*arguments, **options)
+
+
+class AttentionLayers:
+    """All attention of a network that tiles can share; put in once, before its blocks are compiled."""
+
+    def __init__(self, network: nn.Module, *, recorded: bool = False) -> None:
+        """
+        Args:
+            recorded: whether CUDA graphs are made of its forwards, which read old pages too.
+        """
+        self._orders, self._recorded = Orders(), recorded
+        self._fixed: dict[object, Tensor] = {}
+        self._layers = [
+            _put_in(attention, kind, self._orders) for attention, kind in _find_attention(network)
+        ]
+        self.conductor: object = None  # whose keys are shown
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def describe(self) -> object:
+        """What a recorded forward depends on beside its arguments."""
+        orders, shown = self._orders, self._layers[0].shown
+        return orders.writes, tuple((slot, shown[slot][0].shape) for slot in orders.reads)
+
+    @contextmanager
+    def writing(self, slot: Slot, crops: Tensor, tokens: int) -> Iterator[None]:
+        """A forward of these crops (N, C, h, w) writes its keys down; afterwards they are what is shown."""
+        page = slot, crops.shape
+        if not self._recorded:
+            self._forget(slot, page)
+        with self._ordered(tokens, page, {}):
+            yield
+        for layer in self._layers:
+            layer.shown[slot] = layer.pages[page]
+
+    def _forget(self, slot: Slot, kept: Page) -> None:
+        for layer in self._layers:
+            layer.shown.pop(slot, None)
+            for page in [each for each in layer.pages if each[0] == slot and each != kept]:
+                del layer.pages[page]
+
+    @contextmanager
+    def reading(self, tokens: int, reads: dict[Slot, Reading]) -> Iterator[None]:
+        """Every forward also attends to these slots."""
+        with self._ordered(tokens, None, reads):
+            yield
+
+    @contextmanager
+    def _ordered(self, tokens: int, writes: Page | None, reads: dict[Slot, Reading]) -> Iterator[None]:
+        orders = self._orders
+        orders.tokens, orders.writes, orders.reads = tokens, writes, reads
+        try:
+            yield
+        finally:
+            orders.tokens, orders.writes, orders.reads = 0, None, {}
+
+    def place(self, name: str, value: Tensor) -> Tensor:
+        """A copy of a value where others of its name and shape lay, for CUDA graphs; its first axis may vary."""
+        key = name, value.shape, value.dtype
+        if key not in self._fixed:
+            self._fixed[key] = torch.empty_like(value)
+            if value.dim():
+                torch._dynamo.maybe_mark_dynamic(self._fixed[key], 0)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        self._fixed[key].copy_(value, non_blocking=True)
+        return self._fixed[key]
+
+
+def _find_attention(network: nn.Module) -> Iterator[tuple[nn.Module, _BlockKind]]:
+    for name, block in network.named_modules():
+        kind = _KINDS.get(type(block).__name__)
+        if kind is not None and _OF_TEXT not in name:
+            for attribute in kind.attributes:
+                attention = getattr(block, attribute, None)
+                if isinstance(attention, nn.Module):
+                    yield attention, kind
+
+
+def _put_in(attention: nn.Module, kind: _BlockKind, orders: Orders) -> Layer:
+    layer = Layer(orders, kind.order)
+    mode = _Linear if kind.linear else _Softmax
+    forward = _LayerForward(cast(Forward, attention.forward), layer, mode)
+    attention.forward = forward  # pyright: ignore[reportAttributeAccessIssue]  # a callable in place of a method
+    return layer

@@ -1,0 +1,91 @@
+"""Attention to several sets of keys in one softmax, each set with a weight of its own."""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MASK_UNIT = 8  # PyTorch's kernels read masks in such pieces
+_FLASH_MOST_WIDTH = 256  # of a head
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Keys and values beside a query's own.
+
+    Args:
+        query: turned to where it lies among these keys, (B, H, Q, D).
+        keys: (B, H, K, D); so are `values`.
+        log_weight: by which each logit is raised, ().
+    """
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    log_weight: Tensor
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sources: list[Source]) -> Tensor:
+    """softmax over the own keys and, raised by their weights, those of all sources: (B, H, Q, D).
+
+    Each set is attended to by a fused kernel, and weighted by its part of the common denominator (Dao et al. 2022,
+    "FlashAttention", section 3.1).
+
+    Args:
+        mask: of the own keys, (B, 1 or H, 1 or Q, K): boolean, true where a key counts, or added to the logits.
+    """
+    parts = [_attend(query, keys, values, mask)]
+    for each in sources:
+        output, norm = _attend(each.query, each.keys, each.values, None)
+        parts.append((output, norm + each.log_weight))
+    shares = torch.softmax(torch.stack([norm for _, norm in parts]), dim=0)[..., None].to(query.dtype)
+    outputs = [output * share for (output, _), share in zip(parts, shares, strict=True)]
+    return torch.stack(outputs).sum(0) if len(outputs) > 2 else outputs[0] + outputs[1]
+
+
+def balance(own: int, others: int) -> float:
+    """Log of the weight at which so many other keys count as much as the own ones."""
+    return log(own / others)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(output, log of its denominator (B, H, Q)). No public call of PyTorch returns both on all devices."""
+    aten = torch.ops.aten
+    if query.device.type == "cpu":
+        fitted = _as_bias(mask, query, keys)
+        output, norm = aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=fitted)
+        return output, norm
+    if query.device.type != "cuda":
+        return _attend_plainly(query, keys, values, mask)
+    halves, width = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
+    if mask is None and halves and width % 8 == 0 and width <= _FLASH_MOST_WIDTH:
+        output, norm = aten._scaled_dot_product_flash_attention(query, keys, values)[:2]
+        return output, norm
+    bias = _as_bias(mask, query, keys)
+    output, norm = aten._scaled_dot_product_efficient_attention(query, keys, values, bias, True)[:2]
+    return output, norm[..., : query.shape[2]]  # filled up to a multiple of 32
+
+
+def _as_bias(mask: Tensor | None, query: Tensor, keys: Tensor) -> Tensor | None:
+    """A mask as what is added to the logits, (B, H, Q, K), in memory that PyTorch's kernels can read."""
+    if mask is None:
+        return None
+    length = keys.shape[2]
+    added = (
+        mask
+        if mask.dtype != torch.bool
+        else torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    )
+    padded = F.pad(added.to(query.dtype), (0, -length % _MASK_UNIT))[..., :length]
+    return padded.expand(*query.shape[:3], length)
+
+
+def _attend_plainly(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    logits = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    bias = _as_bias(mask, query, keys)
+    logits = logits.float() if bias is None else logits.float() + bias
+    return torch.softmax(logits, dim=-1).to(values.dtype) @ values, logits.logsumexp(-1)
