@@ -77,9 +77,7 @@ def time_steps(
     return times[1:], tiles[1:], peak
 
 
-def ask(
-    model: FamilyModel, kind: Attention, side_px: int, options: argparse.Namespace
-) -> ResolvedRequest:
+def ask(model: FamilyModel, kind: Attention, side_px: int, options: argparse.Namespace) -> ResolvedRequest:
     advanced = {"num_modules": options.modules, "attention": kind}
     if options.tiny:
         advanced["tile_size_px"] = 128

@@ -148,7 +148,7 @@ def _accelerate(pipe: DiffusionPipeline, settings: FolderSettings, attention: At
         # On CPUs it shortens decoding by a quarter; denoisers gain nothing there.
         put_parts_channels_last(pipe, denoiser=pipe.device.type == "cuda")
     if settings.graphs:
-        replay_forward(find_denoiser(pipe), describe=attention.describe if attention else lambda: None)
+        replay_forward(find_denoiser(pipe), describe=attention.describe if attention else lambda: ())
     if settings.compile:
         compile_blocks(find_denoiser(pipe))
 

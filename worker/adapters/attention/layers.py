@@ -4,7 +4,7 @@ Nothing of diffusers is replaced: its processors, LoRAs and IP-Adapters run as t
 attention, what a layer is told to do is done in its place. A layer that is told nothing is not touched.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -67,15 +67,25 @@ class Orders:
 
     Args:
         tokens: of the image in this forward, where text stands beside them.
+        opens: a new page, in a forward that is not compiled: compiled code writes on pages that are there.
     """
 
     tokens: int = 0
-    writes: Page | None = None
+    opens: Page | None = None
+    writes: bool = False
     reads: dict[Slot, Reading] = field(default_factory=dict[Slot, Reading])
+
+    def take(self, given: "Orders") -> None:
+        self.tokens, self.opens, self.writes, self.reads = (
+            given.tokens,
+            given.opens,
+            given.writes,
+            given.reads,
+        )
 
     @property
     def idle(self) -> bool:
-        return self.writes is None and not self.reads
+        return self.opens is None and not self.writes and not self.reads
 
 
 class Layer:
@@ -83,13 +93,23 @@ class Layer:
 
     Args:
         shown: in each slot, what is read there.
+        written: the page that is being written on.
         pages: a CUDA graph reads where it was recorded, so each page keeps its place in memory.
     """
 
     def __init__(self, orders: Orders, order: Order) -> None:
         self.orders, self.order = orders, order
         self.shown: dict[Slot, tuple[Tensor, ...]] = {}
+        self.written: tuple[Tensor, ...] = ()
         self.pages: dict[Page, tuple[Tensor, ...]] = {}
+
+    def write(self, *values: Tensor) -> None:
+        """Keys and values, or what else is kept of a forward, on the open page."""
+        if self.orders.opens is not None:
+            self.pages[self.orders.opens] = tuple(_make_place(value) for value in values)
+        elif self.orders.writes:
+            for place, value in zip(self.written, values, strict=True):
+                place.copy_(value)
 
     def image(self, length: int) -> slice:
         """Where the image's tokens lie among so many."""
@@ -98,13 +118,12 @@ class Layer:
             return slice(0, length)
         return slice(0, tokens) if self.order == "image_first" else slice(length - tokens, length)
 
-    @torch._dynamo.disable  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType, reportUntypedFunctionDecorator]
-    def write(self, page: Page, *values: Tensor) -> None:
-        if page not in self.pages:
-            kept = torch.contiguous_format
-            self.pages[page] = tuple(torch.empty_like(value, memory_format=kept) for value in values)
-        for place, value in zip(self.pages[page], values, strict=True):
-            place.copy_(value)
+
+def _make_place(value: Tensor) -> Tensor:
+    """Contiguous, and to the compiler as long as a batch may be."""
+    place = torch.empty_like(value, memory_format=torch.contiguous_format)
+    torch._dynamo.maybe_mark_dynamic(place, 0)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+    return place
 
 
 class _Softmax(TorchFunctionMode):
@@ -126,8 +145,7 @@ class _Softmax(TorchFunctionMode):
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         layer, orders = self._layer, self._layer.orders
         image = layer.image(query.shape[2])
-        if orders.writes is not None:
-            layer.write(orders.writes, keys[:, :, image], values[:, :, image])
+        layer.write(keys[:, :, image], values[:, :, image])
         if not orders.reads:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in orders.reads.items()]
@@ -147,7 +165,8 @@ def _read(layer: Layer, slot: Slot, reading: Reading, query: Tensor) -> Source:
 
 def turn(query: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate the pairs of neighbouring channels of (B, H, Q, D) by angles whose cosines are (B, Q, D / 2)."""
-    first, second = query.float().unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = torch.unflatten(query.float(), -1, (-1, 2))
+    first, second = pairs[..., 0], pairs[..., 1]
     cosine, sine = cosine[:, None], sine[:, None]
     turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
     return turned.flatten(-2).to(query.dtype)
@@ -172,9 +191,7 @@ class _Linear(TorchFunctionMode):
     def _add(self, summed: Tensor, tokens: int) -> Tensor:
         """Of values with a one below them, (B, H, D + 1, D): the ones add the denominator up."""
         layer, orders = self._layer, self._layer.orders
-        if orders.writes is not None:
-            # Per token, so that a view's size does not count.
-            layer.write(orders.writes, summed / tokens)
+        layer.write(summed / tokens)  # per token, so that a view's size does not count
         for slot, reading in orders.reads.items():
             others = layer.shown[slot][0].index_select(0, reading.rows)
             summed = summed + others * (reading.log_strength.exp() * tokens)
@@ -210,19 +227,27 @@ class AttentionLayers:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def describe(self) -> object:
-        """What a recorded forward depends on beside its arguments."""
-        orders, shown = self._orders, self._layers[0].shown
-        return orders.writes, tuple((slot, shown[slot][0].shape) for slot in orders.reads)
+    def describe(self) -> object | None:
+        """What a recorded forward depends on beside its arguments; None: it is not to be recorded."""
+        orders, (layer, *_) = self._orders, self._layers
+        if orders.opens is not None:
+            return None
+        places = layer.written if orders.writes else ()
+        reads = tuple((slot, layer.shown[slot][0].shape) for slot in orders.reads)
+        return tuple(place.shape for place in places), reads
 
-    @contextmanager
-    def writing(self, slot: Slot, crops: Tensor, tokens: int) -> Iterator[None]:
-        """A forward of these crops (N, C, h, w) writes its keys down; afterwards they are what is shown."""
+    def write(self, slot: Slot, crops: Tensor, tokens: int, predict: Callable[[], object]) -> None:
+        """Show in a slot the keys that a prediction of these crops (N, C, h, w) makes."""
         page = slot, crops.shape
         if not self._recorded:
             self._forget(slot, page)
-        with self._ordered(tokens, page, {}):
-            yield
+        if page not in self._layers[0].pages:
+            with self._ordered(Orders(tokens, opens=page)), torch.compiler.set_stance("force_eager"):
+                predict()
+        for layer in self._layers:
+            layer.written = layer.pages[page]
+        with self._ordered(Orders(tokens, writes=True)):
+            predict()
         for layer in self._layers:
             layer.shown[slot] = layer.pages[page]
 
@@ -232,20 +257,19 @@ class AttentionLayers:
             for page in [each for each in layer.pages if each[0] == slot and each != kept]:
                 del layer.pages[page]
 
-    @contextmanager
-    def reading(self, tokens: int, reads: dict[Slot, Reading]) -> Iterator[None]:
-        """Every forward also attends to these slots."""
-        with self._ordered(tokens, None, reads):
-            yield
+    def read(self, tokens: int, reads: dict[Slot, Reading], predict: Callable[[], Tensor]) -> Tensor:
+        """A prediction that also attends to what these slots show."""
+        with self._ordered(Orders(tokens, reads=reads)):
+            return predict()
 
     @contextmanager
-    def _ordered(self, tokens: int, writes: Page | None, reads: dict[Slot, Reading]) -> Iterator[None]:
-        orders = self._orders
-        orders.tokens, orders.writes, orders.reads = tokens, writes, reads
+    def _ordered(self, given: Orders) -> Generator[None]:
+        """Every layer has the same orders, in the same place: compiled code asks there."""
+        self._orders.take(given)
         try:
             yield
         finally:
-            orders.tokens, orders.writes, orders.reads = 0, None, {}
+            self._orders.take(Orders())
 
     def place(self, name: str, value: Tensor) -> Tensor:
         """A copy of a value where others of its name and shape lay, for CUDA graphs; its first axis may vary."""
@@ -259,7 +283,8 @@ class AttentionLayers:
 
 
 def _find_attention(network: nn.Module) -> Iterator[tuple[nn.Module, _BlockKind]]:
-    for name, block in network.named_modules():
+    blocks = cast(Iterator[tuple[str, nn.Module]], network.named_modules())
+    for name, block in blocks:
         kind = _KINDS.get(type(block).__name__)
         if kind is not None and _OF_TEXT not in name:
             for attribute in kind.attributes:
@@ -271,6 +296,6 @@ def _find_attention(network: nn.Module) -> Iterator[tuple[nn.Module, _BlockKind]
 def _put_in(attention: nn.Module, kind: _BlockKind, orders: Orders) -> Layer:
     layer = Layer(orders, kind.order)
     mode = _Linear if kind.linear else _Softmax
-    forward = _LayerForward(cast(Forward, attention.forward), layer, mode)
+    forward = _LayerForward(attention.forward, layer, mode)
     attention.forward = forward  # pyright: ignore[reportAttributeAccessIssue]  # a callable in place of a method
     return layer

@@ -61,8 +61,7 @@ class AttentiveReplica:
             self._show_neighbourhoods(batch, context)
             own = range(len(batch.queries))
             reads["neighbourhood"] = self._read("neighbourhood", batch, context.neighbourhoods, own)
-        with self.layers.reading(self._count(batch.crops), reads):
-            return self.tiles.predict(batch)
+        return self.layers.read(self._count(batch.crops), reads, lambda: self.tiles.predict(batch))
 
     @property
     def _goes_one_by_one(self) -> bool:
@@ -77,8 +76,8 @@ class AttentiveReplica:
         branches, whole = self.branches, Rectangle(0, 0, *view.size)
         crops = view.crop.expand(branches, -1, -1, -1).contiguous()
         queries = tuple(Query(whole, branch) for branch in range(branches))
-        with self.layers.writing("conductor", crops, self._count(crops)):
-            self.conductor.predict(Batch(crops, view.timestep.expand(branches), queries))
+        batch = Batch(crops, view.timestep.expand(branches), queries)
+        self.layers.write("conductor", crops, self._count(crops), lambda: self.conductor.predict(batch))
         self.layers.conductor = view
 
     def _show_neighbourhoods(self, batch: Batch, context: Context) -> None:
@@ -87,8 +86,10 @@ class AttentiveReplica:
         queries = tuple(
             replace(query, tile=_halve(view)) for query, view in zip(batch.queries, views, strict=True)
         )
-        with self.layers.writing("neighbourhood", crops, self._count(crops)):
-            self.neighbourhood.predict(Batch(crops, timesteps, queries))
+        seen = Batch(crops, timesteps, queries)
+        self.layers.write(
+            "neighbourhood", crops, self._count(crops), lambda: self.neighbourhood.predict(seen)
+        )
 
     def _count(self, crops: Tensor) -> int:
         """Tokens of one crop."""
