@@ -137,6 +137,8 @@ class _Softmax(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
+        if func is Tensor.unflatten:
+            return _unflatten(*args, **options)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **options)
         named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | options
@@ -155,6 +157,12 @@ class _Softmax(TorchFunctionMode):
         own = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         seen = attend(query[:, :, image], keys, values, mask, sources)
         return torch.cat([own[:, :, : image.start], seen, own[:, :, image.stop :]], dim=2)
+
+
+def _unflatten(tensor: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """The same, which inside of a mode the compiler cannot follow."""
+    before, after = tensor.shape[:dim], tensor.shape[dim:][1:]
+    return tensor.reshape(*before, *sizes, *after)
 
 
 def _read(layer: Layer, slot: Slot, reading: Reading, query: Tensor) -> Source:
