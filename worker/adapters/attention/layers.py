@@ -151,12 +151,7 @@ class _Softmax(TorchFunctionMode):
         if not orders.reads:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in orders.reads.items()]
-        if image.stop - image.start == query.shape[2]:
-            return attend(query, keys, values, mask, sources)
-        # Of a joint attention, the text attends as ever.
-        own = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        seen = attend(query[:, :, image], keys, values, mask, sources)
-        return torch.cat([own[:, :, : image.start], seen, own[:, :, image.stop :]], dim=2)
+        return attend(query, keys, values, mask, sources, image)
 
 
 def _unflatten(tensor: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ class Source:
     """Keys and values beside a query's own.
 
     Args:
-        query: turned to where it lies among these keys, (B, H, Q, D).
+        query: the image's, turned to where it lies among these keys, (B, H, Q, D).
         keys: (B, H, K, D); so are `values`.
         log_weight: by which each logit is raised, ().
     """
@@ -27,7 +27,9 @@ class Source:
     log_weight: Tensor
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sources: list[Source]) -> Tensor:
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sources: list[Source], image: slice
+) -> Tensor:
     """softmax over the own keys and, raised by their weights, those of all sources: (B, H, Q, D).
 
     Each set is attended to by a fused kernel, and weighted by its part of the common denominator (Dao et al. 2022,
@@ -35,14 +37,23 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sou
 
     Args:
         mask: of the own keys, (B, 1 or H, 1 or Q, K): boolean, true where a key counts, or added to the logits.
+        image: the queries that attend to the sources; others, of a text beside them, attend as ever.
     """
-    parts = [_attend(query, keys, values, mask)]
+    output, norm = _attend(query, keys, values, mask)
+    seen = _merge(output[:, :, image], norm[:, :, image], sources)
+    if image.stop - image.start == query.shape[2]:
+        return seen
+    return torch.cat([output[:, :, : image.start], seen, output[:, :, image.stop :]], dim=2)
+
+
+def _merge(output: Tensor, norm: Tensor, sources: list[Source]) -> Tensor:
+    parts = [(output, norm)]
     for each in sources:
-        output, norm = _attend(each.query, each.keys, each.values, None)
-        parts.append((output, norm + each.log_weight))
-    shares = torch.softmax(torch.stack([norm for _, norm in parts]), dim=0)[..., None].to(query.dtype)
-    outputs = [output * share for (output, _), share in zip(parts, shares, strict=True)]
-    return torch.stack(outputs).sum(0) if len(outputs) > 2 else outputs[0] + outputs[1]
+        other, its_norm = _attend(each.query, each.keys, each.values, None)
+        parts.append((other, its_norm + each.log_weight))
+    shares = torch.softmax(torch.stack([norm for _, norm in parts]), dim=0)[..., None].to(output.dtype)
+    weighted = [each * share for (each, _), share in zip(parts, shares, strict=True)]
+    return sum(weighted[1:], start=weighted[0])
 
 
 def balance(own: int, others: int) -> float:
