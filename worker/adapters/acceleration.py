@@ -43,20 +43,24 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
     return len(blocks)
 
 
+CompiledShape = tuple[tuple[int, int], tuple[int, int]]
+"""(height, width) of a tile, and of the conductor that it attends to, (0, 0) if there is none."""
+
+
 class CompiledShapes:
-    """Shapes of tiles, (height, width), for which the blocks have been compiled.
+    """Shapes for which the blocks have been compiled.
 
     Args:
         all_known: nothing is compiled, so no shape is new.
     """
 
     def __init__(self, *, all_known: bool) -> None:
-        self._all_known, self._known = all_known, set[tuple[int, int]]()
+        self._all_known, self._known = all_known, set[CompiledShape]()
 
-    def add(self, shape: tuple[int, int]) -> None:
+    def add(self, shape: CompiledShape) -> None:
         self._known.add(shape)
 
-    def find_new(self, shapes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    def find_new(self, shapes: Iterable[CompiledShape]) -> list[CompiledShape]:
         return [] if self._all_known else sorted(set(shapes) - self._known)
 
 

@@ -11,6 +11,7 @@ from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, ModelCard
 from api_schemas.generation import Attention
 from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
+    CompiledShape,
     CompiledShapes,
     compile_blocks,
     find_denoiser,
@@ -57,7 +58,7 @@ class PreparedFamily:
         return self.family.pipe.device
 
     def make_replica(self, stage: StagePlan) -> Replica:
-        self.compiled.add(stage.denoise.tile_shape)
+        self.compiled.add(_read_shape(stage))
         return self.conditioned(stage)
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
@@ -96,9 +97,9 @@ class FamilyModel:
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
         scale = self.card.vae_scale
         return [
-            f"tiles of {width * scale}x{height * scale} px are new to this worker: the model is compiled for them "
-            "first, which may take a minute"
-            for height, width in self._compiled.find_new(stage.denoise.tile_shape for stage in plan.stages)
+            f"tiles of {width * scale}x{height * scale} px{' with attention' if any(conductor) else ''} are new to this "
+            "worker: the model is compiled for them first, which may take a minute"
+            for (height, width), conductor in self._compiled.find_new(map(_read_shape, plan.stages))
         ]
 
     @torch.inference_mode()
@@ -133,6 +134,11 @@ class FamilyModel:
         # A view has positions of its own.
         see = make_replica if positions == "local" else self._encode(replace(conditions, positions="local"))
         return lambda stage: make_attentive(stage, make_replica, see, layers, patch, rotary)
+
+
+def _read_shape(stage: StagePlan) -> CompiledShape:
+    plan = stage.denoise.attention_at(0, 1)
+    return stage.denoise.tile_shape, plan.conductor if plan else (0, 0)
 
 
 def _share_attention(family: Family, settings: FolderSettings) -> AttentionLayers | None:

@@ -106,7 +106,9 @@ def test_views_are_averages_that_are_told_their_own_clock() -> None:
     assert float(context.conductor.timestep) == pytest.approx(1 / 12**0.5)
     rolled = latent.roll((-4, -24), (1, 2))[:, :16, :16]
     for view in context.neighbourhoods:
-        torch.testing.assert_close(view.crop, rolled.unflatten(1, (8, 2)).unflatten(3, (8, 2)).mean((2, 4)) * 10)
+        torch.testing.assert_close(
+            view.crop, rolled.unflatten(1, (8, 2)).unflatten(3, (8, 2)).mean((2, 4)) * 10
+        )
         assert view.area == Rectangle(4, 24, 16, 16)
     assert shares == pytest.approx([1 / 12**0.5, 0.5, 0.5])
 

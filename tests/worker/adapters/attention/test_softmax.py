@@ -41,7 +41,9 @@ def test_it_is_one_softmax_over_all_keys(others: int, mask: Tensor | None) -> No
     ]
     image = slice(4, 9)
     found = attend(query, keys, values, mask, sources, image)
-    bias = mask if mask is None or mask.dtype != torch.bool else torch.zeros(mask.shape).masked_fill(~mask, -1e9)
+    bias = (
+        mask if mask is None or mask.dtype != torch.bool else torch.zeros(mask.shape).masked_fill(~mask, -1e9)
+    )
     own = [(keys, values, 1.0)]
     beside = [(each.keys, each.values, float(each.log_weight.exp())) for each in sources]
     torch.testing.assert_close(
