@@ -157,7 +157,9 @@ class ModelCard(BaseModel):
         if kind == "off" or strength == 0 or max(size) <= tile_px:
             return None
         conductor = fit_conductor(*size, tile_px, self.alignment_px, self.max_tile_size_px)
-        return StageAttention(*conductor, strength, neighbours=kind == "conductor+neighbours")
+        # On a canvas of two tiles a side the conductor shows as much as neighbourhoods do.
+        neighbours = kind == "conductor+neighbours" and max(size) > 2 * tile_px
+        return StageAttention(*conductor, strength, neighbours)
 
     def estimate(self, request: GenerationRequest, stages: Sequence[Stage]) -> Cost:
         """Count tiles as the grids will have them, memory as weights, canvas, and the batch or the decode.

@@ -140,6 +140,61 @@ def test_what_lies_far_away_counts_and_without_attention_does_not(
     assert torch.equal(attentive(latent), base)
 
 
+class Concatenating:
+    """diffusers' processor of self-attention written out, over a tile's own keys and those of an earlier forward."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self.weight = 0.0
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_: object, **options: object) -> Tensor:
+        query, keys, values = (
+            each(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for each in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        bias = torch.zeros(keys.shape[2])
+        if not self.weight:
+            self.kept = keys, values
+        else:
+            assert self.kept is not None
+            others = self.kept[0].shape[2]
+            bias = torch.cat([bias, torch.full((others,), self.weight * bias.numel() / others).log()])
+            keys, values = (
+                torch.cat([own, kept.expand(len(own), -1, -1, -1)], dim=2)
+                for own, kept in zip((keys, values), self.kept, strict=True)
+            )
+        logits = query @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
+        attended = (logits.softmax(-1) @ values).transpose(1, 2).flatten(2)
+        return attn.to_out[0](attended) / attn.rescale_output_factor
+
+
+def test_a_unet_attends_as_if_the_conductors_keys_stood_behind_its_own(
+    models: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    model, latent = models("stable-diffusion"), draw(models("stable-diffusion"))
+    told = Conditions("brick wall", guidance_scale=1.0, attention="conductor")
+    prepared, plan = model.prepare(told), plan_tiles(model, strength=0.3)
+    found = begin(prepared, plan)(latent)
+
+    pipe = tiny_stable_diffusion(tmp_path / "tiny")
+    layers = [Concatenating() for name in pipe.unet.attn_processors if "attn1" in name]
+    waiting = iter(layers)
+    pipe.unet.set_attn_processor(
+        {name: next(waiting) if "attn1" in name else own for name, own in pipe.unet.attn_processors.items()}
+    )
+    states = pipe.encode_prompt("brick wall", "cpu", 1, False)[0]
+    scheduler = prepared.make_scheduler(StagePlan(plan, 4))
+    clock = scheduler.match_noise(1, (1 / 6) ** 0.5)  # 3 rows and 2 columns are one pixel of the conductor
+    small = latent.unflatten(1, (16, 3)).unflatten(3, (8, 2)).mean((2, 4)) * clock.gain
+    with torch.inference_mode():
+        pipe.unet(small[None], clock.timestep, states)
+        for layer in layers:
+            layer.weight = 0.3
+        tiles = torch.stack([tile.slice(latent) for tile in plan.grid_at(1, 4).tiles])
+        expected = pipe.unet(tiles, scheduler.timesteps[1], states.expand(len(tiles), -1, -1)).sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_weak_conductor_changes_little_and_a_strong_one_more(
     name: str, models: Callable[[str], LoadedModel]
