@@ -4,46 +4,24 @@ Nothing of diffusers is replaced: its processors, LoRAs and IP-Adapters run as t
 attention, what a layer is told to do is done in its place. A layer that is told nothing is not touched.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from worker.adapters.attention.blocks import BlockKind, Order, find_attention
+from worker.adapters.attention.rotary import turn
 from worker.adapters.attention.softmax import Source, attend, balance
 
 Slot = Literal["conductor", "neighbourhood"]
 Page = tuple[Slot, torch.Size]
 """What was seen there, and the (N, C, h, w) of its crops."""
-Order = Literal["all", "image_first", "image_last"]
 Forward = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _BlockKind:
-    """Where a class of blocks keeps its attention, and where its image tokens lie among all."""
-
-    attributes: tuple[str, ...]
-    order: Order
-    linear: bool = False
-
-
-_KINDS: Mapping[str, _BlockKind] = {
-    "BasicTransformerBlock": _BlockKind(("attn1",), "all"),  # of UNets and PixArt
-    "JointTransformerBlock": _BlockKind(("attn", "attn2"), "image_first"),
-    "FluxTransformerBlock": _BlockKind(("attn",), "image_last"),
-    "FluxSingleTransformerBlock": _BlockKind(("attn",), "image_last"),
-    "Flux2TransformerBlock": _BlockKind(("attn",), "image_last"),
-    "Flux2SingleTransformerBlock": _BlockKind(("attn",), "image_last"),
-    "QwenImageTransformerBlock": _BlockKind(("attn",), "image_last"),
-    "ZImageTransformerBlock": _BlockKind(("attention",), "image_first"),
-    "SanaTransformerBlock": _BlockKind(("attn1",), "all", linear=True),
-}
-_OF_TEXT = "context_refiner"  # Z-Image's blocks that see no image
 
 
 @dataclass(slots=True)
@@ -166,15 +144,6 @@ def _read(layer: Layer, slot: Slot, reading: Reading, query: Tensor) -> Source:
     return Source(turned, keys, values, reading.log_strength + balance(query.shape[2], keys.shape[2]))
 
 
-def turn(query: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate the pairs of neighbouring channels of (B, H, Q, D) by angles whose cosines are (B, Q, D / 2)."""
-    pairs = torch.unflatten(query.float(), -1, (-1, 2))
-    first, second = pairs[..., 0], pairs[..., 1]
-    cosine, sine = cosine[:, None], sine[:, None]
-    turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
-    return turned.flatten(-2).to(query.dtype)
-
-
 class _Linear(TorchFunctionMode):
     """Stands in for the first product of Sana's linear attention: Σ v kᵀ over all keys, to which others' is added."""
 
@@ -222,9 +191,7 @@ class AttentionLayers:
         """
         self._orders, self._recorded = Orders(), recorded
         self._fixed: dict[object, Tensor] = {}
-        self._layers = [
-            _put_in(attention, kind, self._orders) for attention, kind in _find_attention(network)
-        ]
+        self._layers = [_put_in(attention, kind, self._orders) for attention, kind in find_attention(network)]
         self.conductor: object = None  # whose keys are shown
 
     def __len__(self) -> int:
@@ -285,18 +252,7 @@ class AttentionLayers:
         return self._fixed[key]
 
 
-def _find_attention(network: nn.Module) -> Iterator[tuple[nn.Module, _BlockKind]]:
-    blocks = cast(Iterator[tuple[str, nn.Module]], network.named_modules())
-    for name, block in blocks:
-        kind = _KINDS.get(type(block).__name__)
-        if kind is not None and _OF_TEXT not in name:
-            for attribute in kind.attributes:
-                attention = getattr(block, attribute, None)
-                if isinstance(attention, nn.Module):
-                    yield attention, kind
-
-
-def _put_in(attention: nn.Module, kind: _BlockKind, orders: Orders) -> Layer:
+def _put_in(attention: nn.Module, kind: BlockKind, orders: Orders) -> Layer:
     layer = Layer(orders, kind.order)
     mode = _Linear if kind.linear else _Softmax
     forward = _LayerForward(attention.forward, layer, mode)

@@ -85,3 +85,12 @@ def find_rotary(network: nn.Module, patch: int, positions: Positions) -> Rotary 
         return None
     axes = embedder.axes_dims if hasattr(embedder, "axes_dims") else embedder.axes_dim
     return Rotary(embedder.theta, tuple(axes), getattr(embedder, "scale_rope", False), patch, positions)
+
+
+def turn(query: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate the pairs of neighbouring channels of (B, H, Q, D) by angles whose cosines are (B, Q, D / 2)."""
+    pairs = torch.unflatten(query.float(), -1, (-1, 2))
+    first, second = pairs[..., 0], pairs[..., 1]
+    cosine, sine = cosine[:, None], sine[:, None]
+    turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    return turned.flatten(-2).to(query.dtype)

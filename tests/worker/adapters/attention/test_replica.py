@@ -23,7 +23,7 @@ from worker.adapters.attention.layers import AttentionLayers
 from worker.adapters.attention.replica import make_attentive
 from worker.adapters.attention.rotary import find_rotary
 from worker.adapters.errors import UnsupportedConditionError
-from worker.adapters.families import flux, stable_diffusion
+from worker.adapters.families import flux, sana, stable_diffusion
 from worker.adapters.family import Family
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.graphs import replay_forward
@@ -33,7 +33,7 @@ from worker.adapters.settings import FolderSettings
 from worker.engine.attention import AttentionPlan, Views
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
-from worker.engine.ensemble import Ensemble, Replica
+from worker.engine.ensemble import Batch, Ensemble, Query, Replica
 from worker.engine.generate import PreparedModel, generate
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
@@ -193,6 +193,67 @@ def test_a_unet_attends_as_if_the_conductors_keys_stood_behind_its_own(
         tiles = torch.stack([tile.slice(latent) for tile in plan.grid_at(1, 4).tiles])
         expected = pipe.unet(tiles, scheduler.timesteps[1], states.expand(len(tiles), -1, -1)).sample
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+class ConcatenatingLinear:
+    """Sana's linear attention written out (Xie et al. 2024, eq. 2), over the same two sets."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self.weight = 0.0
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_: object, **options: object) -> Tensor:
+        query, keys, values = (
+            each(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for each in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        weights = torch.ones(keys.shape[2])
+        if not self.weight:
+            self.kept = keys, values
+        else:
+            assert self.kept is not None
+            others = self.kept[0].shape[2]
+            weights = torch.cat([weights, torch.full((others,), self.weight * weights.numel() / others)])
+            keys, values = (
+                torch.cat([own, kept.expand(len(own), -1, -1, -1)], dim=2)
+                for own, kept in zip((keys, values), self.kept, strict=True)
+            )
+        alike = query.relu() @ keys.relu().transpose(-1, -2) * weights
+        attended = alike @ values / (alike.sum(-1, keepdim=True) + 1e-15)
+        return attn.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+def test_linear_attention_attends_as_if_the_conductors_keys_stood_behind_its_own(
+    models: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    model = models("sana")
+    prepared, plan, latent = (
+        model.prepare(conditions(model, guidance_scale=1.0)),
+        plan_tiles(model, strength=0.3),
+        draw(model),
+    )
+    found = begin(prepared, plan)(latent)
+    family = sana.load(_save(tmp_path, "sana"), torch.device("cpu"))
+    layers = [ConcatenatingLinear() for _ in family.pipe.transformer.transformer_blocks]
+    for block, layer in zip(family.pipe.transformer.transformer_blocks, layers, strict=True):
+        block.attn1.processor = layer
+    stage = StagePlan(plan, 4)
+    replica, scheduler = (
+        family.encode(Conditions("brick wall", guidance_scale=1.0))(stage),
+        prepared.make_scheduler(stage),
+    )
+    small = Views(latent, TALL, _attention(plan), partial(scheduler.match_noise, 1)).of([]).conductor
+    with torch.inference_mode():
+        replica.predict(Batch(small.crop[None], small.timestep[None], (Query(small.area),)))
+        for layer in layers:
+            layer.weight = 0.3
+        expected = start(replica, scheduler, stage, attends=False)(latent)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def _save(folder: Path, name: str) -> Path:
+    BUILDERS[name](folder / name)
+    return folder / name
 
 
 @pytest.mark.parametrize("name", NAMES)

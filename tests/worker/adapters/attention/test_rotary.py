@@ -7,8 +7,7 @@ from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope, apply_rotary_emb_qwen
 from torch import Tensor
 
-from worker.adapters.attention.layers import turn
-from worker.adapters.attention.rotary import Rotary
+from worker.adapters.attention.rotary import Rotary, turn
 from worker.engine.attention import View
 from worker.engine.canvas import Plane, Rectangle
 
