@@ -97,9 +97,10 @@ class AdvancedSettings(_Part):
     )
     attention: Literal["auto"] | Attention = Field(
         default="auto",
-        description="What tiles attend to beside themselves. conductor: the whole canvas, reduced to about one tile;"
-        " conductor+neighbours: also the area around the tile at half size, at twice the cost. auto: the default of"
-        " the model's card. A canvas of one tile has nothing else to attend to.",
+        description="What tiles attend to beside themselves, in the first two fifths of a stage's steps. conductor: the"
+        " whole canvas, reduced to about one tile; conductor+neighbours: also the area around the tile at half size,"
+        " which doubles the cost of these steps. auto: the default of the model's card. A canvas of one tile has nothing"
+        " else to attend to.",
     )
     attention_strength: float | None = Field(
         default=None,

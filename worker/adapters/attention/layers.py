@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from worker.adapters.attention.blocks import BlockKind, Order, find_attention
 from worker.adapters.attention.rotary import turn
 from worker.adapters.attention.softmax import Source, attend, balance
+from worker.adapters.errors import UnsupportedConditionError
 
 Slot = Literal["conductor", "neighbourhood"]
 Page = tuple[Slot, torch.Size]
@@ -155,7 +156,7 @@ class _Linear(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is not torch.matmul or self._done:
+        if func is not torch.matmul or self._done or result.dim() != 4:
             return result
         self._done = True
         return self._add(result, args[1].shape[2])
@@ -207,19 +208,32 @@ class AttentionLayers:
         return tuple(place.shape for place in places), reads
 
     def write(self, slot: Slot, crops: Tensor, tokens: int, predict: Callable[[], object]) -> None:
-        """Show in a slot the keys that a prediction of these crops (N, C, h, w) makes."""
+        """Show in a slot the keys that a prediction of these crops (N, C, h, w) makes.
+
+        Raises:
+            UnsupportedConditionError: a layer computes its attention in another way.
+        """
         page = slot, crops.shape
         if not self._recorded:
             self._forget(slot, page)
         if page not in self._layers[0].pages:
             with self._ordered(Orders(tokens, opens=page)), torch.compiler.set_stance("force_eager"):
                 predict()
+            self._require_opened(page)
         for layer in self._layers:
             layer.written = layer.pages[page]
         with self._ordered(Orders(tokens, writes=True)):
             predict()
         for layer in self._layers:
             layer.shown[slot] = layer.pages[page]
+
+    def _require_opened(self, page: Page) -> None:
+        silent = sum(page not in layer.pages for layer in self._layers)
+        if silent:
+            raise UnsupportedConditionError(
+                f"advanced.attention: {silent} of {len(self._layers)} attention layers do not call PyTorch's attention "
+                "here, as with another backend in DIFFUSERS_ATTN_BACKEND; allowed: off"
+            )
 
     def _forget(self, slot: Slot, kept: Page) -> None:
         for layer in self._layers:

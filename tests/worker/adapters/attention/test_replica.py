@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -425,3 +426,14 @@ def test_layers_that_wait_in_main_memory_do_not_attend(tmp_path: Path) -> None:
         UnsupportedConditionError, match=r"advanced.attention: 'conductor' .* allowed: auto, off"
     ):
         model.prepare(Conditions("", attention="conductor"))
+
+
+def test_layers_that_do_not_call_pytorchs_attention_are_refused(tmp_path: Path) -> None:
+    """As another backend of diffusers' would be: here, diffusers' attention without a fused kernel."""
+    family = stable_diffusion.load(_save(tmp_path, "stable-diffusion"), torch.device("cpu"))
+    family.pipe.unet.set_attn_processor(AttnProcessor())
+    model = FamilyModel(family, FolderSettings(), "tiny")
+    with pytest.raises(
+        UnsupportedConditionError, match=r"advanced.attention: 4 of 4 attention .* allowed: off"
+    ):
+        begin(model.prepare(conditions(model)), plan_tiles(model))(draw(model))
