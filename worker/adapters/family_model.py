@@ -145,7 +145,7 @@ def _share_attention(family: Family, settings: FolderSettings) -> AttentionLayer
     """None where layers wait in main memory: there nothing was tried."""
     if settings.offload != "none":
         return None
-    layers = AttentionLayers(find_denoiser(family.pipe), recorded=settings.graphs)
+    layers = AttentionLayers(find_denoiser(family.pipe), compiled=settings.compile, recorded=settings.graphs)
     return layers if len(layers) else None
 
 

@@ -6,7 +6,7 @@ attention, what a layer is told to do is done in its place. A layer that is told
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ Page = tuple[Slot, torch.Size]
 Forward = Callable[..., Any]
 
 
-@dataclass(slots=True)
+@dataclass
 class Reading:
     """How the queries of a batch read a slot; its tensors keep their places in memory.
 
@@ -40,31 +40,34 @@ class Reading:
     turn: tuple[Tensor, Tensor] | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Orders:
     """What all layers of one network do at this moment.
 
     Args:
+        mode: compiled code asks for this word: it is a guard for each form of a block that the compiler keeps, while
+            whether a dictionary is empty was none (PyTorch 2.13).
         tokens: of the image in this forward, where text stands beside them.
         opens: a new page, in a forward that is not compiled: compiled code writes on pages that are there.
     """
 
+    mode: Literal["idle", "open", "write", "read", "read both"] = "idle"
     tokens: int = 0
     opens: Page | None = None
-    writes: bool = False
-    reads: dict[Slot, Reading] = field(default_factory=dict[Slot, Reading])
+    conductor: Reading | None = None
+    neighbourhood: Reading | None = None
 
     def take(self, given: "Orders") -> None:
-        self.tokens, self.opens, self.writes, self.reads = (
-            given.tokens,
-            given.opens,
-            given.writes,
-            given.reads,
-        )
+        self.mode, self.tokens, self.opens = given.mode, given.tokens, given.opens
+        self.conductor, self.neighbourhood = given.conductor, given.neighbourhood
 
-    @property
-    def idle(self) -> bool:
-        return self.opens is None and not self.writes and not self.reads
+    def list_reads(self) -> list[tuple[Slot, Reading]]:
+        reads: list[tuple[Slot, Reading]] = []
+        if self.mode in ("read", "read both") and self.conductor is not None:
+            reads.append(("conductor", self.conductor))
+        if self.mode == "read both" and self.neighbourhood is not None:
+            reads.append(("neighbourhood", self.neighbourhood))
+        return reads
 
 
 class Layer:
@@ -84,9 +87,9 @@ class Layer:
 
     def write(self, *values: Tensor) -> None:
         """Keys and values, or what else is kept of a forward, on the open page."""
-        if self.orders.opens is not None:
+        if self.orders.mode == "open" and self.orders.opens is not None:
             self.pages[self.orders.opens] = tuple(_make_place(value) for value in values)
-        elif self.orders.writes:
+        elif self.orders.mode == "write":
             for place, value in zip(self.written, values, strict=True):
                 place.copy_(value)
 
@@ -99,8 +102,8 @@ class Layer:
 
 
 def _make_place(value: Tensor) -> Tensor:
-    """Contiguous, and to the compiler as long as a batch may be."""
-    place = torch.empty_like(value, memory_format=torch.contiguous_format)
+    """A copy, contiguous, and to the compiler as long as a batch may be."""
+    place = value.clone(memory_format=torch.contiguous_format)
     torch._dynamo.maybe_mark_dynamic(place, 0)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
     return place
 
@@ -127,9 +130,10 @@ class _Softmax(TorchFunctionMode):
         layer, orders = self._layer, self._layer.orders
         image = layer.image(query.shape[2])
         layer.write(keys[:, :, image], values[:, :, image])
-        if not orders.reads:
+        reads = orders.list_reads()
+        if not reads:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in orders.reads.items()]
+        sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in reads]
         return attend(query, keys, values, mask, sources, image)
 
 
@@ -165,7 +169,7 @@ class _Linear(TorchFunctionMode):
         """Of values with a one below them, (B, H, D + 1, D): the ones add the denominator up."""
         layer, orders = self._layer, self._layer.orders
         layer.write(summed / tokens)  # per token, so that a view's size does not count
-        for slot, reading in orders.reads.items():
+        for slot, reading in orders.list_reads():
             others = layer.shown[slot][0].index_select(0, reading.rows)
             summed = summed + others * (reading.log_strength.exp() * tokens)
         return summed
@@ -176,7 +180,7 @@ class _LayerForward:
         self._forward, self._layer, self._mode = forward, layer, mode
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        if self._layer.orders.idle:
+        if self._layer.orders.mode == "idle":
             return self._forward(*arguments, **options)
         with self._mode(self._layer):
             return self._forward(*arguments, **options)
@@ -185,12 +189,13 @@ class _LayerForward:
 class AttentionLayers:
     """All attention of a network that tiles can share; put in once, before its blocks are compiled."""
 
-    def __init__(self, network: nn.Module, *, recorded: bool = False) -> None:
+    def __init__(self, network: nn.Module, *, compiled: bool = False, recorded: bool = False) -> None:
         """
         Args:
+            compiled: whether its blocks are: then what opens a page may differ in the last bit.
             recorded: whether CUDA graphs are made of its forwards, which read old pages too.
         """
-        self._orders, self._recorded = Orders(), recorded
+        self._orders, self._compiled, self._recorded = Orders(), compiled, recorded
         self._fixed: dict[object, Tensor] = {}
         self._layers = [_put_in(attention, kind, self._orders) for attention, kind in find_attention(network)]
         self.conductor: object = None  # whose keys are shown
@@ -201,10 +206,10 @@ class AttentionLayers:
     def describe(self) -> object | None:
         """What a recorded forward depends on beside its arguments; None: it is not to be recorded."""
         orders, (layer, *_) = self._orders, self._layers
-        if orders.opens is not None:
+        if orders.mode == "open":
             return None
-        places = layer.written if orders.writes else ()
-        reads = tuple((slot, layer.shown[slot][0].shape) for slot in orders.reads)
+        places = layer.written if orders.mode == "write" else ()
+        reads = tuple((slot, layer.shown[slot][0].shape) for slot, _ in orders.list_reads())
         return tuple(place.shape for place in places), reads
 
     def write(self, slot: Slot, crops: Tensor, tokens: int, predict: Callable[[], object]) -> None:
@@ -216,16 +221,16 @@ class AttentionLayers:
         page = slot, crops.shape
         if not self._recorded:
             self._forget(slot, page)
-        if page not in self._layers[0].pages:
-            with self._ordered(Orders(tokens, opens=page)), torch.compiler.set_stance("force_eager"):
+        is_new = any(page not in layer.pages for layer in self._layers)
+        if is_new:
+            with self._ordered(Orders("open", tokens, page)), torch.compiler.set_stance("force_eager"):
                 predict()
             self._require_opened(page)
         for layer in self._layers:
-            layer.written = layer.pages[page]
-        with self._ordered(Orders(tokens, writes=True)):
-            predict()
-        for layer in self._layers:
-            layer.shown[slot] = layer.pages[page]
+            layer.written = layer.shown[slot] = layer.pages[page]
+        if not is_new or self._compiled or self._recorded:
+            with self._ordered(Orders("write", tokens)):
+                predict()
 
     def _require_opened(self, page: Page) -> None:
         silent = sum(page not in layer.pages for layer in self._layers)
@@ -241,9 +246,12 @@ class AttentionLayers:
             for page in [each for each in layer.pages if each[0] == slot and each != kept]:
                 del layer.pages[page]
 
-    def read(self, tokens: int, reads: dict[Slot, Reading], predict: Callable[[], Tensor]) -> Tensor:
-        """A prediction that also attends to what these slots show."""
-        with self._ordered(Orders(tokens, reads=reads)):
+    def read(
+        self, tokens: int, conductor: Reading, neighbourhood: Reading | None, predict: Callable[[], Tensor]
+    ) -> Tensor:
+        """A prediction that also attends to what is shown."""
+        mode = "read" if neighbourhood is None else "read both"
+        with self._ordered(Orders(mode, tokens, None, conductor, neighbourhood)):
             return predict()
 
     @contextmanager

@@ -52,16 +52,13 @@ class AttentiveReplica:
         if self._goes_one_by_one and len(batch.queries) > 1:
             return torch.cat([self.predict(each) for each in batch.split()])
         self._show_conductor(context.conductor)
-        reads: dict[Slot, Reading] = {
-            "conductor": self._read(
-                "conductor", batch, [context.conductor] * len(batch.queries), batch.branches
-            )
-        }
+        queries, around = batch.queries, None
+        conductor = self._read("conductor", batch, [context.conductor] * len(queries), batch.branches)
         if context.neighbourhoods:
             self._show_neighbourhoods(batch, context)
-            own = range(len(batch.queries))
-            reads["neighbourhood"] = self._read("neighbourhood", batch, context.neighbourhoods, own)
-        return self.layers.read(self._count(batch.crops), reads, lambda: self.tiles.predict(batch))
+            around = self._read("neighbourhood", batch, context.neighbourhoods, range(len(queries)))
+        tokens = self._count(batch.crops)
+        return self.layers.read(tokens, conductor, around, lambda: self.tiles.predict(batch))
 
     @property
     def _goes_one_by_one(self) -> bool:

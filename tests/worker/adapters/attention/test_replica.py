@@ -312,24 +312,41 @@ def test_pictures_that_take_turns_do_not_see_each_others_conductors(
         assert all((one[0] - other[0]).abs().max() > 1e-4 for other in alone[:index])
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "flux-dev"])
+LOADERS = [("stable-diffusion", stable_diffusion.load), ("flux-dev", flux.load)]
+TOLD = Conditions("brick wall", guidance_scale=1.0, attention="conductor")
+
+
+def attend_with(family: Family, layers: AttentionLayers) -> Callable[[StagePlan], Replica]:
+    """As a loaded model does with layers of its own."""
+    encoded, patch = family.encode(TOLD), family.shape.alignment_px // family.shape.scale
+    rotary = find_rotary(find_denoiser(family.pipe), patch, "local")
+    return lambda stage: make_attentive(stage, encoded, encoded, layers, patch, rotary)
+
+
+@pytest.mark.parametrize(("name", "load"), LOADERS)
 def test_compiled_blocks_attend_alike_and_are_compiled_once(
-    name: str, fresh: Callable[[str], LoadedModel]
+    name: str,
+    load: Callable[[Path, torch.device], Family],
+    models: Callable[[str], LoadedModel],
+    tmp_path: Path,
 ) -> None:
-    model = fresh(name)
-    assert isinstance(model, FamilyModel)
-    prepared, plan, latent = model.prepare(conditions(model)), plan_tiles(model, neighbours=True), draw(model)
-    plain = [begin(prepared, plan, modules=modules)(latent) for modules in (3, 2)]
-    off = begin(prepared, plan, attends=False)(latent)
+    """For batches of any size."""
+    model = models(name)
+    prepared, plan, latent = model.prepare(TOLD), plan_tiles(model, neighbours=True), draw(model)
+    family = load(_save(tmp_path, name), torch.device("cpu"))
+    make_replica = attend_with(family, AttentionLayers(find_denoiser(family.pipe), compiled=True))
     torch.compiler.reset()
-    compile_blocks(find_denoiser(prepared.family.pipe), backend="eager")
+    compile_blocks(find_denoiser(family.pipe), backend="eager")
     counts: list[int] = []
-    for modules, expected in zip((3, 2), plain, strict=True):
-        found = begin(prepared, plan, modules=modules)(latent)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for modules in (3, 2):
+        stage = StagePlan(plan, 4, modules=modules)
+        scheduler = prepared.make_scheduler(stage)
+        for attends in (True, False, True):  # each form of a block is told from the others
+            found = start(make_replica(stage), scheduler, stage, attends=attends)(latent)
+            expected = begin(prepared, plan, modules=modules, attends=attends)(latent)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert counts[0] == counts[1]
-    torch.testing.assert_close(begin(prepared, plan, attends=False)(latent), off, rtol=1e-4, atol=1e-5)
 
 
 class Recorded:
@@ -345,9 +362,7 @@ class Recorded:
         return lambda: output[0].copy_(traced()), output
 
 
-@pytest.mark.parametrize(
-    ("name", "load"), [("stable-diffusion", stable_diffusion.load), ("flux-dev", flux.load)]
-)
+@pytest.mark.parametrize(("name", "load"), LOADERS)
 def test_recorded_forwards_read_what_was_written_last(
     name: str,
     load: Callable[[Path, torch.device], Family],
@@ -355,30 +370,19 @@ def test_recorded_forwards_read_what_was_written_last(
     tmp_path: Path,
 ) -> None:
     """Of conductors of two sizes, in turns."""
-    model, record, told = models(name), Recorded(), Conditions("brick wall", guidance_scale=1.0)
+    model, record = models(name), Recorded()
     plan = plan_tiles(model, neighbours=True)
     stages = [
         StagePlan(each, 4, modules=3)
         for each in (plan, replace(plan, attention=replace(_attention(plan), conductor=(24, 8))))
     ]
-    prepared = model.prepare(replace(told, attention="conductor"))
+    prepared = model.prepare(TOLD)
     plain = [begin(prepared, stage.denoise, modules=3) for stage in stages]
-
-    BUILDERS[name](tmp_path / name)
-    family = load(tmp_path / name, torch.device("cpu"))
-    network, encoded = find_denoiser(family.pipe), family.encode(told)
-    layers = AttentionLayers(network, recorded=True)
-    replay_forward(network, record, layers.describe)
-    patch = family.shape.alignment_px // family.shape.scale
-    rotary = find_rotary(network, patch, "local")
-    replayed = [
-        start(
-            make_attentive(stage, encoded, encoded, layers, patch, rotary),
-            prepared.make_scheduler(stage),
-            stage,
-        )
-        for stage in stages
-    ]
+    family = load(_save(tmp_path, name), torch.device("cpu"))
+    layers = AttentionLayers(find_denoiser(family.pipe), recorded=True)
+    make_replica = attend_with(family, layers)
+    replay_forward(find_denoiser(family.pipe), record, layers.describe)
+    replayed = [start(make_replica(stage), prepared.make_scheduler(stage), stage) for stage in stages]
     for seed in (1, 2):
         for one, two in zip(plain, replayed, strict=True):
             torch.testing.assert_close(two(draw(model, seed)), one(draw(model, seed)), rtol=1e-4, atol=1e-5)
