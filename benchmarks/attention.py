@@ -36,7 +36,7 @@ def main() -> None:
     fast = not (options.plain or options.tiny)
     pipe = build_sdxl(device, tiny=options.tiny)
     model = wrap_sdxl(pipe, FolderSettings(compile=fast, graphs=fast))
-    side_px = 256 if options.tiny else options.side_px
+    side_px = 384 if options.tiny else options.side_px
     print(f"torch {torch.__version__}; {side_px}² flat, batches of {2 * options.modules}, guidance on")
     alone_s = None
     for kind in options.kinds:
