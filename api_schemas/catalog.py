@@ -130,19 +130,24 @@ class ModelCard(BaseModel):
         """
         whole = self.fit_canvas(request)
         layout = self.layout if request.layout == "auto" else request.layout
-        sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px) if layout == "cascade" else [whole]
+        sizes = [whole]
+        if layout == "cascade":
+            sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px, self.cascade.enlarges)
         return [self._lay_stage(request, level, size, len(sizes)) for level, size in enumerate(sizes)]
 
     def _lay_stage(self, request: GenerationRequest, level: int, size: tuple[int, int], levels: int) -> Stage:
         asked = request.advanced.stage(level)
         first_steps = request.advanced.stage(0).steps or request.steps or self.default_steps
         steps = asked.steps or max(1, round(first_steps * self.cascade.share(level)))
-        strength = 1.0 if level == 0 else asked.strength or self.cascade.strength
+        conditioned = level > 0 and self.cascade.conditioned
+        strength = 1.0 if level == 0 or conditioned else asked.strength or self.cascade.strength
         tile_px = request.advanced.tile_size_px
         if tile_px is None and level == 0 and levels > 1:
             tile_px = fit_one_tile(*size, self.native_size_px, self.max_tile_size_px)
-        tiling = choose_tiling(request, tile_px or self.native_size_px, anchored=strength < 1)
-        return Stage(*size, tiling, steps, strength, self._plan_attention(request, size, tiling.tile_size_px))
+        tiling = choose_tiling(request, tile_px or self.native_size_px, anchored=strength < 1 or conditioned)
+        # The network of a conditioned stage shares no attention: it sees the whole of the stage before in its place.
+        attention = None if conditioned else self._plan_attention(request, size, tiling.tile_size_px)
+        return Stage(*size, tiling, steps, strength, conditioned, attention)
 
     def choose_attention(self, request: GenerationRequest) -> Attention:
         """What `auto` comes to."""
@@ -161,13 +166,20 @@ class ModelCard(BaseModel):
         neighbours = kind == "conductor+neighbours" and max(size) > 2 * tile_px
         return StageAttention(*conductor, strength, neighbours)
 
-    def estimate(self, request: GenerationRequest, stages: Sequence[Stage]) -> Cost:
+    def estimate(
+        self, request: GenerationRequest, stages: Sequence[Stage], queries: Sequence[int] | None = None
+    ) -> Cost:
         """Count tiles as the grids will have them, memory as weights, canvas, and the batch or the decode.
 
         Args:
             stages: those of the request.
+            queries: tile predictions of each stage, where regions decide them.
         """
-        counts = [stage.count_predictions(self.vae_scale) for stage in stages]
+        tiles = queries or [
+            stage.tiling.count_tiles(stage.height_px, stage.width_px, stage.steps, self.vae_scale)
+            for stage in stages
+        ]
+        counts = [stage.count_predictions(own) for stage, own in zip(stages, tiles, strict=True)]
         modules = request.advanced.num_modules or self.default_num_modules
         canvas_px = stages[-1].width_px * stages[-1].height_px
         decode_gib = self._find_decode_gib(sqrt(canvas_px))

@@ -12,11 +12,13 @@ from pydantic import (
     model_validator,
 )
 
+from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
+from api_schemas.regions import MAX_REGIONS, Region, RegionMask
+
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
 MAX_TILE_SIZE_PX = 4096
 MAX_STAGES = 8
-MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser keeps it
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
@@ -29,37 +31,14 @@ Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 BitDepth = Literal[8, 16]
 DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
-# Names of multipart parts; each needs the request's field of the same name without `_image`.
-PicturePart = Literal["control_image", "ip_adapter_image"]
+# Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
+PicturePart = Literal["control_image", "ip_adapter_image", RegionMask]
 
-
-def _refuse_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("the character U+0000 is not allowed")
-    return text
-
-
-Prompt = Annotated[str, Field(max_length=2000), AfterValidator(_refuse_nul)]
-AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_refuse_nul)]
+AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
 
-class _Part(BaseModel):
-    """What all parts of a request have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_bool(cls, value: object, info: ValidationInfo) -> object:
-        """Pydantic takes true for 1."""
-        field = cls.model_fields.get(info.field_name or "")
-        if isinstance(value, bool) and field is not None and field.annotation is not bool:
-            raise ValueError(f"true and false are no values of {info.field_name}")
-        return value
-
-
-class StageSettings(_Part):
+class StageSettings(RequestPart):
     """Settings of one stage of a cascade."""
 
     steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps of this stage.")
@@ -72,7 +51,7 @@ class StageSettings(_Part):
     )
 
 
-class AdvancedSettings(_Part):
+class AdvancedSettings(RequestPart):
     """Tiling and decoding; a field that is left out takes the default of the model's card."""
 
     num_modules: int | None = Field(
@@ -100,7 +79,8 @@ class AdvancedSettings(_Part):
         description="What tiles attend to beside themselves, in the first two fifths of a stage's steps. conductor: the"
         " whole canvas, reduced to about one tile; conductor+neighbours: also the area around the tile at half size,"
         " which doubles the cost of these steps. auto: the default of the model's card. A canvas of one tile has nothing"
-        " else to attend to.",
+        " else to attend to, and a conditioned stage of a cascade attends to nothing else. With regions, the conductor is"
+        " seen under the request's own prompt.",
     )
     attention_strength: float | None = Field(
         default=None,
@@ -114,6 +94,14 @@ class AdvancedSettings(_Part):
         max_length=MAX_STAGES,
         description="Stages of a cascade, smallest first; what is left out takes the defaults of the model's card.",
     )
+    sync_strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
+        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes.",
+    )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",
         description="Normalisation statistics of the tiled decoder: of the whole canvas (exact), or of a sample, in less memory"
@@ -125,14 +113,14 @@ class AdvancedSettings(_Part):
         return self.stages[level] if level < len(self.stages) else StageSettings()
 
 
-class LoraChoice(_Part):
+class LoraChoice(RequestPart):
     """A LoRA from the model's card and its scale; a negative weight inverts its effect."""
 
     name: AddOnName
     weight: float = Field(default=1.0, ge=-4.0, le=4.0, allow_inf_nan=False)
 
 
-class ControlSettings(_Part):
+class ControlSettings(RequestPart):
     """A ControlNet, conditioned on the picture in the part `control_image`."""
 
     name: AddOnName
@@ -159,7 +147,7 @@ class ControlSettings(_Part):
         return self
 
 
-class IpAdapterSettings(_Part):
+class IpAdapterSettings(RequestPart):
     """An IP-Adapter, conditioned on the picture in the part `ip_adapter_image`."""
 
     name: AddOnName
@@ -172,7 +160,7 @@ class IpAdapterSettings(_Part):
     )
 
 
-class GenerationRequest(_Part):
+class GenerationRequest(RequestPart):
     """A request for one picture. Along a seamless axis its side must be a multiple of the model's `alignment_px`."""
 
     prompt: Prompt = ""
@@ -224,6 +212,11 @@ class GenerationRequest(_Part):
     ip_adapter: IpAdapterSettings | None = Field(
         default=None, description="Needs a multipart request with the part `ip_adapter_image`."
     )
+    regions: list[Region] = Field(
+        default=[],
+        max_length=MAX_REGIONS,
+        description="Areas with prompts of their own; the request's own prompt is the background where none is.",
+    )
     advanced: AdvancedSettings = AdvancedSettings()
 
     @field_validator("loras")
@@ -271,4 +264,4 @@ class ResolvedRequest(GenerationRequest):
     steps: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     guidance_scale: float  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     seed: int  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
-    pictures: dict[PicturePart, SentPicture] = {}
+    pictures: dict[PicturePart, SentPicture] = Field(default={})

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import fmean
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,6 +42,22 @@ class Cascade(BaseModel):
         le=1.0,
         description="Initial strength of the guidance towards the low frequencies of the stage before; 0 is off.",
     )
+    enlarges: Literal[2, 4] = Field(
+        default=2,
+        description="How many times larger a stage's sides are than those of the stage before, at most.",
+    )
+    conditioned: bool = Field(
+        default=False,
+        description="Whether the stages after the first are denoised by a network of their own, from pure noise, that"
+        " sees the stage before; `strength` and `low_band` then do not apply, and guidance, add-ons and"
+        " attention are for the first stage.",
+    )
+    augmentation: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Standard deviation of the noise under which a conditioned stage sees the stage before.",
+    )
 
     def share(self, level: int) -> float:
         """Steps of the stage `level`, counted from 0, over those of the first."""
@@ -72,10 +89,11 @@ class Tiling:
             scale: pixels per latent pixel: a grid is laid, and shifted, in whole ones.
         """
         lengths = height_px // scale, width_px // scale
-        kinds = Counter((self._is_outer(index, steps), index % 2) for index in range(steps))
+        kinds = Counter((self.is_outer(index, steps), index % 2) for index in range(steps))
         return round(sum(n * self._count(lengths, scale, *kind) for kind, n in kinds.items()))
 
-    def _is_outer(self, index: int, steps: int) -> bool:
+    def is_outer(self, index: int, steps: int) -> bool:
+        """Whether step `index` of `steps` has the outer overlap."""
         first, last = (ceil(steps * share) for share in self.outer_shares)
         return index < first or steps - 1 - index < last
 
@@ -114,18 +132,22 @@ class StageAttention:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage, every choice made."""
+    """One stage, every choice made.
+
+    Args:
+        conditioned: whether its network sees the stage before; else it starts from that, by `strength`.
+    """
 
     width_px: int
     height_px: int
     tiling: Tiling
     steps: int
     strength: float
+    conditioned: bool = False
     attention: StageAttention | None = None
 
-    def count_predictions(self, scale: int) -> int:
-        """Over all steps, as `Tiling.count_tiles` counts; the conductor is about as large as a tile."""
-        tiles = self.tiling.count_tiles(self.height_px, self.width_px, self.steps, scale)
+    def count_predictions(self, tiles: int) -> int:
+        """Over all steps, of which those of tiles are so many; the conductor is about as large as a tile."""
         return tiles + (self.attention.count_predictions(tiles, self.steps) if self.attention else 0)
 
     @property
@@ -134,8 +156,10 @@ class Stage:
         return round(self.steps / self.strength)
 
 
-def lay_sizes(width_px: int, height_px: int, native_px: int, unit_px: int) -> list[tuple[int, int]]:
-    """(width, height) of each stage: the short side native, doubled until the picture's own size is reached.
+def lay_sizes(
+    width_px: int, height_px: int, native_px: int, unit_px: int, enlarges: int = 2
+) -> list[tuple[int, int]]:
+    """(width, height) of each stage: the short side native, then times `enlarges` until the picture's own is reached.
 
     Args:
         unit_px: sides are multiples of this.
@@ -144,7 +168,7 @@ def lay_sizes(width_px: int, height_px: int, native_px: int, unit_px: int) -> li
     scale = native_px / min(width_px, height_px)
     while scale < 1:
         sizes.append((_align(width_px * scale, unit_px), _align(height_px * scale, unit_px)))
-        scale *= 2
+        scale *= enlarges
     return [*(size for size in sizes if size != (width_px, height_px)), (width_px, height_px)]
 
 

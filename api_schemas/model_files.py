@@ -1,6 +1,6 @@
 """Which files of a folder its loader reads: they have digests, and they alone are shown to it.
 
-diffusers and transformers decide by names, so this does too; no file but the index is opened.
+diffusers and transformers decide by names, so this does too; no file but the two that describe the folder is opened.
 """
 
 import re
@@ -22,6 +22,10 @@ _NEVER_READ = frozenset({"safety_checker", "feature_extractor"})
 # Families whose IP-Adapters may use the model's own image encoder; others never do.
 _SEES = frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"})
 _BASES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+# The network of a cascade's later stages: beside the pipeline's own parts, since no pipeline of diffusers has both.
+UPSCALER = "latent_upscaler"
+_UPSCALED = frozenset({"StableDiffusionPipeline"})
+_SETTINGS = "chorale.json"
 _WEIGHTLESS = ("scheduler", "tokenizer")
 # Configurations, vocabularies, chat templates. An index is one of weights.
 _TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})
@@ -119,16 +123,38 @@ def choose_model_files(folder: Folder) -> Files:
         FolderError: something is missing or not as it has to be.
     """
     index = read_index(folder)
-    files = {name: name for name in ("model_index.json", "chorale.json") if name in folder.names}
-    for part, library in index.parts.items():
+    files = {name: name for name in ("model_index.json", _SETTINGS) if name in folder.names}
+    parts = {part: (library, f"model_index.json names {part}") for part, library in index.parts.items()}
+    if _asks_for_upscaler(folder, index.kind):
+        parts[UPSCALER] = (
+            "diffusers",
+            f"{_SETTINGS} says that cascade.conditioned is true, which needs {UPSCALER}",
+        )
+    for part, (library, reason) in parts.items():
         if not any(name.startswith(f"{part}/") for name in folder.names):
             raise FolderError(
-                f"{folder.root} is incomplete: model_index.json names {part}, and there is no such folder with files"
+                f"{folder.root} is incomplete: {reason}, and there is no such folder with files"
             )
         if not part.startswith(_WEIGHTLESS):
             files |= _choose_weights(folder, part, library)
         files |= _choose_texts(folder, part)
     return files
+
+
+def _asks_for_upscaler(folder: Folder, kind: str) -> bool:
+    """
+    Raises:
+        FolderError: the pipeline is of a kind that none is known for.
+    """
+    cascade = folder.read(_SETTINGS).get("cascade") if _SETTINGS in folder.names else None
+    if not isinstance(cascade, dict) or JSON_OBJECT.validate_python(cascade).get("conditioned") is not True:
+        return False  # what is no setting is refused with the others, by worker/adapters/settings.py
+    if kind not in _UPSCALED:
+        raise FolderError(
+            f"{folder.root / _SETTINGS}: cascade.conditioned is true; allowed for a {kind}: false, only a"
+            f" {' or a '.join(_UPSCALED)} can have a {UPSCALER}"
+        )
+    return True
 
 
 def choose_add_on_files(folder: Folder, kind: str, file: str | None) -> Files:

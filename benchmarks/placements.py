@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build_sdxl(device, tiny=options.tiny).save_pretrained(folder)  # pyright: ignore[reportUnknownMemberType]
-        for way in WAYS:
+        for way in WAYS if device.type == "cuda" else (way for way in WAYS if way.offload == "none"):
             free(device)
             try:
                 measure(folder, way, device, options)

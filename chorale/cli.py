@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from api_schemas.answers import JobView
 from api_schemas.job import JobStatus
-from chorale import installed, models_command
+from chorale import installed, models_command, region_options
 from chorale import picture_options as options
 from chorale.bar import show_progress
 from chorale.client import Client
@@ -137,6 +137,9 @@ def generate(
     ip_adapter: options.IpAdapter = None,
     ip_adapter_image: options.IpAdapterImage = None,
     ip_adapter_scale: options.IpAdapterScale = None,
+    region: region_options.RegionTexts = None,
+    regions: region_options.RegionsFile = None,
+    feather: region_options.Feather = None,
     bit_depth: options.BitDepth = None,
     dpi: options.Dpi = None,
     dzi: options.DeepZoom = False,
@@ -146,6 +149,7 @@ def generate(
     """Generate one picture, on a running server or on a stack started for this call."""
     path = output or options.name_after(prompt)
     width_px, height_px = options.parse_size(size)
+    chosen = region_options.read_regions(region, regions, feather)
     request = options.build_request(
         {
             "prompt": prompt,
@@ -161,12 +165,13 @@ def generate(
             "loras": [options.parse_lora(text) for text in lora] if lora else None,
             "control": options.name_add_on("control", control, control_scale, control_image),
             "ip_adapter": options.name_add_on("ip-adapter", ip_adapter, ip_adapter_scale, ip_adapter_image),
+            "regions": chosen.regions or None,
             "output_format": options.find_format(path),
             "bit_depth": bit_depth,
             "dpi": dpi,
         }
     )
-    pictures = options.name_pictures(control_image, ip_adapter_image)
+    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks
     with open_server(url, data) as address, Client(address) as client:
         _make(client, client.create(request, pictures=pictures), path, dzi)
 

@@ -34,7 +34,6 @@ from service.jobs.idempotency import IdempotencyStore
 from service.jobs.intake import Intake
 from service.jobs.reconciler import Reconciler
 from service.jobs.retention import Retention
-from service.jobs.submission import PICTURE_PARTS
 from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
@@ -174,7 +173,8 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
-    upload_limit = settings.max_body_bytes + len(PICTURE_PARTS) * settings.max_picture_bytes
+    # Of all pictures of a body, which are held in memory together: masks of regions are small.
+    upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
     middleware.install(app, metrics, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
 
 

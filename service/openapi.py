@@ -20,7 +20,18 @@ _PICTURE = {
     "format": "binary",
     "description": f"A {name_formats()} picture; the first, where there are several. Colours are converted to sRGB.",
 }
+_MASK = {
+    "type": "string",
+    "format": "binary",
+    "description": f"The mask of each region that names it, a {name_formats()} picture: white where the region is.",
+}
 _PICTURE_TYPES = ", ".join(each.media_type for each in readable_formats())
+
+
+def _describe_parts() -> dict[str, object]:
+    return {part: _MASK if part.startswith("region_mask") else _PICTURE for part in PICTURE_PARTS}
+
+
 # A route that reads its body itself declares it here.
 SUBMISSION_BODY: dict[str, object] = {
     "required": True,
@@ -29,7 +40,7 @@ SUBMISSION_BODY: dict[str, object] = {
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "properties": {REQUEST_PART: _REQUEST_REFERENCE, **dict.fromkeys(PICTURE_PARTS, _PICTURE)},
+                "properties": {REQUEST_PART: _REQUEST_REFERENCE, **_describe_parts()},
                 "required": [REQUEST_PART],
                 "additionalProperties": False,
             },

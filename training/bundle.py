@@ -29,7 +29,10 @@ COMPONENTS: dict[str, list[str | None]] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderTiny"],
 }
-LIMIT_BYTES, FILE_LIMIT_BYTES = 40_000_000, 30_000_000
+# Of a cascade's later stages: no pipeline of diffusers has both it and a UNet, so the index does not name it.
+UPSCALER = "latent_upscaler"
+UPSCALER_STEPS = 4
+LIMIT_BYTES, FILE_LIMIT_BYTES = 70_000_000, 30_000_000
 UNDIGESTED = frozenset(["SHA256SUMS", "MODEL_CARD.md", "__init__.py"])
 
 
@@ -46,18 +49,21 @@ def bundle(
         few_steps: ship the distilled denoiser; else the full one, which needs guidance.
 
     Raises:
-        BundleError: the folder is over 40 MB, or a file over 30 MB.
+        BundleError: the folder is over 70 MB, or a file over 30 MB.
     """
     for name in ("vae", "text_encoder", "tokenizer"):
         _copy(parts / name, out / name)
     _load_as_float32(out / "text_encoder" / "config.json")
     _copy(parts / ("unet" if few_steps else "unet_full"), out / "unet")
+    shutil.rmtree(out / UPSCALER, ignore_errors=True)
+    if (parts / UPSCALER).is_dir():
+        _copy(parts / UPSCALER, out / UPSCALER)
     scheduler = build_few_step_scheduler() if few_steps else build_full_scheduler()
     scheduler.save_pretrained(out / "scheduler")  # pyright: ignore[reportUnknownMemberType]
     components = COMPONENTS | {"scheduler": ["diffusers", type(scheduler).__name__]}
     index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **components}
     _write_json(out / "model_index.json", index)
-    _write_json(out / "chorale.json", _describe(out / "vae", shards, steps, guidance_scale))
+    _write_json(out / "chorale.json", _describe(out, shards, steps, guidance_scale))
     write_digests(out)
     check_sizes(out)
 
@@ -72,8 +78,8 @@ def _load_as_float32(config: Path) -> None:
     _write_json(config, json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"})
 
 
-def _describe(vae: Path, shards: list[Path], steps: int, guidance_scale: float) -> dict[str, object]:
-    weight, bias = fit_latent_rgb(load_autoencoder(vae), shards)
+def _describe(out: Path, shards: list[Path], steps: int, guidance_scale: float) -> dict[str, object]:
+    weight, bias = fit_latent_rgb(load_autoencoder(out / "vae"), shards)
     rounded = [_round(row) for row in weight]
     return {
         "name": "chorale-textures",
@@ -82,10 +88,17 @@ def _describe(vae: Path, shards: list[Path], steps: int, guidance_scale: float) 
         "default_guidance_scale": guidance_scale,
         "tile_sizes_px": [512, 1024],
         "layout": "flat",
-        "cascade": {"steps": [steps, steps // 2, steps // 2], "strength": 0.4},
+        "cascade": describe_cascade(steps, conditioned=(out / UPSCALER).is_dir()),
         "latent_rgb": {"weight": rounded, "bias": _round(bias)},
         "license": "CC-BY-SA-4.0",
     }
+
+
+def describe_cascade(steps: int, *, conditioned: bool) -> dict[str, object]:
+    """Of `chorale.json`: later stages from the enlarged picture on, or from noise and seeing it."""
+    if not conditioned:
+        return {"steps": [steps, steps // 2, steps // 2], "strength": 0.4}
+    return {"steps": [steps, UPSCALER_STEPS], "conditioned": True, "enlarges": 4, "augmentation": 0.1}
 
 
 def _round(values: Tensor) -> list[float]:

@@ -87,13 +87,16 @@ class PictureBackbone(Backbone):
 
     Two, since a denoiser learns what one network alone scores high.
     Real latents are decoded as well, so nothing is gained by what no latent of a picture decodes to.
+
+    Args:
+        reduced: whether they see the picture at half its size, too, and so twice as much of it at once.
     """
 
-    def __init__(self, vae: AutoencoderTiny) -> None:
+    def __init__(self, vae: AutoencoderTiny, *, reduced: bool = False) -> None:
         super().__init__()
-        self.vae = vae.requires_grad_(False)
+        self.vae, self.reduced = vae.requires_grad_(False), reduced
         self.features = FeaturePair()
-        self.channels = self.features.channels
+        self.channels = self.features.channels * (2 if reduced else 1)
 
     def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The maps of a window of seven eighths of the side, elsewhere each time: nothing is learned of places."""
@@ -102,7 +105,8 @@ class PictureBackbone(Backbone):
         window = max(32, side * 7 // 8 // 32 * 32)
         top, left = (int(each) for each in torch.randint(side - window + 1, (2,)))
         seen = picture[..., top : top + window, left : left + window]
-        return self.features.all_stages(seen)
+        maps = self.features.all_stages(seen)
+        return [*maps, *self.features.all_stages(functional.avg_pool2d(seen, 2))] if self.reduced else maps
 
 
 class Critic(nn.Module):

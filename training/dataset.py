@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HELD_OUT_SHARE = 0.10
+# Weights are CC BY-SA: what they are made from must allow it.
+UNFIT_LICENSES = frozenset(["gpl", "lgpl"])
 
 
 class DatasetError(Exception):
@@ -14,7 +16,15 @@ class DatasetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One captioned picture; `path` is absolute, `source` names the file that it was made from, `tint` what it is painted in."""
+    """One captioned picture.
+
+    Attributes:
+        path: absolute.
+        source: the file that it was made from.
+        split: `train` or `heldout`, where the data set says so itself.
+        license_class: such as `cc-by-sa`.
+        tint: what it is painted in.
+    """
 
     path: Path
     caption: str
@@ -22,12 +32,20 @@ class Picture:
     source: str
     tileable: bool
     tint: tuple[float, float, float] | None = None
+    split: str = ""
+    license_class: str = ""
 
     @property
     def held_out(self) -> bool:
-        """True for about one source in ten, by hash: all crops of one source are on the same side."""
+        """As the data set says, or about one source in ten, by hash: all crops of one source are on the same side."""
+        if self.split:
+            return self.split == "heldout"
         digest = hashlib.sha256(self.source.encode()).digest()
         return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE
+
+    @property
+    def for_training(self) -> bool:
+        return not self.held_out and self.license_class not in UNFIT_LICENSES
 
 
 def read_pictures(folder: Path) -> list[Picture]:
@@ -57,6 +75,8 @@ def _read_line(folder: Path, number: int, line: str) -> Picture:
             category=row["category"],
             source=f"{row.get('source_package', '')}/{row.get('original_path', row['file'])}",
             tileable=bool(row.get("tileable", False)),
+            split=row.get("split", ""),
+            license_class=row.get("license_class", ""),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"captions.jsonl line {number}: {error!r}") from error

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.diffusion import SCHEDULE
 from training.progress import half_precision
@@ -61,7 +61,7 @@ def sample(
 
 
 def denoise(
-    unet: UNet2DConditionModel, recipe: Recipe, noise: Tensor, text: Tensor, empty: Tensor, learned: int = 0
+    unet: nn.Module, recipe: Recipe, noise: Tensor, text: Tensor, empty: Tensor, learned: int = 0
 ) -> Tensor:
     """From noise to latents; gradients flow through the last `learned` steps."""
     latent, scheduler = noise, recipe.build_scheduler()
@@ -79,7 +79,7 @@ def denoise(
 
 
 def _predict(
-    unet: UNet2DConditionModel,
+    unet: nn.Module,
     latent: Tensor,
     timestep: Tensor,
     text: Tensor,

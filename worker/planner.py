@@ -15,6 +15,7 @@ from worker.engine.plan import (
     Noise,
     Picture,
     StagePlan,
+    Upscale,
 )
 
 
@@ -46,11 +47,14 @@ def _plan_stage(
         modules=request.advanced.num_modules or card.default_num_modules,
         even=request.advanced.num_modules is None,
         shown=shown,
+        sync_strength=request.advanced.sync_strength or 0.0,
     )
 
 
-def _plan_start(card: ModelCard, stage: Stage) -> Picture:
-    """From the picture of the stage before."""
+def _plan_start(card: ModelCard, stage: Stage) -> Picture | Upscale:
+    """From the picture of the stage before, or from noise with that picture to be seen."""
+    if stage.conditioned:
+        return Upscale(card.cascade.augmentation)
     share = card.cascade.low_band
     return Picture(stage.strength, LowBandPlan(share) if share else None)
 

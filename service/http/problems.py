@@ -25,6 +25,7 @@ from api_schemas.generation import (
     LoraChoice,
     StageSettings,
 )
+from api_schemas.regions import RectangleShape, Region, RegionShape
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -43,6 +44,9 @@ _PARTS = {
     "control": ControlSettings,
     "ip_adapter": IpAdapterSettings,
     "loras": LoraChoice,
+    "rectangle": RectangleShape,
+    "regions": Region,
+    "shape": RegionShape,
     "stages": StageSettings,
 }
 _VALUE_LENGTH = 200

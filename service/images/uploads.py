@@ -44,16 +44,23 @@ class Uploads:
         self._patience_s = patience_s
         self._limiter = CapacityLimiter(_AT_ONCE)
 
-    async def keep(self, job_id: str, files: Mapping[PicturePart, bytes]) -> dict[PicturePart, SentPicture]:
-        """Store all pictures of a job that is not yet on record.
+    async def clean(self, files: Mapping[PicturePart, bytes]) -> dict[PicturePart, bytes]:
+        """Decode all pictures of a job, and encode them as PNG.
 
         Raises:
             InvalidRequestError: names the part that is no picture, or too large a one.
             UnavailableError: the machine is too busy to decode it.
         """
-        cleaned: dict[PicturePart, bytes] = {}
-        for part, file in files.items():
-            cleaned[part] = await self._clean(part, file)
+        return {part: await self._clean(part, file) for part, file in files.items()}
+
+    async def keep(
+        self, job_id: str, files: Mapping[PicturePart, bytes], cleaned: Mapping[PicturePart, bytes]
+    ) -> dict[PicturePart, SentPicture]:
+        """Store all pictures of a job that is not yet on record.
+
+        Args:
+            files: as they were sent; `cleaned`: what `clean` made of them.
+        """
         sent: dict[PicturePart, SentPicture] = {}
         for part, png in cleaned.items():
             await self._images.put(input_key(job_id, part), png)

@@ -2,15 +2,21 @@
 
 import math
 import secrets
+from collections.abc import Mapping
 from typing import Final
+
+from anyio import to_thread
+from PIL.Image import Image
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
+from api_schemas.regions import RegionMask
 from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
+from service.jobs.query_count import count_queries
 from service.jobs.validation import find_misfits
 from service.throughput import Throughput
 
@@ -38,9 +44,18 @@ class Admission:
             QueueFullError: with the time until a place will be free.
         """
         card = _choose(request, await self._catalog.list_cards())
-        data = resolve(request, card)
+        # Masks of many regions on a large canvas take up to a second.
+        data = await to_thread.run_sync(resolve, request, card) if request.regions else resolve(request, card)
         await self._check_capacity(card.name)
         return data
+
+    async def recount(self, data: QueuedData, masks: Mapping[RegionMask, Image]) -> QueuedData:
+        """The same with the cost of regions whose masks have been decoded since."""
+        request = data.request
+        card = _choose(request, await self._catalog.list_cards())
+        stages = card.lay_stages(request)
+        queries = await to_thread.run_sync(count_queries, request, card, stages, masks)
+        return data.model_copy(update={"cost": card.estimate(request, stages, queries)})
 
     async def _check_capacity(self, model: str) -> None:
         waiting = await self._queue.count(model)
@@ -74,7 +89,8 @@ def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
     resolved = ResolvedRequest.model_validate(request.model_dump() | choices)
-    return QueuedData(request=resolved, cost=card.estimate(resolved, stages))
+    queries = count_queries(resolved, card, stages) if resolved.regions else None
+    return QueuedData(request=resolved, cost=card.estimate(resolved, stages, queries))
 
 
 def _choose(request: GenerationRequest, cards: list[ModelCard]) -> ModelCard:

@@ -2,11 +2,16 @@
 
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Final
 
-from api_schemas.events import JobQueued
+from anyio import to_thread
+
+from api_schemas.events import JobQueued, QueuedData
+from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 from service.errors import ConflictError
+from service.images.masks import read_masks
 from service.images.uploads import Uploads
 from service.job_queue import JobQueue
 from service.job_store import JobStore
@@ -74,13 +79,21 @@ class Intake:
         require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
         if submission.files:
             # Before the record: every recorded job has its pictures.
-            pictures = await self._uploads.keep(job_id, submission.files)
-            request = data.request.model_copy(update={"pictures": pictures})
-            data = data.model_copy(update={"request": request})
+            data = await self._keep_pictures(job_id, submission.files, data)
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
         return job
+
+    async def _keep_pictures(
+        self, job_id: str, files: Mapping[PicturePart, bytes], data: QueuedData
+    ) -> QueuedData:
+        """Store the pictures; masks of regions, once they are decoded, also change the cost."""
+        cleaned = await self._uploads.clean(files)
+        masks = await to_thread.run_sync(read_masks, cleaned)
+        pictures = await self._uploads.keep(job_id, files, cleaned)
+        data = data.model_copy(update={"request": data.request.model_copy(update={"pictures": pictures})})
+        return await self._admission.recount(data, masks) if masks else data
 
 
 def draw_job_id() -> str:

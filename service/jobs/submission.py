@@ -13,12 +13,13 @@ from starlette.datastructures import FormData, UploadFile
 
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, PicturePart
+from api_schemas.regions import name_masks
 from service.errors import BadRequestError, InvalidRequestError
 from service.images.formats import name_formats
 
 REQUEST_PART: Final = "request"
 PICTURE_PARTS: Final[tuple[PicturePart, ...]] = get_args(PicturePart)
-_MOST_PARTS: Final = 20  # more than are ever valid, so that this module can name the part that is too much
+_MOST_PARTS: Final = 30  # more than are ever valid, so that this module can name the part that is too much
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +93,25 @@ def require_pictures(submission: Submission) -> None:
 
 
 def _mismatches(submission: Submission) -> Iterator[FieldError]:
-    wanted: dict[PicturePart, object] = {
-        "control_image": submission.request.control,
-        "ip_adapter_image": submission.request.ip_adapter,
+    request = submission.request
+    settings: dict[PicturePart, object] = {
+        "control_image": request.control,
+        "ip_adapter_image": request.ip_adapter,
+        **{part: part for part in name_masks(request.regions)},
     }
-    for part, settings in wanted.items():
-        name = part.removesuffix("_image")
-        if settings is not None and part not in submission.files:
-            allowed = f"a {name_formats()} picture as the part {part} of multipart/form-data, for {name}"
+    for part in PICTURE_PARTS:
+        wanted, sent = settings.get(part) is not None, part in submission.files
+        if wanted and not sent:
+            allowed = f"a {name_formats()} picture as the part {part} of multipart/form-data, for {_name_field(part)}"
             yield FieldError(field=part, value="null", allowed=allowed)
-        if settings is None and part in submission.files:
-            yield FieldError(field=part, value="a picture", allowed=f"no picture without the field {name}")
+        if sent and not wanted:
+            allowed = f"no picture without the field {_name_field(part)}"
+            yield FieldError(field=part, value="a picture", allowed=allowed)
+
+
+def _name_field(part: PicturePart) -> str:
+    """The field that a picture comes for."""
+    return part.removesuffix("_image") if part.endswith("_image") else "regions.*.shape.mask"
 
 
 def _parse(body: bytes) -> GenerationRequest:

@@ -7,6 +7,7 @@ from api_schemas.catalog import AddOnKind, ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
 from api_schemas.layout import Stage
+from api_schemas.regions import RegionShape
 
 _TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 
@@ -24,6 +25,7 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
         *_check_stages(request, card, stages),
         *_check_add_ons(request, card),
         *_check_conditions(request, card),
+        *_check_regions(request, card),
     ]
 
 
@@ -91,6 +93,7 @@ def _check_stages(
             allowed=f"at most {len(stages)}: model {card.name} generates this picture at {sizes} px",
         )
     yield from _check_first(request)
+    yield from _check_conditioned(request, card, stages)
     first_steps = request.advanced.stage(0).steps or request.steps
     leaves_card = first_steps is not None and not card.min_steps <= first_steps <= card.max_steps
     for level, stage in enumerate(stages):
@@ -126,6 +129,19 @@ def _check_first(request: GenerationRequest) -> Iterator[FieldError]:
             yield FieldError(field="advanced.stages.0.steps", value=str(first.steps), allowed=allowed)
 
 
+def _check_conditioned(
+    request: GenerationRequest, card: ModelCard, stages: Sequence[Stage]
+) -> Iterator[FieldError]:
+    for level, stage in enumerate(stages):
+        strength = request.advanced.stage(level).strength
+        if stage.conditioned and strength not in (None, 1.0):
+            yield FieldError(
+                field=f"advanced.stages.{level}.strength",
+                value=f"{strength:g}",
+                allowed=f"1: model {card.name} starts this stage from pure noise, and sees the stage before",
+            )
+
+
 def _check_add_ons(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
     for index, lora in enumerate(request.loras):
         yield from _check_name(f"loras.{index}.name", lora.name, card.loras, "lora", card)
@@ -151,6 +167,29 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
     if request.guidance_scale not in (None, 1.0) and not card.guidance:
         allowed = f"1: model {card.name} ({card.family}) was trained to work without guidance"
         yield FieldError(field="guidance_scale", value=f"{request.guidance_scale:g}", allowed=allowed)
+
+
+def _check_regions(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    for index, region in enumerate(request.regions):
+        field = f"regions.{index}"
+        yield from _check_place(f"{field}.shape", region.shape, request.width_px, request.height_px)
+        if region.negative_prompt and not card.negative_prompt:
+            allowed = f"nothing: model {card.name} ({card.family}) uses no negative prompt"
+            value = region.negative_prompt[:200]
+            yield FieldError(field=f"{field}.negative_prompt", value=value, allowed=allowed)
+
+
+def _check_place(field: str, shape: RegionShape, width_px: int, height_px: int) -> Iterator[FieldError]:
+    """Every corner must lie on the picture or on its edge."""
+    allowed = f"within the picture: x from 0 to {width_px} px, y from 0 to {height_px} px"
+    outside = [(x, y) for x, y in shape.list_corners() if x > width_px or y > height_px]
+    if outside and shape.rectangle is not None:
+        value = shape.rectangle.model_dump_json()
+        yield FieldError(field=f"{field}.rectangle", value=value, allowed=allowed)
+    elif outside and shape.polygon is not None:
+        for index, corner in enumerate(shape.polygon):
+            if corner in outside:
+                yield FieldError(field=f"{field}.polygon.{index}", value=str(list(corner)), allowed=allowed)
 
 
 def _check_name(

@@ -1,12 +1,17 @@
 // The request form: reading and filling it, and showing errors at their fields.
 
+import { RegionList } from "./regions.js";
+
 const SIZES = ["1024", "2048", "4096"];
+const ATTENTION = { auto: "Automatic", off: "Off", conductor: "Conductor", "conductor+neighbours": "Conductor and neighbours" };
 const AT = { width_px: "size", height_px: "size" };
 const SHOWN_AT_ADVANCED = new Set([
   "model",
+  "layout",
   "steps",
   "guidance_scale",
   "advanced.num_modules",
+  "advanced.attention",
   "output_format",
   "bit_depth",
   "dpi",
@@ -18,6 +23,7 @@ export class RequestForm {
     this.form = form;
     this.submit = form.querySelector("#submit");
     this.sides = form.querySelector("#sides");
+    this.regions = new RegionList(form.querySelector("#regions"), () => onChange(this.read()));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       onSubmit(this.read());
@@ -44,6 +50,7 @@ export class RequestForm {
       width_px: width,
       height_px: height,
       seamless: elements.seamless.value,
+      layout: elements.layout.value,
       output_format: elements.output_format.value,
       bit_depth: Number(elements.bit_depth.value),
     };
@@ -53,9 +60,21 @@ export class RequestForm {
     for (const name of ["steps", "guidance_scale", "dpi"]) {
       if (elements[name].value) request[name] = Number(elements[name].value);
     }
-    const modules = elements["advanced.num_modules"].value;
-    if (modules) request.advanced = { num_modules: Number(modules) };
+    const advanced = this.readAdvanced();
+    if (Object.keys(advanced).length) request.advanced = advanced;
+    const regions = this.regions.read();
+    if (regions.length) request.regions = regions;
     return request;
+  }
+
+  readAdvanced() {
+    const { elements } = this.form;
+    const advanced = {};
+    const modules = elements["advanced.num_modules"].value;
+    if (modules) advanced.num_modules = Number(modules);
+    const attention = elements["advanced.attention"].value;
+    if (attention !== "auto") advanced.attention = attention;
+    return advanced;
   }
 
   // Copies the settings of a job.
@@ -73,10 +92,13 @@ export class RequestForm {
     elements.dpi.value = request.dpi;
     elements.negative_prompt.value = request.negative_prompt;
     elements.model.value = request.model;
+    elements.layout.value = request.layout;
     elements.steps.value = request.steps;
     elements.guidance_scale.value = request.guidance_scale;
     elements["advanced.num_modules"].value = request.advanced.num_modules ?? "";
+    this.regions.fill(request);
     this.settle();
+    elements["advanced.attention"].value = request.advanced.attention ?? "auto";
     elements.prompt.focus();
   }
 
@@ -118,6 +140,7 @@ export class RequestForm {
   }
 
   showAtField({ field, value, allowed }) {
+    if (field.startsWith("regions")) return this.regions.showRefusal(field, allowed);
     const name = AT[field] ?? field;
     const line = this.line(name);
     if (!line || name === "form") return false;
@@ -160,12 +183,24 @@ export class RequestForm {
   settle() {
     const { elements } = this.form;
     this.sides.hidden = elements.size.value !== "free";
+    this.regions.setSize(...this.readSize());
     elements.prompt.style.height = "auto";
     elements.prompt.style.height = `${elements.prompt.scrollHeight + 2}px`;
     const card = this.card();
     elements.steps.placeholder = card?.default_steps ?? "";
     elements.guidance_scale.placeholder = card?.default_guidance_scale ?? "";
     elements["advanced.num_modules"].placeholder = card?.default_num_modules ?? "";
+    this.offerAttention(card?.attention ?? []);
+  }
+
+  // What the model supports; one that supports nothing has no choice.
+  offerAttention(kinds) {
+    const select = this.form.elements["advanced.attention"];
+    const chosen = select.value;
+    const offered = ["auto", ...kinds];
+    select.replaceChildren(...offered.map((kind) => new Option(ATTENTION[kind] ?? kind, kind)));
+    select.value = offered.includes(chosen) ? chosen : "auto";
+    select.closest(".field").hidden = kinds.length < 2;
   }
 
   showSides() {

@@ -1,5 +1,6 @@
-// The empty sheet: the shape of the picture and its tiles, before there is a job.
+// The empty sheet: the shape of the picture, its tiles and regions, before there is a job.
 
+import { drawShape, toShares } from "./region_shapes.js";
 import * as words from "./words.js";
 
 const byId = (id) => document.getElementById(id);
@@ -11,9 +12,16 @@ export function drawSheet(request, tilePx, note) {
   sheet.style.setProperty("--ratio", width / height);
   sheet.style.setProperty("--columns", Math.max(width / tilePx, 1));
   sheet.style.setProperty("--rows", Math.max(height / tilePx, 1));
+  drawRegions(request.regions ?? [], [width, height]);
   byId("sheet-size").textContent = words.size(width, height);
   byId("sheet-note").textContent = note ?? plan(width, height, tilePx);
   byId("sheet-place").hidden = false;
+}
+
+function drawRegions(regions, size) {
+  const svg = byId("sheet-regions");
+  svg.setAttribute("viewBox", `0 0 ${size.join(" ")}`);
+  svg.replaceChildren(...regions.flatMap(({ shape }, index) => drawShape(toShares(shape, size), index, size)));
 }
 
 export function hideSheet() {

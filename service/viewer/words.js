@@ -11,12 +11,17 @@ export function facts({ request, status, startedAt, finishedAt }) {
   const parts = [
     size(request.width_px, request.height_px),
     SEAMLESS[request.seamless],
+    regions(request.regions?.length),
     `${request.steps} steps`,
     `seed ${request.seed}`,
     request.model,
     took,
   ];
   return parts.filter(Boolean).join(" · ");
+}
+
+function regions(number) {
+  return number ? (number === 1 ? "one region" : `${number} regions`) : "";
 }
 
 export function state(job) {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
-from api_schemas.layout import lay_sizes
+from api_schemas.layout import Cascade, lay_sizes
 
 CARD = ModelCard(
     name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
@@ -72,3 +72,37 @@ def test_the_cost_counts_all_stages() -> None:
     assert (cascade.steps, cascade.tiles) == (57, 30 + 4 * 15 + 16 * 12)
     assert (flat.steps, flat.tiles) == (30, 16 * 30)
     assert cascade.megapixel_steps < flat.megapixel_steps
+
+
+CONDITIONED = ModelCard(
+    name="c", family="f", native_size_px=512, alignment_px=32, latent_channels=24, vae_scale=8,
+    default_steps=5, default_guidance_scale=1.0, layout="cascade",
+    cascade=Cascade(steps=[5, 4], conditioned=True, enlarges=4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((512, 512), [(512, 512)]),
+        ((1536, 1536), [(512, 512), (1536, 1536)]),
+        ((2048, 2048), [(512, 512), (2048, 2048)]),
+        ((4096, 4096), [(512, 512), (2048, 2048), (4096, 4096)]),
+        ((8192, 8192), [(512, 512), (2048, 2048), (8192, 8192)]),
+        ((4096, 2048), [(1024, 512), (4096, 2048)]),
+    ],
+)
+def test_conditioned_stages_are_up_to_four_times_larger_each(
+    size: tuple[int, int], expected: list[tuple[int, int]]
+) -> None:
+    stages = CONDITIONED.lay_stages(GenerationRequest(width_px=size[0], height_px=size[1]))
+    assert [(stage.width_px, stage.height_px) for stage in stages] == expected
+    assert [stage.steps for stage in stages] == [5, *[4] * (len(stages) - 1)]
+    assert [stage.conditioned for stage in stages] == [False, *[True] * (len(stages) - 1)]
+    assert {stage.schedule_steps for stage in stages} <= {5, 4}  # all of the schedule
+
+
+def test_a_lead_and_its_full_size_stage_cost_less_than_a_flat_picture() -> None:
+    requests = (GenerationRequest(width_px=2048, height_px=2048, layout=each) for each in ("auto", "flat"))
+    cascade, flat = (CONDITIONED.estimate(each, CONDITIONED.lay_stages(each)) for each in requests)
+    assert cascade.tiles < flat.tiles

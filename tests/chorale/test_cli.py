@@ -101,6 +101,24 @@ def test_generate_sends_pictures_and_names_add_ons(stack: LocalStack, tmp_path: 
     assert settings["pictures"] == {"ip_adapter_image": {"sha256": digest, "width_px": 32, "height_px": 24}}
 
 
+def test_generate_gives_regions_prompts_of_their_own(stack: LocalStack, tmp_path: Path) -> None:
+    """The toy paints what it is told: each half is that of the picture with its prompt alone."""
+    mask = Image.new("L", (32, 16))
+    mask.paste(255, (0, 0, 32, 8))
+    mask.save(tmp_path / "upper.png")
+    regions = ("--region", "0,128,512,128:tide", "--region", "upper.png:surf", "--feather", "0")
+    halves: dict[str, list[bytes]] = {}
+    for prompt, chosen in (("surf", ()), ("tide", ()), ("waves", regions)):
+        done = run("generate", prompt, *SHORT, *chosen, "--url", stack.url, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        with Image.open(tmp_path / f"{prompt}.png") as picture:
+            halves[prompt] = [picture.crop((0, top, 512, top + 128)).tobytes() for top in (0, 128)]
+            settings = json.loads(picture.text["settings"])
+    assert halves["waves"] == [halves["surf"][0], halves["tide"][1]]
+    assert [region["prompt"] for region in settings["regions"]] == ["tide", "surf"]
+    assert settings["pictures"]["region_mask_1"]["width_px"] == 32
+
+
 def test_generate_without_a_server_starts_one_and_leaves_nothing(tmp_path: Path) -> None:
     done = run(
         "generate", "waves", *SHORT, "-o", "waves.jpg", folder=tmp_path,
@@ -144,6 +162,14 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--control", "edges"), 2, "--control-image"),
         (("generate", "x", "--ip-adapter-image", __file__), 2, "--ip-adapter NAME"),
         (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 1, "a PNG, JPEG, WebP"),
+        (("generate", "x", "--region", "dunes"), 2, "LEFT,TOP,WIDTH,HEIGHT:PROMPT"),
+        (
+            ("generate", "x", "--region", "0,0 9,9 9,0 0,9:dunes"),
+            2,
+            "regions.0.shape.polygon: edges that do not",
+        ),
+        (("generate", "x", "--region", "0,0,1025,9:dunes"), 1, "regions.0.shape.rectangle"),
+        (("generate", "x", "--regions", __file__), 2, "this is no JSON"),
         (("cancel", "0000"), 1, "0000"),
     ],
 )

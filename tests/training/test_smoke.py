@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from api_schemas.layout import Cascade
 from training.autoencoder import (
     AutoencoderOptions,
     AutoencoderTraining,
     build_autoencoder,
     raise_faint_channels,
 )
-from training.bundle import write_digests
+from training.bundle import BundleError, check_sizes, describe_cascade, write_digests
 from training.diffusion import build_noising
 from training.features import FeaturePair
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
@@ -64,6 +65,30 @@ def test_digests_name_every_file_but_the_card(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     write_digests(tmp_path)
     assert (tmp_path / "SHA256SUMS").read_text().split() == [hashlib.sha256(b"a.json").hexdigest(), "a.json"]
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_the_folder_says_how_its_later_stages_are_made(conditioned: bool) -> None:
+    cascade = Cascade.model_validate(describe_cascade(5, conditioned=conditioned))
+    assert (cascade.steps, cascade.conditioned, cascade.enlarges) == (
+        ([5, 4], True, 4) if conditioned else ([5, 2, 2], False, 2)
+    )
+
+
+def test_a_folder_that_is_too_large_is_not_shipped(tmp_path: Path) -> None:
+    for name in ("unet", "latent_upscaler", "vae"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(23_000_000)  # takes no space
+    check_sizes(tmp_path)
+    with (tmp_path / "text_encoder").open("wb") as file:
+        file.truncate(2_000_000)
+    with pytest.raises(BundleError, match="71000000 bytes of at most 70000000"):
+        check_sizes(tmp_path)
+    (tmp_path / "vae").unlink()
+    with (tmp_path / "unet").open("wb") as file:
+        file.truncate(30_000_001)
+    with pytest.raises(BundleError, match="unet has 30000001 of 30000000"):
+        check_sizes(tmp_path)
 
 
 def test_noising_is_undone_by_the_true_velocity() -> None:

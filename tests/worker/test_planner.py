@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
+from api_schemas.layout import Cascade
 from worker.engine.attention import AttentionPlan
-from worker.engine.plan import GenerationPlan
+from worker.engine.plan import GenerationPlan, Noise, Upscale
 from worker.planner import plan_generation
 
 CARD = ModelCard(
@@ -84,6 +85,18 @@ def test_stages_become_plans_from_small_to_large() -> None:
         plan(width_px=1024, height_px=1024).stages
         == plan(width_px=1024, height_px=1024, layout="flat").stages
     )
+
+
+def test_a_conditioned_stage_starts_from_noise_and_runs_all_of_its_schedule() -> None:
+    cascade = Cascade(steps=[5, 4], conditioned=True, enlarges=4, augmentation=0.2)
+    card = CARD.model_copy(update={"cascade": cascade, "layout": "cascade"})
+    request = ask(width_px=2048, height_px=2048, steps=5)
+    found = plan_generation(request, card, 1 << 30, Path("spill")).stages
+    assert [stage.start for stage in found] == [Noise(), Upscale(0.2)]
+    assert [(stage.steps, stage.whole.steps) for stage in found] == [(5, 5), (4, 4)]
+    assert [stage.whole.start for stage in found] == [stage.start for stage in found]
+    counted = sum(sum(stage.denoise.count_tiles(stage.steps)) for stage in found)
+    assert card.estimate(request, card.lay_stages(request)).tiles == pytest.approx(counted, rel=0.1)
 
 
 SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512), (2480, 3508), (1001, 64))
@@ -179,3 +192,21 @@ def test_the_estimate_counts_what_is_predicted_to_be_attended_to() -> None:
     )
     assert conductor == tiles + 4
     assert both == conductor + round(tiles * 4 / 10)
+
+
+def test_a_region_is_counted_with_what_it_attends_to() -> None:
+    """Twice the tiles and their neighbourhoods, but one conductor a step."""
+    large = {"width_px": 2048, "height_px": 2048, "layout": "flat", "steps": 10}
+    request = ask(**large, advanced={"attention": "conductor+neighbours"})
+    assert ATTENTIVE.estimate(request, ATTENTIVE.lay_stages(request), [400]).tiles == 400 + 160 + 4
+
+
+def test_a_conditioned_stage_attends_to_nothing_else() -> None:
+    cascade = Cascade(steps=[5, 4], conditioned=True, enlarges=4)
+    card = ATTENTIVE.model_copy(update={"cascade": cascade, "layout": "cascade"})
+    request = ask(
+        width_px=2048, height_px=2048, advanced={"attention": "conductor+neighbours", "tile_size_px": 256}
+    )
+    first, second = plan_generation(request, card, 1, Path()).stages
+    assert first.denoise.attention is not None
+    assert (second.start, second.denoise.attention) == (Upscale(0.1), None)

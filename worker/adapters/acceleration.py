@@ -9,6 +9,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
+from api_schemas.model_files import UPSCALER
+from worker.engine.plan import StagePlan, Upscale
+
 # Residual blocks are no "repeated blocks" to diffusers, but half of a UNet's time.
 _ALWAYS = frozenset(["ResnetBlock2D"])
 _MAX_VARIANTS = 64  # blocks of one class but of other widths count against one limit, which is 8 by default
@@ -17,6 +20,12 @@ _MAX_VARIANTS = 64  # blocks of one class but of other widths count against one 
 def find_denoiser(pipe: DiffusionPipeline) -> nn.Module:
     """The network that predicts: a UNet or a transformer."""
     return pipe.components.get("unet") or pipe.components["transformer"]
+
+
+def find_denoisers(pipe: DiffusionPipeline) -> list[nn.Module]:
+    """With that of a cascade's later stages, if the pipeline has one."""
+    upscaler = pipe.components.get(UPSCALER)
+    return [find_denoiser(pipe), *([] if upscaler is None else [upscaler])]
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
@@ -43,25 +52,33 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
     return len(blocks)
 
 
-CompiledShape = tuple[tuple[int, int], tuple[int, int]]
-"""(height, width) of a tile, and of the conductor that it attends to, (0, 0) if there is none."""
-
-
 class CompiledShapes:
-    """Shapes for which the blocks have been compiled.
+    """Shapes of tiles, and of what they attend to, for which the blocks of each network have been compiled.
 
     Args:
         all_known: nothing is compiled, so no shape is new.
     """
 
     def __init__(self, *, all_known: bool) -> None:
-        self._all_known, self._known = all_known, set[CompiledShape]()
+        self._all_known, self._known = all_known, set[_Variant]()
 
-    def add(self, shape: CompiledShape) -> None:
-        self._known.add(shape)
+    def add(self, stage: StagePlan) -> None:
+        self._known.add(_name_variant(stage))
 
-    def find_new(self, shapes: Iterable[CompiledShape]) -> list[CompiledShape]:
-        return [] if self._all_known else sorted(set(shapes) - self._known)
+    def find_new(self, stages: Iterable[StagePlan]) -> list[tuple[tuple[int, int], bool]]:
+        """Shapes of tiles, (height, width), and whether they attend to more than themselves."""
+        new = {_name_variant(stage) for stage in stages} - self._known
+        return [] if self._all_known else sorted({(shape, any(conductor)) for shape, conductor, _ in new})
+
+
+_Variant = tuple[tuple[int, int], tuple[int, int], bool]
+
+
+def _name_variant(stage: StagePlan) -> _Variant:
+    """The shape of its tiles and of the conductor, (0, 0) if there is none, and which of two networks is given them."""
+    attention = stage.denoise.attention_at(0, 1)
+    conductor = attention.conductor if attention else (0, 0)
+    return stage.denoise.tile_shape, conductor, isinstance(stage.start, Upscale)
 
 
 def _with_free_batch(call: Callable[..., object]) -> Callable[..., object]:
@@ -76,7 +93,7 @@ def _with_free_batch(call: Callable[..., object]) -> Callable[..., object]:
 
 def put_parts_channels_last(pipe: DiffusionPipeline, *, denoiser: bool) -> None:
     """Lay out the autoencoder, and the denoiser if asked, unless its weights have five axes, as Qwen-Image's."""
-    for part in (find_denoiser(pipe) if denoiser else None, pipe.components.get("vae")):
+    for part in (*(find_denoisers(pipe) if denoiser else ()), pipe.components.get("vae")):
         if isinstance(part, nn.Module) and all(weight.dim() < 5 for weight in part.parameters()):
             put_channels_last(part)
 

@@ -9,6 +9,7 @@ from typing import cast, get_args
 
 import diffusers
 
+from api_schemas.model_files import UPSCALER
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model_index import read_index, read_object
 
@@ -21,7 +22,7 @@ def check_numbers(folder: Path) -> None:
     Raises:
         ModelFolderError: names the file, the first such field and its value.
     """
-    for part in sorted(read_index(folder).parts):
+    for part in sorted({*read_index(folder).parts, UPSCALER}):
         for name in ("config.json", "scheduler_config.json"):
             _check(_read(folder / part / name), f"{part}/{name}")
 

@@ -5,37 +5,28 @@ is not named here is honoured, changes nothing, or shows itself in the first sma
 tests/conformance holds every field to that.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite, prod
-from typing import cast
+from collections.abc import Iterator
+from math import prod
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from api_schemas.model_files import UPSCALER
 from worker.adapters.errors import ModelFolderError
-
-Config = Mapping[str, object]
-Configs = Mapping[str, Config]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a configuration's field has to be.
-
-    Args:
-        allowed: the same in words, which may depend on the configurations of all parts.
-        fits: (its value, the configurations of all parts) -> whether it is that.
-    """
-
-    part: str
-    field: str
-    allowed: str | Callable[[Configs], str]
-    fits: Callable[[object, Configs], bool]
-
-    def explain(self, configs: Configs) -> str:
-        allowed = self.allowed if isinstance(self.allowed, str) else self.allowed(configs)
-        value = configs[self.part][self.field]
-        return f"{self.part}/config.json: {self.field} is {value!r}; allowed: {allowed}"
+from worker.adapters.rules import (
+    Configs,
+    Rule,
+    are_numbers,
+    are_sizes,
+    as_many,
+    count_entries,
+    divisor,
+    is_size,
+    list_entries,
+    number,
+    one_of,
+    size,
+    to_int,
+)
 
 
 def check_configuration(pipe: DiffusionPipeline) -> None:
@@ -61,51 +52,37 @@ def _find_rules(pipe: DiffusionPipeline, configs: Configs) -> Iterator[Rule]:
         raise ModelFolderError(f"vae is of class {found}; allowed for a {kind}: {', '.join(allowed)}")
     yield from _OF_AUTOENCODERS[found]
     yield from rules
+    if UPSCALER in configs:
+        yield from _OF_UPSCALERS
 
 
-def _one_of(part: str, field: str, *values: object) -> Rule:
-    return Rule(part, field, ", ".join(map(repr, values)), lambda value, _: value in values)
-
-
-def _number(part: str, field: str) -> Rule:
-    return Rule(part, field, "a number", lambda value, _: _is_number(value))
-
-
-def _divisor(part: str, field: str) -> Rule:
-    return Rule(part, field, "a number other than 0", lambda value, _: _is_number(value) and value != 0)
-
-
-def _size(part: str, field: str) -> Rule:
-    return Rule(part, field, "a whole number from 1", lambda value, _: _is_size(value))
-
-
-def _unet_size() -> Rule:
+def _unet_size(part: str = "unet") -> Rule:
     """diffusers takes it as a number or as (height, width), and uses it nowhere else."""
     return Rule(
-        "unet", "sample_size", "a whole number from 1, two of them, or null",
-        lambda value, _: value is None or _is_size(value) or _are_sizes(value, 2),
+        part, "sample_size", "a whole number from 1, two of them, or null",
+        lambda value, _: value is None or is_size(value) or are_sizes(value, 2),
     )  # fmt: skip
 
 
-def _as_many(part: str, field: str, as_field: str, more: int = 0) -> Rule:
-    """Levels: an autoencoder enlarges as often as it has them, and a pipeline counts one list only."""
+def _as_in_unet(field: str) -> Rule:
+    """A cascade's later stages read the same text, and make the same latent."""
     return Rule(
-        part, field, f"as many entries as {as_field} has" + (f", and {more}" if more else ""),
-        lambda value, configs: _count(value) == _count(configs[part][as_field]) + more,
+        UPSCALER, field, lambda configs: f"{configs['unet'][field]!r}, as {field} of unet/config.json",
+        lambda value, configs: value == configs["unet"][field],
     )  # fmt: skip
 
 
 def _levels(field: str, channels: str) -> Rule:
     return Rule(
         "vae", field, lambda configs: f"{configs['vae'][channels]} numbers, as {channels} says",
-        lambda value, configs: _are_numbers(value, configs["vae"][channels]),
+        lambda value, configs: are_numbers(value, configs["vae"][channels]),
     )  # fmt: skip
 
 
 def _both_levels_or_none(field: str) -> Rule:
     def fits(value: object, configs: Configs) -> bool:
         levels = [configs["vae"].get(name) for name in ("latents_mean", "latents_std")]
-        return None in levels or _are_numbers(value, configs["vae"]["latent_channels"])
+        return None in levels or are_numbers(value, configs["vae"]["latent_channels"])
 
     return Rule("vae", field, lambda configs: f"{configs['vae']['latent_channels']} numbers, or null", fits)
 
@@ -114,8 +91,8 @@ def _channels(part: str, *, packed: int = 1, of: str = "latent_channels") -> Rul
     """Models for inpainting and the like take more than a latent: there is no text-to-image pipeline for them."""
     counted = f"as {of} of vae/config.json" + (f" times {packed}, a token's pixels" if packed > 1 else "")
     return Rule(
-        part, "in_channels", lambda configs: f"{_int(configs['vae'][of]) * packed}, {counted}",
-        lambda value, configs: value == _int(configs["vae"][of]) * packed,
+        part, "in_channels", lambda configs: f"{to_int(configs['vae'][of]) * packed}, {counted}",
+        lambda value, configs: value == to_int(configs["vae"][of]) * packed,
     )  # fmt: skip
 
 
@@ -123,7 +100,7 @@ def _out_channels(part: str, *times: int) -> Rule:
     """The second half of a prediction is its variance, which no step needs."""
 
     def count(configs: Configs) -> list[int]:
-        return [_int(configs[part]["in_channels"]) * each for each in times]
+        return [to_int(configs[part]["in_channels"]) * each for each in times]
 
     return Rule(
         part, "out_channels", lambda configs: " or ".join(map(str, count(configs))) + ", as in_channels has it",
@@ -131,96 +108,91 @@ def _out_channels(part: str, *times: int) -> Rule:
     )  # fmt: skip
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and isfinite(value)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def _are_sizes(value: object, count: int) -> bool:
-    return _count(value) == count and all(map(_is_size, _entries(value)))
-
-
-def _are_numbers(value: object, count: object) -> bool:
-    return _count(value) == count and all(map(_is_number, _entries(value)))
-
-
-def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
-
-
-def _count(value: object) -> int:
-    return len(cast(Sequence[object], value)) if isinstance(value, list | tuple) else -1
-
-
 _COLOURS = 3
 _OF_AUTOENCODERS: dict[str, tuple[Rule, ...]] = {
     "AutoencoderKL": (
-        _one_of("vae", "in_channels", _COLOURS),
-        _one_of("vae", "out_channels", _COLOURS),
-        _as_many("vae", "up_block_types", "block_out_channels"),
-        _as_many("vae", "down_block_types", "block_out_channels"),
+        one_of("vae", "in_channels", _COLOURS),
+        one_of("vae", "out_channels", _COLOURS),
+        as_many("vae", "up_block_types", "block_out_channels"),
+        as_many("vae", "down_block_types", "block_out_channels"),
     ),
     "AutoencoderKLFlux2": (
-        _one_of("vae", "in_channels", _COLOURS),
-        _one_of("vae", "out_channels", _COLOURS),
-        _as_many("vae", "up_block_types", "block_out_channels"),
-        _as_many("vae", "down_block_types", "block_out_channels"),
+        one_of("vae", "in_channels", _COLOURS),
+        one_of("vae", "out_channels", _COLOURS),
+        as_many("vae", "up_block_types", "block_out_channels"),
+        as_many("vae", "down_block_types", "block_out_channels"),
         Rule(
             "vae", "decoder_block_out_channels", "null, or as many entries as block_out_channels has",
-            lambda value, configs: value is None or _count(value) == _count(configs["vae"]["block_out_channels"]),
+            lambda value, configs: value is None or count_entries(value) == count_entries(configs["vae"]["block_out_channels"]),
         ),
-        Rule("vae", "patch_size", "of 4 pixels in all", lambda value, _: prod(_entries(value)) == 4),
+        Rule("vae", "patch_size", "of 4 pixels in all", lambda value, _: prod(list_entries(value)) == 4),
     ),
     "AutoencoderKLQwenImage": (
-        _one_of("vae", "input_channels", _COLOURS),
-        _as_many("vae", "dim_mult", "temperal_downsample", more=1),
+        one_of("vae", "input_channels", _COLOURS),
+        as_many("vae", "dim_mult", "temperal_downsample", more=1),
         _levels("latents_mean", "z_dim"),
         _levels("latents_std", "z_dim"),
     ),
     "AutoencoderDC": (
-        _one_of("vae", "in_channels", _COLOURS),
-        _as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
-        _divisor("vae", "scaling_factor"),
+        one_of("vae", "in_channels", _COLOURS),
+        as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
+        divisor("vae", "scaling_factor"),
     ),
     "AutoencoderTiny": (
-        _one_of("vae", "in_channels", _COLOURS),
-        _one_of("vae", "out_channels", _COLOURS),
-        _one_of("vae", "upsampling_scaling_factor", 2),
-        Rule("vae", "encoder_block_out_channels", "entries that are all alike", lambda value, _: len({*_entries(value)}) == 1),
-        _as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
-        _divisor("vae", "scaling_factor"),
+        one_of("vae", "in_channels", _COLOURS),
+        one_of("vae", "out_channels", _COLOURS),
+        one_of("vae", "upsampling_scaling_factor", 2),
+        Rule("vae", "encoder_block_out_channels", "entries that are all alike", lambda value, _: len({*list_entries(value)}) == 1),
+        as_many("vae", "encoder_block_out_channels", "decoder_block_out_channels"),
+        divisor("vae", "scaling_factor"),
     ),
 }  # fmt: skip
 
 _UNET = (
     _channels("unet"),
     _unet_size(),
-    _one_of("unet", "class_embed_type", None),
-    _one_of("unet", "num_class_embeds", None),
-    _one_of("unet", "encoder_hid_dim_type", None, "text_proj"),
+    one_of("unet", "class_embed_type", None),
+    one_of("unet", "num_class_embeds", None),
+    one_of("unet", "encoder_hid_dim_type", None, "text_proj"),
 )
-_SHIFTED = (_divisor("vae", "scaling_factor"), _number("vae", "shift_factor"))
+_OF_UPSCALERS = (
+    Rule(
+        UPSCALER, "in_channels",
+        lambda configs: f"{to_int(configs['vae']['latent_channels']) * 2}, twice latent_channels of vae/config.json",
+        lambda value, configs: value == to_int(configs["vae"]["latent_channels"]) * 2,
+    ),
+    _as_in_unet("out_channels"),
+    _as_in_unet("cross_attention_dim"),
+    _unet_size(UPSCALER),
+    Rule(
+        UPSCALER, "block_out_channels", "no more entries than block_out_channels of unet/config.json has",
+        lambda value, configs: 1 <= count_entries(value) <= count_entries(configs["unet"]["block_out_channels"]),
+    ),
+    *(
+        one_of(UPSCALER, field, None)
+        for field in (
+            "class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "addition_embed_type", "time_cond_proj_dim",
+        )
+    ),
+)  # fmt: skip
+_SHIFTED = (divisor("vae", "scaling_factor"), number("vae", "shift_factor"))
 _FLUX_2 = (
     _channels("transformer", packed=4),
     _out_channels("transformer", 1),
-    _one_of("transformer", "patch_size", 1),
+    one_of("transformer", "patch_size", 1),
 )
 _TEXT_TOKENS = 512  # that Z-Image's pipeline reads; the picture has the place behind them
 
 _KL = ("AutoencoderKL", "AutoencoderTiny")
 _RULES: dict[str, tuple[tuple[str, ...], tuple[Rule, ...]]] = {
     "StableDiffusionPipeline": (
-        _KL, (*_UNET, _one_of("unet", "addition_embed_type", None, "text"), _divisor("vae", "scaling_factor")),
+        _KL, (*_UNET, one_of("unet", "addition_embed_type", None, "text"), divisor("vae", "scaling_factor")),
     ),
     "StableDiffusionXLPipeline": (
         _KL, (
             *_UNET,
-            _one_of("unet", "addition_embed_type", "text_time"),
-            _divisor("vae", "scaling_factor"),
+            one_of("unet", "addition_embed_type", "text_time"),
+            divisor("vae", "scaling_factor"),
             _both_levels_or_none("latents_mean"),
             _both_levels_or_none("latents_std"),
         ),
@@ -229,7 +201,7 @@ _RULES: dict[str, tuple[tuple[str, ...], tuple[Rule, ...]]] = {
         _KL, (
             _channels("transformer"),
             _out_channels("transformer", 1),
-            *(_size("transformer", field) for field in ("sample_size", "patch_size", "pos_embed_max_size")),
+            *(size("transformer", field) for field in ("sample_size", "patch_size", "pos_embed_max_size")),
             *_SHIFTED,
         ),
     ),
@@ -237,7 +209,7 @@ _RULES: dict[str, tuple[tuple[str, ...], tuple[Rule, ...]]] = {
         _KL, (
             _channels("transformer", packed=4),
             _out_channels("transformer", 1),
-            _one_of("transformer", "patch_size", 1),
+            one_of("transformer", "patch_size", 1),
             *_SHIFTED,
         ),
     ),
@@ -247,49 +219,45 @@ _RULES: dict[str, tuple[tuple[str, ...], tuple[Rule, ...]]] = {
         _KL, (
             _channels("transformer"),
             _out_channels("transformer", 1, 2),
-            *(_size("transformer", field) for field in ("sample_size", "patch_size")),
+            *(size("transformer", field) for field in ("sample_size", "patch_size")),
             Rule(
                 "transformer", "use_additional_conditions", "false, or null where sample_size is not 128",
                 lambda value, configs: not value and (value, configs["transformer"]["sample_size"]) != (None, 128),
             ),
-            _divisor("vae", "scaling_factor"),
+            divisor("vae", "scaling_factor"),
         ),
     ),
     "SanaPipeline": (
         ("AutoencoderDC", "AutoencoderTiny"), (
             _channels("transformer"),
             _out_channels("transformer", 1, 2),
-            *(_size("transformer", field) for field in ("sample_size", "patch_size")),
-            _number("transformer", "timestep_scale"),
-            _one_of("transformer", "guidance_embeds", False),
+            *(size("transformer", field) for field in ("sample_size", "patch_size")),
+            number("transformer", "timestep_scale"),
+            one_of("transformer", "guidance_embeds", False),
         ),
     ),
     "QwenImagePipeline": (
         ("AutoencoderKLQwenImage",), (
             _channels("transformer", packed=4, of="z_dim"),
-            _one_of("transformer", "patch_size", 2),
+            one_of("transformer", "patch_size", 2),
             Rule(
                 "transformer", "out_channels", "a quarter of in_channels",
-                lambda value, configs: _int(value) * 4 == configs["transformer"]["in_channels"],
+                lambda value, configs: to_int(value) * 4 == configs["transformer"]["in_channels"],
             ),
-            _one_of("transformer", "guidance_embeds", False),
-            _one_of("transformer", "use_additional_t_cond", False),
+            one_of("transformer", "guidance_embeds", False),
+            one_of("transformer", "use_additional_t_cond", False),
         ),
     ),
     "ZImagePipeline": (
         _KL, (
             _channels("transformer"),
-            Rule("transformer", "all_patch_size", "a list with 2", lambda value, _: 2 in _entries(value)),
-            Rule("transformer", "all_f_patch_size", "a list with 1", lambda value, _: 1 in _entries(value)),
+            Rule("transformer", "all_patch_size", "a list with 2", lambda value, _: 2 in list_entries(value)),
+            Rule("transformer", "all_f_patch_size", "a list with 1", lambda value, _: 1 in list_entries(value)),
             Rule(
                 "transformer", "axes_lens", f"three numbers, of which the first is at least {_TEXT_TOKENS + 2}",
-                lambda value, _: _are_sizes(value, 3) and _entries(value)[0] >= _TEXT_TOKENS + 2,
+                lambda value, _: are_sizes(value, 3) and list_entries(value)[0] >= _TEXT_TOKENS + 2,
             ),
             *_SHIFTED,
         ),
     ),
 }  # fmt: skip
-
-
-def _entries(value: object) -> list[int]:
-    return list(cast(Sequence[int], value)) if isinstance(value, list | tuple) else []

@@ -11,10 +11,10 @@ from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, ModelCard
 from api_schemas.generation import Attention
 from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
-    CompiledShape,
     CompiledShapes,
     compile_blocks,
     find_denoiser,
+    find_denoisers,
     put_parts_channels_last,
 )
 from worker.adapters.attention.layers import AttentionLayers
@@ -58,7 +58,7 @@ class PreparedFamily:
         return self.family.pipe.device
 
     def make_replica(self, stage: StagePlan) -> Replica:
-        self.compiled.add(_read_shape(stage))
+        self.compiled.add(stage)
         return self.conditioned(stage)
 
     def make_scheduler(self, stage: StagePlan) -> Scheduler:
@@ -97,9 +97,9 @@ class FamilyModel:
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
         scale = self.card.vae_scale
         return [
-            f"tiles of {width * scale}x{height * scale} px{' with attention' if any(conductor) else ''} are new to this "
+            f"tiles of {width * scale}x{height * scale} px{' with attention' if attends else ''} are new to this "
             "worker: the model is compiled for them first, which may take a minute"
-            for (height, width), conductor in self._compiled.find_new(map(_read_shape, plan.stages))
+            for (height, width), attends in self._compiled.find_new(plan.stages)
         ]
 
     @torch.inference_mode()
@@ -136,11 +136,6 @@ class FamilyModel:
         return lambda stage: make_attentive(stage, make_replica, see, layers, patch, rotary)
 
 
-def _read_shape(stage: StagePlan) -> CompiledShape:
-    plan = stage.denoise.attention_at(0, 1)
-    return stage.denoise.tile_shape, plan.conductor if plan else (0, 0)
-
-
 def _share_attention(family: Family, settings: FolderSettings) -> AttentionLayers | None:
     """None where layers wait in main memory: there nothing was tried."""
     if settings.offload != "none":
@@ -153,10 +148,11 @@ def _accelerate(pipe: DiffusionPipeline, settings: FolderSettings, attention: At
     if settings.has_common_weights:
         # On CPUs it shortens decoding by a quarter; denoisers gain nothing there.
         put_parts_channels_last(pipe, denoiser=pipe.device.type == "cuda")
-    if settings.graphs:
-        replay_forward(find_denoiser(pipe), describe=attention.describe if attention else lambda: ())
-    if settings.compile:
-        compile_blocks(find_denoiser(pipe))
+    for denoiser in find_denoisers(pipe):
+        if settings.graphs:
+            replay_forward(denoiser, describe=attention.describe if attention else lambda: ())
+        if settings.compile:
+            compile_blocks(denoiser)
 
 
 def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Replica]:
@@ -183,11 +179,13 @@ def _require_supported(conditions: Conditions, card: ModelCard) -> None:
             f"advanced.attention: {conditions.attention!r} is not supported by {card.family}; allowed: auto, "
             + ", ".join(card.attention)
         )
-    if conditions.negative_prompt and not card.negative_prompt:
-        raise UnsupportedConditionError(
-            f"negative_prompt: {conditions.negative_prompt[:80]!r} would have no effect: guidance of "
-            f"{card.family} uses no negative prompt; allowed: empty"
-        )
+    for number, prompt in enumerate(conditions.prompts):
+        if prompt.negative and not card.negative_prompt:
+            place = f"regions.{number - 1}." if number else ""
+            raise UnsupportedConditionError(
+                f"{place}negative_prompt: {prompt.negative[:80]!r} would have no effect: guidance of "
+                f"{card.family} uses no negative prompt; allowed: empty"
+            )
     if conditions.guidance_scale != 1.0 and not card.guidance:
         raise UnsupportedConditionError(
             f"guidance_scale: {conditions.guidance_scale:g} would have no effect: {card.family} was "

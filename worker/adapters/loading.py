@@ -33,11 +33,13 @@ _DISPENSABLE = {"safety_checker", "feature_extractor", "image_encoder", "text_en
 _DISPENSABLE_OF = {"StableDiffusionXLPipeline": {"text_encoder", "tokenizer"}}
 
 
-def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts: bool | None) -> Pipe:
+def load_pipeline(
+    kind: type[Pipe], folder: Path, device: torch.device, **parts: nn.Module | bool | None
+) -> Pipe:
     """Load as the folder's `chorale.json` asks; safetensors only, and no part that is null or never read.
 
     Args:
-        parts: of the pipeline that are to be left out, and options of it.
+        parts: of the pipeline that are to be left out or are loaded already, and options of it.
 
     Raises:
         ModelFolderError: diffusers cannot load the folder, or not as asked or not whole, or makes no picture of it.
@@ -45,7 +47,7 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
     check_numbers(folder)
-    absent = _leave_out(kind, folder, read_index(folder))
+    absent = _leave_out(kind, folder, read_index(folder), parts)
     quantization = choose_quantization(folder, settings)
     try:
         loaded = cast(FromPretrained, kind).from_pretrained(
@@ -64,9 +66,11 @@ def load_pipeline(kind: type[Pipe], folder: Path, device: torch.device, **parts:
     return pipe
 
 
-def _leave_out(kind: type[DiffusionPipeline], folder: Path, index: ModelIndex) -> dict[str, None]:
-    """The absent parts, as the arguments that diffusers needs for them."""
-    absent = index.absent & inspect.signature(kind.__init__).parameters.keys()
+def _leave_out(
+    kind: type[DiffusionPipeline], folder: Path, index: ModelIndex, known: Collection[str]
+) -> dict[str, None]:
+    """The absent parts, as the arguments that diffusers needs for them; those `known` are the caller's."""
+    absent = index.absent & inspect.signature(kind.__init__).parameters.keys() - known
     kept = absent - _DISPENSABLE - _DISPENSABLE_OF.get(kind.__name__, set())
     if kept:
         raise ModelFolderError(

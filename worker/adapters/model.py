@@ -14,6 +14,18 @@ from worker.engine.vae.operations import Decoder
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What guidance leads to, and what it leads away from."""
+
+    text: str
+    negative: str = ""
+
+    def list_branches(self, *, alone: bool) -> list[str]:
+        """The texts to encode, in the order of the branches of guidance; without guidance the prompt is alone."""
+        return [self.text] if alone else [self.negative, self.text]
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """All that one picture is conditioned on.
 
@@ -21,6 +33,7 @@ class Conditions:
         guidance_scale: 1.0 is off: one prediction a tile instead of two.
         positions: of a tile's pixels, for a transformer: counted from the tile's corner, as in training,
             or from the canvas' corner.
+        regions: prompts of the regions, in their order.
         attention: that its stages are planned with.
     """
 
@@ -31,7 +44,13 @@ class Conditions:
     loras: tuple[Lora, ...] = ()
     control: Control | None = None
     ip_adapter: IpAdapter | None = None
+    regions: tuple[Prompt, ...] = ()
     attention: Attention = "off"
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """As the engine numbers them: the request's own, then the regions'."""
+        return Prompt(self.prompt, self.negative_prompt), *self.regions
 
     @property
     def add_on_kinds(self) -> list[AddOnKind]:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
+from api_schemas.model_files import UPSCALER
 from worker.adapters.model_index import read_index, read_object
 from worker.adapters.settings import FolderSettings
 
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", UPSCALER)
 
 
 def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, torch.dtype]:

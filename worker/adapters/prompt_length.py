@@ -49,10 +49,12 @@ def find_cut_prompts(pipe: DiffusionPipeline, conditions: Conditions) -> Iterato
     limit = _find_limit(pipe)
     if limit is None:
         return
-    prompts = {"prompt": conditions.prompt, "negative_prompt": conditions.negative_prompt}
-    for field, text in prompts.items():
-        if (count := limit.count(text)) > limit.tokens:
-            yield f"{field} has {count} tokens; the model reads the first {limit.tokens} and not the rest"
+    for number, prompt in enumerate(conditions.prompts):
+        place = f"regions.{number - 1}." if number else ""
+        for field, text in (("prompt", prompt.text), ("negative_prompt", prompt.negative)):
+            if (count := limit.count(text)) > limit.tokens:
+                reads = f"the model reads the first {limit.tokens} and not the rest"
+                yield f"{place}{field} has {count} tokens; {reads}"
 
 
 def limit_tokenizers(pipe: DiffusionPipeline) -> None:

@@ -35,6 +35,7 @@ class FolderSettings(BaseModel):
         compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU. A job
             with tiles of a new shape compiles for them, and warns.
         graphs: record the denoiser's launches once for each size of batch and play them back, on a GPU.
+        cascade: `conditioned` says that the folder has `latent_upscaler/`, a UNet for the stages after the first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -111,7 +111,7 @@ class FlowEulerScheduler:
 class ToyReplica:
     """Predicts the velocity, so that the clean latent is `target`, pixel by pixel."""
 
-    prompt: str
+    prompts: tuple[str, ...]
     scheduler: FlowEulerScheduler
     options: ToyOptions
 
@@ -125,7 +125,10 @@ class ToyReplica:
         if self.options.oom_above and len(tiles) > self.options.oom_above:
             raise torch.OutOfMemoryError(f"the toy has no memory for {len(tiles)} tiles")
         wanted = torch.stack(
-            [target(self.prompt, tile.top, tile.left, tile.height, tile.width) for tile in tiles]
+            [
+                target(self.prompts[query.prompt], tile.top, tile.left, tile.height, tile.width)
+                for query, tile in zip(batch.queries, tiles, strict=True)
+            ]
         )
         predictions = (crops - wanted) / (timestep / 1000)
         if self._breaks_at(timestep):
@@ -142,7 +145,7 @@ class ToyReplica:
 
 @dataclass(frozen=True, slots=True)
 class PreparedToy:
-    prompt: str
+    prompts: tuple[str, ...]
     options: ToyOptions
 
     @property
@@ -158,7 +161,7 @@ class PreparedToy:
         return torch.device("cpu")
 
     def make_replica(self, stage: StagePlan) -> ToyReplica:
-        return ToyReplica(self.prompt, self.make_scheduler(stage), self.options)
+        return ToyReplica(self.prompts, self.make_scheduler(stage), self.options)
 
     def make_scheduler(self, stage: StagePlan) -> FlowEulerScheduler:
         return FlowEulerScheduler(stage.steps)
@@ -201,7 +204,7 @@ class Toy:
         return []
 
     def prepare(self, conditions: Conditions) -> PreparedToy:
-        return PreparedToy(conditions.prompt, self.options)
+        return PreparedToy(tuple(each.text for each in conditions.prompts), self.options)
 
 
 # Each RGB channel shows one latent channel; the fourth dims all three.

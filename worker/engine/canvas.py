@@ -113,6 +113,11 @@ class Plane:
         mirrored = places % (2 * length)
         return torch.minimum(mirrored, 2 * length - 1 - mirrored)
 
+    def pad(self, state: Tensor, reach: int, axis: int) -> Tensor:
+        """A state (..., H, W) with `reach` more pixels at both ends of an axis, as `fold` brings them back."""
+        places = torch.arange(-reach, self.size[axis] + reach, device=state.device)
+        return state.index_select(axis - 2, self.fold(places, axis))
+
     def to_ring(self, channel: Tensor) -> Tensor:
         """A channel (H, W) that continues into itself on both axes, (H or 2 H, W or 2 W): mirrored where the canvas ends."""
         for axis in (axis for axis in (0, 1) if not self.wrap[axis]):

@@ -15,6 +15,7 @@ from worker.engine.fuse import Fusion
 from worker.engine.guidance import LowBand
 from worker.engine.plan import DenoisePlan
 from worker.engine.scheduler import Scalars, Scheduler
+from worker.engine.sync import Sync
 from worker.engine.warned import Warned
 
 
@@ -46,7 +47,7 @@ class TilePredicted:
 class Step:
     """All tiles of a step were fused and the canvas advanced.
 
-    `index` and `steps` count over all stages.
+    `index` and `steps` count over all stages, `tiles` as `DenoisePlan.count_predictions`.
     """
 
     index: int
@@ -78,6 +79,7 @@ def denoise(
     first_step: int = 0,
     span: Span = Span(),
     low_band: LowBand | None = None,
+    sync: Sync | None = None,
 ) -> Generator[TilePredicted | Step | Warned, None, Tensor]:
     """Carry a noisy canvas to a clean one, all tiles in step with each other.
 
@@ -112,6 +114,8 @@ def denoise(
             yield TilePredicted(done, tile, clean)
         yield from ensemble.take_warnings()
         prediction = fusion.mean()
+        if sync is not None:
+            prediction = sync.guide(prediction, latent, scheduler, index)
         if low_band is not None:
             prediction = low_band.guide(prediction, latent, scheduler, index, steps)
         latent = scheduler.step(prediction, index, latent, generator)
@@ -119,7 +123,9 @@ def denoise(
             raise NonFiniteLatentError(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
             )
-        yield Step(done, total, len(tiles), _capture(done + 1, latent, scheduler, generator, low_band))
+        reference = ensemble.enlarged if low_band is None else low_band.reference
+        checkpoint = _capture(done + 1, latent, scheduler, generator, reference)
+        yield Step(done, total, plan.count_predictions(tiles), checkpoint)
     return latent
 
 
@@ -140,11 +146,11 @@ def _name_broken(predictions: list[tuple[Rectangle, Tensor]]) -> str:
 
 
 def _capture(
-    step: int, latent: Tensor, scheduler: Scheduler, generator: torch.Generator, low_band: LowBand | None
+    step: int, latent: Tensor, scheduler: Scheduler, generator: torch.Generator, reference: Tensor | None
 ) -> Checkpoint:
     tensors, scalars = scheduler.capture()
     kept = {f"scheduler.{name}": tensor for name, tensor in tensors.items()}
     kept |= {"latent": latent, "generator": generator.get_state()}
-    if low_band is not None:
-        kept["reference"] = low_band.reference
+    if reference is not None:
+        kept["reference"] = reference
     return Checkpoint(step, kept, scalars)

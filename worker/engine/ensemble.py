@@ -12,15 +12,21 @@ from worker.engine.attention import Context, Views
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.memory import is_out_of_memory, release_unused_memory
 from worker.engine.ranks import Group, SingleRank
+from worker.engine.regions import Regions
 from worker.engine.warned import Warned
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One prediction that a step needs: of a tile, under one branch of guidance."""
+    """One prediction that a step needs: of a tile, under one branch of guidance and one prompt.
+
+    Args:
+        prompt: 0 is the request's own; the regions' follow, as `Regions` numbers them.
+    """
 
     tile: Rectangle
     branch: int = 0
+    prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +37,27 @@ class Batch:
         crops: what the model sees of the canvas in each query's tile, (B, C, h, w), float32.
         timesteps: the model's clock for each, (B,).
         context: what they may attend to beside their own crop.
+        enlarged: what of the stage before lies in each query's tile, (B, C, h, w), where the model is to see it.
     """
 
     crops: Tensor
     timesteps: Tensor
     queries: tuple[Query, ...]
     context: Context | None = None
+    enlarged: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """All channels that the model is given, (B, C or 2 C, h, w)."""
+        return self.crops if self.enlarged is None else torch.cat([self.crops, self.enlarged], dim=1)
 
     def split(self) -> Iterator["Batch"]:
         """Each query as a batch of its own."""
         for place, query in enumerate(self.queries):
             own = slice(place, place + 1)
+            enlarged = None if self.enlarged is None else self.enlarged[own]
             context = self.context and self.context.only(place)
-            yield Batch(self.crops[own], self.timesteps[own], (query,), context)
+            yield Batch(self.crops[own], self.timesteps[own], (query,), context, enlarged)
 
     @property
     def tiles(self) -> list[Rectangle]:
@@ -74,7 +88,7 @@ class Replica(Protocol):
 class Ensemble:
     """Modules that denoise tiles at the same time.
 
-    What is shared out are single predictions: each branch of each tile, in batches of one size, the
+    What is shared out are single predictions: each branch of each prompt of each tile, in batches of one size, the
     last of them filled up by repeating its last query. One batch shape means one choice of kernels, hence the same
     bytes however many ranks share the batches. Where one does not fit into memory, all ranks halve theirs.
 
@@ -85,6 +99,8 @@ class Ensemble:
         even: make batches smaller where that fills them evenly and gives every rank as many: faster,
             but then their shape, and with it the last bit of a byte, follows the number of ranks.
         at_most: predictions in a batch, where an earlier stage found out that more do not fit.
+        enlarged: what the stage before has made, (C, H, W), where the model is to see it.
+        regions: of the canvas, with prompts of their own.
     """
 
     def __init__(
@@ -96,9 +112,11 @@ class Ensemble:
         *,
         even: bool = False,
         at_most: int | None = None,
+        enlarged: Tensor | None = None,
+        regions: Regions | None = None,
     ) -> None:
         self._replica, self._canvas, self._group, self._even = replica, canvas, group or SingleRank(), even
-        self.at_most = at_most
+        self.at_most, self.enlarged, self._regions = at_most, enlarged, regions
         self._wanted = modules * replica.branches
         self._warnings: list[Warned] = []
 
@@ -120,19 +138,35 @@ class Ensemble:
             views: what they attend to beside it.
 
         Yields:
-            each tile in the order given, with its prediction (C, h, w), guidance applied.
+            each tile in the order given, with its prediction (C, h, w), guidance applied and prompts blended.
 
         Raises:
             Exception: whatever the replica raises, except for want of memory while a batch can be halved.
         """
+        regions = self._regions
+        prompts = [(0,) if regions is None else tuple(regions.find_prompts(tile)) for tile in tiles]
+        state = _State(latent, timestep, views)
+        guided = self._predict_guided(state, list(zip(tiles, prompts, strict=True)))
+        for tile, own in zip(tiles, prompts, strict=True):
+            predictions = [next(guided) for _ in own]
+            yield tile, predictions[0] if regions is None else regions.blend(tile, own, predictions)
+
+    def _predict_guided(
+        self, state: "_State", asked: Sequence[tuple[Rectangle, Sequence[int]]]
+    ) -> Iterator[Tensor]:
+        """Of each tile, under each of its prompts in turn."""
         branches = self._replica.branches
-        queries = [Query(tile, branch) for tile in tiles for branch in range(branches)]
+        queries = [
+            Query(tile, branch, prompt)
+            for tile, prompts in asked
+            for prompt in prompts
+            for branch in range(branches)
+        ]
         results: list[Tensor] = []
-        waiting = iter(tiles)
-        for predictions in self._predict_in_rounds(_State(latent, timestep, views), queries):
+        for predictions in self._predict_in_rounds(state, queries):
             results.extend(predictions)
             while len(results) >= branches:
-                yield next(waiting), self._replica.guide(torch.stack(results[:branches]))
+                yield self._replica.guide(torch.stack(results[:branches]))
                 del results[:branches]
 
     def predict_every_size(self, latent: Tensor, timestep: Tensor, tile: Rectangle) -> None:
@@ -182,9 +216,13 @@ class Ensemble:
     @torch.inference_mode()
     def _predict_batch(self, queries: Sequence[Query], size: int, state: "_State") -> Tensor:
         padded = (*queries, *[queries[-1]] * (size - len(queries)))
-        crops = torch.stack([self._canvas.gather(state.latent, query.tile) for query in padded])
+        crops = self._gather(state.latent, padded)
+        enlarged = None if self.enlarged is None else self._gather(self.enlarged, padded)
         context = state.views and state.views.of([query.tile for query in padded])
-        return self._replica.predict(Batch(crops, state.timestep.expand(size), padded, context))
+        return self._replica.predict(Batch(crops, state.timestep.expand(size), padded, context, enlarged))
+
+    def _gather(self, state: Tensor, queries: Sequence[Query]) -> Tensor:
+        return torch.stack([self._canvas.gather(state, query.tile) for query in queries])
 
 
 @dataclass(frozen=True, slots=True)

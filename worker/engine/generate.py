@@ -14,11 +14,13 @@ from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.guidance import LowBand
 from worker.engine.noise import initial_noise
-from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan
+from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan, Upscale
 from worker.engine.ranks import Group, SingleRank
+from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, stitch
-from worker.engine.upscale import Autoencoder, upscale_latent
+from worker.engine.sync import Sync
+from worker.engine.upscale import Autoencoder, enlarge_noised, upscale_latent
 from worker.engine.vae.decode import decode
 from worker.engine.vae.executor import Heartbeat, MomentsPooled
 from worker.engine.vae.operations import Decoder
@@ -84,6 +86,15 @@ class _ScheduledStage:
     began: StageBegan
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What the next step of a stage is given: the noisy canvas, and what the stage before has made, as it is used."""
+
+    latent: Tensor
+    low_band: LowBand | None = None
+    enlarged: Tensor | None = None
+
+
 def generate(
     plan: GenerationPlan,
     prepared: PreparedModel,
@@ -108,16 +119,17 @@ def generate(
             continue
         yield stage.began
         if resume and resume.step > before:
-            latent, low_band = _resume(resume, stage, generator, prepared.device)
+            begun = _resume(resume, stage, generator, prepared.device)
         else:
-            latent, low_band = yield from _start(plan, stage, latent, prepared, group)
+            begun = yield from _start(plan, stage, latent, prepared, group)
         ensemble = Ensemble(
             prepared.make_replica(stage.plan.whole), stage.plan.canvas, stage.plan.modules, group,
-            even=stage.plan.even, at_most=at_most,
+            even=stage.plan.even, at_most=at_most, enlarged=begun.enlarged,
+            regions=_place_regions(stage, prepared.device),
         )  # fmt: skip
         latent = yield from denoise(
-            latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
-            max(resume.step - before, 0) if resume else 0, stage.span, low_band,
+            begun.latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
+            max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan),
         )  # fmt: skip
         at_most = ensemble.at_most
     assert latent is not None
@@ -157,20 +169,43 @@ def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledS
 
 def _start(
     plan: GenerationPlan, stage: _ScheduledStage, before: Tensor | None, prepared: PreparedModel, group: Group
-) -> Generator[Warned | Heartbeat, None, tuple[Tensor, LowBand | None]]:
-    """The noisy canvas: pure noise, or the picture of the stage before under as much noise as the first step expects."""
+) -> Generator[Warned | Heartbeat, None, _Begun]:
+    """Pure noise, or the picture of the stage before under as much noise as the first step expects."""
     canvas, scheduler = stage.plan.canvas, stage.scheduler
-    noise = initial_noise(plan.seed, plan.channels, *canvas.size, stage=stage.began.level - 1)
+    noise = _draw_noise(plan, stage)
     match stage.plan.start:
         case Noise():
-            return (noise * scheduler.initial_scale).to(prepared.device), None
+            return _Begun((noise * scheduler.initial_scale).to(prepared.device))
+        case Upscale(augmentation):
+            assert before is not None
+            enlarged = enlarge_noised(before, canvas, augmentation, plan.seed, stage.began.level)
+            return _Begun((noise * scheduler.initial_scale).to(prepared.device), enlarged=enlarged)
         case Picture() as picture:
             assert before is not None
             encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
             # An encoder may leave its channels last; a resumed canvas never has them so.
             reference = encoded.contiguous()
             latent = scheduler.add_noise(reference, noise.to(prepared.device))
-            return latent, _make_low_band(picture, reference, canvas)
+            return _Begun(latent, _make_low_band(picture, reference, canvas))
+
+
+def _make_sync(stage: StagePlan) -> Sync | None:
+    """None where one tile covers the canvas: there is nothing to agree with."""
+    alone = stage.denoise.tile_shape == stage.canvas.size
+    return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas)
+
+
+def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
+    def draw(seed: int) -> Tensor:
+        return initial_noise(seed, plan.channels, *stage.plan.canvas.size, stage=stage.began.level - 1)
+
+    regions = stage.plan.denoise.regions
+    return draw(plan.seed) if regions is None else regions.mix_noise(draw(plan.seed), draw)
+
+
+def _place_regions(stage: _ScheduledStage, device: torch.device) -> Regions | None:
+    regions = stage.plan.denoise.regions
+    return None if regions is None else regions.on(device)
 
 
 def _make_low_band(picture: Picture, reference: Tensor, canvas: Plane) -> LowBand | None:
@@ -179,13 +214,16 @@ def _make_low_band(picture: Picture, reference: Tensor, canvas: Plane) -> LowBan
 
 def _resume(
     checkpoint: Checkpoint, stage: _ScheduledStage, generator: torch.Generator, device: torch.device
-) -> tuple[Tensor, LowBand | None]:
+) -> _Begun:
     generator.set_state(checkpoint.tensors["generator"])
     kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
-    latent, reference = kept.pop("latent"), kept.pop("reference", None)
+    latent, reference = kept.pop("latent").to(device), kept.pop("reference", None)
     del kept["generator"]
     stage.scheduler.restore(kept, checkpoint.scalars)
-    start = stage.plan.start
-    if reference is None or isinstance(start, Noise):
-        return latent.to(device), None
-    return latent.to(device), _make_low_band(start, reference.to(device), stage.plan.canvas)
+    match stage.plan.start:
+        case Picture() as picture if reference is not None:
+            return _Begun(latent, _make_low_band(picture, reference.to(device), stage.plan.canvas))
+        case Upscale() if reference is not None:
+            return _Begun(latent, enlarged=reference.to(device))
+        case _:
+            return _Begun(latent)

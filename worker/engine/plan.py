@@ -1,12 +1,14 @@
 """Everything that is decided before the first step. Sizes are latent pixels, order (height, width)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
 from worker.engine.attention import AttentionPlan
-from worker.engine.canvas import Plane
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.grid import TileGrid, shift_at
+from worker.engine.regions import Regions
 
 DecodeMode = Literal["auto", "exact", "bounded"]
 BitDepth = Literal[8, 16]
@@ -25,6 +27,7 @@ class DenoisePlan:
             share, and after the last no step hides a border.
         moving: whether the grid is shifted.
         outer_shares: how much of the steps is outer, at the (beginning, end).
+        regions: with prompts of their own, if there are any.
         attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it.
     """
 
@@ -35,6 +38,7 @@ class DenoisePlan:
     moving: bool
     seed: int
     outer_shares: tuple[float, float] = (0.0, 0.0)
+    regions: Regions | None = None
     attention: AttentionPlan | None = None
 
     def grid_at(self, index: int, steps: int) -> TileGrid:
@@ -62,8 +66,14 @@ class DenoisePlan:
         return tile.height, tile.width
 
     def count_tiles(self, steps: int) -> list[int]:
-        """Of each step."""
-        return [len(self.grid_at(index, steps).tiles) for index in range(steps)]
+        """Tile predictions of each step, as `count_predictions` counts them."""
+        return [self.count_predictions(self.grid_at(index, steps).tiles) for index in range(steps)]
+
+    def count_predictions(self, tiles: Sequence[Rectangle]) -> int:
+        """One for each tile, and under each prompt that counts in it. Branches of guidance are not counted."""
+        if self.regions is None:
+            return len(tiles)
+        return sum(len(self.regions.find_prompts(tile)) for tile in tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,26 @@ class Picture:
     low_band: LowBandPlan | None = None
 
 
-Start = Noise | Picture
+@dataclass(frozen=True, slots=True)
+class Upscale:
+    """A stage starts from pure noise, and its model sees what the stage before has made.
+
+    That is the clean latent, enlarged, on channels of its own, as in diffusers' StableDiffusionLatentUpscalePipeline.
+
+    Args:
+        augmentation: standard deviation of the noise that is added to it before, as in its model's training
+            (Ho et al., "Cascaded Diffusion Models", 2021, section 4.2).
+    """
+
+    augmentation: float = 0.0
+
+    @property
+    def strength(self) -> float:
+        """The whole schedule is run."""
+        return 1.0
+
+
+Start = Noise | Picture | Upscale
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +145,7 @@ class StagePlan:
         modules: tiles that one rank denoises at the same time.
         even: whether batches may be smaller than `modules`, as `Ensemble` says.
         shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
+        sync_strength: how far local statistics are moved towards those of the whole canvas, in [0, 1]; 0 is off.
     """
 
     denoise: DenoisePlan
@@ -124,6 +154,7 @@ class StagePlan:
     modules: int = 1
     even: bool = False
     shown: tuple[float, float] = (1.0, 1.0)
+    sync_strength: float = 0.0
 
     @property
     def canvas(self) -> Plane:
@@ -137,6 +168,8 @@ class StagePlan:
     @property
     def whole(self) -> "StagePlan":
         """The same from pure noise on: what a scheduler must be set to, so that `steps` are its tail."""
+        if not isinstance(self.start, Picture):
+            return self
         return replace(self, steps=ceil(self.steps / self.start.strength - 1e-6), start=Noise())
 
 

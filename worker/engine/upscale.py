@@ -1,16 +1,16 @@
 """From a finished small canvas to the start of the next larger one."""
 
 from collections.abc import Generator
-from functools import lru_cache
-from math import floor
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from worker.engine.canvas import Plane, Rectangle
+from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
+from worker.engine.resample import BILINEAR, enlarge
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
 from worker.engine.vae.encode import encode_in_steps
@@ -30,6 +30,23 @@ class Autoencoder(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+
+@torch.inference_mode()
+def enlarge_noised(latent: Tensor, canvas: Plane, augmentation: float, seed: int, level: int) -> Tensor:
+    """A clean latent (C, h, w) under a little noise, enlarged to the size of `canvas`: (C, H, W), float32.
+
+    The noise is of the small latent's own resolution, so that what the next stage must not trust is as large
+    as what that latent shows.
+
+    Args:
+        augmentation: standard deviation of the noise.
+        seed: so is `level`, of the stage that is to be denoised: two names of the noise.
+    """
+    # Stages' own noise is of planes from 0 on; the stage before must not be noised by what it was made of.
+    noise = initial_noise(seed, *latent.shape, stage=-level)
+    noised = latent + augmentation * noise.to(latent.device)
+    return enlarge(noised, canvas, canvas.whole, BILINEAR)
 
 
 @torch.inference_mode()
@@ -76,39 +93,3 @@ def _decode_to_bytes(
             case _:
                 yield event
     return image
-
-
-_LOBES = 3
-
-
-def enlarge(source: Tensor, canvas: Plane, part: Rectangle) -> Tensor:
-    """A part of a picture (C, h, w) enlarged to the size of `canvas`, float32.
-
-    Two small matrix products, whose weights depend on absolute places alone: PyTorch and Pillow can
-    only enlarge a whole picture, or lay a part's own grid, and neither goes round a wrapping axis.
-
-    Args:
-        part: of the enlarged picture; on a wrapping axis it may lie over the edge.
-    """
-    small = canvas.resized(*source.shape[-2:])
-    rows, down = _weigh(part.top, part.height, canvas.height, small, 0, source.device)
-    columns, right = _weigh(part.left, part.width, canvas.width, small, 1, source.device)
-    return down @ source[:, rows][:, :, columns].float() @ right.T
-
-
-@lru_cache(maxsize=64)
-def _weigh(
-    start: int, extent: int, enlarged: int, small: Plane, axis: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis count, and how much (extent, pixels) for each new one.
-
-    Made on the CPU and kept on the device: all tiles of a row have the same.
-    """
-    steps = torch.arange(start, start + extent, dtype=torch.float64)
-    centers = (steps + 0.5) * small.size[axis] / enlarged - 0.5
-    first, last = floor(float(centers[0])) - _LOBES + 1, floor(float(centers[-1])) + _LOBES
-    places = torch.arange(first, last + 1)
-    distance = centers[:, None] - places[None, :]
-    weights = torch.where(distance.abs() < _LOBES, distance.sinc() * (distance / _LOBES).sinc(), 0)
-    shares = (weights / weights.sum(1, keepdim=True)).float()
-    return small.fold(places, axis).to(device), shares.to(device)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-WarningCode = Literal["batch_halved", "compiling", "decode_widened", "prompt_cut"]
+WarningCode = Literal["batch_halved", "compiling", "decode_widened", "mask_scaled", "prompt_cut"]
 
 
 @dataclass(frozen=True, slots=True)

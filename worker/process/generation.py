@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from api_schemas.regions import Region
 from worker.adapters.add_ons import Control, IpAdapter, Lora
-from worker.adapters.model import Conditions, LoadedModel
+from worker.adapters.model import Conditions, LoadedModel, Prompt
 from worker.adapters.source import AddOns
 from worker.engine.denoise import Checkpoint
 from worker.engine.generate import Progress, generate
@@ -17,13 +18,19 @@ from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group
 from worker.engine.warned import Warned
 from worker.process.protocol import Generate
+from worker.regions import find_scaled_masks
 
 
 def generate_job(
     model: LoadedModel, job: Generate, plan: GenerationPlan, resume: Checkpoint | None, group: Group
 ) -> Generator[Progress, None, None]:
-    """Encode the request's conditions, then run the engine."""
+    """Encode the request's conditions, then run the engine.
+
+    Args:
+        plan: with the request's regions.
+    """
     conditions = read_conditions(model, job)
+    yield from (Warned("mask_scaled", scaled) for scaled in find_scaled_masks(job.request))
     yield from (Warned("prompt_cut", cut) for cut in model.find_truncated_prompts(conditions))
     yield from (Warned("compiling", shape) for shape in model.find_new_shapes(plan))
     yield from generate(plan, model.prepare(conditions), resume, group)
@@ -44,7 +51,14 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
         loras=tuple(Lora(add_ons.open("lora", each.name), each.weight) for each in request.loras),
         control=_open_control(job, add_ons),
         ip_adapter=_open_ip_adapter(job, add_ons),
+        regions=tuple(_read_prompt(region, request.negative_prompt) for region in request.regions),
         attention=model.card.choose_attention(request),
+    )
+
+
+def _read_prompt(region: Region, negative_prompt: str) -> Prompt:
+    return Prompt(
+        region.prompt, negative_prompt if region.negative_prompt is None else region.negative_prompt
     )
 
 

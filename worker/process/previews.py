@@ -15,7 +15,7 @@ from api_schemas.events import TilePreviewedData
 from api_schemas.layout import PREVIEW_CELL_PX
 from worker.adapters.preview_map import PreviewMap
 from worker.engine.canvas import Plane, Rectangle
-from worker.engine.upscale import enlarge
+from worker.engine.resample import enlarge
 from worker.process.protocol import PreviewCell
 
 _SHRINK = 2  # decoded pixels per preview pixel and axis

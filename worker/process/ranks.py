@@ -30,6 +30,7 @@ from worker.process.files import read_checkpoint
 from worker.process.generation import generate_job
 from worker.process.protocol import LOST_RANK_EXIT, Failed, Generate, ModelRefused
 from worker.process.warmup import explain, make_ready
+from worker.regions import lay_regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class RankConfig:
 
 @dataclass(frozen=True, slots=True)
 class RankJob:
-    """What all ranks are to make; the leader has planned it."""
+    """What all ranks are to make; the leader has planned it, but for the regions, which are large: each lays its own."""
 
     job: Generate
     plan: GenerationPlan
@@ -89,7 +90,8 @@ def _run_job(model: LoadedModel, part: RankJob, group: ProcessGroup) -> Failed |
     """
     try:
         resume = read_checkpoint(part.checkpoint)[0] if part.checkpoint else None
-        deque(generate_job(model, part.job, part.plan, resume, group), maxlen=0)
+        plan = lay_regions(part.plan, part.job.request, part.job.inputs)
+        deque(generate_job(model, part.job, plan, resume, group), maxlen=0)
         group.barrier()
     except DismissedError:
         return None

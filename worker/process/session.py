@@ -21,6 +21,7 @@ from worker.process.protocol import Generate, Generated, PreviewsPublished, Stil
 from worker.process.ranks import RankJob, RankProcesses
 from worker.process.reports import ProgressReports, warn
 from worker.process.warmup import Ready
+from worker.regions import lay_regions
 
 _log = logging.getLogger(__name__)
 _LAST_PREVIEWS_S = 2.0
@@ -44,7 +45,8 @@ def run_session(
         StoppedError: the consumer asked for the end.
     """
     model, request = ready.model, job.request
-    plan = plan_generation(request, ready.card, ready.decode_memory, job.folder)
+    bare = plan_generation(request, ready.card, ready.decode_memory, job.folder)
+    plan = lay_regions(bare, request, job.inputs)
     resume, spent_s = _read_checkpoint(job.checkpoint)
     scale, shown = ready.card.vae_scale, (request.height_px, request.width_px)
     canvas = PreviewCanvas(plan.canvas.height, plan.canvas.width, scale, model.preview_map, shown)
@@ -59,7 +61,7 @@ def run_session(
             CheckpointWriter(job.folder, checkpoint_interval_s, resume.step if resume else 0),
             spent_s,
         )
-        part = RankJob(job, plan, job.checkpoint if resume else None)
+        part = RankJob(job, bare, job.checkpoint if resume else None)
         with ranks.begin(part) as group, closing(generate_job(model, job, plan, resume, group)) as events:
             for event in events:
                 session.handle(event)

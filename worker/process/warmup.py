@@ -4,7 +4,7 @@ import logging
 import tempfile
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Step
 from worker.engine.ensemble import Ensemble
 from worker.engine.errors import EngineError
-from worker.engine.generate import generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.generate import PreparedModel, generate
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan, Upscale
 from worker.engine.vae.decode import predict_held
 from worker.engine.warned import Warned
 from worker.errors import DeviceRefusedError
@@ -65,7 +65,7 @@ class WarmUp:
 
 
 def warm_up(model: LoadedModel, device: torch.device) -> WarmUp:
-    """Make a picture of one tile.
+    """Make a picture of one tile, by every network that the model has; the last is the one that is measured.
 
     Raises:
         EngineError: the model does not make finite pictures.
@@ -105,23 +105,31 @@ def warm_up_every_shape(model: LoadedModel, card: ModelCard, decode_memory: int)
         steps=_count_steps(card),
         guidance_scale=scale,
         seed=0,
+        layout="cascade" if card.cascade.conditioned else "auto",
     )
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_generation(request, card, decode_memory, Path(folder))
-        stage = plan.stages[0]
-        side, scheduler = stage.denoise.tile_size, prepared.make_scheduler(stage)
-        ensemble = Ensemble(prepared.make_replica(stage), stage.canvas, stage.modules, even=stage.even)
-        latent = torch.zeros(plan.channels, *stage.canvas.size, device=prepared.device)
-        tile = Rectangle(0, 0, side, side)
-        ensemble.predict_every_size(latent, scheduler.timesteps[0], tile)
+        for stage in plan.stages if card.cascade.conditioned else plan.stages[:1]:
+            _predict_every_size(stage, plan.channels, prepared)
         deque(generate(plan, prepared), maxlen=0)
+
+
+def _predict_every_size(stage: StagePlan, channels: int, prepared: PreparedModel) -> None:
+    side, scheduler = stage.denoise.tile_size, prepared.make_scheduler(stage)
+    latent = torch.zeros(channels, *stage.canvas.size, device=prepared.device)
+    ensemble = Ensemble(
+        prepared.make_replica(stage), stage.canvas, stage.modules, even=stage.even,
+        enlarged=latent if isinstance(stage.start, Upscale) else None,
+    )  # fmt: skip
+    ensemble.predict_every_size(latent, scheduler.timesteps[0], Rectangle(0, 0, side, side))
 
 
 def _plan(model: LoadedModel, modules: int) -> GenerationPlan:
     side = model.card.native_size_px // model.card.vae_scale
     denoise = DenoisePlan(Plane(side, side), side, 0, 0, moving=False, seed=0)
     stage = StagePlan(denoise, _count_steps(model.card), modules=modules)
-    return GenerationPlan(0, model.card.latent_channels, (stage,), DecodePlan(mode="bounded"))
+    stages = (stage, replace(stage, start=Upscale())) if model.card.cascade.conditioned else (stage,)
+    return GenerationPlan(0, model.card.latent_channels, stages, DecodePlan(mode="bounded"))
 
 
 def _count_steps(card: ModelCard) -> int:

@@ -5,6 +5,7 @@ import pytest
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import AdvancedSettings, ControlSettings, GenerationRequest, LoraChoice
+from api_schemas.regions import RectangleShape, Region, RegionShape
 from service.jobs.validation import find_misfits
 
 CARD = ModelCard(
@@ -15,6 +16,10 @@ FEW_STEPS = ModelCard(
     name="few-steps", family="flux", native_size_px=1024, alignment_px=16, latent_channels=16, vae_scale=8,
     default_steps=4, default_guidance_scale=1.0, negative_prompt=False, guidance=False, max_tile_size_px=1536,
 )  # fmt: skip
+
+REGION = Region(
+    prompt="dunes", shape=RegionShape(rectangle=RectangleShape(left_px=0, top_px=0, width_px=9, height_px=9))
+)
 
 
 def find(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
@@ -44,6 +49,15 @@ def test_a_stage_that_cannot_be_generated_is_named(
     assert (error.field, error.value, error.allowed) == (field, value, allowed)
 
 
+def test_a_stage_that_sees_the_one_before_has_no_strength() -> None:
+    cascade = CARD.cascade.model_copy(update={"conditioned": True})
+    card = CARD.model_copy(update={"cascade": cascade})
+    (error,) = find(ask({}, {"strength": 0.3}), card)
+    assert (error.field, error.value) == ("advanced.stages.1.strength", "0.3")
+    assert error.allowed == "1: model m starts this stage from pure noise, and sees the stage before"
+    assert find(ask({}, {"strength": 1.0, "steps": 6}), card) == []
+
+
 def test_too_many_steps_are_one_fault_whatever_each_stage_has_of_them() -> None:
     few = CARD.model_copy(update={"max_steps": 50, "max_schedule_steps": 50})
     assert [error.field for error in find(ask(steps=60), few)] == ["steps"]
@@ -55,6 +69,12 @@ def test_too_many_steps_are_one_fault_whatever_each_stage_has_of_them() -> None:
     [
         (GenerationRequest(guidance_scale=3.5), "guidance_scale", "3.5", "1: model few-steps (flux)"),
         (GenerationRequest(negative_prompt="moss"), "negative_prompt", "moss", "nothing: model few-steps"),
+        (
+            GenerationRequest(regions=[REGION, REGION.model_copy(update={"negative_prompt": "moss"})]),
+            "regions.1.negative_prompt",
+            "moss",
+            "nothing: model few-steps",
+        ),
         (
             GenerationRequest(advanced=AdvancedSettings(positions="global")),
             "advanced.positions",

@@ -134,7 +134,10 @@ def test_a_number_that_cannot_be_meant_is_named(tmp_path: Path, field: str) -> N
     ("content", "says"),
     [
         ({"quantisation": "int8"}, r"quantisation is unknown; allowed are name, .*quantization, .*cascade"),
-        ({"cascade": {"step": [8]}}, r"cascade\.step is unknown; allowed are steps, strength, low_band$"),
+        (
+            {"cascade": {"step": [8]}},
+            r"cascade\.step is unknown; allowed are steps, strength, low_band, enlarges, conditioned, augmentation$",
+        ),
         (
             {"latent_rgb": {"weights": [], "bias": [0, 0, 0]}},
             r"latent_rgb\.weights is unknown; allowed are weight, bias$",

@@ -13,7 +13,7 @@ from tests.tiny_transformers import tiny_stable_diffusion_3
 from tests.worker.adapters.families.transformers import CASES
 from worker.adapters.families import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from worker.adapters.family import Family
-from worker.adapters.model import Conditions
+from worker.adapters.model import Conditions, Prompt
 from worker.adapters.prompt_length import find_cut_prompts
 from worker.engine.canvas import Plane
 from worker.engine.plan import DenoisePlan, StagePlan
@@ -36,6 +36,9 @@ def test_what_is_said_to_be_cut_is_not_read(
     cut, whole = "a " * longest, "a " * (longest - 1)
     assert torch.equal(_encode(family, cut + "b"), _encode(family, cut + "c"))
     assert not torch.equal(_encode(family, whole + "b"), _encode(family, whole + "c"))
+    told = Conditions("a", regions=(Prompt("a"), Prompt(cut + "b", cut + "b")))
+    fields = [message.partition(" ")[0] for message in find_cut_prompts(family.pipe, told)]
+    assert fields == ["regions.1.prompt", "regions.1.negative_prompt"]
 
 
 def _is_cut(family: Family, prompt: str) -> bool:

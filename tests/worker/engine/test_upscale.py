@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate, pad
 
 from worker.engine.canvas import Plane, Rectangle
-from worker.engine.upscale import enlarge
+from worker.engine.resample import BILINEAR, enlarge
+from worker.engine.upscale import enlarge_noised
 
 
 @pytest.fixture
@@ -42,3 +44,25 @@ def test_a_flat_picture_stays_flat() -> None:
     torch.testing.assert_close(
         enlarge(flat, Plane(15, 13, (False, True)), part), torch.full((3, 15, 13), 0.25)
     )
+
+
+@pytest.mark.parametrize("size", [(40, 56), (80, 112), (33, 50), (20, 61)])
+def test_bilinear_is_what_pytorch_makes(source: torch.Tensor, size: tuple[int, int]) -> None:
+    canvas = Plane(*size)
+    theirs = interpolate(source[None], size=size, mode="bilinear")[0]
+    torch.testing.assert_close(enlarge(source, canvas, canvas.whole, BILINEAR), theirs, rtol=0, atol=1e-5)
+
+
+def test_bilinear_goes_round_a_ring(source: torch.Tensor) -> None:
+    torus = Plane(80, 112, (True, True))
+    theirs = interpolate(pad(source[None], (2, 2, 2, 2), mode="circular"), scale_factor=4, mode="bilinear")[0]
+    ours = enlarge(source, torus, torus.whole, BILINEAR)
+    torch.testing.assert_close(ours, theirs[:, 8:-8, 8:-8], rtol=0, atol=1e-5)
+
+
+def test_the_noise_of_augmentation_is_of_the_small_latents_resolution() -> None:
+    """Bilinear enlargement by 4 leaves 21 / 32 of a white noise's variance along each axis."""
+    canvas = Plane(512, 512)
+    noised = enlarge_noised(torch.zeros(4, 128, 128), canvas, 0.5, seed=3, level=2)
+    assert noised.var().item() == pytest.approx(0.25 * (21 / 32) ** 2, rel=0.03)
+    assert not enlarge_noised(torch.zeros(4, 128, 128), canvas, 0.0, seed=3, level=2).any()

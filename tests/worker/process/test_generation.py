@@ -10,6 +10,7 @@ from PIL import Image
 from api_schemas.allow_list import AllowedModel
 from api_schemas.generation import ControlSettings, IpAdapterSettings, LoraChoice, ResolvedRequest
 from worker.adapters.errors import DamagedModelError
+from worker.adapters.model import Prompt
 from worker.adapters.source import AddOnKind, AddOns
 from worker.adapters.toy import Toy
 from worker.process.generation import read_conditions
@@ -64,6 +65,13 @@ def test_names_become_files_and_files_become_pictures(model: Toy, tmp_path: Path
     for picture in (control.picture, told.ip_adapter.picture):
         assert picture.dtype == torch.uint8
         assert torch.equal(picture, expected)
+
+
+def test_a_region_has_the_requests_negative_prompt_unless_it_has_its_own(model: Toy, tmp_path: Path) -> None:
+    shape = {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 9, "height_px": 9}}
+    regions = [{"prompt": "dunes", "shape": shape} | own for own in ({}, {"negative_prompt": ""})]
+    told = read_conditions(model, job(tmp_path, negative_prompt="rain", regions=regions))
+    assert told.prompts == (Prompt("p", "rain"), Prompt("dunes", "rain"), Prompt("dunes", ""))
 
 
 def test_without_add_ons_nothing_is_opened(model: Toy, tmp_path: Path) -> None:

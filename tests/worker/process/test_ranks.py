@@ -2,11 +2,13 @@
 
 import os
 import signal
+from io import BytesIO
 
 import pytest
+from PIL import Image
 
 from api_schemas import wire
-from api_schemas.events import JobResumed
+from api_schemas.events import JobResumed, JobWarned
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench
 from tests.worker.processes import find_children, find_engine, is_running
@@ -23,10 +25,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def submit(bench: Bench, steps: int = STEPS) -> str:
-    """A cascade of 64, 128 and 256 px: 1, 4 and 16 tiles a step and more, two predictions each.
+    """A cascade of 64, 128 and 256 px: 1, 4 and 16 tiles a step and more, two predictions for each prompt in it.
 
-    Bytes are those of one batch shape, which a worker chooses by its ranks unless it is named.
+    A mask, which is scaled, lies over a feathered polygon. Bytes are those of one batch shape, which a worker chooses
+    by its ranks unless it is named.
     """
+    file, mask = BytesIO(), Image.new("RGB", (64, 64))
+    mask.paste((255, 255, 255), (10, 0, 40, 30))
+    mask.save(file, "PNG")
+    grass = {"prompt": "grass", "shape": {"polygon": [[0, 200], [256, 90], [256, 256]]}, "seed": 4}
     return bench.submit(
         model="tiny",
         steps=steps,
@@ -36,6 +43,9 @@ def submit(bench: Bench, steps: int = STEPS) -> str:
         height_px=256,
         layout="cascade",
         advanced={"num_modules": 2},
+        regions=[grass, {"prompt": "moss", "shape": {"mask": "region_mask_1"}}],
+        pictures={"region_mask_1": {"sha256": "5" * 64, "width_px": 64, "height_px": 64}},
+        stored={"region_mask_1": file.getvalue()},
     )
 
 
@@ -46,7 +56,10 @@ def find_followers(engine: int) -> list[int]:
 
 def test_ranks_give_the_bytes_of_one_also_after_one_has_died(bench: Bench, tiny: str) -> None:
     alone = bench.start_worker(tiny)
-    picture = bench.picture(bench.await_end(submit(bench)))
+    first = bench.await_end(submit(bench))
+    picture = bench.picture(first)
+    warned = [event.data for event in bench.events(first.id) if isinstance(event, JobWarned)]
+    assert [each.code for each in warned] == ["mask_scaled"]
     alone.terminate()
     assert alone.wait(30) == 0
     worker = bench.start_worker(tiny, devices="cpu,cpu")

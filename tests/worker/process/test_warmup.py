@@ -1,7 +1,7 @@
 """What a device's memory makes of a model's card, and what a worker has seen before its first job."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from api_schemas.catalog import DecodeNeed
 from api_schemas.generation import GenerationRequest, ResolvedRequest
 from tests.tiny_models import tiny_stable_diffusion
+from tests.tiny_upscaler import tiny_upscaling_model
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
@@ -85,13 +86,17 @@ def test_warming_up_measures_what_the_card_then_says() -> None:
     assert make_ready(ModelSource("toy"), "cpu", decode_memory_mb=64).decode_memory == 64 << 20
 
 
-def test_no_batch_of_a_job_has_a_size_that_is_new_to_the_worker(tmp_path: Path) -> None:
-    tiny_stable_diffusion(tmp_path / "tiny")
+@pytest.mark.parametrize(("build", "seen"), [(tiny_stable_diffusion, 3), (tiny_upscaling_model, 8)])
+def test_no_batch_of_a_job_has_a_size_that_is_new_to_the_worker(
+    build: Callable[[Path], object], seen: int, tmp_path: Path
+) -> None:
+    """Channels of pixels on the way up, or of two latents, are seen at the larger size alone."""
+    build(tmp_path / "tiny")
     model = load_found(find_model(ModelSource(str(tmp_path / "tiny"))), torch.device("cpu"))
     card = model.card.model_copy(update={"default_num_modules": 7})
     with _watch() as met:
         warm_up_every_shape(model, card, 1 << 28)
-    assert any(channels == 3 for _, channels, *_ in met[Conv2d])  # pixels, on the way up
+    assert any(channels == seen for _, channels, *_ in met[Conv2d])
     side_px = 6 * card.native_size_px
     request = ResolvedRequest(
         model="tiny", width_px=side_px, height_px=side_px, steps=4, guidance_scale=2.0, seed=1
@@ -145,3 +150,11 @@ def test_the_second_worker_on_a_full_device_is_told_how_much_is_missing() -> Non
 )
 def test_devices_are_named_as_torch_names_them(text: str, devices: tuple[str, ...]) -> None:
     assert parse_devices(text) == devices
+
+
+def test_warming_up_shows_that_both_networks_work(tmp_path: Path) -> None:
+    """The upscaler's inputs have the channels of two latents, as nothing else here."""
+    folder = tiny_upscaling_model(tmp_path / "tiny")
+    with _watch() as met:
+        make_ready(ModelSource(str(folder)), "cpu")
+    assert {channels for _, channels, *_ in met[UNet2DConditionModel]} == {4, 8}

@@ -19,10 +19,11 @@ MakeReplica = Callable[[StagePlan], Replica]
 
 @dataclass(frozen=True, slots=True)
 class AttentiveReplica:
-    """Replicas of one network with one prompt: for the tiles, for the conductor, and for neighbourhoods.
+    """Replicas of one network with the same prompts: for the tiles, for the conductor, and for neighbourhoods.
 
     Each sees a canvas of its own size, so that sizes that a model is told, and a ControlNet's image, are those of
-    what it sees.
+    what it sees. A neighbourhood is seen under the prompt of its tile's query. The conductor shows the whole canvas,
+    so it is seen under the request's own prompt, also by tiles under a region's, which holds for a part alone.
 
     Args:
         neighbourhood: on the canvas at half size.
@@ -66,7 +67,7 @@ class AttentiveReplica:
         return self.rotary is not None and self.rotary.positions == "global"
 
     def _show_conductor(self, view: View) -> None:
-        """Each branch of guidance writes the keys that its own queries read."""
+        """Each branch of guidance writes the keys that its own queries read, under whichever prompt."""
         if self.layers.conductor is view:
             return
         self.layers.conductor = None
@@ -135,6 +136,6 @@ def make_attentive(
 
 
 def _resize(stage: StagePlan, size: tuple[int, int]) -> StagePlan:
-    """The stage's canvas at another size."""
-    denoise = replace(stage.denoise, canvas=stage.canvas.resized(*size), attention=None)
+    """The stage's canvas at another size, where only views are predicted."""
+    denoise = replace(stage.denoise, canvas=stage.canvas.resized(*size), attention=None, regions=None)
     return replace(stage, denoise=denoise)

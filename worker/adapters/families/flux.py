@@ -13,6 +13,7 @@ from torch import Tensor
 from api_schemas.generation import Positions
 from worker.adapters.extras.flux_control_net import FluxControlNets, StageFluxControlNet
 from worker.adapters.families.flow import count_tokens, even_sigmas, own_sigmas, shift_by_tokens
+from worker.adapters.families.guidance import pick_states
 from worker.adapters.families.positions import place_tokens, predict_in_place
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
@@ -27,11 +28,11 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class FluxReplica:
-    """One transformer with one prompt; guidance was distilled into it, so there is one branch.
+    """One transformer with its prompts; guidance was distilled into it, so there is one branch.
 
     Args:
-        states: of the text, (1, tokens, width).
-        pooled: (1, width).
+        states: of each prompt, (prompts, 1, tokens, width).
+        pooled: (prompts, 1, width).
         guidance_scale: embedded by the transformer, or None where it embeds none.
         positions: of the image tokens; globally in halves where a tile begins between two.
         control_net: with its image, or none.
@@ -53,15 +54,15 @@ class FluxReplica:
 
     def _predict(self, batch: Batch, corner: tuple[int, int]) -> Tensor:
         crops = batch.crops
-        count, _, height, width = crops.shape
+        height, width = crops.shape[-2:]
         dtype = self.states.dtype
         inputs = {
             "hidden_states": pack(crops.to(dtype)),
             "timestep": batch.timesteps.to(dtype) / 1000,
             "guidance": self._guidance(crops),
-            "pooled_projections": self.pooled.expand(count, -1),
-            "encoder_hidden_states": self.states.expand(count, -1, -1),
-            "txt_ids": crops.new_zeros(self.states.shape[1], 3),
+            "pooled_projections": pick_states(self.pooled, batch.queries),
+            "encoder_hidden_states": pick_states(self.states, batch.queries),
+            "txt_ids": crops.new_zeros(self.states.shape[2], 3),
             "img_ids": place_tokens(
                 height // PATCH, width // PATCH, (corner[0] / PATCH, corner[1] / PATCH), 3, crops.device
             ),
@@ -116,18 +117,24 @@ class Flux:
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         transformer = self.pipe.transformer
         distilled = transformer.config.guidance_embeds
-        # FLUX.1-schnell was trained on 256 text tokens, FLUX.1-dev on 512.
-        encoded = self.pipe.encode_prompt(
-            conditions.prompt,
-            device=find_execution_device(self.pipe),
-            max_sequence_length=512 if distilled else 256,
-        )
-        states, pooled, _ = cast(tuple[Tensor, Tensor, Tensor], encoded)
+        encoded = [self._encode(prompt.text) for prompt in conditions.prompts]
+        states, pooled = (torch.stack(each) for each in zip(*encoded, strict=True))
         scale = conditions.guidance_scale if distilled else None
         begin_control = self.control_nets.open(conditions.control, self._find_timesteps)
         return lambda stage: FluxReplica(
             transformer, states, pooled, scale, conditions.positions, begin_control(stage)
         )
+
+    def _encode(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Text states (1, tokens, width) and the pooled ones (1, width)."""
+        encoded = self.pipe.encode_prompt(
+            prompt,
+            device=find_execution_device(self.pipe),
+            # FLUX.1-schnell was trained on 256 text tokens, FLUX.1-dev on 512.
+            max_sequence_length=512 if self.pipe.transformer.config.guidance_embeds else 256,
+        )
+        states, pooled, _ = cast(tuple[Tensor, Tensor, Tensor], encoded)
+        return states, pooled
 
     def _find_timesteps(self, stage: StagePlan) -> Tensor:
         kept, device = find_scheduler(self.pipe), find_execution_device(self.pipe)

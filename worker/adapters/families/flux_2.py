@@ -12,7 +12,7 @@ from torch import Tensor
 
 from api_schemas.generation import Positions
 from worker.adapters.families.flow import count_tokens, even_sigmas, own_sigmas
-from worker.adapters.families.guidance import guide_classifier_free, pick_branches
+from worker.adapters.families.guidance import guide_classifier_free, pick_states
 from worker.adapters.families.positions import place_tokens, predict_in_place
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
@@ -29,10 +29,10 @@ PATCH = 2  # of the autoencoder's pixels a side are one pixel of the canvas, whi
 
 @dataclass(frozen=True, slots=True)
 class Flux2Replica:
-    """One transformer with one prompt.
+    """One transformer with its prompts.
 
     Args:
-        states: text states of each branch, (branches, tokens, width), filled up by the tokenizer.
+        states: text states of each prompt and branch, (prompts, branches, tokens, width), filled up by the tokenizer.
         text_ids: positions of the text, (1, tokens, 4).
         embedded_scale: embedded by the transformer, or None.
         guidance_scale: between the branches.
@@ -47,7 +47,7 @@ class Flux2Replica:
 
     @property
     def branches(self) -> int:
-        return len(self.states)
+        return self.states.shape[1]
 
     def predict(self, batch: Batch) -> Tensor:
         return predict_in_place(self._predict, self.positions, batch)
@@ -60,7 +60,7 @@ class Flux2Replica:
             hidden_states=_pack(inputs),
             timestep=batch.timesteps.to(inputs.dtype) / 1000,
             guidance=self._guidance(crops),
-            encoder_hidden_states=pick_branches(self.states, batch.branches),
+            encoder_hidden_states=pick_states(self.states, batch.queries),
             txt_ids=self.text_ids,
             img_ids=place_tokens(height, width, corner, 4, crops.device),
             return_dict=False,
@@ -116,10 +116,13 @@ class Flux2:
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
         alone = self._distilled or scale == 1.0
-        prompts = [conditions.prompt] if alone else [conditions.negative_prompt, conditions.prompt]
         device = find_execution_device(self.pipe)
-        encoded = [self.pipe.encode_prompt(prompt, device) for prompt in prompts]
-        states, text_ids = torch.cat([states for states, _ in encoded]), encoded[0][1]
+        encoded = [
+            [self.pipe.encode_prompt(text, device) for text in prompt.list_branches(alone=alone)]
+            for prompt in conditions.prompts
+        ]
+        states = torch.stack([torch.cat([states for states, _ in branches]) for branches in encoded])
+        text_ids = encoded[0][0][1]
         embedded = scale if self._embeds_guidance else None
         return lambda stage: Flux2Replica(
             self.pipe.transformer, states, text_ids, embedded, scale, conditions.positions

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from worker.engine.ensemble import Query
+
 EncodedPrompt = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 """(prompt, negative prompt, pooled prompt, pooled negative prompt), as diffusers' `encode_prompt` returns them."""
 
@@ -15,6 +17,11 @@ def pick_branches(states: Tensor, branches: Sequence[int]) -> Tensor:
     Indexing with a list would copy the list to the device, and wait for it.
     """
     return torch.stack([states[branch] for branch in branches])
+
+
+def pick_states(states: Tensor, queries: Sequence[Query]) -> Tensor:
+    """Each prediction's own states (B, ...) out of those of all prompts and branches, (prompts, branches, ...)."""
+    return torch.stack([states[query.prompt, query.branch] for query in queries])
 
 
 def stack_branches(negative: Tensor | None, prompted: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from worker.adapters.families.guidance import guide_classifier_free, pick_branches
+from worker.adapters.families.guidance import guide_classifier_free, pick_states
 from worker.engine.ensemble import Batch
 
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -15,12 +15,12 @@ EncodedMaskedPrompt = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class MaskedTextReplica:
-    """One transformer with one prompt.
+    """One transformer with its prompts.
 
     Args:
         transformer: (crops, timestep of each, states, mask) -> (B, 2 C, h, w) or (B, C, h, w).
-        states: text states of each branch, (branches, tokens, width).
-        mask: 1 where a token is no padding, (branches, tokens).
+        states: text states of each prompt and branch, (prompts, branches, tokens, width).
+        mask: 1 where a token is no padding, (prompts, branches, tokens).
     """
 
     transformer: Predict
@@ -30,10 +30,10 @@ class MaskedTextReplica:
 
     @property
     def branches(self) -> int:
-        return len(self.states)
+        return self.states.shape[1]
 
     def predict(self, batch: Batch) -> Tensor:
-        states, mask = (pick_branches(each, batch.branches) for each in (self.states, self.mask))
+        states, mask = (pick_states(each, batch.queries) for each in (self.states, self.mask))
         prediction = self.transformer(batch.crops.to(states.dtype), batch.timesteps, states, mask)
         return prediction[:, : batch.crops.shape[1]].float()  # the other half is a learned variance, unused
 

@@ -12,7 +12,7 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from torch import Tensor
 
 from worker.adapters.families.flow import count_tokens, even_sigmas, shift_by_tokens
-from worker.adapters.families.guidance import guide_classifier_free, pick_branches
+from worker.adapters.families.guidance import guide_classifier_free
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions
@@ -20,7 +20,7 @@ from worker.adapters.packing import PATCH, pack, unpack
 from worker.adapters.placement import find_execution_device
 from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import Packing, SchedulerUse
-from worker.engine.ensemble import Batch, Replica
+from worker.engine.ensemble import Batch, Query, Replica
 from worker.engine.plan import StagePlan
 
 MAX_TEXT_TOKENS = 512  # as diffusers' pipeline asks for
@@ -28,35 +28,48 @@ MAX_TEXT_TOKENS = 512  # as diffusers' pipeline asks for
 
 @dataclass(frozen=True, slots=True)
 class QwenImageReplica:
-    """One transformer with one prompt.
+    """One transformer with its prompts.
 
     Args:
-        states: text states of each branch, (branches, tokens, width), the shorter padded with zeros.
-        mask: true where a token is no padding, (branches, tokens), or None where nothing was padded.
-            A token's position does not depend on how many there are, so padding changes nothing.
+        texts: states of each branch of each prompt in turn, (tokens, width). In a batch they are padded with zeros
+            to the longest branch of its prompts, whether or not that one is in the batch. A token's position does
+            not depend on how many there are, so padding changes nothing.
+        branches: of each prompt.
     """
 
     transformer: QwenImageTransformer2DModel
-    states: Tensor
-    mask: Tensor | None
+    texts: Sequence[Tensor]
+    branches: int
     guidance_scale: float
-
-    @property
-    def branches(self) -> int:
-        return len(self.states)
 
     def predict(self, batch: Batch) -> Tensor:
         height, width = batch.crops.shape[-2:]
-        inputs, branches = batch.crops.to(self.states.dtype), batch.branches
+        inputs = batch.crops.to(self.texts[0].dtype)
+        states, mask = self._pad(batch.queries)
         tokens = self.transformer(
             hidden_states=pack(inputs),
             timestep=batch.timesteps.to(inputs.dtype) / 1000,
-            encoder_hidden_states=pick_branches(self.states, branches),
-            encoder_hidden_states_mask=None if self.mask is None else pick_branches(self.mask, branches),
+            encoder_hidden_states=states,
+            encoder_hidden_states_mask=mask,
             img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(inputs),
             return_dict=False,
         )[0]
         return unpack(tokens, height, width).float()
+
+    def _pad(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor | None]:
+        """States (B, tokens, width), and true where a token is no padding, (B, tokens).
+
+        Without padding there is no mask: attention without one has the faster kernels.
+        """
+        firsts = [query.prompt * self.branches for query in queries]
+        texts = [self.texts[first + query.branch] for first, query in zip(firsts, queries, strict=True)]
+        lengths = [len(text) for first in firsts for text in self.texts[first : first + self.branches]]
+        longest = max(lengths)
+        states = torch.stack([F.pad(text, (0, 0, 0, longest - len(text))) for text in texts])
+        if min(lengths) == longest:
+            return states, None
+        ends = [torch.full((1,), len(text), device=states.device) for text in texts]  # no copy from the host
+        return states, torch.arange(longest, device=states.device) < torch.stack(ends)
 
     def guide(self, predictions: Tensor) -> Tensor:
         """Each token keeps the length that it has with the prompt alone, as in diffusers' pipeline."""
@@ -71,15 +84,6 @@ class QwenImageReplica:
 
 def _measure_tokens(tokens: Tensor) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(tokens, dim=-1, keepdim=True))  # pyright: ignore[reportUnknownMemberType]
-
-
-def _pad(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Bring texts (tokens, width) to one length; attention without a mask has the faster kernels."""
-    lengths = torch.tensor([len(text) for text in texts], device=texts[0].device)
-    longest = int(lengths.max())
-    states = torch.stack([F.pad(text, (0, 0, 0, longest - len(text))) for text in texts])
-    mask = torch.arange(longest, device=states.device) < lengths[:, None]
-    return states, None if mask.all() else mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,10 @@ class QwenImage:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
-        prompts = [conditions.prompt] if scale == 1.0 else [conditions.negative_prompt, conditions.prompt]
         # One by one: padding is added after the text encoder, which need not know of it.
-        texts = [self._encode(prompt) for prompt in prompts]
-        states, mask = _pad(texts)
-        return lambda stage: QwenImageReplica(self.pipe.transformer, states, mask, scale)
+        branches = [prompt.list_branches(alone=scale == 1.0) for prompt in conditions.prompts]
+        texts = [self._encode(text) for each in branches for text in each]
+        return lambda stage: QwenImageReplica(self.pipe.transformer, texts, len(branches[0]), scale)
 
     def _encode(self, prompt: str) -> Tensor:
         device = find_execution_device(self.pipe)

@@ -14,7 +14,7 @@ from worker.adapters.families.guidance import stack_branches
 from worker.adapters.families.masked_text import EncodedMaskedPrompt, MaskedTextReplica
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
-from worker.adapters.model import Conditions
+from worker.adapters.model import Conditions, Prompt
 from worker.adapters.placement import find_execution_device
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Replica
@@ -36,20 +36,24 @@ class Sana:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
+        encoded = [self._encode(prompt, guided=scale != 1.0) for prompt in conditions.prompts]
+        states, masks = (torch.stack(each) for each in zip(*encoded, strict=True))
+        return lambda stage: MaskedTextReplica(self._predict, states, masks, scale)
+
+    def _encode(self, prompt: Prompt, *, guided: bool) -> tuple[Tensor, Tensor]:
+        """Text states and their mask, (branches, tokens, ...)."""
         encoded = cast(
             EncodedMaskedPrompt,
             self.pipe.encode_prompt(
-                conditions.prompt,
-                scale != 1.0,
-                conditions.negative_prompt,
+                prompt.text,
+                guided,
+                prompt.negative,
                 device=find_execution_device(self.pipe),
                 complex_human_instruction=_read_instruction(),
             ),
         )
         prompted, mask, negative, negative_mask = encoded
-        states = stack_branches(negative, prompted)
-        masks = stack_branches(negative_mask, mask)
-        return lambda stage: MaskedTextReplica(self._predict, states, masks, scale)
+        return stack_branches(negative, prompted), stack_branches(negative_mask, mask)
 
     def _predict(self, crops: Tensor, timestep: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         transformer = self.pipe.transformer

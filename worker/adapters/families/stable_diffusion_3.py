@@ -15,12 +15,12 @@ from worker.adapters.families.flow import count_tokens, shift_by_tokens
 from worker.adapters.families.guidance import (
     EncodedPrompt,
     guide_classifier_free,
-    pick_branches,
+    pick_states,
     stack_branches,
 )
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
-from worker.adapters.model import Conditions
+from worker.adapters.model import Conditions, Prompt
 from worker.adapters.placement import find_execution_device
 from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import SchedulerUse
@@ -30,11 +30,11 @@ from worker.engine.plan import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class StableDiffusion3Replica:
-    """One transformer with one prompt.
+    """One transformer with its prompts.
 
     Args:
-        states: text states of each branch, (branches, tokens, width).
-        pooled: (branches, width).
+        states: text states of each prompt and branch, (prompts, branches, tokens, width).
+        pooled: (prompts, branches, width).
     """
 
     transformer: SD3Transformer2DModel
@@ -44,14 +44,14 @@ class StableDiffusion3Replica:
 
     @property
     def branches(self) -> int:
-        return len(self.states)
+        return self.states.shape[1]
 
     def predict(self, batch: Batch) -> Tensor:
         return self.transformer(
             hidden_states=batch.crops.to(self.states.dtype),
             timestep=batch.timesteps,
-            encoder_hidden_states=pick_branches(self.states, batch.branches),
-            pooled_projections=pick_branches(self.pooled, batch.branches),
+            encoder_hidden_states=pick_states(self.states, batch.queries),
+            pooled_projections=pick_states(self.pooled, batch.queries),
             return_dict=False,
         )[0].float()
 
@@ -76,15 +76,20 @@ class StableDiffusion3:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
+        encoded = [self._encode(prompt, guided=scale != 1.0) for prompt in conditions.prompts]
+        states, pools = (torch.stack(each) for each in zip(*encoded, strict=True))
+        return lambda stage: StableDiffusion3Replica(self.pipe.transformer, states, pools, scale)
+
+    def _encode(self, prompt: Prompt, *, guided: bool) -> tuple[Tensor, Tensor]:
+        """Text states (branches, tokens, width) and the pooled ones (branches, width)."""
         encoded = self.pipe.encode_prompt(
-            *[conditions.prompt] * 3,
+            *[prompt.text] * 3,
             device=find_execution_device(self.pipe),
-            do_classifier_free_guidance=scale != 1.0,
-            negative_prompt=conditions.negative_prompt,
+            do_classifier_free_guidance=guided,
+            negative_prompt=prompt.negative,
         )
         prompted, negative, pooled, negative_pooled = cast(EncodedPrompt, encoded)
-        states, pools = stack_branches(negative, prompted), stack_branches(negative_pooled, pooled)
-        return lambda stage: StableDiffusion3Replica(self.pipe.transformer, states, pools, scale)
+        return stack_branches(negative, prompted), stack_branches(negative_pooled, pooled)
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         kept = find_scheduler(self.pipe)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from worker.adapters.extras.control_net import ControlNets
 from worker.adapters.extras.ip_adapter import IpAdapters
-from worker.adapters.families.guidance import EncodedPrompt, pick_branches, stack_branches
+from worker.adapters.families.guidance import EncodedPrompt, pick_states, stack_branches
 from worker.adapters.families.unet import UNetReplica
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
-from worker.adapters.model import Conditions
+from worker.adapters.model import Conditions, Prompt
 from worker.adapters.schedulers import SchedulerUse
 from worker.adapters.unet_pipeline import (
     embed_guidance_scale,
@@ -40,7 +40,7 @@ class MicroConditioning:
     others: each counts as the middle one, so nothing jumps where the picture joins itself.
 
     Args:
-        pooled: the text as one vector a branch, (branches, width).
+        pooled: the text as one vector for each prompt and branch, (prompts, branches, width).
         scale: pixels per latent pixel.
     """
 
@@ -52,7 +52,7 @@ class MicroConditioning:
         # float32: bfloat16 counts in steps of 8 above 1024.
         sizes = torch.tensor([self.time_ids(tile) for tile in batch.tiles], dtype=torch.float32)
         return {
-            "text_embeds": pick_branches(self.pooled, batch.branches),
+            "text_embeds": pick_states(self.pooled, batch.queries),
             "time_ids": sizes.to(self.pooled.device, non_blocking=True),
         }
 
@@ -80,22 +80,12 @@ class StableDiffusionXL:
         return read_defaults(self.pipe, FamilyDefaults(50, 5.0, add_ons=("lora", "controlnet", "ip_adapter")))
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
-        """Without a negative prompt the base model was trained on states of zeros, not of ""."""
         pipe, scale = self.pipe, conditions.guidance_scale
         guided = is_guided(pipe, scale)
         image_prompt = self.ip_adapters.encode(conditions.ip_adapter, guided=guided)
         begin_control = self.control_nets.open(conditions.control)
-        encoded = cast(
-            EncodedPrompt,
-            pipe.encode_prompt(
-                conditions.prompt,
-                device=pipe.device,
-                do_classifier_free_guidance=guided,
-                negative_prompt=conditions.negative_prompt or None,
-            ),
-        )
-        prompted, negative, pooled, negative_pooled = encoded
-        states, pools = stack_branches(negative, prompted), stack_branches(negative_pooled, pooled)
+        encoded = [self._encode(prompt, guided=guided) for prompt in conditions.prompts]
+        states, pools = (torch.stack(each) for each in zip(*encoded, strict=True))
         timestep_cond = embed_guidance_scale(pipe, scale)
 
         def begin(stage: StagePlan) -> Replica:
@@ -105,6 +95,23 @@ class StableDiffusionXL:
             )
 
         return begin
+
+    def _encode(self, prompt: Prompt, *, guided: bool) -> tuple[Tensor, Tensor]:
+        """Text states (branches, tokens, width) and the pooled ones (branches, width).
+
+        Without a negative prompt the base model was trained on states of zeros, not of "".
+        """
+        encoded = cast(
+            EncodedPrompt,
+            self.pipe.encode_prompt(
+                prompt.text,
+                device=self.pipe.device,
+                do_classifier_free_guidance=guided,
+                negative_prompt=prompt.negative or None,
+            ),
+        )
+        prompted, negative, pooled, negative_pooled = encoded
+        return stack_branches(negative, prompted), stack_branches(negative_pooled, pooled)
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         return use_scheduler(stage)

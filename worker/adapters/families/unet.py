@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worker.adapters.extras.control_net import StageControlNet
 from worker.adapters.extras.ip_adapter import ImagePrompt
-from worker.adapters.families.guidance import guide_classifier_free, pick_branches
+from worker.adapters.families.guidance import guide_classifier_free, pick_branches, pick_states
 from worker.engine.ensemble import Batch
 
 AddedConditions = Callable[[Batch], dict[str, Tensor]]
@@ -21,10 +21,10 @@ def no_added_conditions(batch: Batch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class UNetReplica:
-    """One UNet with one prompt.
+    """One UNet with its prompts.
 
     Args:
-        states: text states of each branch, (branches, tokens, width).
+        states: text states of each prompt and branch, (prompts, branches, tokens, width).
         added_conditions: of each tile, such as SDXL's micro-conditioning.
         image_prompt: an IP-Adapter with its picture, or none.
         control_net: with its image, or none.
@@ -41,12 +41,12 @@ class UNetReplica:
 
     @property
     def branches(self) -> int:
-        return len(self.states)
+        return self.states.shape[1]
 
     def predict(self, batch: Batch) -> Tensor:
         self.image_prompt.activate()
-        states = pick_branches(self.states, batch.branches)
-        inputs, added = batch.crops.to(states.dtype), self.added_conditions(batch)
+        states = pick_states(self.states, batch.queries)
+        inputs, added = batch.inputs.to(states.dtype), self.added_conditions(batch)
         down, middle = None, None
         if self.control_net is not None:
             down, middle = self.control_net.predict_residuals(inputs, states, added, batch)

@@ -14,7 +14,7 @@ from worker.adapters.families.flow import count_tokens, shift_by_tokens
 from worker.adapters.families.guidance import guide_classifier_free
 from worker.adapters.family import FamilyDefaults, Shape
 from worker.adapters.loading import load_pipeline
-from worker.adapters.model import Conditions
+from worker.adapters.model import Conditions, Prompt
 from worker.adapters.placement import find_execution_device
 from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import SchedulerUse
@@ -26,27 +26,25 @@ PATCH = 2  # latent pixels a side that are packed into one token
 
 @dataclass(frozen=True, slots=True)
 class ZImageReplica:
-    """One transformer with one prompt.
+    """One transformer with its prompts.
 
     Args:
-        texts: states of each branch, (tokens, width) of any length; the transformer itself pads
-            the shorter and masks the padding.
+        texts: states of each branch of each prompt in turn, (tokens, width) of any length; the transformer
+            itself pads the shorter and masks the padding.
+        branches: of each prompt.
     """
 
     transformer: ZImageTransformer2DModel
     texts: Sequence[Tensor]
+    branches: int
     guidance_scale: float
-
-    @property
-    def branches(self) -> int:
-        return len(self.texts)
 
     def predict(self, batch: Batch) -> Tensor:
         """Its clock runs from noise at 0 to the picture at 1, and its velocity with it."""
         predictions = self.transformer(
             list(batch.crops[:, :, None].to(self.texts[0].dtype)),
             (1000 - batch.timesteps) / 1000,
-            [self.texts[branch] for branch in batch.branches],
+            [self.texts[query.prompt * self.branches + query.branch] for query in batch.queries],
             return_dict=False,
         )[0]
         return -torch.stack(predictions)[:, :, 0].float()
@@ -76,10 +74,15 @@ class ZImage:
 
     def encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
         scale = conditions.guidance_scale
-        prompted, negative = self.pipe.encode_prompt(
-            conditions.prompt, find_execution_device(self.pipe), scale != 1.0, conditions.negative_prompt
-        )
-        return lambda stage: ZImageReplica(self.pipe.transformer, [*(negative or []), *prompted], scale)
+        guided = scale != 1.0
+        texts = [text for prompt in conditions.prompts for text in self._encode(prompt, guided=guided)]
+        return lambda stage: ZImageReplica(self.pipe.transformer, texts, 1 + guided, scale)
+
+    def _encode(self, prompt: Prompt, *, guided: bool) -> list[Tensor]:
+        """Text states of each branch, (tokens, width)."""
+        device = find_execution_device(self.pipe)
+        prompted, negative = self.pipe.encode_prompt(prompt.text, device, guided, prompt.negative)
+        return [*(negative or []), *prompted]
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         shift = shift_by_tokens(find_scheduler(self.pipe), count_tokens(stage.denoise, PATCH))

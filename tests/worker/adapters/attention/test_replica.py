@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests.tiny_add_ons import tiny_ip_adapter, tiny_lora
 from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.worker.adapters.families.transformers import CASES
+from tests.worker.engine.test_regions import cover
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.acceleration import compile_blocks, find_denoiser
 from worker.adapters.add_ons import IpAdapter, Lora
@@ -28,7 +29,7 @@ from worker.adapters.families import flux, sana, stable_diffusion
 from worker.adapters.family import Family
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.graphs import replay_forward
-from worker.adapters.model import Conditions, LoadedModel
+from worker.adapters.model import Conditions, LoadedModel, Prompt
 from worker.adapters.registry import load_model
 from worker.adapters.settings import FolderSettings
 from worker.engine.attention import AttentionPlan, Views
@@ -99,7 +100,8 @@ def begin(prepared: PreparedModel, plan: DenoisePlan, *, modules: int = 2, atten
 
 
 def start(replica: Replica, scheduler: Scheduler, stage: StagePlan, *, attends: bool = True) -> Predict:
-    ensemble, attention = Ensemble(replica, TALL, stage.modules), stage.denoise.attention
+    ensemble = Ensemble(replica, TALL, stage.modules, regions=stage.denoise.regions)
+    attention = stage.denoise.attention
     assert attention is not None
 
     def predict(latent: Tensor) -> Tensor:
@@ -285,6 +287,49 @@ def test_a_query_does_not_depend_on_whom_it_shares_a_batch_with(
     torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-4)
 
 
+# Over the middle of all three tiles: each is predicted under both prompts.
+REGION = cover(TALL, 12, 36, soft=4)
+
+
+# The tiny Z-Image has one layer with text, whose keys of the image are made before they have met it.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "z-image"])
+def test_tiles_under_the_prompt_of_a_region_see_the_canvas_under_that_of_the_request(
+    name: str, models: Callable[[str], LoadedModel]
+) -> None:
+    """And what lies around them under their own: where a region covers all, the request's prompt counts so alone."""
+    model, latent = models(name), draw(models(name))
+    whole = cover(TALL, 0, TALL.height)
+    told = conditions(model, regions=(Prompt("moss"),))
+    others = [replace(told, prompt="a lake"), replace(told, regions=(Prompt("sand"),))]
+    plan = replace(plan_tiles(model, neighbours=True), regions=whole)
+    base, other, region = (begin(model.prepare(each), plan)(latent) for each in (told, *others))
+    assert not torch.equal(base, other)
+    assert (base - region).abs().max() > 1e-4
+    plain, same, _ = (begin(model.prepare(each), plan, attends=False)(latent) for each in (told, *others))
+    assert torch.equal(plain, same)
+    # The same prompt for both is as if there were no region.
+    alike = begin(model.prepare(replace(told, prompt="moss")), plan)(latent)
+    alone = begin(model.prepare(replace(told, prompt="moss", regions=())), replace(plan, regions=None))(
+        latent
+    )
+    torch.testing.assert_close(alike, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["local", "global"])
+@pytest.mark.parametrize("name", ["stable-diffusion-xl", "flux-2-klein", "z-image"])
+def test_a_query_of_a_region_does_not_depend_on_whom_it_shares_a_batch_with(
+    name: str, positions: str, models: Callable[[str], LoadedModel]
+) -> None:
+    model = models(name)
+    told = conditions(model, regions=(Prompt("desert dunes at sunset " * 4),))
+    if positions not in model.card.positions:
+        return
+    prepared, latent = model.prepare(replace(told, positions=positions)), draw(model)
+    plan = replace(plan_tiles(model, neighbours=True), regions=REGION)
+    one, three = (begin(prepared, plan, modules=modules)(latent) for modules in (1, 3))
+    torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-4)
+
+
 def test_pictures_that_take_turns_do_not_see_each_others_conductors(
     fresh: Callable[[str], LoadedModel], tmp_path: Path
 ) -> None:
@@ -395,12 +440,15 @@ def _attention(plan: DenoisePlan) -> AttentionPlan:
     return plan.attention
 
 
+@pytest.mark.parametrize("prompts", [(), (Prompt("moss"),)], ids=["alone", "region"])
 @pytest.mark.parametrize("name", ["stable-diffusion", "flux-dev"])
-def test_any_number_of_ranks_and_a_resumed_job_make_the_same_bytes(name: str, tmp_path: Path) -> None:
+def test_any_number_of_ranks_and_a_resumed_job_make_the_same_bytes(
+    name: str, prompts: tuple[Prompt, ...], tmp_path: Path
+) -> None:
     """Each rank has a model of its own, as each process has."""
     BUILDERS[name](tmp_path / name)
     alone = load_model(str(tmp_path / name), "cpu")
-    plan = replace(plan_tiles(alone, neighbours=True), moving=True)
+    plan = replace(plan_tiles(alone, neighbours=True), moving=True, regions=REGION if prompts else None)
     picture = GenerationPlan(
         3, alone.card.latent_channels, (StagePlan(plan, 2, modules=1),), DecodePlan(tile_size=16)
     )
@@ -408,7 +456,7 @@ def test_any_number_of_ranks_and_a_resumed_job_make_the_same_bytes(name: str, tm
     def make(
         model: LoadedModel, group: Group | None = None, resume: Checkpoint | None = None
     ) -> tuple[list[Checkpoint], Tensor]:
-        events = list(generate(picture, model.prepare(conditions(model)), resume, group))
+        events = list(generate(picture, model.prepare(conditions(model, regions=prompts)), resume, group))
         kept = [event.checkpoint for event in events if isinstance(event, Step)]
         return kept, torch.cat([event.rows for event in events if isinstance(event, Band)])
 

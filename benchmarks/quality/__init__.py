@@ -1,0 +1,1 @@
+"""Quality of large pictures, measured against real ones and against the model's own small ones."""

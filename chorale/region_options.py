@@ -1,0 +1,117 @@
+"""The options of `chorale generate` that give areas of the picture prompts of their own."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from typer import Option
+
+from api_schemas.generation import PicturePart
+from chorale.picture_options import OptionError
+
+RegionTexts = Annotated[
+    list[str] | None,
+    Option(
+        "--region",
+        metavar="SHAPE:PROMPT",
+        help="Area with a prompt of its own; may be repeated. A rectangle LEFT,TOP,WIDTH,HEIGHT, a polygon 'X,Y X,Y X,Y', "
+        "or the file of a mask, white where the region is. In pixels of the picture.",
+    ),
+]
+RegionsFile = Annotated[
+    Path | None,
+    Option(
+        "--regions",
+        help="Regions with all their settings: a JSON list as in the API, a mask being the file beside it.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Feather = Annotated[
+    int | None, Option(help="Softness of the borders of each --region, pixels.", show_default="32")
+]
+
+_RECTANGLE = re.compile(r"\s*(\d+),(\d+),(\d+),(\d+)\s*")
+_POLYGON = re.compile(r"\s*\d+,\d+(\s+\d+,\d+)+\s*")
+_FORM = "--region {}: LEFT,TOP,WIDTH,HEIGHT:PROMPT, 'X,Y X,Y X,Y:PROMPT', or MASK_FILE:PROMPT; for example '0,512,1024,512:dunes'"
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRegions:
+    """Regions as the API takes them, and the masks that come with them."""
+
+    regions: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    masks: dict[PicturePart, Path] = field(default_factory=dict[PicturePart, Path])
+
+    def add(self, region: dict[str, Any], folder: Path) -> None:
+        """
+        Args:
+            folder: that a mask's file is named from.
+
+        Raises:
+            OptionError: there is no such file.
+        """
+        shape = region.get("shape")
+        if isinstance(shape, dict) and isinstance(name := cast(dict[str, Any], shape).get("mask"), str):
+            part = self._take_mask(folder / name)
+            region = region | {"shape": {**cast(dict[str, Any], shape), "mask": part}}
+        self.regions.append(region)
+
+    def _take_mask(self, path: Path) -> str:
+        """The part that a file is sent as, once."""
+        if not path.is_file():
+            raise OptionError(f"{path}: no such file for the mask of a region")
+        for part, known in self.masks.items():
+            if known == path:
+                return part
+        part = f"region_mask_{len(self.masks) + 1}"
+        self.masks[cast(PicturePart, part)] = path  # the request refuses more regions than there are parts
+        return part
+
+
+def read_regions(texts: Sequence[str] | None, file: Path | None, feather_px: int | None) -> ChosenRegions:
+    """All regions of a command line: those of the file, then those of `--region`.
+
+    Raises:
+        OptionError: one cannot be read.
+    """
+    chosen = ChosenRegions()
+    for region in _read_file(file) if file is not None else ():
+        chosen.add(region, cast(Path, file).parent)
+    for text in texts or ():
+        chosen.add(_parse(text) | ({} if feather_px is None else {"feather_px": feather_px}), Path())
+    if feather_px is not None and not texts:
+        raise OptionError(f"--feather {feather_px}: only with --region; in a file it is feather_px")
+    return chosen
+
+
+def _parse(text: str) -> dict[str, Any]:
+    shape, colon, prompt = text.partition(":")
+    if not colon:
+        raise OptionError(_FORM.format(text))
+    if match := _RECTANGLE.fullmatch(shape):
+        names = ("left_px", "top_px", "width_px", "height_px")
+        rectangle = dict(zip(names, map(int, match.groups()), strict=True))
+        return {"prompt": prompt, "shape": {"rectangle": rectangle}}
+    if _POLYGON.fullmatch(shape):
+        points = [[int(number) for number in point.split(",")] for point in shape.split()]
+        return {"prompt": prompt, "shape": {"polygon": points}}
+    if Path(shape).is_file():
+        return {"prompt": prompt, "shape": {"mask": shape}}
+    raise OptionError(_FORM.format(text))
+
+
+def _read_file(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        found: object = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--regions {path}: this is no JSON: {error}") from error
+    regions = cast(list[object], found) if isinstance(found, list) else [found]
+    for index, region in enumerate(regions):
+        if not isinstance(found, list) or not isinstance(region, dict):
+            what = f"regions.{index} is no object" if isinstance(found, list) else "this is no list"
+            raise OptionError(f"--regions {path}: {what}; a list of objects with prompt and shape is")
+        yield cast(dict[str, Any], region)

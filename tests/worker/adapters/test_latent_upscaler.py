@@ -1,0 +1,354 @@
+"""Stages that see the stage before: as a plain loop of diffusers makes them, in tiles, on ranks, resumed, refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tests.tiny_add_ons import tiny_control_net, tiny_ip_adapter, tiny_lora
+from tests.tiny_models import tiny_stable_diffusion_xl
+from tests.tiny_upscaler import CASCADE, plain_config, tiny_upscaling_model
+from tests.worker.engine.test_cascade import canvas, checkpoint_after, picture
+from tests.worker.engine.thread_group import thread_groups
+from worker.adapters.add_ons import Control, IpAdapter, Lora
+from worker.adapters.errors import ModelFolderError
+from worker.adapters.families.stable_diffusion import load
+from worker.adapters.footprint import weigh
+from worker.adapters.model import Conditions, LoadedModel
+from worker.adapters.model_index import find_files
+from worker.adapters.placement import place
+from worker.adapters.registry import load_model
+from worker.adapters.settings import Offload
+from worker.engine.attention import AttentionPlan
+from worker.engine.canvas import Plane
+from worker.engine.denoise import Step
+from worker.engine.ensemble import Batch, Query
+from worker.engine.generate import generate
+from worker.engine.noise import initial_noise
+from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan, Upscale
+
+WEIGHTS = "latent_upscaler/diffusion_pytorch_model.safetensors"
+SEED, PROMPT = 9, Conditions("brick wall")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_upscaling_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(whole: Path) -> LoadedModel:
+    return load_model(str(whole), "cpu")
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "tiny"))
+
+
+def lay(side: int, tile: int, *, wrap: bool = False, moving: bool = True) -> DenoisePlan:
+    return DenoisePlan(Plane(side, side, (wrap, wrap)), tile, 0, 4, moving, SEED, (0.0, 0.2))
+
+
+def two_stages(side: int, tile: int, *, wrap: bool = False, augmentation: float = 0.1) -> GenerationPlan:
+    first, second = lay(16, 16, wrap=wrap, moving=tile < side), lay(side, tile, wrap=wrap, moving=tile < side)
+    return GenerationPlan(
+        SEED, 4, (StagePlan(first, 3), StagePlan(second, 2, Upscale(augmentation), modules=2))
+    )
+
+
+def latent_after(
+    step: int, plan: GenerationPlan, model: LoadedModel, conditions: Conditions = PROMPT
+) -> Tensor:
+    return checkpoint_after(step, plan, model.prepare(conditions)).tensors["latent"]
+
+
+@pytest.mark.parametrize("side", [32, 40, 64])
+def test_one_tile_equals_a_plain_loop_of_diffusers(whole: Path, model: LoadedModel, side: int) -> None:
+    plan = two_stages(side, side)
+    small = latent_after(3, plan, model)
+    pipe = StableDiffusionPipeline.from_pretrained(str(whole), safety_checker=None)
+    upscaler = UNet2DConditionModel.from_pretrained(str(whole / "latent_upscaler"))
+    scheduler = DDIMScheduler.from_pretrained(str(whole / "scheduler"))
+    scheduler.set_timesteps(2)
+    noised = small + 0.1 * initial_noise(SEED, 4, 16, 16, stage=-2)
+    seen = interpolate(noised[None], size=(side, side), mode="bilinear")
+    latent = initial_noise(SEED, 4, side, side, stage=1)[None]
+    with torch.inference_mode():
+        states, _ = pipe.encode_prompt("brick wall", "cpu", 1, False)
+        for timestep in scheduler.timesteps:
+            prediction = upscaler(torch.cat([latent, seen], dim=1), timestep, states).sample
+            latent = scheduler.step(prediction, timestep, latent).prev_sample
+    torch.testing.assert_close(latent_after(5, plan, model), latent[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_noise_over_the_stage_before_is_not_what_that_was_made_of() -> None:
+    planes = [initial_noise(SEED, 4, 16, 16, stage=stage).flatten() for stage in (0, 1, 2, -2, -3)]
+    found = torch.corrcoef(torch.stack(planes)) - torch.eye(5)
+    assert found.abs().max() < 0.15
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_checkpoint_of_any_step_leads_to_the_same_bytes(model: LoadedModel, wrap: bool) -> None:
+    plan, prepared = two_stages(48, 16, wrap=wrap), model.prepare(PROMPT)
+    undisturbed = picture(generate(plan, prepared))
+    assert undisturbed.float().std() > 0
+    for stop in (2, 3, 4):
+        checkpoint = checkpoint_after(stop, plan, prepared)
+        assert ("reference" in checkpoint.tensors) is (stop > 3)
+        assert torch.equal(picture(generate(plan, prepared, checkpoint)), undisturbed)
+
+
+def test_bytes_do_not_depend_on_how_tiles_are_shared_out(model: LoadedModel) -> None:
+    plan, prepared = two_stages(48, 16), model.prepare(PROMPT)
+    alone = picture(generate(plan, prepared))
+    with ThreadPoolExecutor(3) as pool:
+        together = pool.map(lambda group: picture(generate(plan, prepared, group=group)), thread_groups(3))
+        assert all(torch.equal(alone, each) for each in together)
+
+
+def test_the_stage_before_may_attend(model: LoadedModel) -> None:
+    """With the base's layers alone: what follows is the same upscaler's, wherever a job goes on."""
+    plan, told = two_stages(48, 16), replace(PROMPT, attention="conductor")
+    first = replace(lay(16, 8), attention=AttentionPlan((8, 8), 0.5))
+    plan = replace(plan, stages=(replace(plan.stages[0], denoise=first, modules=2), plan.stages[1]))
+    off = replace(plan, stages=(replace(plan.stages[0], denoise=lay(16, 8), modules=2), plan.stages[1]))
+    assert (latent_after(3, plan, model, told) - latent_after(3, off, model, told)).abs().max() > 1e-4
+    whole = latent_after(5, plan, model, told)
+    for stop in (2, 3, 4):
+        checkpoint = checkpoint_after(stop, plan, model.prepare(told))
+        steps = [each for each in generate(plan, model.prepare(told), checkpoint) if isinstance(each, Step)]
+        assert torch.equal(steps[-1].checkpoint.tensors["latent"], whole)
+    begun = checkpoint_after(3, plan, model.prepare(told))
+    unattentive = model.prepare(PROMPT)
+    steps = [each for each in generate(off, unattentive, begun) if isinstance(each, Step)]
+    assert torch.equal(steps[-1].checkpoint.tensors["latent"], whole)
+
+
+def test_a_tile_sees_what_lies_under_it_and_nothing_else(model: LoadedModel) -> None:
+    """A change of the stage before shows where it is, and no tile further."""
+    plan, prepared = two_stages(64, 16), model.prepare(PROMPT)
+    plan = replace(plan, stages=(plan.stages[0], replace(plan.stages[1], denoise=lay(64, 16, moving=False))))
+    checkpoint = checkpoint_after(4, plan, prepared)
+    reference = checkpoint.tensors["reference"].clone()
+    reference[:, 2:10, 2:10] += 3
+    other = replace(checkpoint, tensors={**checkpoint.tensors, "reference": reference})
+    one, changed = (canvas(generate(plan, prepared, each)) for each in (checkpoint, other))
+    difference = (one - changed).abs().amax(dim=0)
+    assert difference[:8, :8].min() > 0
+    assert difference[16:].max() == difference[:, 16:].max() == 0
+
+
+def ask_with(kind: str, folder: Path, whole: Path) -> Conditions:
+    """An add-on or guidance, each of which changes what the UNet says."""
+    pipe = StableDiffusionPipeline.from_pretrained(str(whole), safety_checker=None)
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    match kind:
+        case "lora":
+            path = tiny_lora(folder, pipe, seed=1)
+            tensors = {name: each for name, each in load_file(path).items() if name.startswith("unet")}
+            save_file(tensors, path)  # what it makes of the text is for all stages
+            return replace(PROMPT, loras=(Lora(path),))
+        case "controlnet":
+            return replace(PROMPT, control=Control(tiny_control_net(folder, pipe), image))
+        case "ip_adapter":
+            return replace(PROMPT, ip_adapter=IpAdapter(tiny_ip_adapter(folder, pipe), image))
+        case _:
+            return replace(PROMPT, guidance_scale=4.0, negative_prompt="moss")
+
+
+@pytest.mark.parametrize("kind", ["lora", "controlnet", "ip_adapter", "guidance"])
+def test_guidance_and_add_ons_are_for_the_first_stage(
+    kind: str, whole: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    plan, plain = two_stages(32, 16), model.prepare(PROMPT)
+    begun = checkpoint_after(4, plan, plain)
+    expected = canvas(generate(plan, plain, begun))
+    prepared = model.prepare(ask_with(kind, tmp_path, whole))
+    assert not torch.equal(canvas(generate(plan, prepared)), expected)
+    assert torch.equal(canvas(generate(plan, prepared, begun)), expected)
+
+
+def test_plain_diffusers_loads_the_folder_and_makes_its_native_picture(
+    whole: Path, model: LoadedModel
+) -> None:
+    pipe = DiffusionPipeline.from_pretrained(str(whole), safety_checker=None)
+    assert "latent_upscaler" not in pipe.components
+    theirs = pipe(
+        "brick wall", latents=initial_noise(SEED, 4, 16, 16)[None], num_inference_steps=3, guidance_scale=1.0,
+        output_type="latent",
+    ).images[0]  # fmt: skip
+    torch.testing.assert_close(latent_after(3, two_stages(32, 16), model), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_card_says_how_its_stages_are_made(model: LoadedModel) -> None:
+    assert model.card.cascade.model_dump() == {"strength": 0.4, "low_band": 1.0, **CASCADE}
+
+
+def test_its_files_are_read_and_weighed_where_the_folder_says_so(whole: Path, folder: Path) -> None:
+    cpu = torch.device("cpu")
+    assert {"latent_upscaler/config.json", WEIGHTS} <= set(find_files(whole))
+    weight = sum(each.numel() for each in load_file(whole / WEIGHTS).values()) * 4
+    (folder / "chorale.json").unlink()
+    assert not [name for name in find_files(folder) if name.startswith("latent_upscaler")]
+    assert weigh(str(whole), cpu) == weigh(str(folder), cpu) + weight
+
+
+def configure(**fields: object) -> Callable[[Path], object]:
+    """A network of other fields, its weights too."""
+
+    def change(folder: Path) -> None:
+        config = plain_config(UNet2DConditionModel.from_pretrained(str(folder / "latent_upscaler")))
+        UNet2DConditionModel(**{**config, **fields}).save_pretrained(folder / "latent_upscaler")
+
+    return change
+
+
+def lose_a_weight(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["conv_in.bias"]
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def call_it(name: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / "latent_upscaler" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name}))
+
+    return change
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (
+        lambda folder: shutil.rmtree(folder / "latent_upscaler"),
+        r"tiny is incomplete: chorale\.json says that cascade\.conditioned is true, which needs latent_upscaler",
+    ),
+    "no weights": (
+        lambda folder: (folder / WEIGHTS).unlink(),
+        r"tiny/latent_upscaler holds no weights: diffusion_pytorch_model\.safetensors is missing",
+    ),
+    "only pickles": (
+        lambda folder: (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".bin")),
+        r"tiny/latent_upscaler holds only pickled weights",
+    ),
+    "no configuration": (
+        lambda folder: (folder / "latent_upscaler" / "config.json").unlink(),
+        r"tiny/latent_upscaler/config\.json",
+    ),
+    "damaged": (
+        lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100]),
+        r"tiny/latent_upscaler cannot be loaded as a UNet2DConditionModel",
+    ),
+    "a weight lost": (
+        lose_a_weight,
+        r"tiny/latent_upscaler: 1 weights of its UNet2DConditionModel are missing, the first is 'conv_in\.bias'",
+    ),
+    "another class": (
+        call_it("AutoencoderKL"),
+        r"latent_upscaler/config\.json: _class_name is 'AutoencoderKL'; allowed: 'UNet2DConditionModel'",
+    ),
+    "as many channels as the UNet": (
+        configure(in_channels=4),
+        r"latent_upscaler/config\.json: in_channels is 4; allowed: 8, twice latent_channels of vae/config\.json",
+    ),
+    "another latent": (
+        configure(out_channels=8),
+        r"latent_upscaler/config\.json: out_channels is 8; allowed: 4, as out_channels of unet/config\.json",
+    ),
+    "another text": (
+        configure(cross_attention_dim=48),
+        r"latent_upscaler/config\.json: cross_attention_dim is 48; allowed: 32, as cross_attention_dim of unet",
+    ),
+    "more levels": (
+        configure(
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        ),
+        r"block_out_channels is .*; allowed: no more entries than block_out_channels of unet/config\.json has",
+    ),
+    "classes": (
+        configure(num_class_embeds=7),
+        r"latent_upscaler/config\.json: num_class_embeds is 7; allowed: None",
+    ),
+    "a text for a number": (
+        lambda folder: (folder / "latent_upscaler" / "config.json").write_text(
+            (folder / "latent_upscaler" / "config.json").read_text().replace('"norm_eps": 1e-05', '"norm_eps": "x"')
+        ),
+        r"latent_upscaler/config\.json: norm_eps is 'x'; allowed: numbers",
+    ),
+    "a factor of three": (
+        lambda folder: (folder / "chorale.json").write_text('{"cascade": {"conditioned": true, "enlarges": 3}}'),
+        r"chorale\.json: (.|\n)*cascade\.enlarges(.|\n)*Input should be 2 or 4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_folder_that_cannot_be_used_is_refused_for_its_reason(case: str, folder: Path) -> None:
+    change, says = REFUSED[case]
+    change(folder)
+    with pytest.raises(ModelFolderError, match=says) as refused:
+        load_model(str(folder), "cpu")
+    assert str(folder) in str(refused.value) or "config.json" in says.replace("\\", "")
+
+
+def test_other_pipelines_have_none(tmp_path: Path) -> None:
+    tiny_stable_diffusion_xl(tmp_path / "tiny")
+    (tmp_path / "tiny" / "chorale.json").write_text(json.dumps({"cascade": CASCADE}))
+    with pytest.raises(
+        ModelFolderError,
+        match=r"cascade\.conditioned is true; allowed for a StableDiffusionXLPipeline: false, only a StableDiffusionP",
+    ):
+        load_model(str(tmp_path / "tiny"), "cpu")
+
+
+def test_both_networks_are_compiled_and_each_has_its_own_shapes(folder: Path) -> None:
+    (folder / "chorale.json").write_text(json.dumps({"cascade": CASCADE, "compile": True}))
+    model = load_model(str(folder), "cpu")
+    prepared, plan = model.prepare(PROMPT), two_stages(32, 16)
+    assert len(model.find_new_shapes(plan)) == 1
+    prepared.make_replica(plan.stages[0])
+    assert len(model.find_new_shapes(plan)) == 1
+    prepared.make_replica(plan.stages[1])
+    assert model.find_new_shapes(plan) == []
+
+
+def test_it_is_made_small_with_the_other_network(folder: Path) -> None:
+    cuda, plain = torch.device("cuda"), weigh(str(folder), torch.device("cuda"))
+    (folder / "chorale.json").write_text(json.dumps({"cascade": CASCADE, "quantization": "float8"}))
+    pipe = load(folder, torch.device("cpu")).pipe
+    stored = [each.dtype for each in pipe.components["latent_upscaler"].parameters()]
+    assert stored.count(torch.float8_e4m3fn) > 20
+    assert weigh(str(folder), cuda) < plain
+    model = load_model(str(folder), "cpu")
+    prepared = model.prepare(PROMPT)
+    assert canvas(generate(two_stages(32, 16), prepared)).isfinite().all()
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloaded_it_says_the_same(whole: Path, model: LoadedModel, offload: Offload) -> None:
+    """With main memory in the place of the GPU."""
+    cpu, stage = torch.device("cpu"), StagePlan(lay(16, 16, moving=False), 2, Upscale())
+    family = load(whole, cpu)
+    place(family.pipe, offload, cpu)
+    crops = initial_noise(SEED, 4, 16, 16)[None]
+    batch = Batch(crops, torch.tensor([500]), (Query(stage.canvas.whole),), enlarged=crops)
+    with torch.inference_mode():
+        moved, plain = (
+            each.predict(batch)
+            for each in (family.encode(PROMPT)(stage), model.prepare(PROMPT).make_replica(stage))
+        )
+    torch.testing.assert_close(moved, plain, rtol=0, atol=1e-5)

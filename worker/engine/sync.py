@@ -1,0 +1,67 @@
+"""Sync of statistics: every place of a texture takes on the tone and contrast that all others have."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.engine.canvas import Plane
+from worker.engine.resample import BILINEAR, enlarge
+from worker.engine.scheduler import Scheduler
+
+_CELL = 8  # latent pixels: statistics are kept for squares of these
+_BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+_MOST_GAIN = 2.0  # of a band: what is almost flat stays so
+
+
+class Sync:
+    """Moves the clean estimate's local statistics towards their mean over the whole canvas.
+
+    AdaIN (Huang & Belongie 2017, eq. 8) in windows of the fused canvas, about 24 latent pixels wide, which attend to
+    all windows alike: the mean, and the deviations of what is coarser and what is finer than two latent pixels.
+    Windows and not tiles, since statistics drift inside of a tile, too.
+
+    Args:
+        strength: share of the way, in (0, 1].
+    """
+
+    def __init__(self, strength: float, canvas: Plane) -> None:
+        self._strength, self._canvas = strength, canvas
+        self._cells = canvas.resized(-(-canvas.height // _CELL), -(-canvas.width // _CELL))
+
+    def guide(self, prediction: Tensor, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
+        """The fused prediction (C, H, W) of a step, its clean estimate synced."""
+        clean = scheduler.estimate_clean(latent, prediction, index)
+        change = torch.stack([self._move(channel) for channel in clean]).sub_(clean)
+        return scheduler.guide_clean(prediction, change, index)
+
+    def _move(self, channel: Tensor) -> Tensor:
+        """A channel (H, W), all windows of which have the same statistics at full strength."""
+        means = self._smooth(channel)
+        tone = self._spread(means)
+        coarse = _blur(channel, self._canvas)
+        moved = tone.lerp(means.mean(), self._strength)
+        return moved + self._even_out(coarse - tone) + self._even_out(channel - coarse)
+
+    def _even_out(self, band: Tensor) -> Tensor:
+        """A band (H, W) with the same deviation everywhere."""
+        power = self._smooth(band.square()).clamp(min=1e-8)
+        gain = (power.mean() / power).pow(self._strength / 2)
+        return band * self._spread(gain.clamp(1 / _MOST_GAIN, _MOST_GAIN))
+
+    def _smooth(self, state: Tensor) -> Tensor:
+        """The mean of each cell's window, (h, w), of a state (H, W)."""
+        return _blur(F.adaptive_avg_pool2d(state[None], self._cells.size)[0], self._cells)
+
+    def _spread(self, cells: Tensor) -> Tensor:
+        """A value of each cell (h, w) at each latent pixel, (H, W)."""
+        return enlarge(cells[None], self._canvas, self._canvas.whole, BILINEAR)[0]
+
+
+def _blur(state: Tensor, canvas: Plane) -> Tensor:
+    """Binomial low-pass of a state (H, W)."""
+    for axis, side in enumerate(canvas.size):
+        padded = canvas.pad(state, len(_BINOMIAL) // 2, axis)
+        state = torch.stack([padded.narrow(axis, place, side) * w for place, w in enumerate(_BINOMIAL)]).sum(
+            0
+        )
+    return state
