@@ -6,8 +6,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, GenerationRequest, Positions
-from api_schemas.layout import Cascade, Stage, choose_tiling, fit_one_tile, lay_sizes
+from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, Attention, GenerationRequest, Positions
+from api_schemas.layout import (
+    Cascade,
+    Stage,
+    StageAttention,
+    choose_tiling,
+    fit_conductor,
+    fit_one_tile,
+    lay_sizes,
+)
 from api_schemas.scenes import SceneWords
 
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
@@ -20,7 +28,8 @@ class Cost(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tiles: int = Field(
-        description="Tile predictions over all steps; the mean where the number depends on the seed."
+        description="Tile predictions over all steps, the conductor's and neighbourhoods' among them; the mean where"
+        " the number depends on the seed."
     )
     steps: int = Field(default=0, description="Steps of all stages; 0 in records older than cascades.")
     megapixel_steps: float = Field(description="Width x height x steps of each stage, summed, in millions.")
@@ -78,6 +87,13 @@ class ModelCard(BaseModel):
     )
     positions: list[Positions] = Field(
         default=["local"], description="Allowed values of `advanced.positions`."
+    )
+    attention: list[Attention] = Field(
+        default=["off"], description="Allowed values of `advanced.attention`, beside `auto`."
+    )
+    auto_attention: Attention = Field(default="off", description="Attention that `auto` selects.")
+    attention_strength: float = Field(
+        default=0.25, ge=0.0, le=1.0, description="Default of `advanced.attention_strength`."
     )
     negative_prompt: bool = Field(default=True, description="Whether the model uses `negative_prompt`.")
     guidance: bool = Field(
@@ -161,7 +177,26 @@ class ModelCard(BaseModel):
         if tile_px is None and level == 0 and levels > 1:
             tile_px = fit_one_tile(*size, self.native_size_px, self.max_tile_size_px)
         tiling = choose_tiling(request, tile_px or self.native_size_px, anchored=strength < 1 or conditioned)
-        return Stage(*size, tiling, steps, strength, conditioned)
+        # The network of a conditioned stage shares no attention: it sees the whole of the stage before in its place.
+        attention = None if conditioned else self._plan_attention(request, size, tiling.tile_size_px)
+        return Stage(*size, tiling, steps, strength, conditioned, attention)
+
+    def choose_attention(self, request: GenerationRequest) -> Attention:
+        """What `auto` comes to."""
+        asked = request.advanced.attention
+        return self.auto_attention if asked == "auto" else asked
+
+    def _plan_attention(
+        self, request: GenerationRequest, size: tuple[int, int], tile_px: int
+    ) -> StageAttention | None:
+        kind, asked = self.choose_attention(request), request.advanced.attention_strength
+        strength = self.attention_strength if asked is None else asked
+        if kind == "off" or strength == 0 or max(size) <= tile_px:
+            return None
+        conductor = fit_conductor(*size, tile_px, self.alignment_px, self.max_tile_size_px)
+        # On a canvas of two tiles a side the conductor shows as much as neighbourhoods do.
+        neighbours = kind == "conductor+neighbours" and max(size) > 2 * tile_px
+        return StageAttention(*conductor, strength, neighbours)
 
     def estimate(
         self, request: GenerationRequest, stages: Sequence[Stage], queries: Sequence[int] | None = None
@@ -172,10 +207,11 @@ class ModelCard(BaseModel):
             stages: those of the request.
             queries: tile predictions of each stage, where regions decide them.
         """
-        counts = queries or [
+        tiles = queries or [
             stage.tiling.count_tiles(stage.height_px, stage.width_px, stage.steps, self.vae_scale)
             for stage in stages
         ]
+        counts = [stage.count_predictions(own) for stage, own in zip(stages, tiles, strict=True)]
         modules = request.advanced.num_modules or self.default_num_modules
         canvas_px = stages[-1].width_px * stages[-1].height_px
         decode_gib = self._find_decode_gib(sqrt(canvas_px))

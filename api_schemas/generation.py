@@ -25,6 +25,7 @@ WEBP_MAX_SIDE_PX = 16_383
 MIN_DPI, MAX_DPI = 1, 2400
 
 Positions = Literal["local", "global"]
+Attention = Literal["off", "conductor", "conductor+neighbours"]
 Layout = Literal["auto", "cascade", "flat"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
@@ -72,6 +73,21 @@ class AdvancedSettings(RequestPart):
     positions: Positions = Field(
         default="local",
         description="Coordinates of a transformer's position embeddings: relative to the tile (local) or the canvas (global).",
+    )
+    attention: Literal["auto"] | Attention = Field(
+        default="auto",
+        description="What tiles attend to beside themselves, in the first two fifths of a stage's steps. conductor: the"
+        " whole canvas, reduced to about one tile; conductor+neighbours: also the area around the tile at half size,"
+        " which doubles the cost of these steps. auto: the default of the model's card. A canvas of one tile has nothing"
+        " else to attend to, and a conditioned stage of a cascade attends to nothing else. With regions, the conductor is"
+        " seen under the request's own prompt.",
+    )
+    attention_strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="What the conductor's keys count, all together, over a tile's own; 0 is off.",
     )
     stages: list[StageSettings] = Field(
         default=[],

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
-from api_schemas.layout import Stage
+from api_schemas.layout import Stage, StageAttention
+from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane
 from worker.engine.plan import (
     DecodePlan,
@@ -68,4 +69,16 @@ def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> De
         moving=tiling.moving,
         seed=request.seed,
         outer_shares=tiling.outer_shares,
+        attention=stage.attention and _plan_attention(card, stage.attention),
+    )
+
+
+def _plan_attention(card: ModelCard, attention: StageAttention) -> AttentionPlan:
+    scale = card.vae_scale
+    return AttentionPlan(
+        conductor=(attention.height_px // scale, attention.width_px // scale),
+        strength=attention.strength,
+        share=attention.share,
+        neighbours=attention.neighbours,
+        unit=card.alignment_px // scale,
     )

@@ -157,6 +157,10 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
     if positions not in card.positions:
         allowed = f"{' or '.join(card.positions)}: what model {card.name} ({card.family}) supports"
         yield FieldError(field="advanced.positions", value=positions, allowed=allowed)
+    attention = request.advanced.attention
+    if attention != "auto" and attention not in card.attention:
+        allowed = f"{', '.join(['auto', *card.attention])}: what model {card.name} ({card.family}) supports"
+        yield FieldError(field="advanced.attention", value=attention, allowed=allowed)
     if request.negative_prompt and not card.negative_prompt:
         allowed = f"nothing: model {card.name} ({card.family}) uses no negative prompt"
         yield FieldError(field="negative_prompt", value=request.negative_prompt[:200], allowed=allowed)

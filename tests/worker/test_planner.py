@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from api_schemas.layout import Cascade
+from worker.engine.attention import AttentionPlan
 from worker.engine.plan import GenerationPlan, Noise, Upscale
 from worker.planner import plan_generation
 
@@ -102,9 +103,9 @@ SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512), (2480, 3508), (10
 SEAMLESS = ("none", "x", "y", "both")
 
 
-def estimate_tiles(**changes: object) -> int:
+def estimate_tiles(card: ModelCard = CARD, **changes: object) -> int:
     request = ask(**changes)
-    return CARD.estimate(request, CARD.lay_stages(request)).tiles
+    return card.estimate(request, card.lay_stages(request)).tiles
 
 
 @pytest.mark.parametrize("layout", ["flat", "cascade"])
@@ -132,3 +133,80 @@ def test_where_no_seed_decides_the_estimate_is_what_is_denoised(
     advanced = {"tile_grid": grid[0], "overlap_px": None if shared is None else shared * 64}
     chosen = {"height_px": rows * 64, "width_px": columns * 64, "seamless": grid[1], "advanced": advanced}
     assert estimate_tiles(**chosen, steps=steps) == count_predicted(**chosen, steps=steps)
+
+
+ATTENTIVE = CARD.model_copy(update={"attention": ["off", "conductor", "conductor+neighbours"]})
+
+
+def plan_attention(card: ModelCard, **changes: object) -> AttentionPlan | None:
+    request = ask(**changes)
+    plan = plan_generation(request, card, 1, Path())
+    return plan.stages[-1].denoise.attention
+
+
+@given(st.integers(17, 128), st.integers(17, 128))
+def test_a_conductor_is_about_one_tile_of_the_canvas_own_shape(rows: int, columns: int) -> None:
+    unit = CARD.alignment_px // CARD.vae_scale
+    chosen = {
+        "height_px": rows * CARD.alignment_px,
+        "width_px": columns * CARD.alignment_px,
+        "layout": "flat",
+    }
+    plan = plan_attention(ATTENTIVE, **chosen, advanced={"attention": "conductor"})
+    assert plan is not None
+    height, width = plan.conductor
+    native = CARD.native_size_px // CARD.vae_scale
+    assert height % unit == width % unit == 0
+    assert height * width <= native**2 * 1.3
+    assert max(height, width) <= 2 * native + unit
+    assert plan.unit == unit
+    assert abs(height - width * rows / columns) <= unit * max(1, rows / columns)
+
+
+def test_attention_is_as_the_request_says_or_else_the_card() -> None:
+    large = {"width_px": 2048, "height_px": 2048, "layout": "flat"}
+    assert plan_attention(ATTENTIVE, **large) is None
+    auto = ATTENTIVE.model_copy(update={"auto_attention": "conductor", "attention_strength": 0.7})
+    chosen = plan_attention(auto, **large)
+    assert chosen is not None
+    assert (chosen.strength, chosen.neighbours) == (0.7, False)
+    asked = {"attention": "conductor+neighbours", "attention_strength": 0.1}
+    chosen = plan_attention(auto, **large, advanced=asked)
+    assert chosen is not None
+    assert (chosen.strength, chosen.neighbours) == (0.1, True)
+    assert plan_attention(auto, **large, advanced={"attention": "off"}) is None
+    assert plan_attention(auto, **large, advanced={"attention": "conductor", "attention_strength": 0}) is None
+    assert plan_attention(auto, width_px=512, height_px=512) is None
+    # At two tiles a side the conductor is the canvas at half size, as a neighbourhood would be.
+    chosen = plan_attention(auto, width_px=1024, height_px=1024, layout="flat", advanced=asked)
+    assert chosen is not None
+    assert not chosen.neighbours
+
+
+def test_the_estimate_counts_what_is_predicted_to_be_attended_to() -> None:
+    """One conductor a step in the first two fifths of ten steps; a neighbourhood for each of their tiles."""
+    large = {"width_px": 2048, "height_px": 2048, "layout": "flat", "steps": 10}
+    tiles, conductor, both = (
+        estimate_tiles(**large, advanced={"attention": kind}, card=ATTENTIVE)
+        for kind in ("off", "conductor", "conductor+neighbours")
+    )
+    assert conductor == tiles + 4
+    assert both == conductor + round(tiles * 4 / 10)
+
+
+def test_a_region_is_counted_with_what_it_attends_to() -> None:
+    """Twice the tiles and their neighbourhoods, but one conductor a step."""
+    large = {"width_px": 2048, "height_px": 2048, "layout": "flat", "steps": 10}
+    request = ask(**large, advanced={"attention": "conductor+neighbours"})
+    assert ATTENTIVE.estimate(request, ATTENTIVE.lay_stages(request), [400]).tiles == 400 + 160 + 4
+
+
+def test_a_conditioned_stage_attends_to_nothing_else() -> None:
+    cascade = Cascade(steps=[5, 4], conditioned=True, enlarges=4)
+    card = ATTENTIVE.model_copy(update={"cascade": cascade, "layout": "cascade"})
+    request = ask(
+        width_px=2048, height_px=2048, advanced={"attention": "conductor+neighbours", "tile_size_px": 256}
+    )
+    first, second = plan_generation(request, card, 1, Path()).stages
+    assert first.denoise.attention is not None
+    assert (second.start, second.denoise.attention) == (Upscale(0.1), None)

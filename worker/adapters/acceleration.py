@@ -53,26 +53,32 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
 
 
 class CompiledShapes:
-    """Shapes of tiles, (height, width), for which the blocks of each network have been compiled.
+    """Shapes of tiles, and of what they attend to, for which the blocks of each network have been compiled.
 
     Args:
         all_known: nothing is compiled, so no shape is new.
     """
 
     def __init__(self, *, all_known: bool) -> None:
-        self._all_known, self._known = all_known, set[tuple[tuple[int, int], bool]]()
+        self._all_known, self._known = all_known, set[_Variant]()
 
     def add(self, stage: StagePlan) -> None:
         self._known.add(_name_variant(stage))
 
-    def find_new(self, stages: Iterable[StagePlan]) -> list[tuple[int, int]]:
+    def find_new(self, stages: Iterable[StagePlan]) -> list[tuple[tuple[int, int], bool]]:
+        """Shapes of tiles, (height, width), and whether they attend to more than themselves."""
         new = {_name_variant(stage) for stage in stages} - self._known
-        return [] if self._all_known else sorted({shape for shape, _ in new})
+        return [] if self._all_known else sorted({(shape, any(conductor)) for shape, conductor, _ in new})
 
 
-def _name_variant(stage: StagePlan) -> tuple[tuple[int, int], bool]:
-    """The shape of its tiles, and which of two networks is given them."""
-    return stage.denoise.tile_shape, isinstance(stage.start, Upscale)
+_Variant = tuple[tuple[int, int], tuple[int, int], bool]
+
+
+def _name_variant(stage: StagePlan) -> _Variant:
+    """The shape of its tiles and of the conductor, (0, 0) if there is none, and which of two networks is given them."""
+    attention = stage.denoise.attention_at(0, 1)
+    conductor = attention.conductor if attention else (0, 0)
+    return stage.denoise.tile_shape, conductor, isinstance(stage.start, Upscale)
 
 
 def _with_free_batch(call: Callable[..., object]) -> Callable[..., object]:

@@ -1,20 +1,25 @@
 """`LoadedModel` and `PreparedModel` for the diffusers folders of all families."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import cast, get_args
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, ModelCard
+from api_schemas.generation import Attention
 from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
     CompiledShapes,
     compile_blocks,
+    find_denoiser,
     find_denoisers,
     put_parts_channels_last,
 )
+from worker.adapters.attention.layers import AttentionLayers
+from worker.adapters.attention.replica import make_attentive
+from worker.adapters.attention.rotary import find_rotary
 from worker.adapters.autoencoders.decoder import SupportedAutoencoder, flatten_decoder
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import read_scaling
@@ -68,7 +73,9 @@ class FamilyModel:
         self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
     ) -> None:
         self._family = family
-        _accelerate(family.pipe, settings)
+        # Before blocks are compiled.
+        self._attention = _share_attention(family, settings)
+        _accelerate(family.pipe, settings, self._attention)
         self._compiled = CompiledShapes(all_known=not settings.compile)
         supported = _find_supported(family, settings)
         self._loras = Loras(cast(LoraPipeline, family.pipe)) if "lora" in supported else None
@@ -79,6 +86,8 @@ class FamilyModel:
         self.decoder = flatten_decoder(vae, scaling)
         self._encoder = flatten_encoder(vae, scaling)
         announced = {"supports": list(supported), **self.add_ons.announce()}
+        if self._attention is not None:
+            announced["attention"] = list(get_args(Attention))
         self.card = _describe(family, settings, name, steps).model_copy(update=announced)
         self.preview_map = _make_preview_map(family, settings, self.decoder)
 
@@ -88,9 +97,9 @@ class FamilyModel:
     def find_new_shapes(self, plan: GenerationPlan) -> list[str]:
         scale = self.card.vae_scale
         return [
-            f"tiles of {width * scale}x{height * scale} px are new to this worker: the model is compiled for them "
-            "first, which may take a minute"
-            for height, width in self._compiled.find_new(plan.stages)
+            f"tiles of {width * scale}x{height * scale} px{' with attention' if attends else ''} are new to this "
+            "worker: the model is compiled for them first, which may take a minute"
+            for (height, width), attends in self._compiled.find_new(plan.stages)
         ]
 
     @torch.inference_mode()
@@ -102,7 +111,7 @@ class FamilyModel:
             ModelFolderError: an add-on is not for this model.
         """
         _require_supported(conditions, self.card)
-        make_replica = self._encode(conditions)
+        make_replica = self._attend(conditions, self._encode(conditions))
         return PreparedFamily(self._family, self.decoder, self._encoder, make_replica, self._compiled)
 
     def _encode(self, conditions: Conditions) -> Callable[[StagePlan], Replica]:
@@ -113,14 +122,35 @@ class FamilyModel:
         make_replica = _encode(self._family, conditions)
         return lambda stage: LoraReplica(make_replica(stage), loras, chosen)
 
+    def _attend(
+        self, conditions: Conditions, make_replica: Callable[[StagePlan], Replica]
+    ) -> Callable[[StagePlan], Replica]:
+        layers = self._attention
+        if conditions.attention == "off" or layers is None:
+            return make_replica
+        shape, positions = self._family.shape, conditions.positions
+        patch = shape.alignment_px // shape.scale
+        rotary = find_rotary(find_denoiser(self._family.pipe), patch, positions)
+        # A view has positions of its own.
+        see = make_replica if positions == "local" else self._encode(replace(conditions, positions="local"))
+        return lambda stage: make_attentive(stage, make_replica, see, layers, patch, rotary)
 
-def _accelerate(pipe: DiffusionPipeline, settings: FolderSettings) -> None:
+
+def _share_attention(family: Family, settings: FolderSettings) -> AttentionLayers | None:
+    """None where layers wait in main memory: there nothing was tried."""
+    if settings.offload != "none":
+        return None
+    layers = AttentionLayers(find_denoiser(family.pipe), compiled=settings.compile, recorded=settings.graphs)
+    return layers if len(layers) else None
+
+
+def _accelerate(pipe: DiffusionPipeline, settings: FolderSettings, attention: AttentionLayers | None) -> None:
     if settings.has_common_weights:
         # On CPUs it shortens decoding by a quarter; denoisers gain nothing there.
         put_parts_channels_last(pipe, denoiser=pipe.device.type == "cuda")
     for denoiser in find_denoisers(pipe):
         if settings.graphs:
-            replay_forward(denoiser)
+            replay_forward(denoiser, describe=attention.describe if attention else lambda: ())
         if settings.compile:
             compile_blocks(denoiser)
 
@@ -143,6 +173,11 @@ def _require_supported(conditions: Conditions, card: ModelCard) -> None:
         raise UnsupportedConditionError(
             f"advanced.positions: {conditions.positions!r} is not supported by {card.family}; allowed: "
             + ", ".join(card.positions)
+        )
+    if conditions.attention not in card.attention:
+        raise UnsupportedConditionError(
+            f"advanced.attention: {conditions.attention!r} is not supported by {card.family}; allowed: auto, "
+            + ", ".join(card.attention)
         )
     for number, prompt in enumerate(conditions.prompts):
         if prompt.negative and not card.negative_prompt:

@@ -28,26 +28,35 @@ _WARM_UP = 2  # calls before the recording: compilation, choice of kernels
 _MOST = 24  # shapes; all recordings share one pool of memory, but each has inputs and an output of its own
 
 
-def replay_forward(network: nn.Module, record: Record | None = None) -> None:
+def replay_forward(
+    network: nn.Module, record: Record | None = None, describe: Callable[[], object | None] = lambda: ()
+) -> None:
     """Replace `network.forward`, on a GPU, by replays of its recordings; weights may not be exchanged from then on.
 
     Args:
         record: for the test of what surrounds it, which has no GPU; then inputs of any device count.
+        describe: what a recording depends on beside its inputs, hashable; None: this one is not to be recorded.
     """
-    replay = _Replay(network.forward, record or Recorder(), only_cuda=record is None)
+    replay = _Replay(network.forward, record or Recorder(), describe, only_cuda=record is None)
     network.forward = replay  # pyright: ignore[reportAttributeAccessIssue]  # a callable in place of a method
 
 
 class _Replay:
-    def __init__(self, forward: Forward, record: Record, *, only_cuda: bool) -> None:
+    def __init__(
+        self, forward: Forward, record: Record, describe: Callable[[], object | None], *, only_cuda: bool
+    ) -> None:
         self._forward, self._record, self._only_cuda = forward, record, only_cuda
+        self._describe = describe
         self._recordings: dict[object, tuple[list[Tensor], Callable[[], None], Any]] = {}
         self._broken = False
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        beside = self._describe()
+        if beside is None:
+            return self._forward(*arguments, **options)
         leaves, form = tree_flatten((arguments, options))
         inputs = [each for each in leaves if isinstance(each, Tensor)]
-        key = form, *(_describe(each) for each in leaves)
+        key = form, beside, *(_describe(each) for each in leaves)
         if key not in self._recordings and not self._try_to_record(key, leaves, form, inputs):
             return self._forward(*arguments, **options)
         fixed, play, output = self._recordings[key]

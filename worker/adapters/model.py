@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from api_schemas.catalog import AddOnKind, ModelCard
-from api_schemas.generation import Positions
+from api_schemas.generation import Attention, Positions
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.preview_map import PreviewMap
 from worker.adapters.source import AddOns
@@ -34,6 +34,7 @@ class Conditions:
         positions: of a tile's pixels, for a transformer: counted from the tile's corner, as in training,
             or from the canvas' corner.
         regions: prompts of the regions, in their order.
+        attention: that its stages are planned with.
     """
 
     prompt: str
@@ -44,6 +45,7 @@ class Conditions:
     control: Control | None = None
     ip_adapter: IpAdapter | None = None
     regions: tuple[Prompt, ...] = ()
+    attention: Attention = "off"
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

@@ -5,9 +5,10 @@ All of them are linear in the prediction: x̂0 = a x + b prediction.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import atan2, hypot, log, pi, sqrt
 from typing import cast
 
+import numpy as np
 from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
 from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
@@ -54,9 +55,7 @@ def read_line(scheduler: AnyScheduler, tables: Tables, index: int, timestep: flo
             return Line(float(scalings[0]), float(scalings[1]))
         case IPNDMScheduler():
             return _imply(*read_plain_levels(tables, index), "v_prediction")
-        case _ if (
-            scheduler.config.get("prediction_type") == "flow_prediction" or "alphas_cumprod" not in tables
-        ):
+        case _ if _is_flow(scheduler, tables):
             return _imply(1.0, _read_sigma(tables, index), "flow_prediction")
         case _:
             signal, noise = _read_levels(scheduler, tables, index, timestep, scaling)
@@ -64,6 +63,43 @@ def read_line(scheduler: AnyScheduler, tables: Tables, index: int, timestep: flo
             line = _imply(signal, noise, kind)
             # An exploding latent is the preserving one divided by its signal.
             return line if scaling == 1.0 else Line(line.of_latent * scaling, line.of_prediction)
+
+
+def match_noise(
+    scheduler: AnyScheduler, tables: Tables, index: int, timestep: float, scaling: float, share: float
+) -> tuple[float, float]:
+    """(gain, timestep) at which the model expects a latent of which averaging has left a share of the noise.
+
+    With x = a x0 + b ε for the model's input, what is left is a x0 + share · b ε, whose signal-to-noise ratio
+    is that of another timestep; the gain brings it to the variance that the model expects there.
+
+    Args:
+        index: so are `timestep` and `scaling`, as in `read_line`.
+        share: of the noise's deviation, above 0.
+    """
+    match cast(object, scheduler):
+        case EDMEulerScheduler() | EDMDPMSolverMultistepScheduler() | CMStochasticIterativeScheduler():
+            sigma, data = float(tables["sigmas"][index]), scheduler.config["sigma_data"]
+            # Their clocks are log(σ) in units of their own (Karras et al. 2022, table 1; Song et al. 2023).
+            unit = 250.0 if isinstance(scheduler, CMStochasticIterativeScheduler) else 0.25
+            return hypot(sigma, data) / hypot(sigma * share, data), unit * log(max(sigma * share, 1e-44))
+        case IPNDMScheduler():
+            signal, noise = read_plain_levels(tables, index)
+            return 1 / hypot(signal, noise * share), atan2(noise * share, signal) * 2 / pi
+        case _ if _is_flow(scheduler, tables):
+            sigma = _read_sigma(tables, index)
+            total = 1 - sigma + sigma * share
+            return 1 / total, timestep * share / total
+        case _:
+            signal, noise = _read_levels(scheduler, tables, index, timestep, scaling)
+            gain = 1 / hypot(signal, noise * share)
+            return gain, _find_timestep(tables["alphas_cumprod"], signal * gain)
+
+
+def _find_timestep(alphas_cumprod: Tensor, signal: float) -> float:
+    """Where the table has this signal, between timesteps."""
+    levels = alphas_cumprod.double().sqrt().numpy()
+    return float(np.interp(signal, levels[::-1], np.arange(len(levels))[::-1]))
 
 
 def read_plain_levels(tables: Tables, index: int) -> tuple[float, float]:
@@ -78,6 +114,10 @@ def _read_sigma(tables: Tables, index: int) -> float:
     if "sigmas" not in tables:
         raise ValueError("it has no noise levels for the family's kind of prediction")
     return float(tables["sigmas"][index])
+
+
+def _is_flow(scheduler: AnyScheduler, tables: Tables) -> bool:
+    return scheduler.config.get("prediction_type") == "flow_prediction" or "alphas_cumprod" not in tables
 
 
 def _imply(signal: float, noise: float, kind: str) -> Line:

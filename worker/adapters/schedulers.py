@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from torch import Tensor
 
 from worker.adapters.errors import UnsupportedConditionError
-from worker.adapters.parametrisation import Line, copy_tables, read_line, read_plain_levels
+from worker.adapters.parametrisation import Line, copy_tables, match_noise, read_line, read_plain_levels
 from worker.adapters.scheduler_types import (
     AddsNoise,
     AnyScheduler,
@@ -23,6 +23,7 @@ from worker.adapters.scheduler_types import (
     ScalesInput,
     ScalesNoise,
 )
+from worker.engine.attention import Clock
 from worker.engine.scheduler import Scalars
 
 
@@ -138,6 +139,14 @@ class DiffusersScheduler:
         if self._use.scales and isinstance(self._scheduler, ScalesInput):
             return self._scheduler.scale_model_input(latent, self.timesteps[index])
         return latent
+
+    def match_noise(self, index: int, share: float) -> Clock:
+        place, scaling = self._first + index, float(self.scale_input(torch.ones(()), index))
+        gain, timestep = match_noise(self._scheduler, self._tables, place, self._clock[index], scaling, share)
+        kind = self.timesteps.dtype
+        # What counts in whole timesteps was trained on them.
+        told = timestep if kind.is_floating_point else round(timestep)
+        return Clock(gain, torch.tensor(told, dtype=kind, device=self.timesteps.device))
 
     def estimate_clean(self, latent: Tensor, prediction: Tensor, index: int) -> Tensor:
         line = self._read_line(index)

@@ -18,6 +18,7 @@ from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions
 from worker.adapters.preview_map import PreviewMap
 from worker.adapters.source import AddOns
+from worker.engine.attention import Clock
 from worker.engine.ensemble import Batch
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.scheduler import Scalars
@@ -84,6 +85,11 @@ class FlowEulerScheduler:
 
     def scale_input(self, latent: Tensor, index: int) -> Tensor:
         return latent
+
+    def match_noise(self, index: int, share: float) -> Clock:
+        sigma = self._sigmas[index]
+        total = 1 - sigma + sigma * share
+        return Clock(1 / total, torch.tensor(sigma * share / total * 1000))
 
     def estimate_clean(self, latent: Tensor, prediction: Tensor, index: int) -> Tensor:
         return latent - self._sigmas[index] * prediction

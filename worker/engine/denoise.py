@@ -2,10 +2,12 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from worker.engine.attention import Views
 from worker.engine.canvas import Rectangle
 from worker.engine.ensemble import Ensemble
 from worker.engine.errors import NonFiniteLatentError
@@ -104,7 +106,8 @@ def denoise(
         tiles = plan.grid_at(index, steps).tiles
         fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
         scaled = scheduler.scale_input(latent, index)
-        for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles):
+        views = _look_around(scaled, plan, scheduler, index, steps)
+        for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles, views):
             fusion.add(tile, prediction)
             predictions.append((tile, prediction))
             clean = scheduler.estimate_clean(plan.canvas.gather(latent, tile), prediction, index)
@@ -124,6 +127,13 @@ def denoise(
         checkpoint = _capture(done + 1, latent, scheduler, generator, reference)
         yield Step(done, total, plan.count_predictions(tiles), checkpoint)
     return latent
+
+
+def _look_around(
+    scaled: Tensor, plan: DenoisePlan, scheduler: Scheduler, index: int, steps: int
+) -> Views | None:
+    attention = plan.attention_at(index, steps)
+    return attention and Views(scaled, plan.canvas, attention, partial(scheduler.match_noise, index))
 
 
 def _name_broken(predictions: list[tuple[Rectangle, Tensor]]) -> str:

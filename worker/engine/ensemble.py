@@ -1,14 +1,14 @@
 """Shares the predictions that a step needs out, in batches, among the ranks of one worker."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from worker.engine.attention import Context
+from worker.engine.attention import Context, Views
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.memory import is_out_of_memory, release_unused_memory
 from worker.engine.ranks import Group, SingleRank
@@ -36,14 +36,14 @@ class Batch:
     Args:
         crops: what the model sees of the canvas in each query's tile, (B, C, h, w), float32.
         timesteps: the model's clock for each, (B,).
-        context: what all of them may attend to beside their own crop.
+        context: what they may attend to beside their own crop.
         enlarged: what of the stage before lies in each query's tile, (B, C, h, w), where the model is to see it.
     """
 
     crops: Tensor
     timesteps: Tensor
     queries: tuple[Query, ...]
-    context: Context = field(default_factory=Context)
+    context: Context | None = None
     enlarged: Tensor | None = None
 
     @property
@@ -56,13 +56,8 @@ class Batch:
         for place, query in enumerate(self.queries):
             own = slice(place, place + 1)
             enlarged = None if self.enlarged is None else self.enlarged[own]
-            yield replace(
-                self,
-                crops=self.crops[own],
-                timesteps=self.timesteps[own],
-                queries=(query,),
-                enlarged=enlarged,
-            )
+            context = self.context and self.context.only(place)
+            yield Batch(self.crops[own], self.timesteps[own], (query,), context, enlarged)
 
     @property
     def tiles(self) -> list[Rectangle]:
@@ -135,9 +130,12 @@ class Ensemble:
         return taken
 
     def predict(
-        self, latent: Tensor, timestep: Tensor, tiles: Sequence[Rectangle]
+        self, latent: Tensor, timestep: Tensor, tiles: Sequence[Rectangle], views: Views | None = None
     ) -> Iterator[tuple[Rectangle, Tensor]]:
         """Predict every tile's crop of the canvas (C, H, W) at a timestep ().
+
+        Args:
+            views: what they attend to beside it.
 
         Yields:
             each tile in the order given, with its prediction (C, h, w), guidance applied and prompts blended.
@@ -147,13 +145,14 @@ class Ensemble:
         """
         regions = self._regions
         prompts = [(0,) if regions is None else tuple(regions.find_prompts(tile)) for tile in tiles]
-        guided = self._predict_guided(latent, timestep, list(zip(tiles, prompts, strict=True)))
+        state = _State(latent, timestep, views)
+        guided = self._predict_guided(state, list(zip(tiles, prompts, strict=True)))
         for tile, own in zip(tiles, prompts, strict=True):
             predictions = [next(guided) for _ in own]
             yield tile, predictions[0] if regions is None else regions.blend(tile, own, predictions)
 
     def _predict_guided(
-        self, latent: Tensor, timestep: Tensor, asked: Sequence[tuple[Rectangle, Sequence[int]]]
+        self, state: "_State", asked: Sequence[tuple[Rectangle, Sequence[int]]]
     ) -> Iterator[Tensor]:
         """Of each tile, under each of its prompts in turn."""
         branches = self._replica.branches
@@ -164,7 +163,7 @@ class Ensemble:
             for branch in range(branches)
         ]
         results: list[Tensor] = []
-        for predictions in self._predict_in_rounds(latent, timestep, queries):
+        for predictions in self._predict_in_rounds(state, queries):
             results.extend(predictions)
             while len(results) >= branches:
                 yield self._replica.guide(torch.stack(results[:branches]))
@@ -173,11 +172,9 @@ class Ensemble:
     def predict_every_size(self, latent: Tensor, timestep: Tensor, tile: Rectangle) -> None:
         """One batch of each size that `predict` may choose: a GPU chooses and records its kernels for each."""
         for size in range(self._largest_batch, 0, -1):
-            self._predict_batch([Query(tile)], size, latent, timestep)
+            self._predict_batch([Query(tile)], size, _State(latent, timestep, None))
 
-    def _predict_in_rounds(
-        self, latent: Tensor, timestep: Tensor, queries: Sequence[Query]
-    ) -> Iterator[Tensor]:
+    def _predict_in_rounds(self, state: "_State", queries: Sequence[Query]) -> Iterator[Tensor]:
         """In each round every rank predicts one batch; every rank gets all of them, in order."""
         group, first = self._group, 0
         while first < len(queries):
@@ -185,7 +182,7 @@ class Ensemble:
             start = first + group.rank * size
             # A rank without queries repeats the last, to keep the collectives in step.
             batch = queries[start : start + size] or queries[-1:]
-            own = self._try_batch(batch, size, latent, timestep)
+            own = self._try_batch(batch, size, state)
             if not group.barrier(ok=own is not None) or own is None:
                 self._halve_batch(size)
                 continue
@@ -201,12 +198,10 @@ class Ensemble:
         rounds = ceil(queries / (self._largest_batch * ranks))
         return ceil(queries / (rounds * ranks))
 
-    def _try_batch(
-        self, queries: Sequence[Query], size: int, latent: Tensor, timestep: Tensor
-    ) -> Tensor | None:
+    def _try_batch(self, queries: Sequence[Query], size: int, state: "_State") -> Tensor | None:
         """None for want of memory, which the host learns at once: nothing here waits for the device."""
         try:
-            return self._predict_batch(queries, size, latent, timestep)
+            return self._predict_batch(queries, size, state)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
@@ -219,11 +214,21 @@ class Ensemble:
         self._warnings.append(Warned("batch_halved", message))
 
     @torch.inference_mode()
-    def _predict_batch(self, queries: Sequence[Query], size: int, latent: Tensor, timestep: Tensor) -> Tensor:
+    def _predict_batch(self, queries: Sequence[Query], size: int, state: "_State") -> Tensor:
         padded = (*queries, *[queries[-1]] * (size - len(queries)))
-        crops = self._gather(latent, padded)
+        crops = self._gather(state.latent, padded)
         enlarged = None if self.enlarged is None else self._gather(self.enlarged, padded)
-        return self._replica.predict(Batch(crops, timestep.expand(size), padded, enlarged=enlarged))
+        context = state.views and state.views.of([query.tile for query in padded])
+        return self._replica.predict(Batch(crops, state.timestep.expand(size), padded, context, enlarged))
 
     def _gather(self, state: Tensor, queries: Sequence[Query]) -> Tensor:
         return torch.stack([self._canvas.gather(state, query.tile) for query in queries])
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Of one step: the canvas (C, H, W) as the model sees it, its clock (), and what tiles attend to beside it."""
+
+    latent: Tensor
+    timestep: Tensor
+    views: Views | None

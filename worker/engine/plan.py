@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
+from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.grid import TileGrid, shift_at
 from worker.engine.regions import Regions
@@ -27,6 +28,7 @@ class DenoisePlan:
         moving: whether the grid is shifted.
         outer_shares: how much of the steps is outer, at the (beginning, end).
         regions: with prompts of their own, if there are any.
+        attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it.
     """
 
     canvas: Plane
@@ -37,6 +39,7 @@ class DenoisePlan:
     seed: int
     outer_shares: tuple[float, float] = (0.0, 0.0)
     regions: Regions | None = None
+    attention: AttentionPlan | None = None
 
     def grid_at(self, index: int, steps: int) -> TileGrid:
         """The grid of step `index` of `steps`."""
@@ -48,6 +51,13 @@ class DenoisePlan:
             overlap=self.outer_overlap if outer else self.overlap,
             shift=shift_at(index, self.canvas, self.tile_size, self.seed) if self.moving else (0, 0),
         )
+
+    def attention_at(self, index: int, steps: int) -> AttentionPlan | None:
+        """What the tiles of step `index` of `steps` attend to."""
+        plan = self.attention
+        if plan is None or self.tile_shape == self.canvas.size or not plan.applies_at(index, steps):
+            return None
+        return plan
 
     @property
     def tile_shape(self) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.engine.attention import Clock
+
 Scalar = bool | int | float | str | None
 Scalars = dict[str, "Scalar | list[Scalar]"]
 
@@ -37,6 +39,10 @@ class Scheduler(Protocol):
 
     def scale_input(self, latent: Tensor, index: int) -> Tensor:
         """The canvas as the model wants to see it."""
+        ...
+
+    def match_noise(self, index: int, share: float) -> Clock:
+        """The clock of a scaled canvas of which only this share of the noise's deviation is left."""
         ...
 
     def estimate_clean(self, latent: Tensor, prediction: Tensor, index: int) -> Tensor:

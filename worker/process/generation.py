@@ -52,6 +52,7 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
         control=_open_control(job, add_ons),
         ip_adapter=_open_ip_adapter(job, add_ons),
         regions=tuple(_read_prompt(region, request.negative_prompt) for region in request.regions),
+        attention=model.card.choose_attention(request),
     )
 
 

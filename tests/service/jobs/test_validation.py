@@ -82,6 +82,12 @@ def test_too_many_steps_are_one_fault_whatever_each_stage_has_of_them() -> None:
             "local: what model few-steps (flux) supports",
         ),
         (
+            GenerationRequest(advanced=AdvancedSettings(attention="conductor")),
+            "advanced.attention",
+            "conductor",
+            "auto, off: what model few-steps (flux) supports",
+        ),
+        (
             GenerationRequest(advanced=AdvancedSettings(tile_size_px=2048)),
             "advanced.tile_size_px",
             "2048",

@@ -31,7 +31,9 @@ from worker.adapters.model_index import find_files
 from worker.adapters.placement import place
 from worker.adapters.registry import load_model
 from worker.adapters.settings import Offload
+from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane
+from worker.engine.denoise import Step
 from worker.engine.ensemble import Batch, Query
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
@@ -115,6 +117,24 @@ def test_bytes_do_not_depend_on_how_tiles_are_shared_out(model: LoadedModel) -> 
     with ThreadPoolExecutor(3) as pool:
         together = pool.map(lambda group: picture(generate(plan, prepared, group=group)), thread_groups(3))
         assert all(torch.equal(alone, each) for each in together)
+
+
+def test_the_stage_before_may_attend(model: LoadedModel) -> None:
+    """With the base's layers alone: what follows is the same upscaler's, wherever a job goes on."""
+    plan, told = two_stages(48, 16), replace(PROMPT, attention="conductor")
+    first = replace(lay(16, 8), attention=AttentionPlan((8, 8), 0.5))
+    plan = replace(plan, stages=(replace(plan.stages[0], denoise=first, modules=2), plan.stages[1]))
+    off = replace(plan, stages=(replace(plan.stages[0], denoise=lay(16, 8), modules=2), plan.stages[1]))
+    assert (latent_after(3, plan, model, told) - latent_after(3, off, model, told)).abs().max() > 1e-4
+    whole = latent_after(5, plan, model, told)
+    for stop in (2, 3, 4):
+        checkpoint = checkpoint_after(stop, plan, model.prepare(told))
+        steps = [each for each in generate(plan, model.prepare(told), checkpoint) if isinstance(each, Step)]
+        assert torch.equal(steps[-1].checkpoint.tensors["latent"], whole)
+    begun = checkpoint_after(3, plan, model.prepare(told))
+    unattentive = model.prepare(PROMPT)
+    steps = [each for each in generate(off, unattentive, begun) if isinstance(each, Step)]
+    assert torch.equal(steps[-1].checkpoint.tensors["latent"], whole)
 
 
 def test_a_tile_sees_what_lies_under_it_and_nothing_else(model: LoadedModel) -> None:

@@ -86,3 +86,42 @@ def _checkpoint_after(stop: int, name: str, options: dict[str, object]) -> Check
 
 def _picture(events: object) -> torch.Tensor:
     return torch.cat([event.rows for event in events if isinstance(event, Band)])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.2])
+@pytest.mark.parametrize(("name", "options"), SCHEDULERS)
+def test_less_noise_is_told_by_the_clock_at_which_it_is_expected(
+    name: str, options: dict[str, object], share: float
+) -> None:
+    """The least noisy time that a model knows is as far as it goes; and times are whole, so levels are met nearly."""
+    prepared, answer = _prepare(name, options)
+    scheduler, generator = prepared.schedule(6), torch.Generator().manual_seed(0)
+    noise, latent = torch.randn(answer.shape, generator=generator), torch.zeros_like(answer)
+    for index, clock in enumerate(scheduler.timesteps.tolist()):
+        scheduler.scale_input(latent, index)
+        matched = scheduler.match_noise(index, share)
+        (signal, level), (there, left) = (
+            _read_levels(prepared, each) for each in (clock, matched.timestep.item())
+        )
+        seen = (signal * answer + share * level * noise) * matched.gain
+        if _is_noisy_enough(clock) and matched.timestep.item() != 0:
+            torch.testing.assert_close(seen, there * answer + left * noise, rtol=0, atol=0.03)
+        latent = scheduler.step(torch.zeros_like(latent), index, latent, generator)
+
+
+def _read_levels(prepared: Untiled, clock: float) -> tuple[float, float]:
+    """(signal, noise) of what the model is shown at a time, as `KnownAnswer` knows it: at 1 and 0 of the answer."""
+    replica = prepared.replica
+    assert isinstance(replica, KnownAnswer)
+    name, config = type(replica.scheduler).__name__, replica.scheduler.config
+    if name.startswith("EDM"):
+        sigma, data = float(torch.tensor(4 * clock).exp()), config.sigma_data
+        total = (sigma**2 + data**2) ** 0.5
+        return 1 / total, sigma / total
+    if name == "IPNDMScheduler":
+        angle = torch.tensor(clock * torch.pi / 2)
+        return float(angle.cos()), float(angle.sin())
+    if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
+        return 1 - clock / 1000, clock / 1000
+    signal, level = replica._level(torch.tensor(clock))
+    return float(signal), float(level)

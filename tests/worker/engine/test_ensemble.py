@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.worker.engine.thread_group import thread_groups
-from worker.engine.attention import Context
+from worker.engine.attention import Context, View
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.ensemble import Batch, Ensemble, Query
 from worker.engine.ranks import Group
@@ -106,24 +106,28 @@ def test_batches_have_one_size_and_hold_every_query_once(
     assert len(asked) - len(queries) < replica.sizes[0]
 
 
-def test_a_batch_has_a_clock_for_each_query_and_an_empty_context() -> None:
+def test_a_batch_has_a_clock_for_each_query_and_no_context_unless_there_are_views() -> None:
     replica = Recorder()
     list(Ensemble(replica, CANVAS, 3).predict(LATENT, TIMESTEP, list_tiles(4)))
     for batch in replica.batches:
         assert batch.timesteps.tolist() == [700.0] * 6
         assert batch.crops.shape == (6, 2, 4, 5)
-        assert batch.context == Context()
+        assert batch.context is None
 
 
 def test_a_batch_splits_into_its_queries() -> None:
     queries = tuple(Query(tile, branch) for tile in list_tiles(2) for branch in range(2))
-    context = Context({"layer": torch.ones(1)})
+    seen = [View(torch.randn(2, 2, 2), torch.tensor(1.0), query.tile) for query in queries]
+    context = Context(CANVAS, seen[0], 0.5, tuple(seen))
     whole = Batch(torch.randn(4, 2, 4, 5), torch.arange(4.0), queries, context)
     parts = list(whole.split())
     assert [part.queries for part in parts] == [(query,) for query in queries]
     assert torch.equal(torch.cat([part.crops for part in parts]), whole.crops)
     assert torch.equal(torch.cat([part.timesteps for part in parts]), whole.timesteps)
-    assert all(part.context is context for part in parts)
+    for part, view in zip(parts, seen, strict=True):
+        assert part.context is not None
+        assert part.context.conductor is context.conductor
+        assert part.context.neighbourhoods == (view,)
 
 
 def test_nothing_is_predicted_before_it_is_needed() -> None:

@@ -1,0 +1,282 @@
+"""The self-attention and joint attention of a network, made to write keys down and to read others' beside their own.
+
+Nothing of diffusers is replaced: its processors, LoRAs and IP-Adapters run as they are, and where they call PyTorch's
+attention, what a layer is told to do is done in its place. A layer that is told nothing is not touched.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from worker.adapters.attention.blocks import BlockKind, Order, find_attention
+from worker.adapters.attention.rotary import turn
+from worker.adapters.attention.softmax import Source, attend, balance
+from worker.adapters.errors import UnsupportedConditionError
+
+Slot = Literal["conductor", "neighbourhood"]
+Page = tuple[Slot, torch.Size]
+"""What was seen there, and the (N, C, h, w) of its crops."""
+Forward = Callable[..., Any]
+
+
+@dataclass
+class Reading:
+    """How the queries of a batch read a slot; its tensors keep their places in memory.
+
+    Args:
+        rows: which of the slot's keys are each query's, (B,).
+        log_strength: (), float32.
+        turn: from a token's own place to its place among the slot's keys, (B, tokens, D / 2) angles' (cosine, sine).
+    """
+
+    rows: Tensor
+    log_strength: Tensor
+    turn: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass
+class Orders:
+    """What all layers of one network do at this moment.
+
+    Args:
+        mode: compiled code asks for this word: it is a guard for each form of a block that the compiler keeps, while
+            whether a dictionary is empty was none (PyTorch 2.13).
+        tokens: of the image in this forward, where text stands beside them.
+        opens: a new page, in a forward that is not compiled: compiled code writes on pages that are there.
+    """
+
+    mode: Literal["idle", "open", "write", "read", "read both"] = "idle"
+    tokens: int = 0
+    opens: Page | None = None
+    conductor: Reading | None = None
+    neighbourhood: Reading | None = None
+
+    def take(self, given: "Orders") -> None:
+        self.mode, self.tokens, self.opens = given.mode, given.tokens, given.opens
+        self.conductor, self.neighbourhood = given.conductor, given.neighbourhood
+
+    def list_reads(self) -> list[tuple[Slot, Reading]]:
+        reads: list[tuple[Slot, Reading]] = []
+        if self.mode in ("read", "read both") and self.conductor is not None:
+            reads.append(("conductor", self.conductor))
+        if self.mode == "read both" and self.neighbourhood is not None:
+            reads.append(("neighbourhood", self.neighbourhood))
+        return reads
+
+
+class Layer:
+    """One attention, and the pages of keys and values that it has written.
+
+    Args:
+        shown: in each slot, what is read there.
+        written: the page that is being written on.
+        pages: a CUDA graph reads where it was recorded, so each page keeps its place in memory.
+    """
+
+    def __init__(self, orders: Orders, order: Order) -> None:
+        self.orders, self.order = orders, order
+        self.shown: dict[Slot, tuple[Tensor, ...]] = {}
+        self.written: tuple[Tensor, ...] = ()
+        self.pages: dict[Page, tuple[Tensor, ...]] = {}
+
+    def write(self, *values: Tensor) -> None:
+        """Keys and values, or what else is kept of a forward, on the open page."""
+        if self.orders.mode == "open" and self.orders.opens is not None:
+            self.pages[self.orders.opens] = tuple(_make_place(value) for value in values)
+        elif self.orders.mode == "write":
+            for place, value in zip(self.written, values, strict=True):
+                place.copy_(value)
+
+    def image(self, length: int) -> slice:
+        """Where the image's tokens lie among so many."""
+        tokens = self.orders.tokens
+        if self.order == "all" or tokens == length:
+            return slice(0, length)
+        return slice(0, tokens) if self.order == "image_first" else slice(length - tokens, length)
+
+
+def _make_place(value: Tensor) -> Tensor:
+    """A copy, contiguous, and to the compiler as long as a batch may be."""
+    place = value.clone(memory_format=torch.contiguous_format)
+    torch._dynamo.maybe_mark_dynamic(place, 0)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+    return place
+
+
+class _Softmax(TorchFunctionMode):
+    """Stands in for PyTorch's attention inside of one layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is Tensor.unflatten:
+            return _unflatten(*args, **options)
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **options)
+        named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | options
+        return self._attend(named["query"], named["key"], named["value"], named.get("attn_mask"))
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        layer, orders = self._layer, self._layer.orders
+        image = layer.image(query.shape[2])
+        layer.write(keys[:, :, image], values[:, :, image])
+        reads = orders.list_reads()
+        if not reads:
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in reads]
+        return attend(query, keys, values, mask, sources, image)
+
+
+def _unflatten(tensor: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """The same, which inside of a mode the compiler cannot follow."""
+    before, after = tensor.shape[:dim], tensor.shape[dim:][1:]
+    return tensor.reshape(*before, *sizes, *after)
+
+
+def _read(layer: Layer, slot: Slot, reading: Reading, query: Tensor) -> Source:
+    keys, values = (each.index_select(0, reading.rows) for each in layer.shown[slot])
+    turned = query if reading.turn is None else turn(query, *reading.turn)
+    return Source(turned, keys, values, reading.log_strength + balance(query.shape[2], keys.shape[2]))
+
+
+class _Linear(TorchFunctionMode):
+    """Stands in for the first product of Sana's linear attention: Σ v kᵀ over all keys, to which others' is added."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self._layer, self._done = layer, False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.matmul or self._done or result.dim() != 4:
+            return result
+        self._done = True
+        return self._add(result, args[1].shape[2])
+
+    def _add(self, summed: Tensor, tokens: int) -> Tensor:
+        """Of values with a one below them, (B, H, D + 1, D): the ones add the denominator up."""
+        layer, orders = self._layer, self._layer.orders
+        layer.write(summed / tokens)  # per token, so that a view's size does not count
+        for slot, reading in orders.list_reads():
+            others = layer.shown[slot][0].index_select(0, reading.rows)
+            summed = summed + others * (reading.log_strength.exp() * tokens)
+        return summed
+
+
+class _LayerForward:
+    def __init__(self, forward: Forward, layer: Layer, mode: type[_Softmax] | type[_Linear]) -> None:
+        self._forward, self._layer, self._mode = forward, layer, mode
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if self._layer.orders.mode == "idle":
+            return self._forward(*arguments, **options)
+        with self._mode(self._layer):
+            return self._forward(*arguments, **options)
+
+
+class AttentionLayers:
+    """All attention of a network that tiles can share; put in once, before its blocks are compiled."""
+
+    def __init__(self, network: nn.Module, *, compiled: bool = False, recorded: bool = False) -> None:
+        """
+        Args:
+            compiled: whether its blocks are: then what opens a page may differ in the last bit.
+            recorded: whether CUDA graphs are made of its forwards, which read old pages too.
+        """
+        self._orders, self._compiled, self._recorded = Orders(), compiled, recorded
+        self._fixed: dict[object, Tensor] = {}
+        self._layers = [_put_in(attention, kind, self._orders) for attention, kind in find_attention(network)]
+        self.conductor: object = None  # whose keys are shown
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def describe(self) -> object | None:
+        """What a recorded forward depends on beside its arguments; None: it is not to be recorded."""
+        orders, (layer, *_) = self._orders, self._layers
+        if orders.mode == "open":
+            return None
+        places = layer.written if orders.mode == "write" else ()
+        reads = tuple((slot, layer.shown[slot][0].shape) for slot, _ in orders.list_reads())
+        return tuple(place.shape for place in places), reads
+
+    def write(self, slot: Slot, crops: Tensor, tokens: int, predict: Callable[[], object]) -> None:
+        """Show in a slot the keys that a prediction of these crops (N, C, h, w) makes.
+
+        Raises:
+            UnsupportedConditionError: a layer computes its attention in another way.
+        """
+        page = slot, crops.shape
+        if not self._recorded:
+            self._forget(slot, page)
+        is_new = any(page not in layer.pages for layer in self._layers)
+        if is_new:
+            with self._ordered(Orders("open", tokens, page)), torch.compiler.set_stance("force_eager"):
+                predict()
+            self._require_opened(page)
+        for layer in self._layers:
+            layer.written = layer.shown[slot] = layer.pages[page]
+        if not is_new or self._compiled or self._recorded:
+            with self._ordered(Orders("write", tokens)):
+                predict()
+
+    def _require_opened(self, page: Page) -> None:
+        silent = sum(page not in layer.pages for layer in self._layers)
+        if silent:
+            raise UnsupportedConditionError(
+                f"advanced.attention: {silent} of {len(self._layers)} attention layers do not call PyTorch's attention "
+                "here, as with another backend in DIFFUSERS_ATTN_BACKEND; allowed: off"
+            )
+
+    def _forget(self, slot: Slot, kept: Page) -> None:
+        for layer in self._layers:
+            layer.shown.pop(slot, None)
+            for page in [each for each in layer.pages if each[0] == slot and each != kept]:
+                del layer.pages[page]
+
+    def read(
+        self, tokens: int, conductor: Reading, neighbourhood: Reading | None, predict: Callable[[], Tensor]
+    ) -> Tensor:
+        """A prediction that also attends to what is shown."""
+        mode = "read" if neighbourhood is None else "read both"
+        with self._ordered(Orders(mode, tokens, None, conductor, neighbourhood)):
+            return predict()
+
+    @contextmanager
+    def _ordered(self, given: Orders) -> Generator[None]:
+        """Every layer has the same orders, in the same place: compiled code asks there."""
+        self._orders.take(given)
+        try:
+            yield
+        finally:
+            self._orders.take(Orders())
+
+    def place(self, name: str, value: Tensor) -> Tensor:
+        """A copy of a value where others of its name and shape lay, for CUDA graphs; its first axis may vary."""
+        key = name, value.shape, value.dtype
+        if key not in self._fixed:
+            self._fixed[key] = torch.empty_like(value)
+            if value.dim():
+                torch._dynamo.maybe_mark_dynamic(self._fixed[key], 0)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        self._fixed[key].copy_(value, non_blocking=True)
+        return self._fixed[key]
+
+
+def _put_in(attention: nn.Module, kind: BlockKind, orders: Orders) -> Layer:
+    layer = Layer(orders, kind.order)
+    mode = _Linear if kind.linear else _Softmax
+    forward = _LayerForward(attention.forward, layer, mode)
+    attention.forward = forward  # pyright: ignore[reportAttributeAccessIssue]  # a callable in place of a method
+    return layer
