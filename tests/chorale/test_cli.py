@@ -103,8 +103,8 @@ def test_generate_sends_pictures_and_names_add_ons(stack: LocalStack, tmp_path: 
 
 def test_generate_gives_regions_prompts_of_their_own(stack: LocalStack, tmp_path: Path) -> None:
     """The toy paints what it is told: each half is that of the picture with its prompt alone."""
-    mask = Image.new("L", (32, 16))
-    mask.paste(255, (0, 0, 32, 8))
+    mask = Image.new("L", (512, 256))
+    mask.paste(255, (0, 0, 512, 128))
     mask.save(tmp_path / "upper.png")
     regions = ("--region", "0,128,512,128:tide", "--region", "upper.png:surf", "--feather", "0")
     halves: dict[str, list[bytes]] = {}
@@ -116,7 +116,7 @@ def test_generate_gives_regions_prompts_of_their_own(stack: LocalStack, tmp_path
             settings = json.loads(picture.text["settings"])
     assert halves["waves"] == [halves["surf"][0], halves["tide"][1]]
     assert [region["prompt"] for region in settings["regions"]] == ["tide", "surf"]
-    assert settings["pictures"]["region_mask_1"]["width_px"] == 32
+    assert settings["pictures"]["region_mask_1"]["width_px"] == 512
 
 
 def test_generate_without_a_server_starts_one_and_leaves_nothing(tmp_path: Path) -> None:
