@@ -40,6 +40,13 @@ FULL = Recipe(build_full_scheduler, steps=20, guidance_scale=3.0)
 PROTOTYPE = Recipe(build_full_scheduler, steps=20, guidance_scale=3.0)
 
 
+def list_timesteps(recipe: Recipe, device: torch.device) -> Tensor:
+    """Of its steps, (steps,)."""
+    scheduler = recipe.build_scheduler()
+    scheduler.set_timesteps(recipe.steps, device=device)
+    return scheduler.timesteps
+
+
 @torch.no_grad()
 def sample(
     unet: UNet2DConditionModel, recipe: Recipe, text: Tensor, empty: Tensor, side: int, seed: int

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from training.adversarial import AdversarialTraining, Losses, run_adversarial
 from training.classifier import AuxiliaryClassifier, build_classifier
-from training.critic import Critic, LatentBackbone, PictureBackbone, critic_loss, generator_loss
+from training.critic import Critic, LatentBackbone, PictureBackbone, generator_loss
 from training.denoiser import (
     DenoiserOptions,
     Lessons,
@@ -23,24 +24,16 @@ from training.denoiser import (
     choose_crops,
 )
 from training.diffusion import build_noising
-from training.parts import copy_denoiser, load_autoencoder, load_denoiser, place, write_half
+from training.parts import copy_denoiser, load_autoencoder, load_denoiser, place
 from training.progress import (
-    Average,
     Budget,
-    Checkpoint,
     choose_device,
-    descend,
     half_precision,
-    keep,
-    learning_rate,
-    resume,
-    set_learning_rate,
     set_seed,
 )
-from training.ranks import average, is_leader, join_ranks, leave_ranks
-from training.sampling import FEW_STEPS, FULL, Recipe, denoise
+from training.ranks import join_ranks, leave_ranks
+from training.sampling import FEW_STEPS, FULL, Recipe, denoise, list_timesteps
 
-WRITE_EVERY = 250  # steps
 COARSE_PX = 8  # latent pixels
 
 
@@ -86,7 +79,7 @@ class Batch:
     owners: Tensor
 
 
-class Sharpening:
+class Sharpening(AdversarialTraining):
     """Denoiser and critic, and one update of both."""
 
     def __init__(
@@ -98,53 +91,31 @@ class Sharpening:
         options: SharpenOptions,
         device: torch.device,
     ) -> None:
-        self.options, self.device, self.recipe = options, device, recipe
-        self.denoiser = place(denoiser, device).requires_grad_(True)
+        super().__init__(denoiser, critic, (options.peak_rate, options.critic_rate), device)
+        self.options, self.recipe, self.classifier = options, recipe, classifier
         self.known = place(copy_denoiser(denoiser), device).requires_grad_(False)
-        self.critic, self.classifier = critic.to(device), classifier
-        self.optimizer = _build_optimizer(self.denoiser)
-        self.critic_optimizer = _build_optimizer(self.critic.heads)
-        self.average = Average(self.denoiser, decay=0.995)
         self.noising = build_noising(device)
-        scheduler = recipe.build_scheduler()
-        scheduler.set_timesteps(recipe.steps, device=device)
-        self.timesteps = scheduler.timesteps
+        self.timesteps = list_timesteps(recipe, device)
 
-    def step(self, batch: Batch, empty: Tensor) -> dict[str, Tensor]:
-        """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width)."""
-        if not self.average.steps:
-            self._calibrate_critic(batch)
+    def step(self, batch: Batch, empty: Tensor) -> Losses:
+        """One update of the critic, then one of the denoiser; `empty` is (1, tokens, width).
+
+        Real pictures under their neighbours' captions are false as well (Reed et al. 2016, algorithm 1).
+        """
         generated = self._generate(batch, empty)
-        critic = self._step_critic(batch, generated.detach())
+        fake, wrong = (generated.detach(), batch.text), (batch.real, batch.text.roll(1, dims=0))
+        critic = self._step_critic((batch.real, batch.text), fake, wrong)
         scores = self._score(generated, batch.text).mean()
         distance = self._measure_distance(batch, empty)
         classified = self.classifier.measure_loss(generated, batch.owners)
         loss = generator_loss(scores) + self.options.anchor * distance + self.options.classifier * classified
-        descend(loss, self.optimizer, self.denoiser, largest_norm=1.0)
-        self.average.update()
+        self._step_generator(loss)
         losses = {"critic": critic, "scores": scores, "distance": distance, "classifier": classified}
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _generate(self, batch: Batch, empty: Tensor) -> Tensor:
         noise = torch.randn_like(batch.real)
-        return denoise(self.denoiser, self.recipe, noise, batch.text, empty, self.options.learned_steps)
-
-    def _score(self, latent: Tensor, text: Tensor) -> Tensor:
-        with half_precision(self.device):
-            return self.critic(latent, text).float()
-
-    def _calibrate_critic(self, batch: Batch) -> None:
-        with half_precision(self.device):
-            self.critic.calibrate(batch.real, batch.text)
-        average(list(self.critic.heads.buffers()))
-
-    def _step_critic(self, batch: Batch, generated: Tensor) -> Tensor:
-        """Real pictures under their neighbours' captions are false as well (Reed et al. 2016, algorithm 1)."""
-        real, fake = self._score(batch.real, batch.text), self._score(generated, batch.text)
-        wrong = self._score(batch.real, batch.text.roll(1, dims=0))
-        loss = critic_loss(real, fake, wrong)
-        descend(loss, self.critic_optimizer, self.critic.heads)
-        return loss.detach()
+        return denoise(self.generator, self.recipe, noise, batch.text, empty, self.options.learned_steps)
 
     def _measure_distance(self, batch: Batch, empty: Tensor) -> Tensor:
         """Mean squared distance from the known predictions, on noisy real latents.
@@ -156,74 +127,28 @@ class Sharpening:
         dropped = torch.rand(len(noisy), 1, 1, device=self.device) < self.options.empty_share
         text, known = (torch.where(dropped, empty, each) for each in (batch.text, batch.known))
         with half_precision(self.device):
-            velocity = self.denoiser(noisy, timestep, text, return_dict=False)[0].float()
+            velocity = self.generator(noisy, timestep, text, return_dict=False)[0].float()
             with torch.no_grad():
                 wanted = self.known(noisy, timestep, known, return_dict=False)[0].float()
         moved = velocity - wanted
         coarse = functional.avg_pool2d(moved, COARSE_PX).square().mean()
         return moved.square().mean() - (1 - self.options.coarse) * coarse
 
-    def set_rates(self, step: int, fraction: float) -> None:
-        """Of both sides, by how much of the time is over."""
-        for optimizer, peak in (
-            (self.optimizer, self.options.peak_rate),
-            (self.critic_optimizer, self.options.critic_rate),
-        ):
-            set_learning_rate(optimizer, learning_rate(peak, step, fraction, warmup=50, decay_from=0.6))
-
-    def state(self) -> dict[str, object]:
-        """Everything that a later run needs to go on."""
-        return {
-            "denoiser": self.denoiser.state_dict(),
-            "critic": self.critic.heads.state_dict(),  # calibration included
-            "optimizers": [self.optimizer.state_dict(), self.critic_optimizer.state_dict()],
-            "average": self.average.values,
-            "average_steps": self.average.steps,
-        }
-
-    def restore(self, state: Checkpoint) -> None:
-        """The inverse of `state`."""
-        self.denoiser.load_state_dict(state["denoiser"])
-        self.critic.heads.load_state_dict(state["critic"])
-        for optimizer, kept in zip((self.optimizer, self.critic_optimizer), state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        self.average.values, self.average.steps = state["average"], state["average_steps"]
-
-
-def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
-
 
 def sharpen(
     lessons: Lessons, sharpening: Sharpening, out: Path, budget: Budget, sizes: DenoiserOptions, seed: int
 ) -> None:
-    """Sharpen or go on; now and then, and at the end, write a checkpoint and the averaged weights (fp16) as `out`."""
-    checkpoint = out.with_name(f"sharpen-{out.name}.pt")
-    first = resume(sharpening, budget, checkpoint, sharpening.device)
-    set_seed(seed + first)
-    for step in budget.steps(first):
-        sharpening.set_rates(step, budget.fraction)
-        losses = sharpening.step(_draw(lessons, step, sizes), lessons.captions.empty(1))
-        first = step + 1
-        if step % 20 == 0 and is_leader():
-            shown = " ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items())
-            print(f"step {step} {budget.elapsed:.0f}s {shown}", flush=True)
-        if first % WRITE_EVERY == 0 and is_leader():
-            _write(sharpening, budget, checkpoint, out, first)
-    if is_leader():
-        _write(sharpening, budget, checkpoint, out, first)
+    """Sharpen or go on, and write the averaged weights (fp16) as `out`."""
+    empty = lessons.captions.empty(1)
+    run_adversarial(
+        sharpening, lambda step: sharpening.step(_draw(lessons, step, sizes), empty), out, budget, seed
+    )
 
 
 def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions) -> Batch:
     side, count = choose_crops(step, sizes)
     latent, owners = lessons.banks[side].draw(count)
     return Batch(latent.float(), *lessons.captions.draw_pairs(owners), owners)
-
-
-def _write(sharpening: Sharpening, budget: Budget, checkpoint: Path, out: Path, step: int) -> None:
-    keep(sharpening, budget, checkpoint, step)
-    with sharpening.average.swapped():
-        write_half(sharpening.denoiser, out)
 
 
 def _build_critic(vae: AutoencoderTiny, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:

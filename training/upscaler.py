@@ -61,6 +61,12 @@ class UpscalerLessons:
     pairs: dict[int, Pairs]
     captions: Captions
 
+    def draw(self, step: int, options: UpscalerOptions) -> Pairs:
+        """Of this step."""
+        if step % options.large_every == options.large_every - 1:
+            return self.pairs[128].draw(max(1, options.batch // 8))
+        return self.pairs[64].draw(options.batch)
+
 
 def build_upscaler(denoiser: UNet2DConditionModel) -> UNet2DConditionModel:
     """The same network with twice the channels at its input; those that are new count nothing at first."""
@@ -104,13 +110,6 @@ def encode_lessons(
         side: encode_pairs(vae, pictures, side, count, device, seed + side) for side, count in counts.items()
     }
     return UpscalerLessons(pairs, encode_captions(text, tokenizer, pictures, device, seed)), vae
-
-
-def choose_windows(step: int, options: UpscalerOptions) -> tuple[int, int]:
-    """A step's side of windows, and their number."""
-    if step % options.large_every == options.large_every - 1:
-        return 128, max(1, options.batch // 8)
-    return 64, options.batch
 
 
 class UpscalerTraining:
@@ -171,11 +170,10 @@ def train(
     for step in budget.steps(first):
         rate = learning_rate(options.peak_rate, step, budget.fraction, decay_from=0.5)
         set_learning_rate(training.optimizer, rate)
-        side, count = choose_windows(step, options)
-        pairs = lessons.pairs[side].draw(count)
+        pairs = lessons.draw(step, options)
         loss = training.step(pairs, lessons.captions.draw(pairs.owners, options.empty_share))
         if step % 100 == 0:
-            report(f"step {step} {budget.elapsed:.0f}s side {side} loss {loss.item():.4f}")
+            report(f"step {step} {budget.elapsed:.0f}s loss {loss.item():.4f}")
         first = step + 1
     if is_leader():
         keep(training, budget, out / "upscaler.pt", first)

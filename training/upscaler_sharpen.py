@@ -10,28 +10,17 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from training.critic import Critic, LatentBackbone, PictureBackbone, critic_loss, generator_loss
+from training.adversarial import AdversarialTraining, Losses, run_adversarial
+from training.critic import Critic, LatentBackbone, PictureBackbone, generator_loss
 from training.diffusion import build_noising
 from training.pairs import Pairs
-from training.parts import copy_denoiser, load_denoiser, place, write_half
-from training.progress import (
-    Average,
-    Budget,
-    Checkpoint,
-    choose_device,
-    descend,
-    half_precision,
-    keep,
-    learning_rate,
-    resume,
-    set_learning_rate,
-    set_seed,
-)
-from training.ranks import average, is_leader, join_ranks, leave_ranks
-from training.sampling import denoise
+from training.parts import copy_denoiser, load_denoiser, place
+from training.progress import Budget, choose_device, half_precision, set_seed
+from training.ranks import is_leader, join_ranks, leave_ranks
+from training.sampling import denoise, list_timesteps
 from training.upscaler import (
     FOLDER,
     MOST_NOISE,
@@ -39,14 +28,11 @@ from training.upscaler import (
     Conditioned,
     UpscalerLessons,
     UpscalerOptions,
-    choose_windows,
     encode_lessons,
-    print_leader,
 )
 from training.upscaler_figures import evaluate
 
 _COARSE = 4  # latent pixels
-_WRITE_EVERY = 200  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +45,7 @@ class UpscalerSharpenOptions:
     critic_rate: float = 2e-3
 
 
-class UpscalerSharpening:
+class UpscalerSharpening(AdversarialTraining):
     """Upscaler and critic, and one update of both."""
 
     def __init__(
@@ -69,50 +55,26 @@ class UpscalerSharpening:
         options: UpscalerSharpenOptions,
         device: torch.device,
     ) -> None:
-        self.options, self.device = options, device
-        self.upscaler = place(upscaler, device).requires_grad_(True)
+        super().__init__(upscaler, critic, (options.peak_rate, options.critic_rate), device)
+        self.options = options
         self.known = place(copy_denoiser(upscaler), device).requires_grad_(False)
-        self.critic = critic.to(device)
-        self.optimizer = _build_optimizer(self.upscaler)
-        self.critic_optimizer = _build_optimizer(self.critic.heads)
-        self.average = Average(self.upscaler, decay=0.995)
         self.noising = build_noising(device)
-        scheduler = RECIPE.build_scheduler()
-        scheduler.set_timesteps(RECIPE.steps, device=device)
-        self.timesteps = scheduler.timesteps
+        self.timesteps = list_timesteps(RECIPE, device)
 
-    def step(self, pairs: Pairs, text: Tensor) -> dict[str, Tensor]:
+    def step(self, pairs: Pairs, text: Tensor) -> Losses:
         """One update of the critic, then one of the upscaler."""
-        if not self.average.steps:
-            self._calibrate_critic(pairs, text)
-        leads = pairs.disturb(MOST_NOISE)
-        noise = torch.randn_like(pairs.latents)
-        generated = denoise(
-            Conditioned(self.upscaler, leads), RECIPE, noise, text, text[:1], learned=RECIPE.steps
-        )
-        critic = self._step_critic(pairs, text, generated.detach())
+        leads, noise = pairs.disturb(MOST_NOISE), torch.randn_like(pairs.latents)
+        asked = Conditioned(self.generator, leads)
+        generated = denoise(asked, RECIPE, noise, text, text[:1], learned=RECIPE.steps)
+        critic = self._step_critic((pairs.latents, text), (generated.detach(), text))
         scores = self._score(generated, text).mean()
         coarse = functional.avg_pool2d(generated - pairs.latents, _COARSE).square().mean()
         distance = self._measure_distance(pairs, leads, text)
-        loss = generator_loss(scores) + self.options.coarse * coarse + self.options.anchor * distance
-        descend(loss, self.optimizer, self.upscaler, largest_norm=1.0)
-        self.average.update()
+        self._step_generator(
+            generator_loss(scores) + self.options.coarse * coarse + self.options.anchor * distance
+        )
         losses = {"critic": critic, "scores": scores, "coarse": coarse, "distance": distance}
         return {name: loss.detach() for name, loss in losses.items()}
-
-    def _score(self, latent: Tensor, text: Tensor) -> Tensor:
-        with half_precision(self.device):
-            return self.critic(latent, text).float()
-
-    def _calibrate_critic(self, pairs: Pairs, text: Tensor) -> None:
-        with half_precision(self.device):
-            self.critic.calibrate(pairs.latents, text)
-        average(list(self.critic.heads.buffers()))
-
-    def _step_critic(self, pairs: Pairs, text: Tensor, generated: Tensor) -> Tensor:
-        loss = critic_loss(self._score(pairs.latents, text), self._score(generated, text))
-        descend(loss, self.critic_optimizer, self.critic.heads)
-        return loss.detach()
 
     def _measure_distance(self, pairs: Pairs, leads: Tensor, text: Tensor) -> Tensor:
         """Mean squared distance from the known predictions, on noisy real latents."""
@@ -120,40 +82,10 @@ class UpscalerSharpening:
         timestep = self.timesteps[chosen]
         noisy = self.noising.add(pairs.latents, torch.randn_like(pairs.latents), timestep)
         with half_precision(self.device):
-            velocity = Conditioned(self.upscaler, leads)(noisy, timestep, text)[0].float()
+            velocity = Conditioned(self.generator, leads)(noisy, timestep, text)[0].float()
             with torch.no_grad():
                 wanted = Conditioned(self.known, leads)(noisy, timestep, text)[0].float()
         return (velocity - wanted).square().mean()
-
-    def set_rates(self, step: int, fraction: float) -> None:
-        """Of both sides, by how much of the time is over."""
-        for optimizer, peak in (
-            (self.optimizer, self.options.peak_rate),
-            (self.critic_optimizer, self.options.critic_rate),
-        ):
-            set_learning_rate(optimizer, learning_rate(peak, step, fraction, warmup=50, decay_from=0.6))
-
-    def state(self) -> dict[str, object]:
-        """Everything that a later run needs to go on."""
-        return {
-            "upscaler": self.upscaler.state_dict(),
-            "critic": self.critic.heads.state_dict(),  # calibration included
-            "optimizers": [self.optimizer.state_dict(), self.critic_optimizer.state_dict()],
-            "average": self.average.values,
-            "average_steps": self.average.steps,
-        }
-
-    def restore(self, state: Checkpoint) -> None:
-        """The inverse of `state`."""
-        self.upscaler.load_state_dict(state["upscaler"])
-        self.critic.heads.load_state_dict(state["critic"])
-        for optimizer, kept in zip((self.optimizer, self.critic_optimizer), state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        self.average.values, self.average.steps = state["average"], state["average_steps"]
-
-
-def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
 
 
 def sharpen(
@@ -164,29 +96,13 @@ def sharpen(
     sizes: UpscalerOptions,
     seed: int,
 ) -> None:
-    """Sharpen or go on; now and then, and at the end, write a checkpoint and the averaged weights (fp16)."""
-    checkpoint = out / "upscaler-sharpen.pt"
-    first = resume(sharpening, budget, checkpoint, sharpening.device)
-    set_seed(seed + first)
-    for step in budget.steps(first):
-        sharpening.set_rates(step, budget.fraction)
-        side, count = choose_windows(step, sizes)
-        pairs = lessons.pairs[side].draw(count)
-        losses = sharpening.step(pairs, lessons.captions.draw(pairs.owners, sizes.empty_share))
-        first = step + 1
-        if step % 20 == 0:
-            shown = " ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items())
-            print_leader(f"step {step} {budget.elapsed:.0f}s {shown}")
-        if first % _WRITE_EVERY == 0:
-            _write(sharpening, budget, checkpoint, out, first)
-    _write(sharpening, budget, checkpoint, out, first)
+    """Sharpen or go on, and write the averaged weights (fp16) as `out/latent_upscaler`."""
 
+    def take_step(step: int) -> Losses:
+        pairs = lessons.draw(step, sizes)
+        return sharpening.step(pairs, lessons.captions.draw(pairs.owners, sizes.empty_share))
 
-def _write(sharpening: UpscalerSharpening, budget: Budget, checkpoint: Path, out: Path, step: int) -> None:
-    if is_leader():
-        keep(sharpening, budget, checkpoint, step)
-        with sharpening.average.swapped():
-            write_half(sharpening.upscaler, out / FOLDER)
+    run_adversarial(sharpening, take_step, out / FOLDER, budget, seed)
 
 
 def _build_critic(vae: AutoencoderTiny, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:

@@ -161,7 +161,7 @@ def draw_batch() -> Batch:
 
 def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
     sharpening = build_sharpening(steps=2)
-    parts = (sharpening.denoiser, sharpening.critic.heads, sharpening.known)
+    parts = (sharpening.generator, sharpening.critic.heads, sharpening.known)
     before = [[weight.clone() for weight in part.parameters()] for part in parts]
     losses = sharpening.step(draw_batch(), torch.randn(1, 8, 16))
     assert all(loss.isfinite() for loss in losses.values())
@@ -190,7 +190,7 @@ def test_the_classifier_moves_the_denoiser() -> None:
         sharpening = build_sharpening(steps=1, weight=weight)
         sharpening.set_rates(step=50, fraction=0.0)
         sharpening.step(draw_batch(), torch.randn(1, 8, 16))
-        moved.append(torch.cat([each.flatten() for each in sharpening.denoiser.parameters()]))
+        moved.append(torch.cat([each.flatten() for each in sharpening.generator.parameters()]))
     assert not torch.equal(*moved)
 
 
@@ -206,7 +206,7 @@ def test_sharpening_goes_on_where_it_stopped_and_writes_what_it_has(tmp_path: Pa
     sharpen(lessons, again, tmp_path / "unet", Budget(seconds=1.0), sizes, seed=0)  # its time is over already
     assert kept is not None
     assert kept["step"] >= 10
-    for mine, theirs in ((first.denoiser, again.denoiser), (first.critic.heads, again.critic.heads)):
+    for mine, theirs in ((first.generator, again.generator), (first.critic.heads, again.critic.heads)):
         assert all(map(torch.equal, mine.parameters(), theirs.parameters()))
     written = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
     for half, average in zip(written.parameters(), first.average.values, strict=True):
