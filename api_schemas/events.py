@@ -8,7 +8,9 @@ from api_schemas.catalog import Cost
 from api_schemas.errors import JobError
 from api_schemas.generation import ResolvedRequest
 
-WarningCode = Literal["batch_halved", "compiling", "decode_widened", "mask_scaled", "prompt_cut"]
+WarningCode = Literal[
+    "batch_halved", "compiling", "decode_widened", "mask_scaled", "prompt_cut", "region_faint"
+]
 
 
 class _Data(BaseModel):

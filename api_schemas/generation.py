@@ -26,6 +26,7 @@ MIN_DPI, MAX_DPI = 1, 2400
 
 Positions = Literal["local", "global"]
 Attention = Literal["off", "conductor", "conductor+neighbours"]
+AskedAttention = Literal["auto", "off", "conductor", "conductor+neighbours"]
 Layout = Literal["auto", "cascade", "flat"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
@@ -74,7 +75,7 @@ class AdvancedSettings(RequestPart):
         default="local",
         description="Coordinates of a transformer's position embeddings: relative to the tile (local) or the canvas (global).",
     )
-    attention: Literal["auto"] | Attention = Field(
+    attention: AskedAttention = Field(
         default="auto",
         description="What tiles attend to beside themselves, in the first two fifths of a stage's steps. conductor: the"
         " whole canvas, reduced to about one tile; conductor+neighbours: also the area around the tile at half size,"
@@ -100,7 +101,8 @@ class AdvancedSettings(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
-        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes.",
+        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes and for"
+        " pictures with regions, whose parts are to differ.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",

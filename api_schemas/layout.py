@@ -17,6 +17,7 @@ PREVIEW_CELL_PX = 512  # side of the largest preview
 _LONGEST_ONE_TILE = 2
 _SHARED = 4  # by default a quarter of a tile is shared where borders do not move, and in the outer steps
 _OUTER_SHARE = 0.2
+_SLACK = 1.1  # a stage enlarges by so much more rather than leave a little for one more stage
 # Of the bundled model's five steps the first two have all the effect of the conductor: lava, cobbles and bricks at
 # 2048² drift in tone by 3.78 of 255 for 3.76 with all five, and 3.96 without it.
 _SHARED_STEPS = 0.4
@@ -166,7 +167,7 @@ def lay_sizes(
     """
     sizes: list[tuple[int, int]] = []
     scale = native_px / min(width_px, height_px)
-    while scale < 1:
+    while scale * _SLACK < 1:
         sizes.append((_align(width_px * scale, unit_px), _align(height_px * scale, unit_px)))
         scale *= enlarges
     return [*(size for size in sizes if size != (width_px, height_px)), (width_px, height_px)]

@@ -140,7 +140,7 @@ class Region(RequestPart):
         le=10.0,
         allow_inf_nan=False,
         description="How much the region counts: where regions overlap, relative to the others; below 1, the request's"
-        " own prompt counts for the rest.",
+        " own prompt counts for the rest. Above 1, more of the feathered border is the region's, too.",
     )
     seed: int | None = Field(
         default=None,

@@ -99,7 +99,7 @@ def _parse(text: str) -> dict[str, Any]:
     if _POLYGON.fullmatch(shape):
         points = [[int(number) for number in point.split(",")] for point in shape.split()]
         return {"prompt": prompt, "shape": {"polygon": points}}
-    if Path(shape).is_file():
+    if Path(shape).is_file() or Path(shape).suffix[1:].isalpha():  # if there is none, `add` says so
         return {"prompt": prompt, "shape": {"mask": shape}}
     raise OptionError(_FORM.format(text))
 

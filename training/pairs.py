@@ -59,7 +59,7 @@ def _enlarge_noise(like: Tensor, scale: int) -> Tensor:
     """Noise of a reduced latent, enlarged to (B, C, side, side) at a random place."""
     count, channels, side, _ = like.shape
     small = torch.randn(count, channels, side // scale + 2, side // scale + 2, device=like.device)
-    top, left = torch.randint(scale, (2,)).tolist()
+    top, left = (int(each) for each in torch.randint(scale, (2,)))
     return enlarge(small, scale)[..., top : top + side, left : left + side]
 
 

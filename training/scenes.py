@@ -38,6 +38,8 @@ EITHER = frozenset(["farmland", "underwater", "water"])
 _UNSURE = EITHER | {"sand"}
 _FRAMES = ("{}", "{colour} {}", "{quality} {}", "{} and {thing}", "{} with {thing}", "{thing} under {}")
 _TIMES = 6  # each word, and each caption in its versions
+# These say what is asked for, whatever it is of: "seamless clouds".
+_TEXTURES, _SAID = ("pattern", "seamless", "texture", "textures", "tileable", "tiling"), -8.0
 _LEAST = 0.8  # of a word's log odds; weaker words are left out
 _UNIT = 0.5  # to which log odds are rounded
 
@@ -168,9 +170,8 @@ def _fit_words(sentences: list[str], targets: Tensor, weights: Tensor) -> tuple[
     split = [{word for word in split_words(each) if len(word) > 2} - mute for each in sentences]
     odds, _ = _weigh(split, sorted(set[str]().union(*split)), targets, weights)
     odds, bias = _weigh(split, [word for word in odds if abs(odds[word]) > _LEAST], targets, weights)
-    return {
-        word: weight for word, weight in odds.items() if weight < 0 or word not in _list_materials()
-    }, bias
+    kept = {word: weight for word, weight in odds.items() if weight < 0 or word not in _list_materials()}
+    return kept | dict.fromkeys(_TEXTURES, _SAID), bias
 
 
 def _list_materials() -> set[str]:

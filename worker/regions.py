@@ -13,6 +13,8 @@ from api_schemas.regions import RegionMask, name_masks
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.regions import Regions
 
+_FAINT = 0.25  # of all that counts at a pixel
+
 
 def lay_regions(
     plan: GenerationPlan, request: ResolvedRequest, inputs: Mapping[PicturePart, Path]
@@ -44,6 +46,20 @@ def _lay_stage(stage: StagePlan, request: ResolvedRequest, masks: Masks) -> Stag
     weights = torch.from_numpy(weigh_prompts(request.regions, grid, masks))  # pyright: ignore[reportUnknownMemberType]
     regions = Regions.lay(weights, [None, *(region.seed for region in request.regions)], canvas)
     return replace(stage, denoise=replace(stage.denoise, regions=regions))
+
+
+def find_faint_regions(plan: GenerationPlan) -> Iterator[str]:
+    """Messages about regions that count almost nowhere: too small for their feather, or below others."""
+    regions = plan.stages[-1].denoise.regions
+    if regions is None:
+        return
+    strongest = regions.weights[1:].amax(dim=(1, 2))
+    for index, weight in enumerate(map(float, strongest)):
+        if weight < _FAINT:
+            yield (
+                f"regions.{index} counts for {weight:.0%} where it counts most, so its prompt hardly shows; a smaller "
+                "feather_px, a larger shape or a larger weight changes that"
+            )
 
 
 def find_scaled_masks(request: ResolvedRequest) -> Iterator[str]:

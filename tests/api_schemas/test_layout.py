@@ -23,7 +23,7 @@ def test_sizes_are_aligned_double_and_end_with_the_pictures_own(width: int, heig
     sizes = lay_sizes(width, height, 1024, 64)
     assert sizes[-1] == (width, height)
     assert all(side % 64 == 0 for size in sizes for side in size)
-    assert min(sizes[0]) == min(1024, width, height)
+    assert min(sizes[0]) <= 1.1 * 1024
     for below, above in pairwise(sizes):
         assert below < above
         assert all(1 <= larger / smaller <= 2.2 for smaller, larger in zip(below, above, strict=True))
@@ -33,6 +33,13 @@ def test_the_last_factor_is_what_is_left() -> None:
     assert lay_sizes(4096, 4096, 1024, 64) == [(1024, 1024), (2048, 2048), (4096, 4096)]
     assert lay_sizes(3072, 4608, 1024, 64) == [(1024, 1536), (2048, 3072), (3072, 4608)]
     assert lay_sizes(1024, 8192, 1024, 64) == [(1024, 8192)]
+
+
+def test_no_stage_is_there_for_a_few_pixels_more() -> None:
+    assert lay_sizes(1088, 1088, 1024, 64) == [(1088, 1088)]
+    assert lay_sizes(1152, 1152, 1024, 64) == [(1024, 1024), (1152, 1152)]
+    assert lay_sizes(2112, 2112, 1024, 64) == [(1024, 1024), (2112, 2112)]
+    assert lay_sizes(2104, 2104, 512, 8, enlarges=4) == [(512, 512), (2104, 2104)]
 
 
 def test_steps_and_strengths_are_the_cards_unless_asked() -> None:

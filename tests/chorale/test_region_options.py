@@ -54,7 +54,8 @@ def test_a_file_has_all_settings_and_names_masks_beside_it(mask: Path) -> None:
     [
         ("dunes", "--region dunes: LEFT,TOP,WIDTH,HEIGHT:PROMPT"),
         ("1,2,3:dunes", "--region 1,2,3:dunes: LEFT,TOP"),
-        ("missing.png:dunes", "MASK_FILE:PROMPT"),
+        ("0,0,9.5,9:dunes", "MASK_FILE:PROMPT"),
+        ("missing.png:dunes", "missing.png: no such file for the mask of a region"),
     ],
 )
 def test_what_is_no_region_is_told_what_is(text: str, says: str) -> None:

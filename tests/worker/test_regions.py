@@ -12,7 +12,7 @@ from tests.worker.test_planner import CARD, ask
 from worker.engine.plan import GenerationPlan
 from worker.engine.regions import Regions
 from worker.planner import plan_generation
-from worker.regions import find_scaled_masks, lay_regions
+from worker.regions import find_faint_regions, find_scaled_masks, lay_regions
 
 LOWER = {"rectangle": {"left_px": 0, "top_px": 512, "width_px": 1024, "height_px": 512}}
 MASKED = {"prompt": "moss", "shape": {"mask": "region_mask_2"}, "feather_px": 0}
@@ -63,6 +63,22 @@ def test_a_mask_of_another_size_is_told(sent: tuple[int, int], told: int) -> Non
     assert len(messages) == told
     for message in messages:
         assert message.startswith(f"region_mask_2 has {sent[0]}x{sent[1]} px and the picture 1024x768 px")
+
+
+@pytest.mark.parametrize(
+    ("side_px", "feather_px", "weight", "told"),
+    [(400, 32, 1.0, False), (10, 1000, 1.0, True), (10, 0, 1.0, False), (400, 32, 1e-9, True)],
+)
+def test_a_region_that_hardly_counts_is_told(
+    side_px: int, feather_px: int, weight: float, told: bool
+) -> None:
+    shape = {"rectangle": {"left_px": 200, "top_px": 200, "width_px": side_px, "height_px": side_px}}
+    small = {"prompt": "moss", "shape": shape, "feather_px": feather_px, "weight": weight}
+    large = {"prompt": "sand", "shape": LOWER, "feather_px": 0}
+    messages = list(find_faint_regions(lay(ask(width_px=1024, height_px=1024, regions=[large, small]))))
+    assert len(messages) == told
+    assert all(message.startswith("regions.1 counts for ") for message in messages)
+    assert not list(find_faint_regions(lay(ask(width_px=1024, height_px=1024))))
 
 
 def test_plans_of_ranks_are_the_leaders() -> None:

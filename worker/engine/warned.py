@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-WarningCode = Literal["batch_halved", "compiling", "decode_widened", "mask_scaled", "prompt_cut"]
+WarningCode = Literal[
+    "batch_halved", "compiling", "decode_widened", "mask_scaled", "prompt_cut", "region_faint"
+]
 
 
 @dataclass(frozen=True, slots=True)

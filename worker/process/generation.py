@@ -18,7 +18,7 @@ from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group
 from worker.engine.warned import Warned
 from worker.process.protocol import Generate
-from worker.regions import find_scaled_masks
+from worker.regions import find_faint_regions, find_scaled_masks
 
 
 def generate_job(
@@ -31,6 +31,7 @@ def generate_job(
     """
     conditions = read_conditions(model, job)
     yield from (Warned("mask_scaled", scaled) for scaled in find_scaled_masks(job.request))
+    yield from (Warned("region_faint", faint) for faint in find_faint_regions(plan))
     yield from (Warned("prompt_cut", cut) for cut in model.find_truncated_prompts(conditions))
     yield from (Warned("compiling", shape) for shape in model.find_new_shapes(plan))
     yield from generate(plan, model.prepare(conditions), resume, group)
