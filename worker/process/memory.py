@@ -1,8 +1,11 @@
 """How much memory a device has free, and the peak that some work takes of it."""
 
+import re
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -67,8 +70,8 @@ class PeakMemory:
     """The highest memory since it was made, or since the last `restart`.
 
     On a GPU PyTorch's own exact figure. In main memory the high-water mark of the process less what it
-    had at the beginning: too high if loading took more than the work, too low by freed memory that the
-    allocator had kept.
+    had at the beginning: too low by freed memory that the allocator had kept, and, where the mark cannot
+    be lowered (elsewhere than on Linux), too high if loading took more than the work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -81,6 +84,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
+            _lower_high_water_mark()
             self._before = psutil.Process().memory_info().rss
 
     def measure(self) -> int:
@@ -90,7 +94,21 @@ class PeakMemory:
         return max(_read_high_water_mark() - self._before, 0)
 
 
+def _lower_high_water_mark() -> None:
+    """Set it to what the process has now, as proc_pid_clear_refs(5) says."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _read_high_water_mark() -> int:
-    """Bytes; psutil has no high-water mark."""
+    """Bytes of this process alone.
+
+    On Linux getrusage(2) also counts what the process was before it started its program: a worker
+    that a large process began would have that one's mark.
+    """
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) << 10
     mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return mark if sys.platform == "darwin" else mark << 10

@@ -1,5 +1,6 @@
 """What a device's memory makes of a model's card, and what a worker has seen before its first job."""
 
+import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn import Conv2d, Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from api_schemas.catalog import DecodeNeed, ModelCard
+from api_schemas.catalog import DecodeNeed
 from api_schemas.generation import GenerationRequest, ResolvedRequest
 from tests.tiny_models import tiny_stable_diffusion
 from tests.tiny_upscaler import tiny_upscaling_model
@@ -25,7 +26,7 @@ from worker.adapters.toy import Toy
 from worker.engine.generate import generate
 from worker.errors import DeviceRefusedError
 from worker.planner import plan_generation
-from worker.process.memory import DeviceMemory, require_device_memory
+from worker.process.memory import DeviceMemory, PeakMemory, require_device_memory
 from worker.process.warmup import (
     WarmUp,
     choose_decode_memory,
@@ -77,20 +78,35 @@ def test_decoding_is_predicted_by_the_larger_of_the_sizes_around(side_px: int, d
     assert card.estimate(request, card.lay_stages(request)).vram_gib == decode_gib
 
 
-def read_card() -> ModelCard:
-    return make_ready(ModelSource("toy"), "cpu").card
-
-
 def test_warming_up_measures_what_the_card_then_says() -> None:
-    """In a process of its own, as in a worker: this one's high-water mark may be that of another test."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        card = pool.submit(read_card).result()
+    card = make_ready(ModelSource("toy"), "cpu").card
     needs = card.decode_needs
     assert (needs[0].side_px, needs[-1].side_px) == (card.native_size_px, card.max_side_px)
     assert 0 <= needs[0].gib < needs[-1].gib < 1
     assert 0 <= card.tile_gib < 4
     assert make_ready(ModelSource("toy"), "cpu").device == torch.device("cpu")
     assert make_ready(ModelSource("toy"), "cpu", decode_memory_mb=64).decode_memory == 64 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot lower its high-water mark")
+def test_the_peak_of_some_work_is_not_that_of_earlier_work() -> None:
+    bytearray(1 << 30)
+    peak = PeakMemory(torch.device("cpu"))
+    assert peak.measure() < 1 << 27
+    bytearray(1 << 28)
+    assert 1 << 27 < peak.measure() < 1 << 29
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot lower its high-water mark")
+def test_a_process_begun_by_a_large_one_does_not_have_its_peak() -> None:
+    held = bytearray(1 << 30)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(_measure_nothing).result() < 1 << 27
+    del held
+
+
+def _measure_nothing() -> int:
+    return PeakMemory(torch.device("cpu")).measure()
 
 
 @pytest.mark.parametrize(("build", "seen"), [(tiny_stable_diffusion, 3), (tiny_upscaling_model, 8)])
