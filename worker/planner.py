@@ -1,5 +1,6 @@
 """From a request to a plan: here pixels become latent pixels; decoding makes pixels again."""
 
+from math import ceil
 from pathlib import Path
 
 from api_schemas.catalog import ModelCard
@@ -56,7 +57,8 @@ def _plan_start(card: ModelCard, stage: Stage) -> Picture | Upscale:
     if stage.conditioned:
         return Upscale(card.cascade.augmentation)
     share = card.cascade.low_band
-    return Picture(stage.strength, LowBandPlan(share) if share else None)
+    skipped = ceil(stage.steps / stage.strength - 1e-6) - stage.steps
+    return Picture(skipped, LowBandPlan(share) if share else None)
 
 
 def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> DenoisePlan:

@@ -106,7 +106,7 @@ def _flat(subject: Subject) -> GenerationPlan:
 
 def _cascade(subject: Subject) -> GenerationPlan:
     first = StagePlan(_grid(subject.side, 1), 2)
-    second = StagePlan(_grid(subject.side, 2), 1, Picture(0.5, LowBandPlan()))
+    second = StagePlan(_grid(subject.side, 2), 1, Picture(1, LowBandPlan()))
     return replace(_flat(subject), stages=(first, second))
 
 

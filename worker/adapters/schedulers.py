@@ -125,14 +125,16 @@ class DiffusersScheduler:
                 self._scheduler.set_begin_index(self._first)
         self._read_tables()
 
-    def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
+    def add_noise(self, clean: Tensor, noise: Tensor, index: int = 0) -> Tensor:
+        if index == len(self.timesteps):
+            return clean
         # It moves tables to the latent's device, where steps round differently; a resumed job adds no noise.
-        scheduler, timestep = copy(self._scheduler), self.timesteps[:1]
+        scheduler, timestep = copy(self._scheduler), self.timesteps[index : index + 1]
         if isinstance(scheduler, ScalesNoise):
             return scheduler.scale_noise(clean[None], timestep, noise[None])[0]
         if isinstance(scheduler, AddsNoise):
             return scheduler.add_noise(clean[None], noise[None], timestep)[0]
-        signal, level = read_plain_levels(self._tables, self._first)
+        signal, level = read_plain_levels(self._tables, self._first + index)
         return signal * clean + level * noise
 
     def scale_input(self, latent: Tensor, index: int) -> Tensor:

@@ -80,8 +80,8 @@ class FlowEulerScheduler:
     def skip(self, steps: int) -> None:
         self._sigmas = self._sigmas[steps:]
 
-    def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
-        return (1 - self._sigmas[0]) * clean + self._sigmas[0] * noise
+    def add_noise(self, clean: Tensor, noise: Tensor, index: int = 0) -> Tensor:
+        return (1 - self._sigmas[index]) * clean + self._sigmas[index] * noise
 
     def scale_input(self, latent: Tensor, index: int) -> Tensor:
         return latent

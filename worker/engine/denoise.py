@@ -13,6 +13,7 @@ from worker.engine.ensemble import Ensemble
 from worker.engine.errors import NonFiniteLatentError
 from worker.engine.fuse import Fusion
 from worker.engine.guidance import LowBand
+from worker.engine.inpaint import Inpainting
 from worker.engine.plan import DenoisePlan
 from worker.engine.scheduler import Scalars, Scheduler
 from worker.engine.sync import Sync
@@ -80,6 +81,7 @@ def denoise(
     span: Span = Span(),
     low_band: LowBand | None = None,
     sync: Sync | None = None,
+    inpainting: Inpainting | None = None,
 ) -> Generator[TilePredicted | Step | Warned, None, Tensor]:
     """Carry a noisy canvas to a clean one, all tiles in step with each other.
 
@@ -103,7 +105,7 @@ def denoise(
     total = span.total or steps
     for index in range(first_step, steps):
         done = span.before + index
-        tiles = plan.grid_at(index, steps).tiles
+        tiles = plan.tiles_at(index, steps)
         fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
         scaled = scheduler.scale_input(latent, index)
         views = _look_around(scaled, plan, scheduler, index, steps)
@@ -119,14 +121,24 @@ def denoise(
         if low_band is not None:
             prediction = low_band.guide(prediction, latent, scheduler, index, steps)
         latent = scheduler.step(prediction, index, latent, generator)
+        if inpainting is not None:
+            latent = inpainting.keep(latent, scheduler, index + 1)
         if not latent.isfinite().all():
             raise NonFiniteLatentError(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
             )
-        reference = ensemble.enlarged if low_band is None else low_band.reference
+        reference = _find_reference(ensemble, low_band, inpainting)
         checkpoint = _capture(done + 1, latent, scheduler, generator, reference)
         yield Step(done, total, plan.count_predictions(tiles), checkpoint)
     return latent
+
+
+def _find_reference(
+    ensemble: Ensemble, low_band: LowBand | None, inpainting: Inpainting | None
+) -> Tensor | None:
+    """The picture that a stage goes by, which a checkpoint keeps."""
+    guides = inpainting or low_band
+    return ensemble.enlarged if guides is None else guides.reference
 
 
 def _look_around(

@@ -48,5 +48,5 @@ class Fusion:
         self._canvas.scatter_add(self._weight, tile, weight)
 
     def mean(self) -> Tensor:
-        """The fused prediction (C, H, W), float32. Every pixel must have been covered."""
-        return self._sum / self._weight
+        """The fused prediction (C, H, W), float32; 0 where no tile lies."""
+        return self._sum / self._weight.clamp_min(torch.finfo(torch.float32).tiny)

@@ -9,20 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.guidance import LowBand
+from worker.engine.inpaint import Inpainting
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan, Upscale
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
-from worker.engine.stitch import Band, stitch
+from worker.engine.stitch import Band, fill_up, stitch
 from worker.engine.sync import Sync
-from worker.engine.upscale import Autoencoder, enlarge_noised, upscale_latent
-from worker.engine.vae.decode import decode
-from worker.engine.vae.executor import Heartbeat, MomentsPooled
+from worker.engine.upscale import Autoencoder, enlarge_noised, read_given, upscale_latent
+from worker.engine.vae.decode import Decoding, decode
+from worker.engine.vae.executor import Heartbeat, MomentsPooled, lay_tiles
 from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
 
@@ -93,6 +93,7 @@ class _Begun:
     latent: Tensor
     low_band: LowBand | None = None
     enlarged: Tensor | None = None
+    inpainting: Inpainting | None = None
 
 
 def generate(
@@ -119,7 +120,7 @@ def generate(
             continue
         yield stage.began
         if resume and resume.step > before:
-            begun = _resume(resume, stage, generator, prepared.device)
+            begun = _resume(resume, plan, stage, generator, prepared.device)
         else:
             begun = yield from _start(plan, stage, latent, prepared, group)
         ensemble = Ensemble(
@@ -130,6 +131,7 @@ def generate(
         latent = yield from denoise(
             begun.latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
             max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan),
+            begun.inpainting,
         )  # fmt: skip
         at_most = ensemble.at_most
     assert latent is not None
@@ -143,10 +145,24 @@ def _decode_to_rows(
     with decoder.widened() if widen else nullcontext():
         # The plan for memory goes by the type that is computed in.
         decoder = replace(decoder, dtype=torch.float32) if widen else decoder
-        tiles = decode(latent, decoder, plan.canvas, plan.decode, group)
         shown = plan.stages[-1].shown_px(decoder.scale)
+        tiles = _decode(latent, plan, decoder, group)
         for event in stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth):
-            yield FinalState(latent, event.moments) if isinstance(event, MomentsPooled) else event
+            match event:
+                case MomentsPooled(moments):
+                    yield FinalState(latent, moments)
+                case Band(top, rows) if plan.paste:
+                    yield Band(top, plan.paste.overlay(top, rows))
+                case _:
+                    yield event
+
+
+def _decode(latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group) -> Iterator[Decoding]:
+    paste, canvas = plan.paste, plan.canvas
+    if paste is None or paste.part is None:
+        return decode(latent, decoder, canvas, plan.decode, group, moments=paste and paste.moments)
+    part = decode(latent, decoder, canvas, plan.decode, group, moments=paste.moments, part=paste.part)
+    return fill_up(part, lay_tiles(canvas.scaled(decoder.scale), plan.decode.tile_size * decoder.scale))
 
 
 def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledStage]:
@@ -170,28 +186,41 @@ def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledS
 def _start(
     plan: GenerationPlan, stage: _ScheduledStage, before: Tensor | None, prepared: PreparedModel, group: Group
 ) -> Generator[Warned | Heartbeat, None, _Begun]:
-    """Pure noise, or the picture of the stage before under as much noise as the first step expects."""
-    canvas, scheduler = stage.plan.canvas, stage.scheduler
-    noise = _draw_noise(plan, stage)
-    match stage.plan.start:
-        case Noise():
-            return _Begun((noise * scheduler.initial_scale).to(prepared.device))
-        case Upscale(augmentation):
-            assert before is not None
-            enlarged = enlarge_noised(before, canvas, augmentation, plan.seed, stage.began.level)
-            return _Begun((noise * scheduler.initial_scale).to(prepared.device), enlarged=enlarged)
-        case Picture() as picture:
-            assert before is not None
-            encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
-            # An encoder may leave its channels last; a resumed canvas never has them so.
-            reference = encoded.contiguous()
-            latent = scheduler.add_noise(reference, noise.to(prepared.device))
-            return _Begun(latent, _make_low_band(picture, reference, canvas))
+    """Pure noise, or a picture under as much noise as the first step expects."""
+    canvas, scheduler, start = stage.plan.canvas, stage.scheduler, stage.plan.start
+    noise = _draw_noise(plan, stage).to(prepared.device)
+    pure = noise * scheduler.initial_scale
+    if isinstance(start, Noise):
+        return _Begun(pure)
+    if start.given is not None:
+        before = yield from read_given(start.given, prepared, plan.decode, group)
+    assert before is not None
+    if isinstance(start, Upscale):
+        enlarged = enlarge_noised(before, canvas, start.augmentation, plan.seed, stage.began.level)
+        return _Begun(pure, enlarged=enlarged)
+    encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
+    # An encoder may leave its channels last; a resumed canvas never has them so.
+    reference = encoded.contiguous()
+    # At a schedule's first step a given picture must not shine through the noise.
+    whole = start.given is not None and not start.skipped
+    latent = pure if whole else scheduler.add_noise(reference, noise)
+    return _go_by(reference, latent, noise, stage.plan)
+
+
+def _go_by(reference: Tensor, latent: Tensor, noise: Tensor, stage: StagePlan) -> _Begun:
+    """A canvas that is carried on by a picture."""
+    mask, start = stage.denoise.mask, stage.start
+    low_band = start.low_band if isinstance(start, Picture) else None
+    return _Begun(
+        latent,
+        low_band and LowBand(low_band, reference, stage.canvas),
+        inpainting=mask and Inpainting(mask.on(reference.device), reference, noise),
+    )
 
 
 def _make_sync(stage: StagePlan) -> Sync | None:
-    """None where one tile covers the canvas: there is nothing to agree with."""
-    alone = stage.denoise.tile_shape == stage.canvas.size
+    """None where there is nothing to agree with: one tile covers the canvas, or most of it is not predicted."""
+    alone = stage.denoise.tile_shape == stage.canvas.size or stage.denoise.mask is not None
     return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas)
 
 
@@ -199,8 +228,10 @@ def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
     def draw(seed: int) -> Tensor:
         return initial_noise(seed, plan.channels, *stage.plan.canvas.size, stage=stage.began.level - 1)
 
-    regions = stage.plan.denoise.regions
-    return draw(plan.seed) if regions is None else regions.mix_noise(draw(plan.seed), draw)
+    regions, variation, noise = stage.plan.denoise.regions, plan.variation, draw(plan.seed)
+    if variation is not None:
+        noise = variation.mix(noise, draw(variation.seed))
+    return noise if regions is None else regions.mix_noise(noise, draw)
 
 
 def _place_regions(stage: _ScheduledStage, device: torch.device) -> Regions | None:
@@ -208,12 +239,12 @@ def _place_regions(stage: _ScheduledStage, device: torch.device) -> Regions | No
     return None if regions is None else regions.on(device)
 
 
-def _make_low_band(picture: Picture, reference: Tensor, canvas: Plane) -> LowBand | None:
-    return None if picture.low_band is None else LowBand(picture.low_band, reference, canvas)
-
-
 def _resume(
-    checkpoint: Checkpoint, stage: _ScheduledStage, generator: torch.Generator, device: torch.device
+    checkpoint: Checkpoint,
+    plan: GenerationPlan,
+    stage: _ScheduledStage,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> _Begun:
     generator.set_state(checkpoint.tensors["generator"])
     kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
@@ -221,8 +252,9 @@ def _resume(
     del kept["generator"]
     stage.scheduler.restore(kept, checkpoint.scalars)
     match stage.plan.start:
-        case Picture() as picture if reference is not None:
-            return _Begun(latent, _make_low_band(picture, reference.to(device), stage.plan.canvas))
+        case Picture() if reference is not None:
+            noise = _draw_noise(plan, stage).to(device)
+            return _go_by(reference.to(device), latent, noise, stage.plan)
         case Upscale() if reference is not None:
             return _Begun(latent, enlarged=reference.to(device))
         case _:

@@ -1,17 +1,22 @@
 """Everything that is decided before the first step. Sizes are latent pixels, order (height, width)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, cos, sin
 from typing import Literal
+
+from torch import Tensor
 
 from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.grid import TileGrid, shift_at
+from worker.engine.inpaint import Mask
 from worker.engine.regions import Regions
 
 DecodeMode = Literal["auto", "exact", "bounded"]
 BitDepth = Literal[8, 16]
+Paint = Callable[[Rectangle], Tensor]
+"""RGB in [-1, 1], (3, h, w), float32, of a rectangle in pixels; on a wrapping axis it may lie over the edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class DenoisePlan:
         moving: whether the grid is shifted.
         outer_shares: how much of the steps is outer, at the (beginning, end).
         regions: with prompts of their own, if there are any.
+        mask: what is made, if not all; tiles that it does not touch are left out.
         attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it.
     """
 
@@ -39,7 +45,13 @@ class DenoisePlan:
     seed: int
     outer_shares: tuple[float, float] = (0.0, 0.0)
     regions: Regions | None = None
+    mask: Mask | None = None
     attention: AttentionPlan | None = None
+
+    def tiles_at(self, index: int, steps: int) -> list[Rectangle]:
+        """The tiles that are predicted at step `index` of `steps`, in the order in which they are fused."""
+        tiles = self.grid_at(index, steps).tiles
+        return [tile for tile in tiles if self.mask is None or self.mask.touches(tile)]
 
     def grid_at(self, index: int, steps: int) -> TileGrid:
         """The grid of step `index` of `steps`."""
@@ -67,7 +79,7 @@ class DenoisePlan:
 
     def count_tiles(self, steps: int) -> list[int]:
         """Tile predictions of each step, as `count_predictions` counts them."""
-        return [self.count_predictions(self.grid_at(index, steps).tiles) for index in range(steps)]
+        return [self.count_predictions(self.tiles_at(index, steps)) for index in range(steps)]
 
     def count_predictions(self, tiles: Sequence[Rectangle]) -> int:
         """One for each tile, and under each prompt that counts in it. Branches of guidance are not counted."""
@@ -91,45 +103,65 @@ class LowBandPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenPixels:
+    """A picture that a stage begins with, and that is encoded for it.
+
+    Args:
+        canvas: the latent pixels that it is encoded to.
+    """
+
+    paint: Paint
+    canvas: Plane
+
+
+@dataclass(frozen=True, slots=True)
+class GivenLatent:
+    """The kept final state of a picture that a stage begins with.
+
+    Args:
+        read: its clean latent, (C, H, W), float32.
+    """
+
+    read: Callable[[], Tensor]
+
+
+Given = GivenPixels | GivenLatent
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """A stage starts from pure noise."""
-
-    @property
-    def strength(self) -> float:
-        """The whole schedule is run."""
-        return 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A stage starts from a picture under noise: from what the stage before has made.
+    """A stage starts from a picture under noise, and runs the tail of a schedule (Meng et al., "SDEdit", 2022).
 
     Args:
-        strength: share of the schedule that is run, from its end, in (0, 1].
+        skipped: steps of the whole schedule that are left out, from its beginning.
         low_band: how the picture guides the stage, if it does.
+        given: the picture, at the stage's own size; None: what the stage before has made.
     """
 
-    strength: float
+    skipped: int
     low_band: LowBandPlan | None = None
+    given: Given | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Upscale:
-    """A stage starts from pure noise, and its model sees what the stage before has made.
+    """A stage starts from pure noise, and its model sees a smaller picture.
 
-    That is the clean latent, enlarged, on channels of its own, as in diffusers' StableDiffusionLatentUpscalePipeline.
+    That is its clean latent, enlarged, on channels of its own, as in diffusers' StableDiffusionLatentUpscalePipeline.
 
     Args:
         augmentation: standard deviation of the noise that is added to it before, as in its model's training
             (Ho et al., "Cascaded Diffusion Models", 2021, section 4.2).
+        given: the picture; None: what the stage before has made.
     """
 
     augmentation: float = 0.0
-
-    @property
-    def strength(self) -> float:
-        """The whole schedule is run."""
-        return 1.0
+    given: Given | None = None
 
 
 Start = Noise | Picture | Upscale
@@ -170,7 +202,7 @@ class StagePlan:
         """The same from pure noise on: what a scheduler must be set to, so that `steps` are its tail."""
         if not isinstance(self.start, Picture):
             return self
-        return replace(self, steps=ceil(self.steps / self.start.strength - 1e-6), start=Noise())
+        return replace(self, steps=self.steps + self.start.skipped, start=Noise())
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +227,39 @@ class DecodePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Variation:
+    """Neighbouring noise: cos(angle) * that of the picture's seed + sin(angle) * that of `seed`.
+
+    Both are standard normal and independent, so their sum is too, whatever the angle.
+
+    Args:
+        angle: radians, in [0, pi / 2].
+    """
+
+    seed: int
+    angle: float
+
+    def mix(self, noise: Tensor, other: Tensor) -> Tensor:
+        """The picture's own noise and that of `seed`, (C, H, W) each."""
+        return cos(self.angle) * noise + sin(self.angle) * other
+
+
+@dataclass(frozen=True, slots=True)
+class Paste:
+    """The picture is an earlier one of which a part is made anew.
+
+    Args:
+        overlay: (row, rows (h, W, 3) from there on) -> the same with the earlier pixels where they stay.
+        part: of the canvas; outside of it all stays, and nothing is decoded. None: all of it.
+        moments: that the earlier picture was decoded by; None: this canvas' own.
+    """
+
+    overlay: Callable[[int, Tensor], Tensor]
+    part: Rectangle | None = None
+    moments: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationPlan:
     """One picture, ready to be made.
 
@@ -203,6 +268,8 @@ class GenerationPlan:
         stages: from the smallest canvas to the picture's own; at least one.
         bit_depth: of the finished rows, bits a channel. 16 are decoded in float32: of half types,
             float16 has 11 bits of precision and bfloat16 has 8.
+        variation: of the initial noise, if it is not the seed's alone.
+        paste: what is kept of an earlier picture, if there is one.
     """
 
     seed: int
@@ -210,6 +277,8 @@ class GenerationPlan:
     stages: tuple[StagePlan, ...]
     decode: DecodePlan = field(default_factory=DecodePlan)
     bit_depth: BitDepth = 8
+    variation: Variation | None = None
+    paste: Paste | None = None
 
     @property
     def canvas(self) -> Plane:

@@ -33,8 +33,8 @@ class Scheduler(Protocol):
         """Leave out the first of the steps that were asked for, before anything else is done."""
         ...
 
-    def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """A clean canvas as noisy as the first step expects it; both (C, H, W)."""
+    def add_noise(self, clean: Tensor, noise: Tensor, index: int = 0) -> Tensor:
+        """A clean canvas as noisy as step `index` expects it, which is the next; clean after the last. Both (C, H, W)."""
         ...
 
     def scale_input(self, latent: Tensor, index: int) -> Tensor:

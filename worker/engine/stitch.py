@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.engine.canvas import Rectangle
 from worker.engine.plan import BitDepth
 from worker.engine.vae.decode import DecodedTile, Decoding
 from worker.engine.vae.executor import Heartbeat, MomentsPooled
@@ -21,6 +22,24 @@ class Band:
 
 
 Stitching = Band | Warned | Heartbeat | MomentsPooled
+
+
+def fill_up(tiles: Iterator[Decoding], places: Sequence[Rectangle]) -> Iterator[Decoding]:
+    """Tiles of all places in turn, grey where none was decoded.
+
+    Args:
+        tiles: of some of the places, in their order.
+    """
+    waiting = iter(places)
+    for tile in tiles:
+        if isinstance(tile, DecodedTile):
+            yield from map(_blank, iter(waiting.__next__, tile.place))
+        yield tile
+    yield from map(_blank, waiting)
+
+
+def _blank(place: Rectangle) -> DecodedTile:
+    return DecodedTile(place, torch.zeros(1, 1, 1).expand(3, place.height, place.width))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""From a finished small canvas to the start of the next larger one."""
+"""From a picture, given or made by the stage before, to the start of a stage."""
 
 from collections.abc import Generator
 from typing import Protocol
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan
+from worker.engine.plan import DecodePlan, Given, GivenLatent
 from worker.engine.ranks import Group
 from worker.engine.resample import BILINEAR, enlarge
 from worker.engine.stitch import Band, stitch
@@ -30,6 +30,25 @@ class Autoencoder(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+
+@torch.inference_mode()
+def read_given(
+    given: Given, autoencoder: Autoencoder, plan: DecodePlan, group: Group
+) -> Generator[Heartbeat, None, Tensor]:
+    """The clean latent (C, H, W), float32, of a given picture.
+
+    Raises:
+        NonFiniteImageError: it could not be encoded.
+    """
+    if isinstance(given, GivenLatent):
+        return given.read().to(autoencoder.device)
+    assert autoencoder.encoder is not None  # the model's card says whether it has one
+
+    def paint(part: Rectangle) -> Tensor:
+        return given.paint(part).to(autoencoder.device)
+
+    return (yield from encode_in_steps(paint, autoencoder.encoder, given.canvas, plan, group))
 
 
 @torch.inference_mode()
@@ -63,6 +82,8 @@ def upscale_latent(
         NonFiniteImageError: the picture could not be decoded or encoded.
     """
     encoder, device = autoencoder.encoder, autoencoder.device
+    if latent.shape[-2:] == canvas.size:
+        return latent
     if encoder is None:
         return enlarge(latent, canvas, canvas.whole)
     picture = canvas.scaled(autoencoder.decoder.scale)

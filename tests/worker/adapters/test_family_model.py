@@ -23,7 +23,7 @@ from worker.engine.stitch import Band
 IMAGE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 CANVAS = DenoisePlan(Plane(16, 20, (False, True)), 16, 0, 0, moving=True, seed=3)
 PLAN = GenerationPlan(
-    3, 4, (StagePlan(CANVAS, 1), StagePlan(CANVAS, 1, Picture(0.5))), DecodePlan(tile_size=16)
+    3, 4, (StagePlan(CANVAS, 1), StagePlan(CANVAS, 1, Picture(1))), DecodePlan(tile_size=16)
 )
 
 

@@ -26,7 +26,7 @@ from worker.engine.stitch import Band
 
 SMALL = DenoisePlan(Plane(12, 16, (True, False)), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
 LARGE = DenoisePlan(Plane(24, 32, (True, False)), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))
-FIRST, SECOND = StagePlan(SMALL, 6), StagePlan(LARGE, 3, Picture(0.5, LowBandPlan()))
+FIRST, SECOND = StagePlan(SMALL, 6), StagePlan(LARGE, 3, Picture(3, LowBandPlan()))
 CASCADE = GenerationPlan(11, 2, (FIRST, SECOND))
 
 
@@ -74,7 +74,7 @@ def test_a_tail_of_the_schedule_ends_as_near_the_known_answer_as_all_of_it(
     ranks, wanted = KnownAnswers(name, options), answer(24, 32)
     flat = canvas(generate(replace(CASCADE, stages=(StagePlan(LARGE, 6),)), ranks))
     tail = canvas(
-        generate(replace(CASCADE, stages=(FIRST, replace(SECOND, start=Picture(0.5, low_band)))), ranks)
+        generate(replace(CASCADE, stages=(FIRST, replace(SECOND, start=Picture(3, low_band)))), ranks)
     )
     far = (flat - wanted).abs().max()
     # A solver that looks back also remembers what it was guided to.
@@ -125,7 +125,7 @@ def test_full_guidance_keeps_the_low_band_of_the_stage_before(
 ) -> None:
     """The model wants something else; the lowest waves are the reference's all the same."""
     small, large = (replace(each, canvas=replace(each.canvas, wrap=wrap)) for each in (SMALL, LARGE))
-    held = StagePlan(large, 4, Picture(0.5, LowBandPlan(1.0, 1.0, 0.4)))
+    held = StagePlan(large, 4, Picture(4, LowBandPlan(1.0, 1.0, 0.4)))
     plan = GenerationPlan(11, 2, (replace(FIRST, denoise=small), held))
     if name == "DDIMScheduler":
         options = options | {"clip_sample": False}  # clipped at 1, the reference would be changed too
@@ -163,7 +163,7 @@ def tiny_plan(wrap: bool) -> GenerationPlan:
         DenoisePlan(Plane(*size, (wrap, wrap)), 16, 0, 4, moving=True, seed=5, outer_shares=(0.2, 0.2))
         for size in sizes
     ]
-    later = [StagePlan(grid, 1, Picture(0.5, LowBandPlan()), 2) for grid in grids[1:]]
+    later = [StagePlan(grid, 1, Picture(1, LowBandPlan()), 2) for grid in grids[1:]]
     return GenerationPlan(5, 4, (StagePlan(grids[0], 2), *later), DecodePlan(tile_size=8))
 
 

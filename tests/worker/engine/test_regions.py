@@ -159,7 +159,7 @@ def plan(
         for canvas, each in zip(canvases, regions, strict=True)
     ]
     if len(stages) == 2:
-        stages[1] = replace(stages[1], steps=2, start=Picture(0.5, LowBandPlan()))
+        stages[1] = replace(stages[1], steps=2, start=Picture(2, LowBandPlan()))
     return GenerationPlan(3, CHANNELS, tuple(stages), DecodePlan(tile_size=16))
 
 

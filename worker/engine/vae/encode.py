@@ -4,21 +4,19 @@ Group normalisations get their statistics from a sample of the tiles, the same f
 picture has no more tiles than that, else an estimate that no border between tiles can show.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from worker.engine.canvas import Plane, Rectangle
-from worker.engine.plan import DecodePlan
+from worker.engine.plan import DecodePlan, Paint
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.activation import Activation
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.operations import Encoder, halo_of, shrink_of, with_trims
 from worker.engine.vae.whole import cut, run_whole
-
-Paint = Callable[[Rectangle], Tensor]
 
 
 def encode(

@@ -114,7 +114,7 @@ def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(
     channels, height, width = case.noise
     small = DenoisePlan(Plane(height, width, (False, True)), max(height, width), 0, 0, moving=True, seed=3)
     large = replace(small, canvas=small.canvas.scaled(2))
-    second = StagePlan(large, 2, Picture(0.5, LowBandPlan()))
+    second = StagePlan(large, 2, Picture(2, LowBandPlan()))
     plan = GenerationPlan(3, channels, (StagePlan(small, 2), second), DecodePlan(tile_size=8))
     prepared = load(case, folders).prepare(conditions(case, case.guidance_scales[-1]))
     rows: list[Tensor] = []

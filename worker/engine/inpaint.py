@@ -1,0 +1,58 @@
+"""Inpainting: a part of the canvas is made, and the rest stays what a given picture has there."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """Where a canvas is made.
+
+    Args:
+        weights: (H, W), float32, in [0, 1]: 1 is made, 0 stays.
+        canvas: that they lie on.
+        crossed: where the weight is above zero, on the host, which asks for every tile.
+    """
+
+    weights: Tensor
+    canvas: Plane
+    crossed: Tensor
+
+    @classmethod
+    def lay(cls, weights: Tensor, canvas: Plane) -> "Mask":
+        return cls(weights, canvas, (weights > 0).cpu())
+
+    def on(self, device: torch.device) -> "Mask":
+        """The same, with the weights on a device."""
+        return replace(self, weights=self.weights.to(device))
+
+    def touches(self, tile: Rectangle) -> bool:
+        """Whether anything in a tile is made. The others need no prediction."""
+        return bool(self.canvas.gather(self.crossed, tile).any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inpainting:
+    """Puts the given picture back after every step, under as much noise as the next one expects.
+
+    Lugmayr et al., "RePaint" (2022), eq. 8, without its resampling, as diffusers' inpainting pipelines do it for
+    models that were not trained for it.
+
+    Args:
+        reference: clean latent (C, H, W) of the given picture.
+        noise: of the canvas' beginning, (C, H, W).
+    """
+
+    mask: Mask
+    reference: Tensor
+    noise: Tensor
+
+    def keep(self, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
+        """The canvas (C, H, W) before step `index`, or after the last, with what stays put back: a new tensor."""
+        kept = scheduler.add_noise(self.reference, self.noise, index)
+        return torch.lerp(kept, latent, self.mask.weights)
