@@ -1,12 +1,20 @@
 """The model card that a worker publishes, and the estimated cost of a request."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil, sqrt
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.generation import MAX_TILE_SIZE_PX, MIN_SIDE_PX, Attention, GenerationRequest, Positions
+from api_schemas.generation import (
+    DEFAULT_FIDELITY,
+    MAX_TILE_SIZE_PX,
+    MIN_SIDE_PX,
+    Attention,
+    GenerationRequest,
+    Positions,
+)
 from api_schemas.layout import (
     Cascade,
     Stage,
@@ -15,9 +23,12 @@ from api_schemas.layout import (
     fit_conductor,
     fit_one_tile,
     lay_sizes,
+    split_steps,
 )
 from api_schemas.scenes import SceneWords
 
+# Img2img strength of stages that enlarge a source, at fidelity 0 and 1.
+_FREEST, _MOST_FAITHFUL = 0.6, 0.1
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
 
@@ -160,6 +171,8 @@ class ModelCard(BaseModel):
 
         A resolved request has the same stages as the one that it was made from.
         """
+        if request.source is not None:
+            return self._lay_from_source(request)
         whole = self.fit_canvas(request)
         layout, _ = self.choose_layout(request)
         sizes = [whole]
@@ -167,19 +180,52 @@ class ModelCard(BaseModel):
             sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px, self.cascade.enlarges)
         return [self._lay_stage(request, level, size, len(sizes)) for level, size in enumerate(sizes)]
 
+    def _lay_from_source(self, request: GenerationRequest) -> list[Stage]:
+        """One stage of the picture's size, or those that enlarge it to that size."""
+        whole, times = self.fit_canvas(request), request.upscale
+        if times is None:
+            asked = request.advanced.stage(0).steps or request.steps or self.default_steps
+            strength = 1.0 if request.strength is None else request.strength
+            return [self._make_stage(request, whole, *split_steps(asked, strength), given=whole)]
+        own, *sizes = lay_sizes(*whole, min(whole) / times, self.alignment_px, self.cascade.enlarges)
+        stages = [self._lay_stage(request, level, size, 2) for level, size in enumerate(sizes, start=1)]
+        return [replace(stages[0], given=own if self.cascade.conditioned else sizes[0]), *stages[1:]]
+
     def _lay_stage(self, request: GenerationRequest, level: int, size: tuple[int, int], levels: int) -> Stage:
         asked = request.advanced.stage(level)
         first_steps = request.advanced.stage(0).steps or request.steps or self.default_steps
         steps = asked.steps or max(1, round(first_steps * self.cascade.share(level)))
         conditioned = level > 0 and self.cascade.conditioned
-        strength = 1.0 if level == 0 or conditioned else asked.strength or self.cascade.strength
+        strength = 1.0 if level == 0 or conditioned else asked.strength or self._choose_strength(request)
         tile_px = request.advanced.tile_size_px
         if tile_px is None and level == 0 and levels > 1:
             tile_px = fit_one_tile(*size, self.native_size_px, self.max_tile_size_px)
-        tiling = choose_tiling(request, tile_px or self.native_size_px, anchored=strength < 1 or conditioned)
-        # The network of a conditioned stage shares no attention: it sees the whole of the stage before in its place.
+        skipped = ceil(steps / strength - 1e-6) - steps
+        return self._make_stage(request, size, steps, skipped, tile_px, conditioned=conditioned)
+
+    def _choose_strength(self, request: GenerationRequest) -> float:
+        """Of stages after the first: with a source, what its fidelity leaves open."""
+        if request.upscale is None:
+            return self.cascade.strength
+        fidelity = DEFAULT_FIDELITY if request.fidelity is None else request.fidelity
+        return _FREEST + (_MOST_FAITHFUL - _FREEST) * fidelity
+
+    def _make_stage(
+        self,
+        request: GenerationRequest,
+        size: tuple[int, int],
+        steps: int,
+        skipped: int,
+        tile_px: int | None = None,
+        *,
+        conditioned: bool = False,
+        given: tuple[int, int] | None = None,
+    ) -> Stage:
+        tile_px = tile_px or request.advanced.tile_size_px or self.native_size_px
+        tiling = choose_tiling(request, tile_px, anchored=skipped > 0 or conditioned)
+        # The network of a conditioned stage shares no attention: it sees the whole of the smaller picture in its place.
         attention = None if conditioned else self._plan_attention(request, size, tiling.tile_size_px)
-        return Stage(*size, tiling, steps, strength, conditioned, attention)
+        return Stage(*size, tiling, steps, skipped, conditioned, given, attention)
 
     def choose_attention(self, request: GenerationRequest) -> Attention:
         """What `auto` comes to."""

@@ -14,6 +14,7 @@ from pydantic import (
 
 from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
 from api_schemas.regions import MAX_REGIONS, Region, RegionMask
+from api_schemas.source import MAX_UPSCALE, Parent, Source, SourceMask, Variation
 
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
@@ -22,6 +23,8 @@ MAX_STAGES = 8
 MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser keeps it
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
+DEFAULT_STRENGTH = 0.6
+DEFAULT_FIDELITY = 0.5
 MIN_DPI, MAX_DPI = 1, 2400
 
 Positions = Literal["local", "global"]
@@ -33,7 +36,7 @@ OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 BitDepth = Literal[8, 16]
 DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 # Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
-PicturePart = Literal["control_image", "ip_adapter_image", RegionMask]
+PicturePart = Literal["control_image", "ip_adapter_image", "source_image", "mask_image", RegionMask]
 
 AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
@@ -220,7 +223,53 @@ class GenerationRequest(RequestPart):
         max_length=MAX_REGIONS,
         description="Areas with prompts of their own; the request's own prompt is the background where none is.",
     )
+    source: Source | None = Field(
+        default=None,
+        description="Begin with a picture. Without `width_px` and `height_px` the result has its size.",
+    )
+    strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Img2img strength: share of the noise schedule that is run on the source, counted from its end; 0 leaves it"
+        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, and 1 where a part is made anew.",
+    )
+    upscale: int | None = Field(
+        default=None,
+        ge=2,
+        le=MAX_UPSCALE,
+        description="Enlarge the source so many times, and add the detail that it lacks.",
+    )
+    fidelity: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="With `upscale`: 1 keeps to the source as it is, 0 invents the most."
+        f" {DEFAULT_FIDELITY:g} if left out.",
+    )
+    mask: SourceMask | None = Field(
+        default=None, description="What of the source is made anew; all else stays as it is."
+    )
+    variation: Variation | None = Field(default=None, description="Neighbouring initial noise.")
     advanced: AdvancedSettings = AdvancedSettings()
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "GenerationRequest":
+        alone = [name for name in ("strength", "upscale", "mask") if getattr(self, name) is not None]
+        if self.source is None and alone:
+            raise ValueError(f"{' and '.join(alone)} need `source`, the picture to begin with")
+        if self.upscale is None and self.fidelity is not None:
+            raise ValueError(
+                "fidelity needs `upscale`; without it, `strength` says how far the source may change"
+            )
+        for name in ("strength", "mask"):
+            if self.upscale is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"upscale does not go with {name}; fidelity says how far the source may change"
+                )
+        return self
 
     @field_validator("loras")
     @classmethod
@@ -271,3 +320,10 @@ class ResolvedRequest(GenerationRequest):
         default="", description="Why `auto` selected this layout; empty where the request named it."
     )
     pictures: dict[PicturePart, SentPicture] = Field(default={})
+    parent: Parent | None = Field(default=None, description="The job of `source.job`.")
+
+    @property
+    def source_px(self) -> tuple[int, int] | None:
+        """(width, height) of the picture that it begins with."""
+        given = self.parent or self.pictures.get("source_image")
+        return given and (given.width_px, given.height_px)

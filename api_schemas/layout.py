@@ -136,15 +136,18 @@ class Stage:
     """One stage, every choice made.
 
     Args:
-        conditioned: whether its network sees the stage before; else it starts from that, by `strength`.
+        skipped: steps of the whole schedule that are left out, from its beginning: it starts from a picture under noise.
+        conditioned: whether its network sees a smaller picture instead.
+        given: (width, height) at which that picture is the request's source; None: it is what the stage before has made.
     """
 
     width_px: int
     height_px: int
     tiling: Tiling
     steps: int
-    strength: float
+    skipped: int = 0
     conditioned: bool = False
+    given: tuple[int, int] | None = None
     attention: StageAttention | None = None
 
     def count_predictions(self, tiles: int) -> int:
@@ -154,13 +157,24 @@ class Stage:
     @property
     def schedule_steps(self) -> int:
         """Steps of the whole schedule; a stage runs the last `steps` of them."""
-        return round(self.steps / self.strength)
+        return self.steps + self.skipped
+
+    @property
+    def strength(self) -> float:
+        """Share of the schedule that is run."""
+        return self.steps / self.schedule_steps
+
+
+def split_steps(steps: int, strength: float) -> tuple[int, int]:
+    """(run, skipped) of a whole schedule, as diffusers' img2img pipelines of Stable Diffusion round them."""
+    run = min(int(steps * strength), steps)
+    return run, steps - run
 
 
 def lay_sizes(
-    width_px: int, height_px: int, native_px: int, unit_px: int, enlarges: int = 2
+    width_px: int, height_px: int, native_px: float, unit_px: int, enlarges: int = 2
 ) -> list[tuple[int, int]]:
-    """(width, height) of each stage: the short side native, then times `enlarges` until the picture's own is reached.
+    """(width, height) of each stage: the short side `native_px`, then times `enlarges` until the picture's own is reached.
 
     Args:
         unit_px: sides are multiples of this.

@@ -34,6 +34,11 @@ class RectangleShape(RequestPart):
     width_px: int = Field(ge=1, le=_FAR_PX)
     height_px: int = Field(ge=1, le=_FAR_PX)
 
+    def list_corners(self) -> list[Point]:
+        """In order, from the top left one on."""
+        right, bottom = self.left_px + self.width_px, self.top_px + self.height_px
+        return [(self.left_px, self.top_px), (right, self.top_px), (right, bottom), (self.left_px, bottom)]
+
 
 def _check_polygon(points: list[Point]) -> list[Point]:
     """Its corners, the first not repeated at the end."""
@@ -120,11 +125,7 @@ class RegionShape(RequestPart):
 
     def list_corners(self) -> list[Point]:
         """Of the rectangle or the polygon, in order; a mask has none."""
-        if self.rectangle is None:
-            return self.polygon or []
-        left, top = self.rectangle.left_px, self.rectangle.top_px
-        right, bottom = left + self.rectangle.width_px, top + self.rectangle.height_px
-        return [(left, top), (right, top), (right, bottom), (left, bottom)]
+        return (self.polygon or []) if self.rectangle is None else self.rectangle.list_corners()
 
 
 class Region(RequestPart):

@@ -1,6 +1,5 @@
 """From a request to a plan: here pixels become latent pixels; decoding makes pixels again."""
 
-from math import ceil
 from pathlib import Path
 
 from api_schemas.catalog import ModelCard
@@ -44,7 +43,7 @@ def _plan_stage(
     return StagePlan(
         _plan_denoise(request, card, stage),
         stage.steps,
-        Noise() if first else _plan_start(card, stage),
+        _plan_start(card, stage, request) if stage.given or not first else Noise(),
         modules=request.advanced.num_modules or card.default_num_modules,
         even=request.advanced.num_modules is None,
         shown=shown,
@@ -52,13 +51,13 @@ def _plan_stage(
     )
 
 
-def _plan_start(card: ModelCard, stage: Stage) -> Picture | Upscale:
-    """From the picture of the stage before, or from noise with that picture to be seen."""
+def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest) -> Picture | Upscale:
+    """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
         return Upscale(card.cascade.augmentation)
-    share = card.cascade.low_band
-    skipped = ceil(stage.steps / stage.strength - 1e-6) - stage.steps
-    return Picture(skipped, LowBandPlan(share) if share else None)
+    keeps = request.source is None or request.upscale is not None
+    share = card.cascade.low_band if keeps else 0.0
+    return Picture(stage.skipped, LowBandPlan(share) if share else None)
 
 
 def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> DenoisePlan:

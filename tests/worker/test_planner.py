@@ -79,7 +79,7 @@ def test_stages_become_plans_from_small_to_large() -> None:
         (stage.canvas.height * 8, stage.canvas.width * 8, stage.denoise.tile_size * 8) for stage in found
     ]
     assert sizes == [(768, 512, 768), (1536, 1024, 512)]
-    assert [(stage.steps, stage.start.strength) for stage in found] == [(10, 1.0), (5, 0.4)]
+    assert [(stage.steps, stage.whole.steps) for stage in found] == [(10, 10), (5, 13)]
     assert [stage.canvas.wrap for stage in found] == [(False, True)] * 2
     assert (
         plan(width_px=1024, height_px=1024).stages

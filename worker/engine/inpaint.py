@@ -31,9 +31,22 @@ class Mask:
         """The same, with the weights on a device."""
         return replace(self, weights=self.weights.to(device))
 
+    @property
+    def bounds(self) -> Rectangle:
+        """The smallest rectangle that holds all that is made; the whole canvas, if nothing is."""
+        top, bottom = _find_span(self.crossed.any(1))
+        left, right = _find_span(self.crossed.any(0))
+        return Rectangle(top, left, bottom - top, right - left)
+
     def touches(self, tile: Rectangle) -> bool:
         """Whether anything in a tile is made. The others need no prediction."""
         return bool(self.canvas.gather(self.crossed, tile).any())
+
+
+def _find_span(crossed: Tensor) -> tuple[int, int]:
+    """From the first that is crossed to behind the last; all, if none is."""
+    places = [int(place) for place in crossed.nonzero()]
+    return (places[0], places[-1] + 1) if places else (0, len(crossed))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

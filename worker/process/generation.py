@@ -1,6 +1,7 @@
 """What every rank does for one job: conditions in, the engine's events out."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from api_schemas.catalog import ModelCard
 from api_schemas.regions import Region
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.model import Conditions, LoadedModel, Prompt
@@ -18,7 +20,21 @@ from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group
 from worker.engine.warned import Warned
 from worker.process.protocol import Generate
-from worker.regions import find_faint_regions, find_scaled_masks
+from worker.regions import find_faint_regions, find_scaled_masks, lay_regions
+from worker.source import lay_source
+from worker.source_files import SourceFiles, write_source
+
+
+def prepare_source(job: Generate, card: ModelCard) -> SourceFiles | None:
+    """What the job begins with, as files that every rank can read; None: noise."""
+    if job.request.source is None:
+        return None
+    return replace(write_source(job.request, card, job.inputs, job.folder), state=job.state)
+
+
+def complete_plan(plan: GenerationPlan, job: Generate, source: SourceFiles | None) -> GenerationPlan:
+    """The plan with what is too large to be sent to every rank: the request's regions, and its source."""
+    return lay_source(lay_regions(plan, job.request, job.inputs), job.request, source)
 
 
 def generate_job(

@@ -23,13 +23,15 @@ class Generate:
     """Make this picture, from the checkpoint on if there is one; files are written to `folder`.
 
     Args:
-        inputs: the pictures that came with the job, PNG files in `folder`.
+        inputs: the pictures that came with the job, PNG files in `folder`; the source may be of another kind.
+        state: kept final state of the job that it begins with.
     """
 
     request: ResolvedRequest
     folder: Path
     checkpoint: Path | None
     inputs: dict[PicturePart, Path]
+    state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

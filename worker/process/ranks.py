@@ -27,10 +27,10 @@ from worker.engine.ranks import Group, ProcessGroup, SingleRank
 from worker.errors import DeviceRefusedError, JobFailedError
 from worker.process.failures import describe
 from worker.process.files import read_checkpoint
-from worker.process.generation import generate_job
+from worker.process.generation import complete_plan, generate_job
 from worker.process.protocol import LOST_RANK_EXIT, Failed, Generate, ModelRefused
 from worker.process.warmup import explain, make_ready
-from worker.regions import lay_regions
+from worker.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,12 @@ class RankConfig:
 
 @dataclass(frozen=True, slots=True)
 class RankJob:
-    """What all ranks are to make; the leader has planned it, but for the regions, which are large: each lays its own."""
+    """What all ranks are to make; the leader has planned it, but for what is large: each lays regions and source itself."""
 
     job: Generate
     plan: GenerationPlan
     checkpoint: Path | None
+    source: SourceFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _run_job(model: LoadedModel, part: RankJob, group: ProcessGroup) -> Failed |
     """
     try:
         resume = read_checkpoint(part.checkpoint)[0] if part.checkpoint else None
-        plan = lay_regions(part.plan, part.job.request, part.job.inputs)
+        plan = complete_plan(part.plan, part.job, part.source)
         deque(generate_job(model, part.job, plan, resume, group), maxlen=0)
         group.barrier()
     except DismissedError:

@@ -14,14 +14,13 @@ from worker.engine.warned import Warned
 from worker.errors import CheckpointError
 from worker.planner import plan_generation
 from worker.process.files import CheckpointWriter, ImageFile, read_checkpoint, write_final_state
-from worker.process.generation import generate_job
+from worker.process.generation import complete_plan, generate_job, prepare_source
 from worker.process.preview_sender import PreviewSender
 from worker.process.previews import PreviewCanvas
 from worker.process.protocol import Generate, Generated, PreviewsPublished, StillWorking, Stop
 from worker.process.ranks import RankJob, RankProcesses
 from worker.process.reports import ProgressReports, warn
 from worker.process.warmup import Ready
-from worker.regions import lay_regions
 
 _log = logging.getLogger(__name__)
 _LAST_PREVIEWS_S = 2.0
@@ -46,7 +45,8 @@ def run_session(
     """
     model, request = ready.model, job.request
     bare = plan_generation(request, ready.card, ready.decode_memory, job.folder)
-    plan = lay_regions(bare, request, job.inputs)
+    source = prepare_source(job, ready.card)
+    plan = complete_plan(bare, job, source)
     resume, spent_s = _read_checkpoint(job.checkpoint)
     scale, shown = ready.card.vae_scale, (request.height_px, request.width_px)
     canvas = PreviewCanvas(plan.canvas.height, plan.canvas.width, scale, model.preview_map, shown)
@@ -61,7 +61,7 @@ def run_session(
             CheckpointWriter(job.folder, checkpoint_interval_s, resume.step if resume else 0),
             spent_s,
         )
-        part = RankJob(job, bare, job.checkpoint if resume else None)
+        part = RankJob(job, bare, job.checkpoint if resume else None, source)
         with ranks.begin(part) as group, closing(generate_job(model, job, plan, resume, group)) as events:
             for event in events:
                 session.handle(event)

@@ -1,0 +1,120 @@
+"""The request's source on a plan: what its canvas begins with, what of it is made anew, and what stays in the picture."""
+
+from dataclasses import dataclass, replace
+from math import pi
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from api_schemas.generation import ResolvedRequest
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.inpaint import Mask
+from worker.engine.plan import (
+    GenerationPlan,
+    Given,
+    GivenLatent,
+    GivenPixels,
+    Noise,
+    Paste,
+    StagePlan,
+    Variation,
+)
+from worker.source_files import SourceFiles
+
+_QUARTER_TURN = pi / 2
+
+
+def lay_source(plan: GenerationPlan, request: ResolvedRequest, files: SourceFiles | None) -> GenerationPlan:
+    """The plan with what the request begins with: a source, or noise beside its own seed's."""
+    if request.variation is not None:
+        variation = Variation(request.variation.seed, request.variation.amount * _QUARTER_TURN)
+        plan = replace(plan, variation=variation)
+    if files is None:
+        return plan
+    first, *later = plan.stages
+    begun = _begin_with(first, files)
+    if files.levels is None:
+        return replace(plan, stages=(begun, *later))
+    mask = _lay_mask(files, begun.canvas)
+    begun = replace(begun, denoise=replace(begun.denoise, mask=mask))
+    return replace(plan, stages=(begun, *later), paste=_lay_paste(files, mask))
+
+
+def _begin_with(stage: StagePlan, files: SourceFiles) -> StagePlan:
+    assert not isinstance(stage.start, Noise)
+    canvas = stage.canvas.resized(*(side // files.scale for side in files.size))
+    given: Given = GivenPixels(_Painted(files, canvas.scaled(files.scale)), canvas)
+    if files.state is not None:
+        given = GivenLatent(_KeptLatent(files.state))
+    return replace(stage, start=replace(stage.start, given=given))
+
+
+@dataclass(frozen=True, slots=True)
+class _Painted:
+    """The source's pixels as the encoder takes them."""
+
+    files: SourceFiles
+    canvas: Plane
+
+    def __call__(self, part: Rectangle) -> Tensor:
+        """RGB in [-1, 1], (3, h, w)."""
+        pixels, half = self.files.open_pixels(), (2**self.files.bit_depth - 1) / 2
+        image = np.empty((part.height, part.width, 3), np.float32)
+        for outer, inner in self.canvas.pieces(part):
+            rows, columns = (
+                slice(outer.top, outer.top + outer.height),
+                slice(outer.left, outer.left + outer.width),
+            )
+            image[inner.top : inner.top + inner.height, inner.left : inner.left + inner.width] = pixels[
+                rows, columns
+            ]
+        return torch.from_numpy(image / half - 1).permute(2, 0, 1)  # pyright: ignore[reportUnknownMemberType]
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptLatent:
+    """The clean latent of a finished picture."""
+
+    state: Path
+
+    def __call__(self) -> Tensor:
+        return load_file(self.state)["latent"]
+
+
+def _lay_mask(files: SourceFiles, canvas: Plane) -> Mask:
+    """A latent pixel is made anew if any of its pixels is: what stays of it is pasted in at the end."""
+    levels, scale = files.open_levels(), files.scale
+    rows = [
+        levels[top : top + scale].reshape(scale, canvas.width, scale).any(axis=(0, 2))
+        for top in range(0, canvas.height * scale, scale)
+    ]
+    weights = torch.from_numpy(np.stack(rows)).float()  # pyright: ignore[reportUnknownMemberType]
+    return Mask.lay(weights, canvas)
+
+
+def _lay_paste(files: SourceFiles, mask: Mask) -> Paste:
+    moments = None
+    if files.state is not None:
+        kept = load_file(files.state)
+        moments = tuple(kept[f"moments.{index}"] for index in range(len(kept) - 1))
+    return Paste(_Overlay(files), mask.bounds, moments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Overlay:
+    """The source's pixels over those that were made, where it stays."""
+
+    files: SourceFiles
+
+    def __call__(self, top: int, rows: Tensor) -> Tensor:
+        """Rows (h, W, 3) of the picture from `top` down; the picture is the canvas' top left part."""
+        height, width, _ = rows.shape
+        part = slice(top, top + height), slice(0, width)
+        kept = np.array(self.files.open_pixels()[part], np.float32)
+        levels = np.array(self.files.open_levels()[part], np.float32)
+        # Of 8 and 16 bits float32 holds every difference: at levels 0 and 255 each pixel is one of the two, exactly.
+        blended = kept + (rows.numpy().astype(np.float32) - kept) * (levels / 255)[..., None]
+        return torch.from_numpy(blended.round().astype(rows.numpy().dtype))  # pyright: ignore[reportUnknownMemberType]

@@ -1,0 +1,158 @@
+"""The request's source as files of plain rows, at the size of the canvas that begins with it.
+
+Pictures are read from the top in strips by libvips, and never held whole.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyvips
+
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import BitDepth, PicturePart, ResolvedRequest
+from api_schemas.region_masks import fill_polygon
+from api_schemas.source import Placement, Size, SourceMask, place_source
+
+_STRIP = 256  # rows of a mask that are drawn at a time
+_DEEPER = 257  # 255 of 8 bits is 65,535 of 16
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles:
+    """What a job begins with. All files are in the job's work folder.
+
+    Args:
+        pixels: RGB, (height, width, 3), of `bit_depth`; what of the canvas the source leaves free continues its edge.
+        size: (height, width) of that canvas, pixels; `scale` of them for a latent pixel.
+        levels: what is made anew, (height, width), 0 to 255; None: all of it.
+        state: kept final state of the picture, where the canvas may begin with it.
+    """
+
+    pixels: Path
+    size: tuple[int, int]
+    scale: int
+    bit_depth: BitDepth
+    levels: Path | None = None
+    state: Path | None = None
+
+    def open_pixels(self) -> npt.NDArray[np.generic]:
+        """(height, width, 3), mapped: what is read of it counts as memory until it is dropped."""
+        return np.memmap(self.pixels, f"uint{self.bit_depth}", "r", shape=(*self.size, 3))
+
+    def open_levels(self) -> npt.NDArray[np.uint8]:
+        """(height, width), mapped; only where `levels` is a file."""
+        assert self.levels is not None
+        return np.memmap(self.levels, np.uint8, "r", shape=self.size)
+
+
+def write_source(
+    request: ResolvedRequest, card: ModelCard, inputs: Mapping[PicturePart, Path], folder: Path
+) -> SourceFiles:
+    """Scale and place the source, and draw its mask.
+
+    Args:
+        inputs: pictures of the request; `source_image` may be any that a worker has written.
+    """
+    assert request.source is not None
+    assert request.source_px is not None
+    canvas = card.lay_stages(request)[0].given
+    assert canvas is not None
+    picture = _fit_picture(request, card, canvas)
+    place = Placement(0, 0, *picture)  # enlarged as a whole
+    if request.upscale is None:
+        place = place_source(request.source, request.source_px, picture)
+    pixels, levels = folder / "source.rows", folder / "mask.rows"
+    _write_pixels(inputs["source_image"], place, canvas, request.bit_depth, pixels)
+    masked = request.mask is not None or not place.covers(picture)
+    if masked:
+        _write_levels(request.mask, inputs.get("mask_image"), place, picture, canvas, levels)
+    return SourceFiles(
+        pixels, (canvas[1], canvas[0]), card.vae_scale, request.bit_depth, levels if masked else None
+    )
+
+
+def _fit_picture(request: ResolvedRequest, card: ModelCard, canvas: Size) -> Size:
+    """(width, height) of what the picture covers of a canvas, which is as much as of the largest."""
+    whole = card.fit_canvas(request)
+    return round(request.width_px * canvas[0] / whole[0]), round(request.height_px * canvas[1] / whole[1])
+
+
+def _write_pixels(source: Path, place: Placement, canvas: Size, bit_depth: BitDepth, path: Path) -> None:
+    image = _read_rgb(source)
+    if (image.width, image.height) != (place.width, place.height):
+        image = image.thumbnail_image(place.width, height=place.height, size="force")
+    image = _put_on_canvas(image, place, canvas)
+    _in_bits(image, bit_depth).rawsave(str(path))
+
+
+def _read_rgb(source: Path) -> pyvips.Image:
+    image = pyvips.Image.new_from_file(str(source), access="sequential")
+    image = image.flatten() if image.hasalpha() else image
+    return image.colourspace("rgb16" if image.format == "ushort" else "srgb")
+
+
+def _put_on_canvas(image: pyvips.Image, place: Placement, canvas: Size) -> pyvips.Image:
+    """The canvas' part of it, its edges continued where it ends."""
+    left, top = max(-place.left, 0), max(-place.top, 0)
+    right, bottom = min(canvas[0] - place.left, place.width), min(canvas[1] - place.top, place.height)
+    part = image.crop(left, top, right - left, bottom - top)
+    return part.embed(max(place.left, 0), max(place.top, 0), *canvas, extend="copy")
+
+
+def _in_bits(image: pyvips.Image, bit_depth: BitDepth) -> pyvips.Image:
+    if bit_depth == 8:
+        return image if image.format == "uchar" else (image / _DEEPER).rint().cast("uchar")
+    return image if image.format == "ushort" else (image * _DEEPER).cast("ushort")
+
+
+def _write_levels(
+    mask: SourceMask | None, sent: Path | None, place: Placement, picture: Size, canvas: Size, path: Path
+) -> None:
+    """What the mask shows, softened inwards, and what the source leaves free."""
+    drawn = path.with_suffix(".drawn")
+    with drawn.open("wb") as file:
+        for strip in _draw(mask, place, picture):
+            file.write(strip.tobytes())
+    image = pyvips.Image.rawload(str(drawn), *picture, 1, access="sequential")
+    if sent is not None:
+        image = image | _read_mask(sent, picture)
+    if mask is not None and mask.feather_px:
+        image = _soften(image, mask.feather_px)
+    image.embed(0, 0, *canvas, extend="copy").rawsave(str(path))
+    drawn.unlink()
+
+
+def _draw(mask: SourceMask | None, place: Placement, picture: Size) -> Iterator[npt.NDArray[np.uint8]]:
+    """Strips of 0 and 255, from the top."""
+    width, height = picture
+    columns = np.arange(width)
+    beside = (columns < place.left) | (columns >= place.left + place.width)
+    for top in range(0, height, _STRIP):
+        rows = np.arange(top, min(top + _STRIP, height))
+        free = beside[None] | ((rows < place.top) | (rows >= place.top + place.height))[:, None]
+        strip = free.astype(np.uint8) * np.uint8(255)
+        corners = [] if mask is None else mask.list_corners()
+        yield strip | fill_polygon([(x, y - top) for x, y in corners], len(rows), width) if corners else strip
+
+
+def _read_mask(sent: Path, picture: Size) -> pyvips.Image:
+    image = pyvips.Image.new_from_file(str(sent), access="sequential").colourspace("b-w").extract_band(0)
+    width, height = picture
+    return image.thumbnail_image(width, height=height, size="force").cast("uchar")
+
+
+def _soften(image: pyvips.Image, feather_px: int) -> pyvips.Image:
+    """From 0 at the shape's edge to 255 so far inside.
+
+    A box mean is above a half only within an edge that is straight; what lies outside stays 0 everywhere.
+    """
+    box = pyvips.Image.new_from_array([[1] * (2 * feather_px + 1)], scale=2 * feather_px + 1)
+    grown = image.embed(
+        feather_px, feather_px, image.width + 2 * feather_px, image.height + 2 * feather_px, extend="copy"
+    )
+    mean = grown.convsep(box, precision="float").crop(feather_px, feather_px, image.width, image.height)
+    inside = ((mean - 127.5) * 2).rint().cast("uchar")
+    return inside & (image > 0)
