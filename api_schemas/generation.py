@@ -14,7 +14,7 @@ from pydantic import (
 
 from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
 from api_schemas.regions import MAX_REGIONS, Region, RegionMask
-from api_schemas.source import MAX_UPSCALE, Parent, Source, SourceMask, Variation
+from api_schemas.source import MAX_UPSCALE, Source, SourceJob, SourceMask, Variation
 
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
@@ -320,10 +320,11 @@ class ResolvedRequest(GenerationRequest):
         default="", description="Why `auto` selected this layout; empty where the request named it."
     )
     pictures: dict[PicturePart, SentPicture] = Field(default={})
-    parent: Parent | None = Field(default=None, description="The job of `source.job`.")
+    source_job: SourceJob | None = Field(default=None, description="What `source.job` has made.")
+    parent: str | None = Field(default=None, description="Job that this one was derived from.")
 
     @property
     def source_px(self) -> tuple[int, int] | None:
         """(width, height) of the picture that it begins with."""
-        given = self.parent or self.pictures.get("source_image")
+        given = self.source_job or self.pictures.get("source_image")
         return given and (given.width_px, given.height_px)

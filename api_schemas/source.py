@@ -82,18 +82,16 @@ class Variation(RequestPart):
     )
 
 
-class Parent(BaseModel):
-    """The finished job that a job begins with, as it was when the job was taken in."""
+class SourceJob(BaseModel):
+    """The finished job that a request begins with, as it was when the request was taken in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str
     image_key: str
-    media_type: str
     width_px: int
     height_px: int
     state_key: str | None = Field(
-        default=None, description="Kept latent of the picture, where the model and the size are the same."
+        default=None, description="Kept latent of its picture, where the new canvas can begin with it."
     )
 
 

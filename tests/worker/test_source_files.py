@@ -1,0 +1,135 @@
+"""The source of a job, as rows at the size of its canvas: compared with Pillow, and with itself where it must not change."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import PicturePart, ResolvedRequest, SentPicture
+from worker.source_files import SourceFiles, write_source
+
+CARD = ModelCard(
+    name="m", family="f", native_size_px=64, alignment_px=8, latent_channels=4, vae_scale=8,
+    default_steps=4, default_guidance_scale=1.0,
+)  # fmt: skip
+Pixels = npt.NDArray[np.uint8]
+
+
+def paint(width: int, height: int) -> Image.Image:
+    """Smooth, and another colour everywhere."""
+    down, right = np.mgrid[:height, :width]
+    waves = [np.sin(down / 9 + phase) * np.cos(right / 13 - phase) for phase in (0, 1, 2)]
+    return Image.fromarray((127 + 100 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+def write(
+    folder: Path, image: Image.Image, sent_mask: Image.Image | None = None, **fields: object
+) -> SourceFiles:
+    inputs: dict[PicturePart, Path] = {"source_image": folder / "source_image.png"}
+    image.save(inputs["source_image"])
+    if sent_mask is not None:
+        inputs["mask_image"] = folder / "mask_image.png"
+        sent_mask.save(inputs["mask_image"])
+    sent = SentPicture(sha256="", width_px=image.width, height_px=image.height)
+    settled = {"model": "m", "steps": 4, "guidance_scale": 1.0, "seed": 1, "pictures": {"source_image": sent}}
+    return write_source(ResolvedRequest.model_validate(settled | fields), CARD, inputs, folder)
+
+
+def read(files: SourceFiles) -> Pixels:
+    return np.array(files.open_pixels())
+
+
+def test_a_source_of_the_pictures_size_is_not_changed(tmp_path: Path) -> None:
+    image = paint(96, 72)
+    files = write(tmp_path, image, width_px=96, height_px=72, source={"fit": "exact"})
+    assert files.levels is None
+    assert np.array_equal(read(files), np.asarray(image))
+
+
+@pytest.mark.parametrize("size", [(200, 90), (90, 200), (50, 40)])
+def test_fill_is_what_pillow_fits(size: tuple[int, int], tmp_path: Path) -> None:
+    image = paint(*size)
+    found = read(write(tmp_path, image, width_px=96, height_px=72, source={}))
+    wanted = np.asarray(ImageOps.fit(image, (96, 72), Image.Resampling.LANCZOS))
+    assert np.abs(found.astype(int) - wanted).mean() < 3  # each places its middle to half a pixel
+
+
+@pytest.mark.parametrize("size", [(200, 90), (90, 200)])
+def test_fit_shows_all_and_makes_anew_what_is_left(size: tuple[int, int], tmp_path: Path) -> None:
+    image = paint(*size)
+    files = write(tmp_path, image, width_px=96, height_px=72, source={"fit": "fit"})
+    inside = ImageOps.contain(image, (96, 72), Image.Resampling.LANCZOS)
+    left, top = (96 - inside.width) // 2, (72 - inside.height) // 2
+    part = slice(top, top + inside.height), slice(left, left + inside.width)
+    assert np.abs(read(files)[part].astype(int) - np.asarray(inside)).mean() < 2
+    levels = np.array(files.open_levels())
+    assert levels[part].max() == 0
+    levels[part] = 255
+    assert levels.min() == 255
+
+
+def test_an_offset_scales_nothing_and_continues_its_edges(tmp_path: Path) -> None:
+    image = paint(40, 32)
+    fields = {"width_px": 96, "height_px": 72, "source": {"offset": {"left_px": 16, "top_px": 24}}}
+    pixels = read(write(tmp_path, image, **fields))
+    wanted = np.pad(np.asarray(image), ((24, 16), (16, 40), (0, 0)), mode="edge")
+    assert np.array_equal(pixels, wanted)
+
+
+def test_the_canvas_beyond_the_picture_continues_it(tmp_path: Path) -> None:
+    image = paint(67, 70)
+    files = write(tmp_path, image, width_px=67, height_px=70, source={})
+    assert files.size == (72, 72)
+    assert np.array_equal(read(files)[:70, :67], np.asarray(image))
+    assert np.array_equal(read(files)[:70, 71], np.asarray(image)[:, -1])
+
+
+@pytest.mark.parametrize("feather", [0, 6])
+def test_a_polygon_is_where_pillow_draws_it_and_soft_inwards_only(feather: int, tmp_path: Path) -> None:
+    corners = [(10, 10), (80, 14), (60, 60), (20, 50)]
+    mask = {"polygon": corners, "feather_px": feather}
+    files = write(tmp_path, paint(96, 72), width_px=96, height_px=72, source={}, mask=mask)
+    drawn = Image.new("L", (96, 72))
+    ImageDraw.Draw(drawn).polygon(corners, fill=255)
+    levels, wanted = np.array(files.open_levels()), np.asarray(drawn)
+    around = np.asarray(drawn.filter(ImageFilter.MaxFilter(3)))  # edges are rounded another way
+    assert levels[around == 0].max() == 0
+    assert levels[30, 40] == 255
+    assert (levels == wanted).mean() > (0.95 if feather == 0 else 0.7)
+
+
+def test_a_mask_picture_is_scaled(tmp_path: Path) -> None:
+    sent = Image.new("L", (48, 36))
+    sent.paste(255, (12, 9, 36, 27))
+    fields = {"width_px": 96, "height_px": 72, "source": {}, "mask": {"feather_px": 0}}
+    files = write(tmp_path, paint(96, 72), sent, **fields)
+    levels = np.array(files.open_levels())
+    assert levels[22:50, 28:68].min() == 255
+    assert levels[:14].max() == levels[:, :20].max() == 0
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_the_depth_is_the_results(bit_depth: int, tmp_path: Path) -> None:
+    image = paint(64, 64)
+    pixels = read(write(tmp_path, image, width_px=64, height_px=64, source={}, bit_depth=bit_depth))
+    assert np.array_equal(pixels, np.asarray(image).astype(pixels.dtype) * (257 if bit_depth == 16 else 1))
+
+
+def test_a_source_that_is_enlarged_covers_as_much_of_its_small_canvas_as_of_the_large_one(
+    tmp_path: Path,
+) -> None:
+    card = CARD.model_copy(
+        update={"cascade": CARD.cascade.model_copy(update={"conditioned": True, "enlarges": 4})}
+    )
+    request = ResolvedRequest(
+        model="m", steps=4, guidance_scale=1.0, seed=1, width_px=280, height_px=240, source={}, upscale=4,
+        pictures={"source_image": SentPicture(sha256="", width_px=70, height_px=60)},
+    )  # fmt: skip
+    paint(70, 60).save(tmp_path / "in.png")
+    files = write_source(request, card, {"source_image": tmp_path / "in.png"}, tmp_path)
+    assert files.size == (64, 72)
+    whole = card.fit_canvas(request)
+    assert abs(files.size[1] * 280 / whole[0] - 72) < 2
