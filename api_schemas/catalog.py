@@ -152,7 +152,9 @@ class ModelCard(BaseModel):
             return self.layout, f"the default of model {self.name}"
         if request.seamless in ("y", "both"):
             return "flat", "a canvas that is seamless from top to bottom has no horizon"
-        is_scene, reason = self.scene_words.judge(request.prompt)
+        is_scene, reason = self.scene_words.judge_all(
+            [request.prompt, *(each.prompt for each in request.regions)]
+        )
         if is_scene is None:
             return self.layout, f"{reason}: the default of model {self.name}"
         return "cascade" if is_scene else "flat", reason

@@ -1,11 +1,13 @@
 """Whether a prompt describes a scene, which has one horizon, or a texture: by words and their weights."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _CITED = 2  # words that a reason names
+_RANKS = {None: 0, False: 1, True: 2}
 _Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -31,6 +33,10 @@ class SceneWords(BaseModel):
         if min(known.values()) < 0:
             return False, f"{_cite(known, -1)} a texture"
         return False, f"{_cite(known, 1)} a scene, but not clearly"
+
+    def judge_all(self, prompts: Sequence[str]) -> tuple[bool | None, str]:
+        """The same of one picture with several prompts: a scene if one of them is, else as the first that says anything."""
+        return max(map(self.judge, prompts), key=lambda judged: _RANKS[judged[0]])
 
     def _weigh(self, prompt: str) -> dict[str, float]:
         """The known words of the prompt, each once."""

@@ -63,6 +63,22 @@ def test_words_decide_and_are_named(prompt: str, layout: str, reason: str) -> No
     assert choose(prompt=prompt) == (layout, reason)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "regions", "layout"),
+    [
+        ("", ["grass", "mountains by a lake"], "cascade"),
+        ("grass", ["mountains"], "cascade"),
+        ("mountains", ["grass"], "cascade"),
+        ("", ["floor", "grass"], "flat"),
+    ],
+)
+def test_one_region_with_a_scene_makes_a_scene(prompt: str, regions: list[str], layout: str) -> None:
+    shape = {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 64, "height_px": 64}}
+    chosen, reason = choose(prompt=prompt, regions=[{"prompt": each, "shape": shape} for each in regions])
+    assert chosen == layout
+    assert "suggest" in reason
+
+
 @given(st.permutations(["mountains", "grass", "floor", "of", "lake"]), st.integers(1, 3))
 def test_neither_order_nor_repetition_nor_case_changes_it(words: list[str], times: int) -> None:
     prompt = " ".join(words * times)
