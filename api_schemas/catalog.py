@@ -146,6 +146,8 @@ class ModelCard(BaseModel):
 
     def choose_layout(self, request: GenerationRequest) -> tuple[Literal["cascade", "flat"], str]:
         """The layout of this request, and why `auto` selects it; empty where the request names it."""
+        if request.source is not None:
+            return "flat", "the picture begins with a source"
         if request.layout != "auto":
             return request.layout, ""
         if self.scene_words is None:
@@ -163,6 +165,8 @@ class ModelCard(BaseModel):
         """As asked for, or the default for a texture; scenes and regions are to differ from place to place."""
         if request.advanced.sync_strength is not None:
             return request.advanced.sync_strength
+        if request.source is not None:
+            return 0.0
         layout, _ = self.choose_layout(request)
         words = self.scene_words
         is_scene = request.layout == "flat" and words is not None and words.judge(request.prompt)[0]
@@ -180,33 +184,43 @@ class ModelCard(BaseModel):
         sizes = [whole]
         if layout == "cascade":
             sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px, self.cascade.enlarges)
-        return [self._lay_stage(request, level, size, len(sizes)) for level, size in enumerate(sizes)]
+        return [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
 
     def _lay_from_source(self, request: GenerationRequest) -> list[Stage]:
-        """One stage of the picture's size, or those that enlarge it to that size."""
-        whole, times = self.fit_canvas(request), request.upscale
-        if times is None:
-            asked = request.advanced.stage(0).steps or request.steps or self.default_steps
+        """One stage of the picture's size, or those that enlarge the source to that size."""
+        whole = self.fit_canvas(request)
+        if request.upscale is None:
             strength = 1.0 if request.strength is None else request.strength
-            return [self._make_stage(request, whole, *split_steps(asked, strength), given=whole)]
-        own, *sizes = lay_sizes(*whole, min(whole) / times, self.alignment_px, self.cascade.enlarges)
-        stages = [self._lay_stage(request, level, size, 2) for level, size in enumerate(sizes, start=1)]
+            split = split_steps(self.choose_steps(request), strength)
+            return [self._make_stage(request, whole, *split, given=whole)]
+        own, *sizes = lay_sizes(
+            *whole, min(whole) / request.upscale, self.alignment_px, self.cascade.enlarges
+        )
+        stages = [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
         return [replace(stages[0], given=own if self.cascade.conditioned else sizes[0]), *stages[1:]]
 
-    def _lay_stage(self, request: GenerationRequest, level: int, size: tuple[int, int], levels: int) -> Stage:
-        asked = request.advanced.stage(level)
-        first_steps = request.advanced.stage(0).steps or request.steps or self.default_steps
-        steps = asked.steps or max(1, round(first_steps * self.cascade.share(level)))
-        conditioned = level > 0 and self.cascade.conditioned
+    def choose_steps(self, request: GenerationRequest) -> int:
+        """Steps of the first stage; with a source that is not enlarged, of its whole schedule."""
+        default = self.default_steps
+        if request.upscale is not None:
+            default = max(1, round(default * self.cascade.share(1)))
+        return request.advanced.stage(0).steps or request.steps or default
+
+    def _lay_stage(self, request: GenerationRequest, index: int, size: tuple[int, int], stages: int) -> Stage:
+        """The stage `index`, counted from 0; to enlarge a source is to begin with a cascade's second one."""
+        level = index if request.upscale is None else index + 1
+        asked, conditioned = request.advanced.stage(index), level > 0 and self.cascade.conditioned
+        share = self.cascade.share(level) / self.cascade.share(level - index)
+        steps = asked.steps or max(1, round(self.choose_steps(request) * share))
         strength = 1.0 if level == 0 or conditioned else asked.strength or self._choose_strength(request)
         tile_px = request.advanced.tile_size_px
-        if tile_px is None and level == 0 and levels > 1:
+        if tile_px is None and level == 0 and stages > 1:
             tile_px = fit_one_tile(*size, self.native_size_px, self.max_tile_size_px)
         skipped = ceil(steps / strength - 1e-6) - steps
         return self._make_stage(request, size, steps, skipped, tile_px, conditioned=conditioned)
 
     def _choose_strength(self, request: GenerationRequest) -> float:
-        """Of stages after the first: with a source, what its fidelity leaves open."""
+        """Of a stage that starts from a picture; when a source is enlarged, what its fidelity leaves open."""
         if request.upscale is None:
             return self.cascade.strength
         fidelity = DEFAULT_FIDELITY if request.fidelity is None else request.fidelity

@@ -113,10 +113,10 @@ def _leaves_schedule(field: str, stage: Stage, card: ModelCard) -> FieldError:
     takes = f"the scheduler of model {card.name} takes {card.min_steps} to {card.max_schedule_steps} steps in a full schedule"
     if stage.schedule_steps < card.min_steps:
         least = ceil(card.min_steps * stage.strength)
-        allowed = f"at least {least} with strength {stage.strength:g}: {takes}"
+        allowed = f"at least {least} with strength {stage.strength:.2g}: {takes}"
         return FieldError(field=f"{field}.steps", value=str(stage.steps), allowed=allowed)
     allowed = f"at least {stage.steps / card.max_schedule_steps:g} with {stage.steps} steps, or fewer steps: {takes}"
-    return FieldError(field=f"{field}.strength", value=f"{stage.strength:g}", allowed=allowed)
+    return FieldError(field=f"{field}.strength", value=f"{stage.strength:.2g}", allowed=allowed)
 
 
 def _check_first(request: GenerationRequest) -> Iterator[FieldError]:

@@ -44,16 +44,16 @@ def test_no_stage_is_there_for_a_few_pixels_more() -> None:
 
 def test_steps_and_strengths_are_the_cards_unless_asked() -> None:
     plain = GenerationRequest(width_px=4096, height_px=4096)
-    assert [(stage.steps, stage.strength) for stage in CARD.lay_stages(plain)] == [
-        (30, 1),
-        (15, 0.4),
-        (12, 0.4),
+    assert [(stage.steps, stage.schedule_steps) for stage in CARD.lay_stages(plain)] == [
+        (30, 30),
+        (15, 38),
+        (12, 30),
     ]
     few = plain.model_copy(update={"steps": 4})
     assert [stage.steps for stage in CARD.lay_stages(few)] == [4, 2, 2]
     asked = AdvancedSettings(stages=[StageSettings(), StageSettings(steps=7, strength=0.5)])
     stages = CARD.lay_stages(plain.model_copy(update={"advanced": asked}))
-    assert [(stage.steps, stage.strength) for stage in stages] == [(30, 1), (7, 0.5), (12, 0.4)]
+    assert [(stage.steps, stage.schedule_steps) for stage in stages] == [(30, 30), (7, 14), (12, 30)]
 
 
 def test_the_smallest_stage_is_one_tile_where_that_is_no_panorama() -> None:
@@ -113,3 +113,45 @@ def test_a_lead_and_its_full_size_stage_cost_less_than_a_flat_picture() -> None:
     requests = (GenerationRequest(width_px=2048, height_px=2048, layout=each) for each in ("auto", "flat"))
     cascade, flat = (CONDITIONED.estimate(each, CONDITIONED.lay_stages(each)) for each in requests)
     assert cascade.tiles < flat.tiles
+
+
+def test_a_source_begins_with_the_tail_of_the_schedule_as_diffusers_rounds_it() -> None:
+    """`get_timesteps` of StableDiffusionImg2ImgPipeline: min(int(steps * strength), steps) of them are run."""
+    for steps, strength, run in ((30, 0.6, 18), (10, 0.35, 3), (4, 0.2, 0), (4, 1.0, 4)):
+        request = GenerationRequest.model_validate({"source": {}, "steps": steps, "strength": strength})
+        (stage,) = CARD.lay_stages(request)
+        assert (stage.steps, stage.schedule_steps, stage.given) == (run, steps, (1024, 1024))
+
+
+@pytest.mark.parametrize(
+    ("conditioned", "times", "sizes", "given"),
+    [
+        (False, 2, [1536], (1536, 1536)),
+        (False, 4, [1536, 3072], (1536, 1536)),
+        (False, 3, [1536, 2304], (1536, 1536)),
+        (True, 4, [3072], (768, 768)),
+        (True, 8, [3072, 6144], (768, 768)),
+    ],
+)
+def test_a_source_is_enlarged_from_its_own_size_on(
+    conditioned: bool, times: int, sizes: list[int], given: tuple[int, int]
+) -> None:
+    cascade = Cascade(conditioned=conditioned, enlarges=4 if conditioned else 2)
+    card = CARD.model_copy(update={"cascade": cascade})
+    side = 768 * times
+    request = GenerationRequest.model_validate(
+        {"source": {}, "upscale": times, "width_px": side, "height_px": side}
+    )
+    stages = card.lay_stages(request)
+    assert [stage.width_px for stage in stages] == sizes
+    assert [stage.given for stage in stages] == [given, *[None] * (len(sizes) - 1)]
+    assert [stage.steps for stage in stages] == [15, 12][: len(sizes)]
+
+
+def test_fidelity_is_what_strength_leaves() -> None:
+    asked = {"source": {}, "upscale": 2, "width_px": 2048, "height_px": 2048}
+    strengths = [
+        CARD.lay_stages(GenerationRequest.model_validate(asked | {"fidelity": fidelity}))[0].strength
+        for fidelity in (0, 0.5, 1)
+    ]
+    assert strengths == pytest.approx([0.6, 0.35, 0.1], abs=0.02)
