@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote, unquote
 
-from api_schemas.events import DurableEvent, TilePreviewed
+from api_schemas.events import DurableEvent, Result, TilePreviewed
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 
@@ -85,6 +85,14 @@ INPUTS_FOLDER: Final = "inputs"
 def result_folder(job_id: str) -> str:
     """Folder in the object store that holds one folder for each execution."""
     return f"jobs/{job_id}"
+
+
+STATE_FILE: Final = "state.safetensors"
+
+
+def state_key(result: Result) -> str:
+    """Key of the final state that a picture was decoded from; pictures of older versions have none."""
+    return f"{result.pyramid_key}/{STATE_FILE}"
 
 
 def checkpoint_folder(job_id: str) -> str:

@@ -12,14 +12,13 @@ import pyvips
 from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
-from api_schemas.wire import result_folder
+from api_schemas.wire import STATE_FILE, result_folder
 from worker.errors import DiskFullError
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
 from worker.storage import Storage
 
 FILES = 2  # that progress counts: the picture and its pyramid
-STATE_FILE = "state.safetensors"  # latent and moments that the picture was decoded from, kept beside it
 _PYRAMID_TYPES = {".dzi": "application/xml", ".jpg": "image/jpeg"}
 
 

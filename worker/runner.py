@@ -122,18 +122,22 @@ class _Run:
             raise JobFailedError("no_model", message, retryable=True)
         token = uuid.uuid4().hex
         inputs = self._watch.run(self._fetch_inputs, _nothing)
+        state = self._watch.run(self._fetch_state, _nothing)
         if self._log.job.attempt == 0:
             self._log.claim(StartedData(worker=context.worker, execution=token))
-            return Generate(request, self._folder, None, inputs)
+            return Generate(request, self._folder, None, inputs, state)
         self._require_progress()
         found = self._watch.run(lambda: self._checkpoints.find_newest(self._folder), _nothing)
         self._step, path = found or (0, None)
         self._log.claim(ResumedData(worker=context.worker, execution=token, step=self._step))
-        return Generate(request, self._folder, path, inputs)
+        return Generate(request, self._folder, path, inputs, state)
 
     def _fetch_inputs(self) -> dict[PicturePart, Path]:
         log = self._log
         return fetch_inputs(self._context.storage, log.job_id, log.job.request, self._folder)
+
+    def _fetch_state(self) -> Path | None:
+        return fetch_state(self._context.storage, self._log.job.request, self._folder)
 
     def _require_progress(self) -> None:
         """
@@ -238,20 +242,41 @@ def _nothing() -> None:
 def fetch_inputs(
     storage: Storage, job_id: str, request: ResolvedRequest, folder: Path
 ) -> dict[PicturePart, Path]:
-    """Fetch the job's pictures as PNG files into `folder`, unless they are there already.
+    """Fetch the job's pictures into `folder`, unless they are there already.
 
     Raises:
         HopelessJobError: one is no longer stored.
         ResourceError: the store does not answer.
     """
+    keys: dict[PicturePart, str] = {part: input_key(job_id, part) for part in request.pictures}
+    if request.source_job is not None:
+        keys["source_image"] = request.source_job.image_key
     paths: dict[PicturePart, Path] = {}
-    for part in request.pictures:
-        path = paths[part] = folder / f"{part}.png"
-        partial = path.with_suffix(".partial")
-        if path.exists():
-            continue
-        if not storage.get_file(input_key(job_id, part), partial):
+    for part, key in keys.items():
+        paths[part] = folder / f"{part}{Path(key).suffix}"
+        if not _fetch(storage, key, paths[part]):
             message = f"the picture {part} that came with this job is no longer stored"
+            if part == "source_image" and request.source and request.source.job:
+                message = f"the picture of job {request.source.job}, which this job begins with, is no longer stored"
             raise JobFailedError("input_missing", message, retryable=False)
-        partial.rename(path)
     return paths
+
+
+def fetch_state(storage: Storage, request: ResolvedRequest, folder: Path) -> Path | None:
+    """Fetch the kept final state that the job begins with; None if it begins with pixels.
+
+    Raises:
+        ResourceError: the store does not answer.
+    """
+    key, path = request.source_job and request.source_job.state_key, folder / "source.safetensors"
+    return path if key and _fetch(storage, key, path) else None
+
+
+def _fetch(storage: Storage, key: str, path: Path) -> bool:
+    """Whether the object is in the file: all of it, also after a kill."""
+    partial = path.with_suffix(".partial")
+    if not path.exists():
+        if not storage.get_file(key, partial):
+            return False
+        partial.rename(path)
+    return True

@@ -64,7 +64,7 @@ class Uploads:
         sent: dict[PicturePart, SentPicture] = {}
         for part, png in cleaned.items():
             await self._images.put(input_key(job_id, part), png)
-            width_px, height_px = _PNG_SIZE.unpack_from(png)
+            width_px, height_px = read_size(png)
             digest = hashlib.sha256(files[part]).hexdigest()
             sent[part] = SentPicture(sha256=digest, width_px=width_px, height_px=height_px)
         return sent
@@ -91,6 +91,12 @@ class Uploads:
             why = f"the machine is busy: a picture could not be decoded within {self._patience_s:g} s"
             raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
         return done.returncode, done.stdout, done.stderr.decode(errors="replace")[-300:]
+
+
+def read_size(png: bytes) -> tuple[int, int]:
+    """(width, height), pixels, of what `Uploads.clean` has made."""
+    width_px, height_px = _PNG_SIZE.unpack_from(png)
+    return width_px, height_px
 
 
 def _explain(code: int, words: str) -> str:

@@ -17,6 +17,7 @@ from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
 from service.jobs.query_count import count_queries
+from service.jobs.sources import FoundSource
 from service.jobs.validation import find_misfits
 from service.throughput import Throughput
 
@@ -35,8 +36,11 @@ class Admission:
         self._throughput = throughput
         self._max_queued = max_queued
 
-    async def admit(self, request: GenerationRequest) -> QueuedData:
+    async def admit(self, request: GenerationRequest, source: FoundSource | None = None) -> QueuedData:
         """The first event of a new job.
+
+        Args:
+            source: the job that it begins with.
 
         Raises:
             NoModelError: no worker has announced a model yet.
@@ -47,7 +51,10 @@ class Admission:
         # Masks of many regions on a large canvas take up to a second.
         data = await to_thread.run_sync(resolve, request, card) if request.regions else resolve(request, card)
         await self._check_capacity(card.name)
-        return data
+        if source is None:
+            return data
+        described = source.describe(request, card)
+        return data.model_copy(update={"request": data.request.model_copy(update={"source_job": described})})
 
     async def recount(self, data: QueuedData, masks: Mapping[RegionMask, Image]) -> QueuedData:
         """The same with the cost of regions whose masks have been decoded since."""
@@ -83,7 +90,7 @@ def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
     layout, reason = card.choose_layout(request)
     choices = {
         "model": card.name,
-        "steps": stages[0].steps,
+        "steps": card.choose_steps(request),
         "guidance_scale": (
             card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),

@@ -2,21 +2,20 @@
 
 import secrets
 import time
-from collections.abc import Mapping
 from typing import Final
 
 from anyio import to_thread
 
 from api_schemas.events import JobQueued, QueuedData
-from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 from service.errors import ConflictError
 from service.images.masks import read_masks
-from service.images.uploads import Uploads
+from service.images.uploads import Uploads, read_size
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
 from service.jobs.idempotency import IdempotencyStore
+from service.jobs.sources import find_source, settle_source
 from service.jobs.submission import Submission, require_pictures
 from service.metrics import Metrics
 
@@ -75,23 +74,28 @@ class Intake:
         return job
 
     async def _create(self, job_id: str, submission: Submission) -> Job:
-        data = await self._admission.admit(submission.request)
+        request = submission.request
+        source = await find_source(request.source, self._jobs) if request.source else None
+        if source is not None:
+            request = settle_source(request, source.size)
+        data = await self._admission.admit(request, source)
         require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
         if submission.files:
             # Before the record: every recorded job has its pictures.
-            data = await self._keep_pictures(job_id, submission.files, data)
+            data = await self._keep_pictures(job_id, submission, data)
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
         return job
 
-    async def _keep_pictures(
-        self, job_id: str, files: Mapping[PicturePart, bytes], data: QueuedData
-    ) -> QueuedData:
-        """Store the pictures; masks of regions, once they are decoded, also change the cost."""
-        cleaned = await self._uploads.clean(files)
+    async def _keep_pictures(self, job_id: str, submission: Submission, data: QueuedData) -> QueuedData:
+        """Store the pictures; a source and the masks of regions, once they are decoded, also change the cost."""
+        cleaned = await self._uploads.clean(submission.files)
         masks = await to_thread.run_sync(read_masks, cleaned)
-        pictures = await self._uploads.keep(job_id, files, cleaned)
+        if "source_image" in cleaned:
+            settled = settle_source(submission.request, read_size(cleaned["source_image"]))
+            data = await self._admission.admit(settled)
+        pictures = await self._uploads.keep(job_id, submission.files, cleaned)
         data = data.model_copy(update={"request": data.request.model_copy(update={"pictures": pictures})})
         return await self._admission.recount(data, masks) if masks else data
 

@@ -97,6 +97,8 @@ def _mismatches(submission: Submission) -> Iterator[FieldError]:
     settings: dict[PicturePart, object] = {
         "control_image": request.control,
         "ip_adapter_image": request.ip_adapter,
+        "source_image": request.source if request.source and not request.source.job else None,
+        "mask_image": request.mask if request.mask and request.mask.is_picture else None,
         **{part: part for part in name_masks(request.regions)},
     }
     for part in PICTURE_PARTS:

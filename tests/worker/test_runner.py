@@ -18,6 +18,7 @@ from api_schemas.events import (
     StartedData,
     StepCompletedData,
 )
+from api_schemas.wire import STATE_FILE
 from tests.worker.bench import Bench, result_of
 from tests.worker.scripted_engine import ScriptedEngine, make_context, write_picture
 from worker.context import JOB_CONTEXT, JobContext
@@ -31,7 +32,6 @@ from worker.process.protocol import (
     StepReport,
     Stopped,
 )
-from worker.result import STATE_FILE
 from worker.runner import RELEASED, run_job
 
 
