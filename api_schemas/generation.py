@@ -14,7 +14,7 @@ from pydantic import (
 
 from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
 from api_schemas.regions import MAX_REGIONS, Region, RegionMask
-from api_schemas.source import MAX_UPSCALE, Source, SourceJob, SourceMask, Variation
+from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
 
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
@@ -252,7 +252,11 @@ class GenerationRequest(RequestPart):
     mask: SourceMask | None = Field(
         default=None, description="What of the source is made anew; all else stays as it is."
     )
-    variation: Variation | None = Field(default=None, description="Neighbouring initial noise.")
+    variations: list[Variation] = Field(
+        default=[],
+        max_length=MAX_VARIATIONS,
+        description="Steps from the seed's initial noise to a neighbouring one, in turn.",
+    )
     advanced: AdvancedSettings = AdvancedSettings()
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from api_schemas.fields import MAX_SEED, RequestPart
 from api_schemas.regions import MAX_FEATHER_PX, Point, Polygon, RectangleShape
 
 MAX_UPSCALE = 8
+MAX_VARIATIONS = 16
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{28}$", description="`id` of a job.")]
 Fit = Literal["fill", "fit", "crop", "exact"]
 
@@ -35,6 +36,12 @@ class Source(RequestPart):
     offset: Offset | None = Field(
         default=None,
         description="In place of `fit`: the source is not scaled, and what it leaves free is made anew.",
+    )
+    feather_px: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_FEATHER_PX,
+        description="How far what is made anew around the source fades into it.",
     )
 
 
@@ -70,7 +77,7 @@ class SourceMask(RequestPart):
 
 
 class Variation(RequestPart):
-    """Initial noise between that of `seed` and another's."""
+    """A step from the initial noise so far towards that of a seed."""
 
     seed: int = Field(ge=0, le=MAX_SEED)
     amount: float = Field(
@@ -78,7 +85,7 @@ class Variation(RequestPart):
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="0 is the request's own seed, 1 this one; the angle between them is this share of 90 degrees.",
+        description="0 changes nothing, 1 is the noise of this seed; in between they are mixed at this share of 90 degrees.",
     )
 
 

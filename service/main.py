@@ -37,7 +37,7 @@ from service.jobs.retention import Retention
 from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.routes import events, images, jobs, models, system, viewer
+from service.routes import derived, events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 
@@ -168,7 +168,7 @@ def _build_retention(settings: ServiceSettings, services: Services) -> Retention
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
-    for routes in (jobs, events, images, models, system, viewer):
+    for routes in (jobs, derived, events, images, models, system, viewer):
         app.include_router(routes.router)
     viewer.mount(app)
     problems.install(app)

@@ -29,9 +29,8 @@ _QUARTER_TURN = pi / 2
 
 def lay_source(plan: GenerationPlan, request: ResolvedRequest, files: SourceFiles | None) -> GenerationPlan:
     """The plan with what the request begins with: a source, or noise beside its own seed's."""
-    if request.variation is not None:
-        variation = Variation(request.variation.seed, request.variation.amount * _QUARTER_TURN)
-        plan = replace(plan, variation=variation)
+    variations = tuple(Variation(each.seed, each.amount * _QUARTER_TURN) for each in request.variations)
+    plan = replace(plan, variations=variations)
     if files is None:
         return plan
     first, *later = plan.stages

@@ -68,7 +68,7 @@ def write_source(
     _write_pixels(inputs["source_image"], place, canvas, request.bit_depth, pixels)
     masked = request.mask is not None or not place.covers(picture)
     if masked:
-        _write_levels(request.mask, inputs.get("mask_image"), place, picture, canvas, levels)
+        _write_levels(request, inputs.get("mask_image"), place, picture, canvas, levels)
     return SourceFiles(
         pixels, (canvas[1], canvas[0]), card.vae_scale, request.bit_depth, levels if masked else None
     )
@@ -109,33 +109,56 @@ def _in_bits(image: pyvips.Image, bit_depth: BitDepth) -> pyvips.Image:
 
 
 def _write_levels(
-    mask: SourceMask | None, sent: Path | None, place: Placement, picture: Size, canvas: Size, path: Path
+    request: ResolvedRequest, sent: Path | None, place: Placement, picture: Size, canvas: Size, path: Path
 ) -> None:
     """What the mask shows, softened inwards, and what the source leaves free."""
-    drawn = path.with_suffix(".drawn")
-    with drawn.open("wb") as file:
-        for strip in _draw(mask, place, picture):
-            file.write(strip.tobytes())
-    image = pyvips.Image.rawload(str(drawn), *picture, 1, access="sequential")
-    if sent is not None:
-        image = image | _read_mask(sent, picture)
-    if mask is not None and mask.feather_px:
-        image = _soften(image, mask.feather_px)
+    assert request.source is not None
+    image = _from_strips(
+        _draw_free(place, picture, request.source.feather_px), picture, path.with_suffix(".free")
+    )
+    if request.mask is not None:
+        drawn = path.with_suffix(".shape")
+        shape = (
+            _read_mask(sent, picture)
+            if sent
+            else _from_strips(_draw_shape(request.mask, picture), picture, drawn)
+        )
+        soft = _soften(shape, request.mask.feather_px) if request.mask.feather_px else shape
+        image = image.bandrank(soft, index=1)  # the larger of the two
     image.embed(0, 0, *canvas, extend="copy").rawsave(str(path))
-    drawn.unlink()
 
 
-def _draw(mask: SourceMask | None, place: Placement, picture: Size) -> Iterator[npt.NDArray[np.uint8]]:
+def _from_strips(strips: Iterator[npt.NDArray[np.uint8]], size: Size, path: Path) -> pyvips.Image:
+    with path.open("wb") as file:
+        for strip in strips:
+            file.write(strip.tobytes())
+    return pyvips.Image.rawload(str(path), *size, 1)
+
+
+def _draw_free(place: Placement, picture: Size, feather_px: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Strips from the top: 255 beside the source, falling to 0 within `feather_px` of those of its edges that can be seen."""
+    beside = _fall(picture[0], place.left, place.left + place.width, feather_px)
+    above = _fall(picture[1], place.top, place.top + place.height, feather_px)
+    for top in range(0, picture[1], _STRIP):
+        yield np.maximum(above[top : top + _STRIP, None], beside[None])
+
+
+def _fall(length: int, start: int, end: int, feather_px: int) -> npt.NDArray[np.uint8]:
+    """Along one axis."""
+    inside = np.full(length, length)  # pixels from the nearest edge that can be seen
+    if start > 0:
+        inside = np.minimum(inside, np.arange(length) - start)
+    if end < length:
+        inside = np.minimum(inside, end - 1 - np.arange(length))
+    return np.clip(255 - 255 * (inside + 1.0) / (feather_px + 1), 0, 255).astype(np.uint8)
+
+
+def _draw_shape(mask: SourceMask, picture: Size) -> Iterator[npt.NDArray[np.uint8]]:
     """Strips of 0 and 255, from the top."""
     width, height = picture
-    columns = np.arange(width)
-    beside = (columns < place.left) | (columns >= place.left + place.width)
     for top in range(0, height, _STRIP):
-        rows = np.arange(top, min(top + _STRIP, height))
-        free = beside[None] | ((rows < place.top) | (rows >= place.top + place.height))[:, None]
-        strip = free.astype(np.uint8) * np.uint8(255)
-        corners = [] if mask is None else mask.list_corners()
-        yield strip | fill_polygon([(x, y - top) for x, y in corners], len(rows), width) if corners else strip
+        corners = [(x, y - top) for x, y in mask.list_corners()]
+        yield fill_polygon(corners, min(_STRIP, height - top), width)
 
 
 def _read_mask(sent: Path, picture: Size) -> pyvips.Image:

@@ -1,11 +1,10 @@
 """Pictures sent with requests: each is decoded in a sandboxed subprocess before anything in it is trusted."""
 
-import hashlib
 import os
 import signal
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from subprocess import PIPE
 from typing import Final
 
@@ -13,8 +12,9 @@ from anyio import CapacityLimiter, fail_after, run_process
 
 from api_schemas.errors import FieldError
 from api_schemas.generation import PicturePart, SentPicture
+from api_schemas.job import Job
 from api_schemas.wire import input_key
-from service.errors import InvalidRequestError, UnavailableError
+from service.errors import InvalidRequestError, ResultExpiredError, UnavailableError
 from service.image_store import ImageStore
 
 _AT_ONCE: Final = 2
@@ -53,20 +53,33 @@ class Uploads:
         """
         return {part: await self._clean(part, file) for part, file in files.items()}
 
+    async def fetch(self, parent: Job, parts: Sequence[PicturePart]) -> dict[PicturePart, bytes]:
+        """Pictures of another job, as `clean` has made them.
+
+        Raises:
+            ResultExpiredError: one is no longer stored.
+        """
+        found: dict[PicturePart, bytes] = {}
+        for part in parts:
+            png = await self._images.read(input_key(parent.id, part))
+            if png is None:
+                raise ResultExpiredError(f"the picture {part} of job {parent.id} is no longer stored")
+            found[part] = png
+        return found
+
     async def keep(
-        self, job_id: str, files: Mapping[PicturePart, bytes], cleaned: Mapping[PicturePart, bytes]
+        self, job_id: str, cleaned: Mapping[PicturePart, bytes], digests: Mapping[PicturePart, str]
     ) -> dict[PicturePart, SentPicture]:
         """Store all pictures of a job that is not yet on record.
 
         Args:
-            files: as they were sent; `cleaned`: what `clean` made of them.
+            cleaned: what `clean` made of them; `digests`: of the files as they were sent.
         """
         sent: dict[PicturePart, SentPicture] = {}
         for part, png in cleaned.items():
             await self._images.put(input_key(job_id, part), png)
             width_px, height_px = read_size(png)
-            digest = hashlib.sha256(files[part]).hexdigest()
-            sent[part] = SentPicture(sha256=digest, width_px=width_px, height_px=height_px)
+            sent[part] = SentPicture(sha256=digests[part], width_px=width_px, height_px=height_px)
         return sent
 
     async def _clean(self, part: PicturePart, file: bytes) -> bytes:

@@ -74,15 +74,17 @@ class Intake:
         return job
 
     async def _create(self, job_id: str, submission: Submission) -> Job:
-        request = submission.request
+        request, parent = submission.request, submission.parent
         source = await find_source(request.source, self._jobs) if request.source else None
         if source is not None:
             request = settle_source(request, source.size)
         data = await self._admission.admit(request, source)
         require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
-        if submission.files:
+        if submission.files or submission.list_inherited():
             # Before the record: every recorded job has its pictures.
             data = await self._keep_pictures(job_id, submission, data)
+        if parent is not None:
+            data = _change_request(data, parent=parent.id)
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
@@ -91,13 +93,19 @@ class Intake:
     async def _keep_pictures(self, job_id: str, submission: Submission, data: QueuedData) -> QueuedData:
         """Store the pictures; a source and the masks of regions, once they are decoded, also change the cost."""
         cleaned = await self._uploads.clean(submission.files)
-        masks = await to_thread.run_sync(read_masks, cleaned)
+        if submission.parent is not None:
+            cleaned |= await self._uploads.fetch(submission.parent, submission.list_inherited())
         if "source_image" in cleaned:
             settled = settle_source(submission.request, read_size(cleaned["source_image"]))
             data = await self._admission.admit(settled)
-        pictures = await self._uploads.keep(job_id, submission.files, cleaned)
-        data = data.model_copy(update={"request": data.request.model_copy(update={"pictures": pictures})})
+        masks = await to_thread.run_sync(read_masks, cleaned)
+        pictures = await self._uploads.keep(job_id, cleaned, submission.digests)
+        data = _change_request(data, pictures=pictures)
         return await self._admission.recount(data, masks) if masks else data
+
+
+def _change_request(data: QueuedData, **changes: object) -> QueuedData:
+    return data.model_copy(update={"request": data.request.model_copy(update=changes)})
 
 
 def draw_job_id() -> str:

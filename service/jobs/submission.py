@@ -13,6 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, PicturePart
+from api_schemas.job import Job
 from api_schemas.regions import name_masks
 from service.errors import BadRequestError, InvalidRequestError
 from service.images.formats import name_formats
@@ -24,15 +25,33 @@ _MOST_PARTS: Final = 30  # more than are ever valid, so that this module can nam
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request and the files sent with it, not yet decoded."""
+    """A request and the files sent with it, not yet decoded.
+
+    Args:
+        parent: the job that it was derived from, whose pictures it has too.
+    """
 
     request: GenerationRequest
     files: dict[PicturePart, bytes] = field(default_factory=dict[PicturePart, bytes])
+    parent: Job | None = None
 
     def fingerprint(self) -> str:
         """The same for the same request with the same pictures."""
-        digests = "".join(f"{part}:{_digest(content)}" for part, content in sorted(self.files.items()))
-        return _digest((self.request.model_dump_json() + digests).encode())
+        digests = "".join(f"{part}:{digest}" for part, digest in sorted(self.digests.items()))
+        parent = f"parent:{self.parent.id}" if self.parent else ""
+        return _digest((self.request.model_dump_json() + digests + parent).encode())
+
+    @property
+    def digests(self) -> dict[PicturePart, str]:
+        """Of all pictures that it has, as they were sent."""
+        kept = self.parent.request.pictures if self.parent else {}
+        inherited: dict[PicturePart, str] = {part: kept[part].sha256 for part in self.list_inherited()}
+        return inherited | {part: _digest(content) for part, content in self.files.items()}
+
+    def list_inherited(self) -> list[PicturePart]:
+        """The pictures of its parent that it needs too."""
+        kept = self.parent.request.pictures if self.parent else {}
+        return [part for part in kept if is_needed(self.request, part)]
 
 
 async def read_submission(request: Request, max_json_bytes: int, max_picture_bytes: int) -> Submission:
@@ -93,22 +112,27 @@ def require_pictures(submission: Submission) -> None:
 
 
 def _mismatches(submission: Submission) -> Iterator[FieldError]:
-    request = submission.request
-    settings: dict[PicturePart, object] = {
-        "control_image": request.control,
-        "ip_adapter_image": request.ip_adapter,
-        "source_image": request.source if request.source and not request.source.job else None,
-        "mask_image": request.mask if request.mask and request.mask.is_picture else None,
-        **{part: part for part in name_masks(request.regions)},
-    }
+    inherited = submission.list_inherited()
     for part in PICTURE_PARTS:
-        wanted, sent = settings.get(part) is not None, part in submission.files
-        if wanted and not sent:
+        wanted, sent = is_needed(submission.request, part), part in submission.files
+        if wanted and not sent and part not in inherited:
             allowed = f"a {name_formats()} picture as the part {part} of multipart/form-data, for {_name_field(part)}"
             yield FieldError(field=part, value="null", allowed=allowed)
         if sent and not wanted:
             allowed = f"no picture without the field {_name_field(part)}"
             yield FieldError(field=part, value="a picture", allowed=allowed)
+
+
+def is_needed(request: GenerationRequest, part: PicturePart) -> bool:
+    """Whether a request has the field that a picture comes for."""
+    source, mask = request.source, request.mask
+    needed: dict[PicturePart, bool] = {
+        "control_image": request.control is not None,
+        "ip_adapter_image": request.ip_adapter is not None,
+        "source_image": source is not None and source.job is None,
+        "mask_image": mask is not None and mask.is_picture,
+    }
+    return needed.get(part, part in name_masks(request.regions))
 
 
 def _name_field(part: PicturePart) -> str:

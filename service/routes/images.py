@@ -117,14 +117,20 @@ async def get_tile(
 
 
 async def _answer(request: Request, services: ServicesDep, job: Job, *, inline: bool) -> Response:
-    result = _require_result(job)
+    result = require_result(job)
     address = await services.images.sign(result.image_key, request.method)
     if address is not None:
         return RedirectResponse(address, 302, {"Cache-Control": "no-store"})
     return await send_file(request, services.images, result, name=f"chorale-{job.id}", inline=inline)
 
 
-def _require_result(job: Job) -> Result:
+def require_result(job: Job) -> Result:
+    """What the job has made.
+
+    Raises:
+        NotReadyError: it runs, or waits.
+        ResultNeverError: it ended without a picture.
+    """
     if job.result is not None:
         return job.result
     if job.status in TERMINAL:

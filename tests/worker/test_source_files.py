@@ -79,6 +79,14 @@ def test_an_offset_scales_nothing_and_continues_its_edges(tmp_path: Path) -> Non
     assert np.array_equal(pixels, wanted)
 
 
+def test_what_is_new_around_a_source_fades_into_it_along_the_edges_that_can_be_seen(tmp_path: Path) -> None:
+    source = {"offset": {"left_px": 16, "top_px": 0}, "feather_px": 7}
+    levels = np.array(write(tmp_path, paint(80, 72), width_px=96, height_px=72, source=source).open_levels())
+    assert levels[:, :16].min() == 255
+    assert levels[:, 23:].max() == 0
+    assert (np.diff(levels[:, 15:24].astype(int)) < 0).all()
+
+
 def test_the_canvas_beyond_the_picture_continues_it(tmp_path: Path) -> None:
     image = paint(67, 70)
     files = write(tmp_path, image, width_px=67, height_px=70, source={})

@@ -228,8 +228,8 @@ def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
     def draw(seed: int) -> Tensor:
         return initial_noise(seed, plan.channels, *stage.plan.canvas.size, stage=stage.began.level - 1)
 
-    regions, variation, noise = stage.plan.denoise.regions, plan.variation, draw(plan.seed)
-    if variation is not None:
+    regions, noise = stage.plan.denoise.regions, draw(plan.seed)
+    for variation in plan.variations:
         noise = variation.mix(noise, draw(variation.seed))
     return noise if regions is None else regions.mix_noise(noise, draw)
 

@@ -228,7 +228,7 @@ class DecodePlan:
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """Neighbouring noise: cos(angle) * that of the picture's seed + sin(angle) * that of `seed`.
+    """Neighbouring noise: cos(angle) * the noise so far + sin(angle) * that of `seed`.
 
     Both are standard normal and independent, so their sum is too, whatever the angle.
 
@@ -240,7 +240,7 @@ class Variation:
     angle: float
 
     def mix(self, noise: Tensor, other: Tensor) -> Tensor:
-        """The picture's own noise and that of `seed`, (C, H, W) each."""
+        """The noise so far and that of `seed`, (C, H, W) each."""
         return cos(self.angle) * noise + sin(self.angle) * other
 
 
@@ -268,7 +268,7 @@ class GenerationPlan:
         stages: from the smallest canvas to the picture's own; at least one.
         bit_depth: of the finished rows, bits a channel. 16 are decoded in float32: of half types,
             float16 has 11 bits of precision and bfloat16 has 8.
-        variation: of the initial noise, if it is not the seed's alone.
+        variations: steps from the seed's initial noise to a neighbouring one.
         paste: what is kept of an earlier picture, if there is one.
     """
 
@@ -277,7 +277,7 @@ class GenerationPlan:
     stages: tuple[StagePlan, ...]
     decode: DecodePlan = field(default_factory=DecodePlan)
     bit_depth: BitDepth = 8
-    variation: Variation | None = None
+    variations: tuple[Variation, ...] = ()
     paste: Paste | None = None
 
     @property

@@ -1,0 +1,123 @@
+"""What a client asks of a finished job: a part made anew, more picture around it, or variations of it."""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from api_schemas.fields import MAX_SEED, Prompt, RequestPart
+from api_schemas.generation import MAX_DRAWN_SEED, MAX_SIDE_PX, GenerationRequest, ResolvedRequest
+from api_schemas.regions import MAX_FEATHER_PX
+from api_schemas.source import MAX_VARIATIONS, SourceMask
+
+
+class _Change(RequestPart):
+    """What may differ from the parent's request."""
+
+    prompt: Prompt | None = Field(default=None, description="If left out, that of the job.")
+    negative_prompt: Prompt | None = Field(default=None, description="If left out, that of the job.")
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="If left out, the service draws one below 2^53."
+    )
+
+    def _apply(self, parent: ResolvedRequest, **changes: object) -> GenerationRequest:
+        """The parent's request with these changes; how it began, and its stages, are not asked for again."""
+        own = {"seed": self.seed, "prompt": self.prompt, "negative_prompt": self.negative_prompt}
+        kept = parent.model_dump(include=set(GenerationRequest.model_fields) - _BEGINNING)
+        kept["advanced"]["stages"] = []
+        own = {name: value for name, value in own.items() if value is not None or name == "seed"}
+        return GenerationRequest.model_validate(kept | own | changes)
+
+
+_BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "layout"}
+
+
+class RerollRequest(_Change):
+    """Make a part of the picture anew. With the job's own seed and prompts it stays as it is."""
+
+    region: SourceMask
+    strength: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Img2img strength: below 1 the part begins with what it was.",
+    )
+
+    @model_validator(mode="after")
+    def _require_shape(self) -> Self:
+        if self.region.is_picture:
+            raise ValueError("region needs rectangle or polygon")
+        return self
+
+    def derive(self, parent_id: str, parent: ResolvedRequest) -> GenerationRequest:
+        """The request of the job that does it."""
+        own = self._apply(parent, source={"job": parent_id, "fit": "exact"}, mask=self.region.model_dump())
+        same = (own.seed, own.prompt, own.negative_prompt) == (
+            parent.seed,
+            parent.prompt,
+            parent.negative_prompt,
+        )
+        return own.model_copy(update={"strength": 0.0 if same else self.strength})
+
+
+class ExtendRequest(_Change):
+    """Make more picture around the job's. Regions and a ControlNet of the job do not apply to it."""
+
+    left_px: int = Field(default=0, ge=0, le=MAX_SIDE_PX)
+    right_px: int = Field(default=0, ge=0, le=MAX_SIDE_PX)
+    top_px: int = Field(default=0, ge=0, le=MAX_SIDE_PX)
+    bottom_px: int = Field(default=0, ge=0, le=MAX_SIDE_PX)
+    feather_px: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_FEATHER_PX,
+        description="How far what is new fades into the picture; at 0 every pixel of it stays.",
+    )
+
+    @model_validator(mode="after")
+    def _require_more(self) -> Self:
+        if not any((self.left_px, self.right_px, self.top_px, self.bottom_px)):
+            raise ValueError(
+                "one of left_px, right_px, top_px and bottom_px above 0: by 0 nothing is extended"
+            )
+        return self
+
+    def derive(self, parent_id: str, parent: ResolvedRequest) -> GenerationRequest:
+        """The request of the job that does it."""
+        offset = {"left_px": self.left_px, "top_px": self.top_px}
+        return self._apply(
+            parent,
+            width_px=parent.width_px + self.left_px + self.right_px,
+            height_px=parent.height_px + self.top_px + self.bottom_px,
+            source={"job": parent_id, "offset": offset, "feather_px": self.feather_px},
+            regions=[],
+            control=None,
+        )
+
+
+class VariationsRequest(RequestPart):
+    """Make pictures from neighbouring noise."""
+
+    count: int = Field(default=4, ge=1, le=MAX_VARIATIONS)
+    amount: float = Field(
+        default=0.2,
+        gt=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="How far from the job's own noise: this share of the way to another seed's.",
+    )
+
+    def derive(self, parent: ResolvedRequest, token: str) -> Iterator[GenerationRequest]:
+        """The requests of the jobs that do it.
+
+        Args:
+            token: names the noises: the same again for the same one.
+        """
+        left_out = {"width_px", "height_px"} if parent.upscale else set[str]()
+        kept = parent.model_dump(include=set(GenerationRequest.model_fields) - left_out)
+        for index in range(self.count):
+            digest = blake2b(f"{token}/{index}".encode(), digest_size=8).digest()
+            variation = {"seed": int.from_bytes(digest, "big") & MAX_DRAWN_SEED, "amount": self.amount}
+            yield GenerationRequest.model_validate(kept | {"variations": [*kept["variations"], variation]})

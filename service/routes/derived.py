@@ -1,0 +1,92 @@
+"""Jobs that are derived from a finished one."""
+
+from secrets import token_hex
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from api_schemas.answers import JobPage, JobView
+from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
+from api_schemas.generation import GenerationRequest
+from api_schemas.job import Job
+from service.dependencies import LoadedJob, ServicesDep
+from service.errors import (
+    ConflictError,
+    IdempotencyMismatchError,
+    InvalidRequestError,
+    JobNotFoundError,
+    NoModelError,
+    NotReadyError,
+    QueueFullError,
+    ResultNeverError,
+)
+from service.jobs.submission import Submission
+from service.openapi import problems
+from service.routes.images import require_result
+from service.routes.jobs import IdempotencyKey
+
+router = APIRouter(tags=["jobs"])
+_PROBLEMS = problems(
+    JobNotFoundError,
+    NotReadyError,
+    ResultNeverError,
+    InvalidRequestError,
+    IdempotencyMismatchError,
+    ConflictError,
+    QueueFullError,
+    NoModelError,
+)
+
+
+async def take_parent(job: LoadedJob) -> Job:
+    require_result(job)
+    return job
+
+
+Parent = Annotated[Job, Depends(take_parent)]
+
+
+@router.post("/v1/jobs/{job_id}/reroll", status_code=202, response_model=JobView, responses=_PROBLEMS)
+async def reroll(
+    body: RerollRequest,
+    parent: Parent,
+    response: Response,
+    services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Queue a job that makes a part of this job's picture anew; every pixel outside of the part stays."""
+    return await _submit(body.derive(parent.id, parent.request), parent, response, services, idempotency_key)
+
+
+@router.post("/v1/jobs/{job_id}/extend", status_code=202, response_model=JobView, responses=_PROBLEMS)
+async def extend(
+    body: ExtendRequest,
+    parent: Parent,
+    response: Response,
+    services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Queue a job that makes more picture around this job's, whose own pixels stay."""
+    return await _submit(body.derive(parent.id, parent.request), parent, response, services, idempotency_key)
+
+
+@router.post("/v1/jobs/{job_id}/variations", status_code=202, response_model=JobPage, responses=_PROBLEMS)
+async def vary(
+    body: VariationsRequest, parent: Parent, services: ServicesDep, idempotency_key: IdempotencyKey = None
+) -> JobPage:
+    """Queue jobs that ask for the same with neighbouring initial noise."""
+    token = idempotency_key or token_hex(16)
+    jobs = [
+        await services.intake.take(Submission(request, parent=parent), f"variation {index} {token}")
+        for index, request in enumerate(body.derive(parent.request, token))
+    ]
+    return JobPage(data=await services.views.show_all(jobs), next=None)
+
+
+async def _submit(
+    request: GenerationRequest, parent: Job, response: Response, services: ServicesDep, key: str | None
+) -> JobView:
+    job = await services.intake.take(Submission(request, parent=parent), key)
+    view = await services.views.show(job)
+    response.headers["Location"] = view.urls.self
+    return view
