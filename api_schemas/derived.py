@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from api_schemas.fields import MAX_SEED, Prompt, RequestPart
 from api_schemas.generation import MAX_DRAWN_SEED, MAX_SIDE_PX, GenerationRequest, ResolvedRequest
@@ -45,11 +45,12 @@ class RerollRequest(_Change):
         description="Img2img strength: below 1 the part begins with what it was.",
     )
 
-    @model_validator(mode="after")
-    def _require_shape(self) -> Self:
-        if self.region.is_picture:
-            raise ValueError("region needs rectangle or polygon")
-        return self
+    @field_validator("region")
+    @classmethod
+    def _require_shape(cls, region: SourceMask) -> SourceMask:
+        if region.is_picture:
+            raise ValueError("rectangle or polygon")
+        return region
 
     def derive(self, parent_id: str, parent: ResolvedRequest) -> GenerationRequest:
         """The request of the job that does it."""

@@ -56,6 +56,14 @@ class Admission:
         described = source.describe(request, card)
         return data.model_copy(update={"request": data.request.model_copy(update={"source_job": described})})
 
+    async def expect(self, request: GenerationRequest) -> None:
+        """Whether a request could be admitted, before the size of its picture is known.
+
+        Raises:
+            NoModelError, InvalidRequestError, QueueFullError: as `admit`.
+        """
+        await self._check_capacity(_choose(request, await self._catalog.list_cards()).name)
+
     async def recount(self, data: QueuedData, masks: Mapping[RegionMask, Image]) -> QueuedData:
         """The same with the cost of regions whose masks have been decoded since."""
         request = data.request

@@ -74,31 +74,39 @@ class Intake:
         return job
 
     async def _create(self, job_id: str, submission: Submission) -> Job:
-        request, parent = submission.request, submission.parent
-        source = await find_source(request.source, self._jobs) if request.source else None
-        if source is not None:
-            request = settle_source(request, source.size)
-        data = await self._admission.admit(request, source)
-        require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
-        if submission.files or submission.list_inherited():
-            # Before the record: every recorded job has its pictures.
-            data = await self._keep_pictures(job_id, submission, data)
-        if parent is not None:
-            data = _change_request(data, parent=parent.id)
+        data = await self._admit(job_id, submission)
+        if submission.parent is not None:
+            data = _change_request(data, parent=submission.parent.id)
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
         return job
 
-    async def _keep_pictures(self, job_id: str, submission: Submission, data: QueuedData) -> QueuedData:
-        """Store the pictures; a source and the masks of regions, once they are decoded, also change the cost."""
+    async def _admit(self, job_id: str, submission: Submission) -> QueuedData:
+        """Everything that can be refused; the pictures are stored before the record, so that every recorded job has them."""
+        request = submission.request
+        if request.source is not None and request.source.job is None:
+            await self._admission.expect(request)  # its size is the picture's
+            require_pictures(submission)
+            return await self._admit_with_pictures(job_id, submission)
+        source = request.source and await find_source(request.source, self._jobs)
+        data = await self._admission.admit(settle_source(request, source.size) if source else request, source)
+        require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
+        if submission.files or submission.list_inherited():
+            return await self._admit_with_pictures(job_id, submission, data)
+        return data
+
+    async def _admit_with_pictures(
+        self, job_id: str, submission: Submission, data: QueuedData | None = None
+    ) -> QueuedData:
+        """Decode and store the pictures. Masks of regions change the cost, and a source decides everything."""
         cleaned = await self._uploads.clean(submission.files)
         if submission.parent is not None:
             cleaned |= await self._uploads.fetch(submission.parent, submission.list_inherited())
-        if "source_image" in cleaned:
+        masks = await to_thread.run_sync(read_masks, cleaned)
+        if data is None:
             settled = settle_source(submission.request, read_size(cleaned["source_image"]))
             data = await self._admission.admit(settled)
-        masks = await to_thread.run_sync(read_masks, cleaned)
         pictures = await self._uploads.keep(job_id, cleaned, submission.digests)
         data = _change_request(data, pictures=pictures)
         return await self._admission.recount(data, masks) if masks else data

@@ -44,9 +44,11 @@ class Submission:
     @property
     def digests(self) -> dict[PicturePart, str]:
         """Of all pictures that it has, as they were sent."""
-        kept = self.parent.request.pictures if self.parent else {}
-        inherited: dict[PicturePart, str] = {part: kept[part].sha256 for part in self.list_inherited()}
-        return inherited | {part: _digest(content) for part, content in self.files.items()}
+        found: dict[PicturePart, str] = {part: _digest(content) for part, content in self.files.items()}
+        for part in self.list_inherited():
+            assert self.parent is not None
+            found[part] = self.parent.request.pictures[part].sha256
+        return found
 
     def list_inherited(self) -> list[PicturePart]:
         """The pictures of its parent that it needs too."""

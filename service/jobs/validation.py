@@ -8,6 +8,7 @@ from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
 from api_schemas.layout import Stage
 from api_schemas.regions import RegionShape
+from api_schemas.source import SourceMask
 
 _TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 
@@ -26,6 +27,7 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
         *_check_add_ons(request, card),
         *_check_conditions(request, card),
         *_check_regions(request, card),
+        *_check_mask(request),
     ]
 
 
@@ -179,7 +181,14 @@ def _check_regions(request: GenerationRequest, card: ModelCard) -> Iterator[Fiel
             yield FieldError(field=f"{field}.negative_prompt", value=value, allowed=allowed)
 
 
-def _check_place(field: str, shape: RegionShape, width_px: int, height_px: int) -> Iterator[FieldError]:
+def _check_mask(request: GenerationRequest) -> Iterator[FieldError]:
+    if request.mask is not None:
+        yield from _check_place("mask", request.mask, request.width_px, request.height_px)
+
+
+def _check_place(
+    field: str, shape: RegionShape | SourceMask, width_px: int, height_px: int
+) -> Iterator[FieldError]:
     """Every corner must lie on the picture or on its edge."""
     allowed = f"within the picture: x from 0 to {width_px} px, y from 0 to {height_px} px"
     outside = [(x, y) for x, y in shape.list_corners() if x > width_px or y > height_px]

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Response
 
 from api_schemas.answers import JobPage, JobView
 from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
+from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
 from api_schemas.job import Job
 from service.dependencies import LoadedJob, ServicesDep
@@ -55,7 +56,11 @@ async def reroll(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job that makes a part of this job's picture anew; every pixel outside of the part stays."""
-    return await _submit(body.derive(parent.id, parent.request), parent, response, services, idempotency_key)
+    request = body.derive(parent.id, parent.request)
+    try:
+        return await _submit(request, parent, response, services, idempotency_key)
+    except InvalidRequestError as error:
+        raise InvalidRequestError([_name_region(each) for each in error.errors]) from error
 
 
 @router.post("/v1/jobs/{job_id}/extend", status_code=202, response_model=JobView, responses=_PROBLEMS)
@@ -81,6 +86,12 @@ async def vary(
         for index, request in enumerate(body.derive(parent.request, token))
     ]
     return JobPage(data=await services.views.show_all(jobs), next=None)
+
+
+def _name_region(error: FieldError) -> FieldError:
+    """The request that it makes has it as its mask."""
+    field = "region" + error.field.removeprefix("mask") if error.field.startswith("mask") else error.field
+    return error.model_copy(update={"field": field})
 
 
 async def _submit(

