@@ -1,4 +1,4 @@
-"""What a client asks of a finished job: a part made anew, more picture around it, or variations of it."""
+"""What a client asks of a finished job: a part inpainted, more picture around it, or variations of it."""
 
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -34,7 +34,7 @@ _BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "layout"}
 
 
 class RerollRequest(_Change):
-    """Make a part of the picture anew. With the job's own seed and prompts it stays as it is."""
+    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is."""
 
     region: SourceMask
     strength: float = Field(

@@ -233,7 +233,7 @@ class GenerationRequest(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="Img2img strength: share of the noise schedule that is run on the source, counted from its end; 0 leaves it"
-        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, and 1 where a part is made anew.",
+        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, and 1 where a part is inpainted.",
     )
     upscale: int | None = Field(
         default=None,
@@ -250,7 +250,7 @@ class GenerationRequest(RequestPart):
         f" {DEFAULT_FIDELITY:g} if left out.",
     )
     mask: SourceMask | None = Field(
-        default=None, description="What of the source is made anew; all else stays as it is."
+        default=None, description="What of the source is inpainted; all else stays as it is."
     )
     variations: list[Variation] = Field(
         default=[],

@@ -1,4 +1,4 @@
-"""A request that begins with a picture: which one, where it lies on the canvas, and what of it is made anew."""
+"""A request that begins with a picture: which one, where it lies on the canvas, and what of it is inpainted."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -31,22 +31,22 @@ class Source(RequestPart):
         default="fill",
         description="How a source of another size comes to the picture's. fill: scaled until it covers the picture, and"
         " cropped; fit: scaled until all of it can be seen; crop: not scaled, its middle in the picture's middle; exact: refused."
-        " What fit and crop leave free is made anew.",
+        " What fit and crop leave free is inpainted.",
     )
     offset: Offset | None = Field(
         default=None,
-        description="In place of `fit`: the source is not scaled, and what it leaves free is made anew.",
+        description="In place of `fit`: the source is not scaled, and what it leaves free is inpainted.",
     )
     feather_px: int = Field(
         default=0,
         ge=0,
         le=MAX_FEATHER_PX,
-        description="How far what is made anew around the source fades into it.",
+        description="How far what is inpainted around the source fades into it.",
     )
 
 
 class SourceMask(RequestPart):
-    """What of the source is made anew: a shape, or without one the part `mask_image`, white where it is."""
+    """What of the source is inpainted: a shape, or without one the part `mask_image`, white where it is."""
 
     rectangle: RectangleShape | None = None
     polygon: Polygon | None = Field(

@@ -10,6 +10,7 @@ import httpx
 
 from api_schemas.answers import JobPage, JobView, ModelList, Readiness
 from api_schemas.catalog import ModelCard
+from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import JobStatus
 from chorale.protocol import check, job_path, read, read_readiness
@@ -47,6 +48,26 @@ def create_job(
     return Call("POST", "/v1/jobs", _read_job, headers=headers, files=files)
 
 
+def derive_job(
+    job_id: str, asked: RerollRequest | ExtendRequest, idempotency_key: str | None
+) -> Call[JobView]:
+    what = "reroll" if isinstance(asked, RerollRequest) else "extend"
+    headers, body = _derive(asked, idempotency_key)
+    return Call("POST", job_path(job_id, what), _read_job, headers=headers, content=body)
+
+
+def vary_job(job_id: str, asked: VariationsRequest, idempotency_key: str | None) -> Call[JobPage]:
+    headers, body = _derive(asked, idempotency_key)
+    return Call("POST", job_path(job_id, "variations"), _read_page, headers=headers, content=body)
+
+
+def _derive(
+    asked: RerollRequest | ExtendRequest | VariationsRequest, idempotency_key: str | None
+) -> tuple[dict[str, str], bytes]:
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": "application/json"}
+    return headers, asked.model_dump_json(exclude_unset=True).encode()
+
+
 def get_job(job_id: str) -> Call[JobView]:
     return Call("GET", job_path(job_id), _read_job)
 
@@ -54,7 +75,7 @@ def get_job(job_id: str) -> Call[JobView]:
 def list_jobs(status: JobStatus | None, limit: int, cursor: str | None) -> Call[JobPage]:
     given = {"status": status, "limit": str(limit), "cursor": cursor}
     params = {name: value for name, value in given.items() if value is not None}
-    return Call("GET", "/v1/jobs", lambda response: read(response, JobPage), params)
+    return Call("GET", "/v1/jobs", _read_page, params)
 
 
 def cancel_job(job_id: str) -> Call[JobView]:
@@ -76,3 +97,7 @@ def fetch(*path: str, job_id: str) -> Call[bytes]:
 
 def _read_job(response: httpx.Response) -> JobView:
     return read(response, JobView)
+
+
+def _read_page(response: httpx.Response) -> JobPage:
+    return read(response, JobPage)

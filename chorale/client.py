@@ -15,6 +15,7 @@ from websockets.sync.client import connect
 
 from api_schemas.answers import JobPage, JobView, Readiness
 from api_schemas.catalog import ModelCard
+from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import TERMINAL, JobStatus
 from chorale import calls
@@ -90,6 +91,28 @@ class Client:
             UnavailableError: the queue is full, or no worker serves the model.
         """
         return self._do(calls.create_job(request, pictures, idempotency_key))
+
+    def reroll(self, job_id: str, asked: RerollRequest, *, idempotency_key: str | None = None) -> JobView:
+        """Inpaint a part of a finished job's picture; every pixel outside of it stays.
+
+        >>> region = SourceMask(rectangle=RectangleShape(left_px=0, top_px=0, width_px=512, height_px=512))
+        >>> child = chorale.reroll(job.id, RerollRequest(region=region, prompt="a red door"))
+        """
+        return self._do(calls.derive_job(job_id, asked, idempotency_key))
+
+    def extend(self, job_id: str, asked: ExtendRequest, *, idempotency_key: str | None = None) -> JobView:
+        """Make more picture around a finished job's.
+
+        >>> child = chorale.extend(job.id, ExtendRequest(left_px=1024, right_px=1024))
+        """
+        return self._do(calls.derive_job(job_id, asked, idempotency_key))
+
+    def vary(self, job_id: str, asked: VariationsRequest, *, idempotency_key: str | None = None) -> JobPage:
+        """Make pictures from noise beside a job's own.
+
+        >>> children = chorale.vary(job.id, VariationsRequest(count=4))
+        """
+        return self._do(calls.vary_job(job_id, asked, idempotency_key))
 
     def get(self, job_id: str) -> JobView:
         """The current state of a job.

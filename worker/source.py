@@ -1,4 +1,4 @@
-"""The request's source on a plan: what its canvas begins with, what of it is made anew, and what stays in the picture."""
+"""The request's source on a plan: what its canvas begins with, what of it is inpainted, and what stays in the picture."""
 
 from dataclasses import dataclass, replace
 from math import pi
@@ -84,7 +84,7 @@ class _KeptLatent:
 
 
 def _lay_mask(files: SourceFiles, canvas: Plane) -> Mask:
-    """A latent pixel is made anew if any of its pixels is: what stays of it is pasted in at the end."""
+    """A latent pixel is inpainted if any of its pixels is: what stays of it is pasted in at the end."""
     levels, scale = files.open_levels(), files.scale
     rows = [
         levels[top : top + scale].reshape(scale, canvas.width, scale).any(axis=(0, 2))

@@ -27,7 +27,7 @@ class SourceFiles:
     Args:
         pixels: RGB, (height, width, 3), of `bit_depth`; what of the canvas the source leaves free continues its edge.
         size: (height, width) of that canvas, pixels; `scale` of them for a latent pixel.
-        levels: what is made anew, (height, width), 0 to 255; None: all of it.
+        levels: what is inpainted, (height, width), 0 to 255; None: all of it.
         state: kept final state of the picture, where the canvas may begin with it.
     """
 

@@ -129,7 +129,7 @@ def _check_place(request: GenerationRequest, size: Size) -> Iterator[FieldError]
         allowed = f"where a source of {own} px lies within the picture of {whole} px"
         yield FieldError(field="source.offset", value=source.offset.model_dump_json(), allowed=allowed)
     if request.strength not in (None, 1.0) and not place.covers(picture):
-        allowed = "1: the source does not cover the picture, and what it leaves free is made anew"
+        allowed = "1: the source does not cover the picture, and what it leaves free is inpainted"
         yield FieldError(field="strength", value=f"{request.strength:g}", allowed=allowed)
 
 

@@ -55,7 +55,7 @@ async def reroll(
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Queue a job that makes a part of this job's picture anew; every pixel outside of the part stays."""
+    """Queue a job that inpaints a part of this job's picture; every pixel outside of the part stays."""
     request = body.derive(parent.id, parent.request)
     try:
         return await _submit(request, parent, response, services, idempotency_key)

@@ -58,7 +58,7 @@ def test_fill_is_what_pillow_fits(size: tuple[int, int], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("size", [(200, 90), (90, 200)])
-def test_fit_shows_all_and_makes_anew_what_is_left(size: tuple[int, int], tmp_path: Path) -> None:
+def test_fit_shows_all_and_inpaints_what_is_left(size: tuple[int, int], tmp_path: Path) -> None:
     image = paint(*size)
     files = write(tmp_path, image, width_px=96, height_px=72, source={"fit": "fit"})
     inside = ImageOps.contain(image, (96, 72), Image.Resampling.LANCZOS)

@@ -246,7 +246,7 @@ class Variation:
 
 @dataclass(frozen=True, slots=True)
 class Paste:
-    """The picture is an earlier one of which a part is made anew.
+    """The picture is an earlier one of which a part is inpainted.
 
     Args:
         overlay: (row, rows (h, W, 3) from there on) -> the same with the earlier pixels where they stay.
