@@ -42,6 +42,10 @@ class Cost(BaseModel):
         description="Tile predictions over all steps, the conductor's and neighbourhoods' among them; the mean where"
         " the number depends on the seed."
     )
+    canvas_tiles: int = Field(
+        default=0,
+        description="The same if all of the picture were made, under one prompt: where only a part is inpainted, tiles is less.",
+    )
     steps: int = Field(default=0, description="Steps of all stages; 0 in records older than cascades.")
     megapixel_steps: float = Field(description="Width x height x steps of each stage, summed, in millions.")
     vram_gib: float = Field(description="Estimated peak device memory.")
@@ -269,17 +273,21 @@ class ModelCard(BaseModel):
             stages: those of the request.
             queries: tile predictions of each stage, where regions decide them.
         """
-        tiles = queries or [
+        all_tiles = [
             stage.tiling.count_tiles(stage.height_px, stage.width_px, stage.steps, self.vae_scale)
             for stage in stages
         ]
-        counts = [stage.count_predictions(own) for stage, own in zip(stages, tiles, strict=True)]
+        whole, counts = (
+            [stage.count_predictions(own) for stage, own in zip(stages, tiles, strict=True)]
+            for tiles in (all_tiles, queries or all_tiles)
+        )
         modules = request.advanced.num_modules or self.default_num_modules
         canvas_px = stages[-1].width_px * stages[-1].height_px
         decode_gib = self._find_decode_gib(sqrt(canvas_px))
         canvas_gib = 6 * 4 * self.latent_channels * canvas_px / self.vae_scale**2 / 2**30
         return Cost(
             tiles=sum(counts),
+            canvas_tiles=sum(whole),
             steps=sum(stage.steps for stage in stages),
             megapixel_steps=round(
                 sum(stage.width_px * stage.height_px / 1e6 * stage.steps for stage in stages), 3

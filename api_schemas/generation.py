@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
-from api_schemas.regions import MAX_REGIONS, Region, RegionMask
+from api_schemas.regions import MAX_REGIONS, MaskPart, Region
 from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
 
 MIN_SIDE_PX = 64
@@ -36,7 +36,7 @@ OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 BitDepth = Literal[8, 16]
 DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 # Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
-PicturePart = Literal["control_image", "ip_adapter_image", "source_image", "mask_image", RegionMask]
+PicturePart = Literal["control_image", "ip_adapter_image", "source_image", MaskPart]
 
 AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from api_schemas.regions import Region, RegionMask, RegionShape
+from api_schemas.regions import MaskPart, Point, Region
 
 Weights = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.uint8]
-Masks = Mapping[RegionMask, Image.Image]
+Masks = Mapping[MaskPart, Image.Image]
 """Mask pictures, of any size and mode; lightness counts."""
 
 _FINENESS = 4  # drawn so many times finer in each axis, then averaged: edges are antialiased
@@ -38,6 +38,12 @@ class MaskGrid:
     shown: tuple[float, float]
     picture_px: tuple[int, int]
     wrap: tuple[bool, bool]
+
+    @property
+    def fine_size(self) -> tuple[int, int]:
+        """(height, width) at which a shape is drawn on the picture."""
+        height, width = (max(round(side * _FINENESS), 1) for side in self.shown)
+        return height, width
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -68,22 +74,31 @@ def rasterize(region: Region, grid: MaskGrid, masks: Masks) -> Levels:
     What of the canvas lies beyond the picture continues its edge, so that a region that ends with the picture
     covers the canvas to its end.
     """
-    height, width = (max(round(side * _FINENESS), 1) for side in grid.shown)
-    drawn = _draw(region.shape, height, width, grid, masks)
-    below, beside = (max(grid.size[axis] * _FINENESS - drawn.shape[axis], 0) for axis in (0, 1))
-    padded = np.pad(drawn, ((0, below), (0, beside)), mode="edge")
-    return _feather(Image.fromarray(padded).reduce(_FINENESS), region.feather_px, grid)
+    height, width = grid.fine_size
+    if region.shape.mask is not None:
+        fine = scale_mask(masks[region.shape.mask], height, width)
+    else:
+        fine = _draw(region.shape.list_corners(), grid)
+    return _feather(_reduce(fine, grid), region.feather_px, grid)
 
 
-def _draw(shape: RegionShape, height: int, width: int, grid: MaskGrid, masks: Masks) -> Levels:
-    """At the size of the picture, without feather."""
-    if shape.mask is not None:
-        return _scale(masks[shape.mask], height, width)
+def draw_shape(corners: Sequence[Point], grid: MaskGrid) -> Levels:
+    """A polygon of pixels of the picture, (height, width), 0 to 255."""
+    return np.asarray(_reduce(_draw(corners, grid), grid))
+
+
+def _draw(corners: Sequence[Point], grid: MaskGrid) -> Levels:
     down, right = (_FINENESS * scale for scale in grid.scale)
-    return fill_polygon([(x * right, y * down) for x, y in shape.list_corners()], height, width)
+    return fill_polygon([(x * right, y * down) for x, y in corners], *grid.fine_size)
 
 
-def _scale(mask: Image.Image, height: int, width: int) -> Levels:
+def _reduce(fine: Levels, grid: MaskGrid) -> Image.Image:
+    """To cells, of the whole canvas."""
+    below, beside = (max(grid.size[axis] * _FINENESS - fine.shape[axis], 0) for axis in (0, 1))
+    return Image.fromarray(np.pad(fine, ((0, below), (0, beside)), mode="edge")).reduce(_FINENESS)
+
+
+def scale_mask(mask: Image.Image, height: int, width: int) -> Levels:
     """Means of its pixels, or what lies between them where there are too few."""
     enough = mask.height >= height and mask.width >= width
     way = Image.Resampling.BOX if enough else Image.Resampling.BILINEAR

@@ -26,6 +26,9 @@ RegionMask = Literal[
 ]  # fmt: skip
 
 
+MaskPart = Literal[RegionMask, "mask_image"]
+
+
 class RectangleShape(RequestPart):
     """A rectangle within the picture."""
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.region_masks import MaskGrid, Masks, weigh_prompts
-from api_schemas.regions import RegionMask, name_masks
+from api_schemas.regions import MaskPart, name_masks
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.regions import Regions
 
@@ -28,7 +28,7 @@ def lay_regions(
     """
     if not request.regions:
         return plan
-    masks: dict[RegionMask, Image.Image] = {
+    masks: dict[MaskPart, Image.Image] = {
         part: _read_mask(inputs[part]) for part in name_masks(request.regions)
     }
     return replace(plan, stages=tuple(_lay_stage(stage, request, masks) for stage in plan.stages))

@@ -12,7 +12,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
-from api_schemas.regions import RegionMask
+from api_schemas.regions import MaskPart
 from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
@@ -40,7 +40,7 @@ class Admission:
         """The first event of a new job.
 
         Args:
-            source: the job that it begins with.
+            source: the picture that it begins with, which has decided its size.
 
         Raises:
             NoModelError: no worker has announced a model yet.
@@ -48,13 +48,11 @@ class Admission:
             QueueFullError: with the time until a place will be free.
         """
         card = _choose(request, await self._catalog.list_cards())
-        # Masks of many regions on a large canvas take up to a second.
-        data = await to_thread.run_sync(resolve, request, card) if request.regions else resolve(request, card)
+        # Masks on a large canvas take up to a second.
+        masked = request.regions or request.source
+        data = await to_thread.run_sync(resolve, request, card, source) if masked else resolve(request, card)
         await self._check_capacity(card.name)
-        if source is None:
-            return data
-        described = source.describe(request, card)
-        return data.model_copy(update={"request": data.request.model_copy(update={"source_job": described})})
+        return data
 
     async def expect(self, request: GenerationRequest) -> None:
         """Whether a request could be admitted, before the size of its picture is known.
@@ -64,12 +62,15 @@ class Admission:
         """
         await self._check_capacity(_choose(request, await self._catalog.list_cards()).name)
 
-    async def recount(self, data: QueuedData, masks: Mapping[RegionMask, Image]) -> QueuedData:
-        """The same with the cost of regions whose masks have been decoded since."""
+    async def recount(
+        self, data: QueuedData, masks: Mapping[MaskPart, Image], source: FoundSource | None
+    ) -> QueuedData:
+        """The same with the cost of regions, and of what is inpainted, whose masks have been decoded since."""
         request = data.request
         card = _choose(request, await self._catalog.list_cards())
         stages = card.lay_stages(request)
-        queries = await to_thread.run_sync(count_queries, request, card, stages, masks)
+        size = source and source.size
+        queries = await to_thread.run_sync(count_queries, request, card, stages, size, masks)
         return data.model_copy(update={"cost": card.estimate(request, stages, queries)})
 
     async def _check_capacity(self, model: str) -> None:
@@ -85,7 +86,7 @@ class Admission:
         )
 
 
-def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
+def resolve(request: GenerationRequest, card: ModelCard, source: FoundSource | None = None) -> QueuedData:
     """Fill in defaults and count the cost.
 
     Raises:
@@ -105,10 +106,12 @@ def resolve(request: GenerationRequest, card: ModelCard) -> QueuedData:
         "layout": layout,
         "layout_reason": reason,
         "advanced": request.advanced.model_dump() | {"sync_strength": card.choose_sync_strength(request)},
+        "source_job": source and source.describe(request, card),
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }
     resolved = ResolvedRequest.model_validate(request.model_dump() | choices)
-    queries = count_queries(resolved, card, stages) if resolved.regions else None
+    masked = resolved.regions or resolved.source
+    queries = count_queries(resolved, card, stages, source and source.size) if masked else None
     return QueuedData(request=resolved, cost=card.estimate(resolved, stages, queries))
 
 

@@ -15,7 +15,7 @@ from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
 from service.jobs.idempotency import IdempotencyStore
-from service.jobs.sources import find_source, settle_source
+from service.jobs.sources import FoundSource, find_source, settle_source
 from service.jobs.submission import Submission, require_pictures
 from service.metrics import Metrics
 
@@ -89,27 +89,35 @@ class Intake:
             await self._admission.expect(request)  # its size is the picture's
             require_pictures(submission)
             return await self._admit_with_pictures(job_id, submission)
-        source = request.source and await find_source(request.source, self._jobs)
+        source = (
+            await find_source(request.source.job, self._jobs)
+            if request.source and request.source.job
+            else None
+        )
         data = await self._admission.admit(settle_source(request, source.size) if source else request, source)
         require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
         if submission.files or submission.list_inherited():
-            return await self._admit_with_pictures(job_id, submission, data)
+            return await self._admit_with_pictures(job_id, submission, data, source)
         return data
 
     async def _admit_with_pictures(
-        self, job_id: str, submission: Submission, data: QueuedData | None = None
+        self,
+        job_id: str,
+        submission: Submission,
+        data: QueuedData | None = None,
+        source: FoundSource | None = None,
     ) -> QueuedData:
-        """Decode and store the pictures. Masks of regions change the cost, and a source decides everything."""
+        """Decode and store the pictures. Masks change the cost, and a source decides everything."""
         cleaned = await self._uploads.clean(submission.files)
         if submission.parent is not None:
             cleaned |= await self._uploads.fetch(submission.parent, submission.list_inherited())
         masks = await to_thread.run_sync(read_masks, cleaned)
         if data is None:
-            settled = settle_source(submission.request, read_size(cleaned["source_image"]))
-            data = await self._admission.admit(settled)
+            source = FoundSource(read_size(cleaned["source_image"]))
+            data = await self._admission.admit(settle_source(submission.request, source.size), source)
         pictures = await self._uploads.keep(job_id, cleaned, submission.digests)
         data = _change_request(data, pictures=pictures)
-        return await self._admission.recount(data, masks) if masks else data
+        return await self._admission.recount(data, masks, source) if masks else data
 
 
 def _change_request(data: QueuedData, **changes: object) -> QueuedData:

@@ -15,8 +15,9 @@ from PIL import Image
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from api_schemas.layout import Stage, Tiling
-from api_schemas.region_masks import MaskGrid, weigh_prompts
-from api_schemas.regions import RegionMask, name_masks
+from api_schemas.region_masks import MaskGrid, draw_shape, scale_mask, weigh_prompts
+from api_schemas.regions import MaskPart, name_masks
+from api_schemas.source import Size, place_source
 
 _MOST_CELLS = 4_000_000  # of all prompts' masks together: 16 MB, a tenth of a second
 _R2 = (0.7548776662466927, 0.5698402909980532)  # as in worker/engine/grid.py
@@ -30,19 +31,21 @@ def count_queries(
     request: ResolvedRequest,
     card: ModelCard,
     stages: list[Stage],
-    masks: Mapping[RegionMask, Image.Image] | None = None,
+    source: Size | None = None,
+    masks: Mapping[MaskPart, Image.Image] | None = None,
 ) -> list[int]:
     """Tile predictions of each stage, over all its steps.
 
     Args:
+        source: (width, height) of the picture that it begins with.
         masks: mask pictures; one that is missing counts as if it, and what it leaves, were everywhere.
     """
-    pictures: dict[RegionMask, Image.Image] = {
-        part: (masks or {}).get(part, _ANYWHERE) for part in name_masks(request.regions)
+    pictures: dict[MaskPart, Image.Image] = {
+        part: (masks or {}).get(part, _ANYWHERE) for part in ("mask_image", *name_masks(request.regions))
     }
     canvas = stages[-1]
     shown = request.height_px / canvas.height_px, request.width_px / canvas.width_px
-    return [_count_stage(request, card.vae_scale, stage, shown, pictures) for stage in stages]
+    return [_count_stage(request, card.vae_scale, stage, shown, pictures, source) for stage in stages]
 
 
 def _count_stage(
@@ -50,7 +53,8 @@ def _count_stage(
     scale: int,
     stage: Stage,
     shown: tuple[float, float],
-    masks: Mapping[RegionMask, Image.Image],
+    masks: Mapping[MaskPart, Image.Image],
+    source: Size | None,
 ) -> int:
     latent = stage.height_px // scale, stage.width_px // scale
     prompts = 1 + len(request.regions)
@@ -58,9 +62,34 @@ def _count_stage(
     size = ceil(latent[0] / coarseness), ceil(latent[1] / coarseness)
     covered = latent[0] * shown[0] / coarseness, latent[1] * shown[1] / coarseness
     grid = MaskGrid(size, covered, (request.height_px, request.width_px), stage.tiling.wrap)
-    counter = _Counter.lay(weigh_prompts(request.regions, grid, masks) > 0, coarseness)
+    crossed = weigh_prompts(request.regions, grid, masks) > 0
+    if (
+        source is not None
+        and request.upscale is None
+        and (inpainted := find_inpainted(request, source, grid, masks)) is not None
+    ):
+        crossed &= inpainted
+    counter = _Counter.lay(crossed, coarseness)
     axes = _Axes(latent, stage.tiling, scale, request.seed)
     return sum(counter.count(*axes.lay(index, stage.steps)) for index in range(stage.steps))
+
+
+def find_inpainted(
+    request: ResolvedRequest, source: Size, grid: MaskGrid, masks: Mapping[MaskPart, Image.Image]
+) -> npt.NDArray[np.bool_] | None:
+    """Which cells are inpainted, (height, width); None: the source is not kept anywhere."""
+    assert request.source is not None
+    place = place_source(request.source, source, (request.width_px, request.height_px))
+    if request.mask is None and place.covers((request.width_px, request.height_px)):
+        return None
+    right, bottom = place.left + place.width, place.top + place.height
+    corners = [(place.left, place.top), (right, place.top), (right, bottom), (place.left, bottom)]
+    inpainted = draw_shape(corners, grid) < 255
+    if request.mask is not None:
+        picture = masks["mask_image"] if request.mask.is_picture else None
+        shape = scale_mask(picture, *grid.size) if picture else draw_shape(request.mask.list_corners(), grid)
+        inpainted |= shape > 0
+    return inpainted
 
 
 @dataclass(frozen=True, slots=True)

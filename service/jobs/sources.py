@@ -7,7 +7,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import DEFAULT_STRENGTH, MAX_SIDE_PX, MIN_SIDE_PX, GenerationRequest
 from api_schemas.job import Job
-from api_schemas.source import Size, Source, SourceJob, place_source
+from api_schemas.source import Size, SourceJob, place_source
 from api_schemas.wire import state_key
 from service.errors import InvalidRequestError
 from service.job_store import JobStore
@@ -17,18 +17,20 @@ _SIDES = ("width_px", "height_px")
 
 @dataclass(frozen=True, slots=True)
 class FoundSource:
-    """A finished job whose picture another job begins with."""
+    """The picture that a job begins with.
 
-    job: Job
+    Args:
+        size: (width, height), pixels.
+        job: that has made it; None: it is sent with the request.
+    """
 
-    @property
-    def size(self) -> Size:
-        """(width, height), pixels."""
-        return self.job.request.width_px, self.job.request.height_px
+    size: Size
+    job: Job | None = None
 
-    def describe(self, request: GenerationRequest, card: ModelCard) -> SourceJob:
-        """What the worker needs of it; its kept latent only where the new canvas can begin with that."""
-        assert self.job.result is not None
+    def describe(self, request: GenerationRequest, card: ModelCard) -> SourceJob | None:
+        """What the worker needs of the job; its kept latent only where the new canvas can begin with that."""
+        if self.job is None or self.job.result is None:
+            return None
         result, own = self.job.result, self.job.request
         fits = own.model == card.name and self._lies_as_it_was(request)
         fits = fits and card.lay_stages(request)[0].given == card.fit_canvas(own)
@@ -47,20 +49,18 @@ class FoundSource:
         return (place.left, place.top, place.width, place.height) == (0, 0, *self.size)
 
 
-async def find_source(source: Source, jobs: JobStore) -> FoundSource | None:
-    """The finished job that it names; None if the source is sent with the request.
+async def find_source(job_id: str, jobs: JobStore) -> FoundSource:
+    """The picture of a finished job.
 
     Raises:
-        InvalidRequestError: there is none, or it has no picture.
+        InvalidRequestError: there is no such job, or it has no picture.
     """
-    if source.job is None:
-        return None
-    job = await jobs.get(source.job)
+    job = await jobs.get(job_id)
     if job is not None and job.result is not None:
-        return FoundSource(job)
+        return FoundSource((job.request.width_px, job.request.height_px), job)
     state = "no such job, or it has expired" if job is None else f"a job that is {job.status}"
     allowed = f"the id of a job that has succeeded; this is {state}"
-    raise InvalidRequestError([FieldError(field="source.job", value=source.job, allowed=allowed)])
+    raise InvalidRequestError([FieldError(field="source.job", value=job_id, allowed=allowed)])
 
 
 def settle_source(request: GenerationRequest, size: Size) -> GenerationRequest:

@@ -1,5 +1,6 @@
 """The cost of a picture with regions is what the engine will predict."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import ResolvedRequest
+from api_schemas.generation import ResolvedRequest, SentPicture
 from service.jobs.query_count import count_queries
 from worker.planner import plan_generation
 from worker.regions import lay_regions
+from worker.source import lay_source
+from worker.source_files import write_source
 
 CARD = ModelCard(
     name="m", family="f", native_size_px=512, alignment_px=64, latent_channels=4, vae_scale=8,
@@ -93,6 +96,37 @@ def test_a_mask_that_nobody_has_seen_counts_everywhere(tmp_path: Path) -> None:
     masked = {"prompt": "", "shape": {"mask": "region_mask_1"}}
     request = ask(1024, 1024, regions=[masked], advanced={"tile_grid": "fixed"})
     stages = CARD.lay_stages(request)
-    seen = count_queries(request, CARD, stages, {"region_mask_1": picture.reduce(2)})
+    seen = count_queries(request, CARD, stages, masks={"region_mask_1": picture.reduce(2)})
     assert seen == pytest.approx(count_in_engine(request, tmp_path), rel=0.05)
     assert count(request) == [2 * CARD.estimate(request, stages).tiles] > seen
+
+
+@st.composite
+def sources(draw: st.DrawFn) -> ResolvedRequest:
+    """A source that leaves something free, or of which a part is inpainted."""
+    width_px, height_px = draw(st.sampled_from([(1024, 1024), (1600, 832), (1001, 640)]))
+    own = draw(st.integers(100, 600)), draw(st.integers(100, 600))
+    offset = {"left_px": draw(st.integers(0, 400)), "top_px": draw(st.integers(0, 40))}
+    shape = draw(regions(width_px, height_px))["shape"]
+    source, mask = draw(
+        st.sampled_from([({"offset": offset}, None), ({}, shape), ({"offset": offset}, shape)])
+    )
+    sent = SentPicture(sha256="", width_px=own[0], height_px=own[1])
+    return ask(
+        width_px, height_px, source=source, seed=draw(st.integers(0, 2**40)), pictures={"source_image": sent},
+        mask=mask and {**mask, "feather_px": 0},
+    )  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(sources())
+def test_what_is_inpainted_costs_the_tiles_that_it_touches(request: ResolvedRequest) -> None:
+    stages = CARD.lay_stages(request)
+    found = count_queries(request, CARD, stages, request.source_px)
+    with tempfile.TemporaryDirectory() as folder:
+        sent = Path(folder) / "source_image.png"
+        Image.new("RGB", request.source_px).save(sent)
+        files = write_source(request, CARD, {"source_image": sent}, Path(folder))
+        plan = lay_source(plan_generation(request, CARD, 1 << 30, Path(folder)), request, files)
+    assert found == [sum(stage.denoise.count_tiles(stage.steps)) for stage in plan.stages]
+    assert found[0] <= CARD.estimate(request, stages, found).canvas_tiles * 1.1
