@@ -4,21 +4,19 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from api_schemas.answers import JobView
 from api_schemas.job import JobStatus
-from chorale import installed, models_command, region_options
+from chorale import derived_commands, installed, models_command, region_options, source_options
 from chorale import picture_options as options
-from chorale.bar import show_progress
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError
+from chorale.follow import follow_job
 from chorale.server_options import Data, Url, find_server, open_notes, open_server
 from chorale.tables import lay_jobs
 
@@ -33,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_command.app, name="models")
+derived_commands.add_to(app)
 Devices = Annotated[
     str | None,
     Option(
@@ -122,7 +121,7 @@ def worker(
 def generate(
     prompt: options.Prompt,
     output: options.Output = None,
-    size: options.Size = "1024x1024",
+    size: options.Size = None,
     seamless: options.SeamlessAxes = "none",
     layout: options.LayoutName = "auto",
     seed: options.Seed = None,
@@ -140,6 +139,12 @@ def generate(
     region: region_options.RegionTexts = None,
     regions: region_options.RegionsFile = None,
     feather: region_options.Feather = None,
+    source: source_options.SourceName = None,
+    fit: source_options.SourceFit = None,
+    strength: source_options.Strength = None,
+    mask: source_options.Mask = None,
+    upscale: source_options.Upscale = None,
+    fidelity: source_options.Fidelity = None,
     bit_depth: options.BitDepth = None,
     dpi: options.Dpi = None,
     dzi: options.DeepZoom = False,
@@ -148,14 +153,15 @@ def generate(
 ) -> None:
     """Generate one picture, on a running server or on a stack started for this call."""
     path = output or options.name_after(prompt)
-    width_px, height_px = options.parse_size(size)
+    begun, sent = source_options.read_source(source, fit, strength, mask, upscale, fidelity)
+    sides = options.parse_size(size) if size else (None, None)
     chosen = region_options.read_regions(region, regions, feather)
     request = options.build_request(
         {
             "prompt": prompt,
             "negative_prompt": negative,
-            "width_px": width_px,
-            "height_px": height_px,
+            "width_px": sides[0],
+            "height_px": sides[1],
             "seamless": seamless,
             "layout": layout,
             "seed": seed,
@@ -169,11 +175,12 @@ def generate(
             "output_format": options.find_format(path),
             "bit_depth": bit_depth,
             "dpi": dpi,
+            **begun,
         }
     )
-    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks
+    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent
     with open_server(url, data) as address, Client(address) as client:
-        _make(client, client.create(request, pictures=pictures), path, dzi)
+        follow_job(client, client.create(request, pictures=pictures), path, dzi=dzi)
 
 
 @app.command()
@@ -194,35 +201,6 @@ def cancel(job_id: Annotated[str, Argument(metavar="ID")], url: Url = None, data
     with Client(find_server(url, data)) as client:
         job = client.cancel(job_id)
     print(f"job {job.id} {'stops within one step' if job.status == 'processing' else 'is ' + job.status}")
-
-
-def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
-    """Follow a job to its end and download its picture."""
-    console = open_notes()
-    try:
-        _announce(console, client.url, job)
-        show_progress(console, client.live(job.id))
-        client.wait(job.id)
-    except KeyboardInterrupt:
-        hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
-        console.print(hint, soft_wrap=True, highlight=False)
-        raise
-    print(client.download(job.id, path))
-    if dzi:
-        print(client.download_pyramid(job.id, path.with_suffix(".dzi")))
-
-
-def _announce(console: Console, url: str, job: JobView) -> None:
-    request = job.request
-    console.print(f"live: {url}/?job={job.id}", highlight=False, soft_wrap=True)
-    console.print(
-        f"{request.width_px}x{request.height_px}, {request.steps} steps, seed {request.seed}", style="dim"
-    )
-    if request.layout_reason:
-        # Its words are the prompt's: no markup.
-        console.print(
-            f"layout {request.layout}: {request.layout_reason}", style="dim", markup=False, highlight=False
-        )
 
 
 def _say_error(message: str) -> None:

@@ -14,7 +14,9 @@ Prompt = Annotated[str, Argument(help="What the picture shows.")]
 Output = Annotated[
     Path | None, Option("-o", "--output", help="File to write.", show_default="named after the prompt")
 ]
-Size = Annotated[str, Option(help="WIDTHxHEIGHT in pixels.")]
+Size = Annotated[
+    str | None, Option(help="WIDTHxHEIGHT in pixels.", show_default="1024x1024, or the source's")
+]
 SeamlessAxes = Annotated[Seamless, Option(help="Axes along which copies of the picture tile without a seam.")]
 LayoutName = Annotated[
     Layout,
@@ -145,9 +147,12 @@ def build_request(given: dict[str, object]) -> GenerationRequest:
             {key: value for key, value in given.items() if value is not None}
         )
     except ValidationError as error:
-        raise OptionError(
-            "; ".join(_describe(each["loc"], each["msg"]) for each in error.errors())
-        ) from error
+        raise OptionError(describe_refused(error)) from error
+
+
+def describe_refused(error: ValidationError) -> str:
+    """Which values are out of their limits."""
+    return "; ".join(_describe(each["loc"], each["msg"]) for each in error.errors())
 
 
 def _describe(location: tuple[int | str, ...], message: str) -> str:

@@ -88,17 +88,22 @@ def read_regions(texts: Sequence[str] | None, file: Path | None, feather_px: int
     return chosen
 
 
+def parse_shape(text: str) -> dict[str, Any] | None:
+    """A rectangle LEFT,TOP,WIDTH,HEIGHT or a polygon 'X,Y X,Y X,Y'; None if it is neither."""
+    if match := _RECTANGLE.fullmatch(text):
+        names = ("left_px", "top_px", "width_px", "height_px")
+        return {"rectangle": dict(zip(names, map(int, match.groups()), strict=True))}
+    if _POLYGON.fullmatch(text):
+        return {"polygon": [[int(number) for number in point.split(",")] for point in text.split()]}
+    return None
+
+
 def _parse(text: str) -> dict[str, Any]:
     shape, colon, prompt = text.partition(":")
     if not colon:
         raise OptionError(_FORM.format(text))
-    if match := _RECTANGLE.fullmatch(shape):
-        names = ("left_px", "top_px", "width_px", "height_px")
-        rectangle = dict(zip(names, map(int, match.groups()), strict=True))
-        return {"prompt": prompt, "shape": {"rectangle": rectangle}}
-    if _POLYGON.fullmatch(shape):
-        points = [[int(number) for number in point.split(",")] for point in shape.split()]
-        return {"prompt": prompt, "shape": {"polygon": points}}
+    if drawn := parse_shape(shape):
+        return {"prompt": prompt, "shape": drawn}
     if Path(shape).is_file() or Path(shape).suffix[1:].isalpha():  # if there is none, `add` says so
         return {"prompt": prompt, "shape": {"mask": shape}}
     raise OptionError(_FORM.format(text))

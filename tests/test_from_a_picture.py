@@ -1,6 +1,8 @@
 """Jobs that begin with a picture, over HTTP on a real stack with a real model."""
 
 import io
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -127,6 +129,35 @@ def test_strength_1_is_text_to_picture_bit_for_bit(api: httpx.Client, parent: st
     plain = make(api, **request, advanced={"sync_strength": 0})
     begun = make(api, **request, source={"job": parent}, strength=1, advanced={"sync_strength": 0})
     assert np.array_equal(picture(api, begun), picture(api, plain))
+
+
+def test_the_command_line_does_it_all(api: httpx.Client, parent: str, tmp_path: Path) -> None:
+    own = picture(api, parent)
+
+    def run(*arguments: str) -> Pixels:
+        path = tmp_path / f"{arguments[0]}.png"
+        command = [
+            sys.executable,
+            "-m",
+            "chorale.cli",
+            *arguments,
+            "-o",
+            str(path),
+            "--url",
+            str(api.base_url),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(path)
+        return np.array(Image.open(path))
+
+    sent = tmp_path / "sent.png"
+    Image.fromarray(own).save(sent)
+    assert np.array_equal(run("reroll", parent, "--region", "64,96,96,64", "--seed", "3"), own)
+    assert np.array_equal(run("extend", parent, "--top", "32")[32:], own)
+    assert run("vary", parent, "--count", "1").shape == own.shape
+    assert run("generate", "grass", "--source", str(sent), "--strength", "0").shape == own.shape
+    assert run("generate", "grass", "--source", parent, "--upscale", "2").shape == (2 * SIDE, 2 * SIDE, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""`chorale reroll`, `extend` and `vary`: what can be made of a finished job."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from typer import Argument, Option
+
+from api_schemas.derived import MAX_VARIATIONS, ExtendRequest, RerollRequest, VariationsRequest
+from chorale.client import Client
+from chorale.follow import follow_job
+from chorale.picture_options import OptionError, describe_refused
+from chorale.region_options import parse_shape
+from chorale.server_options import Data, Url, find_server
+
+Asked = TypeVar("Asked", bound=BaseModel)
+JobId = Annotated[str, Argument(metavar="ID", help="A job that has succeeded.")]
+Prompt = Annotated[str | None, Option(help="Prompt of what is new.", show_default="the job's")]
+Seed = Annotated[int | None, Option(help="The same seed gives the same picture.", show_default="drawn")]
+Output = Annotated[Path, Option("-o", "--output", help="File to write.")]
+Side = Annotated[int, Option(min=0, help="Pixels.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (reroll, extend, vary):
+        app.command()(command)
+
+
+def reroll(
+    job_id: JobId,
+    output: Output,
+    region: Annotated[str, Option(metavar="SHAPE", help="LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y', pixels.")],
+    prompt: Prompt = None,
+    seed: Seed = None,
+    strength: Annotated[float, Option(help="Below 1, the part begins with what it was.")] = 1.0,
+    feather: Annotated[int, Option(help="Softness of the border, inwards, pixels.")] = 32,
+    url: Url = None,
+    data: Data = None,
+) -> None:
+    """Inpaint a part of a job's picture; every pixel outside of it stays."""
+    shape = parse_shape(region)
+    if shape is None:
+        raise OptionError(f"--region {region}: LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
+    given = {"region": shape | {"feather_px": feather}, "prompt": prompt, "seed": seed, "strength": strength}
+    asked = _read(RerollRequest, given)
+    with Client(find_server(url, data)) as client:
+        follow_job(client, client.reroll(job_id, asked), output)
+
+
+def extend(
+    job_id: JobId,
+    output: Output,
+    left: Side = 0,
+    right: Side = 0,
+    top: Side = 0,
+    bottom: Side = 0,
+    prompt: Prompt = None,
+    seed: Seed = None,
+    feather: Annotated[int, Option(help="How far what is new fades into the picture, pixels.")] = 0,
+    url: Url = None,
+    data: Data = None,
+) -> None:
+    """Make more picture around a job's, whose own pixels stay."""
+    sides = {"left_px": left, "right_px": right, "top_px": top, "bottom_px": bottom}
+    asked = _read(ExtendRequest, sides | {"prompt": prompt, "seed": seed, "feather_px": feather})
+    with Client(find_server(url, data)) as client:
+        follow_job(client, client.extend(job_id, asked), output)
+
+
+def vary(
+    job_id: JobId,
+    output: Annotated[Path, Option("-o", "--output", help="File to write; several get a number.")],
+    count: Annotated[int, Option(min=1, max=MAX_VARIATIONS)] = 4,
+    amount: Annotated[float, Option(help="How far from the job's own noise, up to 1.")] = 0.2,
+    url: Url = None,
+    data: Data = None,
+) -> None:
+    """Make pictures from noise beside a job's own."""
+    asked = _read(VariationsRequest, {"count": count, "amount": amount})
+    with Client(find_server(url, data)) as client:
+        for number, job in enumerate(client.vary(job_id, asked).data, start=1):
+            path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
+            follow_job(client, job, path)
+
+
+def _read(kind: type[Asked], given: Mapping[str, object]) -> Asked:
+    """
+    Raises:
+        OptionError: a value is out of its limits.
+    """
+    try:
+        return kind.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise OptionError(describe_refused(error)) from error

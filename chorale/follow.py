@@ -1,0 +1,39 @@
+"""One job on the command line, from its start to its file."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from api_schemas.answers import JobView
+from chorale.bar import show_progress
+from chorale.client import Client
+from chorale.server_options import open_notes
+
+
+def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -> None:
+    """Follow a job to its end and download its picture."""
+    console = open_notes()
+    try:
+        _announce(console, client.url, job)
+        show_progress(console, client.live(job.id))
+        client.wait(job.id)
+    except KeyboardInterrupt:
+        hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
+        console.print(hint, soft_wrap=True, highlight=False)
+        raise
+    print(client.download(job.id, path))
+    if dzi:
+        print(client.download_pyramid(job.id, path.with_suffix(".dzi")))
+
+
+def _announce(console: Console, url: str, job: JobView) -> None:
+    request = job.request
+    console.print(f"live: {url}/?job={job.id}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{request.width_px}x{request.height_px}, {request.steps} steps, seed {request.seed}", style="dim"
+    )
+    if request.layout_reason:
+        # Its words are the prompt's: no markup.
+        console.print(
+            f"layout {request.layout}: {request.layout_reason}", style="dim", markup=False, highlight=False
+        )

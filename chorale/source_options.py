@@ -1,0 +1,66 @@
+"""The options of `chorale generate` that begin with a picture."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from api_schemas.generation import PicturePart
+from api_schemas.source import MAX_UPSCALE, Fit
+from chorale.picture_options import OptionError
+
+SourceName = Annotated[
+    str | None, Option("--source", metavar="FILE|JOB", help="Begin with this picture, or with that of a job.")
+]
+Strength = Annotated[
+    float | None, Option(help="How far a source is changed, 0 to 1.", show_default="0.6; 1 with --mask")
+]
+SourceFit = Annotated[
+    Fit | None, Option(help="How a source of another size comes to --size.", show_default="fill")
+]
+Mask = Annotated[
+    Path | None,
+    Option(
+        help="Picture that is white where the source is inpainted; all else stays.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Upscale = Annotated[
+    int | None, Option(min=2, max=MAX_UPSCALE, help="Enlarge the source so many times, and add detail.")
+]
+Fidelity = Annotated[
+    float | None, Option(help="With --upscale: 1 keeps to the source, 0 invents.", show_default="0.5")
+]
+
+_JOB = re.compile(r"[0-9a-f]{28}")
+
+
+def read_source(
+    source: str | None,
+    fit: Fit | None,
+    strength: float | None,
+    mask: Path | None,
+    upscale: int | None,
+    fidelity: float | None,
+) -> tuple[dict[str, object], dict[PicturePart, Path]]:
+    """Fields of the request, and the pictures that come with it.
+
+    Raises:
+        OptionError: the source is neither a file nor a job.
+    """
+    fields: dict[str, object] = {"strength": strength, "upscale": upscale, "fidelity": fidelity}
+    pictures: dict[PicturePart, Path] = {}
+    if mask is not None:
+        fields["mask"], pictures["mask_image"] = {}, mask
+    if source is None:
+        return fields, pictures
+    chosen: dict[str, object] = {} if fit is None else {"fit": fit}
+    if Path(source).is_file():
+        pictures["source_image"] = Path(source)
+    elif _JOB.fullmatch(source):
+        chosen["job"] = source
+    else:
+        raise OptionError(f"--source {source}: no such file, and no id of a job")
+    return fields | {"source": chosen}, pictures
