@@ -31,6 +31,9 @@ class JobView(Job):
         None, description="Number of jobs ahead of this one while it is queued."
     )
     eta_s: float | None = Field(None, description="Estimated seconds until the job ends; null if unknown.")
+    children: list[str] = Field(
+        default=[], description="Jobs that were derived from it, oldest first; empty where jobs are listed."
+    )
     urls: JobUrls
 
 

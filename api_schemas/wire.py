@@ -3,6 +3,7 @@
 chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
 chorale:events:{id}     stream field `event`: durable events
 chorale:previews:{id}   hash   "left,top" -> newest preview frame of that cell
+chorale:children:{id}   set    jobs that were derived from it
 chorale:cancel:{id}     string set when a cancellation was requested
 chorale:jobs            zset   job id by creation time
 chorale:active          set    jobs that may not have ended yet: a superset, so that no pass reads every record
@@ -65,6 +66,10 @@ def events_key(job_id: str) -> str:
 
 def previews_key(job_id: str) -> str:
     return f"chorale:previews:{job_id}"
+
+
+def children_key(job_id: str) -> str:
+    return f"chorale:children:{job_id}"
 
 
 def cancel_key(job_id: str) -> str:

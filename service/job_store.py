@@ -16,6 +16,7 @@ from api_schemas.wire import (
     RECORD,
     append_event,
     cancel_key,
+    children_key,
     events_key,
     job_key,
     previews_key,
@@ -37,6 +38,8 @@ class JobStore:
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.sadd(ACTIVE_KEY, job.id)
             transaction.zadd(JOBS_KEY, {job.id: event.ts})
+            if job.request.parent is not None:
+                transaction.sadd(children_key(job.request.parent), job.id)
             keys, arguments = append_event(job, event, after="")
             transaction.eval(APPEND_EVENT, len(keys), *keys, *arguments)
             *_, seq = cast(list[bytes], await transaction.execute())
@@ -90,10 +93,22 @@ class JobStore:
         bottom = "-inf" if after is None else repr(after[0])
         return await self._scan(bottom, repr(until), after, count, newest_first=False)
 
-    async def delete(self, job_id: str) -> None:
-        """Delete an ended job; the streams of its log end when they find no record."""
+    async def list_children(self, job_id: str) -> list[str]:
+        """Jobs that were derived from this one, oldest first."""
+        members = await cast(Awaitable[set[bytes]], self._redis.smembers(children_key(job_id)))
+        return sorted(member.decode() for member in members)
+
+    async def delete(self, job_id: str, parent: str | None = None) -> None:
+        """Delete an ended job; the streams of its log end when they find no record.
+
+        Args:
+            parent: that it was derived from.
+        """
+        own = (job_key, events_key, previews_key, cancel_key, children_key)
         async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.delete(job_key(job_id), events_key(job_id), previews_key(job_id), cancel_key(job_id))
+            transaction.delete(*(key(job_id) for key in own))
+            if parent is not None:
+                transaction.srem(children_key(parent), job_id)
             transaction.zrem(JOBS_KEY, job_id)
             transaction.srem(ACTIVE_KEY, job_id)
             await transaction.execute()

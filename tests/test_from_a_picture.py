@@ -101,6 +101,12 @@ def make_sure(api: httpx.Client, job_id: str) -> str:
     return job_id
 
 
+def test_parent_and_children_know_each_other(api: httpx.Client, parent: str) -> None:
+    child = wait(api, api.post(f"/v1/jobs/{parent}/extend", json={"top_px": 8}))
+    assert api.get(f"/v1/jobs/{child}").json()["request"]["parent"] == parent
+    assert child in api.get(f"/v1/jobs/{parent}").json()["children"]
+
+
 def test_a_sent_picture_at_strength_0_comes_back_through_the_autoencoder(
     api: httpx.Client, parent: str
 ) -> None:

@@ -56,7 +56,7 @@ class Retention:
             jobs = await self._jobs.get_many([job_id for _, job_id in rows])
             for (_, job_id), job in zip(rows, jobs, strict=True):
                 if _is_over(job, oldest):
-                    await self._remove(job_id)
+                    await self._remove(job_id, job and job.request.parent)
 
     async def drop_stranded_pictures(self) -> None:
         """Pictures without a job: the service died before it wrote the record."""
@@ -69,10 +69,10 @@ class Retention:
             if job is None:
                 await self._delete_files(job_id)
 
-    async def _remove(self, job_id: str) -> None:
+    async def _remove(self, job_id: str, parent: str | None) -> None:
         await self._delete_files(job_id)
         await self._queue.forget(job_id)
-        await self._jobs.delete(job_id)
+        await self._jobs.delete(job_id, parent)
 
     async def _delete_files(self, job_id: str) -> None:
         for folder in job_folders(job_id):

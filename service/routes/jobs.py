@@ -92,7 +92,8 @@ async def create_job(
 )
 async def get_job(job: LoadedJob, services: ServicesDep) -> JobView:
     """The current state of one job."""
-    return await services.views.show(job)
+    view = await services.views.show(job)
+    return view.model_copy(update={"children": await services.jobs.list_children(job.id)})
 
 
 @router.get("/v1/jobs", response_model=JobPage, responses=problems(InvalidRequestError))

@@ -26,6 +26,15 @@ export function createJob(request) {
   });
 }
 
+// Of a finished job: reroll, extend or variations.
+export function deriveJob(id, what, body) {
+  return call(`${jobPath(id)}/${what}`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "Idempotency-Key": randomWord() },
+    body: writeJson(body),
+  });
+}
+
 export async function fetchPyramid(id) {
   const response = await reach(`${jobPath(id)}/image.dzi`);
   const image = new DOMParser().parseFromString(await response.text(), "application/xml").documentElement;

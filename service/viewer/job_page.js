@@ -10,11 +10,12 @@ const TICK_MS = 500;
 const QUEUE_LOOK_MS = 2000;
 
 export class JobPage {
-  constructor(record, { view, caption, tools, tilePx, onEnd }) {
+  constructor(record, { view, caption, tools, tilePx, onEnd, onDraw }) {
     this.view = view;
     this.caption = caption;
     this.tools = tools;
     this.onEnd = onEnd;
+    this.onDraw = onDraw;
     this.job = new JobState(record);
     this.canvas = new LiveCanvas(record.request, tilePx);
     this.redraw = this.redraw.bind(this);
@@ -83,7 +84,9 @@ export class JobPage {
 
   redraw() {
     this.frame = null;
-    if (!this.closed) this.caption.draw(this.job);
+    if (this.closed) return;
+    this.caption.draw(this.job);
+    this.onDraw(this.job);
   }
 
   showConnection(well, failures) {

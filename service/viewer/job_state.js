@@ -25,6 +25,7 @@ export class JobState {
   catchUp(job) {
     this.status = job.status;
     this.request = job.request;
+    this.children = job.children ?? this.children;
     this.tilesExpected = job.cost.tiles;
     this.steps = job.cost.steps || job.request.steps;
     this.createdAt = job.created_at;

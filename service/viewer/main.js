@@ -2,8 +2,10 @@
 
 import { Refusal, createJob, fetchJob, fetchModels } from "./api.js";
 import { Caption } from "./caption.js";
+import { DerivePanel } from "./derive.js";
 import { RequestForm } from "./form.js";
 import { JobPage } from "./job_page.js";
+import { Lineage } from "./lineage.js";
 import { PictureView } from "./picture_view.js";
 import { RecentList } from "./recent_list.js";
 import { drawSheet, hideSheet } from "./sheet.js";
@@ -20,6 +22,8 @@ let tools = null;
 let trouble = null;
 const caption = new Caption({ onCancel: () => page?.cancel(), onAgain: () => form.fill(page.job.request) });
 const form = new RequestForm(byId("form"), { onSubmit: submit, onChange: plan });
+const derive = new DerivePanel(byId("derive"), { onMade: (record) => go(record.id) });
+const lineage = new Lineage((id) => go(id));
 const recent = new RecentList(byId("recent"), byId("recent-empty"), (id) => go(id));
 
 addEventListener("popstate", () => openAddress());
@@ -78,8 +82,13 @@ function openJob(record) {
   tools ??= new Tools(view);
   tools.show(true);
   recent.mark(record.id);
-  page = new JobPage(record, { view, caption, tools, tilePx: tilePx(record.request.model), onEnd: () => recent.refresh() });
+  page = new JobPage(record, { view, caption, tools, tilePx: tilePx(record.request.model), onEnd: () => recent.refresh(), onDraw: drawRelations });
   page.show();
+}
+
+function drawRelations(job) {
+  derive.show(job);
+  lineage.draw(job);
 }
 
 function closeJob() {
@@ -90,6 +99,7 @@ function closeJob() {
   byId("viewer").hidden = true;
   tools?.show(false);
   caption.hide();
+  derive.hide();
   document.title = "Chorale";
   drawPlan(form.read());
 }

@@ -1,0 +1,115 @@
+// What can be made of a finished picture: a part again, more around it, variations, a larger one.
+
+import { createJob, deriveJob, tileUrl } from "./api.js";
+import { RegionArea } from "./region_area.js";
+import { toPixels } from "./region_shapes.js";
+
+const WHOLE_LEVEL = 9; // of the deep zoom: at most 512 px a side, one tile
+const HINT = "Draw the part on the picture: drag a rectangle.";
+const DRAWN = "Drag again to draw another part.";
+const VERBS = { reroll: "Re-roll this part", extend: "Extend", variations: "Make variations", enhance: "Enhance" };
+
+export class DerivePanel {
+  constructor(root, { onMade }) {
+    Object.assign(this, { root, onMade, shape: null });
+    this.form = root.querySelector("form");
+    this.area = new RegionArea(root.querySelector("#part-area"), {
+      onDraw: (shape) => this.setShape(shape),
+      onEdit: () => {},
+      onSelect: () => {},
+      onDraft: () => {},
+    });
+    this.area.setTool("rectangle");
+    for (const radio of this.form.elements.kind) radio.addEventListener("change", () => this.settle());
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    this.form.addEventListener("input", () => this.refuse(""));
+  }
+
+  show(job) {
+    const isNew = job.id !== this.job?.id;
+    this.job = job;
+    this.root.hidden = job.status !== "succeeded";
+    if (!isNew) return;
+    this.setShape(null);
+    this.refuse("");
+    this.form.elements.prompt.placeholder = job.request.prompt || "the picture's";
+    this.area.svg.style.backgroundImage = job.status === "succeeded" ? `url("${smallUrl(job)}")` : "none";
+    this.settle();
+  }
+
+  hide() {
+    this.root.hidden = true;
+  }
+
+  get kind() {
+    return this.form.elements.kind.value;
+  }
+
+  setShape(shape) {
+    const { width_px, height_px } = this.job?.request ?? { width_px: 1, height_px: 1 };
+    this.shape = shape;
+    this.area.draw(shape ? [shape] : [], shape, [width_px, height_px]);
+    this.root.querySelector("#part-hint").textContent = shape ? DRAWN : HINT;
+  }
+
+  settle() {
+    for (const part of this.form.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(this.kind);
+    this.form.querySelector("[type=submit]").textContent = VERBS[this.kind];
+    if (this.job) this.area.svg.style.backgroundImage = this.job.status === "succeeded" ? `url("${smallUrl(this.job)}")` : "none";
+  }
+
+  async submit() {
+    if (this.kind === "reroll" && !this.shape) return this.refuse(HINT);
+    const button = this.form.querySelector("[type=submit]");
+    button.disabled = true;
+    try {
+      this.onMade(await this.make());
+    } catch (refusal) {
+      const errors = refusal.errors?.map(({ field, allowed }) => `${field}: ${allowed}`) ?? [];
+      this.refuse(errors.join(" ") || refusal.message);
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  // The first job that was made.
+  async make() {
+    const { kind, job } = this;
+    if (kind === "enhance") return createJob({ ...this.read("upscale", "fidelity"), ...this.prompt(), ...this.enhanced() });
+    const answer = await deriveJob(job.id, kind, kind === "variations" ? this.read("count", "amount") : { ...this.prompt(), ...this.part() });
+    return kind === "variations" ? answer.data[0] : answer;
+  }
+
+  part() {
+    if (this.kind === "extend") return this.read("left_px", "right_px", "top_px", "bottom_px");
+    const { width_px, height_px } = this.job.request;
+    return { region: toPixels(this.shape, [width_px, height_px]), ...this.read("strength") };
+  }
+
+  enhanced() {
+    const { model, seed, output_format, bit_depth, prompt } = this.job.request;
+    const own = { source: { job: this.job.id }, model, seed, output_format, bit_depth };
+    return this.form.elements.prompt.value.trim() ? own : { ...own, prompt };
+  }
+
+  prompt() {
+    const prompt = this.form.elements.prompt.value.trim();
+    return prompt ? { prompt } : {};
+  }
+
+  read(...names) {
+    return Object.fromEntries(names.map((name) => [name, Number(this.form.elements[name].value)]));
+  }
+
+  refuse(text) {
+    this.root.querySelector("#refusal-derive").textContent = text;
+  }
+}
+
+function smallUrl({ id, request }) {
+  const levels = Math.ceil(Math.log2(Math.max(request.width_px, request.height_px)));
+  return tileUrl(id, Math.min(WHOLE_LEVEL, levels), 0, 0);
+}
