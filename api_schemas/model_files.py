@@ -20,7 +20,10 @@ Files = Mapping[str, str]
 # Safety checkers and their preprocessors: they are not used.
 _NEVER_READ = frozenset({"safety_checker", "feature_extractor"})
 # Families whose IP-Adapters may use the model's own image encoder; others never do.
-_SEES = frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"})
+_SEES = frozenset({
+    "StableDiffusionPipeline", "StableDiffusionXLPipeline",
+    "StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline",
+})  # fmt: skip
 _BASES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # The network of a cascade's later stages: beside the pipeline's own parts, since no pipeline of diffusers has both.
 UPSCALER = "latent_upscaler"

@@ -88,7 +88,7 @@ def _both_levels_or_none(field: str) -> Rule:
 
 
 def _channels(part: str, *, packed: int = 1, of: str = "latent_channels") -> Rule:
-    """Models for inpainting and the like take more than a latent: there is no text-to-image pipeline for them."""
+    """Models that take more than a latent have pipelines of their own."""
     counted = f"as {of} of vae/config.json" + (f" times {packed}, a token's pixels" if packed > 1 else "")
     return Rule(
         part, "in_channels", lambda configs: f"{to_int(configs['vae'][of]) * packed}, {counted}",
@@ -148,12 +148,33 @@ _OF_AUTOENCODERS: dict[str, tuple[Rule, ...]] = {
     ),
 }  # fmt: skip
 
+_SEEN = Rule(
+    "unet", "in_channels",
+    lambda configs: " or ".join(map(str, _count_seen(configs)))
+    + ", for latent_channels of vae/config.json alone, or for a mask and as many again, too",
+    lambda value, configs: value in _count_seen(configs),
+)  # fmt: skip
+
+
+def _count_seen(configs: Configs) -> tuple[int, int]:
+    """By a plain UNet, and by one that sees masks."""
+    channels = to_int(configs["vae"]["latent_channels"])
+    return channels, 2 * channels + 1
+
+
 _UNET = (
-    _channels("unet"),
     _unet_size(),
     one_of("unet", "class_embed_type", None),
     one_of("unet", "num_class_embeds", None),
     one_of("unet", "encoder_hid_dim_type", None, "text_proj"),
+)
+_SD = (*_UNET, one_of("unet", "addition_embed_type", None, "text"), divisor("vae", "scaling_factor"))
+_SDXL = (
+    *_UNET,
+    one_of("unet", "addition_embed_type", "text_time"),
+    divisor("vae", "scaling_factor"),
+    _both_levels_or_none("latents_mean"),
+    _both_levels_or_none("latents_std"),
 )
 _OF_UPSCALERS = (
     Rule(
@@ -186,17 +207,13 @@ _TEXT_TOKENS = 512  # that Z-Image's pipeline reads; the picture has the place b
 _KL = ("AutoencoderKL", "AutoencoderTiny")
 _RULES: dict[str, tuple[tuple[str, ...], tuple[Rule, ...]]] = {
     "StableDiffusionPipeline": (
-        _KL, (*_UNET, one_of("unet", "addition_embed_type", None, "text"), divisor("vae", "scaling_factor")),
+        _KL, (_channels("unet"), *_SD),
     ),
+    "InpaintingPipeline": (_KL, (_SEEN, *_SD)),
     "StableDiffusionXLPipeline": (
-        _KL, (
-            *_UNET,
-            one_of("unet", "addition_embed_type", "text_time"),
-            divisor("vae", "scaling_factor"),
-            _both_levels_or_none("latents_mean"),
-            _both_levels_or_none("latents_std"),
-        ),
+        _KL, (_channels("unet"), *_SDXL),
     ),
+    "InpaintingXLPipeline": (_KL, (_SEEN, *_SDXL)),
     "StableDiffusion3Pipeline": (
         _KL, (
             _channels("transformer"),

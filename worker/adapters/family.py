@@ -23,6 +23,7 @@ class Shape:
         alignment_px: sides of a canvas are multiples of this.
         native_size_px: side of the pictures that the model was trained on.
         max_tile_px: side of the largest tile that it can be given.
+        sees_masks: whether it was trained to inpaint, and sees what is made and what stays.
     """
 
     channels: int
@@ -30,6 +31,7 @@ class Shape:
     alignment_px: int
     native_size_px: int
     max_tile_px: int = MAX_TILE_SIZE_PX
+    sees_masks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

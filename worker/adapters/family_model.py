@@ -57,6 +57,10 @@ class PreparedFamily:
     def device(self) -> torch.device:
         return self.family.pipe.device
 
+    @property
+    def sees_masks(self) -> bool:
+        return self.family.shape.sees_masks
+
     def make_replica(self, stage: StagePlan) -> Replica:
         self.compiled.add(stage)
         return self.conditioned(stage)

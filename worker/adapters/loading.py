@@ -71,7 +71,7 @@ def _leave_out(
 ) -> dict[str, None]:
     """The absent parts, as the arguments that diffusers needs for them; those `known` are the caller's."""
     absent = index.absent & inspect.signature(kind.__init__).parameters.keys() - known
-    kept = absent - _DISPENSABLE - _DISPENSABLE_OF.get(kind.__name__, set())
+    kept = absent - _DISPENSABLE.union(*(_DISPENSABLE_OF.get(each.__name__, ()) for each in kind.__mro__))
     if kept:
         raise ModelFolderError(
             f"{folder}/model_index.json: {_join(kept)} is null, and a {kind.__name__} cannot do without"

@@ -29,4 +29,4 @@ def choose_dtypes(folder: Path, settings: FolderSettings, device: torch.device) 
 
 
 def _is_xl(folder: Path) -> bool:
-    return read_index(folder).kind == "StableDiffusionXLPipeline"
+    return read_index(folder).kind.startswith("StableDiffusionXL")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _FAMILIES = {
     "StableDiffusionPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "StableDiffusionInpaintPipeline": "stable_diffusion",
+    "StableDiffusionXLInpaintPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "FluxPipeline": "flux",
     "PixArtSigmaPipeline": "pixart_sigma",

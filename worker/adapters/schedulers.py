@@ -128,8 +128,11 @@ class DiffusersScheduler:
     def add_noise(self, clean: Tensor, noise: Tensor, index: int = 0) -> Tensor:
         if index == len(self.timesteps):
             return clean
-        # It moves tables to the latent's device, where steps round differently; a resumed job adds no noise.
+        # It moves tables to the latent's device, where steps round differently.
         scheduler, timestep = copy(self._scheduler), self.timesteps[index : index + 1]
+        if isinstance(scheduler, CountsSteps):
+            # Else it takes the step that it is at itself, or looks the timestep up, of which there may be two.
+            _begin_at(scheduler, self._first + index)
         if isinstance(scheduler, ScalesNoise):
             return scheduler.scale_noise(clean[None], timestep, noise[None])[0]
         if isinstance(scheduler, AddsNoise):
@@ -176,6 +179,12 @@ class DiffusersScheduler:
 
     def restore(self, tensors: dict[str, Tensor], scalars: Scalars) -> None:
         restore_state(self._scheduler, tensors, scalars, self._device)
+
+
+def _begin_at(scheduler: CountsSteps, index: int) -> None:
+    """Make `index` of its own list the next step, whatever was done before."""
+    scheduler.set_begin_index(index)
+    vars(scheduler)["_step_index"] = None
 
 
 def _skip_plms(scheduler: AnyScheduler, asked: int, skipped: int, device: torch.device) -> AnyScheduler:

@@ -22,7 +22,7 @@ from worker.engine.attention import Clock
 from worker.engine.ensemble import Batch
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.scheduler import Scalars
-from worker.engine.vae.operations import Decoder, Local
+from worker.engine.vae.operations import Decoder, Encoder, Local, Shrink
 
 CHANNELS = 4
 SCALE = 8
@@ -153,12 +153,16 @@ class PreparedToy:
         return toy_decoder()
 
     @property
-    def encoder(self) -> None:
-        """Three colours do not determine four channels: latents themselves are enlarged."""
+    def encoder(self) -> Encoder:
+        return toy_encoder()
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    @property
+    def sees_masks(self) -> bool:
+        return False
 
     def make_replica(self, stage: StagePlan) -> ToyReplica:
         return ToyReplica(self.prompts, self.make_scheduler(stage), self.options)
@@ -216,6 +220,13 @@ def toy_decoder() -> Decoder:
     colors = Local(lambda latent: torch.einsum("rc,bchw->brhw", _COLORS, latent))
     enlarge = Local(lambda image: F.interpolate(image, scale_factor=SCALE), scale=SCALE)
     return Decoder((colors, enlarge), (3, 3))
+
+
+def toy_encoder() -> Encoder:
+    """The mean of each latent pixel's colours, then the shortest latent that has them: three do not determine four."""
+    mean = Shrink(lambda image: F.avg_pool2d(image, SCALE), SCALE)
+    latent = Local(lambda image: torch.einsum("cr,brhw->bchw", torch.linalg.pinv(_COLORS), image))
+    return Encoder((mean,), (latent,))
 
 
 def load_toy(address: str, add_ons: AddOns) -> Toy:

@@ -33,9 +33,10 @@ def embed_guidance_scale(pipe: UNetPipeline, scale: float) -> Tensor | None:
 
 
 def read_shape(pipe: UNetPipeline) -> Shape:
-    unet, scale = pipe.unet.config, pipe.vae_scale_factor
+    unet, scale, channels = pipe.unet.config, pipe.vae_scale_factor, pipe.vae.config.latent_channels
     alignment_px = scale * 2 ** (len(unet.block_out_channels) - 1)
-    return Shape(unet.in_channels, scale, alignment_px, _read_side(unet.sample_size) * scale)
+    side_px = _read_side(unet.sample_size) * scale
+    return Shape(channels, scale, alignment_px, side_px, sees_masks=unet.in_channels != channels)
 
 
 def _read_side(sample_size: int | Sequence[int] | None) -> int:

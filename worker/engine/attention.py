@@ -78,11 +78,13 @@ class View:
         crop: (C, h, w), float32.
         timestep: the model's clock for it, ().
         area: of the canvas that it shows.
+        masked: the same part of what is made and what stays, (1 + C, h, w), where the model is to see it.
     """
 
     crop: Tensor
     timestep: Tensor
     area: Rectangle
+    masked: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -118,12 +120,19 @@ class Views:
     Args:
         latent: the canvas as the model sees it, (C, H, W).
         match: the clock of a latent of which averaging has left this share of the noise's deviation.
+        masked: what is made and what stays, (1 + C, H, W), where the model is to see it.
     """
 
     def __init__(
-        self, latent: Tensor, canvas: Plane, plan: AttentionPlan, match: Callable[[float], Clock]
+        self,
+        latent: Tensor,
+        canvas: Plane,
+        plan: AttentionPlan,
+        match: Callable[[float], Clock],
+        masked: Tensor | None = None,
     ) -> None:
         self._latent, self._canvas, self._plan, self._match = latent, canvas, plan, match
+        self._masked = masked
         self._conductor = self._look_at(Neighbourhood(canvas.whole, plan.conductor))
 
     def of(self, tiles: Sequence[Rectangle]) -> Context:
@@ -135,8 +144,12 @@ class Views:
     def _look_at(self, part: Neighbourhood) -> View:
         whole = (part.area.height, part.area.width)
         clock = self._match(measure_left_noise(whole, part.size))
-        crop = average(self._canvas.gather(self._latent, part.area), part.size) * clock.gain
-        return View(crop, clock.timestep, part.area)
+        crop = self._average(self._latent, part) * clock.gain
+        masked = None if self._masked is None else self._average(self._masked, part)
+        return View(crop, clock.timestep, part.area, masked)
+
+    def _average(self, state: Tensor, part: Neighbourhood) -> Tensor:
+        return average(self._canvas.gather(state, part.area), part.size)
 
 
 def average(latent: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,6 @@
 """The canvas: where rectangles of it lie, and what lies beyond its edges. Order is (height, width), (top, left)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -23,6 +23,10 @@ class Rectangle:
     def slice(self, state: Tensor) -> Tensor:
         """The view of (..., H, W) under this rectangle, which must lie within it."""
         return state[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+Paint = Callable[[Rectangle], Tensor]
+"""RGB in [-1, 1], (3, h, w), float32, of a rectangle in pixels; on a wrapping axis it may lie over the edge."""
 
 
 @dataclass(frozen=True, slots=True)

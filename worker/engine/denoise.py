@@ -108,7 +108,7 @@ def denoise(
         tiles = plan.tiles_at(index, steps)
         fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
         scaled = scheduler.scale_input(latent, index)
-        views = _look_around(scaled, plan, scheduler, index, steps)
+        views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked)
         for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles, views):
             fusion.add(tile, prediction)
             predictions.append((tile, prediction))
@@ -122,7 +122,7 @@ def denoise(
             prediction = low_band.guide(prediction, latent, scheduler, index, steps)
         latent = scheduler.step(prediction, index, latent, generator)
         if inpainting is not None:
-            latent = inpainting.keep(latent, scheduler, index + 1)
+            latent = inpainting.keep(latent, scheduler, index + 1, tiles)
         if not latent.isfinite().all():
             raise NonFiniteLatentError(
                 f"step {done + 1} of {total}, timestep {float(clocks[index]):g}: {_name_broken(predictions)}"
@@ -142,10 +142,10 @@ def _find_reference(
 
 
 def _look_around(
-    scaled: Tensor, plan: DenoisePlan, scheduler: Scheduler, index: int, steps: int
+    scaled: Tensor, plan: DenoisePlan, scheduler: Scheduler, index: int, steps: int, masked: Tensor | None
 ) -> Views | None:
     attention = plan.attention_at(index, steps)
-    return attention and Views(scaled, plan.canvas, attention, partial(scheduler.match_noise, index))
+    return attention and Views(scaled, plan.canvas, attention, partial(scheduler.match_noise, index), masked)
 
 
 def _name_broken(predictions: list[tuple[Rectangle, Tensor]]) -> str:

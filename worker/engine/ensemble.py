@@ -38,6 +38,7 @@ class Batch:
         timesteps: the model's clock for each, (B,).
         context: what they may attend to beside their own crop.
         enlarged: what of the stage before lies in each query's tile, (B, C, h, w), where the model is to see it.
+        masked: what is made of each query's tile, and what of it stays, (B, 1 + C, h, w), where the model is to see it.
     """
 
     crops: Tensor
@@ -45,19 +46,21 @@ class Batch:
     queries: tuple[Query, ...]
     context: Context | None = None
     enlarged: Tensor | None = None
+    masked: Tensor | None = None
 
     @property
     def inputs(self) -> Tensor:
-        """All channels that the model is given, (B, C or 2 C, h, w)."""
-        return self.crops if self.enlarged is None else torch.cat([self.crops, self.enlarged], dim=1)
+        """All channels that the model is given, (B, C, 2 C or 1 + 2 C, h, w)."""
+        seen = [each for each in (self.enlarged, self.masked) if each is not None]
+        return torch.cat([self.crops, *seen], dim=1) if seen else self.crops
 
     def split(self) -> Iterator["Batch"]:
         """Each query as a batch of its own."""
         for place, query in enumerate(self.queries):
             own = slice(place, place + 1)
-            enlarged = None if self.enlarged is None else self.enlarged[own]
+            enlarged, masked = (None if each is None else each[own] for each in (self.enlarged, self.masked))
             context = self.context and self.context.only(place)
-            yield Batch(self.crops[own], self.timesteps[own], (query,), context, enlarged)
+            yield Batch(self.crops[own], self.timesteps[own], (query,), context, enlarged, masked)
 
     @property
     def tiles(self) -> list[Rectangle]:
@@ -100,6 +103,7 @@ class Ensemble:
             but then their shape, and with it the last bit of a byte, follows the number of ranks.
         at_most: predictions in a batch, where an earlier stage found out that more do not fit.
         enlarged: what the stage before has made, (C, H, W), where the model is to see it.
+        masked: what is made, and what stays, (1 + C, H, W), where the model is to see it.
         regions: of the canvas, with prompts of their own.
     """
 
@@ -113,10 +117,11 @@ class Ensemble:
         even: bool = False,
         at_most: int | None = None,
         enlarged: Tensor | None = None,
+        masked: Tensor | None = None,
         regions: Regions | None = None,
     ) -> None:
         self._replica, self._canvas, self._group, self._even = replica, canvas, group or SingleRank(), even
-        self.at_most, self.enlarged, self._regions = at_most, enlarged, regions
+        self.at_most, self.enlarged, self.masked, self._regions = at_most, enlarged, masked, regions
         self._wanted = modules * replica.branches
         self._warnings: list[Warned] = []
 
@@ -217,9 +222,13 @@ class Ensemble:
     def _predict_batch(self, queries: Sequence[Query], size: int, state: "_State") -> Tensor:
         padded = (*queries, *[queries[-1]] * (size - len(queries)))
         crops = self._gather(state.latent, padded)
-        enlarged = None if self.enlarged is None else self._gather(self.enlarged, padded)
+        enlarged, masked = (
+            None if each is None else self._gather(each, padded) for each in (self.enlarged, self.masked)
+        )
         context = state.views and state.views.of([query.tile for query in padded])
-        return self._replica.predict(Batch(crops, state.timestep.expand(size), padded, context, enlarged))
+        return self._replica.predict(
+            Batch(crops, state.timestep.expand(size), padded, context, enlarged, masked)
+        )
 
     def _gather(self, state: Tensor, queries: Sequence[Query]) -> Tensor:
         return torch.stack([self._canvas.gather(state, query.tile) for query in queries])

@@ -20,7 +20,7 @@ from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, fill_up, stitch
 from worker.engine.sync import Sync
-from worker.engine.upscale import Autoencoder, enlarge_noised, read_given, upscale_latent
+from worker.engine.upscale import Autoencoder, enlarge_noised, read_given, show_mask, upscale_latent
 from worker.engine.vae.decode import Decoding, decode
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, lay_tiles
 from worker.engine.vae.operations import Decoder
@@ -75,6 +75,11 @@ class PreparedModel(Autoencoder, Protocol):
         """A fresh scheduler, set to `stage.steps`."""
         ...
 
+    @property
+    def sees_masks(self) -> bool:
+        """Whether it was trained to see what is made, and the rest of the picture, on channels of their own."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _ScheduledStage:
@@ -120,12 +125,15 @@ def generate(
             continue
         yield stage.began
         if resume and resume.step > before:
-            begun = _resume(resume, plan, stage, generator, prepared.device)
+            begun = _resume(resume, plan, stage, generator, prepared)
         else:
             begun = yield from _start(plan, stage, latent, prepared, group)
+        masked = None
+        if prepared.sees_masks and not isinstance(stage.plan.start, Upscale):
+            masked = yield from show_mask(begun.inpainting, stage.plan, prepared, plan.decode, group)
         ensemble = Ensemble(
             prepared.make_replica(stage.plan.whole), stage.plan.canvas, stage.plan.modules, group,
-            even=stage.plan.even, at_most=at_most, enlarged=begun.enlarged,
+            even=stage.plan.even, at_most=at_most, enlarged=begun.enlarged, masked=masked,
             regions=_place_regions(stage, prepared.device),
         )  # fmt: skip
         latent = yield from denoise(
@@ -162,7 +170,8 @@ def _decode(latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group
     if paste is None or paste.part is None:
         return decode(latent, decoder, canvas, plan.decode, group, moments=paste and paste.moments)
     part = decode(latent, decoder, canvas, plan.decode, group, moments=paste.moments, part=paste.part)
-    return fill_up(part, lay_tiles(canvas.scaled(decoder.scale), plan.decode.tile_size * decoder.scale))
+    places = lay_tiles(canvas.scaled(decoder.scale), plan.decode.tile_size * decoder.scale)
+    return fill_up(part, places, latent.device)
 
 
 def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledStage]:
@@ -204,17 +213,19 @@ def _start(
     # At a schedule's first step a given picture must not shine through the noise.
     whole = start.given is not None and not start.skipped
     latent = pure if whole else scheduler.add_noise(reference, noise)
-    return _go_by(reference, latent, noise, stage.plan)
+    return _go_by(reference, latent, noise, stage.plan, prepared)
 
 
-def _go_by(reference: Tensor, latent: Tensor, noise: Tensor, stage: StagePlan) -> _Begun:
+def _go_by(
+    reference: Tensor, latent: Tensor, noise: Tensor, stage: StagePlan, prepared: PreparedModel
+) -> _Begun:
     """A canvas that is carried on by a picture."""
-    mask, start = stage.denoise.mask, stage.start
+    mask, start = stage.denoise.mask and stage.denoise.mask.on(reference.device), stage.start
     low_band = start.low_band if isinstance(start, Picture) else None
     return _Begun(
         latent,
-        low_band and LowBand(low_band, reference, stage.canvas),
-        inpainting=mask and Inpainting(mask.on(reference.device), reference, noise),
+        low_band and LowBand(low_band, reference, stage.canvas, mask and mask.weights),
+        inpainting=mask and Inpainting(mask, reference, noise, prepared.sees_masks),
     )
 
 
@@ -228,10 +239,14 @@ def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
     def draw(seed: int) -> Tensor:
         return initial_noise(seed, plan.channels, *stage.plan.canvas.size, stage=stage.began.level - 1)
 
-    regions, noise = stage.plan.denoise.regions, draw(plan.seed)
-    for variation in plan.variations:
-        noise = variation.mix(noise, draw(variation.seed))
-    return noise if regions is None else regions.mix_noise(noise, draw)
+    def draw_varied(seed: int) -> Tensor:
+        noise = draw(seed)
+        for variation in plan.variations:
+            noise = variation.mix(noise, draw(variation.seed))
+        return noise
+
+    regions, noise = stage.plan.denoise.regions, draw_varied(plan.seed)
+    return noise if regions is None else regions.mix_noise(noise, draw_varied)
 
 
 def _place_regions(stage: _ScheduledStage, device: torch.device) -> Regions | None:
@@ -244,8 +259,9 @@ def _resume(
     plan: GenerationPlan,
     stage: _ScheduledStage,
     generator: torch.Generator,
-    device: torch.device,
+    prepared: PreparedModel,
 ) -> _Begun:
+    device = prepared.device
     generator.set_state(checkpoint.tensors["generator"])
     kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
     latent, reference = kept.pop("latent").to(device), kept.pop("reference", None)
@@ -254,7 +270,7 @@ def _resume(
     match stage.plan.start:
         case Picture() if reference is not None:
             noise = _draw_noise(plan, stage).to(device)
-            return _go_by(reference.to(device), latent, noise, stage.plan)
+            return _go_by(reference.to(device), latent, noise, stage.plan, prepared)
         case Upscale() if reference is not None:
             return _Begun(latent, enlarged=reference.to(device))
         case _:

@@ -23,11 +23,15 @@ class LowBand:
 
     Args:
         reference: clean latent (C, H, W) of the stage before, at this stage's size.
+        inpainted: weights (H, W) of what is made; None: all of it. What stays differs from the reference nowhere,
+            though no tile may have been predicted there.
     """
 
-    def __init__(self, plan: LowBandPlan, reference: Tensor, canvas: Plane) -> None:
+    def __init__(
+        self, plan: LowBandPlan, reference: Tensor, canvas: Plane, inpainted: Tensor | None = None
+    ) -> None:
         self._plan, self._canvas = plan, canvas
-        self.reference = reference
+        self.reference, self._inpainted = reference, inpainted
 
     def guide(
         self,
@@ -43,7 +47,10 @@ class LowBand:
         if weight == 0:
             return prediction
         clean = scheduler.estimate_clean(latent, prediction, index)
-        change = low_pass(self.reference - clean, plan.cutoff, self._canvas).mul_(weight)
+        missing = self.reference - clean
+        if self._inpainted is not None:
+            missing *= self._inpainted
+        change = low_pass(missing, plan.cutoff, self._canvas).mul_(weight)
         return scheduler.guide_clean(prediction, change, index)
 
 

@@ -1,11 +1,12 @@
 """Inpainting: a part of the canvas is made, and the rest stays what a given picture has there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Plane, Rectangle
+from worker.engine.canvas import Paint, Plane, Rectangle
 from worker.engine.scheduler import Scheduler
 
 
@@ -38,6 +39,19 @@ class Mask:
         left, right = _find_span(self.crossed.any(0))
         return Rectangle(top, left, bottom - top, right - left)
 
+    def blank(self, paint: Paint, scale: int) -> Paint:
+        """The same picture with grey where the canvas is made, of `scale` pixels per latent pixel and axis."""
+        picture = self.canvas.scaled(scale)
+
+        def paint_rest(part: Rectangle) -> Tensor:
+            rows = torch.arange(part.top, part.top + part.height)
+            columns = torch.arange(part.left, part.left + part.width)
+            crossed = self.crossed[picture.fold(rows, 0) // scale][:, picture.fold(columns, 1) // scale]
+            image = paint(part)
+            return image.masked_fill(crossed.to(image.device), 0)
+
+        return paint_rest
+
     def touches(self, tile: Rectangle) -> bool:
         """Whether anything in a tile is made. The others need no prediction."""
         return bool(self.canvas.gather(self.crossed, tile).any())
@@ -59,13 +73,27 @@ class Inpainting:
     Args:
         reference: clean latent (C, H, W) of the given picture.
         noise: of the canvas' beginning, (C, H, W).
+        trained: whether the model sees what stays, and so makes it again as it was: then it is put back only where
+            no tile was predicted, as diffusers' pipelines do with such a model.
     """
 
     mask: Mask
     reference: Tensor
     noise: Tensor
+    trained: bool = False
 
-    def keep(self, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
-        """The canvas (C, H, W) before step `index`, or after the last, with what stays put back: a new tensor."""
+    def keep(self, latent: Tensor, scheduler: Scheduler, index: int, tiles: Sequence[Rectangle]) -> Tensor:
+        """The canvas (C, H, W) before step `index`, or after the last, with what stays put back: a new tensor.
+
+        Args:
+            tiles: that were predicted in the step before.
+        """
         kept = scheduler.add_noise(self.reference, self.noise, index)
-        return torch.lerp(kept, latent, self.mask.weights)
+        return torch.lerp(kept, latent, self._cover(tiles) if self.trained else self.mask.weights)
+
+    def _cover(self, tiles: Sequence[Rectangle]) -> Tensor:
+        """1 where a tile lies, else 0; (H, W)."""
+        covered = torch.zeros_like(self.mask.weights)
+        for piece in (piece for tile in tiles for piece, _ in self.mask.canvas.pieces(tile)):
+            piece.slice(covered).fill_(1)
+        return covered

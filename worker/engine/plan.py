@@ -8,15 +8,13 @@ from typing import Literal
 from torch import Tensor
 
 from worker.engine.attention import AttentionPlan
-from worker.engine.canvas import Plane, Rectangle
+from worker.engine.canvas import Paint, Plane, Rectangle
 from worker.engine.grid import TileGrid, shift_at
 from worker.engine.inpaint import Mask
 from worker.engine.regions import Regions
 
 DecodeMode = Literal["auto", "exact", "bounded"]
 BitDepth = Literal[8, 16]
-Paint = Callable[[Rectangle], Tensor]
-"""RGB in [-1, 1], (3, h, w), float32, of a rectangle in pixels; on a wrapping axis it may lie over the edge."""
 
 
 @dataclass(frozen=True, slots=True)

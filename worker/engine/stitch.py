@@ -24,22 +24,25 @@ class Band:
 Stitching = Band | Warned | Heartbeat | MomentsPooled
 
 
-def fill_up(tiles: Iterator[Decoding], places: Sequence[Rectangle]) -> Iterator[Decoding]:
+def fill_up(
+    tiles: Iterator[Decoding], places: Sequence[Rectangle], device: torch.device
+) -> Iterator[Decoding]:
     """Tiles of all places in turn, grey where none was decoded.
 
     Args:
         tiles: of some of the places, in their order.
+        device: that they lie on.
     """
-    waiting = iter(places)
+    grey, waiting = torch.zeros(1, 1, 1, device=device), iter(places)
     for tile in tiles:
         if isinstance(tile, DecodedTile):
-            yield from map(_blank, iter(waiting.__next__, tile.place))
+            yield from (_fill(place, grey) for place in iter(waiting.__next__, tile.place))
         yield tile
-    yield from map(_blank, waiting)
+    yield from (_fill(place, grey) for place in waiting)
 
 
-def _blank(place: Rectangle) -> DecodedTile:
-    return DecodedTile(place, torch.zeros(1, 1, 1).expand(3, place.height, place.width))
+def _fill(place: Rectangle, grey: Tensor) -> DecodedTile:
+    return DecodedTile(place, grey.expand(3, place.height, place.width))
 
 
 @torch.inference_mode()

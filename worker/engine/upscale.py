@@ -6,9 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Plane, Rectangle
+from worker.engine.canvas import Paint, Plane, Rectangle
+from worker.engine.inpaint import Inpainting, Mask
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, Given, GivenLatent
+from worker.engine.plan import DecodePlan, Given, GivenLatent, GivenPixels, Picture, StagePlan
 from worker.engine.ranks import Group
 from worker.engine.resample import BILINEAR, enlarge
 from worker.engine.stitch import Band, stitch
@@ -52,6 +53,35 @@ def read_given(
 
 
 @torch.inference_mode()
+def show_mask(
+    inpainting: Inpainting | None, stage: StagePlan, autoencoder: Autoencoder, plan: DecodePlan, group: Group
+) -> Generator[Warned | Heartbeat, None, Tensor]:
+    """What a model that sees masks is shown beside the canvas: what is made, and the latent of what stays, with grey
+    elsewhere; (1 + C, H, W), as in diffusers' StableDiffusionInpaintPipeline.
+
+    A resumed job makes it again: the encoder gives the same bytes.
+
+    Args:
+        inpainting: None: all is made.
+    """
+    canvas, start = stage.canvas, stage.start
+    mask = inpainting.mask if inpainting else Mask.lay(torch.ones(canvas.size), canvas)
+    if inpainting is None:
+        paint = _paint_grey
+    elif isinstance(start, Picture) and isinstance(start.given, GivenPixels) and start.given.canvas == canvas:
+        paint = start.given.paint
+    else:
+        paint = yield from _paint_latent(inpainting.reference, canvas, autoencoder, plan, group)
+    rest = GivenPixels(mask.blank(paint, autoencoder.decoder.scale), canvas)
+    latent = yield from read_given(rest, autoencoder, plan, group)
+    return torch.cat([mask.crossed[None].to(latent), latent])
+
+
+def _paint_grey(part: Rectangle) -> Tensor:
+    return torch.zeros(3, part.height, part.width)
+
+
+@torch.inference_mode()
 def enlarge_noised(latent: Tensor, canvas: Plane, augmentation: float, seed: int, level: int) -> Tensor:
     """A clean latent (C, h, w) under a little noise, enlarged to the size of `canvas`: (C, H, W), float32.
 
@@ -81,19 +111,27 @@ def upscale_latent(
     Raises:
         NonFiniteImageError: the picture could not be decoded or encoded.
     """
-    encoder, device = autoencoder.encoder, autoencoder.device
+    encoder = autoencoder.encoder
     if latent.shape[-2:] == canvas.size:
         return latent
     if encoder is None:
         return enlarge(latent, canvas, canvas.whole)
-    picture = canvas.scaled(autoencoder.decoder.scale)
-    image = yield from _decode_to_bytes(latent, canvas, autoencoder, plan, group)
-
-    def paint(part: Rectangle) -> Tensor:
-        return enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
-
+    paint = yield from _paint_latent(latent, canvas, autoencoder, plan, group)
     latent = yield from encode_in_steps(paint, encoder, canvas, plan, group)
     return latent
+
+
+def _paint_latent(
+    latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
+) -> Generator[Warned | Heartbeat, None, Paint]:
+    """The picture of a clean latent (C, h, w), held as bytes, at the size of the picture of `canvas`.
+
+    Raises:
+        NonFiniteImageError: it could not be decoded.
+    """
+    picture, device = canvas.scaled(autoencoder.decoder.scale), autoencoder.device
+    image = yield from _decode_to_bytes(latent, canvas, autoencoder, plan, group)
+    return lambda part: enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
 
 
 def _decode_to_bytes(

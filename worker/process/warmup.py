@@ -120,6 +120,7 @@ def _predict_every_size(stage: StagePlan, channels: int, prepared: PreparedModel
     ensemble = Ensemble(
         prepared.make_replica(stage), stage.canvas, stage.modules, even=stage.even,
         enlarged=latent if isinstance(stage.start, Upscale) else None,
+        masked=latent.new_zeros(1 + channels, *stage.canvas.size) if prepared.sees_masks else None,
     )  # fmt: skip
     ensemble.predict_every_size(latent, scheduler.timesteps[0], Rectangle(0, 0, side, side))
 

@@ -74,6 +74,7 @@ class Untiled:
     decoder: Decoder
     encoder: Encoder | None = None
     device = torch.device("cpu")
+    sees_masks = False
 
     def make_replica(self, stage: StagePlan) -> Replica:
         return self.replica

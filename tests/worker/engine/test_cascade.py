@@ -39,6 +39,7 @@ class KnownAnswers:
     encoder = None
     decoder = plain_decoder()
     device = torch.device("cpu")
+    sees_masks = False
 
     def make_replica(self, stage: StagePlan) -> KnownAnswer:
         return KnownAnswer(answer(*stage.canvas.size), self._scheduler)

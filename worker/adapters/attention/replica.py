@@ -73,8 +73,9 @@ class AttentiveReplica:
         self.layers.conductor = None
         branches, whole = self.branches, Rectangle(0, 0, *view.size)
         crops = view.crop.expand(branches, -1, -1, -1).contiguous()
+        masked = None if view.masked is None else view.masked.expand(branches, -1, -1, -1)
         queries = tuple(Query(whole, branch) for branch in range(branches))
-        batch = Batch(crops, view.timestep.expand(branches), queries)
+        batch = Batch(crops, view.timestep.expand(branches), queries, masked=masked)
         self.layers.write("conductor", crops, self._count(crops), lambda: self.conductor.predict(batch))
         self.layers.conductor = view
 
@@ -84,7 +85,8 @@ class AttentiveReplica:
         queries = tuple(
             replace(query, tile=_halve(view)) for query, view in zip(batch.queries, views, strict=True)
         )
-        seen = Batch(crops, timesteps, queries)
+        masked = [view.masked for view in views if view.masked is not None]
+        seen = Batch(crops, timesteps, queries, masked=torch.stack(masked) if masked else None)
         self.layers.write(
             "neighbourhood", crops, self._count(crops), lambda: self.neighbourhood.predict(seen)
         )

@@ -124,8 +124,10 @@ class ControlNets:
 
     def _load(self, folder: Path) -> ControlNetModel:
         network = load_control_net(ControlNetModel, folder, self._pipe.unet.dtype, self._pipe.device)
+        # It sees the latent alone, whatever else the UNet sees.
+        own = {**self._pipe.unet.config, "in_channels": self._pipe.vae.config["latent_channels"]}
         for field in _MUST_AGREE:
-            theirs, ours = (_flat(part.config.get(field)) for part in (network, self._pipe.unet))
+            theirs, ours = (_flat(config.get(field)) for config in (network.config, own))
             if theirs != ours:
                 raise ModelFolderError(
                     f"{folder.name} is for another model: its {field} is {theirs}, this model's is {ours}"

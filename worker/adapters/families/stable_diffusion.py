@@ -14,6 +14,7 @@ from worker.adapters.extras.ip_adapter import IpAdapters
 from worker.adapters.families.guidance import stack_branches
 from worker.adapters.families.unet import UNetReplica
 from worker.adapters.family import FamilyDefaults, Shape
+from worker.adapters.inpainting import InpaintingPipeline, is_inpainting
 from worker.adapters.latent_upscaler import UpscalingPipeline, has_upscaler, load_upscaler
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions, Prompt
@@ -93,5 +94,6 @@ def load(folder: Path, device: torch.device) -> StableDiffusion:
         upscaler = load_upscaler(folder, device)
         pipe = load_pipeline(UpscalingPipeline, folder, device, latent_upscaler=upscaler, **parts)
     else:
-        pipe = load_pipeline(StableDiffusionPipeline, folder, device, **parts)
+        kind = InpaintingPipeline if is_inpainting(folder) else StableDiffusionPipeline
+        pipe = load_pipeline(kind, folder, device, **parts)
     return StableDiffusion(pipe, ControlNets(pipe), IpAdapters(pipe))

@@ -14,6 +14,7 @@ from worker.adapters.extras.ip_adapter import IpAdapters
 from worker.adapters.families.guidance import EncodedPrompt, pick_states, stack_branches
 from worker.adapters.families.unet import UNetReplica
 from worker.adapters.family import FamilyDefaults, Shape
+from worker.adapters.inpainting import InpaintingXLPipeline, is_inpainting
 from worker.adapters.loading import load_pipeline
 from worker.adapters.model import Conditions, Prompt
 from worker.adapters.schedulers import SchedulerUse
@@ -123,5 +124,6 @@ def load(folder: Path, device: torch.device) -> StableDiffusionXL:
     Raises:
         ModelFolderError: diffusers cannot load the folder.
     """
-    pipe = load_pipeline(StableDiffusionXLPipeline, folder, device, add_watermarker=False)
+    kind = InpaintingXLPipeline if is_inpainting(folder) else StableDiffusionXLPipeline
+    pipe = load_pipeline(kind, folder, device, add_watermarker=False)
     return StableDiffusionXL(pipe, ControlNets(pipe), IpAdapters(pipe))

@@ -49,7 +49,8 @@ class UNetReplica:
         inputs, added = batch.inputs.to(states.dtype), self.added_conditions(batch)
         down, middle = None, None
         if self.control_net is not None:
-            down, middle = self.control_net.predict_residuals(inputs, states, added, batch)
+            crops = batch.crops.to(states.dtype)
+            down, middle = self.control_net.predict_residuals(crops, states, added, batch)
         return self.unet(
             inputs,
             batch.timesteps,

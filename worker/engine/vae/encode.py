@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Plane, Rectangle
-from worker.engine.plan import DecodePlan, Paint
+from worker.engine.canvas import Paint, Plane, Rectangle
+from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.activation import Activation
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, TiledRun, TileFinished, lay_tiles, run_tiles
