@@ -80,23 +80,24 @@ def test_what_stays_is_the_reference_and_what_is_made_the_known_answer(
     assert torch.equal(inpainted[:, ~MADE], KEPT[:, ~MADE])
     whole = MASK.weights == 1  # where TCD leaves some of its own noise
     assert (inpainted - answer(*CANVAS.size))[:, whole].abs().max() < 0.1
-    for checkpoint in checkpoints(events)[::2]:
-        assert torch.equal(latent(generate(PLAN, prepared, checkpoint)), inpainted)
+    resumed = generate(PLAN, prepared, checkpoints(events)[1])
+    assert torch.equal(latent(resumed), inpainted)
 
 
-@pytest.mark.parametrize("skipped", [0, 20])
+@pytest.mark.parametrize("skipped", [0, 2])
 @pytest.mark.parametrize(
     ("name", "options"), [each for each in SCHEDULERS if each[0] not in ("IPNDMScheduler", "PNDMScheduler")]
 )
 def test_what_stays_is_as_noisy_as_diffusers_inpainting_makes_it(
     name: str, options: dict[str, object], skipped: int
 ) -> None:
-    """After every step, as StableDiffusionInpaintPipeline does; of 40 steps some have one timestep in common.
+    """After every step, as StableDiffusionInpaintPipeline does; of 100 steps of Karras' some have one timestep.
 
     IPNDM cannot add noise, and a tail of PNDM's steps has other timesteps here: it repeats its own second one.
     """
-    theirs, ours = getattr(diffusers, name)(**options), maker(getattr(diffusers, name)(**options))(40)
-    theirs.set_timesteps(40)
+    steps = 100 if options.get("use_karras_sigmas") else 6
+    theirs, ours = getattr(diffusers, name)(**options), maker(getattr(diffusers, name)(**options))(steps)
+    theirs.set_timesteps(steps)
     if hasattr(theirs, "set_begin_index"):
         theirs.set_begin_index(skipped * theirs.order)
     ours.skip(skipped)
@@ -136,9 +137,7 @@ def test_only_tiles_that_the_mask_touches_are_predicted() -> None:
 
 
 def test_where_nothing_is_made_the_reference_comes_back() -> None:
-    nothing = replace(
-        PLAN.stages[0].denoise, mask=Mask.lay(torch.zeros(CANVAS.size), CANVAS)
-    )
+    nothing = replace(PLAN.stages[0].denoise, mask=Mask.lay(torch.zeros(CANVAS.size), CANVAS))
     plan = replace(PLAN, stages=(replace(PLAN.stages[0], denoise=nothing),))
     events = list(generate(plan, KnownAnswers("DPMSolverMultistepScheduler", {})))
     assert torch.equal(latent(events), KEPT)
@@ -151,7 +150,7 @@ def test_a_low_band_is_not_led_astray_by_what_is_not_predicted() -> None:
     start = Picture(3, LowBandPlan(1.0, 1.0, 0.4), GivenLatent(lambda: wanted))
     plan = replace(PLAN, stages=(replace(PLAN.stages[0], start=start),))
     found = latent(generate(plan, KnownAnswers("EulerDiscreteScheduler", {})))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
 
 
 def paint(part: Rectangle) -> Tensor:
@@ -176,7 +175,9 @@ def test_neither_ranks_nor_a_kill_change_a_byte(wrap: tuple[bool, bool]) -> None
     alone = list(generate(plan, prepared))
     for size in (2, 4):
         with ThreadPoolExecutor(size) as pool:
-            together = pool.map(lambda group: rows(generate(plan, prepared, group=group)), thread_groups(size))
+            together = pool.map(
+                lambda group: rows(generate(plan, prepared, group=group)), thread_groups(size)
+            )
         assert all(torch.equal(each, rows(alone)) for each in together)
     for checkpoint in checkpoints(alone):
         assert torch.equal(rows(generate(plan, prepared, checkpoint)), rows(alone))
@@ -188,4 +189,5 @@ def test_a_blanked_picture_is_grey_where_it_is_made() -> None:
     picture = CANVAS.scaled(SCALE)
     made = picture.gather(MADE.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1), part)
     assert torch.equal(blanked, torch.where(made, 0.0, paint(part)))
-    assert made.any() and not made.all()
+    assert made.any()
+    assert not made.all()

@@ -166,7 +166,13 @@ def make(case: Case, prepared: PreparedModel, mask: Tensor | None = None) -> Ten
     channels, *size = case.noise
     canvas = Plane(*size)
     denoise = DenoisePlan(
-        canvas, max(size), 0, 0, moving=False, seed=SEED, mask=None if mask is None else Mask.lay(mask, canvas)
+        canvas,
+        max(size),
+        0,
+        0,
+        moving=False,
+        seed=SEED,
+        mask=None if mask is None else Mask.lay(mask, canvas),
     )
     skipped = STEPS - int(STEPS * STRENGTH)
     start = Picture(skipped, given=GivenLatent(lambda: given(case)))
