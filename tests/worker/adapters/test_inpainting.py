@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import (
+    StableDiffusionControlNetInpaintPipeline,
+)
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
     StableDiffusionInpaintPipeline,
@@ -19,10 +23,12 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpain
 )
 from torch import Tensor
 
+from tests.tiny_add_ons import tiny_control_net
 from tests.tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny_upscaler import plain_config
 from tests.worker.adapters.families.test_from_picture import Drawing
 from tests.worker.engine.thread_group import thread_groups
+from worker.adapters.add_ons import Control, to_pil
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
@@ -80,7 +86,7 @@ def loaded(
     return pipe, load_model(str(folder), "cpu")
 
 
-def ask(pipe: DiffusionPipeline, image: Tensor, made: Tensor, strength: float) -> Tensor:
+def ask(pipe: DiffusionPipeline, image: Tensor, made: Tensor, strength: float, **told: object) -> Tensor:
     """diffusers' own latent, (C, h, w)."""
     mask = made.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1)
     height, width = mask.shape
@@ -88,7 +94,7 @@ def ask(pipe: DiffusionPipeline, image: Tensor, made: Tensor, strength: float) -
         return pipe(
             prompt=PROMPT, negative_prompt=NEGATIVE, guidance_scale=5.0, image=image[None],
             mask_image=mask[None, None], height=height, width=width, strength=strength,
-            num_inference_steps=STEPS, output_type="latent",
+            num_inference_steps=STEPS, output_type="latent", **told,
         ).images[0]  # fmt: skip
 
 
@@ -96,8 +102,8 @@ def paint(part: Rectangle) -> Tensor:
     return part.slice(IMAGE)
 
 
-def make(model: LoadedModel, stage: StagePlan) -> Tensor:
-    prepared = model.prepare(Conditions(PROMPT, NEGATIVE, 5.0))
+def make(model: LoadedModel, stage: StagePlan, control: Control | None = None) -> Tensor:
+    prepared = model.prepare(Conditions(PROMPT, NEGATIVE, 5.0, control=control))
     return latent(generate(GenerationPlan(SEED, 4, (stage,), DecodePlan(tile_size=8)), prepared))
 
 
@@ -187,6 +193,23 @@ def test_its_conductor_sees_the_mask_too(loaded: tuple[DiffusionPipeline, Loaded
 
     assert attend(0.9).isfinite().all()
     assert not torch.equal(attend(0.9), attend(0.1))
+
+
+def test_a_control_net_sees_the_latent_alone(tmp_path: Path) -> None:
+    """One of a plain model, as there are no others."""
+    plain, pipe = tiny_stable_diffusion(tmp_path / "plain"), save_inpainting(tmp_path / "tiny", xl=False)
+    net = ControlNetModel.from_pretrained(tiny_control_net(tmp_path / "net", plain))
+    picture = torch.randint(256, (3, 64, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    controlled = StableDiffusionControlNetInpaintPipeline(
+        **pipe.components, controlnet=net, requires_safety_checker=False
+    )
+    told = {"control_image": to_pil(picture), "controlnet_conditioning_scale": 1.0}
+    theirs = ask(controlled, IMAGE, MADE, 1.0, **told)
+    start = Picture(0, given=GivenPixels(paint, CANVAS))
+    stage = StagePlan(replace(ONE_TILE, mask=Mask.lay(MADE, CANVAS)), STEPS, start)
+    ours = make(load_model(str(tmp_path / "tiny"), "cpu"), stage, control=Control(tmp_path / "net", picture))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert (theirs - ask(pipe, IMAGE, MADE, 1.0)).abs().max() > 0.01
 
 
 def rewrite(folder: Path, file: str, **fields: object) -> None:
