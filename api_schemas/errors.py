@@ -21,6 +21,7 @@ ErrorCode = Literal[
     "internal_error",
     # reported by job.failed events
     "input_missing",
+    "input_damaged",
     "model_refused",
     "engine_failed",
     "non_finite_latent",
