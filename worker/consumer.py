@@ -15,9 +15,10 @@ from rq.worker import WorkerStatus
 
 from api_schemas import wire
 from worker.context import JOB_CONTEXT, JobContext
-from worker.janitor import Janitor
+from worker.janitor import Janitor, publish_card, set_aside
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelRefused
+from worker.queued_job import QueuedJob
 from worker.runner import RELEASED
 
 _POLL_S = 1
@@ -51,6 +52,7 @@ class EngineWorker(SimpleWorker):
             name=context.worker,
             connection=context.redis,
             serializer="json",
+            job_class=QueuedJob,
             worker_ttl=20,
             maintenance_interval=cleaning_s,
             log_job_description=False,  # it may hold prompts one day
@@ -88,6 +90,9 @@ class EngineWorker(SimpleWorker):
     def clean_registries(self) -> None:
         self._janitor.clean(self)
 
+    def clean_group_registries(self) -> None:
+        """There are no groups here."""
+
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
@@ -104,6 +109,8 @@ class EngineWorker(SimpleWorker):
                     return found
             except DequeueTimeout:
                 continue
+            except UnicodeDecodeError as error:  # it is out of the queue; the janitor drops it
+                _log.warning("what the queue held is no id of a job: %s", error)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 _log.warning("waiting for Redis: %s", error)
                 self._context.stop.wait(_POLL_S)
@@ -147,6 +154,8 @@ class EngineWorker(SimpleWorker):
         if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE:
             return
         self._renewed_at = now
+        set_aside(self.connection, self.queues[0].name)
+        publish_card(self.connection, self._context.card)
         expiry_s = max(self._lease_s, 15)
         self.connection.set(self._worker_key(), self._context.card.name, ex=expiry_s)
         if self._engine.trouble is not None:

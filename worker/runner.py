@@ -24,6 +24,7 @@ from api_schemas.events import (
 )
 from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.job import TERMINAL
+from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import input_key
 from worker.attempt import Attempt
 from worker.checkpoints import Beginning, CheckpointStore
@@ -46,6 +47,9 @@ from worker.storage import Storage
 from worker.watch import Watch
 
 RELEASED = "released"  # another worker owns the job: nothing of it may be changed
+UNREADABLE = (
+    "unreadable"  # the queue forgets the job; if another version reads it, the service enqueues it again
+)
 _MAX_PREEMPTIONS = 10_000  # they are no failures
 _STOP_TIMEOUT_S = 8.0  # well within the lease
 _MAX_PAUSE_S = 30.0
@@ -57,13 +61,16 @@ def run_job(job_id: str) -> Retry | str:
     """Run one job until it has ended, or as long as this worker may.
 
     Returns:
-        the job's last status, `RELEASED`, or Retry when another worker is to continue.
+        the job's last status, `RELEASED`, `UNREADABLE`, or Retry when another worker is to continue.
     """
     context = JOB_CONTEXT.get()
     try:
         log = EventLog(context.redis, job_id)
     except FencedError:
         return RELEASED
+    except UnreadableRecordError as error:
+        _log.error("job %s is skipped, its record cannot be read: %s", job_id, error)
+        return UNREADABLE
     if log.job.status in TERMINAL:
         return log.job.status
     with (
