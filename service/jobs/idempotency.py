@@ -38,15 +38,15 @@ class IdempotencyStore:
         """
         claim = f"{fingerprint}:{job_id}"
         name = _name(key)
-        if await self._redis.set(name, claim, nx=True, ex=_IN_FLIGHT_S):
-            return job_id
-        held = await self._read(name)
-        if held is None:  # it expired between the two calls, or could not be read
-            raise ConflictError("this Idempotency-Key is being released", retry_after_s=_RETRY_S)
-        held_fingerprint, held_id = held
-        if held_fingerprint != fingerprint:
-            raise IdempotencyMismatchError("this Idempotency-Key was used with another body")
-        return held_id
+        for _ in range(2):  # what is there may expire in between, or be unreadable
+            if await self._redis.set(name, claim, nx=True, ex=_IN_FLIGHT_S):
+                return job_id
+            if held := await self._read(name):
+                held_fingerprint, held_id = held
+                if held_fingerprint != fingerprint:
+                    raise IdempotencyMismatchError("this Idempotency-Key was used with another body")
+                return held_id
+        raise ConflictError("this Idempotency-Key is being released", retry_after_s=_RETRY_S)
 
     async def _read(self, name: str) -> tuple[str, str] | None:
         """Fingerprint and job id; one that cannot be read is deleted."""
