@@ -58,7 +58,7 @@ class ModelCard(BaseModel):
     alignment_px: int = Field(
         ge=1,
         description="Canvas sides are multiples of this. A picture's side must be one too along a seamless axis;"
-        " elsewhere the canvas is rounded up and the picture is its top left part."
+        " elsewhere the canvas is rounded up and the picture is its top left part.",
     )
     min_side_px: int = MIN_SIDE_PX
     max_side_px: int = 16_384

@@ -26,7 +26,7 @@ def spoil(redis: Redis, key: bytes) -> None:
             redis.xadd(key, {"x": NO_TEXT})
             redis.xadd(key, {"event": NO_TEXT, "job": NO_TEXT, "seq": NO_TEXT, "prev": NO_TEXT})
             redis.xadd(
-                key, {"event": '{"type": "job.unheard", "data": {}}', "job": "a", "seq": "1-1", "prev": ""}
+                key, {"event": '{"type": "job.unknown", "data": {}}', "job": "a", "seq": "1-1", "prev": ""}
             )
         case other:
             raise AssertionError(f"{key!r} is of type {other!r}, which no test knows")

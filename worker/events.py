@@ -137,7 +137,7 @@ class EventLog:
         self._drop_unusable_previews(answers)
 
     def _drop_unusable_previews(self, answers: Sequence[object]) -> None:
-        """Previews are not worth a job: what lies where they belong makes room; the next append clears the stream."""
+        """Previews are not worth a job: what lies where they belong is deleted; the next append clears the stream."""
         for error in answers:
             if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
                 self._redis.delete(wire.previews_key(self.job_id))
