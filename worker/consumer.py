@@ -122,6 +122,7 @@ class EngineWorker(SimpleWorker):
                 continue
             except ValueError as error:  # it is out of the queue, and the janitor drops it
                 _log.warning("what the queue held is no id of a job: %s", error)
+                self._context.stop.wait(_POLL_S / 10)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 _log.warning("waiting for Redis: %s", error)
                 self._context.stop.wait(_POLL_S)

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class QueuedJob(Job):
-    """One that cannot be read counts as none, which RQ passes over everywhere.
+    """One that cannot be read counts as none, which RQ passes over everywhere, and is deleted.
 
     Nothing is lost: our own record has the job, and the service enqueues it again.
     """
@@ -41,5 +41,6 @@ class QueuedJob(Job):
         return restored
 
     def _refuse(self, why: object) -> NoSuchJobError:
+        self.connection.delete(self.key)
         _log.warning("what the queue has of job %s cannot be read: %s", ascii(self.id)[:100], why)
         return NoSuchJobError(f"job {self.id} cannot be read")

@@ -104,10 +104,8 @@ class LiveHub:
         for entry, fields in rows:
             try:
                 self._sort(fields, events, frames)
-            except (
-                KeyError,
-                ValueError,
-            ) as error:  # readers find that an event is missing, and look into the log
+            except (KeyError, ValueError) as error:
+                # Readers find that an event is missing, and look into the log.
                 self._unreadable.tell("event", fields.get(b"job", entry), repr(error))
         self._fan_out_previews(frames)
         self._fan_out_events(events)
