@@ -13,6 +13,7 @@ ErrorCode = Literal[
     "idempotency_mismatch",
     "not_ready",
     "result_expired",
+    "record_unreadable",
     "range_not_satisfiable",
     "queue_full",
     "no_model",
@@ -21,6 +22,7 @@ ErrorCode = Literal[
     "internal_error",
     # reported by job.failed events
     "input_missing",
+    "input_damaged",
     "model_refused",
     "engine_failed",
     "non_finite_latent",

@@ -5,6 +5,7 @@ ServiceError
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
 ├── JobNotFoundError
+├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
 ├── ForbiddenError             wrong origin, or a link that was altered or is over
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
@@ -53,6 +54,11 @@ class JobNotFoundError(ServiceError):
         super().__init__(f"no job {job_id[:64]!r}")
 
 
+class JobUnreadableError(ServiceError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"stored record unreadable: job {job_id[:64]!r}; the service's log says why")
+
+
 class FileMissingError(ServiceError): ...
 
 
@@ -95,6 +101,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
     JobNotFoundError: (404, "not_found", False),
+    JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),
     ConflictError: (409, "conflict", True),

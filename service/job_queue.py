@@ -1,17 +1,21 @@
 """The queues of waiting jobs, one per model. RQ functions are named by string, so no worker code is imported."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from anyio import to_thread
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, Retry
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job as QueuedJob
+from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from api_schemas.wire import RUN_JOB, model_of_queue, queue_name
+from api_schemas.wire import RUN_JOB, model_of_queue, queue_name, read_id
+from service.unreadable import UnreadableRecords, require_wrong_type
 
+_ENDED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.STOPPED)
 Presence = Literal["present", "lost", "unlisted"]
 
 
@@ -26,8 +30,9 @@ class Load:
 class JobQueue:
     """RQ supports blocking Redis clients only, so each call runs in a thread."""
 
-    def __init__(self, redis: Redis, *, timeout_s: int, retries: int) -> None:
+    def __init__(self, redis: Redis, unreadable: UnreadableRecords, *, timeout_s: int, retries: int) -> None:
         self._redis = redis
+        self._unreadable = unreadable
         self._timeout_s = timeout_s
         self._retries = retries
 
@@ -61,11 +66,15 @@ class JobQueue:
 
     async def position(self, job_id: str, model: str) -> int | None:
         """Number of jobs ahead of this one, None if it is not waiting."""
-        return await to_thread.run_sync(self._queue(model).get_job_position, job_id)
+        return await to_thread.run_sync(self._position, job_id, model)
 
     async def list_waiting(self) -> list[str]:
         """Ids of all jobs that wait, for whichever model."""
         return await to_thread.run_sync(self._list_waiting)
+
+    async def names(self) -> list[str]:
+        """Of the queues that ever held a job of the service."""
+        return await to_thread.run_sync(lambda: [queue.name for queue in self._queues().values()])
 
     def _queue(self, model: str) -> Queue:
         # With pickle, write access to Redis would allow running code in the worker.
@@ -73,10 +82,20 @@ class JobQueue:
 
     def _queues(self) -> dict[str, Queue]:
         """Every queue that ever held a job of the service, by model."""
-        known = Queue.all(  # pyright: ignore[reportUnknownMemberType]
-            connection=self._redis, serializer=JSONSerializer
-        )
-        return {model: queue for queue in known if (model := model_of_queue(queue.name)) is not None}
+        try:
+            keys = cast(set[bytes], self._redis.smembers(Queue.redis_queues_keys))
+        except RedisError as error:
+            require_wrong_type(error)
+            keys = set[bytes]()
+        models = {model for key in keys if (model := self._read_model(key)) is not None}
+        return {model: self._queue(model) for model in models}
+
+    def _read_model(self, key: bytes) -> str | None:
+        try:
+            return model_of_queue(key.decode().removeprefix(Queue.redis_queue_namespace_prefix))
+        except UnicodeDecodeError as error:
+            self._unreadable.tell("index", key, error)
+            return None
 
     def _measure(self) -> dict[str, Load]:
         return {
@@ -85,7 +104,16 @@ class JobQueue:
         }
 
     def _list_waiting(self) -> list[str]:
-        return [job_id for queue in self._queues().values() for job_id in queue.get_job_ids()]
+        queues = self._queues().values()
+        members = [member for queue in queues for member in self._list(queue.key)]
+        return [job_id for member in members if (job_id := read_id(member)) is not None]
+
+    def _position(self, job_id: str, model: str) -> int | None:
+        try:
+            return self._queue(model).get_job_position(job_id)
+        except RedisError as error:
+            require_wrong_type(error)
+            return None
 
     def _enqueue(self, job_id: str, model: str) -> bool:
         try:
@@ -107,16 +135,21 @@ class JobQueue:
         known = self._fetch(job_id)
         if known is None:
             return "lost"
-        if not known.is_queued:
-            ended = known.is_finished or known.is_failed or known.is_canceled or known.is_stopped
-            return "unlisted" if ended else "present"
+        status = known.get_status(refresh=False)  # as fetched: it may be deleted meanwhile
+        if status != JobStatus.QUEUED:
+            return "unlisted" if status in _ENDED else "present"
         # Popped but not yet started, it is in the intermediate list, which RQ's own workers clean.
         queue = self._queue(model)
         waits = queue.get_job_position(job_id) is not None
-        return "present" if waits or job_id in queue.intermediate_queue.get_job_ids() else "unlisted"
+        taken = self._list(queue.intermediate_queue.key)
+        return "present" if waits or job_id.encode() in taken else "unlisted"
+
+    def _list(self, key: str) -> list[bytes]:
+        return cast(list[bytes], self._redis.lrange(key, 0, -1))
 
     def _revive(self, job_id: str, model: str) -> bool:
         self._forget(job_id)
+        self._queue(model).remove(job_id)
         return self._enqueue(job_id, model)
 
     def _forget(self, job_id: str) -> None:
@@ -126,7 +159,7 @@ class JobQueue:
 
     def _remove(self, job_id: str) -> None:
         known = self._fetch(job_id)
-        if known is not None and known.is_queued:
+        if known is not None and known.get_status(refresh=False) == JobStatus.QUEUED:
             known.delete()
 
     def _fetch(self, job_id: str) -> QueuedJob | None:
@@ -136,3 +169,14 @@ class JobQueue:
             )
         except NoSuchJobError:
             return None
+        except RedisError as error:
+            require_wrong_type(error)
+            self._drop(job_id, error)
+        except Exception as error:  # RQ raises whatever its parts do
+            self._drop(job_id, error)
+        return None
+
+    def _drop(self, job_id: str, error: Exception) -> None:
+        """Delete what RQ has of a job, so that it is lost there and enqueued again: its record has all of it."""
+        self._unreadable.tell("queued", job_id, repr(error))
+        self._redis.delete(QueuedJob.key_for(job_id))

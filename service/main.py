@@ -27,6 +27,7 @@ from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
 from service.images.uploads import Uploads
+from service.indexes import Indexes
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
@@ -40,6 +41,7 @@ from service.metrics import Metrics
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
 from service.throughput import Throughput
+from service.unreadable import UnreadableRecords
 
 _REDIS_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50
@@ -52,9 +54,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     """Build every part once and connect them."""
     metrics, throughput = Metrics(), Throughput()
     client, blocking_client = _open_redis(settings), _open_blocking_redis(settings)
-    hub = LiveHub(client, metrics, throughput)
-    services = _build_services(settings, client, blocking_client, hub, metrics, throughput)
-    reconciler = Reconciler(services.jobs, services.queue, metrics, settings.reconcile_interval_s)
+    unreadable = UnreadableRecords(metrics)
+    hub = LiveHub(client, metrics, throughput, unreadable)
+    services = _build_services(settings, client, blocking_client, hub, metrics, throughput, unreadable)
+    indexes = Indexes(client, services.jobs, services.queue, unreadable)
+    reconciler = Reconciler(services.jobs, services.queue, indexes, metrics, settings.reconcile_interval_s)
     retention = _build_retention(settings, services)
 
     @asynccontextmanager
@@ -137,14 +141,17 @@ def _build_services(
     hub: LiveHub,
     metrics: Metrics,
     throughput: Throughput,
+    unreadable: UnreadableRecords,
 ) -> Services:
-    store = JobStore(client)
-    queue = JobQueue(blocking_client, timeout_s=settings.job_timeout_s, retries=settings.job_retries)
-    catalog = ModelCatalog(client)
+    store = JobStore(client, unreadable)
+    queue = JobQueue(
+        blocking_client, unreadable, timeout_s=settings.job_timeout_s, retries=settings.job_retries
+    )
+    catalog = ModelCatalog(client, unreadable)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     admission = Admission(catalog, queue, throughput, settings.max_queued)
     images = ImageStore.open(settings)
-    idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S)
+    idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
     uploads = Uploads(images, settings.max_picture_megapixels)
     return Services(
         settings=settings,
@@ -156,7 +163,7 @@ def _build_services(
         views=JobViews(queue, catalog, throughput, links),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
-        previews=PreviewCanvas(client),
+        previews=PreviewCanvas(client, unreadable),
         links=links,
         metrics=metrics,
     )

@@ -21,6 +21,12 @@ class Metrics:
         self.jobs_revived = Counter(
             "chorale_jobs_revived", "Jobs enqueued again by reconciliation.", registry=self.registry
         )
+        self.records_unreadable = Counter(
+            "chorale_records_unreadable",
+            "Stored records that were skipped.",
+            ["kind"],
+            registry=self.registry,
+        )
         self.live_readers = Gauge("chorale_live_readers", "Open event streams.", registry=self.registry)
         self.live_lag_s = Histogram(
             "chorale_live_lag_seconds",

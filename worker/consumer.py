@@ -3,7 +3,9 @@
 import logging
 import time
 from dataclasses import replace
+from datetime import timedelta
 
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue, SimpleWorker
@@ -15,9 +17,10 @@ from rq.worker import WorkerStatus
 
 from api_schemas import wire
 from worker.context import JOB_CONTEXT, JobContext
-from worker.janitor import Janitor
+from worker.janitor import Janitor, publish_card, set_aside
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelRefused
+from worker.queued_job import QueuedJob
 from worker.runner import RELEASED
 
 _POLL_S = 1
@@ -51,6 +54,7 @@ class EngineWorker(SimpleWorker):
             name=context.worker,
             connection=context.redis,
             serializer="json",
+            job_class=QueuedJob,
             worker_ttl=20,
             maintenance_interval=cleaning_s,
             log_job_description=False,  # it may hold prompts one day
@@ -88,6 +92,18 @@ class EngineWorker(SimpleWorker):
     def clean_registries(self) -> None:
         self._janitor.clean(self)
 
+    def clean_group_registries(self) -> None:
+        """There are no groups here."""
+
+    def increment_successful_job_count(self, pipeline: Pipeline | None = None) -> None:
+        """Nobody reads RQ's statistics, and a number that is none would keep each job from being finished."""
+
+    def increment_failed_job_count(self, pipeline: Pipeline | None = None) -> None:
+        """As above."""
+
+    def increment_total_working_time(self, job_execution_time: timedelta, pipeline: Pipeline) -> None:
+        """As above."""
+
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
@@ -104,6 +120,9 @@ class EngineWorker(SimpleWorker):
                     return found
             except DequeueTimeout:
                 continue
+            except ValueError as error:  # it is out of the queue, and the janitor drops it
+                _log.warning("what the queue held is no id of a job: %s", error)
+                self._context.stop.wait(_POLL_S / 10)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 _log.warning("waiting for Redis: %s", error)
                 self._context.stop.wait(_POLL_S)
@@ -147,6 +166,8 @@ class EngineWorker(SimpleWorker):
         if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE:
             return
         self._renewed_at = now
+        set_aside(self.connection, self.queues[0].name)
+        publish_card(self.connection, self._context.card)
         expiry_s = max(self._lease_s, 15)
         self.connection.set(self._worker_key(), self._context.card.name, ex=expiry_s)
         if self._engine.trouble is not None:

@@ -6,7 +6,7 @@ WorkerError
 ├── EngineLostError          the engine process died
 ├── EngineStalledError       the engine process makes no progress
 ├── JobFailedError           the job ends here, with the code that clients read
-├── CheckpointError          a checkpoint file cannot be read
+├── DamagedFileError         a stored file is not what was written
 ├── ResourceError            something outside is missing; waiting may help
 │   ├── StorageUnavailableError
 │   └── DiskFullError
@@ -51,8 +51,8 @@ class JobFailedError(WorkerError):
         self.retryable = retryable
 
 
-class CheckpointError(WorkerError):
-    """A checkpoint file cannot be read."""
+class DamagedFileError(WorkerError):
+    """A stored file is not what was written."""
 
 
 class ResourceError(WorkerError):

@@ -19,9 +19,11 @@ from redis.retry import Retry
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
 from api_schemas.settings import describe_refused
+from api_schemas.stored import UnreadableRecordError, read_card, write_card
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
 from worker.errors import EngineLostError, ModelRefusedError, WorkerError
+from worker.janitor import set_aside
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelLoaded, ModelRefused
 from worker.settings import WorkerSettings
@@ -115,6 +117,7 @@ def _work(
     while not stop.is_set():
         redis = _connect(settings.redis_url)
         try:
+            set_aside(redis, wire.queue_name(loaded.card.name))
             card = _publish(redis, loaded)
             context = _make_context(settings, redis, engine, card, pace, stop, scratch)
             EngineWorker(context, engine, settings.lease_s).work(logging_level="WARNING")
@@ -134,15 +137,20 @@ def _connect(url: str) -> "Redis":
 
 def _publish(redis: "Redis", loaded: ModelLoaded) -> ModelCard:
     """Tell the service about the model. The first model that any worker serves is the default."""
-    others = [
-        ModelCard.model_validate_json(text)
-        for name, text in cast(dict[bytes, bytes], redis.hgetall(wire.MODELS_KEY)).items()
-        if name.decode() != loaded.card.name
-    ]
-    is_default = not any(card.is_default for card in others)
+    cards = cast(dict[bytes, bytes], redis.hgetall(wire.MODELS_KEY))
+    others = (_read_card(text) for name, text in cards.items() if name != loaded.card.name.encode())
+    is_default = not any(card is not None and card.is_default for card in others)
     card = loaded.card.model_copy(update={"tile_seconds": round(loaded.tile_s, 4), "is_default": is_default})
-    redis.hset(wire.MODELS_KEY, card.name, card.model_dump_json())
+    redis.hset(wire.MODELS_KEY, card.name, write_card(card))
     return card
+
+
+def _read_card(text: bytes) -> ModelCard | None:
+    """None if it cannot be read, which the service tells."""
+    try:
+        return read_card(text)
+    except UnreadableRecordError:
+        return None
 
 
 def _make_context(

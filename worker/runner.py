@@ -20,15 +20,19 @@ from api_schemas.events import (
     ResumedData,
     StartedData,
     SucceededData,
+    WarnedData,
 )
 from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.job import TERMINAL
+from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import input_key
 from worker.attempt import Attempt
-from worker.checkpoints import CheckpointStore
+from worker.checkpoints import Beginning, CheckpointStore
+from worker.checksums import verify_png
 from worker.context import JOB_CONTEXT, JobContext
 from worker.errors import (
     CanceledError,
+    DamagedFileError,
     EngineLostError,
     EngineStalledError,
     FencedError,
@@ -43,6 +47,9 @@ from worker.storage import Storage
 from worker.watch import Watch
 
 RELEASED = "released"  # another worker owns the job: nothing of it may be changed
+UNREADABLE = (
+    "unreadable"  # the queue forgets the job; if another version reads it, the service enqueues it again
+)
 _MAX_PREEMPTIONS = 10_000  # they are no failures
 _STOP_TIMEOUT_S = 8.0  # well within the lease
 _MAX_PAUSE_S = 30.0
@@ -54,13 +61,16 @@ def run_job(job_id: str) -> Retry | str:
     """Run one job until it has ended, or as long as this worker may.
 
     Returns:
-        the job's last status, `RELEASED`, or Retry when another worker is to continue.
+        the job's last status, `RELEASED`, `UNREADABLE`, or Retry when another worker is to continue.
     """
     context = JOB_CONTEXT.get()
     try:
         log = EventLog(context.redis, job_id)
     except FencedError:
         return RELEASED
+    except UnreadableRecordError as error:
+        _log.error("job %s is skipped, its record cannot be read: %s", job_id, error)
+        return UNREADABLE
     if log.job.status in TERMINAL:
         return log.job.status
     with (
@@ -127,9 +137,11 @@ class _Run:
             return Generate(request, self._folder, None, inputs)
         self._require_progress()
         found = self._watch.run(lambda: self._checkpoints.find_newest(self._folder), _nothing)
-        self._step, path = found or (0, None)
+        self._step = found.step
         self._log.claim(ResumedData(worker=context.worker, execution=token, step=self._step))
-        return Generate(request, self._folder, path, inputs)
+        if found.damaged:
+            self._log.append(_warn_of_damage(found))
+        return Generate(request, self._folder, found.path, inputs)
 
     def _fetch_inputs(self) -> dict[PicturePart, Path]:
         log = self._log
@@ -231,6 +243,14 @@ def _describe(error: Exception) -> JobError:
             )
 
 
+def _warn_of_damage(found: Beginning) -> WarnedData:
+    steps = ", ".join(map(str, dict.fromkeys(found.damaged)))
+    goes_on = f"going on after step {found.step}" if found.path else "starting over"
+    return WarnedData(
+        code="checkpoint_damaged", message=f"damaged checkpoints are not used (after step {steps}): {goes_on}"
+    )
+
+
 def _nothing() -> None:
     return
 
@@ -238,20 +258,34 @@ def _nothing() -> None:
 def fetch_inputs(
     storage: Storage, job_id: str, request: ResolvedRequest, folder: Path
 ) -> dict[PicturePart, Path]:
-    """Fetch the job's pictures as PNG files into `folder`, unless they are there already.
+    """Fetch the job's pictures as PNG files into `folder`, unless they are there already and undamaged.
 
     Raises:
-        HopelessJobError: one is no longer stored.
+        JobFailedError: one is no longer stored, or damaged there.
         ResourceError: the store does not answer.
     """
     paths: dict[PicturePart, Path] = {}
     for part in request.pictures:
         path = paths[part] = folder / f"{part}.png"
-        partial = path.with_suffix(".partial")
-        if path.exists():
+        if _is_whole(path):
             continue
-        if not storage.get_file(input_key(job_id, part), partial):
+        if not storage.get_file(input_key(job_id, part), path):
             message = f"the picture {part} that came with this job is no longer stored"
             raise JobFailedError("input_missing", message, retryable=False)
-        partial.rename(path)
+        if not _is_whole(path):
+            message = (
+                f"the picture {part} that came with this job is damaged in the store; send the job again"
+            )
+            raise JobFailedError("input_damaged", message, retryable=False)
     return paths
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify_png(path)
+    except FileNotFoundError:
+        return False
+    except DamagedFileError as error:
+        _log.warning("%s", error)
+        return False
+    return True

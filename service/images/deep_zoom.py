@@ -1,5 +1,6 @@
 """A Deep Zoom pyramid: its geometry, and tiles of an unfinished picture, assembled from its stored previews."""
 
+import re
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from math import ceil
@@ -10,10 +11,12 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from anyio import to_thread
 from numpy.typing import NDArray
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from api_schemas.events import TilePreviewedData
 from api_schemas.layout import PREVIEW_CELL_PX, PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from api_schemas.wire import previews_key, unpack_preview
+from service.unreadable import UnreadableRecords, require_wrong_type
 
 _DESCRIPTOR: Final = (
     '<?xml version="1.0" encoding="UTF-8"?>\n'
@@ -87,8 +90,9 @@ Pixels = NDArray[np.uint8]
 class PreviewCanvas:
     """Reads the newest frame of each cell that a window touches."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, unreadable: UnreadableRecords) -> None:
         self._redis = redis
+        self._unreadable = unreadable
 
     async def render(self, job_id: str, window: Window) -> bytes:
         """The window as JPEG; parts without a preview are grey."""
@@ -99,26 +103,41 @@ class PreviewCanvas:
                 Awaitable[list[bytes | None]],
                 self._redis.hmget(previews_key(job_id), keys[start : start + _PAGE]),
             )
-            await to_thread.run_sync(_paint_all, tile, window, [frame for frame in frames if frame])
+            await to_thread.run_sync(self._paint_all, tile, window, [frame for frame in frames if frame])
         return await to_thread.run_sync(_encode, tile)
 
     async def _find_cells(self, job_id: str, window: Window) -> list[str]:
-        keys = await cast(Awaitable[list[bytes]], self._redis.hkeys(previews_key(job_id)))
-        return [key for key in map(bytes.decode, keys) if _may_touch(key, window)]
+        try:
+            keys = await cast(Awaitable[list[bytes]], self._redis.hkeys(previews_key(job_id)))
+        except RedisError as error:
+            require_wrong_type(error)
+            self._unreadable.tell("preview", job_id, error)
+            return []
+        return [key.decode() for key in keys if _may_touch(key, window)]
+
+    def _paint_all(self, tile: Pixels, window: Window, frames: Iterable[bytes]) -> None:
+        for frame in frames:
+            try:
+                event, image = unpack_preview(frame)
+                pixels = simplejpeg.decode_jpeg(image, colorspace="RGB")
+            except ValueError as error:
+                self._unreadable.tell("preview", frame[:100], error)
+                continue
+            _paint(tile, window, event.data, pixels)
 
 
-def _may_touch(key: str, window: Window) -> bool:
-    left_px, top_px = map(int, key.split(","))
+_PLACE: Final = re.compile(rb"([0-9]{1,6}),([0-9]{1,6})")
+
+
+def _may_touch(key: bytes, window: Window) -> bool:
+    place = _PLACE.fullmatch(key)
+    if place is None:
+        return False
+    left_px, top_px = int(place[1]), int(place[2])
     return (
         window.left_px - PREVIEW_CELL_PX < left_px < window.right_px
         and window.top_px - PREVIEW_CELL_PX < top_px < window.bottom_px
     )
-
-
-def _paint_all(tile: Pixels, window: Window, frames: Iterable[bytes]) -> None:
-    for frame in frames:
-        event, image = unpack_preview(frame)
-        _paint(tile, window, event.data, simplejpeg.decode_jpeg(image, colorspace="RGB"))
 
 
 def _paint(tile: Pixels, window: Window, cell: TilePreviewedData, pixels: Pixels) -> None:

@@ -30,9 +30,9 @@ class Submission:
     files: dict[PicturePart, bytes] = field(default_factory=dict[PicturePart, bytes])
 
     def fingerprint(self) -> str:
-        """The same for the same request with the same pictures."""
+        """The same for the same request with the same pictures, also for a later version that has more fields."""
         digests = "".join(f"{part}:{_digest(content)}" for part, content in sorted(self.files.items()))
-        return _digest((self.request.model_dump_json() + digests).encode())
+        return _digest((self.request.model_dump_json(exclude_defaults=True) + digests).encode())
 
 
 async def read_submission(request: Request, max_json_bytes: int, max_picture_bytes: int) -> Submission:

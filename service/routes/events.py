@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api_schemas.job import TERMINAL
 from service.dependencies import After, LoadedJob, ServicesDep, require_seq
-from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError
+from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError, JobUnreadableError
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, order
 from service.openapi import problems
 
@@ -51,7 +51,7 @@ LastEventId = Annotated[
             "content": {"text/event-stream": {"schema": _SSE_EVENT}},
         },
         204: {"description": "The job has ended and all its events were received: do not reconnect."},
-        **problems(JobNotFoundError, InvalidRequestError),
+        **problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
     },
 )
 async def stream_events(

@@ -14,6 +14,7 @@ from service.errors import (
     ForbiddenError,
     InvalidRequestError,
     JobNotFoundError,
+    JobUnreadableError,
     NotReadyError,
     RangeNotSatisfiableError,
     ResultExpiredError,
@@ -36,6 +37,7 @@ _FILE_RESPONSES: Responses = {
 }
 _FILE_PROBLEMS = (
     JobNotFoundError,
+    JobUnreadableError,
     InvalidRequestError,
     NotReadyError,
     ResultNeverError,
@@ -44,7 +46,9 @@ _FILE_PROBLEMS = (
 )
 _TILE_RESPONSES: Responses = {
     200: {"description": "The tile.", "content": {"image/jpeg": _BINARY}},
-    **problems(JobNotFoundError, FileMissingError, InvalidRequestError, ResultExpiredError),
+    **problems(
+        JobNotFoundError, JobUnreadableError, FileMissingError, InvalidRequestError, ResultExpiredError
+    ),
 }
 
 router = APIRouter(tags=["images"])
@@ -87,7 +91,7 @@ async def download_image(
     response_class=Response,
     responses={
         200: {"description": "Deep Zoom descriptor.", "content": {"application/xml": {}}},
-        **problems(JobNotFoundError, InvalidRequestError),
+        **problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
     },
 )
 async def get_descriptor(job: LoadedJob) -> Response:

@@ -17,6 +17,7 @@ from service.errors import (
     IdempotencyMismatchError,
     InvalidRequestError,
     JobNotFoundError,
+    JobUnreadableError,
     NoModelError,
     QueueFullError,
 )
@@ -62,6 +63,7 @@ async def take_submission(request: Request, services: ServicesDep) -> Submission
             ConflictError,
             InvalidRequestError,
             IdempotencyMismatchError,
+            JobUnreadableError,
             QueueFullError,
             NoModelError,
         ),
@@ -88,7 +90,9 @@ async def create_job(
 
 
 @router.get(
-    "/v1/jobs/{job_id}", response_model=JobView, responses=problems(JobNotFoundError, InvalidRequestError)
+    "/v1/jobs/{job_id}",
+    response_model=JobView,
+    responses=problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
 )
 async def get_job(job: LoadedJob, services: ServicesDep) -> JobView:
     """The current state of one job."""
@@ -113,7 +117,7 @@ async def list_jobs(
     response_model=JobView,
     responses={
         202: {"model": JobView, "description": "The job is running and will stop within one step."},
-        **problems(JobNotFoundError, InvalidRequestError),
+        **problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
     },
 )
 async def cancel_job(job: LoadedJob, response: Response, services: ServicesDep) -> JobView:
@@ -137,7 +141,7 @@ async def _find_page(
         jobs = await services.jobs.get_many([job_id for _, job_id in rows])
         for position, job in list(zip(rows, jobs, strict=True))[:limit]:
             before = position
-            if job is not None and status in (None, job.status):
+            if isinstance(job, Job) and status in (None, job.status):
                 found.append(job)
                 if len(found) == limit:
                     break

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyvips
 
 from api_schemas import wire
-from api_schemas.catalog import ModelCard
 from api_schemas.events import BandFinished, JobWarned, StepCompleted
+from api_schemas.stored import read_card
 from tests.conftest import S3Server
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench, result_of
@@ -84,7 +84,7 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     bench.await_that(lambda: bench.redis.keys(pattern) != [], "heartbeat")
     (key,) = bench.redis.keys(pattern)
     assert 0 < bench.redis.ttl(key) <= 30
-    card = ModelCard.model_validate_json(bench.redis.hget(wire.MODELS_KEY, "toy"))
+    card = read_card(bench.redis.hget(wire.MODELS_KEY, "toy"))
     assert card.is_default
     assert card.tile_seconds is not None
     assert card.decode_needs[0].gib > 0

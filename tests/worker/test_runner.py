@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import pyvips
+import torch
 from rq import Retry
 
 from api_schemas import wire
@@ -21,8 +22,10 @@ from api_schemas.events import (
 from tests.worker.bench import Bench, result_of
 from tests.worker.scripted_engine import ScriptedEngine, make_context, write_picture
 from worker.context import JOB_CONTEXT, JobContext
+from worker.engine.denoise import Checkpoint
 from worker.errors import EngineLostError, EngineStalledError
 from worker.events import EventLog
+from worker.process.files import CheckpointWriter, read_checkpoint
 from worker.process.protocol import (
     CheckpointWritten,
     Failed,
@@ -49,9 +52,7 @@ def complete_step(number: int) -> StepReport:
 
 
 def write_checkpoint(job: Generate, step: int) -> CheckpointWritten:
-    path = job.folder / f"checkpoint-{step:04d}.safetensors"
-    path.write_text(f"step {step}")
-    return CheckpointWritten(step, path)
+    return CheckpointWriter(job.folder, 0).write(Checkpoint(step, {"latent": torch.ones(4)}, {}), 1.0)
 
 
 def succeed(job: Generate) -> Iterator[Report]:
@@ -103,10 +104,10 @@ def test_another_worker_continues_from_the_stored_checkpoint(bench: Bench, tmp_p
 
     def resume(job: Generate) -> Iterator[Report]:
         assert job.checkpoint is not None
-        found.append(job.checkpoint.read_text())
+        found.append(read_checkpoint(job.checkpoint)[0].step)
         yield from succeed(job)
 
-    job_id, found = bench.submit(), list[str]()
+    job_id, found = bench.submit(), list[int]()
     given_back = run(make_context(bench, ScriptedEngine(stop), tmp_path), job_id)
     assert isinstance(given_back, Retry)
     assert given_back.enqueue_at_front
@@ -114,7 +115,7 @@ def test_another_worker_continues_from_the_stored_checkpoint(bench: Bench, tmp_p
     assert isinstance(preempted, JobPreempted)
     assert preempted.data.step == 2
     assert run(make_context(bench, ScriptedEngine(resume), tmp_path), job_id) == "succeeded"
-    assert found == ["step 2"]
+    assert found == [2]
 
 
 @pytest.mark.parametrize("error", [EngineLostError("killed"), EngineStalledError("no progress")])
