@@ -4,9 +4,10 @@ ServiceError
 ├── BadRequestError            the request's form is wrong
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
+├── AmbiguousLengthError       a body of two lengths
 ├── JobNotFoundError
 ├── FileMissingError           no such tile or page
-├── ForbiddenError             wrong origin, or a link that was altered or is over
+├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
 ├── NotReadyError              the job has no picture yet
@@ -46,6 +47,9 @@ class InvalidRequestError(ServiceError):
 
 
 class BodyTooLargeError(ServiceError): ...
+
+
+class AmbiguousLengthError(ServiceError): ...
 
 
 class JobNotFoundError(ServiceError):
@@ -94,6 +98,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     BadRequestError: (400, "invalid_json", False),
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
+    AmbiguousLengthError: (400, "invalid_request", False),
     JobNotFoundError: (404, "not_found", False),
     FileMissingError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),

@@ -10,7 +10,8 @@ from types import FrameType
 import redis
 import uvicorn
 from anyio import create_task_group
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -46,6 +47,12 @@ _REDIS_CONNECTIONS = 50
 _SHUTDOWN_S = 10
 _KEEP_ALIVE_S = 75
 _DAY_S = 86_400
+# Of every answer, those of failures too: no page may frame ours, and what we say is what it is.
+_SAFETY_HEADERS = [
+    ("Content-Security-Policy", "frame-ancestors 'none'"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "same-origin"),
+]
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -74,6 +81,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         title="Chorale",
         version=version("chorale"),
         description="Very large pictures by tiled diffusion, with live previews.",
+        docs_url=None,  # its scripts would come from other hosts; see routes/viewer.py
+        redoc_url=None,
         lifespan=live,
     )
     app.state.services = services
@@ -127,6 +136,8 @@ def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_S,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # see http/sites.py
+        headers=_SAFETY_HEADERS,
     )
 
 
@@ -153,7 +164,7 @@ def _build_services(
         queue=queue,
         catalog=catalog,
         intake=Intake(admission, idempotency, uploads, store, queue, metrics),
-        views=JobViews(queue, catalog, throughput, links),
+        views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
         previews=PreviewCanvas(client),
@@ -170,12 +181,27 @@ def _build_retention(settings: ServiceSettings, services: Services) -> Retention
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
     for routes in (jobs, events, images, models, system, viewer):
         app.include_router(routes.router)
+        _answer_head(app, routes.router)
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
     # Of all pictures of a body, which are held in memory together: masks of regions are small.
     upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
-    middleware.install(app, metrics, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
+    middleware.install(app, metrics, settings, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
+
+
+def _answer_head(app: FastAPI, router: APIRouter) -> None:
+    """Whatever answers GET answers HEAD (RFC 9110, 9.1); the description need not say so."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                response_model=route.response_model,
+                response_class=route.response_class,
+                include_in_schema=False,
+            )
 
 
 def _open_redis(settings: ServiceSettings) -> Redis:
