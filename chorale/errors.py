@@ -7,6 +7,8 @@ ChoraleError
 │   ├── InvalidRequestError  `problem.errors` names field, value and what is allowed
 │   └── UnavailableError     the server is there, but cannot take this now
 ├── NoConnectionError        no answer at this address
+│   └── NoWebSocketError     there is one, but WebSockets do not get through
+├── ProxyError               the environment's proxy cannot be used
 ├── NoServerError            no address is given and no stack runs here
 ├── UnexpectedAnswerError    the answer is not one of a Chorale server
 ├── JobEndedError            the job ended without a picture; carries the job
@@ -62,6 +64,14 @@ class NoConnectionError(ChoraleError):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"no answer from {url}: {reason}")
         self.url = url
+
+
+class NoWebSocketError(NoConnectionError):
+    """A proxy between refuses WebSockets; plain HTTP gets through."""
+
+
+class ProxyError(ChoraleError):
+    """No HTTP proxy."""
 
 
 class NoServerError(ChoraleError):

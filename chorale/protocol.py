@@ -7,6 +7,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import httpx
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from websockets.exceptions import InvalidStatus, ProxyError
 
 from api_schemas import wire
 from api_schemas.answers import JobView, Readiness, Snapshot
@@ -85,6 +86,12 @@ def live_url(url: str, job_id: str, after: str) -> str:
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     query = f"after={quote(after)}" if after else ""
     return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + job_path(job_id, "ws"), query, ""))
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether WebSockets are refused for good, by a proxy as a rule; 5xx is said by one whose server restarts."""
+    refused = isinstance(error, InvalidStatus) and error.response.status_code < 500
+    return refused or isinstance(error, ProxyError)
 
 
 def check(response: httpx.Response) -> httpx.Response:

@@ -1,10 +1,12 @@
 """The API process: wiring only."""
 
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 
 import redis
@@ -18,7 +20,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from api_schemas.settings import describe_refused
+from api_schemas.settings import describe_refused, spare_loopback
 from service import openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
@@ -92,20 +94,29 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
 
 def main() -> None:
-    """Run until SIGTERM or Ctrl-C, with settings from the environment."""
+    """Run until SIGTERM or Ctrl-C, with settings from the environment; exit code 2 if these are refused.
+
+    The reason is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)  # a malformed id is no news
+    spare_loopback(os.environ)
     try:
         settings = ServiceSettings()
     except ValidationError as error:
-        sys.exit(describe_refused(error))
+        sys.exit(_refuse(describe_refused(error)))
     if not settings.is_loopback() and not settings.allow_open_bind:
-        sys.exit(
-            f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
-            " set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"
-        )
+        why = f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
+        sys.exit(_refuse(f"{why} set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"))
     app = create_app(settings)
     _Server(app, settings).run()
+
+
+def _refuse(why: str) -> int:
+    print(why, file=sys.stderr)
+    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
+        Path(path).write_text(why)
+    return 2
 
 
 class _Server(uvicorn.Server):

@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.settings import describe_refused
+from api_schemas.settings import describe_refused, spare_loopback
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
 from worker.errors import EngineLostError, ModelRefusedError, WorkerError
@@ -40,6 +40,7 @@ def main() -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
+    spare_loopback(os.environ)
     try:
         settings = WorkerSettings()
     except ValidationError as error:

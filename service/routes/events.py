@@ -9,6 +9,7 @@ import anyio
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from redis.exceptions import RedisError
+from starlette.responses import StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api_schemas.job import TERMINAL
@@ -67,7 +68,7 @@ async def stream_events(
     # Buffering proxies would delay the events.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":
-        return Response(headers=headers, media_type="text/event-stream")
+        return StreamingResponse(iter(()), headers=headers, media_type="text/event-stream")
     messages = services.events.follow(job, after, previews=False)
     return EventSourceResponse(_encode_all(messages), headers=headers)
 
