@@ -115,7 +115,7 @@ def main() -> None:
 def _refuse(why: str) -> int:
     print(why, file=sys.stderr)
     if path := os.environ.get("CHORALE_REFUSAL_FILE"):
-        Path(path).write_text(why)
+        Path(path).write_text(why, errors="backslashreplace")
     return 2
 
 

@@ -74,7 +74,7 @@ class ServiceSettings(SharedSettings, BaseSettings):
     )
     forwarded_allow_ips: Words = Field(
         default=("127.0.0.1", "::1"),
-        description="Proxies whose X-Forwarded-Host, -Proto and -For are believed: addresses, networks, or *.",
+        description="Proxies whose X-Forwarded-Host, -Proto and -For are trusted: addresses, networks, or *.",
     )
     root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
         default="", description="Path below which a proxy serves all this, as in /chorale."

@@ -183,7 +183,7 @@ def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
             pass
 
 
-def test_a_link_secret_that_a_crash_left_empty_is_drawn_anew(tmp_path: Path) -> None:
+def test_a_link_secret_that_a_crash_left_empty_is_drawn_again(tmp_path: Path) -> None:
     (tmp_path / "link-secret").touch()
     drawn = DataFolder(tmp_path).link_secret()
     assert len(drawn) == 64

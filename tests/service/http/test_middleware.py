@@ -11,18 +11,18 @@ from tests.service.conftest import Serve
 from tests.story import Story
 
 
-def speak(url: str, text: bytes) -> bytes:
-    """All that the server says to these bytes until it closes, or for a second."""
+def exchange(url: str, text: bytes) -> bytes:
+    """All that the server answers to these bytes until it closes, or for a second."""
     place = urlsplit(url)
     with socket.create_connection((place.hostname or "", place.port or 80), timeout=1) as line:
         line.sendall(text)
-        heard = b""
+        answered = b""
         try:
             while data := line.recv(65_536):
-                heard += data
+                answered += data
         except TimeoutError:
-            return heard + b"<still open>"
-        return heard
+            return answered + b"<still open>"
+        return answered
 
 
 def test_invented_methods_are_one_series(api: httpx.Client) -> None:
@@ -43,12 +43,12 @@ def test_a_body_of_two_lengths_is_refused_with_its_connection(api: httpx.Client)
         b"Content-Length: 5\r\nTransfer-Encoding: chunked",
         b"Transfer-Encoding: chunked\r\nContent-Length: 5",
     ):
-        heard = speak(
+        answered = exchange(
             url, b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n" + order + b"\r\n\r\n0\r\n\r\n" + smuggled
         )
-        assert heard.startswith(b"HTTP/1.1 400 ")
-        assert heard.count(b"HTTP/1.1 ") == 1
-        assert b"<still open>" not in heard
+        assert answered.startswith(b"HTTP/1.1 400 ")
+        assert answered.count(b"HTTP/1.1 ") == 1
+        assert b"<still open>" not in answered
 
 
 @pytest.mark.parametrize("prefix", ["", "/pictures/chorale"], ids=["taken off", "left on"])

@@ -226,7 +226,7 @@ def test_a_proxy_that_rewrites_host_says_which_one_it_was(behind: str) -> None:
     assert httpx.post(f"{behind}/v1/jobs", content=PROMPT, headers=evil | JSON).status_code == 403
 
 
-def test_only_the_proxies_that_are_named_are_believed(settings: ServiceSettings, serve_with: Serve) -> None:
+def test_only_the_proxies_that_are_named_are_trusted(settings: ServiceSettings, serve_with: Serve) -> None:
     chosen = {"forwarded_allow_ips": ("10.0.0.0/8",), "allowed_hosts": ("chorale.example",)}
     url = serve_with(settings.model_copy(update=chosen))
     forged = {"X-Forwarded-Host": "chorale.example", "Origin": "https://chorale.example"}
