@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
@@ -64,6 +65,8 @@ def test_all_works_below_a_path(
         assert created.headers["Location"] == job["urls"]["self"] == f"{root}/v1/jobs/{job['id']}"
         assert {path.startswith(f"{root}/v1/") for path in job["urls"].values() if path} == {True}
         assert api.get(job["urls"]["self"].removeprefix(root)).json()["id"] == job["id"]
+        with connect(f"{url.replace('http', 'ws')}{prefix}/v1/jobs/{job['id']}/ws") as followed:
+            assert '"job.queued"' in str(followed.recv(timeout=30)).replace(" ", "")
         assert api.get("/").text.startswith("<!doctype html>")
         assert api.get("/viewer/main.js").status_code == 200
         assert api.get("/openapi.json").json()["servers"] == [{"url": root}]
