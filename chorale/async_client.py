@@ -35,6 +35,7 @@ from chorale.protocol import (
     live_url,
     read_previews,
     result_of,
+    server_url,
 )
 from chorale.proxies import AsyncTransport, find_proxy
 from chorale.pyramid import Pyramid, PyramidTile, async_for_each
@@ -58,7 +59,7 @@ class AsyncClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
-        self.url = url.rstrip("/")
+        self.url = server_url(url)
         self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, transport=AsyncTransport())
 
     async def __aenter__(self) -> "AsyncClient":

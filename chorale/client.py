@@ -34,6 +34,7 @@ from chorale.protocol import (
     live_url,
     read_previews,
     result_of,
+    server_url,
 )
 from chorale.proxies import Transport, find_proxy
 from chorale.pyramid import Pyramid, PyramidTile, for_each
@@ -57,7 +58,7 @@ class Client:
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
-        self.url = url.rstrip("/")
+        self.url = server_url(url)
         self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, transport=Transport())
 
     def __enter__(self) -> "Client":

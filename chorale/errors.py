@@ -8,6 +8,7 @@ ChoraleError
 │   └── UnavailableError     the server is there, but cannot take this now
 ├── NoConnectionError        no answer at this address
 │   └── NoWebSocketError     there is one, but WebSockets do not get through
+├── AddressError             no address of a server
 ├── ProxyError               the environment's proxy cannot be used
 ├── NoServerError            no address is given and no stack runs here
 ├── UnexpectedAnswerError    the answer is not one of a Chorale server
@@ -68,6 +69,16 @@ class NoConnectionError(ChoraleError):
 
 class NoWebSocketError(NoConnectionError):
     """A proxy between refuses WebSockets; plain HTTP gets through."""
+
+
+class AddressError(ChoraleError):
+    """No address of a server."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"{url!r} is no address of a server; allowed is http://host:port or https://host,"
+            " with IPv6 in brackets: http://[::1]:8000"
+        )
 
 
 class ProxyError(ChoraleError):

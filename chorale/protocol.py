@@ -15,6 +15,7 @@ from api_schemas.errors import Problem
 from api_schemas.events import TERMINAL_TYPES, DurableEvent, Result, TilePreviewed
 from api_schemas.job import TERMINAL
 from chorale.errors import (
+    AddressError,
     ConflictError,
     InvalidRequestError,
     JobEndedError,
@@ -45,6 +46,21 @@ class Preview:
 
     event: TilePreviewed
     image: bytes
+
+
+def server_url(url: str) -> str:
+    """An address without the slash at its end.
+
+    Raises:
+        AddressError: there can be no server.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise AddressError(url) from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise AddressError(url)
+    return url.rstrip("/")
 
 
 def job_path(job_id: str, *parts: str) -> str:
