@@ -1,5 +1,6 @@
 """Where the queue and the object store are: settings that service and worker need alike."""
 
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -39,6 +40,13 @@ class SharedSettings(BaseModel):
             "secret_access_key": secret.get_secret_value() if secret else None,
         }
         return {name: value for name, value in given.items() if value}
+
+
+def spare_loopback(environment: MutableMapping[str, str]) -> None:
+    """Keep connections to this machine, such as to its object store, off the proxy that the environment names."""
+    given = environment.get("no_proxy") or environment.get("NO_PROXY")
+    words = ",".join(filter(None, (given, "localhost,127.0.0.0/8,::1")))
+    environment["NO_PROXY"] = environment["no_proxy"] = words
 
 
 def describe_refused(error: ValidationError) -> str:

@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -18,7 +20,8 @@ from chorale import picture_options as options
 from chorale.bar import show_progress
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError
+from chorale.errors import ChoraleError, NoWebSocketError
+from chorale.protocol import Preview, Update
 from chorale.server_options import Data, Url, find_server, open_notes, open_server
 from chorale.tables import lay_jobs
 
@@ -33,6 +36,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_command.app, name="models")
+RootPath = Annotated[
+    str | None,
+    Option(
+        envvar="CHORALE_ROOT_PATH",
+        help="Path below which a proxy serves all this, as in /chorale.",
+        show_default="none",
+    ),
+]
 Devices = Annotated[
     str | None,
     Option(
@@ -47,6 +58,7 @@ def main() -> None:
     """Run the command; print errors in one line, without a traceback."""
     # SIGTERM stops like Ctrl-C, so that the parts of a stack are stopped in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _print_anything()
     try:
         app()
     except ChoraleError as error:
@@ -55,6 +67,13 @@ def main() -> None:
     except OSError as error:  # a file that cannot be written
         _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(_FAILED)
+
+
+def _print_anything() -> None:
+    """A terminal that is not for Unicode shows escapes; file names of any bytes are printed as they are."""
+    terminal = cast(TextIOWrapper, sys.stdout)
+    is_unicode = terminal.encoding.lower().startswith("utf")
+    terminal.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
 
 
 @app.command()
@@ -71,6 +90,7 @@ def up(
     ] = None,
     devices: Devices = None,
     workers: Annotated[int, Option(min=1, max=64, help="Worker processes for each model.")] = 1,
+    root_path: RootPath = None,
 ) -> None:
     """Run queue, API and worker on this machine until Ctrl-C. Queued jobs survive a restart."""
     installed.require(installed.STACK, "all")
@@ -78,7 +98,7 @@ def up(
     from chorale.start import start_stack
 
     folder, console = DataFolder(data), open_notes()
-    chosen = StackOptions(host, port, tuple(model or ()), devices, workers)
+    chosen = StackOptions(host, port, tuple(model or ()), devices, workers, root_path)
     try:
         with start_stack(folder, chosen, console) as stack:
             print(stack.url, flush=True)
@@ -91,10 +111,11 @@ def up(
 
 
 @app.command()
-def serve() -> None:
+def serve(root_path: RootPath = None) -> None:
     """Run the API alone; CHORALE_* in the environment configures queue and store."""
     installed.require(installed.SERVICE, "service")
-    os.execv(sys.executable, [sys.executable, "-m", "service.main"])
+    chosen = {} if root_path is None else {"CHORALE_ROOT_PATH": root_path}
+    os.execve(sys.executable, [sys.executable, "-m", "service.main"], os.environ | chosen)
 
 
 @app.command()
@@ -201,7 +222,7 @@ def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
     console = open_notes()
     try:
         _announce(console, client.url, job)
-        show_progress(console, client.live(job.id))
+        show_progress(console, _follow(client, job.id))
         client.wait(job.id)
     except KeyboardInterrupt:
         hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
@@ -210,6 +231,14 @@ def _make(client: Client, job: JobView, path: Path, dzi: bool) -> None:
     print(client.download(job.id, path))
     if dzi:
         print(client.download_pyramid(job.id, path.with_suffix(".dzi")))
+
+
+def _follow(client: Client, job_id: str) -> Iterator[Update | Preview]:
+    """With previews, where the network between lets WebSockets through."""
+    try:
+        yield from client.live(job_id)
+    except NoWebSocketError:
+        yield from client.events(job_id)
 
 
 def _announce(console: Console, url: str, job: JobView) -> None:

@@ -62,7 +62,7 @@ class DataFolder:
     def link_secret(self) -> str:
         """Key that signs download links, the same after a restart."""
         path = self.path / "link-secret"
-        if not path.exists():
+        if not path.exists() or not path.read_text().strip():  # a crash may leave it empty
             path.touch(mode=0o600)
             path.write_text(secrets.token_hex(32))
         return path.read_text()

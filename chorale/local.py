@@ -1,5 +1,6 @@
 """The whole stack on one machine: queue server, API and workers, as supervised processes."""
 
+import errno
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ from types import TracebackType
 from api_schemas.answers import Readiness
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, PartFailedError, PortTakenError
+from chorale.errors import ChoraleError, PartFailedError, PortTakenError, StackError
 from chorale.part import Part
 from chorale.queue_server import answers
 
@@ -23,18 +24,19 @@ _READY_S = (
 )
 _QUEUE_READY_S = 60.0
 _STOP_S = 90.0  # longer than any part gives itself
-_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """Options of a stack. Port 0 takes any free one; `workers` is per model."""
+    """Options of a stack. Port 0 takes any free one; `workers` is per model; `root_path` is the environment's if None."""
 
     host: str = "127.0.0.1"
     port: int = 0
     models: tuple[str, ...] = ()
     devices: str | None = None
     workers: int = 1
+    root_path: str | None = None
 
 
 class LocalStack:
@@ -53,7 +55,7 @@ class LocalStack:
         self._folder = folder
         self._options = options
         self._port = options.port or _free_port(options.host)
-        self.url = f"http://{_ANY_HOST.get(options.host, options.host)}:{self._port}"
+        self.url = f"http://{_write_host(options.host)}:{self._port}"
         self._closing = ExitStack()
         self._stop = Event()
         self._failure: PartFailedError | None = None
@@ -106,7 +108,7 @@ class LocalStack:
 
     def _start(self) -> None:
         environment = dict(self._environment())
-        if "CHORALE_REDIS_URL" not in os.environ:
+        if not os.environ.get("CHORALE_REDIS_URL"):
             path = self._folder.socket()
             environment["CHORALE_REDIS_URL"] = f"unix://{path}"
             queue = self._add(
@@ -134,7 +136,7 @@ class LocalStack:
         return part
 
     def _environment(self) -> Mapping[str, str]:
-        chosen = {"CHORALE_DEVICES": self._options.devices}
+        chosen = {"CHORALE_DEVICES": self._options.devices, "CHORALE_ROOT_PATH": self._options.root_path}
         fixed = {
             "CHORALE_HOST": self._options.host,
             "CHORALE_PORT": str(self._port),
@@ -146,7 +148,8 @@ class LocalStack:
             "CHORALE_LINK_SECRET": self._folder.link_secret(),
         }
         return {
-            **{name: value for name, value in defaults.items() if name not in os.environ},
+            # Set to nothing is not set, as for the parts themselves.
+            **{name: value for name, value in defaults.items() if not os.environ.get(name)},
             **{name: value for name, value in chosen.items() if value is not None},
             **fixed,
         }
@@ -173,9 +176,18 @@ class LocalStack:
                 part.await_end(_STOP_S)
 
 
+def _write_host(host: str) -> str:
+    """A bound address as it stands in URLs."""
+    reached = _ANY_HOST.get(host, host)
+    return f"[{reached}]" if ":" in reached else reached
+
+
 def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
         return probe.getsockname()[1]
 
 
@@ -185,7 +197,9 @@ def _require_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortTakenError(host, port) from error
+            if error.errno == errno.EADDRINUSE:
+                raise PortTakenError(host, port) from error
+            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
 
 
 def _await_queue(queue: Part, path: Path) -> None:

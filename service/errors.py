@@ -4,10 +4,11 @@ ServiceError
 ├── BadRequestError            the request's form is wrong
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
+├── AmbiguousLengthError       a body of two lengths
 ├── JobNotFoundError
 ├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
-├── ForbiddenError             wrong origin, or a link that was altered or is over
+├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
 ├── NotReadyError              the job has no picture yet
@@ -47,6 +48,9 @@ class InvalidRequestError(ServiceError):
 
 
 class BodyTooLargeError(ServiceError): ...
+
+
+class AmbiguousLengthError(ServiceError): ...
 
 
 class JobNotFoundError(ServiceError):
@@ -100,6 +104,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     BadRequestError: (400, "invalid_json", False),
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
+    AmbiguousLengthError: (400, "invalid_request", False),
     JobNotFoundError: (404, "not_found", False),
     JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),

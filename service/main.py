@@ -1,23 +1,26 @@
 """The API process: wiring only."""
 
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 
 import redis
 import uvicorn
 from anyio import create_task_group
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from api_schemas.settings import describe_refused
+from api_schemas.settings import describe_refused, spare_loopback
 from service import openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
@@ -48,6 +51,12 @@ _REDIS_CONNECTIONS = 50
 _SHUTDOWN_S = 10
 _KEEP_ALIVE_S = 75
 _DAY_S = 86_400
+# Of every answer, those of failures too: no page may frame ours, and what we say is what it is.
+_SAFETY_HEADERS = [
+    ("Content-Security-Policy", "frame-ancestors 'none'"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "same-origin"),
+]
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -78,6 +87,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         title="Chorale",
         version=version("chorale"),
         description="Very large pictures by tiled diffusion, with live previews.",
+        docs_url=None,  # its scripts would come from other hosts; see routes/viewer.py
+        redoc_url=None,
         lifespan=live,
     )
     app.state.services = services
@@ -87,20 +98,29 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
 
 def main() -> None:
-    """Run until SIGTERM or Ctrl-C, with settings from the environment."""
+    """Run until SIGTERM or Ctrl-C, with settings from the environment; exit code 2 if these are refused.
+
+    The reason is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)  # a malformed id is no news
+    spare_loopback(os.environ)
     try:
         settings = ServiceSettings()
     except ValidationError as error:
-        sys.exit(describe_refused(error))
+        sys.exit(_refuse(describe_refused(error)))
     if not settings.is_loopback() and not settings.allow_open_bind:
-        sys.exit(
-            f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
-            " set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"
-        )
+        why = f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
+        sys.exit(_refuse(f"{why} set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"))
     app = create_app(settings)
     _Server(app, settings).run()
+
+
+def _refuse(why: str) -> int:
+    print(why, file=sys.stderr)
+    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
+        Path(path).write_text(why, errors="backslashreplace")
+    return 2
 
 
 class _Server(uvicorn.Server):
@@ -131,6 +151,8 @@ def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_S,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # see http/sites.py
+        headers=_SAFETY_HEADERS,
     )
 
 
@@ -160,7 +182,7 @@ def _build_services(
         queue=queue,
         catalog=catalog,
         intake=Intake(admission, idempotency, uploads, store, queue, metrics),
-        views=JobViews(queue, catalog, throughput, links),
+        views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
         previews=PreviewCanvas(client, unreadable),
@@ -177,12 +199,27 @@ def _build_retention(settings: ServiceSettings, services: Services) -> Retention
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
     for routes in (jobs, events, images, models, system, viewer):
         app.include_router(routes.router)
+        _answer_head(app, routes.router)
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
     # Of all pictures of a body, which are held in memory together: masks of regions are small.
     upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
-    middleware.install(app, metrics, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
+    middleware.install(app, metrics, settings, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
+
+
+def _answer_head(app: FastAPI, router: APIRouter) -> None:
+    """Whatever answers GET answers HEAD (RFC 9110, 9.1); the description need not say so."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                response_model=route.response_model,
+                response_class=route.response_class,
+                include_in_schema=False,
+            )
 
 
 def _open_redis(settings: ServiceSettings) -> Redis:

@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.settings import describe_refused
+from api_schemas.settings import describe_refused, spare_loopback
 from api_schemas.stored import UnreadableRecordError, read_card, write_card
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
@@ -42,6 +42,7 @@ def main() -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
+    spare_loopback(os.environ)
     try:
         settings = WorkerSettings()
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its measures, and the limit of its body."""
+"""What surrounds every request: its id, its measures, the limit of its body, and who may send it."""
 
 import re
 import secrets
@@ -11,17 +11,25 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import STATUS, BodyTooLargeError
+from service.errors import STATUS, AmbiguousLengthError, BodyTooLargeError
+from service.http import sites
 from service.http.problems import REQUEST_ID, answer
 from service.metrics import Metrics
+from service.settings import ServiceSettings
 
+# Anything else may be invented, and each method would be a series of its own.
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def install(app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int) -> None:
+def install(
+    app: FastAPI, metrics: Metrics, settings: ServiceSettings, *, body_limit: int, upload_limit: int
+) -> None:
     """Surround an app, limits in bytes; the last one added is the outermost."""
+    sites.install(app, settings)
     app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
+    app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
     app.add_middleware(
         CorrelationIdMiddleware,
         header_name=REQUEST_ID,
@@ -29,6 +37,21 @@ def install(app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: in
         generator=lambda: secrets.token_hex(8),
         validator=lambda offered: _ACCEPTED_ID.fullmatch(offered) is not None,
     )
+
+
+class RootPathMiddleware:
+    """Tells the app below which path it is served, whether or not the proxy in front takes it off the path."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._root_path and scope["type"] != "lifespan":
+            scope["root_path"] = self._root_path
+            if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
+                scope["path"] = self._root_path + scope["path"]
+        await self._app(scope, receive, send)
 
 
 class RequestMetricsMiddleware:
@@ -55,7 +78,8 @@ class RequestMetricsMiddleware:
 
     def _observe(self, scope: Scope, status: str, seconds: float) -> None:
         route = scope["route"].path if "route" in scope else "unmatched"
-        self._metrics.requests.labels(scope["method"], route, status).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, status).inc()
         self._metrics.request_s.labels(route).observe(seconds)
 
 
@@ -75,6 +99,8 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return await _refuse_both_lengths(scope, receive, send)
         is_upload = headers.get("content-type", "").lower().startswith("multipart/form-data")
         limit = self._upload_limit if is_upload else self._limit
         if _announced_length(headers) > limit:
@@ -97,6 +123,13 @@ async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> Non
     detail = f"a body may have {limit} bytes, this one announces more"
     # What follows the headers is not read, so the connection cannot be used again.
     error = BodyTooLargeError(detail, headers={"Connection": "close"})
+    await answer(scope, error)(scope, receive, send)
+
+
+async def _refuse_both_lengths(scope: Scope, receive: Receive, send: Send) -> None:
+    """A proxy in front may go by the other of the two, and take the rest for a request (RFC 9112, 6.3)."""
+    detail = "Content-Length and Transfer-Encoding exclude each other"
+    error = AmbiguousLengthError(detail, headers={"Connection": "close"})
     await answer(scope, error)(scope, receive, send)
 
 

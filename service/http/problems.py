@@ -95,7 +95,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     detail = f"{_describe(request)}: {failure.detail}"
     headers = dict(failure.headers or {})
     if "Allow" in headers:
-        headers["Allow"] = ", ".join(_allowed_methods(request)) or headers["Allow"]
+        headers["Allow"] = _name_methods(_allowed_methods(request) or headers["Allow"].split(", "))
     return _respond(request.scope, failure.status_code, code, detail, False, [], headers)
 
 
@@ -138,8 +138,14 @@ def _respond(
 def _allowed_methods(request: Request) -> list[str]:
     """All methods of this path: the router names only those of the first route that fits."""
     paths = cast(dict[str, dict[str, object]], request.app.openapi()["paths"])
-    fitting = [methods for path, methods in paths.items() if compile_path(path)[0].match(request.url.path)]
+    here = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    fitting = [methods for path, methods in paths.items() if compile_path(path)[0].match(here)]
     return sorted({name.upper() for methods in fitting for name in methods})
+
+
+def _name_methods(described: Sequence[str]) -> str:
+    """Every route that answers GET answers HEAD, which goes without saying in the description."""
+    return ", ".join(sorted({*described, *(["HEAD"] if "GET" in described else [])}))
 
 
 def _describe(request: Request) -> str:

@@ -43,7 +43,8 @@ async def read_submission(request: Request, max_json_bytes: int, max_picture_byt
         InvalidRequestError: a part is missing, is too much, or is too large.
         RequestValidationError: a value is refused.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    # Named it must be: a page of another site may send a body without a type, unasked.
+    kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         limits = {"max_files": _MOST_PARTS, "max_fields": _MOST_PARTS, "max_part_size": max_json_bytes}
         async with request.form(**limits) as form:

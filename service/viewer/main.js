@@ -36,7 +36,7 @@ async function submit(request) {
   form.clearRefusals();
   try {
     const record = await createJob(request);
-    history.pushState(null, "", `/?job=${encodeURIComponent(record.id)}`);
+    history.pushState(null, "", `?job=${encodeURIComponent(record.id)}`);
     openJob(record);
     byId("title").focus({ preventScroll: true });
     byId("frame").scrollIntoView({ block: "nearest" });
@@ -49,7 +49,7 @@ async function submit(request) {
 }
 
 function go(jobId) {
-  history.pushState(null, "", `/?job=${encodeURIComponent(jobId)}`);
+  history.pushState(null, "", `?job=${encodeURIComponent(jobId)}`);
   openAddress();
   scrollTo({ top: 0 });
 }

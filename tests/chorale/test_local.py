@@ -16,7 +16,7 @@ import pytest
 from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import AlreadyRunningError, PartFailedError, PortTakenError
+from chorale.errors import AlreadyRunningError, PartFailedError, PortTakenError, StackError
 from chorale.local import LocalStack, StackOptions
 from tests.local_stack import find_all, find_part, toy_stack
 
@@ -164,3 +164,27 @@ def test_the_lock_ends_with_its_owner(tmp_path: Path) -> None:
     assert folder.find_running() is None
     assert folder.link_secret() == folder.link_secret()
     assert (tmp_path / "link-secret").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("::1", "[::1]"), ("::", "[::1]"), ("0.0.0.0", "127.0.0.1"), ("localhost", "localhost")],
+)
+def test_the_address_of_any_host_can_be_opened(host: str, shown: str, tmp_path: Path) -> None:
+    assert LocalStack(DataFolder(tmp_path), StackOptions(host=host, port=8123)).url == f"http://{shown}:8123"
+
+
+def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
+    for port in (0, 8123):
+        with (
+            pytest.raises(StackError, match=r"192\.0\.2\.7 cannot be bound"),
+            LocalStack(DataFolder(tmp_path), StackOptions(host="192.0.2.7", port=port)),
+        ):
+            pass
+
+
+def test_a_link_secret_that_a_crash_left_empty_is_drawn_again(tmp_path: Path) -> None:
+    (tmp_path / "link-secret").touch()
+    drawn = DataFolder(tmp_path).link_secret()
+    assert len(drawn) == 64
+    assert DataFolder(tmp_path).link_secret() == drawn

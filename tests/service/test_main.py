@@ -92,7 +92,13 @@ def test_an_open_port_must_be_meant(valkey: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "abc"), ("RETENTION_DAYS", "inf"), ("REDIS_URL", "http://x"), ("STORE_URL", "s3://")],
+    [
+        ("PORT", "abc"),
+        ("RETENTION_DAYS", "inf"),
+        ("REDIS_URL", "http://x"),
+        ("STORE_URL", "s3://"),
+        ("LINK_SECRET", ""),
+    ],
 )
 def test_a_bad_setting_is_named_in_one_line(name: str, value: str, valkey: str, tmp_path: Path) -> None:
     environment = {"CHORALE_REDIS_URL": valkey, "CHORALE_STORE_URL": tmp_path.as_uri()}

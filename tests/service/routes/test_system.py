@@ -111,10 +111,27 @@ def test_every_refusal_is_a_problem(
 
 
 def test_a_refused_method_names_all_that_are_allowed(api: httpx.Client) -> None:
-    assert api.delete("/v1/jobs").headers["Allow"] == "GET, POST"
+    assert api.delete("/v1/jobs").headers["Allow"] == "GET, HEAD, POST"
     assert api.put(f"/v1/jobs/{'0' * 28}/image").headers["Allow"] == "GET, HEAD"
     assert api.get(f"/v1/jobs/{'0' * 28}/cancel").headers["Allow"] == "POST"
-    assert api.delete("/").headers["Allow"] == "GET"
+    assert api.delete("/").headers["Allow"] == "GET, HEAD"
+
+
+def test_whatever_answers_get_answers_head(api: httpx.Client, story: Story) -> None:
+    """With the same status and headers, and without a body (RFC 9110, 9.3.2)."""
+    story.queue("5" * 28)
+    described = api.get("/openapi.json").json()["paths"]
+    paths = [path for path, methods in described.items() if "get" in methods and "events" not in path]
+    paths += ["/", "/docs", "/openapi.json", "/viewer/main.js"]
+    assert len(paths) >= 14
+    for path in paths:
+        for name, value in (("job_id", "5" * 28), ("level", "9"), ("column", "0"), ("row", "0")):
+            path = path.replace(f"{{{name}}}", value)
+        whole, head = api.get(path), api.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b""), path
+        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+    events = api.head(f"/v1/jobs/{'5' * 28}/events")  # at once, though the job goes on
+    assert (events.status_code, events.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
 
 
 def test_an_error_inside_tells_nothing_but_its_id(settings: ServiceSettings) -> None:
