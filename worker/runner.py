@@ -9,6 +9,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 from rq import Retry
 
+from api_schemas.disk import estimate_disk
 from api_schemas.errors import JobError
 from api_schemas.events import (
     CanceledData,
@@ -27,8 +28,10 @@ from api_schemas.wire import input_key
 from worker.attempt import Attempt
 from worker.checkpoints import CheckpointStore
 from worker.context import JOB_CONTEXT, JobContext
+from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.errors import (
     CanceledError,
+    DiskUnwritableError,
     EngineLostError,
     EngineStalledError,
     FencedError,
@@ -43,7 +46,8 @@ from worker.storage import Storage
 from worker.watch import Watch
 
 RELEASED = "released"  # another worker owns the job: nothing of it may be changed
-_MAX_PREEMPTIONS = 10_000  # they are no failures
+_GIVE_BACK = Retry(max=10_000, enqueue_at_front=True)  # so often, for it is no failure
+_GONE = f"{WORK_FOLDER} cannot be written"
 _STOP_TIMEOUT_S = 8.0  # well within the lease
 _MAX_PAUSE_S = 30.0
 
@@ -63,11 +67,13 @@ def run_job(job_id: str) -> Retry | str:
         return RELEASED
     if log.job.status in TERMINAL:
         return log.job.status
-    with (
-        tempfile.TemporaryDirectory(dir=context.work_dir, ignore_cleanup_errors=True) as folder,
-        CheckpointStore(context.storage, job_id) as checkpoints,
-    ):
-        return _Run(context, log, checkpoints, Path(folder)).finish()
+    try:
+        folder = tempfile.TemporaryDirectory(dir=context.work_dir, ignore_cleanup_errors=True)
+    except OSError as error:  # before the job has begun, so nothing is said in its log
+        context.machine.pause(find_disk_fault(error, WORK_FOLDER) or DiskUnwritableError(_GONE))
+        return _GIVE_BACK
+    with folder as path, CheckpointStore(context.storage, job_id) as checkpoints:
+        return _Run(context, log, checkpoints, Path(path)).finish()
 
 
 class _Run:
@@ -82,6 +88,7 @@ class _Run:
         self._folder = folder
         self._watch = Watch(context, log)
         self._backoff = _Backoff(context.limits.storage_timeout_s)
+        self._need = estimate_disk(log.job.request, context.card)
         self._step = 0
 
     def finish(self) -> Retry | str:
@@ -103,6 +110,7 @@ class _Run:
             return self._end(FailedData(error=_describe(error)), "failed")
 
     def _run_until_done(self) -> str:
+        self._require_size()
         while True:
             try:
                 job = self._claim()
@@ -111,8 +119,28 @@ class _Run:
             except (EngineLostError, EngineStalledError) as error:
                 _log.warning("job %s: %s", self._log.job_id, error)
                 self._context.engine.restart()
+                if (fault := self._find_fault()) is not None:
+                    self._wait_for_resource(fault)
             except ResourceError as error:
                 self._wait_for_resource(error)
+            except OSError as error:
+                fault = find_disk_fault(error, WORK_FOLDER)
+                if fault is None:
+                    raise
+                self._wait_for_resource(fault)
+
+    def _require_size(self) -> None:
+        """
+        Raises:
+            JobFailedError: no disk of this machine is large enough, even if it were empty.
+        """
+        if misfit := self._context.machine.find_misfit(self._need):
+            raise JobFailedError("disk_full", misfit, retryable=True)
+
+    def _find_fault(self) -> ResourceError | None:
+        """What is wrong with the machine, were the files of this job not there."""
+        machine = self._context.machine
+        return self._watch.run(lambda: machine.find_fault(self._need, self._folder), _nothing)
 
     def _claim(self) -> Generate:
         """Begin an attempt, from the checkpoint with the most steps."""
@@ -167,20 +195,34 @@ class _Run:
     def _wait_for_resource(self, error: ResourceError) -> None:
         """
         Raises:
-            ResourceError: the job has waited long enough.
+            ResourceError: the job has waited long enough, and no other job would wait for the same.
+            PreemptedError: it has waited long enough, and it is the machine that all jobs wait for.
         """
-        pause_s = self._backoff.take_pause()
+        machine, pause_s = self._context.machine, self._backoff.take_pause()
         if pause_s is None:
+            self._blame_machine()
             raise error
+        machine.note(error)
         self._log.append(DelayedData(reason=f"{error.code}: {error}", retry_in_s=pause_s))
         self._watch.sleep(pause_s, self._step)
+        machine.note(None)
+
+    def _blame_machine(self) -> None:
+        """
+        Raises:
+            PreemptedError: the machine is at fault, so the job waits in the queue until it is mended.
+        """
+        if (fault := self._find_fault()) is not None:
+            self._context.machine.pause(fault)
+            raise PreemptedError(self._step, f"{fault.code}: {fault}")
 
     def _requeue(self, error: PreemptedError) -> Retry | str:
         try:
-            self._log.append(PreemptedData(step=error.step, reason=str(error)))
+            if self._log.token:  # else it was never begun here, and it may be another worker's
+                self._log.append(PreemptedData(step=error.step, reason=str(error)))
         except FencedError:
             return RELEASED
-        return Retry(max=_MAX_PREEMPTIONS, enqueue_at_front=True)
+        return _GIVE_BACK
 
     def _end(self, data: DurableData, status: str) -> str:
         """Write the last event, unless another worker did."""
