@@ -14,6 +14,7 @@ chorale:connected:{name} string "1" if the worker saw its own connection in the 
 chorale:paused:{name}   string `code: message`, why the worker takes no jobs; expires alike
 chorale:paused          set    names of workers that take no jobs
 chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
+chorale:probe           string written by readiness, to see whether the server takes it
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
 
@@ -44,6 +45,7 @@ CONNECTED_KEY_PREFIX: Final = "chorale:connected:"
 PAUSED_KEY_PREFIX: Final = "chorale:paused:"
 PAUSED_KEY: Final = "chorale:paused"
 WORKERS_KEY: Final = "chorale:workers"
+PROBE_KEY: Final = "chorale:probe"
 LIVE_MAXLEN: Final = 5_000
 EVENTS_MAXLEN: Final = 2_000
 

@@ -21,6 +21,7 @@ from service.jobs.intake import Intake
 from service.jobs.views import JobViews
 from service.messages import parse
 from service.metrics import Metrics
+from service.room import Room
 from service.settings import ServiceSettings
 
 
@@ -37,6 +38,7 @@ class Services:
     views: JobViews
     events: EventStream
     images: ImageStore
+    room: Room
     previews: PreviewCanvas
     links: LinkSigner
     metrics: Metrics

@@ -15,6 +15,7 @@ ServiceError
 ├── RangeNotSatisfiableError
 ├── QueueFullError
 ├── NoModelError
+├── NoRoomError                the store's disk has no room for the job
 └── UnavailableError           Redis or the object store is away, or the machine too busy
 """
 
@@ -86,6 +87,9 @@ class QueueFullError(_RetryLaterError): ...
 class NoModelError(_RetryLaterError): ...
 
 
+class NoRoomError(_RetryLaterError): ...
+
+
 class UnavailableError(_RetryLaterError): ...
 
 
@@ -105,6 +109,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),
     QueueFullError: (503, "queue_full", True),
     NoModelError: (503, "no_model", True),
+    NoRoomError: (503, "disk_full", True),
     UnavailableError: (503, "service_unavailable", True),
 }
 

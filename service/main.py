@@ -37,6 +37,7 @@ from service.jobs.retention import Retention
 from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
+from service.room import Room
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
 from service.throughput import Throughput
@@ -142,8 +143,9 @@ def _build_services(
     queue = JobQueue(blocking_client, timeout_s=settings.job_timeout_s, retries=settings.job_retries)
     catalog = ModelCatalog(client)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
-    admission = Admission(catalog, queue, throughput, settings.max_queued)
     images = ImageStore.open(settings)
+    room = Room(images.folder, settings.disk_reserve_bytes)
+    admission = Admission(catalog, queue, throughput, room, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S)
     uploads = Uploads(images, settings.max_picture_megapixels)
     return Services(
@@ -156,6 +158,7 @@ def _build_services(
         views=JobViews(queue, catalog, throughput, links),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
+        room=room,
         previews=PreviewCanvas(client),
         links=links,
         metrics=metrics,

@@ -1,7 +1,5 @@
 """What the service knows of a worker: keys that expire unless they are written again."""
 
-from typing import cast
-
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -58,7 +56,7 @@ class SignOfLife:
         Where it does, the service need not wait for keys to expire after a worker was killed.
         """
         try:
-            clients = cast(list[dict[str, str]], self._redis.client_list())  # pyright: ignore[reportUnknownMemberType]
+            clients = self._redis.client_list()  # pyright: ignore[reportUnknownMemberType]
         except ResponseError:
             return False
         return any(client.get("name") == self._worker for client in clients)
