@@ -43,7 +43,7 @@ def _count_input_bytes(request: GenerationRequest) -> int:
 
 def describe_bytes(count: int) -> str:
     """
-    >>> describe_bytes(300 << 20)
-    '0.29 GiB'
+    >>> describe_bytes(300 << 20), describe_bytes(3 << 30)
+    ('300.0 MiB', '3.0 GiB')
     """
-    return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

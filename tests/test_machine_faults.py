@@ -1,6 +1,7 @@
 """Disks of a running stack fill up or become read-only, and everything is killed: the parts say what is wrong
 and go on by themselves, and no job pays for it."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,8 +16,8 @@ from api_schemas.job import TERMINAL
 from tests.disks import Disk, small_disk
 from tests.stack import Stack
 
-LASTING_S = 2.0  # longer than it takes to burn all retries of a job that is given back at once
-JOB = {"steps": 2, "width_px": 512, "height_px": 512, "seed": 7}
+LASTING_S = 1.0  # longer than it takes to burn all retries of a job that is given back at once
+JOB = {"steps": 1, "width_px": 256, "height_px": 256, "seed": 7}
 
 
 class Service:
@@ -30,7 +31,7 @@ class Service:
             "CHORALE_REDIS_URL": f"unix://{self._socket}",
             "CHORALE_STORE_URL": (store.folder / "store").as_uri(),
             "CHORALE_WORK_DIR": str(work.folder),
-            "CHORALE_MODEL": "toy:delay_ms=20",
+            "CHORALE_MODEL": "toy:delay_ms=40",
             "CHORALE_DEVICES": "cpu",
             "CHORALE_DISK_RESERVE_MB": "1",
             "CHORALE_STORAGE_PATIENCE_S": "0",
@@ -56,6 +57,14 @@ class Service:
         """What /readyz says of parts that are not ready."""
         return {part["name"]: part["message"] for part in self.readiness()["parts"] if not part["ready"]}
 
+    def await_answer(self) -> dict[str, str]:
+        """The first that the API gives."""
+        while True:
+            try:
+                return self.wrong()
+            except httpx.TransportError:
+                time.sleep(0.05)
+
     def await_that(self, holds: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 60
         while not holds():
@@ -80,8 +89,13 @@ class Service:
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
     def kill_all(self) -> None:
+        """As a loss of power does, but for what the queue server has not written yet."""
         self.stack.close()
-        self._server.kill() if hasattr(self._server, "kill") else self._server.stop()
+        self._server.terminate()
+
+    def start_without_worker(self) -> None:
+        self._server = self._serve()
+        self.stack.api = self.stack.start("service.main")
 
     def close(self) -> None:
         self.http.close()
@@ -98,18 +112,79 @@ def service() -> Iterator[Service]:
         yield service
 
 
-@pytest.mark.parametrize("fault", [Disk.unwritable, Disk.filled])
-def test_a_work_folder_that_cannot_be_written_costs_only_the_time(service: Service, fault) -> None:
-    with fault(service.work) as code:
+def test_a_work_folder_that_cannot_be_written_costs_only_the_time(service: Service) -> None:
+    with service.work.unwritable() as code:
         service.await_that(lambda: "workers" in service.wrong(), "pause")
         assert service.http.get("/readyz").status_code == 503
         assert service.wrong()["workers"].startswith(f"paused: {code}: ")
         assert str(service.work.folder) not in str(service.readiness())
         assert service.metric(f'chorale_workers_paused{{reason="{code}"}}') == 1
-        jobs = service.post(4)
+        jobs = service.post(3)
         before = [service.retries_left(job_id) for job_id in jobs]
         time.sleep(LASTING_S)
-        assert [service.job(job_id)["status"] for job_id in jobs] == ["queued"] * 4
+        assert [service.job(job_id)["status"] for job_id in jobs] == ["queued"] * 3
         assert [service.retries_left(job_id) for job_id in jobs] == before
     service.await_success(jobs)
-    assert service.wrong() == {}
+    service.await_that(lambda: service.wrong() == {}, "readiness")
+
+
+def test_a_store_that_is_read_only_costs_only_the_time(service: Service) -> None:
+    with service.store.unwritable():
+        service.await_that(lambda: "workers" in service.wrong(), "pause")
+        assert service.readiness()["store"] == "unwritable"
+        assert service.wrong()["store"] == "the object store cannot be written"
+        assert str(service.store.folder) not in str(service.readiness())
+        jobs = service.post(2)
+    service.await_success(jobs)
+
+
+def test_a_store_without_room_takes_no_jobs(service: Service) -> None:
+    with service.store.filled():
+        service.await_that(lambda: "disk" in service.wrong(), "lack of room")
+        answer = service.http.post("/v1/jobs", json=JOB)
+        assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
+        assert int(answer.headers["Retry-After"]) > 0
+        need, free = re.fullmatch(
+            r"the job may need (.*) MiB: (.*) MiB are free on the store's disk, of which 1.0 MiB are kept .*",
+            answer.json()["detail"],
+        ).groups()
+        assert float(need) > 0
+        assert float(free) < 1
+    service.await_that(lambda: service.wrong() == {}, "room")
+    service.await_success(service.post())
+
+
+def test_a_job_whose_disk_fills_while_it_runs_goes_on_from_its_checkpoint(service: Service) -> None:
+    (job_id,) = service.post(steps=12)
+    service.await_that(lambda: (service.job(job_id)["progress"] or {}).get("done", 0) > 1, "progress")
+    with service.work.filled() as code:
+        service.await_that(lambda: service.job(job_id)["status"] == "queued", "return to the queue")
+        service.await_that(lambda: "workers" in service.wrong(), "pause")
+        assert code in service.wrong()["workers"]
+    service.await_success([job_id])
+    assert service.job(job_id)["attempt"] == 2
+
+
+def test_a_queue_server_with_a_full_disk_says_so_and_running_jobs_wait(service: Service) -> None:
+    (job_id,) = service.post(steps=20)
+    service.await_that(lambda: service.job(job_id)["status"] == "processing", "start")
+    with service.queue.filled():
+        service.await_that(lambda: "queue" in service.wrong(), "refusal")
+        assert service.readiness()["queue"] == "full"
+        assert service.wrong()["queue"] == "the queue refuses to write: the disk of its server is full"
+        refused = service.http.post("/v1/jobs", json=JOB)
+        assert (refused.status_code, refused.json()["detail"]) == (503, service.wrong()["queue"])
+        assert refused.headers["Retry-After"]
+        assert service.metric("chorale_queue_writable") == 0
+        assert service.metric("chorale_queue_up") == 1
+        assert service.job(job_id)["status"] == "processing"
+    service.await_success([job_id])
+    assert service.job(job_id)["attempt"] == 1
+
+
+def test_workers_that_were_killed_with_everything_are_not_there_after_the_start(service: Service) -> None:
+    service.kill_all()
+    service.start_without_worker()
+    assert service.await_answer() == {"workers": "no worker is connected"}
+    with Redis(unix_socket_path=str(service.queue.folder / "v.sock")) as redis:
+        assert redis.keys("chorale:worker:*")  # its sign of life has not run out

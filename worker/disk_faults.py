@@ -26,6 +26,12 @@ def find_disk_fault(error: BaseException, place: str) -> ResourceError | None:
     return None
 
 
+def blame_work_folder(error: OSError) -> ResourceError:
+    """The same of the work folder, of whatever kind the error is: without it no job can run."""
+    message = f"{WORK_FOLDER} cannot be written: {(error.strerror or 'no reason given').lower()}"
+    return find_disk_fault(error, WORK_FOLDER) or DiskUnwritableError(message)
+
+
 def _read_number(text: str) -> int | None:
     """safetensors, object stores and libvips pass on the system's message only."""
     return next((number for number in _FULL + _UNWRITABLE if os.strerror(number) in text), None)

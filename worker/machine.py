@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 
 from api_schemas.disk import DiskNeed, describe_bytes
-from worker.disk_faults import WORK_FOLDER, find_disk_fault
+from worker.disk_faults import WORK_FOLDER, blame_work_folder
 from worker.errors import DiskFullError, DiskUnwritableError, ResourceError
 from worker.storage import Storage
 
@@ -100,10 +100,7 @@ class Machine:
             with tempfile.TemporaryFile(dir=self._work_dir, buffering=0) as file:
                 file.write(_PROBE)
         except OSError as error:
-            raise (
-                find_disk_fault(error, WORK_FOLDER)
-                or DiskUnwritableError(f"{WORK_FOLDER} cannot be written: {error.strerror}")
-            ) from error
+            raise blame_work_folder(error) from error
 
     def _require_room(self, need: DiskNeed, own: Path | None) -> None:
         spare = _count_bytes(own) if own else 0

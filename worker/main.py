@@ -21,14 +21,8 @@ from api_schemas.catalog import ModelCard
 from api_schemas.settings import describe_refused
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
-from worker.disk_faults import WORK_FOLDER, find_disk_fault
-from worker.errors import (
-    DiskUnwritableError,
-    EngineLostError,
-    ModelRefusedError,
-    ResourceError,
-    WorkerError,
-)
+from worker.disk_faults import blame_work_folder
+from worker.errors import EngineLostError, ModelRefusedError, ResourceError, WorkerError
 from worker.machine import Machine
 from worker.patience import PatientRetry
 from worker.process.client import EngineProcess
@@ -68,9 +62,7 @@ def _await_scratch(settings: WorkerSettings, stop: Event, closing: ExitStack) ->
         try:
             scratch = closing.enter_context(open_scratch(settings.work_dir, name))
         except OSError as error:
-            fault = find_disk_fault(error, WORK_FOLDER) or DiskUnwritableError(
-                f"{WORK_FOLDER}: {error.strerror}"
-            )
+            fault = blame_work_folder(error)
             if str(fault) != said:
                 _log.error("waiting: %s (%s)", fault, settings.work_dir)
             said = str(fault)

@@ -28,10 +28,9 @@ from api_schemas.wire import input_key
 from worker.attempt import Attempt
 from worker.checkpoints import CheckpointStore
 from worker.context import JOB_CONTEXT, JobContext
-from worker.disk_faults import WORK_FOLDER, find_disk_fault
+from worker.disk_faults import WORK_FOLDER, blame_work_folder, find_disk_fault
 from worker.errors import (
     CanceledError,
-    DiskUnwritableError,
     EngineLostError,
     EngineStalledError,
     FencedError,
@@ -47,7 +46,6 @@ from worker.watch import Watch
 
 RELEASED = "released"  # another worker owns the job: nothing of it may be changed
 _GIVE_BACK = Retry(max=10_000, enqueue_at_front=True)  # so often, for it is no failure
-_GONE = f"{WORK_FOLDER} cannot be written"
 _STOP_TIMEOUT_S = 8.0  # well within the lease
 _MAX_PAUSE_S = 30.0
 
@@ -70,7 +68,7 @@ def run_job(job_id: str) -> Retry | str:
     try:
         folder = tempfile.TemporaryDirectory(dir=context.work_dir, ignore_cleanup_errors=True)
     except OSError as error:  # before the job has begun, so nothing is said in its log
-        context.machine.pause(find_disk_fault(error, WORK_FOLDER) or DiskUnwritableError(_GONE))
+        context.machine.pause(blame_work_folder(error))
         return _GIVE_BACK
     with folder as path, CheckpointStore(context.storage, job_id) as checkpoints:
         return _Run(context, log, checkpoints, Path(path)).finish()

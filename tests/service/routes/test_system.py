@@ -1,6 +1,7 @@
 """Health, readiness, metrics, request ids, and problem bodies for everything else."""
 
 import json
+from pathlib import Path
 
 import httpx
 import pytest
@@ -9,6 +10,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from api_schemas.errors import Problem
+from service.settings import ServiceSettings
+from tests.service.conftest import Serve
 from tests.story import CARD, Story
 
 
@@ -131,3 +134,35 @@ def test_an_error_inside_tells_nothing_but_its_id(api: httpx.Client, redis: Redi
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.2"
     assert "ModelCard" not in answer.text
+
+
+def test_a_store_that_cannot_be_opened_at_the_start_is_said_so(
+    settings: ServiceSettings, serve_with: Serve, story: Story, tmp_path: Path
+) -> None:
+    """And is used as soon as it is there."""
+    (tmp_path / "disk").write_text("a file where a folder should be")
+    away = settings.model_copy(update={"store_url": (tmp_path / "disk" / "store").as_uri()})
+    with httpx.Client(base_url=serve_with(away), timeout=30) as api:
+        body = api.get("/readyz").json()
+        assert [part["name"] for part in body["parts"] if not part["ready"]] == ["store"]
+        assert (body["ready"], body["store"]) == (False, "unreachable")
+        (tmp_path / "disk").unlink()
+        assert api.get("/readyz").json()["ready"]
+
+
+def test_workers_that_take_no_jobs_are_told_with_their_reason(
+    api: httpx.Client, redis: Redis, story: Story
+) -> None:
+    story.publish(worker="w2")
+    for worker, reason in (("w1", "disk_full: no space"), ("w2", "invented: else")):
+        redis.set(f"chorale:paused:{worker}", reason)
+        redis.sadd("chorale:paused", worker)
+    answer = api.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["paused"] == {"w1": "disk_full: no space", "w2": "invented: else"}
+    text = api.get("/metrics").text
+    assert 'chorale_workers_paused{reason="disk_full"} 1.0' in text
+    assert 'chorale_workers_paused{reason="other"} 1.0' in text
+    assert "invented" not in text
+    redis.delete("chorale:paused:w2")
+    assert api.get("/readyz").status_code == 200  # one goes on
