@@ -22,8 +22,8 @@ class Disk:
         self._is_mounted = _mount(folder, f"size={_SIZE}")
 
     @contextmanager
-    def filled(self) -> Iterator[str]:
-        """Without a free byte; gives the code of the error that this causes."""
+    def filled(self, left_bytes: int = 0) -> Iterator[str]:
+        """With so much free space; gives the code of the error that this causes."""
         if not self._is_mounted:
             with self.unwritable() as code:
                 yield code
@@ -32,9 +32,7 @@ class Disk:
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(1 << 16))
-        with suppress(OSError), filler.open("ab", buffering=0) as file:  # less than a whole piece was left
-            while True:
-                file.write(bytes(1))
+        os.truncate(filler, filler.stat().st_size - left_bytes)
         try:
             yield "disk_full"
         finally:

@@ -57,6 +57,9 @@ class Service:
         """What /readyz says of parts that are not ready."""
         return {part["name"]: part["message"] for part in self.readiness()["parts"] if not part["ready"]}
 
+    def said_of_workers(self) -> str:
+        return self.wrong().get("workers", "")
+
     def await_answer(self) -> dict[str, str]:
         """The first that the API gives."""
         while True:
@@ -112,30 +115,33 @@ def service() -> Iterator[Service]:
         yield service
 
 
-def test_a_work_folder_that_cannot_be_written_costs_only_the_time(service: Service) -> None:
-    with service.work.unwritable() as code:
-        service.await_that(lambda: "workers" in service.wrong(), "pause")
-        assert service.http.get("/readyz").status_code == 503
-        assert service.wrong()["workers"].startswith(f"paused: {code}: ")
-        assert str(service.work.folder) not in str(service.readiness())
-        assert service.metric(f'chorale_workers_paused{{reason="{code}"}}') == 1
-        jobs = service.post(3)
-        before = [service.retries_left(job_id) for job_id in jobs]
-        time.sleep(LASTING_S)
+def test_folders_that_cannot_be_written_cost_only_the_time(service: Service) -> None:
+    with service.store.unwritable():
+        with service.work.unwritable() as code:
+            service.await_that(lambda: service.said_of_workers().startswith(f"paused: {code}: "), "pause")
+            assert service.http.get("/readyz").status_code == 503
+            assert service.metric(f'chorale_workers_paused{{reason="{code}"}}') == 1
+            jobs = service.post(3)
+            before = [service.retries_left(job_id) for job_id in jobs]
+            time.sleep(LASTING_S)
+        service.await_that(lambda: "storage_unavailable: " in service.said_of_workers(), "other reason")
+        assert service.wrong()["store"] == "the object store cannot be written"
+        assert service.readiness()["store"] == "unwritable"
+        assert "/" not in str(service.wrong())
         assert [service.job(job_id)["status"] for job_id in jobs] == ["queued"] * 3
         assert [service.retries_left(job_id) for job_id in jobs] == before
     service.await_success(jobs)
     service.await_that(lambda: service.wrong() == {}, "readiness")
 
 
-def test_a_store_that_is_read_only_costs_only_the_time(service: Service) -> None:
-    with service.store.unwritable():
-        service.await_that(lambda: "workers" in service.wrong(), "pause")
-        assert service.readiness()["store"] == "unwritable"
-        assert service.wrong()["store"] == "the object store cannot be written"
-        assert str(service.store.folder) not in str(service.readiness())
-        jobs = service.post(2)
-    service.await_success(jobs)
+def test_a_job_waits_for_room_for_all_that_it_will_write(service: Service) -> None:
+    with service.work.filled(left_bytes=4 << 20) as code:
+        (job_id,) = service.post(width_px=1024, height_px=1024)
+        service.await_that(lambda: code in service.said_of_workers(), "pause")
+        assert code != "disk_full" or "the next job may need 10." in service.said_of_workers()
+        assert service.job(job_id)["status"] == "queued"
+    service.await_success([job_id])
+    assert service.job(job_id)["attempt"] == 1
 
 
 def test_a_store_without_room_takes_no_jobs(service: Service) -> None:
@@ -159,8 +165,7 @@ def test_a_job_whose_disk_fills_while_it_runs_goes_on_from_its_checkpoint(servic
     service.await_that(lambda: (service.job(job_id)["progress"] or {}).get("done", 0) > 1, "progress")
     with service.work.filled() as code:
         service.await_that(lambda: service.job(job_id)["status"] == "queued", "return to the queue")
-        service.await_that(lambda: "workers" in service.wrong(), "pause")
-        assert code in service.wrong()["workers"]
+        service.await_that(lambda: code in service.said_of_workers(), "pause")
     service.await_success([job_id])
     assert service.job(job_id)["attempt"] == 2
 

@@ -108,7 +108,7 @@ class _Run:
             return self._end(FailedData(error=_describe(error)), "failed")
 
     def _run_until_done(self) -> str:
-        self._require_size()
+        self._require_room()
         while True:
             try:
                 job = self._claim()
@@ -127,13 +127,16 @@ class _Run:
                     raise
                 self._wait_for_resource(fault)
 
-    def _require_size(self) -> None:
+    def _require_room(self) -> None:
         """
         Raises:
             JobFailedError: no disk of this machine is large enough, even if it were empty.
+            PreemptedError: it has no room now. It is asked here again, since the worker asked before it knew
+                the job, when the queue was empty.
         """
         if misfit := self._context.machine.find_misfit(self._need):
             raise JobFailedError("disk_full", misfit, retryable=True)
+        self._blame_machine()
 
     def _find_fault(self) -> ResourceError | None:
         """What is wrong with the machine, were the files of this job not there."""
