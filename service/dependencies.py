@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from api_schemas.errors import FieldError
 from api_schemas.job import Job
 from service.catalog import ModelCatalog
+from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, JobNotFoundError
 from service.event_stream import EventStream
 from service.http.signed_urls import LinkSigner
@@ -21,7 +22,6 @@ from service.jobs.intake import Intake
 from service.jobs.views import JobViews
 from service.messages import parse
 from service.metrics import Metrics
-from service.room import Room
 from service.settings import ServiceSettings
 
 
@@ -38,7 +38,7 @@ class Services:
     views: JobViews
     events: EventStream
     images: ImageStore
-    room: Room
+    space: DiskSpace
     previews: PreviewCanvas
     links: LinkSigner
     metrics: Metrics

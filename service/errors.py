@@ -15,7 +15,7 @@ ServiceError
 ├── RangeNotSatisfiableError
 ├── QueueFullError
 ├── NoModelError
-├── NoRoomError                the store's disk has no room for the job
+├── NoSpaceError                the store's disk has no space for the job
 └── UnavailableError           Redis or the object store is away, or the machine too busy
 """
 
@@ -87,7 +87,7 @@ class QueueFullError(_RetryLaterError): ...
 class NoModelError(_RetryLaterError): ...
 
 
-class NoRoomError(_RetryLaterError): ...
+class NoSpaceError(_RetryLaterError): ...
 
 
 class UnavailableError(_RetryLaterError): ...
@@ -109,7 +109,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),
     QueueFullError: (503, "queue_full", True),
     NoModelError: (503, "no_model", True),
-    NoRoomError: (503, "disk_full", True),
+    NoSpaceError: (503, "disk_full", True),
     UnavailableError: (503, "service_unavailable", True),
 }
 

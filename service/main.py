@@ -21,6 +21,7 @@ from api_schemas.settings import describe_refused
 from service import openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
+from service.disk_space import DiskSpace
 from service.event_stream import EventStream
 from service.http import middleware, problems
 from service.http.signed_urls import LinkSigner
@@ -37,7 +38,6 @@ from service.jobs.retention import Retention
 from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.room import Room
 from service.routes import events, images, jobs, models, system, viewer
 from service.settings import ServiceSettings
 from service.throughput import Throughput
@@ -144,8 +144,8 @@ def _build_services(
     catalog = ModelCatalog(client)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     images = ImageStore.open(settings)
-    room = Room(images.folder, settings.disk_reserve_bytes)
-    admission = Admission(catalog, queue, throughput, room, settings.max_queued)
+    space = DiskSpace(images.folder, settings.disk_reserve_bytes)
+    admission = Admission(catalog, queue, throughput, space, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S)
     uploads = Uploads(images, settings.max_picture_megapixels)
     return Services(
@@ -158,7 +158,7 @@ def _build_services(
         views=JobViews(queue, catalog, throughput, links),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
-        room=room,
+        space=space,
         previews=PreviewCanvas(client),
         links=links,
         metrics=metrics,

@@ -78,7 +78,7 @@ async def _check_store(services: Services) -> Finding:
 
 
 async def _check_disk(services: Services) -> Finding:
-    return Finding(await services.room.describe_lack(0))
+    return Finding(await services.space.describe_lack(0))
 
 
 @dataclass(slots=True)

@@ -134,7 +134,7 @@ def test_folders_that_cannot_be_written_cost_only_the_time(service: Service) -> 
     service.await_that(lambda: service.wrong() == {}, "readiness")
 
 
-def test_a_job_waits_for_room_for_all_that_it_will_write(service: Service) -> None:
+def test_a_job_waits_for_space_for_all_that_it_will_write(service: Service) -> None:
     with service.work.filled(left_bytes=4 << 20) as code:
         (job_id,) = service.post(width_px=1024, height_px=1024)
         service.await_that(lambda: code in service.said_of_workers(), "pause")
@@ -144,9 +144,9 @@ def test_a_job_waits_for_room_for_all_that_it_will_write(service: Service) -> No
     assert service.job(job_id)["attempt"] == 1
 
 
-def test_a_store_without_room_takes_no_jobs(service: Service) -> None:
+def test_a_store_without_space_takes_no_jobs(service: Service) -> None:
     with service.store.filled():
-        service.await_that(lambda: "disk" in service.wrong(), "lack of room")
+        service.await_that(lambda: "disk" in service.wrong(), "lack of space")
         answer = service.http.post("/v1/jobs", json=JOB)
         assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
         assert int(answer.headers["Retry-After"]) > 0
@@ -156,7 +156,7 @@ def test_a_store_without_room_takes_no_jobs(service: Service) -> None:
         ).groups()
         assert float(need) > 0
         assert float(free) < 1
-    service.await_that(lambda: service.wrong() == {}, "room")
+    service.await_that(lambda: service.wrong() == {}, "space")
     service.await_success(service.post())
 
 

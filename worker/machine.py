@@ -1,4 +1,4 @@
-"""Whether this machine can run jobs: its work folder and the store can be written, and have room."""
+"""Whether this machine can run jobs: its work folder and the store can be written, and have space."""
 
 import logging
 import os
@@ -69,7 +69,7 @@ class Machine:
         return self.fault is None
 
     def find_fault(self, need: DiskNeed | None, own: Path | None = None) -> ResourceError | None:
-        """What is wrong with this machine, from the smallest write to room for a whole job.
+        """What is wrong with this machine, from the smallest write to space for a whole job.
 
         Args:
             own: folder of that job, whose files will go or be written again.
@@ -77,7 +77,7 @@ class Machine:
         try:
             self._probe_work_folder()
             self._storage.probe()
-            self._require_room(need or DiskNeed(0, 0), own)
+            self._require_space(need or DiskNeed(0, 0), own)
         except ResourceError as fault:
             return fault
         except OSError as error:
@@ -102,7 +102,7 @@ class Machine:
         except OSError as error:
             raise blame_work_folder(error) from error
 
-    def _require_room(self, need: DiskNeed, own: Path | None) -> None:
+    def _require_space(self, need: DiskNeed, own: Path | None) -> None:
         spare = _count_bytes(own) if own else 0
         for folder, place, bytes_needed in self._list_disks(need):
             disk = os.statvfs(folder)

@@ -9,11 +9,9 @@ from pathlib import Path
 from redis.exceptions import RedisError
 from rq import Retry
 
-from api_schemas.disk import estimate_disk
 from api_schemas.errors import JobError
 from api_schemas.events import (
     CanceledData,
-    DelayedData,
     FailedData,
     PhaseStartedData,
     PreemptedData,
@@ -40,6 +38,7 @@ from worker.errors import (
 )
 from worker.events import DurableData, EventLog, count_fruitless_attempts
 from worker.process.protocol import Generate, Generated
+from worker.resource_wait import ResourceWait
 from worker.result import FILES, ResultFiles, ResultWriter, delete_leftovers
 from worker.storage import Storage
 from worker.watch import Watch
@@ -47,7 +46,6 @@ from worker.watch import Watch
 RELEASED = "released"  # another worker owns the job: nothing of it may be changed
 _GIVE_BACK = Retry(max=10_000, enqueue_at_front=True)  # so often, for it is no failure
 _STOP_TIMEOUT_S = 8.0  # well within the lease
-_MAX_PAUSE_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +83,7 @@ class _Run:
         self._checkpoints = checkpoints
         self._folder = folder
         self._watch = Watch(context, log)
-        self._backoff = _Backoff(context.limits.storage_timeout_s)
-        self._need = estimate_disk(log.job.request, context.card)
+        self._wait = ResourceWait(context, log, self._watch, folder)
         self._step = 0
 
     def finish(self) -> Retry | str:
@@ -108,7 +105,7 @@ class _Run:
             return self._end(FailedData(error=_describe(error)), "failed")
 
     def _run_until_done(self) -> str:
-        self._require_room()
+        self._wait.require_space()
         while True:
             try:
                 job = self._claim()
@@ -117,31 +114,14 @@ class _Run:
             except (EngineLostError, EngineStalledError) as error:
                 _log.warning("job %s: %s", self._log.job_id, error)
                 self._context.engine.restart()
-                if (fault := self._find_fault()) is not None:
-                    self._wait_for_resource(fault)
+                self._wait.check_after_loss(self._step)
             except ResourceError as error:
-                self._wait_for_resource(error)
+                self._wait.wait(error, self._step)
             except OSError as error:
                 fault = find_disk_fault(error, WORK_FOLDER)
                 if fault is None:
                     raise
-                self._wait_for_resource(fault)
-
-    def _require_room(self) -> None:
-        """
-        Raises:
-            JobFailedError: no disk of this machine is large enough, even if it were empty.
-            PreemptedError: it has no room now. It is asked here again, since the worker asked before it knew
-                the job, when the queue was empty.
-        """
-        if misfit := self._context.machine.find_misfit(self._need):
-            raise JobFailedError("disk_full", misfit, retryable=True)
-        self._blame_machine()
-
-    def _find_fault(self) -> ResourceError | None:
-        """What is wrong with the machine, were the files of this job not there."""
-        machine = self._context.machine
-        return self._watch.run(lambda: machine.find_fault(self._need, self._folder), _nothing)
+                self._wait.wait(fault, self._step)
 
     def _claim(self) -> Generate:
         """Begin an attempt, from the checkpoint with the most steps."""
@@ -191,31 +171,7 @@ class _Run:
             try:
                 return self._watch.run(lambda: writer.upload(files), writer.stop)
             except ResourceError as error:
-                self._wait_for_resource(error)
-
-    def _wait_for_resource(self, error: ResourceError) -> None:
-        """
-        Raises:
-            ResourceError: the job has waited long enough, and no other job would wait for the same.
-            PreemptedError: it has waited long enough, and it is the machine that all jobs wait for.
-        """
-        machine, pause_s = self._context.machine, self._backoff.take_pause()
-        if pause_s is None:
-            self._blame_machine()
-            raise error
-        machine.note(error)
-        self._log.append(DelayedData(reason=f"{error.code}: {error}", retry_in_s=pause_s))
-        self._watch.sleep(pause_s, self._step)
-        machine.note(None)
-
-    def _blame_machine(self) -> None:
-        """
-        Raises:
-            PreemptedError: the machine is at fault, so the job waits in the queue until it is mended.
-        """
-        if (fault := self._find_fault()) is not None:
-            self._context.machine.pause(fault)
-            raise PreemptedError(self._step, f"{fault.code}: {fault}")
+                self._wait.wait(error, self._step)
 
     def _requeue(self, error: PreemptedError) -> Retry | str:
         try:
@@ -242,23 +198,6 @@ class _Run:
         except ResourceError:
             _log.warning("files of job %s could not be deleted", self._log.job_id)
         return status
-
-
-class _Backoff:
-    """Pauses of 1 s to 30 s, each twice the last, up to a total in seconds."""
-
-    def __init__(self, total_s: float) -> None:
-        self._left_s = total_s
-        self._next_s = 1.0
-
-    def take_pause(self) -> float | None:
-        """None if the next pause would be too much."""
-        pause_s = self._next_s
-        if pause_s > self._left_s:
-            return None
-        self._left_s -= pause_s
-        self._next_s = min(2 * pause_s, _MAX_PAUSE_S)
-        return pause_s
 
 
 def _describe(error: Exception) -> JobError:

@@ -15,11 +15,11 @@ from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
 from api_schemas.regions import RegionMask
 from service.catalog import ModelCatalog
+from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
 from service.jobs.query_count import count_queries
 from service.jobs.validation import find_misfits
-from service.room import Room
 from service.throughput import Throughput
 
 _NO_MODEL_RETRY_S: Final = 5
@@ -30,12 +30,17 @@ class Admission:
     """Resolves a request, unless it is invalid or the queue is full."""
 
     def __init__(
-        self, catalog: ModelCatalog, queue: JobQueue, throughput: Throughput, room: Room, max_queued: int
+        self,
+        catalog: ModelCatalog,
+        queue: JobQueue,
+        throughput: Throughput,
+        space: DiskSpace,
+        max_queued: int,
     ) -> None:
         self._catalog = catalog
         self._queue = queue
         self._throughput = throughput
-        self._room = room
+        self._space = space
         self._max_queued = max_queued
 
     async def admit(self, request: GenerationRequest) -> QueuedData:
@@ -45,13 +50,13 @@ class Admission:
             NoModelError: no worker has announced a model yet.
             InvalidRequestError: the model does not support this.
             QueueFullError: with the time until a place will be free.
-            NoRoomError: the store's disk has no room for the result.
+            NoSpaceError: the store's disk has no space for the result.
         """
         card = _choose(request, await self._catalog.list_cards())
         # Masks of many regions on a large canvas take up to a second.
         data = await to_thread.run_sync(resolve, request, card) if request.regions else resolve(request, card)
         await self._check_capacity(card.name)
-        await self._room.require(estimate_disk(data.request, card).store_bytes)
+        await self._space.require(estimate_disk(data.request, card).store_bytes)
         return data
 
     async def recount(self, data: QueuedData, masks: Mapping[RegionMask, Image]) -> QueuedData:

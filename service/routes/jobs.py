@@ -18,7 +18,7 @@ from service.errors import (
     InvalidRequestError,
     JobNotFoundError,
     NoModelError,
-    NoRoomError,
+    NoSpaceError,
     QueueFullError,
 )
 from service.jobs.submission import Submission, read_submission
@@ -65,7 +65,7 @@ async def take_submission(request: Request, services: ServicesDep) -> Submission
             IdempotencyMismatchError,
             QueueFullError,
             NoModelError,
-            NoRoomError,
+            NoSpaceError,
         ),
     },
 )

@@ -57,7 +57,7 @@ async def show_metrics(services: ServicesDep) -> Response:
     except (RedisError, OSError):
         services.metrics.queue_up.set(0)
     services.metrics.queue_writable.set(await _is_queue_writable(services))
-    free = await services.room.measure()
+    free = await services.space.measure()
     services.metrics.store_free_bytes.set(nan if free is None else free)
     return Response(services.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -47,7 +47,7 @@ def test_a_fault_lasts_as_long_as_its_cause(disk: Disk, tmp_path: Path) -> None:
         assert is_fit(store)
 
 
-def test_a_job_has_room_for_itself_and_the_reserve(tmp_path: Path) -> None:
+def test_a_job_has_space_for_itself_and_the_reserve(tmp_path: Path) -> None:
     """Work folder and store lie on one disk: both needs count, and what the job has written itself does not."""
     machine = make_machine(tmp_path / "work", tmp_path / "store", reserve_bytes=MIB)
     assert machine.find_fault(DiskNeed(MIB, MIB)) is None
@@ -60,7 +60,7 @@ def test_a_job_has_room_for_itself_and_the_reserve(tmp_path: Path) -> None:
     assert machine.find_misfit(DiskNeed(MIB, MIB)) is None
 
 
-def test_what_a_job_has_written_itself_is_room_for_its_next_attempt(disk: Disk, tmp_path: Path) -> None:
+def test_what_a_job_has_written_itself_is_space_for_its_next_attempt(disk: Disk, tmp_path: Path) -> None:
     machine, own = make_machine(disk.folder, tmp_path), disk.folder / "job"
     own.mkdir()
     (own / "image.tif").write_bytes(bytes(8 * MIB))

@@ -1,4 +1,4 @@
-"""Whether the store's disk has room for a job, where the store is a folder of this machine."""
+"""Whether the store's disk has space for a job, where the store is a folder of this machine."""
 
 import os
 import time
@@ -8,17 +8,17 @@ from typing import Final
 from anyio import to_thread
 
 from api_schemas.disk import describe_bytes
-from service.errors import NoRoomError
+from service.errors import NoSpaceError
 
 _FRESH_S: Final = 1.0
 _RETRY_S: Final = 30
 
 
-class Room:
+class DiskSpace:
     """Free space, measured once a second at most.
 
     Args:
-        folder: of the store; None: it is no folder, and has room.
+        folder: of the store; None: it is no folder, and has space.
         reserve_bytes: that jobs leave free: the queue server's log often lies on the same disk.
     """
 
@@ -46,10 +46,10 @@ class Room:
     async def require(self, needed: int) -> None:
         """
         Raises:
-            NoRoomError: with what the job may need and what is free.
+            NoSpaceError: with what the job may need and what is free.
         """
         if lack := await self.describe_lack(needed):
-            raise NoRoomError(f"the job may need {describe_bytes(needed)}: {lack}", retry_after_s=_RETRY_S)
+            raise NoSpaceError(f"the job may need {describe_bytes(needed)}: {lack}", retry_after_s=_RETRY_S)
 
 
 def _measure(folder: Path) -> int | None:
