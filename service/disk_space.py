@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 from typing import Final
 
-from anyio import to_thread
+from anyio import CapacityLimiter, move_on_after, to_thread
 
 from api_schemas.disk import describe_bytes
 from service.errors import NoSpaceError
 
 _FRESH_S: Final = 1.0
+_PATIENCE_S: Final = 1.0
 _RETRY_S: Final = 30
 
 
@@ -27,12 +28,17 @@ class DiskSpace:
         self._reserve_bytes = reserve_bytes
         self._measured_at = -_FRESH_S
         self._free: int | None = None
+        self._limiter = CapacityLimiter(1)  # its threads would take those of all others
 
     async def measure(self) -> int | None:
         """Free bytes; None where nobody knows."""
         if self._folder is not None and time.monotonic() - self._measured_at >= _FRESH_S:
             self._measured_at = time.monotonic()
-            self._free = await to_thread.run_sync(_measure, self._folder)
+            self._free = None
+            with move_on_after(_PATIENCE_S):  # of a disk that hangs nobody knows
+                self._free = await to_thread.run_sync(
+                    _measure, self._folder, abandon_on_cancel=True, limiter=self._limiter
+                )
         return self._free
 
     async def describe_lack(self, needed: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from obstore.exceptions import GenericError
 from obstore.store import LocalStore, S3Store
 
@@ -38,6 +38,9 @@ class ImageStore:
         self._signer = signer
         self._link_lifetime = timedelta(seconds=link_lifetime_s)
         self.folder = folder
+        self._probes = CapacityLimiter(
+            1
+        )  # where the disk hangs, their threads would take those of all others
 
     @classmethod
     def open(cls, settings: ServiceSettings) -> "ImageStore":
@@ -105,7 +108,7 @@ class ImageStore:
         if self.folder is None:
             await obstore.put_async(self._store, _PROBE_KEY, b"")
         else:
-            await to_thread.run_sync(_write_block, self.folder)
+            await to_thread.run_sync(_write_block, self.folder, abandon_on_cancel=True, limiter=self._probes)
 
 
 def _open_folder(folder: Path) -> LocalStore:

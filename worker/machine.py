@@ -91,7 +91,8 @@ class Machine:
                 disk = os.statvfs(folder)
                 size = disk.f_blocks * disk.f_frsize
                 if bytes_needed + self._reserve_bytes > size:
-                    return self._describe_lack(bytes_needed, size, f"are the whole disk of {place}")
+                    lack = self._describe_lack(size, f"are the whole disk of {place}")
+                    return f"the job may need {describe_bytes(bytes_needed)}, and {lack}"
         return None
 
     def _probe_work_folder(self) -> None:
@@ -108,9 +109,8 @@ class Machine:
             disk = os.statvfs(folder)
             free = disk.f_bavail * disk.f_frsize + (spare if folder == self._work_dir else 0)
             if bytes_needed + self._reserve_bytes > free:
-                raise DiskFullError(
-                    self._describe_lack(bytes_needed, free, f"are free on the disk of {place}")
-                )
+                job = f"the next job may need {describe_bytes(bytes_needed)}, and " if bytes_needed else ""
+                raise DiskFullError(job + self._describe_lack(free, f"are free on the disk of {place}"))
 
     def _list_disks(self, need: DiskNeed) -> Iterable[tuple[Path, str, int]]:
         """Each disk once, as one of its folders, what it holds, and what the job writes to it."""
@@ -121,10 +121,9 @@ class Machine:
             return [(self._work_dir, f"{WORK_FOLDER} and {_STORE}", need.work_bytes + need.store_bytes)]
         return [(self._work_dir, WORK_FOLDER, need.work_bytes), (store, _STORE, need.store_bytes)]
 
-    def _describe_lack(self, needed: int, there: int, where: str) -> str:
-        job = f"the next job may need {describe_bytes(needed)}, and " if needed else ""
+    def _describe_lack(self, there: int, where: str) -> str:
         kept = describe_bytes(self._reserve_bytes)
-        return f"{job}{describe_bytes(there)} {where}, of which {kept} are kept for the queue server"
+        return f"{describe_bytes(there)} {where}, of which {kept} are kept for the queue server"
 
 
 def _count_bytes(folder: Path) -> int:
