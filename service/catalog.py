@@ -97,7 +97,7 @@ class ModelCatalog:
             clients = await self._redis.client_list()  # pyright: ignore[reportUnknownMemberType]
         except ResponseError:
             return None
-        return {client["name"] for client in clients}
+        return {client.get("name", "") for client in clients}
 
     async def _forget(self, key: str, names: set[str]) -> None:
         """Shorten a list; a server that refuses to write has it longer for a while."""

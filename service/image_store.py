@@ -38,9 +38,7 @@ class ImageStore:
         self._signer = signer
         self._link_lifetime = timedelta(seconds=link_lifetime_s)
         self.folder = folder
-        self._probes = CapacityLimiter(
-            1
-        )  # where the disk hangs, their threads would take those of all others
+        self._probes = CapacityLimiter(1)  # on a disk that hangs they would take all threads
 
     @classmethod
     def open(cls, settings: ServiceSettings) -> "ImageStore":

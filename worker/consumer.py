@@ -157,20 +157,19 @@ class EngineWorker(SimpleWorker):
         return is_fit
 
     def _estimate_next(self) -> DiskNeed | None:
-        """What the first job in the queue needs on disk, unless no disk here could ever hold it: it is to fail."""
+        """What the first job in the queue needs on disk."""
         for job_id in self.queues[0].get_job_ids(0, 1):
             try:
                 job = EventLog(self.connection, job_id).job
             except (FencedError, ValueError):  # no record, or none that can be read
                 return None
-            need = estimate_disk(job.request, self._context.card)
-            return None if self._context.machine.find_misfit(need) else need
+            return estimate_disk(job.request, self._context.card)
         return None
 
     def _keep_alive(self) -> None:
         """Renew the lease and this worker's keys, a few times a lease, and at once what clients should know."""
         now, fault = time.monotonic(), self._context.machine.fault
-        is_news = str(fault) != str(self._said_fault)
+        is_news = (fault and fault.code) != (self._said_fault and self._said_fault.code)
         if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE and not is_news:
             return
         self._renewed_at, self._said_fault = now, fault

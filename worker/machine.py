@@ -41,8 +41,10 @@ class Machine:
 
     def note(self, fault: ResourceError | None) -> None:
         """Say from now on that this is why no job can go on here; None: jobs can."""
-        if str(fault) != str(self.fault):
-            _log.warning("takes no jobs: %s", fault) if fault else _log.warning("takes jobs again")
+        if fault is None and self.fault is not None:
+            _log.warning("takes jobs again")
+        elif fault is not None and (self.fault is None or fault.code != self.fault.code):
+            _log.warning("takes no jobs: %s", fault)
         self.fault = fault
 
     def pause(self, fault: ResourceError) -> None:
@@ -69,7 +71,7 @@ class Machine:
         return self.fault is None
 
     def find_fault(self, need: DiskNeed | None, own: Path | None = None) -> ResourceError | None:
-        """What is wrong with this machine, from the smallest write to space for a whole job.
+        """What is wrong with this machine, from the smallest write to space for a whole job that it can hold.
 
         Args:
             own: folder of that job, whose files will go or be written again.
@@ -89,8 +91,8 @@ class Machine:
         with suppress(OSError):
             for folder, place, bytes_needed in self._list_disks(need):
                 disk = os.statvfs(folder)
-                size = disk.f_blocks * disk.f_frsize
-                if bytes_needed + self._reserve_bytes > size:
+                if not self._fits_into(disk, bytes_needed):
+                    size = disk.f_blocks * disk.f_frsize
                     lack = self._describe_lack(size, f"are the whole disk of {place}")
                     return f"the job may need {describe_bytes(bytes_needed)}, and {lack}"
         return None
@@ -105,12 +107,17 @@ class Machine:
 
     def _require_space(self, need: DiskNeed, own: Path | None) -> None:
         spare = _count_bytes(own) if own else 0
-        for folder, place, bytes_needed in self._list_disks(need):
+        for folder, place, asked in self._list_disks(need):
             disk = os.statvfs(folder)
+            # A job that is larger than the disk has nothing to wait for; it is taken, and fails.
+            bytes_needed = asked if self._fits_into(disk, asked) else 0
             free = disk.f_bavail * disk.f_frsize + (spare if folder == self._work_dir else 0)
             if bytes_needed + self._reserve_bytes > free:
                 job = f"the next job may need {describe_bytes(bytes_needed)}, and " if bytes_needed else ""
                 raise DiskFullError(job + self._describe_lack(free, f"are free on the disk of {place}"))
+
+    def _fits_into(self, disk: os.statvfs_result, bytes_needed: int) -> bool:
+        return bytes_needed + self._reserve_bytes <= disk.f_blocks * disk.f_frsize
 
     def _list_disks(self, need: DiskNeed) -> Iterable[tuple[Path, str, int]]:
         """Each disk once, as one of its folders, what it holds, and what the job writes to it."""

@@ -34,7 +34,7 @@ class ResourceWait:
             JobFailedError: no disk of this machine is large enough, even if it were empty.
             PreemptedError: it has no space now.
         """
-        if misfit := self._machine.find_misfit(self._need):
+        if misfit := self._watch.run(lambda: self._machine.find_misfit(self._need), lambda: None):
             raise JobFailedError("disk_full", misfit, retryable=True)
         self._blame_machine(0)
 
