@@ -1,6 +1,6 @@
 """Small disks that tests fill or make read-only: a tmpfs where this machine lets us mount one.
 
-Elsewhere they are folders that lose their write permission, which does the same to all but root.
+Elsewhere they are folders that lose their write permission, in place of being full too.
 """
 
 import os
@@ -19,12 +19,12 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._is_mounted = _mount(folder, f"size={_SIZE}")
+        self.is_mounted = _mount(folder, f"size={_SIZE}")
 
     @contextmanager
     def filled(self, left_bytes: int = 0) -> Iterator[str]:
         """With so much free space; gives the code of the error that this causes."""
-        if not self._is_mounted:
+        if not self.is_mounted:
             with self.unwritable() as code:
                 yield code
             return
@@ -40,21 +40,24 @@ class Disk:
 
     @contextmanager
     def unwritable(self) -> Iterator[str]:
-        """Read-only, also to root; gives the code of the error that this causes."""
-        is_mounted = self._is_mounted and _mount(self.folder, "ro")
-        mode = self.folder.stat().st_mode
-        if not is_mounted:
-            self.folder.chmod(0o500)
+        """Read-only; gives the code of the error that this causes."""
+        if self.is_mounted and _mount(self.folder, "ro"):
+            try:
+                yield "disk_unwritable"
+            finally:
+                subprocess.run(["umount", self.folder], check=True)
+            return
+        folders = [self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())]
+        _set_mode(folders, 0o500)
         try:
+            if os.access(self.folder, os.W_OK):
+                raise RuntimeError("this needs leave to mount a tmpfs, or a user other than root")
             yield "disk_unwritable"
         finally:
-            if is_mounted:
-                subprocess.run(["umount", self.folder], check=True)
-            else:
-                self.folder.chmod(mode)
+            _set_mode(folders, 0o700)
 
     def close(self) -> None:
-        if self._is_mounted:
+        if self.is_mounted:
             subprocess.run(["umount", "-l", self.folder], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -69,8 +72,14 @@ def small_disk() -> Iterator[Disk]:
         disk.close()
 
 
+def _set_mode(folders: list[Path], mode: int) -> None:
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            folder.chmod(mode)
+
+
 def _mount(folder: Path, options: str) -> bool:
-    if os.getuid() != 0 or shutil.which("mount") is None:
+    if shutil.which("mount") is None:
         return False
     command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -1,6 +1,7 @@
 """Health, readiness, metrics, request ids, and problem bodies for everything else."""
 
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -166,3 +167,22 @@ def test_workers_that_take_no_jobs_are_told_with_their_reason(
     assert "invented" not in text
     redis.delete("chorale:paused:w2")
     assert api.get("/readyz").status_code == 200  # one goes on
+
+
+def test_a_job_for_which_the_disk_has_no_space_is_refused_with_both_numbers(
+    settings: ServiceSettings, serve_with: Serve, story: Story
+) -> None:
+    greedy = settings.model_copy(update={"disk_reserve_mb": 1 << 30})
+    with httpx.Client(base_url=serve_with(greedy), timeout=30) as api:
+        answer = api.post("/v1/jobs", json={"prompt": "lava", "width_px": 4096, "height_px": 4096})
+        problem = answer.json()
+        assert (answer.status_code, problem["code"], problem["retryable"]) == (503, "disk_full", True)
+        assert int(answer.headers["Retry-After"]) > 0
+        numbers = re.findall(r"([0-9.]+) [MG]iB", problem["detail"])
+        need, free, kept = map(float, numbers)
+        assert 48 < need < 200  # MiB; its plain pixels are 48
+        assert free > 0
+        assert kept == 1 << 20  # GiB
+        assert api.get("/v1/jobs").json()["data"] == []
+        body = api.get("/readyz").json()
+        assert [part["name"] for part in body["parts"] if not part["ready"]] == ["disk"]
