@@ -29,6 +29,7 @@ ErrorCode = Literal[
     "out_of_memory",
     "storage_unavailable",
     "disk_full",
+    "disk_unwritable",
     "timeout",
     "too_many_attempts",
 ]

@@ -29,6 +29,15 @@ class SharedSettings(BaseModel):
     store_access_key_id: str | None = None
     store_secret_access_key: SecretStr | None = None
     store_region: str = "us-east-1"
+    disk_reserve_mb: int = Field(
+        default=512,
+        ge=0,
+        description="Space that jobs leave free on disks: the queue server's log often lies on the same one.",
+    )
+
+    @property
+    def disk_reserve_bytes(self) -> int:
+        return self.disk_reserve_mb << 20
 
     def s3_config(self) -> dict[str, str]:
         """Options of an S3 client by the names that object stores give them; what is not set is left out."""

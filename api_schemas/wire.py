@@ -10,7 +10,11 @@ chorale:live            stream all durable events and preview frames of all jobs
 chorale:models          hash   model name -> ModelCard JSON
 chorale:worker:{name}   string name of the model that it serves; expires when heartbeats stop
 chorale:trouble:{name}  string what a degraded worker has lost; expires with its heartbeat
+chorale:connected:{name} string "1" if the worker saw its own connection in the queue server's list; expires alike
+chorale:paused:{name}   string `code: message`, why the worker takes no jobs; expires alike
+chorale:paused          set    names of workers that take no jobs
 chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
+chorale:probe           string written by readiness, to see whether the server takes it
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
 chorale:unreadable:{k}  any    what was found at key k and is of another type
@@ -42,8 +46,12 @@ LIVE_KEY: Final = "chorale:live"
 MODELS_KEY: Final = "chorale:models"
 WORKER_KEY_PREFIX: Final = "chorale:worker:"
 TROUBLE_KEY_PREFIX: Final = "chorale:trouble:"
+CONNECTED_KEY_PREFIX: Final = "chorale:connected:"
+PAUSED_KEY_PREFIX: Final = "chorale:paused:"
+PAUSED_KEY: Final = "chorale:paused"
 WORKERS_KEY: Final = "chorale:workers"
 UNREADABLE_PREFIX: Final = "chorale:unreadable:"
+PROBE_KEY: Final = "chorale:probe"
 LIVE_MAXLEN: Final = 5_000
 EVENTS_MAXLEN: Final = 2_000
 
@@ -168,7 +176,7 @@ def index_types(queues: Iterable[str]) -> dict[str, str]:
     """The type of every key that is no single record, and of those that RQ has for these queues."""
     types = {
         JOBS_KEY: "zset", ACTIVE_KEY: "set", LIVE_KEY: "stream", MODELS_KEY: "hash", WORKERS_KEY: "set",
-        "rq:queues": "set", "rq:workers": "set",
+        PAUSED_KEY: "set", "rq:queues": "set", "rq:workers": "set",
     }  # fmt: skip
     for queue in queues:
         types |= {f"rq:queue:{queue}": "list", f"rq:queue:{queue}:intermediate": "list"}

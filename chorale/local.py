@@ -222,6 +222,7 @@ def _ask(client: Client) -> Readiness | None:
 def _describe(readiness: Readiness | None) -> str:
     if readiness is None:
         return "starting the API"
-    if readiness.queue != "ok" or readiness.store != "ok":
-        return f"queue {readiness.queue}, store {readiness.store}"
+    wrong = [part.message for part in readiness.parts if not part.ready and part.name != "workers"]
+    if wrong or readiness.paused:
+        return "; ".join([*wrong, *readiness.paused.values()])
     return "loading the model"

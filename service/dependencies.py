@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from api_schemas.errors import FieldError
 from api_schemas.job import Job
 from service.catalog import ModelCatalog
+from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, JobNotFoundError
 from service.event_stream import EventStream
 from service.http.signed_urls import LinkSigner
@@ -37,6 +38,7 @@ class Services:
     views: JobViews
     events: EventStream
     images: ImageStore
+    space: DiskSpace
     previews: PreviewCanvas
     links: LinkSigner
     metrics: Metrics

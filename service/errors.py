@@ -17,6 +17,7 @@ ServiceError
 ├── RangeNotSatisfiableError
 ├── QueueFullError
 ├── NoModelError
+├── NoSpaceError                the store's disk has no space for the job
 └── UnavailableError           Redis or the object store is away, or the machine too busy
 """
 
@@ -96,6 +97,9 @@ class QueueFullError(_RetryLaterError): ...
 class NoModelError(_RetryLaterError): ...
 
 
+class NoSpaceError(_RetryLaterError): ...
+
+
 class UnavailableError(_RetryLaterError): ...
 
 
@@ -117,6 +121,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),
     QueueFullError: (503, "queue_full", True),
     NoModelError: (503, "no_model", True),
+    NoSpaceError: (503, "disk_full", True),
     UnavailableError: (503, "service_unavailable", True),
 }
 

@@ -24,6 +24,7 @@ from api_schemas.settings import describe_refused, spare_loopback
 from service import openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
+from service.disk_space import DiskSpace
 from service.event_stream import EventStream
 from service.http import middleware, problems
 from service.http.signed_urls import LinkSigner
@@ -171,8 +172,9 @@ def _build_services(
     )
     catalog = ModelCatalog(client, unreadable)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
-    admission = Admission(catalog, queue, throughput, settings.max_queued)
     images = ImageStore.open(settings)
+    space = DiskSpace(images.folder, settings.disk_reserve_bytes)
+    admission = Admission(catalog, queue, throughput, space, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
     uploads = Uploads(images, settings.max_picture_megapixels)
     return Services(
@@ -185,6 +187,7 @@ def _build_services(
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=EventStream(client, hub, store, settings.ping_interval_s),
         images=images,
+        space=space,
         previews=PreviewCanvas(client, unreadable),
         links=links,
         metrics=metrics,

@@ -1,6 +1,12 @@
 """Prometheus metrics. Each app has its own registry, so that two in one process don't collide."""
 
+from collections import Counter as Counts
+from collections.abc import Iterable
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "storage_unavailable")
 
 
 class Metrics:
@@ -50,6 +56,27 @@ class Metrics:
             "Workers that lost a device and continue with the rest.",
             registry=self.registry,
         )
+        self.workers_paused = Gauge(
+            "chorale_workers_paused",
+            "Workers that take no jobs, by what they lack.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.queue_writable = Gauge(
+            "chorale_queue_writable", "1 if Redis takes writes, else 0.", registry=self.registry
+        )
+        self.store_free_bytes = Gauge(
+            "chorale_store_free_bytes",
+            "Free space on the disk of a store that is a folder, else NaN.",
+            registry=self.registry,
+        )
+
+    def count_paused(self, faults: Iterable[str]) -> None:
+        """Paused workers by the code of `code: message`; no worker can invent a series."""
+        codes = Counts(fault.partition(":")[0] for fault in faults)
+        for code in _PAUSE_CODES:
+            self.workers_paused.labels(code).set(codes.pop(code, 0))
+        self.workers_paused.labels("other").set(codes.total())
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

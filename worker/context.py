@@ -10,6 +10,7 @@ from typing import Protocol
 from redis import Redis
 
 from api_schemas.catalog import ModelCard
+from worker.machine import Machine
 from worker.process.protocol import Command, Report
 from worker.storage import Storage
 
@@ -82,6 +83,7 @@ class JobContext:
 
     redis: "Redis"
     storage: Storage
+    machine: Machine
     engine: Engine
     card: ModelCard
     pace: Pace

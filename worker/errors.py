@@ -9,7 +9,8 @@ WorkerError
 ├── DamagedFileError         a stored file is not what was written
 ├── ResourceError            something outside is missing; waiting may help
 │   ├── StorageUnavailableError
-│   └── DiskFullError
+│   ├── DiskFullError
+│   └── DiskUnwritableError
 ├── FencedError              a newer attempt owns the job, or it has ended
 ├── CanceledError            a client or an operator has canceled the job
 └── PreemptedError           the worker shuts down; another has to continue the job
@@ -71,6 +72,12 @@ class DiskFullError(ResourceError):
     """No space left."""
 
     code: ErrorCode = "disk_full"
+
+
+class DiskUnwritableError(ResourceError):
+    """The work folder is read-only, is not ours, or breaks."""
+
+    code: ErrorCode = "disk_unwritable"
 
 
 class FencedError(WorkerError):

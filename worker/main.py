@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import cast
@@ -14,7 +15,6 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
@@ -22,16 +22,21 @@ from api_schemas.settings import describe_refused, spare_loopback
 from api_schemas.stored import UnreadableRecordError, read_card, write_card
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
-from worker.errors import EngineLostError, ModelRefusedError, WorkerError
+from worker.disk_faults import blame_work_folder
+from worker.errors import EngineLostError, ModelRefusedError, ResourceError, WorkerError
 from worker.janitor import set_aside
+from worker.machine import Machine
+from worker.patience import PatientRetry
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelLoaded, ModelRefused
 from worker.settings import WorkerSettings
+from worker.sign_of_life import SignOfLife
 from worker.storage import Storage
 from worker.workdir import open_scratch
 
 _REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is gone
 _LOAD_ATTEMPTS = 3
+_SCRATCH_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -48,10 +53,44 @@ def main() -> int:
     except ValidationError as error:
         return _refuse(describe_refused(error))
     stop = _handle_signals()
-    with (
-        open_scratch(settings.work_dir, _name_worker()) as scratch,
-        EngineProcess(settings, scratch) as engine,
-    ):
+    with ExitStack() as closing:
+        scratch = _await_scratch(settings, stop, closing)
+        return 0 if scratch is None else _serve(settings, scratch, stop)
+
+
+def _await_scratch(settings: WorkerSettings, stop: Event, closing: ExitStack) -> Path | None:
+    """A folder in the work folder, as soon as that can be written; None if told to stop meanwhile."""
+    name, said = _name_worker(), ""
+    while not stop.is_set():
+        try:
+            scratch = closing.enter_context(open_scratch(settings.work_dir, name))
+        except OSError as error:
+            fault = blame_work_folder(error)
+            if str(fault) != said:
+                _log.error("waiting: %s (%s)", fault, settings.work_dir)
+            said = str(fault)
+            _tell_pause(settings, name, fault, stop)
+            stop.wait(_SCRATCH_S)
+        else:
+            if said:
+                _tell_pause(settings, name, None, stop)
+            return scratch
+    return None
+
+
+def _tell_pause(settings: WorkerSettings, name: str, fault: ResourceError | None, stop: Event) -> None:
+    """Where readiness shows it, although there is no model yet."""
+    redis = _connect(settings.redis_url, name, 0, stop)
+    try:
+        SignOfLife(redis, name, settings.lease_s).tell_pause(fault)
+    except RedisError as error:
+        _log.warning("the queue server: %s", error)
+    finally:
+        redis.close()
+
+
+def _serve(settings: WorkerSettings, scratch: Path, stop: Event) -> int:
+    with EngineProcess(settings, scratch) as engine:
         try:
             loaded = _load(engine, stop)
         except ModelRefusedError as error:
@@ -116,11 +155,12 @@ def _work(
     """Work until told to stop; connect again whenever Redis was gone."""
     pace = Pace(loaded.tile_s, loaded.decode_s)
     while not stop.is_set():
-        redis = _connect(settings.redis_url)
+        name = _name_worker()  # RQ takes a name once: after trouble with Redis the worker needs a new one
+        redis = _connect(settings.redis_url, name, _REDIS_RETRIES, stop)
         try:
             set_aside(redis, wire.queue_name(loaded.card.name))
             card = _publish(redis, loaded)
-            context = _make_context(settings, redis, engine, card, pace, stop, scratch)
+            context = _make_context(settings, redis, name, engine, card, pace, stop, scratch)
             EngineWorker(context, engine, settings.lease_s).work(logging_level="WARNING")
         except (RedisError, WorkerError):
             _log.exception("the worker starts again")
@@ -129,10 +169,13 @@ def _work(
         stop.wait(1)
 
 
-def _connect(url: str) -> "Redis":
-    retry = Retry(ExponentialBackoff(cap=1, base=0.05), _REDIS_RETRIES)
+def _connect(url: str, name: str, retries: int, stop: Event) -> "Redis":
     return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url, retry=retry, socket_timeout=15, socket_connect_timeout=5
+        url,
+        client_name=name,
+        retry=PatientRetry(ExponentialBackoff(cap=1, base=0.05), retries, stop),
+        socket_timeout=15,
+        socket_connect_timeout=5,
     )
 
 
@@ -157,21 +200,23 @@ def _read_card(text: bytes) -> ModelCard | None:
 def _make_context(
     settings: WorkerSettings,
     redis: "Redis",
+    name: str,
     engine: EngineProcess,
     card: ModelCard,
     pace: Pace,
     stop: Event,
     scratch: Path,
 ) -> JobContext:
+    storage = Storage.open(settings)
     return JobContext(
         redis=redis,
-        storage=Storage.open(settings),
+        storage=storage,
+        machine=Machine(scratch, storage, settings.disk_reserve_bytes),
         engine=engine,
         card=card,
         pace=pace,
         limits=Limits(settings.stall_timeout_s, settings.storage_patience_s, settings.max_attempts),
-        # RQ takes a name once: after trouble with Redis the worker needs a new one.
-        worker=_name_worker(),
+        worker=name,
         work_dir=scratch,
         stop=stop,
         cancel=Event(),

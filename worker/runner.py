@@ -12,7 +12,6 @@ from rq import Retry
 from api_schemas.errors import JobError
 from api_schemas.events import (
     CanceledData,
-    DelayedData,
     FailedData,
     PhaseStartedData,
     PreemptedData,
@@ -30,6 +29,7 @@ from worker.attempt import Attempt
 from worker.checkpoints import Beginning, CheckpointStore
 from worker.checksums import verify_png
 from worker.context import JOB_CONTEXT, JobContext
+from worker.disk_faults import WORK_FOLDER, blame_work_folder, find_disk_fault
 from worker.errors import (
     CanceledError,
     DamagedFileError,
@@ -42,6 +42,7 @@ from worker.errors import (
 )
 from worker.events import DurableData, EventLog, count_fruitless_attempts
 from worker.process.protocol import Generate, Generated
+from worker.resource_wait import ResourceWait
 from worker.result import FILES, ResultFiles, ResultWriter, delete_leftovers
 from worker.storage import Storage
 from worker.watch import Watch
@@ -50,9 +51,8 @@ RELEASED = "released"  # another worker owns the job: nothing of it may be chang
 UNREADABLE = (
     "unreadable"  # the queue forgets the job; if another version reads it, the service enqueues it again
 )
-_MAX_PREEMPTIONS = 10_000  # they are no failures
+_GIVE_BACK = Retry(max=10_000, enqueue_at_front=True)  # so often, for it is no failure
 _STOP_TIMEOUT_S = 8.0  # well within the lease
-_MAX_PAUSE_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -73,11 +73,13 @@ def run_job(job_id: str) -> Retry | str:
         return UNREADABLE
     if log.job.status in TERMINAL:
         return log.job.status
-    with (
-        tempfile.TemporaryDirectory(dir=context.work_dir, ignore_cleanup_errors=True) as folder,
-        CheckpointStore(context.storage, job_id) as checkpoints,
-    ):
-        return _Run(context, log, checkpoints, Path(folder)).finish()
+    try:
+        folder = tempfile.TemporaryDirectory(dir=context.work_dir, ignore_cleanup_errors=True)
+    except OSError as error:  # before the job has begun, so nothing is said in its log
+        context.machine.pause(blame_work_folder(error))
+        return _GIVE_BACK
+    with folder as path, CheckpointStore(context.storage, job_id) as checkpoints:
+        return _Run(context, log, checkpoints, Path(path)).finish()
 
 
 class _Run:
@@ -91,7 +93,7 @@ class _Run:
         self._checkpoints = checkpoints
         self._folder = folder
         self._watch = Watch(context, log)
-        self._backoff = _Backoff(context.limits.storage_timeout_s)
+        self._wait = ResourceWait(context, log, self._watch, folder)
         self._step = 0
 
     def finish(self) -> Retry | str:
@@ -113,6 +115,7 @@ class _Run:
             return self._end(FailedData(error=_describe(error)), "failed")
 
     def _run_until_done(self) -> str:
+        self._wait.require_space()
         while True:
             try:
                 job = self._claim()
@@ -121,8 +124,14 @@ class _Run:
             except (EngineLostError, EngineStalledError) as error:
                 _log.warning("job %s: %s", self._log.job_id, error)
                 self._context.engine.restart()
+                self._wait.check_after_loss(self._step)
             except ResourceError as error:
-                self._wait_for_resource(error)
+                self._wait.wait(error, self._step)
+            except OSError as error:
+                fault = find_disk_fault(error, WORK_FOLDER)
+                if fault is None:
+                    raise
+                self._wait.wait(fault, self._step)
 
     def _claim(self) -> Generate:
         """Begin an attempt, from the checkpoint with the most steps."""
@@ -174,25 +183,15 @@ class _Run:
             try:
                 return self._watch.run(lambda: writer.upload(files), writer.stop)
             except ResourceError as error:
-                self._wait_for_resource(error)
-
-    def _wait_for_resource(self, error: ResourceError) -> None:
-        """
-        Raises:
-            ResourceError: the job has waited long enough.
-        """
-        pause_s = self._backoff.take_pause()
-        if pause_s is None:
-            raise error
-        self._log.append(DelayedData(reason=f"{error.code}: {error}", retry_in_s=pause_s))
-        self._watch.sleep(pause_s, self._step)
+                self._wait.wait(error, self._step)
 
     def _requeue(self, error: PreemptedError) -> Retry | str:
         try:
-            self._log.append(PreemptedData(step=error.step, reason=str(error)))
+            if self._log.token:  # else it was never begun here, and it may be another worker's
+                self._log.append(PreemptedData(step=error.step, reason=str(error)))
         except FencedError:
             return RELEASED
-        return Retry(max=_MAX_PREEMPTIONS, enqueue_at_front=True)
+        return _GIVE_BACK
 
     def _end(self, data: DurableData, status: str) -> str:
         """Write the last event, unless another worker did."""
@@ -211,23 +210,6 @@ class _Run:
         except ResourceError:
             _log.warning("files of job %s could not be deleted", self._log.job_id)
         return status
-
-
-class _Backoff:
-    """Pauses of 1 s to 30 s, each twice the last, up to a total in seconds."""
-
-    def __init__(self, total_s: float) -> None:
-        self._left_s = total_s
-        self._next_s = 1.0
-
-    def take_pause(self) -> float | None:
-        """None if the next pause would be too much."""
-        pause_s = self._next_s
-        if pause_s > self._left_s:
-            return None
-        self._left_s -= pause_s
-        self._next_s = min(2 * pause_s, _MAX_PAUSE_S)
-        return pause_s
 
 
 def _describe(error: Exception) -> JobError:

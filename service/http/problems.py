@@ -35,6 +35,7 @@ from service.errors import (
     ServiceError,
     UnavailableError,
 )
+from service.outages import explain_queue, explain_store, is_disk_full
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "X-Request-ID"
@@ -61,6 +62,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RedisError, _answer_unavailable)
     app.add_exception_handler(StoreError, _answer_unavailable)
+    app.add_exception_handler(OSError, _answer_full_disk)
     app.add_exception_handler(Exception, _answer_internal_error)
 
 
@@ -75,10 +77,19 @@ async def _answer_service_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
-    log.warning("%s: %s", _describe(request), error)
-    part = "object store" if isinstance(error, StoreError) else "queue"
-    unavailable = UnavailableError(f"the {part} cannot be reached", retry_after_s=_RETRY_AFTER_S)
-    return answer(request.scope, unavailable)
+    log.warning("%s: %s", _describe(request), str(error).partition("\n")[0])
+    outage = explain_store(error) if isinstance(error, StoreError) else explain_queue(error)
+    return answer(request.scope, UnavailableError(outage.message, retry_after_s=_RETRY_AFTER_S))
+
+
+async def _answer_full_disk(request: Request, error: Exception) -> Response:
+    """Large bodies are written to files while they arrive; any other error of the system is one of ours."""
+    if not is_disk_full(cast(OSError, error)):
+        raise error
+    log.error("%s: %s", _describe(request), error)
+    return answer(
+        request.scope, UnavailableError("the disk of the service is full", retry_after_s=_RETRY_AFTER_S)
+    )
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:

@@ -9,11 +9,13 @@ from anyio import to_thread
 from PIL.Image import Image
 
 from api_schemas.catalog import ModelCard
+from api_schemas.disk import estimate_disk
 from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
 from api_schemas.regions import RegionMask
 from service.catalog import ModelCatalog
+from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
 from service.jobs.query_count import count_queries
@@ -28,11 +30,17 @@ class Admission:
     """Resolves a request, unless it is invalid or the queue is full."""
 
     def __init__(
-        self, catalog: ModelCatalog, queue: JobQueue, throughput: Throughput, max_queued: int
+        self,
+        catalog: ModelCatalog,
+        queue: JobQueue,
+        throughput: Throughput,
+        space: DiskSpace,
+        max_queued: int,
     ) -> None:
         self._catalog = catalog
         self._queue = queue
         self._throughput = throughput
+        self._space = space
         self._max_queued = max_queued
 
     async def admit(self, request: GenerationRequest) -> QueuedData:
@@ -42,11 +50,13 @@ class Admission:
             NoModelError: no worker has announced a model yet.
             InvalidRequestError: the model does not support this.
             QueueFullError: with the time until a place will be free.
+            NoSpaceError: the store's disk has no space for the result.
         """
         card = _choose(request, await self._catalog.list_cards())
         # Masks of many regions on a large canvas take up to a second.
         data = await to_thread.run_sync(resolve, request, card) if request.regions else resolve(request, card)
         await self._check_capacity(card.name)
+        await self._space.require(estimate_disk(data.request, card).store_bytes)
         return data
 
     async def recount(self, data: QueuedData, masks: Mapping[RegionMask, Image]) -> QueuedData:

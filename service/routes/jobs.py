@@ -19,6 +19,7 @@ from service.errors import (
     JobNotFoundError,
     JobUnreadableError,
     NoModelError,
+    NoSpaceError,
     QueueFullError,
 )
 from service.jobs.submission import Submission, read_submission
@@ -66,6 +67,7 @@ async def take_submission(request: Request, services: ServicesDep) -> Submission
             JobUnreadableError,
             QueueFullError,
             NoModelError,
+            NoSpaceError,
         ),
     },
 )

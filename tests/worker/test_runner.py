@@ -1,6 +1,8 @@
 """One job from the queue to its last event, with an engine that does as a test says."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from worker.context import JOB_CONTEXT, JobContext
 from worker.engine.denoise import Checkpoint
 from worker.errors import EngineLostError, EngineStalledError
 from worker.events import EventLog
+from worker.machine import Machine
 from worker.process.files import CheckpointWriter, read_checkpoint
 from worker.process.protocol import (
     CheckpointWritten,
@@ -177,6 +180,30 @@ def test_a_job_does_not_wait_longer_than_it_may(bench: Bench, tmp_path: Path) ->
     assert error is not None
     assert (error.code, error.retryable) == ("disk_full", True)
     assert len(engine.jobs) == 2
+
+
+def test_a_job_that_finds_no_work_folder_goes_back_as_it_was(bench: Bench, tmp_path: Path) -> None:
+    job_id, engine = bench.submit(), ScriptedEngine()
+    context = make_context(bench, engine, tmp_path / "gone")
+    assert isinstance(run(context, job_id), Retry)
+    assert context.machine.fault is not None
+    assert context.machine.fault.code == "disk_unwritable"
+    assert (bench.types(job_id), engine.commands) == (["job.queued"], [])
+
+
+def test_a_job_for_which_no_disk_is_large_enough_fails_and_says_why(bench: Bench, tmp_path: Path) -> None:
+    job_id, engine = bench.submit(), ScriptedEngine()
+    context = make_context(bench, engine, tmp_path)
+    machine = Machine(tmp_path, context.storage, reserve_bytes=1 << 60)
+    bench.store.mkdir()
+    assert run(replace(context, machine=machine), job_id) == "failed"
+    error = bench.job(job_id).error
+    assert error is not None
+    assert error.code == "disk_full"
+    assert re.match(
+        r"the job may need .* MiB, and .* GiB are the whole disk of the work folder", error.message
+    )
+    assert "/" not in error.message
 
 
 def test_a_canceled_job_stops_the_engine(bench: Bench, tmp_path: Path) -> None:
