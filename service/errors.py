@@ -4,6 +4,7 @@ ServiceError
 ├── BadRequestError            the request's form is wrong
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
+├── BodyTooSlowError
 ├── JobNotFoundError
 ├── FileMissingError           no such tile or page
 ├── ForbiddenError             wrong origin, or a link that was altered or is over
@@ -46,6 +47,9 @@ class InvalidRequestError(ServiceError):
 
 
 class BodyTooLargeError(ServiceError): ...
+
+
+class BodyTooSlowError(ServiceError): ...
 
 
 class JobNotFoundError(ServiceError):
@@ -94,6 +98,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     BadRequestError: (400, "invalid_json", False),
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
+    BodyTooSlowError: (408, "timeout", False),
     JobNotFoundError: (404, "not_found", False),
     FileMissingError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),
@@ -114,6 +119,7 @@ HTTP_CODES: dict[int, ErrorCode] = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     409: "conflict",
     413: "invalid_request",
     422: "invalid_request",

@@ -1,6 +1,5 @@
 """The API process: wiring only."""
 
-import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -18,11 +17,17 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from api_schemas.settings import describe_refused
-from service import openapi
+from service import logs, openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
 from service.event_stream import EventStream
 from service.http import middleware, problems
+from service.http.connections import (
+    ConnectionLimits,
+    bind_limits,
+    fit_connections,
+    raise_descriptor_limit,
+)
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
@@ -84,8 +89,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
 def main() -> None:
     """Run until SIGTERM or Ctrl-C, with settings from the environment."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)  # a malformed id is no news
+    logs.set_up()
     try:
         settings = ServiceSettings()
     except ValidationError as error:
@@ -95,6 +99,7 @@ def main() -> None:
             f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
             " set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"
         )
+    raise_descriptor_limit(settings.max_connections)
     app = create_app(settings)
     _Server(app, settings).run()
 
@@ -113,8 +118,15 @@ class _Server(uvicorn.Server):
 
 def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
     """How uvicorn is run."""
+    limits = ConnectionLimits(
+        fit_connections(settings.max_connections),
+        receive_s=settings.receive_timeout_s,
+        send_s=settings.send_timeout_s,
+        metrics=app.state.services.metrics,
+    )
     return uvicorn.Config(
         app,
+        http=bind_limits(limits),
         host=settings.host,
         port=settings.port,
         ws="websockets-sansio",
@@ -126,6 +138,7 @@ def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         # and a request that is just being sent gets lost (uvicorn's 5 s are also httpx's).
         timeout_keep_alive=_KEEP_ALIVE_S,
         access_log=False,
+        log_config=None,
         server_header=False,
     )
 
@@ -173,9 +186,16 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
-    # Of all pictures of a body, which are held in memory together: masks of regions are small.
+    # Of all pictures of a body: masks of regions are small.
     upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
-    middleware.install(app, metrics, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
+    middleware.install(
+        app,
+        metrics,
+        body_limit=settings.max_body_bytes,
+        upload_limit=upload_limit,
+        uploads_limit=settings.max_upload_bytes_at_once,
+        receive_s=settings.receive_timeout_s,
+    )
 
 
 def _open_redis(settings: ServiceSettings) -> Redis:

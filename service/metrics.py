@@ -45,5 +45,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.connections_closed = Counter(
+            "chorale_connections_closed",
+            "Connections that were closed: a slow_head or slow_reader, evicted for others, or full.",
+            ["reason"],
+            registry=self.registry,
+        )
+
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -12,14 +12,19 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import STATUS, BodyTooLargeError
+from service.http.bodies import BodyPaceMiddleware, announced_length, is_upload
+from service.logs import SCOPE
 from service.http.problems import REQUEST_ID, answer
 from service.metrics import Metrics
 
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def install(app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int) -> None:
+def install(
+    app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int, uploads_limit: int, receive_s: float
+) -> None:
     """Surround an app, limits in bytes; the last one added is the outermost."""
+    app.add_middleware(BodyPaceMiddleware, receive_s=receive_s, upload_bytes=uploads_limit)
     app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
     app.add_middleware(
@@ -42,6 +47,7 @@ class RequestMetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        SCOPE.set(scope)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
@@ -75,9 +81,8 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        is_upload = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        limit = self._upload_limit if is_upload else self._limit
-        if _announced_length(headers) > limit:
+        limit = self._upload_limit if is_upload(headers) else self._limit
+        if announced_length(headers) > limit:
             return await _refuse(limit, scope, receive, send)
         received = 0
 
@@ -98,8 +103,3 @@ async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> Non
     # What follows the headers is not read, so the connection cannot be used again.
     error = BodyTooLargeError(detail, headers={"Connection": "close"})
     await answer(scope, error)(scope, receive, send)
-
-
-def _announced_length(headers: Headers) -> int:
-    length = headers.get("content-length", "")
-    return int(length) if length.isdecimal() else 0

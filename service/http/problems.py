@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Scope
@@ -39,6 +40,7 @@ from service.errors import (
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "X-Request-ID"
 _RETRY_AFTER_S = 5
+_CLIENT_LEFT = 499
 _PARTS = {
     "advanced": AdvancedSettings,
     "control": ControlSettings,
@@ -61,6 +63,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RedisError, _answer_unavailable)
     app.add_exception_handler(StoreError, _answer_unavailable)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_internal_error)
 
 
@@ -79,6 +82,11 @@ async def _answer_unavailable(request: Request, error: Exception) -> Response:
     part = "object store" if isinstance(error, StoreError) else "queue"
     unavailable = UnavailableError(f"the {part} cannot be reached", retry_after_s=_RETRY_AFTER_S)
     return answer(request.scope, unavailable)
+
+
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    """For the metrics: the client has left before its request was whole (the status is nginx's)."""
+    return Response(status_code=_CLIENT_LEFT)
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
