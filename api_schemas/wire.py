@@ -10,6 +10,7 @@ chorale:live            stream all durable events and preview frames of all jobs
 chorale:models          hash   model name -> ModelCard JSON
 chorale:worker:{name}   string name of the model that it serves; expires when heartbeats stop
 chorale:trouble:{name}  string what a degraded worker has lost; expires with its heartbeat
+chorale:memory:{name}   string bytes of main memory that the worker holds; expires with its heartbeat
 chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
@@ -37,6 +38,7 @@ LIVE_KEY: Final = "chorale:live"
 MODELS_KEY: Final = "chorale:models"
 WORKER_KEY_PREFIX: Final = "chorale:worker:"
 TROUBLE_KEY_PREFIX: Final = "chorale:trouble:"
+MEMORY_KEY_PREFIX: Final = "chorale:memory:"
 WORKERS_KEY: Final = "chorale:workers"
 LIVE_MAXLEN: Final = 5_000
 EVENTS_MAXLEN: Final = 2_000

@@ -6,7 +6,7 @@ from typing import cast
 from redis.asyncio import Redis
 
 from api_schemas.catalog import ModelCard
-from api_schemas.wire import MODELS_KEY, TROUBLE_KEY_PREFIX, WORKER_KEY_PREFIX, WORKERS_KEY
+from api_schemas.wire import MEMORY_KEY_PREFIX, MODELS_KEY, TROUBLE_KEY_PREFIX, WORKER_KEY_PREFIX, WORKERS_KEY
 
 
 class ModelCatalog:
@@ -46,6 +46,13 @@ class ModelCatalog:
         keys = [TROUBLE_KEY_PREFIX + name for name in names]
         said = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
         return {name: text.decode() for name, text in zip(names, said, strict=True) if text is not None}
+
+    async def list_memory(self, workers: Iterable[str]) -> dict[str, int]:
+        """Main memory of those of these workers that tell it, in bytes."""
+        names = list(workers)
+        keys = [MEMORY_KEY_PREFIX + name for name in names]
+        told = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
+        return {name: int(size) for name, size in zip(names, told, strict=True) if size is not None}
 
     async def count_workers(self, model: str) -> int:
         """Number of workers that serve this model."""

@@ -1,6 +1,11 @@
 """Prometheus metrics. Each app has its own registry, so that two in one process don't collide."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
+OUTCOMES: Final = ("succeeded", "failed", "canceled")
 
 
 class Metrics:
@@ -8,6 +13,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU time and descriptors of this process
         self.requests = Counter(
             "chorale_http_requests",
             "Answered requests.",
@@ -51,6 +57,24 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+
+        self.jobs_ended = Counter("chorale_jobs_ended", "Ended jobs.", ["outcome"], registry=self.registry)
+        self.phase_s = Histogram(
+            "chorale_job_phase_seconds",
+            "Time that jobs which succeeded spent in each phase.",
+            ["phase"],
+            buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 1200, 3600, 14_400),
+            registry=self.registry,
+        )
+        self.tiles = Counter("chorale_tiles", "Tile predictions made by workers.", registry=self.registry)
+        self.worker_memory = Gauge(
+            "chorale_worker_resident_memory_bytes",
+            "Main memory of a worker and its engine.",
+            ["worker"],
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:  # so that each is there before its first job
+            self.jobs_ended.labels(outcome)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

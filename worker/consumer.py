@@ -18,6 +18,7 @@ from worker.context import JOB_CONTEXT, JobContext
 from worker.janitor import Janitor
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelRefused
+from worker.resident import measure_resident
 from worker.runner import RELEASED
 
 _POLL_S = 1
@@ -81,7 +82,7 @@ class EngineWorker(SimpleWorker):
 
     def register_death(self) -> None:
         """Also tell the service at once; the key of a killed worker expires."""
-        self.connection.delete(self._worker_key(), self._trouble_key())
+        self.connection.delete(self._worker_key(), self._trouble_key(), self._memory_key())
         self.connection.srem(wire.WORKERS_KEY, self.name)
         super().register_death()
 
@@ -149,6 +150,7 @@ class EngineWorker(SimpleWorker):
         self._renewed_at = now
         expiry_s = max(self._lease_s, 15)
         self.connection.set(self._worker_key(), self._context.card.name, ex=expiry_s)
+        self.connection.set(self._memory_key(), measure_resident(), ex=expiry_s)
         if self._engine.trouble is not None:
             self.connection.set(self._trouble_key(), self._engine.trouble, ex=expiry_s)
         self.connection.sadd(wire.WORKERS_KEY, self.name)
@@ -159,6 +161,9 @@ class EngineWorker(SimpleWorker):
 
     def _trouble_key(self) -> str:
         return f"{wire.TROUBLE_KEY_PREFIX}{self.name}"
+
+    def _memory_key(self) -> str:
+        return f"{wire.MEMORY_KEY_PREFIX}{self.name}"
 
     def _worker_key(self) -> str:
         return f"{wire.WORKER_KEY_PREFIX}{self.name}"

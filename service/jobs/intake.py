@@ -1,5 +1,6 @@
 """From a valid request to a recorded and queued job, once."""
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from service.jobs.submission import Submission, require_pictures
 from service.metrics import Metrics
 
 _RETRY_S: Final = 1
+log = logging.getLogger(__name__)
 
 
 class Intake:
@@ -83,6 +85,8 @@ class Intake:
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
+        size = job.request.width_px, job.request.height_px
+        log.info("job %s queued: model %s, %dx%d px", job_id, job.request.model, *size)
         return job
 
     async def _keep_pictures(

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import logging
 import re
 from typing import Annotated, Final
 
@@ -28,6 +29,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.
 # A status filter reads at most this many jobs for one page; `next` continues from there.
 _SCAN_LIMIT: Final = 1000
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
 IdempotencyKey = Annotated[
     str | None,
@@ -118,6 +120,7 @@ async def list_jobs(
 )
 async def cancel_job(job: LoadedJob, response: Response, services: ServicesDep) -> JobView:
     """Cancel a job. A job that has already ended is not changed, so this may be repeated."""
+    log.info("job %s, %s, is to be canceled", job.id, job.status)
     job = await services.jobs.cancel(job, "canceled by a client")
     if job.status in TERMINAL:
         await services.queue.remove(job.id)
