@@ -35,9 +35,15 @@ class JobMeter:
         self._courses: OrderedDict[str, _Course] = OrderedDict()
 
     def observe(self, event: EventMessage) -> None:
+        """Take an event in; what has not the form that this version knows is not measured."""
         body = cast(dict[str, object], json.loads(event.text))
-        job_id, ts = str(body["job_id"]), float(cast(float, body["ts"]))
-        data = cast(dict[str, object], body["data"])
+        try:
+            job_id, ts = str(body["job_id"]), float(cast(float, body["ts"]))
+            self._observe(event, job_id, ts, cast(dict[str, object], body["data"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return
+
+    def _observe(self, event: EventMessage, job_id: str, ts: float, data: dict[str, object]) -> None:
         if event.type == "step.completed":
             self._metrics.tiles.inc(cast(int, data["tiles"]))
         elif event.type == "job.queued":
