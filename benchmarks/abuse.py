@@ -167,7 +167,10 @@ def run_uploads(api: Api, options: argparse.Namespace) -> None:
     statuses: Counter[int | str] = Counter()
 
     def post() -> None:
-        files = {"request": (None, request, "application/json"), "control_image": ("a.png", picture, "image/png")}
+        files = {
+            "request": (None, request, "application/json"),
+            "control_image": ("a.png", picture, "image/png"),
+        }
         try:
             statuses[httpx.post(f"{api.url}/v1/jobs", files=files, timeout=300).status_code] += 1
         except httpx.HTTPError as error:
@@ -186,7 +189,9 @@ def run_uploads(api: Api, options: argparse.Namespace) -> None:
 
 def run_refused(api: Api, options: argparse.Namespace) -> None:
     """Requests that are refused, by every kind of refusal, as fast as connections allow."""
-    cut = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    cut = (
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
     kinds = [b"nonsense\r\n\r\n", b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", cut]
     ends = time.monotonic() + options.seconds
     sent = Counter[int]()
@@ -243,7 +248,9 @@ def run_decoder() -> None:
         done = subprocess.run(command, input=file, capture_output=True, check=True)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
         spent = time.monotonic() - began
-        print(f"{name}: {len(file) / 1e6:.1f} MB to {len(done.stdout) / 1e6:.1f} MB, {spent:.1f} s, peak {peak} MiB")
+        print(
+            f"{name}: {len(file) / 1e6:.1f} MB to {len(done.stdout) / 1e6:.1f} MB, {spent:.1f} s, peak {peak} MiB"
+        )
 
 
 def encode_png(rows: Iterator[bytes], bits: int = 8) -> bytes:
@@ -259,10 +266,7 @@ def encode_png(rows: Iterator[bytes], bits: int = 8) -> bytes:
 
     header = struct.pack(">IIBBBBB", side_px, side_px, bits, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", b"".join(packed))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"".join(packed)) + chunk(b"IEND", b"")
     )
 
 
@@ -282,9 +286,7 @@ def stack(descriptors: int) -> Generator[Api]:
 
 
 @contextmanager
-def api_process(
-    folder: Path, redis_url: str, descriptors: int
-) -> Generator[tuple[str, psutil.Process]]:
+def api_process(folder: Path, redis_url: str, descriptors: int) -> Generator[tuple[str, psutil.Process]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -85,7 +85,9 @@ class RepeatFilter(logging.Filter):
             return False
 
     def _tell_later(self, window: _Window, record: logging.LogRecord) -> None:
-        timer = Timer(max(0.0, window.began + self._window_s - time.monotonic()), self._tell, (window, record))
+        timer = Timer(
+            max(0.0, window.began + self._window_s - time.monotonic()), self._tell, (window, record)
+        )
         timer.daemon = True
         timer.start()
 

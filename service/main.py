@@ -158,7 +158,7 @@ def _build_services(
     admission = Admission(catalog, queue, throughput, settings.max_queued)
     images = ImageStore.open(settings)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S)
-    uploads = Uploads(images, settings.max_picture_megapixels)
+    uploads = Uploads(images, settings.max_picture_megapixels, settings.work_dir / "uploads")
     return Services(
         settings=settings,
         redis=client,

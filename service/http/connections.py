@@ -40,7 +40,11 @@ def raise_descriptor_limit(connections: int) -> None:
 def fit_connections(connections: int) -> int:
     """As many of them as the limit of file descriptors allows: each second one may also have a file open."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return connections if descriptors < 0 else max(1, min(connections, (descriptors - _OWN_DESCRIPTORS) * 2 // 3))
+    return (
+        connections
+        if descriptors < 0
+        else max(1, min(connections, (descriptors - _OWN_DESCRIPTORS) * 2 // 3))
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import STATUS, BodyTooLargeError
 from service.http.bodies import BodyPaceMiddleware, announced_length, is_upload
-from service.logs import SCOPE
 from service.http.problems import REQUEST_ID, answer
+from service.logs import SCOPE
 from service.metrics import Metrics
 
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def install(
-    app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int, uploads_limit: int, receive_s: float
+    app: FastAPI,
+    metrics: Metrics,
+    *,
+    body_limit: int,
+    upload_limit: int,
+    uploads_limit: int,
+    receive_s: float,
 ) -> None:
     """Surround an app, limits in bytes; the last one added is the outermost."""
     app.add_middleware(BodyPaceMiddleware, receive_s=receive_s, upload_bytes=uploads_limit)

@@ -6,13 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from anyio import to_thread
-
 from api_schemas.events import JobQueued, QueuedData
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 from service.errors import ConflictError
 from service.images.masks import read_masks
+from service.images.received import ReceivedPicture
 from service.images.uploads import Uploads
 from service.job_queue import JobQueue
 from service.job_store import JobStore
@@ -90,12 +89,12 @@ class Intake:
         return job
 
     async def _keep_pictures(
-        self, job_id: str, files: Mapping[PicturePart, bytes], data: QueuedData
+        self, job_id: str, files: Mapping[PicturePart, ReceivedPicture], data: QueuedData
     ) -> QueuedData:
         """Store the pictures; masks of regions, once they are decoded, also change the cost."""
-        cleaned = await self._uploads.clean(files)
-        masks = await to_thread.run_sync(read_masks, cleaned)
-        pictures = await self._uploads.keep(job_id, files, cleaned)
+        async with self._uploads.clean(files) as cleaned:
+            masks = read_masks({part: picture.mask for part, picture in cleaned.items()})
+            pictures = await self._uploads.keep(job_id, files, cleaned)
         data = data.model_copy(update={"request": data.request.model_copy(update={"pictures": pictures})})
         return await self._admission.recount(data, masks) if masks else data
 

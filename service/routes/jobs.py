@@ -4,6 +4,7 @@ import base64
 import binascii
 import logging
 import re
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -21,6 +22,7 @@ from service.errors import (
     NoModelError,
     QueueFullError,
 )
+from service.http.bodies import release_body
 from service.jobs.submission import Submission, read_submission
 from service.openapi import SUBMISSION_BODY, problems
 
@@ -46,10 +48,15 @@ Prefer = Annotated[
 ]
 
 
-async def take_submission(request: Request, services: ServicesDep) -> Submission:
-    return await read_submission(
-        request, services.settings.max_body_bytes, services.settings.max_picture_bytes
+async def take_submission(request: Request, services: ServicesDep) -> AsyncGenerator[Submission]:
+    settings = services.settings
+    submission = await read_submission(
+        request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
     )
+    try:
+        yield submission
+    finally:
+        submission.close()
 
 
 @router.post(
@@ -70,6 +77,7 @@ async def take_submission(request: Request, services: ServicesDep) -> Submission
     },
 )
 async def create_job(
+    request: Request,
     submission: Annotated[Submission, Depends(take_submission)],
     response: Response,
     services: ServicesDep,
@@ -78,6 +86,8 @@ async def create_job(
 ) -> JobView:
     """Queue a job for one picture, as JSON, or as a multipart form of the part `request` (JSON) and the pictures. Follow it at `urls.ws` or `urls.events`; fetch the picture at `urls.result`."""
     job = await services.intake.take(submission, idempotency_key)
+    submission.close()  # not only after the wait
+    release_body(request.scope)
     wait_s = _read_wait(prefer)
     if wait_s:
         await services.events.wait(job, wait_s)

@@ -74,7 +74,12 @@ def test_jobs_that_end_otherwise_are_counted_and_not_measured() -> None:
 
 def test_an_event_of_another_form_does_no_harm() -> None:
     meter = JobMeter(metrics := Metrics())
-    for text in ("{}", '{"job_id": 1, "ts": null}', '{"job_id": "a", "ts": 1, "data": []}', '{"job_id": 1, "ts": 1, "data": {}}'):
+    for text in (
+        "{}",
+        '{"job_id": 1, "ts": null}',
+        '{"job_id": "a", "ts": 1, "data": []}',
+        '{"job_id": 1, "ts": 1, "data": {}}',
+    ):
         for kind in ("step.completed", "phase.started", "job.strange"):
             meter.observe(EventMessage(kind, "", text))
     assert metrics.registry.get_sample_value("chorale_tiles_total") == 0

@@ -41,8 +41,12 @@ def test_of_what_repeats_some_are_told_and_then_their_number() -> None:
     while len(kept.lines) < 1008 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [line for line in kept.lines if line.startswith("job")] == [f"job {n} queued" for n in range(1000)]
-    assert [line for line in kept.lines if line.startswith("conn")] == [f"connection {n} open" for n in range(3)]
-    assert [line for line in kept.lines if line.startswith("request")] == [f"request {n} failed" for n in range(3)]
+    assert [line for line in kept.lines if line.startswith("conn")] == [
+        f"connection {n} open" for n in range(3)
+    ]
+    assert [line for line in kept.lines if line.startswith("request")] == [
+        f"request {n} failed" for n in range(3)
+    ]
     told = sorted(line for line in kept.lines if "more in" in line)
     assert [line.partition(" like: ")[0] for line in told] == ["997 more in 0.2 s"] * 2
     others.info("connection %d open", 1000)  # a new window
@@ -76,7 +80,9 @@ def test_a_line_names_time_request_and_job_and_no_client_makes_a_line(
         server.send_signal(signal.SIGTERM)
         _, text = server.communicate(timeout=30)
     lines = text.splitlines()
-    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ \S+ \[\S+ \S+\] ", line) for line in lines)
+    assert all(
+        re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ \S+ \[\S+ \S+\] ", line) for line in lines
+    )
     (queued,) = [line for line in lines if f"job {job} queued" in line]
     assert "[mine -]" in queued
     assert any(f"[yours {JOB}] job {JOB}, queued, is to be canceled" in line for line in lines), text

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from service.images.decoder import RefusedError, clean
+from service.images.decoder import RefusedError
 from service.images.formats import name_formats, readable_formats
-from tests.service.images.test_colors import encode, profile, with_chunks
+from tests.service.images.test_colors import cleaned, encode, profile, with_chunks
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_adobe_deflate"}}
 ALL = {**LOSSLESS, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}}
@@ -31,7 +31,7 @@ def smooth() -> Image.Image:
 
 
 def read(file: bytes) -> np.ndarray:
-    with Image.open(BytesIO(clean(file, 1.0))) as picture:
+    with Image.open(BytesIO(cleaned(file))) as picture:
         assert (picture.format, picture.mode, picture.info) == ("PNG", "RGB", {})
         return np.asarray(picture)
 
@@ -166,13 +166,13 @@ def test_numbers_that_are_no_levels_are_refused(kind: str) -> None:
     file = BytesIO()
     tifffile.imwrite(file, np.ones((8, 8), kind))
     with pytest.raises(RefusedError, match="8 or 16 bits"):
-        clean(file.getvalue(), 1.0)
+        cleaned(file.getvalue())
 
 
 def test_heic_is_named_where_it_cannot_be_read() -> None:
     file = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
     with pytest.raises(RefusedError) as refused:
-        clean(file, 1.0)
+        cleaned(file)
     can_read = any(each.name == "HEIC" for each in readable_formats())
     assert str(refused.value).startswith(f"a {name_formats()} picture")
     assert str(refused.value).endswith("not readable by this installation") is not can_read
@@ -183,7 +183,7 @@ def test_a_broken_header_is_not_taken_for_another_format(kind: str) -> None:
     file = encode(smooth(), kind, **ALL[kind])
     name = next(each.name for each in readable_formats() if each.plugin == kind)
     with pytest.raises(RefusedError, match=f"this {name} has a broken header|this one is broken"):
-        clean(file[:16] + bytes(len(file) - 16), 1.0)
+        cleaned(file[:16] + bytes(len(file) - 16))
 
 
 def files() -> list[bytes]:

@@ -17,6 +17,7 @@ from api_schemas.answers import JobView
 from service.errors import UnavailableError
 from service.image_store import ImageStore
 from service.images.formats import name_formats
+from service.images.received import ReceivedPicture, open_scratch
 from service.images.uploads import Uploads
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
@@ -223,9 +224,15 @@ def test_a_key_is_bound_to_the_pictures_too(api: httpx.Client) -> None:
 
 def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Path) -> None:
     """No interpreter starts within a millisecond."""
-    uploads = Uploads(ImageStore.open(settings), megapixels=1.0, patience_s=0.001)
+
+    async def clean() -> None:
+        picture = ReceivedPicture(open_scratch(store_dir.parent), size_bytes=0, sha256="")
+        async with uploads.clean({"control_image": picture}):
+            raise AssertionError("decoded at once")
+
+    uploads = Uploads(ImageStore.open(settings), 1.0, store_dir.parent / "uploads", patience_s=0.001)
     with pytest.raises(UnavailableError, match="busy"):
-        anyio.run(uploads.clean, {"control_image": encode()})
+        anyio.run(clean)
     assert not [path for path in store_dir.rglob("*") if path.is_file()]
 
 
