@@ -51,6 +51,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.bodies_held = Gauge(
+            "chorale_bodies_held_bytes",
+            "Bytes of requests that are being taken in: pictures on disk, and JSON in memory.",
+            ["kind"],
+            registry=self.registry,
+        )
         self.connections_closed = Counter(
             "chorale_connections_closed",
             "Connections that were closed: a slow_head or slow_reader, evicted for others, or full.",

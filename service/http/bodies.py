@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anyio import fail_after
+from prometheus_client import Gauge
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import STATUS, BodyTooSlowError, UnavailableError
 from service.http.problems import answer
+from service.metrics import Metrics
 
 _LEAST_RATE: Final = 16 * 1024  # bytes a second, after the first seconds: 128 kbit/s, as of a weak phone
 _MOST_JSON_BYTES: Final = 64 << 20  # of all bodies that are held in memory
@@ -24,7 +26,12 @@ class _Budget:
     """Bytes that all requests of a kind may hold together."""
 
     limit: int
+    shown: Gauge
     used: int = 0
+
+    def change(self, size: int) -> None:
+        self.used += size
+        self.shown.set(self.used)
 
 
 @dataclass(slots=True)
@@ -41,10 +48,10 @@ class _Held:
 
     def add(self, size: int) -> None:
         self.received += size
-        self.budget.used += size
+        self.budget.change(size)
 
     def release(self) -> None:
-        self.budget.used -= self.received
+        self.budget.change(-self.received)
         self.received = 0
 
 
@@ -56,10 +63,11 @@ class BodyPaceMiddleware:
         upload_bytes: of the pictures of all requests, which lie on disk.
     """
 
-    def __init__(self, app: ASGIApp, receive_s: float, upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, receive_s: float, upload_bytes: int) -> None:
         self._app = app
         self._receive_s = receive_s
-        self._json, self._uploads = _Budget(_MOST_JSON_BYTES), _Budget(upload_bytes)
+        self._json = _Budget(_MOST_JSON_BYTES, metrics.bodies_held.labels("json"))
+        self._uploads = _Budget(upload_bytes, metrics.bodies_held.labels("upload"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -30,7 +30,7 @@ def install(
     receive_s: float,
 ) -> None:
     """Surround an app, limits in bytes; the last one added is the outermost."""
-    app.add_middleware(BodyPaceMiddleware, receive_s=receive_s, upload_bytes=uploads_limit)
+    app.add_middleware(BodyPaceMiddleware, metrics=metrics, receive_s=receive_s, upload_bytes=uploads_limit)
     app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
     app.add_middleware(

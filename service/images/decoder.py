@@ -29,7 +29,7 @@ from service.images.masks import MaskSummary
 from service.images.png_rows import PngRows
 
 _LARGE_PIXELS = 16_000_000  # several smaller ones may be in memory at the same time
-_STRIP_PIXELS = 2_000_000
+_STRIP_PIXELS = 1_000_000
 # By EXIF's orientation: what undoes it.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
