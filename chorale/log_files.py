@@ -14,7 +14,7 @@ def rotate(log: Path, largest_bytes: int = _LARGEST_BYTES) -> None:
 
     Its writer appends to the file that it has opened, so the content is copied and the file cut to
     nothing; a line that comes between the two is lost. Where the disk is full, the content is lost: the
-    room is needed more.
+    space is needed more.
     """
     if not log.is_file() or log.stat().st_size < largest_bytes:
         return

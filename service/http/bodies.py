@@ -56,7 +56,7 @@ class _Held:
 
 
 class BodyPaceMiddleware:
-    """Ends requests whose body stalls or comes too slowly, and sheds those that there is no room for.
+    """Ends requests whose body stalls or comes too slowly, and sheds those that there is no space for.
 
     Args:
         receive_s: the longest pause, and the time before the average rate counts.

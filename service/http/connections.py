@@ -69,7 +69,7 @@ class ConnectionLimits:
 class BoundedProtocol(HttpProtocol):
     """uvicorn's protocol, which by itself waits for ever for the head of a request and for a reader.
 
-    When there are too many connections, the one that has been without a request for longest makes room: a
+    When there are too many connections, the one that has been without a request for longest gives way: a
     flood of idle connections closes its own.
     """
 
@@ -78,9 +78,9 @@ class BoundedProtocol(HttpProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
-        has_room = len(self.connections) < self.limits.connections or self._make_room()
+        is_free = len(self.connections) < self.limits.connections or self._free_one()
         super().connection_made(transport)
-        if has_room:
+        if is_free:
             self._await_head()
         else:
             self._count("full")
@@ -144,7 +144,7 @@ class BoundedProtocol(HttpProtocol):
         elif left:
             self._watch_reader(left)
 
-    def _make_room(self) -> bool:
+    def _free_one(self) -> bool:
         if not self.limits.waiting:
             return False
         oldest, _ = self.limits.waiting.popitem(last=False)

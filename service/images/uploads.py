@@ -23,7 +23,7 @@ from service.images.received import ReceivedPicture, open_scratch
 
 _AT_ONCE: Final = 2  # of them one large picture
 _MOST_WAITING: Final = 50
-_NO_ROOM: Final = 2  # exit code of the decoder
+_NO_SPACE: Final = 2  # exit code of the decoder
 _CPU_S: Final = 60
 _PATIENCE_S: Final = 120
 _RETRY_AFTER_S: Final = 60
@@ -103,11 +103,11 @@ class Uploads:
                     code, words = await self._decode(picture, png, mask if part in MASK_PARTS else None)
                     summary = mask.read()
         except OSError as error:
-            raise _no_room(error.strerror or "") from error
+            raise _no_space(error.strerror or "") from error
         if code == 0:
             return CleanPicture(png, summary)
-        if code == _NO_ROOM:
-            raise _no_room(words)
+        if code == _NO_SPACE:
+            raise _no_space(words)
         value, allowed = f"{picture.size_bytes} bytes", _explain(code, words)
         raise InvalidRequestError([FieldError(field=part, value=value, allowed=allowed)])
 
@@ -143,7 +143,7 @@ class Uploads:
         ]
 
 
-def _no_room(words: str) -> UnavailableError:
+def _no_space(words: str) -> UnavailableError:
     return UnavailableError(f"pictures cannot be taken in: {words}", retry_after_s=_RETRY_AFTER_S)
 
 

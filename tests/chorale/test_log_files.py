@@ -52,7 +52,7 @@ def test_a_small_log_and_one_that_is_missing_are_left_alone(tmp_path: Path) -> N
 
 
 def test_a_full_log_is_emptied_though_nothing_can_be_kept(tmp_path: Path) -> None:
-    """Here a folder is in the way of the copy; on a full disk it is the room that lacks."""
+    """Here a folder is in the way of the copy; on a full disk it is the space that lacks."""
     log = tmp_path / "service.log"
     log.write_bytes(b"x" * LARGEST)
     (tmp_path / "service.log.1").mkdir()

@@ -106,7 +106,7 @@ def _send_and_wait(connection: socket.socket) -> bool:
         return False
 
 
-def test_of_too_many_connections_the_longest_idle_makes_room(
+def test_of_too_many_connections_the_longest_idle_gives_way(
     settings: ServiceSettings, serve_with: Serve, opened: ExitStack
 ) -> None:
     url = serve_with(settings.model_copy(update={"max_connections": 10}))

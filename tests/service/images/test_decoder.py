@@ -272,7 +272,7 @@ def test_a_deep_picture_takes_little_more_than_its_pixels() -> None:
     assert peak - small < 10 * side_px**2
 
 
-def test_a_disk_without_room_is_not_the_picture_s_fault() -> None:
+def test_a_disk_without_space_is_not_the_picture_s_fault() -> None:
     with open("/dev/full", "wb") as full:
         code, words, _ = decode(encode(Image.fromarray(noise())), full)
     assert (code, words.strip()) == (2, "No space left on device")

@@ -237,7 +237,7 @@ def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Pa
     assert not [path for path in store_dir.rglob("*") if path.is_file()]
 
 
-def test_uploads_that_there_is_no_room_for_are_shed_at_once(
+def test_uploads_that_there_is_no_space_for_are_shed_at_once(
     serve_with: Serve, settings: ServiceSettings
 ) -> None:
     """The sum counts what has come in and is not worked off; what is announced must fit beside it."""
