@@ -104,7 +104,8 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     headers = dict(failure.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(_allowed_methods(request)) or headers["Allow"]
-    return _respond(request.scope, failure.status_code, code, detail, False, [], headers)
+    retryable = failure.status_code == STATUS[UnavailableError][0]
+    return _respond(request.scope, failure.status_code, code, detail, retryable, [], headers)
 
 
 async def _answer_internal_error(request: Request, error: Exception) -> Response:
