@@ -64,7 +64,7 @@ def test_slow_senders_are_let_go_and_others_are_served(
 ) -> None:
     """Heads that end never, bodies that stall, and a client that only connects."""
     story.queue(JOB)
-    url = serve_with(settings.model_copy(update={"receive_timeout_s": 0.5}))
+    url = serve_with(settings.model_copy(update={"receive_timeout_s": 1.0}))
     with httpx.Client(base_url=url) as api, connect(f"ws{url[4:]}/v1/jobs/{JOB}/ws") as follower:
         slow = [open_at(url, opened, head) for head in HEADS * 5]
         for connection in slow[2::6]:
