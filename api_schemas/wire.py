@@ -13,6 +13,7 @@ chorale:trouble:{name}  string what a degraded worker has lost; expires with its
 chorale:connected:{name} string "1" if the worker saw its own connection in the queue server's list; expires alike
 chorale:paused:{name}   string `code: message`, why the worker takes no jobs; expires alike
 chorale:paused          set    names of workers that take no jobs
+chorale:memory:{name}   string bytes of main memory that the worker holds; expires with its heartbeat
 chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
 chorale:probe           string written by readiness, to see whether the server takes it
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
@@ -49,6 +50,7 @@ TROUBLE_KEY_PREFIX: Final = "chorale:trouble:"
 CONNECTED_KEY_PREFIX: Final = "chorale:connected:"
 PAUSED_KEY_PREFIX: Final = "chorale:paused:"
 PAUSED_KEY: Final = "chorale:paused"
+MEMORY_KEY_PREFIX: Final = "chorale:memory:"
 WORKERS_KEY: Final = "chorale:workers"
 UNREADABLE_PREFIX: Final = "chorale:unreadable:"
 PROBE_KEY: Final = "chorale:probe"

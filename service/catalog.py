@@ -11,6 +11,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.stored import UnreadableRecordError, read_card
 from api_schemas.wire import (
     CONNECTED_KEY_PREFIX,
+    MEMORY_KEY_PREFIX,
     MODELS_KEY,
     PAUSED_KEY,
     PAUSED_KEY_PREFIX,
@@ -110,6 +111,13 @@ class ModelCatalog:
         """Shorten a list; a server that refuses to write has it longer for a while."""
         with suppress(ResponseError):
             await self._redis.srem(key, *names)
+
+    async def list_memory(self, workers: Iterable[str]) -> dict[str, int]:
+        """Main memory of those of these workers that tell it, in bytes."""
+        names = list(workers)
+        keys = [MEMORY_KEY_PREFIX + name for name in names]
+        told = cast(list[bytes | None], await self._redis.mget(keys) if keys else [])
+        return {name: int(size) for name, size in zip(names, told, strict=True) if size and size.isdigit()}
 
     async def count_workers(self, model: str) -> int:
         """Number of workers that serve this model."""

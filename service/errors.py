@@ -5,6 +5,7 @@ ServiceError
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
 ├── AmbiguousLengthError       a body of two lengths
+├── BodyTooSlowError
 ├── JobNotFoundError
 ├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
@@ -52,6 +53,9 @@ class BodyTooLargeError(ServiceError): ...
 
 
 class AmbiguousLengthError(ServiceError): ...
+
+
+class BodyTooSlowError(ServiceError): ...
 
 
 class JobNotFoundError(ServiceError):
@@ -109,6 +113,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
     AmbiguousLengthError: (400, "invalid_request", False),
+    BodyTooSlowError: (408, "timeout", False),
     JobNotFoundError: (404, "not_found", False),
     JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
@@ -131,6 +136,7 @@ HTTP_CODES: dict[int, ErrorCode] = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     409: "conflict",
     413: "invalid_request",
     422: "invalid_request",

@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # obstore has this name for type checkers only
     from obstore.store import S3Config
 
 _CHUNK_BYTES: Final = 1 << 20
+_PARTS_AT_ONCE: Final = 2  # of 5 MB each, in memory
 _PROBE_KEY: Final = "probe"
 
 
@@ -82,9 +83,10 @@ class ImageStore:
             return None
         return bytes(await found.bytes_async())
 
-    async def put(self, key: str, content: bytes) -> None:
-        """Store an object, all or nothing."""
-        await obstore.put_async(self._store, key, content)
+    async def put(self, key: str, file: IO[bytes]) -> None:
+        """Store a file as an object, all or nothing."""
+        file.seek(0)
+        await obstore.put_async(self._store, key, file, max_concurrency=_PARTS_AT_ONCE)
 
     async def list_folders(self, prefix: str) -> list[str]:
         """Names of the folders right below a folder."""

@@ -1,6 +1,5 @@
 """The API process: wiring only."""
 
-import logging
 import os
 import sys
 from collections.abc import AsyncGenerator
@@ -21,12 +20,18 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from api_schemas.settings import describe_refused, spare_loopback
-from service import openapi
+from service import logs, openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
 from service.disk_space import DiskSpace
 from service.event_stream import EventStream
 from service.http import middleware, problems
+from service.http.connections import (
+    ConnectionLimits,
+    bind_limits,
+    fit_connections,
+    raise_descriptor_limit,
+)
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
@@ -103,8 +108,7 @@ def main() -> None:
 
     The reason is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asgi_correlation_id").setLevel(logging.ERROR)  # a malformed id is no news
+    logs.set_up()
     spare_loopback(os.environ)
     try:
         settings = ServiceSettings()
@@ -113,6 +117,7 @@ def main() -> None:
     if not settings.is_loopback() and not settings.allow_open_bind:
         why = f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
         sys.exit(_refuse(f"{why} set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"))
+    raise_descriptor_limit(settings.max_connections)
     app = create_app(settings)
     _Server(app, settings).run()
 
@@ -138,8 +143,15 @@ class _Server(uvicorn.Server):
 
 def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
     """How uvicorn is run."""
+    limits = ConnectionLimits(
+        fit_connections(settings.max_connections),
+        receive_s=settings.receive_timeout_s,
+        send_s=settings.send_timeout_s,
+        metrics=app.state.services.metrics,
+    )
     return uvicorn.Config(
         app,
+        http=bind_limits(limits),
         host=settings.host,
         port=settings.port,
         ws="websockets-sansio",
@@ -151,6 +163,7 @@ def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         # and a request that is just being sent gets lost (uvicorn's 5 s are also httpx's).
         timeout_keep_alive=_KEEP_ALIVE_S,
         access_log=False,
+        log_config=None,
         server_header=False,
         proxy_headers=False,  # see http/sites.py
         headers=_SAFETY_HEADERS,
@@ -176,7 +189,7 @@ def _build_services(
     space = DiskSpace(images.folder, settings.disk_reserve_bytes)
     admission = Admission(catalog, queue, throughput, space, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
-    uploads = Uploads(images, settings.max_picture_megapixels)
+    uploads = Uploads(images, settings.max_picture_megapixels, settings.work_dir / "uploads")
     return Services(
         settings=settings,
         redis=client,
@@ -206,7 +219,7 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
-    # Of all pictures of a body, which are held in memory together: masks of regions are small.
+    # Of all pictures of a body: masks of regions are small.
     upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
     middleware.install(app, metrics, settings, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
 

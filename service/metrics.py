@@ -4,7 +4,10 @@ from collections import Counter as Counts
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
+OUTCOMES: Final = ("succeeded", "failed", "canceled")
 
 _PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "storage_unavailable")
 
@@ -14,6 +17,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU time and descriptors of this process
         self.requests = Counter(
             "chorale_http_requests",
             "Answered requests.",
@@ -70,6 +74,37 @@ class Metrics:
             "Free space on the disk of a store that is a folder, else NaN.",
             registry=self.registry,
         )
+
+        self.bodies_held = Gauge(
+            "chorale_bodies_held_bytes",
+            "Bytes of requests that are being taken in: pictures on disk, and JSON in memory.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.connections_closed = Counter(
+            "chorale_connections_closed",
+            "Connections that were closed: a slow_head or slow_reader, evicted for others, or full.",
+            ["reason"],
+            registry=self.registry,
+        )
+
+        self.jobs_ended = Counter("chorale_jobs_ended", "Ended jobs.", ["outcome"], registry=self.registry)
+        self.phase_s = Histogram(
+            "chorale_job_phase_seconds",
+            "Time that jobs which succeeded spent in each phase.",
+            ["phase"],
+            buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 1200, 3600, 14_400),
+            registry=self.registry,
+        )
+        self.tiles = Counter("chorale_tiles", "Tile predictions made by workers.", registry=self.registry)
+        self.worker_memory = Gauge(
+            "chorale_worker_resident_memory_bytes",
+            "Main memory of a worker and its engine.",
+            ["worker"],
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:  # so that each is there before its first job
+            self.jobs_ended.labels(outcome)
 
     def count_paused(self, faults: Iterable[str]) -> None:
         """Paused workers by the code of `code: message`; no worker can invent a series."""

@@ -11,6 +11,7 @@ from service.errors import (
     INTERNAL_ERROR,
     STATUS,
     BodyTooLargeError,
+    BodyTooSlowError,
     ForbiddenError,
     ServiceError,
     UnavailableError,
@@ -63,7 +64,7 @@ SUBMISSION_BODY: dict[str, object] = {
 def problems(*errors: type[ServiceError]) -> Responses:
     """Responses for these errors and for those that any route can give."""
     codes: dict[int, list[str]] = {INTERNAL_ERROR[0]: [INTERNAL_ERROR[1]]}
-    for error in (*errors, BodyTooLargeError, ForbiddenError, UnavailableError):
+    for error in (*errors, BodyTooLargeError, BodyTooSlowError, ForbiddenError, UnavailableError):
         status, code, _ = STATUS[error]
         codes.setdefault(status, []).append(code)
     return {status: _declare(sorted(set(names))) for status, names in sorted(codes.items())}

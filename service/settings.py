@@ -3,6 +3,8 @@
 import ipaddress
 import re
 import secrets
+import tempfile
+from pathlib import Path
 from typing import Annotated, Final, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
@@ -16,6 +18,10 @@ _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 def _draw_secret() -> SecretStr:
     return SecretStr(secrets.token_hex(32))
+
+
+def _default_work_dir() -> Path:
+    return Path(tempfile.gettempdir()) / "chorale-work"
 
 
 def _split_words(value: object) -> object:
@@ -83,6 +89,21 @@ class ServiceSettings(SharedSettings, BaseSettings):
     max_body_bytes: int = Field(default=256 * 1024, ge=1024)
     max_picture_bytes: int = Field(
         default=32 << 20, ge=1024, description="Limit for each picture sent with a job."
+    )
+    max_upload_bytes_at_once: int = Field(
+        default=1 << 30,
+        ge=1024,
+        description="Limit for the sum of all uploads that are being taken in; they lie in work_dir.",
+    )
+    work_dir: Path = Field(default_factory=_default_work_dir, description="Scratch space for uploads.")
+    max_connections: int = Field(
+        default=4096, ge=1, description="Fewer where the limit of file descriptors requires it."
+    )
+    receive_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long the head of a request, or a pause in its body, may take.",
     )
     max_picture_megapixels: float = Field(default=64.0, gt=0, allow_inf_nan=False)
     link_secret: Annotated[SecretStr, AfterValidator(_check_secret)] = Field(

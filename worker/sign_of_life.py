@@ -5,8 +5,15 @@ from redis.exceptions import ResponseError
 
 from api_schemas import wire
 from worker.errors import ResourceError
+from worker.resident import measure_resident
 
 _SHORTEST_S = 15
+_PREFIXES = (
+    wire.WORKER_KEY_PREFIX,
+    wire.CONNECTED_KEY_PREFIX,
+    wire.MEMORY_KEY_PREFIX,
+    wire.TROUBLE_KEY_PREFIX,
+)
 
 
 class SignOfLife:
@@ -29,6 +36,7 @@ class SignOfLife:
         self._redis.set(wire.WORKER_KEY_PREFIX + self._worker, model, ex=self._expiry_s)
         if self._is_visible:
             self._redis.set(wire.CONNECTED_KEY_PREFIX + self._worker, "1", ex=self._expiry_s)
+        self._redis.set(wire.MEMORY_KEY_PREFIX + self._worker, measure_resident(), ex=self._expiry_s)
         if trouble is not None:
             self._redis.set(wire.TROUBLE_KEY_PREFIX + self._worker, trouble, ex=self._expiry_s)
         self._redis.sadd(wire.WORKERS_KEY, self._worker)
@@ -45,8 +53,7 @@ class SignOfLife:
 
     def end(self) -> None:
         """Say at once that the worker is gone; the keys of a killed one expire."""
-        prefixes = (wire.WORKER_KEY_PREFIX, wire.CONNECTED_KEY_PREFIX, wire.TROUBLE_KEY_PREFIX)
-        self._redis.delete(*(prefix + self._worker for prefix in prefixes))
+        self._redis.delete(*(prefix + self._worker for prefix in _PREFIXES))
         self._redis.srem(wire.WORKERS_KEY, self._worker)
         self.tell_pause(None)
 

@@ -13,7 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import STATUS, AmbiguousLengthError, BodyTooLargeError
 from service.http import sites
+from service.http.bodies import BodyPaceMiddleware, announced_length, is_upload
 from service.http.problems import REQUEST_ID, answer
+from service.logs import SCOPE
 from service.metrics import Metrics
 from service.settings import ServiceSettings
 
@@ -26,6 +28,12 @@ def install(
     app: FastAPI, metrics: Metrics, settings: ServiceSettings, *, body_limit: int, upload_limit: int
 ) -> None:
     """Surround an app, limits in bytes; the last one added is the outermost."""
+    app.add_middleware(
+        BodyPaceMiddleware,
+        metrics=metrics,
+        receive_s=settings.receive_timeout_s,
+        upload_bytes=settings.max_upload_bytes_at_once,
+    )
     sites.install(app, settings)
     app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
@@ -65,6 +73,7 @@ class RequestMetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        SCOPE.set(scope)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
@@ -101,9 +110,8 @@ class BodyLimitMiddleware:
         headers = Headers(scope=scope)
         if "content-length" in headers and "transfer-encoding" in headers:
             return await _refuse_both_lengths(scope, receive, send)
-        is_upload = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        limit = self._upload_limit if is_upload else self._limit
-        if _announced_length(headers) > limit:
+        limit = self._upload_limit if is_upload(headers) else self._limit
+        if announced_length(headers) > limit:
             return await _refuse(limit, scope, receive, send)
         received = 0
 
@@ -131,8 +139,3 @@ async def _refuse_both_lengths(scope: Scope, receive: Receive, send: Send) -> No
     detail = "Content-Length and Transfer-Encoding exclude each other"
     error = AmbiguousLengthError(detail, headers={"Connection": "close"})
     await answer(scope, error)(scope, receive, send)
-
-
-def _announced_length(headers: Headers) -> int:
-    length = headers.get("content-length", "")
-    return int(length) if length.isdecimal() else 0

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Scope
@@ -40,6 +41,7 @@ from service.outages import explain_queue, explain_store, is_disk_full
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "X-Request-ID"
 _RETRY_AFTER_S = 5
+_CLIENT_LEFT = 499
 _PARTS = {
     "advanced": AdvancedSettings,
     "control": ControlSettings,
@@ -63,6 +65,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RedisError, _answer_unavailable)
     app.add_exception_handler(StoreError, _answer_unavailable)
     app.add_exception_handler(OSError, _answer_full_disk)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_internal_error)
 
 
@@ -92,6 +95,11 @@ async def _answer_full_disk(request: Request, error: Exception) -> Response:
     )
 
 
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    """For the metrics: the client has left before its request was whole (the status is nginx's)."""
+    return Response(status_code=_CLIENT_LEFT)
+
+
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
     failures = cast(Sequence[dict[str, object]], cast(RequestValidationError, error).errors())
     undecodable = [each for each in failures if each["type"] == "json_invalid"]
@@ -107,7 +115,8 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     headers = dict(failure.headers or {})
     if "Allow" in headers:
         headers["Allow"] = _name_methods(_allowed_methods(request) or headers["Allow"].split(", "))
-    return _respond(request.scope, failure.status_code, code, detail, False, [], headers)
+    retryable = failure.status_code == STATUS[UnavailableError][0]
+    return _respond(request.scope, failure.status_code, code, detail, retryable, [], headers)
 
 
 async def _answer_internal_error(request: Request, error: Exception) -> Response:

@@ -1,6 +1,9 @@
 """A Deep Zoom pyramid: its geometry, and tiles of an unfinished picture, assembled from its stored previews."""
 
+import asyncio
 import re
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from math import ceil
@@ -84,18 +87,32 @@ def _span(index: int, length: int) -> tuple[int, int] | None:
 _BACKGROUND: Final = 40
 _QUALITY: Final = 80
 _PAGE: Final = 256
+_FRESH_S: Final = 0.5  # a tile far out shows all previews of a canvas, which change with each step
+_KEPT_TILES: Final = 64
 Pixels = NDArray[np.uint8]
 
 
 class PreviewCanvas:
-    """Reads the newest frame of each cell that a window touches."""
+    """Reads the newest frame of each cell that a window touches; twice a second, however many ask."""
 
     def __init__(self, redis: Redis, unreadable: UnreadableRecords) -> None:
         self._redis = redis
         self._unreadable = unreadable
+        self._tiles: OrderedDict[tuple[str, Window], tuple[float, asyncio.Task[bytes]]] = OrderedDict()
 
     async def render(self, job_id: str, window: Window) -> bytes:
         """The window as JPEG; parts without a preview are grey."""
+        key, now = (job_id, window), time.monotonic()
+        began, task = self._tiles.get(key, (0.0, None))
+        if task is None or (task.done() and now - began > _FRESH_S):
+            task = asyncio.create_task(self._render(job_id, window))
+            self._tiles[key] = now, task
+            self._tiles.move_to_end(key)
+            if len(self._tiles) > _KEPT_TILES:
+                self._tiles.popitem(last=False)
+        return await asyncio.shield(task)  # others wait for it too
+
+    async def _render(self, job_id: str, window: Window) -> bytes:
         tile = np.full((window.height, window.width, 3), _BACKGROUND, np.uint8)
         keys = await self._find_cells(job_id, window)
         for start in range(0, len(keys), _PAGE):
@@ -119,7 +136,7 @@ class PreviewCanvas:
         for frame in frames:
             try:
                 event, image = unpack_preview(frame)
-                pixels = simplejpeg.decode_jpeg(image, colorspace="RGB")
+                pixels = _decode(image, window, event.data)
             except ValueError as error:
                 self._unreadable.tell("preview", frame[:100], error)
                 continue
@@ -138,6 +155,13 @@ def _may_touch(key: bytes, window: Window) -> bool:
         window.left_px - PREVIEW_CELL_PX < left_px < window.right_px
         and window.top_px - PREVIEW_CELL_PX < top_px < window.bottom_px
     )
+
+
+def _decode(image: bytes, window: Window, cell: TilePreviewedData) -> Pixels:
+    """Pixels of a preview, but not many more than the tile has for it: an eighth costs a third."""
+    height = ceil(cell.height_px * window.height / (window.bottom_px - window.top_px))
+    width = ceil(cell.width_px * window.width / (window.right_px - window.left_px))
+    return simplejpeg.decode_jpeg(image, colorspace="RGB", min_height=height, min_width=width, min_factor=1.0)
 
 
 def _paint(tile: Pixels, window: Window, cell: TilePreviewedData, pixels: Pixels) -> None:

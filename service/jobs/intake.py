@@ -1,17 +1,17 @@
 """From a valid request to a recorded and queued job, once."""
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping
 from typing import Final
-
-from anyio import to_thread
 
 from api_schemas.events import JobQueued, QueuedData
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 from service.errors import ConflictError
 from service.images.masks import read_masks
+from service.images.received import ReceivedPicture
 from service.images.uploads import Uploads
 from service.job_queue import JobQueue
 from service.job_store import JobStore
@@ -21,6 +21,7 @@ from service.jobs.submission import Submission, require_pictures
 from service.metrics import Metrics
 
 _RETRY_S: Final = 1
+log = logging.getLogger(__name__)
 
 
 class Intake:
@@ -83,15 +84,17 @@ class Intake:
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
+        size = job.request.width_px, job.request.height_px
+        log.info("job %s queued: model %s, %dx%d px", job_id, job.request.model, *size)
         return job
 
     async def _keep_pictures(
-        self, job_id: str, files: Mapping[PicturePart, bytes], data: QueuedData
+        self, job_id: str, files: Mapping[PicturePart, ReceivedPicture], data: QueuedData
     ) -> QueuedData:
         """Store the pictures; masks of regions, once they are decoded, also change the cost."""
-        cleaned = await self._uploads.clean(files)
-        masks = await to_thread.run_sync(read_masks, cleaned)
-        pictures = await self._uploads.keep(job_id, files, cleaned)
+        async with self._uploads.clean(files) as cleaned:
+            masks = read_masks({part: picture.mask for part, picture in cleaned.items()})
+            pictures = await self._uploads.keep(job_id, files, cleaned)
         data = data.model_copy(update={"request": data.request.model_copy(update={"pictures": pictures})})
         return await self._admission.recount(data, masks) if masks else data
 

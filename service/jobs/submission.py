@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, get_args
+from pathlib import Path
+from typing import BinaryIO, Final, get_args
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -14,12 +17,15 @@ from starlette.datastructures import FormData, UploadFile
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.regions import name_masks
-from service.errors import BadRequestError, InvalidRequestError
+from service.errors import BadRequestError, InvalidRequestError, UnavailableError
 from service.images.formats import name_formats
+from service.images.received import ReceivedPicture
+from service.jobs.forms import read_form
 
 REQUEST_PART: Final = "request"
 PICTURE_PARTS: Final[tuple[PicturePart, ...]] = get_args(PicturePart)
-_MOST_PARTS: Final = 30  # more than are ever valid, so that this module can name the part that is too much
+_RETRY_AFTER_S: Final = 60
+_PIECE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +33,57 @@ class Submission:
     """A request and the files sent with it, not yet decoded."""
 
     request: GenerationRequest
-    files: dict[PicturePart, bytes] = field(default_factory=dict[PicturePart, bytes])
+    files: dict[PicturePart, ReceivedPicture] = field(default_factory=dict[PicturePart, ReceivedPicture])
 
     def fingerprint(self) -> str:
         """The same for the same request with the same pictures, also for a later version that has more fields."""
-        digests = "".join(f"{part}:{_digest(content)}" for part, content in sorted(self.files.items()))
-        return _digest((self.request.model_dump_json(exclude_defaults=True) + digests).encode())
+        digests = "".join(f"{part}:{picture.sha256}" for part, picture in sorted(self.files.items()))
+        request = self.request.model_dump_json(exclude_defaults=True)
+        return hashlib.sha256((request + digests).encode()).hexdigest()
+
+    def close(self) -> None:
+        """Free the disk; may be repeated."""
+        for picture in self.files.values():
+            picture.file.close()
 
 
-async def read_submission(request: Request, max_json_bytes: int, max_picture_bytes: int) -> Submission:
+async def read_submission(
+    request: Request, max_json_bytes: int, max_picture_bytes: int, folder: Path
+) -> Submission:
     """Read a body of either form.
+
+    Args:
+        folder: where pictures are meanwhile.
 
     Raises:
         BadRequestError: it cannot be decoded.
         InvalidRequestError: a part is missing, is too much, or is too large.
         RequestValidationError: a value is refused.
+        UnavailableError: pictures cannot be written to the folder.
     """
     # Named it must be: a page of another site may send a body without a type, unasked.
     kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        limits = {"max_files": _MOST_PARTS, "max_fields": _MOST_PARTS, "max_part_size": max_json_bytes}
-        async with request.form(**limits) as form:
-            return await _read_form(form, max_json_bytes, max_picture_bytes)
+        return await _read_upload(request, max_json_bytes, max_picture_bytes, folder)
     if kind != "application/json" and not kind.endswith("+json"):
         raise _refuse("Content-Type", kind, "application/json or multipart/form-data")
     return Submission(_parse(await request.body()))
+
+
+async def _read_upload(
+    request: Request, max_json_bytes: int, max_picture_bytes: int, folder: Path
+) -> Submission:
+    try:
+        form = await read_form(request, folder, max_json_bytes)
+    except OSError as error:
+        why = f"pictures cannot be taken in: {error.strerror}"
+        raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
+    try:
+        return await _read_form(form, max_json_bytes, max_picture_bytes)
+    except BaseException:
+        with suppress(OSError):  # the disk is full, and all is lost anyway
+            await form.close()
+        raise
 
 
 async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int) -> Submission:
@@ -59,11 +91,26 @@ async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int
     if REQUEST_PART not in form:
         raise _refuse(REQUEST_PART, "null", "the request as JSON, as a part of this name")
     body = await _read_part(REQUEST_PART, form[REQUEST_PART], max_json_bytes)
-    files: dict[PicturePart, bytes] = {}
+    files: dict[PicturePart, ReceivedPicture] = {}
     for part in PICTURE_PARTS:
         if part in form:
-            files[part] = await _read_part(part, form[part], max_picture_bytes)
+            files[part] = await _read_picture(part, form[part], max_picture_bytes)
     return Submission(_parse(body), files)
+
+
+async def _read_picture(name: str, part: UploadFile | str, max_bytes: int) -> ReceivedPicture:
+    if isinstance(part, str):
+        raise _refuse(name, "a field", "a file, as in filename=picture.png")
+    if (part.size or 0) > max_bytes:
+        raise _refuse(name, f"more than {max_bytes} bytes", f"at most {max_bytes} bytes")
+    return ReceivedPicture(part.file, part.size or 0, await to_thread.run_sync(_digest, part.file))
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _refuse_unknown_parts(names: list[str]) -> None:
@@ -129,10 +176,6 @@ def _parse(body: bytes) -> GenerationRequest:
     except ValidationError as error:
         failures = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
         raise RequestValidationError(failures) from error
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _refuse(field: str, value: str, allowed: str) -> InvalidRequestError:

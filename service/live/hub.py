@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from api_schemas.wire import LIVE_KEY, pack_batch
+from service.job_meter import JobMeter
 from service.live.subscription import Subscription
 from service.messages import EventMessage, read_event
 from service.metrics import Metrics
@@ -38,6 +39,7 @@ class LiveHub:
         self._metrics = metrics
         self._throughput = throughput
         self._unreadable = unreadable
+        self._meter = JobMeter(metrics)
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._closed = False
 
@@ -134,6 +136,7 @@ class LiveHub:
         for job_id, job_events in events.items():
             for event in job_events:
                 self._throughput.observe(event)
+                self._meter.observe(event)
             for subscription in self._subscriptions.get(job_id, ()):
                 subscription.put_events(job_events)
 

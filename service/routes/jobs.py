@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import logging
 import re
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -22,6 +24,7 @@ from service.errors import (
     NoSpaceError,
     QueueFullError,
 )
+from service.http.bodies import release_body
 from service.jobs.submission import Submission, read_submission
 from service.openapi import SUBMISSION_BODY, problems
 
@@ -30,6 +33,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.
 # A status filter reads at most this many jobs for one page; `next` continues from there.
 _SCAN_LIMIT: Final = 1000
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
 IdempotencyKey = Annotated[
     str | None,
@@ -46,10 +50,15 @@ Prefer = Annotated[
 ]
 
 
-async def take_submission(request: Request, services: ServicesDep) -> Submission:
-    return await read_submission(
-        request, services.settings.max_body_bytes, services.settings.max_picture_bytes
+async def take_submission(request: Request, services: ServicesDep) -> AsyncGenerator[Submission]:
+    settings = services.settings
+    submission = await read_submission(
+        request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
     )
+    try:
+        yield submission
+    finally:
+        submission.close()
 
 
 @router.post(
@@ -72,6 +81,7 @@ async def take_submission(request: Request, services: ServicesDep) -> Submission
     },
 )
 async def create_job(
+    request: Request,
     submission: Annotated[Submission, Depends(take_submission)],
     response: Response,
     services: ServicesDep,
@@ -80,6 +90,8 @@ async def create_job(
 ) -> JobView:
     """Queue a job for one picture, as JSON, or as a multipart form of the part `request` (JSON) and the pictures. Follow it at `urls.ws` or `urls.events`; fetch the picture at `urls.result`."""
     job = await services.intake.take(submission, idempotency_key)
+    submission.close()  # not only after the wait
+    release_body(request.scope)
     wait_s = _read_wait(prefer)
     if wait_s:
         await services.events.wait(job, wait_s)
@@ -124,6 +136,7 @@ async def list_jobs(
 )
 async def cancel_job(job: LoadedJob, response: Response, services: ServicesDep) -> JobView:
     """Cancel a job. A job that has already ended is not changed, so this may be repeated."""
+    log.info("job %s, %s, is to be canceled", job.id, job.status)
     job = await services.jobs.cancel(job, "canceled by a client")
     if job.status in TERMINAL:
         await services.queue.remove(job.id)

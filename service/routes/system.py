@@ -68,6 +68,9 @@ async def _measure_queues(services: Services) -> None:
     workers = Counter(alive.values())
     services.metrics.workers_degraded.set(len(await services.catalog.list_troubles(alive)))
     services.metrics.count_paused((await services.catalog.list_paused()).values())
+    services.metrics.worker_memory.clear()
+    for name, size in (await services.catalog.list_memory(alive)).items():
+        services.metrics.worker_memory.labels(name).set(size)
     for model in {*load, *workers, *(card.name for card in await services.catalog.list_cards())}:
         line = load.get(model, Load(0, 0))
         services.metrics.jobs_waiting.labels(model).set(line.waiting)

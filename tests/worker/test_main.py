@@ -84,6 +84,9 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     bench.await_that(lambda: bench.redis.keys(pattern) != [], "heartbeat")
     (key,) = bench.redis.keys(pattern)
     assert 0 < bench.redis.ttl(key) <= 30
+    memory = f"{wire.MEMORY_KEY_PREFIX}{key.decode().removeprefix(wire.WORKER_KEY_PREFIX)}"
+    bench.await_that(lambda: int(bench.redis.get(memory) or 0) > 100 << 20, "memory, torch's included")
+    assert 0 < bench.redis.ttl(memory) <= 30
     card = read_card(bench.redis.hget(wire.MODELS_KEY, "toy"))
     assert card.is_default
     assert card.tile_seconds is not None
@@ -91,6 +94,7 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     worker.terminate()
     assert worker.wait(10) == 0
     assert bench.redis.keys(pattern) == []
+    assert not bench.redis.exists(memory)
 
 
 def test_a_job_in_another_models_queue_fails_and_says_so(shared_bench: Bench) -> None:
