@@ -1,5 +1,6 @@
 """The API process: wiring only."""
 
+import gc
 import logging
 import sys
 from collections.abc import AsyncGenerator
@@ -46,6 +47,7 @@ _REDIS_CONNECTIONS = 50
 _SHUTDOWN_S = 10
 _KEEP_ALIVE_S = 75
 _DAY_S = 86_400
+_GARBAGE_THRESHOLDS = 20_000, 20, 20
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -96,7 +98,14 @@ def main() -> None:
             " set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"
         )
     app = create_app(settings)
+    _collect_garbage_less_often()
     _Server(app, settings).run()
+
+
+def _collect_garbage_less_often() -> None:
+    """Of what 2,000 sockets hold almost nothing is garbage: looking through it took a third of the process's time."""
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 class _Server(uvicorn.Server):
