@@ -57,6 +57,11 @@ class Readiness(_Answer):
         default={},
         description="Workers that lost a device and continue with the rest: worker name to message.",
     )
+    background: dict[str, str] = Field(
+        default={},
+        description="Background tasks of this API process that failed and are started again: task name to message."
+        " Jobs are accepted and run meanwhile; live events may come late.",
+    )
 
 
 class Snapshot(_Answer):

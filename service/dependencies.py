@@ -5,10 +5,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query
 from redis.asyncio import Redis
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from api_schemas.errors import FieldError
 from api_schemas.job import Job
+from service.background import Background
 from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, JobNotFoundError
 from service.event_stream import EventStream
@@ -47,6 +48,13 @@ def get_services(connection: HTTPConnection) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def get_background(request: Request) -> Background:
+    return cast(Background, request.app.state.background)
+
+
+BackgroundDep = Annotated[Background, Depends(get_background)]
 
 
 async def load_job(

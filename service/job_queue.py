@@ -1,12 +1,14 @@
 """The queues of waiting jobs, one per model. RQ functions are named by string, so no worker code is imported."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from anyio import to_thread
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from rq import Queue, Retry
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job as QueuedJob
 from rq.serializers import JSONSerializer
 
@@ -24,10 +26,12 @@ class Load:
 
 
 class JobQueue:
-    """RQ supports blocking Redis clients only, so each call runs in a thread."""
+    """RQ supports blocking Redis clients only, so what it does runs in a thread; its lists are read directly."""
 
-    def __init__(self, redis: Redis, *, timeout_s: int, retries: int) -> None:
-        self._redis = redis
+    def __init__(self, redis: AsyncRedis, blocking_redis: Redis, *, timeout_s: int, retries: int) -> None:
+        self._async_redis = redis
+        self._redis = blocking_redis
+        self._known_queues: dict[str, Queue] = {}
         self._timeout_s = timeout_s
         self._retries = retries
 
@@ -53,23 +57,33 @@ class JobQueue:
 
     async def count(self, model: str) -> int:
         """Jobs that wait for this model."""
-        return await to_thread.run_sync(len, self._queue(model))
+        return await self._async_redis.llen(self._queue(model).key)
 
     async def measure(self) -> dict[str, Load]:
         """What waits and runs, by model."""
         return await to_thread.run_sync(self._measure)
 
-    async def position(self, job_id: str, model: str) -> int | None:
-        """Number of jobs ahead of this one, None if it is not waiting."""
-        return await to_thread.run_sync(self._queue(model).get_job_position, job_id)
+    async def find_positions(self, jobs: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Number of jobs ahead of each of these, (id, model), None where it is not waiting; in one call."""
+        if not jobs:
+            return []
+        async with self._async_redis.pipeline(transaction=False) as pipeline:
+            for job_id, model in jobs:
+                # From the end, where those are that are asked for most: in a list and right after a POST.
+                pipeline.lpos(self._queue(model).key, job_id, rank=-1)
+            return cast(list[int | None], await pipeline.execute())
 
     async def list_waiting(self) -> list[str]:
         """Ids of all jobs that wait, for whichever model."""
         return await to_thread.run_sync(self._list_waiting)
 
     def _queue(self, model: str) -> Queue:
-        # With pickle, write access to Redis would allow running code in the worker.
-        return Queue(queue_name(model), connection=self._redis, serializer=JSONSerializer)
+        queue = self._known_queues.get(model)
+        if queue is None:  # kept, since each new one asks the server for its version
+            # With pickle, write access to Redis would allow running code in the worker.
+            queue = Queue(queue_name(model), connection=self._redis, serializer=JSONSerializer)
+            self._known_queues[model] = queue
+        return queue
 
     def _queues(self) -> dict[str, Queue]:
         """Every queue that ever held a job of the service, by model."""
@@ -107,13 +121,18 @@ class JobQueue:
         known = self._fetch(job_id)
         if known is None:
             return "lost"
+        try:
+            return self._locate(known, self._queue(model))
+        except InvalidJobOperation:  # it ended since it was fetched, and RQ deleted it
+            return "lost"
+
+    def _locate(self, known: QueuedJob, queue: Queue) -> Presence:
         if not known.is_queued:
             ended = known.is_finished or known.is_failed or known.is_canceled or known.is_stopped
             return "unlisted" if ended else "present"
         # Popped but not yet started, it is in the intermediate list, which RQ's own workers clean.
-        queue = self._queue(model)
-        waits = queue.get_job_position(job_id) is not None
-        return "present" if waits or job_id in queue.intermediate_queue.get_job_ids() else "unlisted"
+        waits = queue.get_job_position(known.id) is not None
+        return "present" if waits or known.id in queue.intermediate_queue.get_job_ids() else "unlisted"
 
     def _revive(self, job_id: str, model: str) -> bool:
         self._forget(job_id)
@@ -122,12 +141,24 @@ class JobQueue:
     def _forget(self, job_id: str) -> None:
         known = self._fetch(job_id)
         if known is not None:
-            known.delete()
+            self._delete(known)
 
     def _remove(self, job_id: str) -> None:
         known = self._fetch(job_id)
-        if known is not None and known.is_queued:
+        if known is not None and self._waits(known):
+            self._delete(known)
+
+    def _waits(self, known: QueuedJob) -> bool:
+        try:
+            return known.is_queued
+        except InvalidJobOperation:  # without a status no worker can have it
+            return True
+
+    def _delete(self, known: QueuedJob) -> None:
+        try:
             known.delete()
+        except InvalidJobOperation:  # RQ found no status: what is left of it is of no use to anyone
+            self._redis.delete(known.key)
 
     def _fetch(self, job_id: str) -> QueuedJob | None:
         try:

@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from api_schemas.settings import describe_refused
 from service import openapi
+from service.background import Background
 from service.catalog import ModelCatalog
 from service.dependencies import Services
 from service.event_stream import EventStream
@@ -56,16 +57,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     client, blocking_client = _open_redis(settings), _open_blocking_redis(settings)
     hub = LiveHub(client, metrics, throughput)
     services = _build_services(settings, client, blocking_client, hub, metrics, throughput)
-    reconciler = Reconciler(services.jobs, services.queue, metrics, settings.reconcile_interval_s)
-    retention = _build_retention(settings, services)
+    background = _build_background(settings, services, hub)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncGenerator[None]:
         # Work in threads can swallow a plain task's cancellation; a task group's is delivered again.
         async with create_task_group() as group:
-            group.start_soon(hub.run)
-            group.start_soon(reconciler.run)
-            group.start_soon(retention.run)
+            group.start_soon(background.run)
             yield
             hub.close()
             group.cancel_scope.cancel()
@@ -79,6 +77,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=live,
     )
     app.state.services = services
+    app.state.background = background
     app.state.hub = hub
     _add_doors(app, settings, metrics)
     return app
@@ -148,7 +147,7 @@ def _build_services(
     throughput: Throughput,
 ) -> Services:
     store = JobStore(client)
-    queue = JobQueue(blocking_client, timeout_s=settings.job_timeout_s, retries=settings.job_retries)
+    queue = JobQueue(client, blocking_client, timeout_s=settings.job_timeout_s, retries=settings.job_retries)
     catalog = ModelCatalog(client)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     admission = Admission(catalog, queue, throughput, settings.max_queued)
@@ -171,9 +170,12 @@ def _build_services(
     )
 
 
-def _build_retention(settings: ServiceSettings, services: Services) -> Retention:
-    keep_s = settings.retention_days * _DAY_S
-    return Retention(services.jobs, services.queue, services.images, keep_s, settings.reconcile_interval_s)
+def _build_background(settings: ServiceSettings, services: Services, hub: LiveHub) -> Background:
+    interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
+    reconciler = Reconciler(services.jobs, services.queue, services.metrics, interval_s)
+    retention = Retention(services.jobs, services.queue, services.images, keep_s, interval_s)
+    tasks = {"live": hub.run, "reconciler": reconciler.run, "retention": retention.run}
+    return Background(services.metrics, tasks)
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:

@@ -44,6 +44,15 @@ class Metrics:
             "Workers that lost a device and continue with the rest.",
             registry=self.registry,
         )
+        self.background_restarts = Counter(
+            "chorale_background_restarts",
+            "Background tasks of this process that failed and were started again.",
+            ["task"],
+            registry=self.registry,
+        )
+        self.background_up = Gauge(
+            "chorale_background_up", "0 while a background task has failed.", ["task"], registry=self.registry
+        )
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

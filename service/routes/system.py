@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from api_schemas.answers import Readiness
-from service.dependencies import Services, ServicesDep
+from service.dependencies import BackgroundDep, Services, ServicesDep
 from service.job_queue import Load
 from service.openapi import problems
 
@@ -40,7 +40,9 @@ async def check_health() -> Health:
         503: {"model": Readiness, "description": "A part is not available; the body names it."},
     },
 )
-async def check_readiness(response: Response, services: ServicesDep) -> Readiness:
+async def check_readiness(
+    response: Response, services: ServicesDep, background: BackgroundDep
+) -> Readiness:
     """Readiness: whether a job posted now would run."""
     queue, store = await asyncio.gather(_reach_queue(services), _reach_store(services))
     workers = await services.catalog.list_workers() if queue == "ok" else {}
@@ -54,6 +56,7 @@ async def check_readiness(response: Response, services: ServicesDep) -> Readines
         workers=list(workers),
         models=sorted(set(workers.values())),
         degraded=await services.catalog.list_troubles(workers),
+        background=background.list_troubles(),
     )
 
 

@@ -19,7 +19,15 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"], "models": ["glow"], "degraded": {}},
+        {
+            "ready": True,
+            "queue": "ok",
+            "store": "ok",
+            "workers": ["w7"],
+            "models": ["glow"],
+            "degraded": {},
+            "background": {},
+        },
     )
     redis.set("chorale:trouble:w7", "degraded: lost cuda:1; continues on cuda:0")
     answer = api.get("/readyz")
