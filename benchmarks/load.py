@@ -82,7 +82,8 @@ Scenario = Callable[[Api, argparse.Namespace], Figures]
 
 def main() -> None:
     options = parse()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.sched_setaffinity(0, set(range(1, os.cpu_count() or 1)) or {0})
     folders = {"before": options.against, "after": Path.cwd()} if options.against else {"": Path.cwd()}
     for name in options.only:
@@ -169,8 +170,8 @@ async def watch(
 ) -> tuple[list[Watcher], Figures]:
     """Connect all, then let the writer begin."""
     watchers = [await connect(api, ids[number % len(ids)]) for number in range(options.sockets)]
-    while not all(any(b"job.queued" in data for _, data in watcher.arrivals) for watcher in watchers):
-        await asyncio.sleep(0.1)
+    for watcher in watchers:
+        await watcher.first_text.wait()
     with cpu_of(api) as used:
         writer.start()
         await asyncio.sleep(options.seconds)
@@ -180,7 +181,7 @@ async def watch(
 
 
 async def connect(api: Api, job_id: str) -> Watcher:
-    port, path = httpx.URL(api.url).port, f"/v1/jobs/{job_id}/ws"
+    port, path = int(api.url.rpartition(":")[2]), f"/v1/jobs/{job_id}/ws"
     return (await asyncio.get_running_loop().create_connection(lambda: Watcher(path), "127.0.0.1", port))[1]
 
 
@@ -248,7 +249,9 @@ def show(title: str, rounds: list[Figures]) -> None:
     print(f"{title}, median of {len(rounds)}:")
     for name in dict.fromkeys(name for figures in rounds for name in figures):
         values = [figures.get(name, 0.0) for figures in rounds]
-        print(f"  {name}: {median(values):.0f}  ({', '.join(f'{value:.0f}' for value in values)})", flush=True)
+        print(
+            f"  {name}: {median(values):.0f}  ({', '.join(f'{value:.0f}' for value in values)})", flush=True
+        )
 
 
 @contextmanager
@@ -256,25 +259,24 @@ def api_of(folder: Path) -> Generator[Api]:
     """The API of a checkout, with a queue server of its own and one announced model."""
     with tempfile.TemporaryDirectory(prefix="ch-") as name:
         path = Path(name) / "v.sock"
-        with ValkeyServer(port=0, data_dir=Path(name), unix_socket_path=path, config={"save": ""}):
-            with Redis.from_url(f"unix://{path}") as redis:  # pyright: ignore[reportUnknownMemberType]
-                redis.hset(MODELS_KEY, CARD.name, CARD.model_dump_json())
-                redis.set(WORKER_KEY_PREFIX + "w1", CARD.name)
-                redis.sadd(WORKERS_KEY, "w1")
-                with running(folder, Path(name), {"CHORALE_REDIS_URL": f"unix://{path}"}) as (url, process):
-                    yield Api(url, redis, process)
+        server = ValkeyServer(port=0, data_dir=Path(name), unix_socket_path=path, config={"save": ""})
+        with server, Redis.from_url(f"unix://{path}") as redis:  # pyright: ignore[reportUnknownMemberType]
+            redis.hset(MODELS_KEY, CARD.name, CARD.model_dump_json())
+            redis.set(WORKER_KEY_PREFIX + "w1", CARD.name)
+            redis.sadd(WORKERS_KEY, "w1")
+            with running(folder, Path(name), {"CHORALE_REDIS_URL": f"unix://{path}"}) as (url, process):
+                yield Api(url, redis, process)
 
 
 @contextmanager
-def running(
-    folder: Path, store: Path, environment: dict[str, str]
-) -> Generator[tuple[str, psutil.Process]]:
+def running(folder: Path, store: Path, environment: dict[str, str]) -> Generator[tuple[str, psutil.Process]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    more = {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('EXTRA_PATH', '')}", "CHORALE_STORE_URL": store.as_uri()}
+    more = {"PYTHONPATH": str(folder), "CHORALE_STORE_URL": store.as_uri()}
     more |= {"CHORALE_MAX_QUEUED": "1000000", "CHORALE_PORT": url.rpartition(":")[2]}
-    command = [sys.executable, "-m", "service.main"]
+    own = folder / ".venv" / "bin" / "python"
+    command = [str(own) if own.exists() else sys.executable, "-m", "service.main"]
     with (store / "api.log").open("wb") as log:
         api = subprocess.Popen(
             command, env=os.environ | environment | more, cwd=folder, stderr=log, preexec_fn=pin({0})

@@ -102,17 +102,22 @@ class Watcher(asyncio.Protocol):
     def __init__(self, path: str) -> None:
         self._path = path
         self.arrivals: list[tuple[float, bytes]] = []
+        self.first_text = asyncio.Event()
         self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        head = f"GET {self._path} HTTP/1.1\r\nHost: benchmark\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        head = (
+            f"GET {self._path} HTTP/1.1\r\nHost: benchmark\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        )
         key = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         transport.write((head + key).encode())
 
     def data_received(self, data: bytes) -> None:
         self.arrivals.append((time.time(), data))
+        if b'"job.queued"' in data:
+            self.first_text.set()
         if data[0] == 0x89:  # a ping, alone; its answer under a mask of zeros
             self._transport.write(bytes((0x8A, 0x80 | data[1])) + bytes(4) + data[2 : 2 + data[1]])
 

@@ -63,7 +63,10 @@ class ModelCatalog:
         }
         if len(workers) < len(names):
             await self._redis.srem(WORKERS_KEY, *(set(names) - {name.encode() for name in workers}))
-        self._recent, self._read_at = Offer(_arrange(bodies, set(workers.values())), workers), time.monotonic()
+        self._recent, self._read_at = (
+            Offer(_arrange(bodies, set(workers.values())), workers),
+            time.monotonic(),
+        )
         return self._recent
 
     async def read_recent(self) -> Offer:

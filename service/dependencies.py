@@ -13,6 +13,7 @@ from service.background import Background
 from service.catalog import ModelCatalog
 from service.errors import InvalidRequestError, JobNotFoundError
 from service.event_stream import EventStream
+from service.http.shedding import SLOT, Slot
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
@@ -55,6 +56,13 @@ def get_background(request: Request) -> Background:
 
 
 BackgroundDep = Annotated[Background, Depends(get_background)]
+
+
+def get_slot(request: Request) -> Slot:
+    return cast(Slot, request.scope[SLOT])
+
+
+SlotDep = Annotated[Slot, Depends(get_slot)]
 
 
 async def load_job(

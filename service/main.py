@@ -45,6 +45,8 @@ from service.throughput import Throughput
 
 _REDIS_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50
+# A request that gets no connection by then is refused; streams, which hold none while they wait, may take longer.
+_REQUEST_WAIT_S = 0.5
 _SHUTDOWN_S = 10
 _KEEP_ALIVE_S = 75
 _DAY_S = 86_400
@@ -54,9 +56,11 @@ _GARBAGE_THRESHOLDS = 20_000, 20, 20
 def create_app(settings: ServiceSettings) -> FastAPI:
     """Build every part once and connect them."""
     metrics, throughput = Metrics(), Throughput()
-    client, blocking_client = _open_redis(settings), _open_blocking_redis(settings)
-    hub = LiveHub(client, metrics, throughput)
-    services = _build_services(settings, client, blocking_client, hub, metrics, throughput)
+    client, blocking_client = _open_redis(settings, _REQUEST_WAIT_S), _open_blocking_redis(settings)
+    stream_client = _open_redis(settings, _REDIS_TIMEOUT_S)
+    hub = LiveHub(stream_client, metrics, throughput)
+    follower = EventStream(stream_client, hub, JobStore(stream_client), settings.ping_interval_s)
+    services = _build_services(settings, client, blocking_client, follower, metrics, throughput)
     background = _build_background(settings, services, hub)
 
     @asynccontextmanager
@@ -68,6 +72,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             hub.close()
             group.cancel_scope.cancel()
         await client.aclose()
+        await stream_client.aclose()
         blocking_client.close()
 
     app = FastAPI(
@@ -142,7 +147,7 @@ def _build_services(
     settings: ServiceSettings,
     client: Redis,
     blocking_client: redis.Redis,
-    hub: LiveHub,
+    follower: EventStream,
     metrics: Metrics,
     throughput: Throughput,
 ) -> Services:
@@ -162,7 +167,7 @@ def _build_services(
         catalog=catalog,
         intake=Intake(admission, idempotency, uploads, store, queue, metrics),
         views=JobViews(queue, catalog, throughput, links),
-        events=EventStream(client, hub, store, settings.ping_interval_s),
+        events=follower,
         images=images,
         previews=PreviewCanvas(client),
         links=links,
@@ -186,15 +191,20 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> Non
     openapi.install(app)
     # Of all pictures of a body, which are held in memory together: masks of regions are small.
     upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
-    middleware.install(app, metrics, body_limit=settings.max_body_bytes, upload_limit=upload_limit)
+    middleware.install(
+        app,
+        metrics,
+        body_limit=settings.max_body_bytes,
+        upload_limit=upload_limit,
+        request_limit=settings.max_requests,
+    )
 
 
-def _open_redis(settings: ServiceSettings) -> Redis:
+def _open_redis(settings: ServiceSettings, wait_s: float) -> Redis:
     pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings.redis_url,
-        # After a restart hundreds of viewers reconnect at the same moment: they queue for connections.
         max_connections=_REDIS_CONNECTIONS,
-        timeout=_REDIS_TIMEOUT_S,
+        timeout=wait_s,
         socket_timeout=_REDIS_TIMEOUT_S,
         socket_connect_timeout=_REDIS_TIMEOUT_S,
         # One retry for a stale connection; an unreachable server is reported at once.

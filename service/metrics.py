@@ -44,6 +44,11 @@ class Metrics:
             "Workers that lost a device and continue with the rest.",
             registry=self.registry,
         )
+        self.requests_shed = Counter(
+            "chorale_http_requests_shed",
+            "Requests refused because as many as may were being answered.",
+            registry=self.registry,
+        )
         self.background_restarts = Counter(
             "chorale_background_restarts",
             "Background tasks of this process that failed and were started again.",

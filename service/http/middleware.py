@@ -13,15 +13,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import STATUS, BodyTooLargeError
 from service.http.problems import REQUEST_ID, answer
+from service.http.shedding import SheddingMiddleware
 from service.metrics import Metrics
 
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def install(app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int) -> None:
-    """Surround an app, limits in bytes; the last one added is the outermost."""
+def install(
+    app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int, request_limit: int
+) -> None:
+    """Surround an app, limits of bodies in bytes; the last one added is the outermost."""
     app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
+    app.add_middleware(SheddingMiddleware, limit=request_limit, metrics=metrics)
     app.add_middleware(
         CorrelationIdMiddleware,
         header_name=REQUEST_ID,

@@ -40,9 +40,7 @@ async def check_health() -> Health:
         503: {"model": Readiness, "description": "A part is not available; the body names it."},
     },
 )
-async def check_readiness(
-    response: Response, services: ServicesDep, background: BackgroundDep
-) -> Readiness:
+async def check_readiness(response: Response, services: ServicesDep, background: BackgroundDep) -> Readiness:
     """Readiness: whether a job posted now would run."""
     queue, store = await asyncio.gather(_reach_queue(services), _reach_store(services))
     workers = await services.catalog.list_workers() if queue == "ok" else {}

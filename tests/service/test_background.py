@@ -20,6 +20,7 @@ JOB = "4" * 28
 
 def test_each_task_is_started_again_by_itself() -> None:
     starts: Counter[str] = Counter()
+    again = asyncio.Event()
 
     async def steady() -> None:
         starts["steady"] += 1
@@ -27,6 +28,8 @@ def test_each_task_is_started_again_by_itself() -> None:
 
     async def failing() -> None:
         starts["failing"] += 1
+        if starts["failing"] == 2:
+            again.set()
         raise LookupError("/a/path")
 
     async def ending() -> None:
@@ -37,10 +40,10 @@ def test_each_task_is_started_again_by_itself() -> None:
         background = Background(metrics, tasks)
         assert background.list_troubles() == {}
         running = asyncio.create_task(background.run())
-        while min(starts["failing"], starts["ending"]) < 2:
-            await asyncio.sleep(0.02)
+        await again.wait()
         troubles = background.list_troubles()
         assert (set(troubles), troubles["ending"]) == ({"failing", "ending"}, "ended")
+        assert starts["ending"] >= 1
         assert "LookupError" in troubles["failing"]
         assert "/a/path" not in troubles["failing"]  # the log's business
         running.cancel()
