@@ -118,7 +118,7 @@ async def _await_disconnect(websocket: WebSocket) -> None:
 async def _serve(
     websocket: WebSocket, messages: AsyncGenerator[Message], timeout_s: float, scope: anyio.CancelScope
 ) -> None:
-    """A task of its own: what wakes 2,000 of them does not walk through the frames of every middleware each time."""
+    """A task of its own, so that what wakes 2,000 of them does not resume all frames of the middleware each time."""
     # A stalled connection does not accept a close frame either, until its client reads again.
     with suppress(WebSocketDisconnect, TimeoutError):
         code = await _send_all(websocket, messages, timeout_s)
