@@ -76,6 +76,11 @@ class Readiness(_Answer):
         " worker name to `code: message`. They go on by themselves.",
     )
     parts: list[PartReadiness] = Field(default=[], description="All parts, each with what is wrong with it.")
+    background: dict[str, str] = Field(
+        default={},
+        description="Background tasks of this API process that failed and are started again: task name to message."
+        " Jobs are accepted and run meanwhile; live events may come late.",
+    )
 
 
 class Snapshot(_Answer):

@@ -1,13 +1,15 @@
 """The queues of waiting jobs, one per model. RQ functions are named by string, so no worker code is imported."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from anyio import to_thread
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 from rq import Queue, Retry
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job as QueuedJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
@@ -28,11 +30,21 @@ class Load:
 
 
 class JobQueue:
-    """RQ supports blocking Redis clients only, so each call runs in a thread."""
+    """RQ supports blocking Redis clients only, so what it does runs in a thread; its lists are read directly."""
 
-    def __init__(self, redis: Redis, unreadable: UnreadableRecords, *, timeout_s: int, retries: int) -> None:
-        self._redis = redis
+    def __init__(
+        self,
+        redis: AsyncRedis,
+        blocking_redis: Redis,
+        unreadable: UnreadableRecords,
+        *,
+        timeout_s: int,
+        retries: int,
+    ) -> None:
+        self._async_redis = redis
+        self._redis = blocking_redis
         self._unreadable = unreadable
+        self._known_queues: dict[str, Queue] = {}
         self._timeout_s = timeout_s
         self._retries = retries
 
@@ -58,15 +70,22 @@ class JobQueue:
 
     async def count(self, model: str) -> int:
         """Jobs that wait for this model."""
-        return await to_thread.run_sync(len, self._queue(model))
+        return await self._async_redis.llen(self._queue(model).key)
 
     async def measure(self) -> dict[str, Load]:
         """What waits and runs, by model."""
         return await to_thread.run_sync(self._measure)
 
-    async def position(self, job_id: str, model: str) -> int | None:
-        """Number of jobs ahead of this one, None if it is not waiting."""
-        return await to_thread.run_sync(self._position, job_id, model)
+    async def find_positions(self, jobs: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Number of jobs ahead of each of these, (id, model), None where it is not waiting; in one call."""
+        if not jobs:
+            return []
+        async with self._async_redis.pipeline(transaction=False) as pipeline:
+            for job_id, model in jobs:
+                # From the end, where those are that are asked for most: in a list and right after a POST.
+                pipeline.lpos(self._queue(model).key, job_id, rank=-1)
+            answers = cast(list[int | Exception | None], await pipeline.execute(raise_on_error=False))
+        return [_read_position(answer) for answer in answers]
 
     async def list_waiting(self) -> list[str]:
         """Ids of all jobs that wait, for whichever model."""
@@ -77,8 +96,12 @@ class JobQueue:
         return await to_thread.run_sync(lambda: [queue.name for queue in self._queues().values()])
 
     def _queue(self, model: str) -> Queue:
-        # With pickle, write access to Redis would allow running code in the worker.
-        return Queue(queue_name(model), connection=self._redis, serializer=JSONSerializer)
+        queue = self._known_queues.get(model)
+        if queue is None:  # kept, since each new one asks the server for its version
+            # With pickle, write access to Redis would allow running code in the worker.
+            queue = Queue(queue_name(model), connection=self._redis, serializer=JSONSerializer)
+            self._known_queues[model] = queue
+        return queue
 
     def _queues(self) -> dict[str, Queue]:
         """Every queue that ever held a job of the service, by model."""
@@ -107,13 +130,6 @@ class JobQueue:
         queues = self._queues().values()
         members = [member for queue in queues for member in self._list(queue.key)]
         return [job_id for member in members if (job_id := read_id(member)) is not None]
-
-    def _position(self, job_id: str, model: str) -> int | None:
-        try:
-            return self._queue(model).get_job_position(job_id)
-        except RedisError as error:
-            require_wrong_type(error)
-            return None
 
     def _enqueue(self, job_id: str, model: str) -> bool:
         try:
@@ -155,12 +171,18 @@ class JobQueue:
     def _forget(self, job_id: str) -> None:
         known = self._fetch(job_id)
         if known is not None:
-            known.delete()
+            self._delete(known)
 
     def _remove(self, job_id: str) -> None:
         known = self._fetch(job_id)
-        if known is not None and known.get_status(refresh=False) == JobStatus.QUEUED:
+        if known is not None and known.get_status(refresh=False) in (None, JobStatus.QUEUED):
+            self._delete(known)
+
+    def _delete(self, known: QueuedJob) -> None:
+        try:
             known.delete()
+        except InvalidJobOperation:  # RQ found no status: what is left of it is of no use to anyone
+            self._redis.delete(known.key)
 
     def _fetch(self, job_id: str) -> QueuedJob | None:
         try:
@@ -180,3 +202,11 @@ class JobQueue:
         """Delete what RQ has of a job, so that it is lost there and enqueued again: its record has all of it."""
         self._unreadable.tell("queued", job_id, repr(error))
         self._redis.delete(QueuedJob.key_for(job_id))
+
+
+def _read_position(answer: int | Exception | None) -> int | None:
+    """A queue that is of another type has no positions until it is repaired."""
+    if isinstance(answer, Exception):
+        require_wrong_type(answer)
+        return None
+    return answer

@@ -60,6 +60,21 @@ class Metrics:
             "Workers that lost a device and continue with the rest.",
             registry=self.registry,
         )
+        self.requests_shed = Counter(
+            "chorale_http_requests_shed",
+            "Requests refused because as many as may were being answered.",
+            registry=self.registry,
+        )
+        self.background_restarts = Counter(
+            "chorale_background_restarts",
+            "Background tasks of this process that failed and were started again.",
+            ["task"],
+            registry=self.registry,
+        )
+        self.background_up = Gauge(
+            "chorale_background_up", "0 while a background task has failed.", ["task"], registry=self.registry
+        )
+
         self.workers_paused = Gauge(
             "chorale_workers_paused",
             "Workers that take no jobs, by what they lack.",

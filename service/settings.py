@@ -86,6 +86,9 @@ class ServiceSettings(SharedSettings, BaseSettings):
         default="", description="Path below which a proxy serves all this, as in /chorale."
     )
     max_queued: int = Field(default=1000, ge=1)
+    max_requests: int = Field(
+        default=200, ge=1, description="Requests answered at the same time; more are refused at once."
+    )
     max_body_bytes: int = Field(default=256 * 1024, ge=1024)
     max_picture_bytes: int = Field(
         default=32 << 20, ge=1024, description="Limit for each picture sent with a job."

@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 from typing import Final, Literal
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from service.metrics import Metrics
 
@@ -32,7 +32,7 @@ class UnreadableRecords:
         log.warning("a stored record is skipped: %s %s: %s", kind, name, str(why)[:500])
 
 
-def require_wrong_type(error: RedisError) -> None:
+def require_wrong_type(error: Exception) -> None:
     """Pass on every error of Redis but that a key is of another type.
 
     Raises:

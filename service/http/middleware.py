@@ -15,6 +15,7 @@ from service.errors import STATUS, AmbiguousLengthError, BodyTooLargeError
 from service.http import sites
 from service.http.bodies import BodyPaceMiddleware, announced_length, is_upload
 from service.http.problems import REQUEST_ID, answer
+from service.http.shedding import SheddingMiddleware
 from service.logs import SCOPE
 from service.metrics import Metrics
 from service.settings import ServiceSettings
@@ -27,7 +28,7 @@ _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def install(
     app: FastAPI, metrics: Metrics, settings: ServiceSettings, *, body_limit: int, upload_limit: int
 ) -> None:
-    """Surround an app, limits in bytes; the last one added is the outermost."""
+    """Surround an app, limits of bodies in bytes; the last one added is the outermost."""
     app.add_middleware(
         BodyPaceMiddleware,
         metrics=metrics,
@@ -37,6 +38,7 @@ def install(
     sites.install(app, settings)
     app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
+    app.add_middleware(SheddingMiddleware, limit=settings.max_requests, metrics=metrics)
     app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
     app.add_middleware(
         CorrelationIdMiddleware,

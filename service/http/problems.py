@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import cast
 
@@ -59,13 +59,9 @@ log = logging.getLogger(__name__)
 
 def install(app: FastAPI) -> None:
     """Answer all exceptions, the framework's own too, with problem bodies."""
-    app.add_exception_handler(ServiceError, _answer_service_error)
-    app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(RedisError, _answer_unavailable)
-    app.add_exception_handler(StoreError, _answer_unavailable)
-    app.add_exception_handler(OSError, _answer_full_disk)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.add_exception_handler(ExceptionGroup, _answer_group)
     app.add_exception_handler(Exception, _answer_internal_error)
 
 
@@ -117,6 +113,29 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         headers["Allow"] = _name_methods(_allowed_methods(request) or headers["Allow"].split(", "))
     retryable = failure.status_code == STATUS[UnavailableError][0]
     return _respond(request.scope, failure.status_code, code, detail, retryable, [], headers)
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    ServiceError: _answer_service_error,
+    RequestValidationError: _answer_validation_error,
+    HTTPException: _answer_http_error,
+    RedisError: _answer_unavailable,
+    StoreError: _answer_unavailable,
+    OSError: _answer_full_disk,
+    ClientDisconnect: _answer_nobody,
+}
+
+
+async def _answer_group(request: Request, error: Exception) -> Response:
+    """What several tasks of a request met, by the first of it, unless there is a fault of ours among it."""
+    group = cast(ExceptionGroup[Exception], error)
+    if group.split(tuple(_HANDLERS))[1] is not None:
+        raise group
+    first = group.exceptions[0]
+    if isinstance(first, ExceptionGroup):
+        return await _answer_group(request, cast(Exception, first))
+    handler = next(each for kind, each in _HANDLERS.items() if isinstance(first, kind))
+    return await handler(request, first)
 
 
 async def _answer_internal_error(request: Request, error: Exception) -> Response:

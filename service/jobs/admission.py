@@ -14,7 +14,7 @@ from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
 from api_schemas.regions import RegionMask
-from service.catalog import ModelCatalog
+from service.catalog import ModelCatalog, Offer
 from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
@@ -52,10 +52,11 @@ class Admission:
             QueueFullError: with the time until a place will be free.
             NoSpaceError: the store's disk has no space for the result.
         """
-        card = _choose(request, await self._catalog.list_cards())
+        offer = await self._catalog.read()
+        card = _choose(request, offer.cards)
         # Masks of many regions on a large canvas take up to a second.
         data = await to_thread.run_sync(resolve, request, card) if request.regions else resolve(request, card)
-        await self._check_capacity(card.name)
+        await self._check_capacity(card.name, offer)
         await self._space.require(estimate_disk(data.request, card).store_bytes)
         return data
 
@@ -67,12 +68,12 @@ class Admission:
         queries = await to_thread.run_sync(count_queries, request, card, stages, masks)
         return data.model_copy(update={"cost": card.estimate(request, stages, queries)})
 
-    async def _check_capacity(self, model: str) -> None:
+    async def _check_capacity(self, model: str, offer: Offer) -> None:
         waiting = await self._queue.count(model)
         if waiting < self._max_queued:
             return
         per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
-        workers = max(1, await self._catalog.count_workers(model))
+        workers = max(1, offer.count_workers(model))
         excess = waiting - self._max_queued + 1
         raise QueueFullError(
             f"{waiting} jobs are waiting for {model}, at most {self._max_queued} may",

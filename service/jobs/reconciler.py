@@ -50,12 +50,12 @@ class Reconciler:
         for start in range(0, len(active), _PAGE):
             page = active[start : start + _PAGE]
             for job_id, job in zip(page, await self._jobs.get_many(page), strict=True):
-                if await self._recompute_in_float32(job_id, job):
+                if await self._check(job_id, job):
                     suspects.add(job_id)
         self._suspects = suspects
         await self._remove_orphans()
 
-    async def _recompute_in_float32(self, job_id: str, job: Job | UnreadableRecordError | None) -> bool:
+    async def _check(self, job_id: str, job: Job | UnreadableRecordError | None) -> bool:
         """Check one job; True if it looks lost and must be checked again."""
         if job is None:
             if read_time(job_id) < time.time() - _SETTLED_S:
@@ -75,6 +75,10 @@ class Reconciler:
         # RQ moves jobs between lists, so one may briefly be in none: it is lost if it still is at the next check.
         if presence == "unlisted" and job_id not in self._suspects:
             return True
+        # A worker records the end of a job before RQ deletes it: by now it may have done both.
+        job = await self._jobs.get(job_id)
+        if job is None or job.status in TERMINAL:
+            return False
         if await self._queue.revive(job_id, model):
             log.warning("job %s was %s in the queue and is enqueued again", job_id, presence)
             self._metrics.jobs_revived.inc()

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from api_schemas.answers import JobPage, JobView
 from api_schemas.errors import FieldError
 from api_schemas.job import TERMINAL, Job, JobStatus
-from service.dependencies import LoadedJob, ServicesDep
+from service.dependencies import LoadedJob, ServicesDep, SlotDep
 from service.errors import (
     BadRequestError,
     ConflictError,
@@ -85,6 +85,7 @@ async def create_job(
     submission: Annotated[Submission, Depends(take_submission)],
     response: Response,
     services: ServicesDep,
+    slot: SlotDep,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> JobView:
@@ -94,7 +95,8 @@ async def create_job(
     release_body(request.scope)
     wait_s = _read_wait(prefer)
     if wait_s:
-        await services.events.wait(job, wait_s)
+        with slot.lent():
+            await services.events.wait(job, wait_s)
         job = await services.jobs.get(job.id) or job
         response.headers["Preference-Applied"] = f"wait={wait_s}"
         response.status_code = 200 if job.status in TERMINAL else 202

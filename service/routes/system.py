@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from api_schemas.answers import Readiness
-from service.dependencies import Services, ServicesDep
+from service.dependencies import BackgroundDep, Services, ServicesDep
 from service.job_queue import Load
 from service.openapi import problems
 from service.readiness import examine
@@ -36,12 +36,12 @@ async def check_health() -> Health:
         503: {"model": Readiness, "description": "A part is not available; the body names it."},
     },
 )
-async def check_readiness(response: Response, services: ServicesDep) -> Readiness:
+async def check_readiness(response: Response, services: ServicesDep, background: BackgroundDep) -> Readiness:
     """Readiness: whether a job posted now would run."""
     readiness = await examine(services)
     if not readiness.ready:
         response.status_code = 503
-    return readiness
+    return readiness.model_copy(update={"background": background.list_troubles()})
 
 
 @router.get(

@@ -36,6 +36,7 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
             "parts": [
                 {"name": part, "ready": True, "message": ""} for part in ("queue", "store", "disk", "workers")
             ],
+            "background": {},
         },
     )
     redis.set("chorale:trouble:w7", "degraded: lost cuda:1; continues on cuda:0")
