@@ -1,5 +1,7 @@
 """Where the queue and the object store are: settings that service and worker need alike."""
 
+import logging
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -39,6 +41,21 @@ class SharedSettings(BaseModel):
             "secret_access_key": secret.get_secret_value() if secret else None,
         }
         return {name: value for name, value in given.items() if value}
+
+
+REFUSED_EXIT = 2  # exit code of a process that a restart would not help
+
+
+def refuse(why: str) -> int:
+    """Say why this process cannot start, also in the file that CHORALE_REFUSAL_FILE names, for whoever started it.
+
+    Returns:
+        `REFUSED_EXIT`.
+    """
+    logging.getLogger("chorale").error("%s", why)
+    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
+        Path(path).write_text(why)
+    return REFUSED_EXIT
 
 
 def describe_refused(error: ValidationError) -> str:

@@ -78,7 +78,7 @@ def up(
     from chorale.start import start_stack
 
     folder, console = DataFolder(data), open_notes()
-    chosen = StackOptions(host, port, tuple(model or ()), devices, workers)
+    chosen = StackOptions(host, port, tuple(model or ()), devices, workers, for_ever=True)
     try:
         with start_stack(folder, chosen, console) as stack:
             print(stack.url, flush=True)

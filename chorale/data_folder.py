@@ -42,6 +42,11 @@ class DataFolder:
         """The allow-list of models."""
         return self.path / "models.json"
 
+    @property
+    def parts_lock(self) -> Path:
+        """Locked, not exclusively, by each part that uses the queue server."""
+        return self.path / "parts.lock"
+
     def log(self, part: str) -> Path:
         return self.path / "logs" / f"{part}.log"
 

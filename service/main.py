@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from api_schemas.settings import describe_refused
+from api_schemas.settings import describe_refused, refuse
 from service import openapi
 from service.catalog import ModelCatalog
 from service.dependencies import Services
@@ -89,12 +89,13 @@ def main() -> None:
     try:
         settings = ServiceSettings()
     except ValidationError as error:
-        sys.exit(describe_refused(error))
+        sys.exit(refuse(describe_refused(error)))
     if not settings.is_loopback() and not settings.allow_open_bind:
-        sys.exit(
+        why = (
             f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
             " set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"
         )
+        sys.exit(refuse(why))
     app = create_app(settings)
     _Server(app, settings).run()
 

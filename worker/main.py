@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.settings import describe_refused
+from api_schemas.settings import describe_refused, refuse
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
 from worker.errors import EngineLostError, ModelRefusedError, WorkerError
@@ -34,16 +34,13 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model.
-
-    The reason of code 2 is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
-    """
+    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        return _refuse(describe_refused(error))
+        return refuse(describe_refused(error))
     stop = _handle_signals()
     with (
         open_scratch(settings.work_dir, _name_worker()) as scratch,
@@ -52,20 +49,13 @@ def main() -> int:
         try:
             loaded = _load(engine, stop)
         except ModelRefusedError as error:
-            return _refuse(f"model {settings.model} is refused: {error}")
+            return refuse(f"model {settings.model} is refused: {error}")
         except EngineLostError as error:
             _log.error("%s", error)
             return 1
         if loaded is not None:
             _work(settings, engine, loaded, stop, scratch)
     return 0
-
-
-def _refuse(why: str) -> int:
-    _log.error("%s", why)
-    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
-        Path(path).write_text(why)
-    return 2
 
 
 def _handle_signals() -> Event:
