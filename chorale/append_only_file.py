@@ -147,7 +147,7 @@ def _take_before(lines: dict[str, str], name: str) -> dict[str, str]:
 
 
 def _start_empty(folder: Path, what: str) -> Damage:
-    return Damage(what, "all jobs; pictures in the store stay", False, partial(_set_aside, folder))
+    return Damage(what, "all jobs (pictures in the store stay)", False, partial(_set_aside, folder))
 
 
 def _set_aside(folder: Path) -> None:
@@ -188,9 +188,8 @@ def _damaged_commands(folder: Path, lines: dict[str, str], path: Path) -> Damage
         size, after = len(data), _count_after(data, failed_at)
     kept = _take_before(lines, path.name) | {path.name: lines[path.name]}
     is_safe = not after and kept == lines
-    loss = f"the {size - end} bytes from there on, in which " + (
-        "is no whole command" if is_safe else f"are {after} whole commands, and later files"
-    )
+    loss = f"the {size - end} bytes from there on, with {after} whole commands in them"
+    loss += "" if kept == lines else " and the files after it"
     what = f"{path} is damaged at byte {failed_at} of {size}"
     return Damage(what, loss, is_safe, partial(_cut, folder, kept, path, end))
 

@@ -91,6 +91,23 @@ def up(
 
 
 @app.command()
+def doctor(
+    data: Data = None,
+    repair: Annotated[
+        bool, Option("--repair", help="Mend the queue's log. What is taken away from it is kept beside it.")
+    ] = False,
+) -> None:
+    """Say what is wrong with a data directory: queue, store, permissions, allow-list."""
+    installed.require(installed.STACK, "all")
+    from chorale.doctor import examine
+
+    findings = list(examine(DataFolder(data), repair=repair))
+    for finding in findings:
+        print(f"{'ok  ' if finding.is_well else 'BAD '} {finding.part}: {finding.text}")
+    sys.exit(0 if all(finding.is_well for finding in findings) else _FAILED)
+
+
+@app.command()
 def serve() -> None:
     """Run the API alone; CHORALE_* in the environment configures queue and store."""
     installed.require(installed.SERVICE, "service")

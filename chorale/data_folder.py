@@ -67,9 +67,11 @@ class DataFolder:
     def link_secret(self) -> str:
         """Key that signs download links, the same after a restart."""
         path = self.path / "link-secret"
-        if not path.exists():
-            path.touch(mode=0o600)
-            path.write_text(secrets.token_hex(32))
+        if not path.exists() or not path.read_text():
+            new = path.with_suffix(".new")  # so that who is killed here leaves no empty secret
+            new.touch(mode=0o600)
+            new.write_text(secrets.token_hex(32))
+            new.rename(path)
         return path.read_text()
 
     def find_running(self) -> str | None:

@@ -11,6 +11,7 @@ from threading import Event, Thread
 from types import TracebackType
 
 from api_schemas.answers import Readiness
+from chorale.append_only_file import mend_for_start
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError, PartFailedError, PortTakenError
@@ -54,6 +55,7 @@ class LocalStack:
     Raises:
         AlreadyRunningError: another stack uses the data folder.
         PortTakenError: the port is in use.
+        DamagedQueueError: the queue's log is damaged, and its operator has to decide.
         PartFailedError: the queue server was given up.
 
     Args:
@@ -124,6 +126,8 @@ class LocalStack:
         environment = dict(self._environment())
         if "CHORALE_REDIS_URL" not in os.environ:
             path = self._folder.socket()
+            if not answers(path):
+                mend_for_start(self._folder.queue, self._report)
             environment["CHORALE_REDIS_URL"] = f"unix://{path}"
             arguments = (str(self._folder.queue), str(path), str(self._folder.parts_lock))
             self._await_queue(self._add("queue", ("chorale.queue_server", *arguments), {}, None), path)

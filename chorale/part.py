@@ -14,8 +14,10 @@ from api_schemas.settings import REFUSED_EXIT
 from chorale.guard import HUNG_EXIT, SIGNAL_EXIT
 from chorale.health import Health
 
-_HEALTHY_S = 30.0  # a life this long is no failed start
+_HEALTHY_S = 10.0  # a life this long is no failed start
 _LONGEST_PAUSE_S = 15.0
+# Some end by the signal that tells them to.
+_TOLD_TO_END = (0, -signal.SIGTERM, SIGNAL_EXIT + signal.SIGTERM)
 _LAST_BYTES = 16_384  # of a log, in which the last line is looked for
 
 
@@ -101,7 +103,7 @@ class Part:
             self._process.terminate()
 
     def await_end(self, timeout_s: float) -> str | None:
-        """Kill what does not end in time, with all that it started; says so, or if it was killed before."""
+        """Kill what does not end in time, with all that it started; says how it ended, unless as it was told to."""
         if self._process is None:
             return None
         try:
@@ -111,7 +113,7 @@ class Part:
             code = self._process.wait()
         self._kill_group(self._process)
         self._forget(self._process)
-        return None if code == 0 else f"{self.name} {self._describe_end(code)}"
+        return None if code in _TOLD_TO_END else f"{self.name} {self._describe_end(code)}"
 
     def _kill_group(self, process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError, PermissionError):  # nobody is left, or (macOS) only what has ended

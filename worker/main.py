@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+import time
 import uuid
 from pathlib import Path
 from threading import Event
@@ -12,7 +14,7 @@ from typing import cast
 
 from pydantic import ValidationError
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
@@ -30,6 +32,7 @@ from worker.workdir import open_scratch
 
 _REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is gone
 _LOAD_ATTEMPTS = 3
+_SAY_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +49,7 @@ def main() -> int:
         open_scratch(settings.work_dir, _name_worker()) as scratch,
         EngineProcess(settings, scratch) as engine,
     ):
+        _log.info("loading the model %s", settings.model)
         try:
             loaded = _load(engine, stop)
         except ModelRefusedError as error:
@@ -102,17 +106,40 @@ def _work(
 ) -> None:
     """Work until told to stop; connect again whenever Redis was gone."""
     pace = Pace(loaded.tile_s, loaded.decode_s)
-    while not stop.is_set():
+    while _await_queue_server(settings.redis_url, stop):
         redis = _connect(settings.redis_url)
         try:
             card = _publish(redis, loaded)
             context = _make_context(settings, redis, engine, card, pace, stop, scratch)
+            _log.info("takes jobs of %s", card.name)
             EngineWorker(context, engine, settings.lease_s).work(logging_level="WARNING")
         except (RedisError, WorkerError):
             _log.exception("the worker starts again")
         finally:
             redis.close()
         stop.wait(1)
+
+
+def _await_queue_server(url: str, stop: Event) -> bool:
+    """Wait until it answers, and say at once what is missing; False if told to stop meanwhile."""
+    said_at = -_SAY_EVERY_S
+    with Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5
+    ) as redis:
+        while not stop.is_set():
+            try:
+                redis.ping()  # pyright: ignore[reportUnknownMemberType]
+                return True
+            except (RedisError, OSError) as error:
+                if time.monotonic() - said_at >= _SAY_EVERY_S:
+                    said_at = time.monotonic()
+                    _log.warning("waiting for the queue server at %s: %s", _without_secrets(url), error)
+            stop.wait(1)
+    return False
+
+
+def _without_secrets(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]
 
 
 def _connect(url: str) -> "Redis":
@@ -150,7 +177,12 @@ def _make_context(
         engine=engine,
         card=card,
         pace=pace,
-        limits=Limits(settings.stall_timeout_s, settings.storage_patience_s, settings.max_attempts),
+        limits=Limits(
+            settings.stall_timeout_s,
+            settings.storage_patience_s,
+            settings.max_attempts,
+            settings.drain_timeout_s,
+        ),
         # RQ takes a name once: after trouble with Redis the worker needs a new one.
         worker=_name_worker(),
         work_dir=scratch,

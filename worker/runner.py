@@ -128,6 +128,7 @@ class _Run:
         self._require_progress()
         found = self._watch.run(lambda: self._checkpoints.find_newest(self._folder), _nothing)
         self._step, path = found or (0, None)
+        self._watch.step = self._step
         self._log.claim(ResumedData(worker=context.worker, execution=token, step=self._step))
         return Generate(request, self._folder, path, inputs)
 
@@ -176,6 +177,7 @@ class _Run:
         self._watch.sleep(pause_s, self._step)
 
     def _requeue(self, error: PreemptedError) -> Retry | str:
+        _log.warning("job %s goes back to the queue with %d steps: %s", self._log.job_id, error.step, error)
         try:
             self._log.append(PreemptedData(step=error.step, reason=str(error)))
         except FencedError:
