@@ -55,6 +55,10 @@ def mend_for_start(folder: Path, report: Callable[[str], None]) -> None:
             raise DamagedQueueError(damage.what, damage.loss)
         damage.mend()
         report(f"{damage.what}: mended, which cost {damage.loss}")
+
+
+def remember_run(folder: Path) -> None:
+    """From now on, the absence of a log is a loss."""
     _marker(folder).touch(mode=0o600)
 
 
@@ -81,7 +85,7 @@ def _manifest(place: Path) -> Path:
 
 
 def _marker(folder: Path) -> Path:
-    """Shows that a queue server has run here, so that an absent log is a loss."""
+    """Shows that a queue server has run here."""
     return folder / "has-run"
 
 

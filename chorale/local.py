@@ -11,7 +11,7 @@ from threading import Event, Thread
 from types import TracebackType
 
 from api_schemas.answers import Readiness
-from chorale.append_only_file import mend_for_start
+from chorale.append_only_file import mend_for_start, remember_run
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError, PartFailedError, PortTakenError
@@ -131,6 +131,7 @@ class LocalStack:
             environment["CHORALE_REDIS_URL"] = f"unix://{path}"
             arguments = (str(self._folder.queue), str(path), str(self._folder.parts_lock))
             self._await_queue(self._add("queue", ("chorale.queue_server", *arguments), {}, None), path)
+            remember_run(self._folder.queue)
         lock = ("--lock", str(self._folder.parts_lock))
         probe = ("--probe", f"{self.url}/healthz")
         self._add("service", ("service.main",), environment, (*lock, *probe))
