@@ -190,6 +190,8 @@ def _damaged_commands(folder: Path, lines: dict[str, str], path: Path) -> Damage
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         end, failed_at = _find_end(data)
         size, after = len(data), _count_after(data, failed_at)
+    if end == size:
+        return _start_empty(folder, f"{path} does not pass the server's own check")
     kept = _take_before(lines, path.name) | {path.name: lines[path.name]}
     is_safe = not after and kept == lines
     loss = f"the {size - end} bytes from there on, with {after} whole commands in them"

@@ -16,11 +16,15 @@ class Health:
 
     Args:
         probe: asks it for an answer, for at most `ANSWER_S`; None if it serves nobody.
+        every_s: time between two probes.
     """
 
-    def __init__(self, child: int, probe: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, child: int, probe: Callable[[], bool] | None = None, every_s: float = _PROBE_EVERY_S
+    ) -> None:
         self._child = child
         self._probe = probe
+        self._every_s = every_s
         self._has_answered = False
         self._silent = 0
         self._stopped = 0
@@ -33,7 +37,7 @@ class Health:
             return "stood still for 10 s, stopped by a signal (SIGSTOP?)"
         if self._probe is not None and time.monotonic() >= self._probe_at:
             self._note(self._probe())
-            self._probe_at = time.monotonic() + _PROBE_EVERY_S
+            self._probe_at = time.monotonic() + self._every_s
         if self._silent >= (_MOST_SILENT if self._has_answered else _MOST_STARTING):
             return f"gave no answer to {self._silent} probes in a row, {ANSWER_S:.0f} s each"
         return None

@@ -14,7 +14,6 @@ from api_schemas.settings import REFUSED_EXIT
 from chorale.guard import HUNG_EXIT, SIGNAL_EXIT
 from chorale.health import Health
 
-_HEALTHY_S = 10.0  # a life this long is no failed start
 _LONGEST_PAUSE_S = 15.0
 # Some end by the signal that tells them to.
 _TOLD_TO_END = (0, -signal.SIGTERM, SIGNAL_EXIT + signal.SIGTERM)
@@ -44,6 +43,7 @@ class Part:
     Args:
         arguments: module and its arguments, as after `python -m`.
         guard: options of the `chorale.guard` under which it runs, so that it ends with this process; None without.
+        healthy_s: a life this long is no failed start.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Part:
     environment: Mapping[str, str]
     log: Path
     guard: Sequence[str] | None = ()
+    healthy_s: float = 10.0
     _process: subprocess.Popen[bytes] | None = None
     _health: Health | None = None
     _started_at: float = 0.0
@@ -93,7 +94,7 @@ class Part:
 
     def _note_death(self, code: int) -> Death:
         now = time.monotonic()
-        self._deaths = 1 if now - self._started_at > _HEALTHY_S else self._deaths + 1
+        self._deaths = 1 if now - self._started_at > self.healthy_s else self._deaths + 1
         pause_s = min(2.0 ** min(self._deaths, 10) / 4, _LONGEST_PAUSE_S)
         self._again_at = now + pause_s
         return Death(f"{self.name} {self._describe_end(code)}", code == REFUSED_EXIT, self._deaths, pause_s)

@@ -49,6 +49,8 @@ def main() -> int:
         open_scratch(settings.work_dir, _name_worker()) as scratch,
         EngineProcess(settings, scratch) as engine,
     ):
+        if trouble := _find_queue_trouble(settings.redis_url):
+            _log.warning("no queue server yet: %s", trouble)
         _log.info("loading the model %s", settings.model)
         try:
             loaded = _load(engine, stop)
@@ -121,21 +123,29 @@ def _work(
 
 
 def _await_queue_server(url: str, stop: Event) -> bool:
-    """Wait until it answers, and say at once what is missing; False if told to stop meanwhile."""
+    """Wait until it answers, saying now and then what is missing; False if told to stop meanwhile."""
     said_at = -_SAY_EVERY_S
-    with Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5
-    ) as redis:
-        while not stop.is_set():
-            try:
-                redis.ping()  # pyright: ignore[reportUnknownMemberType]
-                return True
-            except (RedisError, OSError) as error:
-                if time.monotonic() - said_at >= _SAY_EVERY_S:
-                    said_at = time.monotonic()
-                    _log.warning("waiting for the queue server at %s: %s", _without_secrets(url), error)
-            stop.wait(1)
+    while not stop.is_set():
+        trouble = _find_queue_trouble(url)
+        if trouble is None:
+            return True
+        if time.monotonic() - said_at >= _SAY_EVERY_S:
+            said_at = time.monotonic()
+            _log.warning("waiting for the queue server: %s", trouble)
+        stop.wait(1)
     return False
+
+
+def _find_queue_trouble(url: str) -> str | None:
+    """Why it does not answer now."""
+    try:
+        with Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5
+        ) as redis:
+            redis.ping()  # pyright: ignore[reportUnknownMemberType]
+            return None
+    except (RedisError, OSError) as error:
+        return f"{_without_secrets(url)}: {error}"
 
 
 def _without_secrets(url: str) -> str:
