@@ -14,7 +14,7 @@ from api_schemas.settings import REFUSED_EXIT
 from chorale.guard import HUNG_EXIT, SIGNAL_EXIT
 from chorale.health import Health
 
-_LONGEST_PAUSE_S = 15.0
+_LONGEST_PAUSE_S = 8.0
 # Some end by the signal that tells them to.
 _TOLD_TO_END = (0, -signal.SIGTERM, SIGNAL_EXIT + signal.SIGTERM)
 _LAST_BYTES = 16_384  # of a log, in which the last line is looked for
