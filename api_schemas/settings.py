@@ -1,5 +1,7 @@
 """Where the queue and the object store are: settings that service and worker need alike."""
 
+import logging
+import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -56,6 +58,21 @@ def spare_loopback(environment: MutableMapping[str, str]) -> None:
     given = environment.get("no_proxy") or environment.get("NO_PROXY")
     words = ",".join(filter(None, (given, "localhost,127.0.0.0/8,::1")))
     environment["NO_PROXY"] = environment["no_proxy"] = words
+
+
+REFUSED_EXIT = 2  # exit code of a process that a restart would not help
+
+
+def refuse(why: str) -> int:
+    """Say why this process cannot start, also in the file that CHORALE_REFUSAL_FILE names, for whoever started it.
+
+    Returns:
+        `REFUSED_EXIT`.
+    """
+    logging.getLogger("chorale").error("%s", why)
+    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
+        Path(path).write_text(why, errors="backslashreplace")
+    return REFUSED_EXIT
 
 
 def describe_refused(error: ValidationError) -> str:

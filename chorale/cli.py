@@ -98,7 +98,9 @@ def up(
     from chorale.start import start_stack
 
     folder, console = DataFolder(data), open_notes()
-    chosen = StackOptions(host, port, tuple(model or ()), devices, workers, root_path)
+    chosen = StackOptions(
+        host, port, tuple(model or ()), devices, workers, root_path=root_path, for_ever=True
+    )
     try:
         with start_stack(folder, chosen, console) as stack:
             print(stack.url, flush=True)
@@ -108,6 +110,23 @@ def up(
                 time.sleep(0.5)
     except KeyboardInterrupt:
         console.print("stopped", style="dim")
+
+
+@app.command()
+def doctor(
+    data: Data = None,
+    repair: Annotated[
+        bool, Option("--repair", help="Mend the queue's log. What is taken away from it is kept beside it.")
+    ] = False,
+) -> None:
+    """Say what is wrong with a data directory: queue, store, permissions, allow-list."""
+    installed.require(installed.STACK, "all")
+    from chorale.doctor import examine
+
+    findings = list(examine(DataFolder(data), repair=repair))
+    for finding in findings:
+        print(f"{'ok  ' if finding.is_well else 'BAD '} {finding.part}: {finding.text}")
+    sys.exit(0 if all(finding.is_well for finding in findings) else _FAILED)
 
 
 @app.command()

@@ -21,6 +21,7 @@ ChoraleError
     ├── AlreadyRunningError  another one uses this data directory
     ├── NotInstalledError    a part is missing from this environment
     ├── PortTakenError
+    ├── DamagedQueueError    the queue's log lost more than a crash can take
     └── PartFailedError      a process of the stack does not stay up
 """
 
@@ -147,6 +148,16 @@ class PortTakenError(StackError):
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(f"port {port} of {host} is taken: give another one by --port, or 0 for any")
+
+
+class DamagedQueueError(StackError):
+    """Going on would lose what was acknowledged, so the operator decides."""
+
+    def __init__(self, what: str, loss: str) -> None:
+        super().__init__(
+            f"{what}: `chorale doctor --repair` lets the queue start again, which costs {loss};"
+            " a copy of what it takes away is kept"
+        )
 
 
 class PartFailedError(StackError):

@@ -6,7 +6,6 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 
 import redis
@@ -20,7 +19,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from api_schemas.settings import describe_refused, spare_loopback
+from api_schemas.settings import describe_refused, refuse, spare_loopback
 from service import logs, openapi
 from service.background import Background
 from service.catalog import ModelCatalog
@@ -120,21 +119,14 @@ def main() -> None:
     try:
         settings = ServiceSettings()
     except ValidationError as error:
-        sys.exit(_refuse(describe_refused(error)))
+        sys.exit(refuse(describe_refused(error)))
     if not settings.is_loopback() and not settings.allow_open_bind:
         why = f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
-        sys.exit(_refuse(f"{why} set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"))
+        sys.exit(refuse(f"{why} set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"))
     raise_descriptor_limit(settings.max_connections)
     app = create_app(settings)
     _collect_garbage_less_often()
     _Server(app, settings).run()
-
-
-def _refuse(why: str) -> int:
-    print(why, file=sys.stderr)
-    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
-        Path(path).write_text(why, errors="backslashreplace")
-    return 2
 
 
 def _collect_garbage_less_often() -> None:

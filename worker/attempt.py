@@ -101,6 +101,7 @@ class Attempt:
                 self._relay_band(report)
             case CheckpointWritten():
                 self._checkpoints.add(report, self._log.job.attempt)
+                self._watch.step = report.step
             case CellsPreviewed():
                 self._log.publish_previews(report.cells)
                 self._context.engine.send(PreviewsPublished())

@@ -63,11 +63,13 @@ class Limits:
         stall_timeout_s: for the engine's next report.
         storage_timeout_s: in all, for a store or disk.
         max_attempts: without any progress.
+        drain_timeout_s: for the end of a step, when the worker shuts down.
     """
 
     stall_timeout_s: float
     storage_timeout_s: float
     max_attempts: int
+    drain_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)

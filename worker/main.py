@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,12 +15,13 @@ from typing import cast
 
 from pydantic import ValidationError
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.settings import describe_refused, spare_loopback
+from api_schemas.settings import describe_refused, refuse, spare_loopback
 from api_schemas.stored import UnreadableRecordError, read_card, write_card
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
@@ -37,21 +40,19 @@ from worker.workdir import open_scratch
 _REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is gone
 _LOAD_ATTEMPTS = 3
 _SCRATCH_S = 1.0
+_SAY_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model.
-
-    The reason of code 2 is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
-    """
+    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
     spare_loopback(os.environ)
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        return _refuse(describe_refused(error))
+        return refuse(describe_refused(error))
     stop = _handle_signals()
     with ExitStack() as closing:
         scratch = _await_scratch(settings, stop, closing)
@@ -91,23 +92,19 @@ def _tell_pause(settings: WorkerSettings, name: str, fault: ResourceError | None
 
 def _serve(settings: WorkerSettings, scratch: Path, stop: Event) -> int:
     with EngineProcess(settings, scratch) as engine:
+        if trouble := _find_queue_trouble(settings.redis_url):
+            _log.warning("no queue server yet: %s", trouble)
+        _log.info("loading the model %s", settings.model)
         try:
             loaded = _load(engine, stop)
         except ModelRefusedError as error:
-            return _refuse(f"model {settings.model} is refused: {error}")
+            return refuse(f"model {settings.model} is refused: {error}")
         except EngineLostError as error:
             _log.error("%s", error)
             return 1
         if loaded is not None:
             _work(settings, engine, loaded, stop, scratch)
     return 0
-
-
-def _refuse(why: str) -> int:
-    _log.error("%s", why)
-    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
-        Path(path).write_text(why)
-    return 2
 
 
 def _handle_signals() -> Event:
@@ -154,19 +151,50 @@ def _work(
 ) -> None:
     """Work until told to stop; connect again whenever Redis was gone."""
     pace = Pace(loaded.tile_s, loaded.decode_s)
-    while not stop.is_set():
+    while _await_queue_server(settings.redis_url, stop):
         name = _name_worker()  # RQ takes a name once: after trouble with Redis the worker needs a new one
         redis = _connect(settings.redis_url, name, _REDIS_RETRIES, stop)
         try:
             set_aside(redis, wire.queue_name(loaded.card.name))
             card = _publish(redis, loaded)
             context = _make_context(settings, redis, name, engine, card, pace, stop, scratch)
+            _log.info("takes jobs of %s", card.name)
             EngineWorker(context, engine, settings.lease_s).work(logging_level="WARNING")
         except (RedisError, WorkerError):
             _log.exception("the worker starts again")
         finally:
             redis.close()
         stop.wait(1)
+
+
+def _await_queue_server(url: str, stop: Event) -> bool:
+    """Wait until it answers, saying now and then what is missing; False if told to stop meanwhile."""
+    said_at = -_SAY_EVERY_S
+    while not stop.is_set():
+        trouble = _find_queue_trouble(url)
+        if trouble is None:
+            return True
+        if time.monotonic() - said_at >= _SAY_EVERY_S:
+            said_at = time.monotonic()
+            _log.warning("waiting for the queue server: %s", trouble)
+        stop.wait(1)
+    return False
+
+
+def _find_queue_trouble(url: str) -> str | None:
+    """Why it does not answer now."""
+    try:
+        with Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5
+        ) as redis:
+            redis.ping()  # pyright: ignore[reportUnknownMemberType]
+            return None
+    except (RedisError, OSError) as error:
+        return f"{_without_secrets(url)}: {error}"
+
+
+def _without_secrets(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]
 
 
 def _connect(url: str, name: str, retries: int, stop: Event) -> "Redis":
@@ -215,7 +243,12 @@ def _make_context(
         engine=engine,
         card=card,
         pace=pace,
-        limits=Limits(settings.stall_timeout_s, settings.storage_patience_s, settings.max_attempts),
+        limits=Limits(
+            settings.stall_timeout_s,
+            settings.storage_patience_s,
+            settings.max_attempts,
+            settings.drain_timeout_s,
+        ),
         worker=name,
         work_dir=scratch,
         stop=stop,

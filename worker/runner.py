@@ -146,7 +146,7 @@ class _Run:
             return Generate(request, self._folder, None, inputs)
         self._require_progress()
         found = self._watch.run(lambda: self._checkpoints.find_newest(self._folder), _nothing)
-        self._step = found.step
+        self._step = self._watch.step = found.step
         self._log.claim(ResumedData(worker=context.worker, execution=token, step=self._step))
         if found.damaged:
             self._log.append(_warn_of_damage(found))
@@ -186,6 +186,7 @@ class _Run:
                 self._wait.wait(error, self._step)
 
     def _requeue(self, error: PreemptedError) -> Retry | str:
+        _log.warning("job %s goes back to the queue with %d steps: %s", self._log.job_id, error.step, error)
         try:
             if self._log.token:  # else it was never begun here, and it may be another worker's
                 self._log.append(PreemptedData(step=error.step, reason=str(error)))
