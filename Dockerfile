@@ -30,13 +30,16 @@ FROM ${PYTHON_BASE} AS service
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chorale
 COPY --from=service-build /opt/chorale /opt/chorale
 COPY deploy/health/service.py /home/chorale/health.py
+RUN install -d -o 10001 -g 10001 /work
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    CHORALE_WORK_DIR=/work \
     CHORALE_HOST=0.0.0.0 \
     CHORALE_PORT=8000 \
     CHORALE_ALLOW_OPEN_BIND=1
 USER 10001
 WORKDIR /home/chorale
+VOLUME ["/work"]
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["python3", "health.py"]

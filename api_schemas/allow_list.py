@@ -65,7 +65,7 @@ class AllowedModel(BaseModel):
 
 
 class AllowList(BaseModel):
-    """All entries by name, as the file holds them."""
+    """All entries by name, as the file holds them; fields that another version has written are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

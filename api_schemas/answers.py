@@ -48,17 +48,41 @@ class ModelList(_Answer):
     data: list[ModelCard]
 
 
+Reach = Literal["ok", "unreachable", "unwritable", "full"]
+
+
+class PartReadiness(_Answer):
+    """One part of the service."""
+
+    name: str
+    ready: bool
+    message: str = Field(description="What is wrong; empty if nothing is.")
+
+
 class Readiness(_Answer):
     """Whether a job posted now would run, part by part."""
 
     ready: bool
-    queue: Literal["ok", "unreachable"]
-    store: Literal["ok", "unreachable"]
-    workers: list[str] = Field(description="Names of the workers whose heartbeat is fresh.")
+    queue: Reach
+    store: Reach
+    workers: list[str] = Field(
+        description="Names of the workers that are connected and have a fresh heartbeat."
+    )
     models: list[str] = Field(description="Models that these workers serve.")
     degraded: dict[str, str] = Field(
         default={},
         description="Workers that lost a device and continue with the rest: worker name to message.",
+    )
+    paused: dict[str, str] = Field(
+        default={},
+        description="Workers that take no jobs, since their disk or the store is full or cannot be written:"
+        " worker name to `code: message`. They go on by themselves.",
+    )
+    parts: list[PartReadiness] = Field(default=[], description="All parts, each with what is wrong with it.")
+    background: dict[str, str] = Field(
+        default={},
+        description="Background tasks of this API process that failed and are started again: task name to message."
+        " Jobs are accepted and run meanwhile; live events may come late.",
     )
 
 

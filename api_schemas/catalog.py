@@ -69,18 +69,19 @@ class ModelCard(BaseModel):
     family: str
     description: str = ""
     license: str = ""
-    native_size_px: int
+    native_size_px: int = Field(ge=1)
     alignment_px: int = Field(
+        ge=1,
         description="Canvas sides are multiples of this. A picture's side must be one too along a seamless axis;"
-        " elsewhere the canvas is rounded up and the picture is its top left part."
+        " elsewhere the canvas is rounded up and the picture is its top left part.",
     )
     min_side_px: int = MIN_SIDE_PX
     max_side_px: int = 16_384
-    latent_channels: int
-    vae_scale: int = Field(description="Pixels per latent pixel along each axis.")
+    latent_channels: int = Field(ge=1)
+    vae_scale: int = Field(ge=1, description="Pixels per latent pixel along each axis.")
     tile_sizes_px: list[int] = []
     max_tile_size_px: int = Field(default=MAX_TILE_SIZE_PX, description="Largest allowed tile side.")
-    default_steps: int
+    default_steps: int = Field(ge=1)
     min_steps: int = Field(default=1, description="Fewer its scheduler cannot take, from pure noise on.")
     max_steps: int = 200
     max_schedule_steps: int = Field(

@@ -13,6 +13,7 @@ ErrorCode = Literal[
     "idempotency_mismatch",
     "not_ready",
     "result_expired",
+    "record_unreadable",
     "range_not_satisfiable",
     "queue_full",
     "no_model",
@@ -21,12 +22,14 @@ ErrorCode = Literal[
     "internal_error",
     # reported by job.failed events
     "input_missing",
+    "input_damaged",
     "model_refused",
     "engine_failed",
     "non_finite_latent",
     "out_of_memory",
     "storage_unavailable",
     "disk_full",
+    "disk_unwritable",
     "timeout",
     "too_many_attempts",
 ]

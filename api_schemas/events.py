@@ -9,7 +9,13 @@ from api_schemas.errors import JobError
 from api_schemas.generation import ResolvedRequest
 
 WarningCode = Literal[
-    "batch_halved", "compiling", "decode_widened", "mask_scaled", "prompt_cut", "region_faint"
+    "batch_halved",
+    "checkpoint_damaged",
+    "compiling",
+    "decode_widened",
+    "mask_scaled",
+    "prompt_cut",
+    "region_faint",
 ]
 
 

@@ -20,6 +20,7 @@ from api_schemas.events import (
     PhaseStarted,
     Result,
     StepCompleted,
+    durable_event,
 )
 from api_schemas.generation import ResolvedRequest
 
@@ -120,6 +121,20 @@ def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
             }
         case _:
             return {}
+
+
+def rebuild_end(job: Job) -> DurableEvent | None:
+    """The last event of a job that has ended, where the stored one cannot be read; None if it has not ended."""
+    told: dict[JobStatus, object] = {
+        "succeeded": {"result": job.result},
+        "failed": {"error": job.error},
+        "canceled": {"reason": "its event cannot be read"},
+    }
+    if job.status not in told:
+        return None
+    ts = job.finished_at or job.created_at
+    about = {"type": f"job.{job.status}", "job_id": job.id, "attempt": job.attempt, "ts": ts}
+    return durable_event.validate_python(about | {"data": told[job.status]})
 
 
 def fold(events: list[DurableEvent]) -> Job:

@@ -1,5 +1,8 @@
 """Where the queue and the object store are: settings that service and worker need alike."""
 
+import logging
+import os
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -28,6 +31,15 @@ class SharedSettings(BaseModel):
     store_access_key_id: str | None = None
     store_secret_access_key: SecretStr | None = None
     store_region: str = "us-east-1"
+    disk_reserve_mb: int = Field(
+        default=512,
+        ge=0,
+        description="Space that jobs leave free on disks: the queue server's log often lies on the same one.",
+    )
+
+    @property
+    def disk_reserve_bytes(self) -> int:
+        return self.disk_reserve_mb << 20
 
     def s3_config(self) -> dict[str, str]:
         """Options of an S3 client by the names that object stores give them; what is not set is left out."""
@@ -39,6 +51,28 @@ class SharedSettings(BaseModel):
             "secret_access_key": secret.get_secret_value() if secret else None,
         }
         return {name: value for name, value in given.items() if value}
+
+
+def spare_loopback(environment: MutableMapping[str, str]) -> None:
+    """Keep connections to this machine, such as to its object store, off the proxy that the environment names."""
+    given = environment.get("no_proxy") or environment.get("NO_PROXY")
+    words = ",".join(filter(None, (given, "localhost,127.0.0.0/8,::1")))
+    environment["NO_PROXY"] = environment["no_proxy"] = words
+
+
+REFUSED_EXIT = 2  # exit code of a process that a restart would not help
+
+
+def refuse(why: str) -> int:
+    """Say why this process cannot start, also in the file that CHORALE_REFUSAL_FILE names, for whoever started it.
+
+    Returns:
+        `REFUSED_EXIT`.
+    """
+    logging.getLogger("chorale").error("%s", why)
+    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
+        Path(path).write_text(why, errors="backslashreplace")
+    return REFUSED_EXIT
 
 
 def describe_refused(error: ValidationError) -> str:

@@ -1,7 +1,7 @@
 """Keys in Redis and in the object store, and the one script that writes a job's log.
 
-chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token)
-chorale:events:{id}     stream field `event`: durable events
+chorale:job:{id}        hash   job (JSON of the folded Job), seq (last stream id), execution (fence token), version
+chorale:events:{id}     stream durable events: event, version
 chorale:previews:{id}   hash   "left,top" -> newest preview frame of that cell
 chorale:children:{id}   set    jobs that were derived from it
 chorale:cancel:{id}     string set when a cancellation was requested
@@ -11,23 +11,33 @@ chorale:live            stream all durable events and preview frames of all jobs
 chorale:models          hash   model name -> ModelCard JSON
 chorale:worker:{name}   string name of the model that it serves; expires when heartbeats stop
 chorale:trouble:{name}  string what a degraded worker has lost; expires with its heartbeat
+chorale:connected:{name} string "1" if the worker saw its own connection in the queue server's list; expires alike
+chorale:paused:{name}   string `code: message`, why the worker takes no jobs; expires alike
+chorale:paused          set    names of workers that take no jobs
+chorale:memory:{name}   string bytes of main memory that the worker holds; expires with its heartbeat
 chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
+chorale:probe           string written by readiness, to see whether the server takes it
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
+chorale:unreadable:{k}  any    what was found at key k and is of another type
 
 jobs/{id}/{execution}/  picture, deep zoom, and the final state that the picture was decoded from
 inputs/{id}/            pictures that came with the request, as PNG
 checkpoints/{id}/       of a running job
 """
 
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 from urllib.parse import quote, unquote
+
+from pydantic import TypeAdapter
 
 from api_schemas.events import DurableEvent, Result, TilePreviewed
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
+from api_schemas.stored import RECORD_VERSION, UnreadableRecordError, read_stored
 
 QUEUE_PREFIX: Final = "chorale:"
 RUN_JOB: Final = "worker.runner.run_job"
@@ -38,7 +48,13 @@ LIVE_KEY: Final = "chorale:live"
 MODELS_KEY: Final = "chorale:models"
 WORKER_KEY_PREFIX: Final = "chorale:worker:"
 TROUBLE_KEY_PREFIX: Final = "chorale:trouble:"
+CONNECTED_KEY_PREFIX: Final = "chorale:connected:"
+PAUSED_KEY_PREFIX: Final = "chorale:paused:"
+PAUSED_KEY: Final = "chorale:paused"
+MEMORY_KEY_PREFIX: Final = "chorale:memory:"
 WORKERS_KEY: Final = "chorale:workers"
+UNREADABLE_PREFIX: Final = "chorale:unreadable:"
+PROBE_KEY: Final = "chorale:probe"
 LIVE_MAXLEN: Final = 5_000
 EVENTS_MAXLEN: Final = 2_000
 
@@ -117,28 +133,71 @@ def job_folders(job_id: str) -> tuple[str, ...]:
 # KEYS: job, events, live.  ARGV: seq the writer folded from, fence token of the writer ("" for the
 # service), token to install ("" to keep), job JSON, event JSON, job id, two stream lengths.
 # Answers the new stream id, "stale" when another writer came first (read again and retry) or
-# "fenced" when a newer attempt owns the job (give up).
-APPEND_EVENT: Final = """
+# "fenced" when a newer attempt owns the job (give up). A stream that is none is moved out of the way.
+APPEND_EVENT: Final = f"""
+for i = 2, 3 do
+  local kind = redis.call('TYPE', KEYS[i]).ok
+  if kind ~= 'none' and kind ~= 'stream' then redis.call('RENAME', KEYS[i], '{UNREADABLE_PREFIX}' .. KEYS[i]) end
+end
 local state = redis.call('HMGET', KEYS[1], 'seq', 'execution')
 if ARGV[2] ~= '' and ARGV[3] == '' and state[2] ~= ARGV[2] then return 'fenced' end
 if (state[1] or '') ~= ARGV[1] then return 'stale' end
-local seq = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'event', ARGV[5])
-redis.call('HSET', KEYS[1], 'seq', seq, 'job', ARGV[4])
+local seq = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'event', ARGV[5], 'version', '{RECORD_VERSION}')
+redis.call('HSET', KEYS[1], 'seq', seq, 'job', ARGV[4], 'version', '{RECORD_VERSION}')
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'execution', ARGV[3]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*',
   'job', ARGV[6], 'seq', seq, 'prev', ARGV[1], 'event', ARGV[5])
 return seq
 """
 
-RECORD: Final = ("job", "seq")
+# KEYS: any.  ARGV: the type that each should have.  Moves those of another type out of the way; answers their names.
+SET_ASIDE: Final = f"""
+local moved = {{}}
+for i, key in ipairs(KEYS) do
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'none' and kind ~= ARGV[i] then
+    redis.call('RENAME', key, '{UNREADABLE_PREFIX}' .. key)
+    moved[#moved + 1] = key
+  end
+end
+return moved
+"""
+
+RECORD: Final = ("job", "seq", "version")
+_SEQ = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
+_job = TypeAdapter(Job)
 
 
 def read_job(record: Sequence[bytes | None]) -> Job | None:
-    """The state of a job, from the fields RECORD of its hash; None if there is no such job."""
-    body, seq = record
-    if body is None or seq is None:
+    """The state of a job, from the fields RECORD of its hash; None if there is no such job.
+
+    Raises:
+        UnreadableRecordError: the record is damaged, or of a later version.
+    """
+    body, seq, version = record
+    if body is None and seq is None:
         return None
-    return Job.model_validate_json(body).model_copy(update={"seq": seq.decode()})
+    if body is None or seq is None or not _SEQ.fullmatch(seq):
+        raise UnreadableRecordError("the record is not whole")
+    return read_stored(_job, body, version).model_copy(update={"seq": seq.decode()})
+
+
+def read_id(member: bytes) -> str | None:
+    """The id of a job, as an index has it; None if this cannot be one."""
+    return member.decode() if member.isascii() and member.isalnum() else None
+
+
+def index_types(queues: Iterable[str]) -> dict[str, str]:
+    """The type of every key that is no single record, and of those that RQ has for these queues."""
+    types = {
+        JOBS_KEY: "zset", ACTIVE_KEY: "set", LIVE_KEY: "stream", MODELS_KEY: "hash", WORKERS_KEY: "set",
+        PAUSED_KEY: "set", "rq:queues": "set", "rq:workers": "set",
+    }  # fmt: skip
+    for queue in queues:
+        types |= {f"rq:queue:{queue}": "list", f"rq:queue:{queue}:intermediate": "list"}
+        types |= {f"rq:{name}:{queue}": "zset" for name in ("wip", "finished", "failed", "deferred", "ready")}
+        types[f"rq:workers:{queue}"] = "set"
+    return types
 
 
 def append_event(
@@ -161,6 +220,7 @@ PREVIEW_FRAME_TYPE: Final = 4
 PREVIEW_BATCH_TYPE: Final = 5
 _HEADER = struct.Struct(">II")
 _LENGTH = struct.Struct(">I")
+_preview = TypeAdapter(TilePreviewed)
 
 
 def pack_preview(event: TilePreviewed, image: bytes) -> bytes:
@@ -173,7 +233,7 @@ def unpack_preview(frame: bytes) -> tuple[TilePreviewed, bytes]:
     """Inverse of `pack_preview`.
 
     Raises:
-        ValueError: the frame is of another type or cut short.
+        ValueError: the frame is of another type or cut short, or its metadata are damaged.
     """
     if len(frame) < _HEADER.size:
         raise ValueError(f"a preview frame has at least {_HEADER.size} bytes, this one {len(frame)}")
@@ -181,7 +241,7 @@ def unpack_preview(frame: bytes) -> tuple[TilePreviewed, bytes]:
     if kind != PREVIEW_FRAME_TYPE or len(frame) < _HEADER.size + length:
         raise ValueError(f"frame type {kind} with {length} metadata bytes in {len(frame)} bytes")
     body = frame[_HEADER.size : _HEADER.size + length]
-    return TilePreviewed.model_validate_json(body), frame[_HEADER.size + length :]
+    return read_stored(_preview, body), frame[_HEADER.size + length :]
 
 
 def pack_batch(frames: Sequence[bytes]) -> bytes:

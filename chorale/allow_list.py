@@ -31,7 +31,7 @@ class AllowListFile:
         if not self.path.is_file():
             return AllowList()
         try:
-            return AllowList.model_validate_json(self.path.read_bytes())
+            return AllowList.model_validate_json(self.path.read_bytes(), extra="ignore")
         except ValidationError as error:
             raise AllowListError(f"{self.path} is no allow-list: {error}") from error
 

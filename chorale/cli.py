@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import time
-from typing import Annotated
+from io import TextIOWrapper
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -32,6 +33,14 @@ app = typer.Typer(
 )
 app.add_typer(models_command.app, name="models")
 derived_commands.add_to(app)
+RootPath = Annotated[
+    str | None,
+    Option(
+        envvar="CHORALE_ROOT_PATH",
+        help="Path below which a proxy serves all this, as in /chorale.",
+        show_default="none",
+    ),
+]
 Devices = Annotated[
     str | None,
     Option(
@@ -46,6 +55,7 @@ def main() -> None:
     """Run the command; print errors in one line, without a traceback."""
     # SIGTERM stops like Ctrl-C, so that the parts of a stack are stopped in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _print_anything()
     try:
         app()
     except ChoraleError as error:
@@ -54,6 +64,13 @@ def main() -> None:
     except OSError as error:  # a file that cannot be written
         _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(_FAILED)
+
+
+def _print_anything() -> None:
+    """A terminal that is not for Unicode shows escapes; file names of any bytes are printed as they are."""
+    terminal = cast(TextIOWrapper, sys.stdout)
+    is_unicode = terminal.encoding.lower().startswith("utf")
+    terminal.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
 
 
 @app.command()
@@ -70,6 +87,7 @@ def up(
     ] = None,
     devices: Devices = None,
     workers: Annotated[int, Option(min=1, max=64, help="Worker processes for each model.")] = 1,
+    root_path: RootPath = None,
 ) -> None:
     """Run queue, API and worker on this machine until Ctrl-C. Queued jobs survive a restart."""
     installed.require(installed.STACK, "all")
@@ -77,7 +95,9 @@ def up(
     from chorale.start import start_stack
 
     folder, console = DataFolder(data), open_notes()
-    chosen = StackOptions(host, port, tuple(model or ()), devices, workers)
+    chosen = StackOptions(
+        host, port, tuple(model or ()), devices, workers, root_path=root_path, for_ever=True
+    )
     try:
         with start_stack(folder, chosen, console) as stack:
             print(stack.url, flush=True)
@@ -90,10 +110,28 @@ def up(
 
 
 @app.command()
-def serve() -> None:
+def doctor(
+    data: Data = None,
+    repair: Annotated[
+        bool, Option("--repair", help="Mend the queue's log. What is taken away from it is kept beside it.")
+    ] = False,
+) -> None:
+    """Say what is wrong with a data directory: queue, store, permissions, allow-list."""
+    installed.require(installed.STACK, "all")
+    from chorale.doctor import examine
+
+    findings = list(examine(DataFolder(data), repair=repair))
+    for finding in findings:
+        print(f"{'ok  ' if finding.is_well else 'BAD '} {finding.part}: {finding.text}")
+    sys.exit(0 if all(finding.is_well for finding in findings) else _FAILED)
+
+
+@app.command()
+def serve(root_path: RootPath = None) -> None:
     """Run the API alone; CHORALE_* in the environment configures queue and store."""
     installed.require(installed.SERVICE, "service")
-    os.execv(sys.executable, [sys.executable, "-m", "service.main"])
+    chosen = {} if root_path is None else {"CHORALE_ROOT_PATH": root_path}
+    os.execve(sys.executable, [sys.executable, "-m", "service.main"], os.environ | chosen)
 
 
 @app.command()

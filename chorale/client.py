@@ -20,7 +20,7 @@ from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import TERMINAL, JobStatus
 from chorale import calls
 from chorale.calls import Answer, Call
-from chorale.errors import NoConnectionError, TimedOutError, UnavailableError
+from chorale.errors import NoConnectionError, NoWebSocketError, TimedOutError, UnavailableError
 from chorale.part_file import PartFile
 from chorale.protocol import (
     DEFAULT_URL,
@@ -30,11 +30,14 @@ from chorale.protocol import (
     check,
     finished,
     is_last,
+    is_refused,
     job_path,
     live_url,
     read_previews,
     result_of,
+    server_url,
 )
+from chorale.proxies import Transport, find_proxy
 from chorale.pyramid import Pyramid, PyramidTile, for_each
 from chorale.reconnect import Following, Reconnect
 
@@ -56,9 +59,8 @@ class Client:
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
-        self.url = url.rstrip("/")
-        transport = httpx.HTTPTransport(retries=2)  # retries connecting only, so nothing is done twice
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, transport=transport)
+        self.url = server_url(url)
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, transport=Transport())
 
     def __enter__(self) -> "Client":
         return self
@@ -176,12 +178,16 @@ class Client:
         """The same as `events`, with previews of the canvas between them.
 
         After a lost connection, the newest preview of each cell is sent.
+
+        Raises:
+            NoWebSocketError: something between refuses WebSockets; `events` may get through.
         """
         follow = Following(self.url, after)
+        proxy = find_proxy(self.url)
         while True:
             try:
                 address = live_url(self.url, job_id, follow.after)
-                with connect(address, max_size=None, close_timeout=_LEAVE_S) as socket:
+                with connect(address, proxy=proxy, max_size=None, close_timeout=_LEAVE_S) as socket:
                     for message in socket:
                         if isinstance(message, bytes):
                             follow.succeed()
@@ -194,6 +200,8 @@ class Client:
                 follow.fail()
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
                 self.get(job_id)  # raises if there is no such job
+                if is_refused(error):
+                    raise NoWebSocketError(self.url, str(error)) from error
                 follow.fail(error)
             time.sleep(follow.delay_s)
 

@@ -42,6 +42,11 @@ class DataFolder:
         """The allow-list of models."""
         return self.path / "models.json"
 
+    @property
+    def parts_lock(self) -> Path:
+        """Locked, not exclusively, by each part that uses the queue server."""
+        return self.path / "parts.lock"
+
     def log(self, part: str) -> Path:
         return self.path / "logs" / f"{part}.log"
 
@@ -62,9 +67,11 @@ class DataFolder:
     def link_secret(self) -> str:
         """Key that signs download links, the same after a restart."""
         path = self.path / "link-secret"
-        if not path.exists():
-            path.touch(mode=0o600)
-            path.write_text(secrets.token_hex(32))
+        if not path.exists() or not path.read_text().strip():  # a crash may leave it empty
+            new = path.with_suffix(".new")  # so that who is killed here leaves no empty secret
+            new.touch(mode=0o600)
+            new.write_text(secrets.token_hex(32))
+            new.rename(path)
         return path.read_text()
 
     def find_running(self) -> str | None:

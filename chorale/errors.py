@@ -7,6 +7,9 @@ ChoraleError
 │   ├── InvalidRequestError  `problem.errors` names field, value and what is allowed
 │   └── UnavailableError     the server is there, but cannot take this now
 ├── NoConnectionError        no answer at this address
+│   └── NoWebSocketError     there is one, but WebSockets do not get through
+├── AddressError             no address of a server
+├── ProxyError               the environment's proxy cannot be used
 ├── NoServerError            no address is given and no stack runs here
 ├── UnexpectedAnswerError    the answer is not one of a Chorale server
 ├── JobEndedError            the job ended without a picture; carries the job
@@ -18,6 +21,7 @@ ChoraleError
     ├── AlreadyRunningError  another one uses this data directory
     ├── NotInstalledError    a part is missing from this environment
     ├── PortTakenError
+    ├── DamagedQueueError    the queue's log lost more than a crash can take
     └── PartFailedError      a process of the stack does not stay up
 """
 
@@ -62,6 +66,24 @@ class NoConnectionError(ChoraleError):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"no answer from {url}: {reason}")
         self.url = url
+
+
+class NoWebSocketError(NoConnectionError):
+    """A proxy between refuses WebSockets; plain HTTP gets through."""
+
+
+class AddressError(ChoraleError):
+    """No address of a server."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"{url!r} is no address of a server; allowed is http://host:port or https://host,"
+            " with IPv6 in brackets: http://[::1]:8000"
+        )
+
+
+class ProxyError(ChoraleError):
+    """No HTTP proxy."""
 
 
 class NoServerError(ChoraleError):
@@ -126,6 +148,16 @@ class PortTakenError(StackError):
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(f"port {port} of {host} is taken: give another one by --port, or 0 for any")
+
+
+class DamagedQueueError(StackError):
+    """Going on would lose what was acknowledged, so the operator decides."""
+
+    def __init__(self, what: str, loss: str) -> None:
+        super().__init__(
+            f"{what}: `chorale doctor --repair` lets the queue start again, which costs {loss};"
+            " a copy of what it takes away is kept"
+        )
 
 
 class PartFailedError(StackError):

@@ -1,5 +1,6 @@
 """One job on the command line, from its start to its file."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -7,6 +8,8 @@ from rich.console import Console
 from api_schemas.answers import JobView
 from chorale.bar import show_progress
 from chorale.client import Client
+from chorale.errors import NoWebSocketError
+from chorale.protocol import Preview, Update
 from chorale.server_options import open_notes
 
 
@@ -15,7 +18,7 @@ def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -
     console = open_notes()
     try:
         _announce(console, client.url, job)
-        show_progress(console, client.live(job.id))
+        show_progress(console, _follow(client, job.id))
         client.wait(job.id)
     except KeyboardInterrupt:
         hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
@@ -24,6 +27,14 @@ def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -
     print(client.download(job.id, path))
     if dzi:
         print(client.download_pyramid(job.id, path.with_suffix(".dzi")))
+
+
+def _follow(client: Client, job_id: str) -> Iterator[Update | Preview]:
+    """With previews, where the network between lets WebSockets through."""
+    try:
+        yield from client.live(job_id)
+    except NoWebSocketError:
+        yield from client.events(job_id)
 
 
 def _announce(console: Console, url: str, job: JobView) -> None:

@@ -1,5 +1,6 @@
 """The whole stack on one machine: queue server, API and workers, as supervised processes."""
 
+import errno
 import os
 import socket
 import time
@@ -11,30 +12,40 @@ from threading import Event, Thread
 from types import TracebackType
 
 from api_schemas.answers import Readiness
+from chorale.append_only_file import mend_for_start, remember_run
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, PartFailedError, PortTakenError
-from chorale.part import Part
+from chorale.errors import ChoraleError, PartFailedError, PortTakenError, StackError
+from chorale.part import Death, Part
 from chorale.queue_server import answers
 
 _LOOK_S = 0.2
 _READY_S = (
     3600.0  # for downloading a large model, or reading it from a slow disk; a failed part is noticed earlier
 )
-_QUEUE_READY_S = 60.0
+_MOST_DEATHS = 5  # in a row, of one part
 _STOP_S = 90.0  # longer than any part gives itself
-_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """Options of a stack. Port 0 takes any free one; `workers` is per model."""
+    """Options of a stack.
+
+    Args:
+        port: 0 takes any free one.
+        workers: per model.
+        root_path: below which a proxy serves it; None: as the environment says.
+        for_ever: never give up a part that dies, only one that refuses to start.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     models: tuple[str, ...] = ()
     devices: str | None = None
     workers: int = 1
+    root_path: str | None = None
+    for_ever: bool = False
 
 
 class LocalStack:
@@ -47,13 +58,22 @@ class LocalStack:
     Raises:
         AlreadyRunningError: another stack uses the data folder.
         PortTakenError: the port is in use.
+        DamagedQueueError: the queue's log is damaged, and its operator has to decide.
+        PartFailedError: the queue server was given up.
+
+    Args:
+        report: told of each part that died, and when it starts again.
     """
 
-    def __init__(self, folder: DataFolder, options: StackOptions) -> None:
+    def __init__(
+        self, folder: DataFolder, options: StackOptions, report: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._folder = folder
         self._options = options
+        self._report = report
+        self._was_ready = False
         self._port = options.port or _free_port(options.host)
-        self.url = f"http://{_ANY_HOST.get(options.host, options.host)}:{self._port}"
+        self.url = f"http://{_write_host(options.host)}:{self._port}"
         self._closing = ExitStack()
         self._stop = Event()
         self._failure: PartFailedError | None = None
@@ -95,10 +115,11 @@ class LocalStack:
         """
         deadline = time.monotonic() + _READY_S
         with Client(self.url) as client:
-            while time.monotonic() < deadline:
+            while self._options.for_ever or time.monotonic() < deadline:
                 self.check()
                 readiness = _ask(client)
                 if readiness is not None and self._serves_all(readiness):
+                    self._was_ready = True
                     return readiness
                 report(_describe(readiness))
                 time.sleep(_LOOK_S)
@@ -106,17 +127,36 @@ class LocalStack:
 
     def _start(self) -> None:
         environment = dict(self._environment())
-        if "CHORALE_REDIS_URL" not in os.environ:
+        if not os.environ.get("CHORALE_REDIS_URL"):
             path = self._folder.socket()
+            if not answers(path):
+                mend_for_start(self._folder.queue, self._report)
             environment["CHORALE_REDIS_URL"] = f"unix://{path}"
-            queue = self._add(
-                "queue", ("chorale.queue_server", str(self._folder.queue), str(path)), {}, False
-            )
-            _await_queue(queue, path)
-        self._add("service", ("service.main",), environment, True)
-        for number, chosen in enumerate(self._models() * self._options.workers, start=1):
-            self._add(f"worker-{number}", ("worker.main",), environment | chosen, True)
+            arguments = (str(self._folder.queue), str(path), str(self._folder.parts_lock))
+            self._await_queue(self._add("queue", ("chorale.queue_server", *arguments), {}, None), path)
+            remember_run(self._folder.queue)
+        lock = ("--lock", str(self._folder.parts_lock))
+        probe = ("--probe", f"{self.url}/healthz")
+        self._add("service", ("service.main",), environment, (*lock, *probe))
+        chosen = self._models() * self._options.workers
+        environment |= self._share_cores(len(chosen))
+        for number, model in enumerate(chosen, start=1):
+            self._add(f"worker-{number}", ("worker.main",), environment | model, lock)
         self._watcher.start()
+
+    def _await_queue(self, queue: Part, path: Path) -> None:
+        while not answers(path):
+            self._look_after(queue)
+            self.check()
+            time.sleep(0.05)
+
+    def _share_cores(self, workers: int) -> dict[str, str]:
+        """Let threads of torch that wait sleep: spinning, they take the cores from other workers (54 s for 11 s).
+
+        Fewer threads for each would do as well, but their number changes the last bits of a picture.
+        """
+        ranks = workers * len((self._options.devices or "").split(","))
+        return {} if ranks == 1 or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
 
     def _models(self) -> list[dict[str, str]]:
         """Environment variables for each model; without a choice, the present environment decides."""
@@ -126,15 +166,19 @@ class LocalStack:
         return readiness.ready and len(readiness.models) >= len(set(self._options.models))
 
     def _add(
-        self, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], guarded: bool
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str],
+        guard: tuple[str, ...] | None,
     ) -> Part:
-        part = Part(name, arguments, environment, self._folder.log(name), guarded)
+        part = Part(name, arguments, environment, self._folder.log(name), guard)
         self._parts.append(part)
         part.start()
         return part
 
     def _environment(self) -> Mapping[str, str]:
-        chosen = {"CHORALE_DEVICES": self._options.devices}
+        chosen = {"CHORALE_DEVICES": self._options.devices, "CHORALE_ROOT_PATH": self._options.root_path}
         fixed = {
             "CHORALE_HOST": self._options.host,
             "CHORALE_PORT": str(self._port),
@@ -146,19 +190,31 @@ class LocalStack:
             "CHORALE_LINK_SECRET": self._folder.link_secret(),
         }
         return {
-            **{name: value for name, value in defaults.items() if name not in os.environ},
+            # Set to nothing is not set, as for the parts themselves.
+            **{name: value for name, value in defaults.items() if not os.environ.get(name)},
             **{name: value for name, value in chosen.items() if value is not None},
             **fixed,
         }
 
     def _watch(self) -> None:
-        while not self._stop.wait(_LOOK_S):
-            try:
-                for part in self._parts:
-                    part.look_after()
-            except PartFailedError as error:
-                self._failure = error
-                return
+        while self._failure is None and not self._stop.wait(_LOOK_S):
+            for part in self._parts:
+                self._look_after(part)
+
+    def _look_after(self, part: Part) -> None:
+        death = part.look_after()
+        if death is None:
+            return
+        if self._gives_up(death):
+            self._failure = PartFailedError(f"{death.text} (log: {part.log})")
+        else:
+            self._report(f"{death.text}; starts again in {death.pause_s:g} s (log: {part.log})")
+
+    def _gives_up(self, death: Death) -> bool:
+        """What ran once may run again, when what it refuses has been mended."""
+        if death.refused and not self._was_ready:
+            return True
+        return not self._options.for_ever and death.in_a_row >= _MOST_DEATHS
 
     def _end(self) -> None:
         """Workers first, while they can still record in the queue where they stopped; the queue server last."""
@@ -170,12 +226,22 @@ class LocalStack:
             for part in group:
                 part.ask_to_stop()
             for part in group:
-                part.await_end(_STOP_S)
+                if trouble := part.await_end(_STOP_S):
+                    self._report(f"{trouble} (log: {part.log})")
+
+
+def _write_host(host: str) -> str:
+    """A bound address as it stands in URLs."""
+    reached = _ANY_HOST.get(host, host)
+    return f"[{reached}]" if ":" in reached else reached
 
 
 def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
         return probe.getsockname()[1]
 
 
@@ -185,17 +251,9 @@ def _require_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortTakenError(host, port) from error
-
-
-def _await_queue(queue: Part, path: Path) -> None:
-    deadline = time.monotonic() + _QUEUE_READY_S
-    while time.monotonic() < deadline:
-        queue.look_after()
-        if answers(path):
-            return
-        time.sleep(0.05)
-    raise PartFailedError(f"the queue server does not answer (log: {queue.log})")
+            if error.errno == errno.EADDRINUSE:
+                raise PortTakenError(host, port) from error
+            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
 
 
 def _ask(client: Client) -> Readiness | None:
@@ -208,6 +266,7 @@ def _ask(client: Client) -> Readiness | None:
 def _describe(readiness: Readiness | None) -> str:
     if readiness is None:
         return "starting the API"
-    if readiness.queue != "ok" or readiness.store != "ok":
-        return f"queue {readiness.queue}, store {readiness.store}"
+    wrong = [part.message for part in readiness.parts if not part.ready and part.name != "workers"]
+    if wrong or readiness.paused:
+        return "; ".join([*wrong, *readiness.paused.values()])
     return "loading the model"

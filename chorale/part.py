@@ -6,15 +6,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from chorale.errors import PartFailedError
+from api_schemas.settings import REFUSED_EXIT
+from chorale.guard import HUNG_EXIT, SIGNAL_EXIT
+from chorale.health import Health
+from chorale.log_files import rotate
 
-_REFUSED = 2  # exit code of a process that a restart would not help
-_MOST_DEATHS = 5
-_WINDOW_S = 60.0
-_LONGEST_DELAY_S = 5.0
+_LONGEST_PAUSE_S = 8.0
+# Some end by the signal that tells them to.
+_TOLD_TO_END = (0, -signal.SIGTERM, SIGNAL_EXIT + signal.SIGTERM)
+_LAST_BYTES = 16_384  # of a log, in which the last line is looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a part ended.
+
+    Args:
+        refused: it says that a restart would not help.
+        in_a_row: number of deaths without a healthy life in between.
+        pause_s: until it starts again.
+    """
+
+    text: str
+    refused: bool
+    in_a_row: int
+    pause_s: float
 
 
 @dataclass
@@ -23,24 +43,28 @@ class Part:
 
     Args:
         arguments: module and its arguments, as after `python -m`.
-        guarded: whether it runs under `chorale.guard`, so that it ends with this process.
+        guard: options of the `chorale.guard` under which it runs, so that it ends with this process; None without.
+        healthy_s: a life this long is no failed start.
     """
 
     name: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
     log: Path
-    guarded: bool = True
+    guard: Sequence[str] | None = ()
+    healthy_s: float = 10.0
     _process: subprocess.Popen[bytes] | None = None
-    _deaths: list[float] = field(default_factory=list[float])
+    _health: Health | None = None
+    _started_at: float = 0.0
+    _deaths: int = 0
     _again_at: float = 0.0
 
     def start(self) -> None:
         """Start the process; standard output and error go to the log."""
         command = [sys.executable, "-m", *self.arguments]
         self._refusal.unlink(missing_ok=True)
-        if self.guarded:
-            command = [sys.executable, "-m", "chorale.guard", *command]
+        if self.guard is not None:
+            command = [sys.executable, "-m", "chorale.guard", *self.guard, *command]
         with self.log.open("ab") as log:
             # In its own session: Ctrl-C in the terminal reaches only this process, which stops parts in order.
             self._process = subprocess.Popen(
@@ -51,43 +75,52 @@ class Part:
                 stderr=log,
                 start_new_session=True,
             )
+        self._health = Health(self._process.pid)
+        self._started_at = time.monotonic()
 
-    def look_after(self) -> None:
-        """Start it again if it died.
-
-        Raises:
-            PartFailedError: it keeps dying, or refuses to start.
-        """
-        now = time.monotonic()
+    def look_after(self) -> Death | None:
+        """Start it again, after a pause, if it died; a stopped guard is killed, for it guards nothing."""
+        rotate(self.log)
         if self._process is None:
-            if now >= self._again_at:
+            if time.monotonic() >= self._again_at:
                 self.start()
-            return
+            return None
         code = self._process.poll()
         if code is None:
-            return
+            if self._health and self._health.look():
+                self._kill_group(self._process)
+            return None
+        self._kill_group(self._process)  # if the guard was killed, it may have left something
         self._forget(self._process)
-        self._deaths = [death for death in self._deaths if now - death < _WINDOW_S] + [now]
-        if code == _REFUSED or len(self._deaths) >= _MOST_DEATHS:
-            raise PartFailedError(
-                f"{self.name} ended with code {code}: {self._find_reason()} (log: {self.log})"
-            )
-        self._again_at = now + min(2.0 ** len(self._deaths) / 4, _LONGEST_DELAY_S)
+        return self._note_death(code)
+
+    def _note_death(self, code: int) -> Death:
+        now = time.monotonic()
+        self._deaths = 1 if now - self._started_at > self.healthy_s else self._deaths + 1
+        pause_s = min(2.0 ** min(self._deaths, 10) / 4, _LONGEST_PAUSE_S)
+        self._again_at = now + pause_s
+        return Death(f"{self.name} {self._describe_end(code)}", code == REFUSED_EXIT, self._deaths, pause_s)
 
     def ask_to_stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
 
-    def await_end(self, timeout_s: float) -> None:
-        """Kill what does not end in time, with all that it started."""
+    def await_end(self, timeout_s: float) -> str | None:
+        """Kill what does not end in time, with all that it started; says how it ended, unless as it was told to."""
         if self._process is None:
-            return
+            return None
         try:
-            self._process.wait(timeout_s)
+            code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._kill_group(self._process)
+            code = self._process.wait()
+        self._kill_group(self._process)
         self._forget(self._process)
+        return None if code in _TOLD_TO_END else f"{self.name} {self._describe_end(code)}"
+
+    def _kill_group(self, process: subprocess.Popen[bytes]) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left, or (macOS) only what has ended
+            os.killpg(process.pid, signal.SIGKILL)
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         if process.stdin:
@@ -99,8 +132,20 @@ class Part:
         """File for the reason why it refuses to start; in the log, other lines may follow."""
         return self.log.with_suffix(".refusal")
 
-    def _find_reason(self) -> str:
-        if self._refusal.is_file():
-            return self._refusal.read_text(errors="replace").strip()
-        lines = self.log.read_text(errors="replace").splitlines()
+    def _describe_end(self, code: int) -> str:
+        number = -code if code < 0 else code - SIGNAL_EXIT
+        with suppress(ValueError):
+            return f"was killed by {signal.Signals(number).name}"
+        if code == HUNG_EXIT:
+            return self._find_last_line()
+        reason = self._read_refusal() if code == REFUSED_EXIT else None
+        return f"ended with code {code}: {reason or self._find_last_line()}"
+
+    def _read_refusal(self) -> str | None:
+        return self._refusal.read_text(errors="replace").strip() if self._refusal.is_file() else None
+
+    def _find_last_line(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -7,6 +7,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import httpx
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from websockets.exceptions import InvalidStatus, ProxyError
 
 from api_schemas import wire
 from api_schemas.answers import JobView, Readiness, Snapshot
@@ -14,6 +15,7 @@ from api_schemas.errors import Problem
 from api_schemas.events import TERMINAL_TYPES, DurableEvent, Result, TilePreviewed
 from api_schemas.job import TERMINAL
 from chorale.errors import (
+    AddressError,
     ConflictError,
     InvalidRequestError,
     JobEndedError,
@@ -44,6 +46,21 @@ class Preview:
 
     event: TilePreviewed
     image: bytes
+
+
+def server_url(url: str) -> str:
+    """An address without the slash at its end.
+
+    Raises:
+        AddressError: there can be no server.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise AddressError(url) from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise AddressError(url)
+    return url.rstrip("/")
 
 
 def job_path(job_id: str, *parts: str) -> str:
@@ -85,6 +102,12 @@ def live_url(url: str, job_id: str, after: str) -> str:
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     query = f"after={quote(after)}" if after else ""
     return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + job_path(job_id, "ws"), query, ""))
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether WebSockets are refused for good, by a proxy as a rule; 5xx is said by one whose server restarts."""
+    refused = isinstance(error, InvalidStatus) and error.response.status_code < 500
+    return refused or isinstance(error, ProxyError)
 
 
 def check(response: httpx.Response) -> httpx.Response:

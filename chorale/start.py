@@ -1,6 +1,7 @@
 """Stacks that commands start."""
 
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,11 @@ def start_stack(
     folder: DataFolder, options: StackOptions, console: Console
 ) -> Generator[LocalStack, None, None]:
     """A stack that is ready; a status line shows what it is waiting for."""
-    with LocalStack(folder, options) as stack:
+
+    def report(what: str) -> None:
+        console.print(f"{time.strftime('%X')} {what}", markup=False, highlight=False, soft_wrap=True)
+
+    with LocalStack(folder, options, report) as stack:
         with console.status("starting the queue") as status:
             stack.await_ready(lambda missing: status.update(missing))
         try:

@@ -79,4 +79,4 @@ def _ago(seconds: float) -> str:
 
 def _shorten(prompt: str) -> str:
     line = " ".join(prompt.split())
-    return line if len(line) <= _PROMPT_LENGTH else line[: _PROMPT_LENGTH - 1] + "…"
+    return line if len(line) <= _PROMPT_LENGTH else line[: _PROMPT_LENGTH - 3] + "..."

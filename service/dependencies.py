@@ -5,13 +5,16 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query
 from redis.asyncio import Redis
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from api_schemas.errors import FieldError
 from api_schemas.job import Job
+from service.background import Background
 from service.catalog import ModelCatalog
+from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, JobNotFoundError
 from service.event_stream import EventStream
+from service.http.shedding import SLOT, Slot
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
@@ -37,6 +40,7 @@ class Services:
     views: JobViews
     events: EventStream
     images: ImageStore
+    space: DiskSpace
     previews: PreviewCanvas
     links: LinkSigner
     metrics: Metrics
@@ -47,6 +51,20 @@ def get_services(connection: HTTPConnection) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def get_background(request: Request) -> Background:
+    return cast(Background, request.app.state.background)
+
+
+BackgroundDep = Annotated[Background, Depends(get_background)]
+
+
+def get_slot(request: Request) -> Slot:
+    return cast(Slot, request.scope[SLOT])
+
+
+SlotDep = Annotated[Slot, Depends(get_slot)]
 
 
 async def load_job(

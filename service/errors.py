@@ -4,9 +4,12 @@ ServiceError
 ├── BadRequestError            the request's form is wrong
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
+├── AmbiguousLengthError       a body of two lengths
+├── BodyTooSlowError
 ├── JobNotFoundError
+├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
-├── ForbiddenError             wrong origin, or a link that was altered or is over
+├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
 ├── NotReadyError              the job has no picture yet
@@ -15,6 +18,7 @@ ServiceError
 ├── RangeNotSatisfiableError
 ├── QueueFullError
 ├── NoModelError
+├── NoSpaceError                the store's disk has no space for the job
 └── UnavailableError           Redis or the object store is away, or the machine too busy
 """
 
@@ -48,9 +52,20 @@ class InvalidRequestError(ServiceError):
 class BodyTooLargeError(ServiceError): ...
 
 
+class AmbiguousLengthError(ServiceError): ...
+
+
+class BodyTooSlowError(ServiceError): ...
+
+
 class JobNotFoundError(ServiceError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job {job_id[:64]!r}")
+
+
+class JobUnreadableError(ServiceError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"stored record unreadable: job {job_id[:64]!r}; the service's log says why")
 
 
 class FileMissingError(ServiceError): ...
@@ -86,6 +101,9 @@ class QueueFullError(_RetryLaterError): ...
 class NoModelError(_RetryLaterError): ...
 
 
+class NoSpaceError(_RetryLaterError): ...
+
+
 class UnavailableError(_RetryLaterError): ...
 
 
@@ -94,7 +112,10 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     BadRequestError: (400, "invalid_json", False),
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
+    AmbiguousLengthError: (400, "invalid_request", False),
+    BodyTooSlowError: (408, "timeout", False),
     JobNotFoundError: (404, "not_found", False),
+    JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),
     ConflictError: (409, "conflict", True),
@@ -105,6 +126,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),
     QueueFullError: (503, "queue_full", True),
     NoModelError: (503, "no_model", True),
+    NoSpaceError: (503, "disk_full", True),
     UnavailableError: (503, "service_unavailable", True),
 }
 
@@ -114,6 +136,7 @@ HTTP_CODES: dict[int, ErrorCode] = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     409: "conflict",
     413: "invalid_request",
     422: "invalid_request",

@@ -1,19 +1,21 @@
 """Streams a job's events: those in the log, then live ones, without gaps or duplicates."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, suppress
 from typing import Final, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from api_schemas.job import Job
-from api_schemas.wire import previews_key
+from api_schemas.wire import previews_key, unpack_preview
 from service.job_store import JobStore
 from service.live.hub import LiveHub, join_frames
 from service.live.log import JobLog, LogGapError
 from service.live.subscription import Delivery
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting
+from service.unreadable import require_wrong_type
 
 _SCAN_COUNT: Final = 64
 
@@ -82,15 +84,28 @@ class EventStream:
             async for message in log.replay():
                 yield message
 
+    def _check_frames(self, job_id: str, frames: dict[bytes, bytes]) -> Iterator[bytes]:
+        for place, frame in frames.items():
+            try:
+                unpack_preview(frame)
+                yield frame
+            except ValueError as error:
+                self._jobs.unreadable.tell("preview", job_id, f"{place!a}: {error}")
+
     async def _stored_previews(self, job_id: str) -> AsyncIterator[PreviewMessage]:
         """The newest frame of each cell, in pieces: a large canvas' frames may be tens of megabytes."""
         cursor = 0
         while True:
-            cursor, frames = await cast(
-                Awaitable[tuple[int, dict[bytes, bytes]]],
-                self._redis.hscan(previews_key(job_id), cursor, count=_SCAN_COUNT),
-            )
-            for batch in join_frames(frames.values()):
+            try:
+                cursor, frames = await cast(
+                    Awaitable[tuple[int, dict[bytes, bytes]]],
+                    self._redis.hscan(previews_key(job_id), cursor, count=_SCAN_COUNT),
+                )
+            except RedisError as error:
+                require_wrong_type(error)
+                self._jobs.unreadable.tell("preview", job_id, error)
+                return
+            for batch in join_frames(self._check_frames(job_id, frames)):
                 yield PreviewMessage(batch)
             if cursor == 0:
                 return

@@ -1,13 +1,17 @@
 """The object store: finished pictures and their pyramids, and the pictures that came with requests."""
 
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
+from anyio import CapacityLimiter, to_thread
+from obstore.exceptions import GenericError
 from obstore.store import LocalStore, S3Store
 
 from service.errors import ResultExpiredError
@@ -17,26 +21,40 @@ if TYPE_CHECKING:  # obstore has this name for type checkers only
     from obstore.store import S3Config
 
 _CHUNK_BYTES: Final = 1 << 20
-_PROBE_KEY: Final = "probe-that-need-not-exist"
+_PARTS_AT_ONCE: Final = 2  # of 5 MB each, in memory
+_PROBE_KEY: Final = "probe"
 
 
 class ImageStore:
     """Keys come from committed results and from ids that the service drew, never from a client."""
 
-    def __init__(self, store: LocalStore | S3Store, signer: S3Store | None, link_lifetime_s: int) -> None:
-        self._store = store
+    def __init__(
+        self,
+        open_store: Callable[[], LocalStore | S3Store],
+        folder: Path | None,
+        signer: S3Store | None,
+        link_lifetime_s: int,
+    ) -> None:
+        self._open = open_store
         self._signer = signer
         self._link_lifetime = timedelta(seconds=link_lifetime_s)
+        self.folder = folder
+        self._probes = CapacityLimiter(1)  # on a disk that hangs they would take all threads
 
     @classmethod
     def open(cls, settings: ServiceSettings) -> "ImageStore":
-        """Open `file:///folder` or `s3://bucket/prefix`. Nothing is sent yet."""
+        """A store at `file:///folder` or `s3://bucket/prefix`; nothing is asked of it yet."""
         url = urlsplit(settings.store_url)
         if url.scheme == "file":
-            folder = LocalStore(Path(unquote(url.path)), mkdir=True, automatic_cleanup=True)
-            return cls(folder, None, settings.link_lifetime_s)
+            folder = Path(unquote(url.path))
+            return cls(lambda: _open_folder(folder), folder, None, settings.link_lifetime_s)
         signer = _open_s3(settings, settings.store_public_endpoint)
-        return cls(_open_s3(settings, None), signer, settings.link_lifetime_s)
+        return cls(lambda: _open_s3(settings, None), None, signer, settings.link_lifetime_s)
+
+    @cached_property
+    def _store(self) -> LocalStore | S3Store:
+        """Opened with the first use that succeeds: the folder may not be there at the start."""
+        return self._open()
 
     async def sign(self, key: str, method: str) -> str | None:
         """An address that gives this object to anyone for a while; None if the store does not sign addresses."""
@@ -65,9 +83,10 @@ class ImageStore:
             return None
         return bytes(await found.bytes_async())
 
-    async def put(self, key: str, content: bytes) -> None:
-        """Store an object, all or nothing."""
-        await obstore.put_async(self._store, key, content)
+    async def put(self, key: str, file: IO[bytes]) -> None:
+        """Store a file as an object, all or nothing."""
+        file.seek(0)
+        await obstore.put_async(self._store, key, file, max_concurrency=_PARTS_AT_ONCE)
 
     async def list_folders(self, prefix: str) -> list[str]:
         """Names of the folders right below a folder."""
@@ -85,11 +104,25 @@ class ImageStore:
                 await obstore.delete_async(self._store, keys)
 
     async def probe(self) -> None:
-        """Return if the store answers; raises what the store raises."""
-        try:
-            await obstore.head_async(self._store, _PROBE_KEY)
-        except FileNotFoundError:
-            return
+        """Write something small, which leaves nothing where the store is a folder; raises what the store raises."""
+        if self.folder is None:
+            await obstore.put_async(self._store, _PROBE_KEY, b"")
+        else:
+            await to_thread.run_sync(_write_block, self.folder, abandon_on_cancel=True, limiter=self._probes)
+
+
+def _open_folder(folder: Path) -> LocalStore:
+    try:
+        return LocalStore(folder, mkdir=True, automatic_cleanup=True)
+    except OSError as error:  # of which it makes one error or the other, by what fails
+        raise GenericError(str(error)) from error
+
+
+def _write_block(folder: Path) -> None:
+    """A whole block: an empty file needs no space."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.write(bytes(4096))
 
 
 def _open_s3(settings: ServiceSettings, other_endpoint: str | None) -> S3Store:

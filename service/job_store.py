@@ -5,37 +5,45 @@ from collections.abc import Awaitable, Sequence
 from typing import Final, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
 from api_schemas.job import TERMINAL, Job, apply, begin
+from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import (
     ACTIVE_KEY,
     APPEND_EVENT,
     JOBS_KEY,
     RECORD,
+    SET_ASIDE,
     append_event,
     cancel_key,
     children_key,
     events_key,
     job_key,
     previews_key,
+    read_id,
     read_job,
 )
+from service.errors import JobUnreadableError
+from service.unreadable import UnreadableRecords, require_wrong_type
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
+_Row = list[bytes | None] | RedisError
 
 
 class JobStore:
     """Reads every record; writes only what happens before a worker has the job."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, unreadable: UnreadableRecords) -> None:
         self._redis = redis
+        self.unreadable = unreadable
 
     async def create(self, event: JobQueued) -> Job:
         """Write a new record with its first event, whole or not at all."""
         job = begin(event)
         async with self._redis.pipeline(transaction=True) as transaction:
+            transaction.eval(SET_ASIDE, 2, ACTIVE_KEY, JOBS_KEY, "set", "zset")
             transaction.sadd(ACTIVE_KEY, job.id)
             transaction.zadd(JOBS_KEY, {job.id: event.ts})
             if job.request.parent is not None:
@@ -46,17 +54,25 @@ class JobStore:
         return job.model_copy(update={"seq": seq.decode()})
 
     async def get(self, job_id: str) -> Job | None:
-        return (await self.get_many([job_id]))[0]
+        """The record of a job, None if there is none.
 
-    async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
-        """The records of these jobs, None where there is none."""
+        Raises:
+            JobUnreadableError: it cannot be read.
+        """
+        (job,) = await self.get_many([job_id])
+        if isinstance(job, UnreadableRecordError):
+            raise JobUnreadableError(job_id)
+        return job
+
+    async def get_many(self, job_ids: Sequence[str]) -> list[Job | UnreadableRecordError | None]:
+        """The records of these jobs, None where there is none, an error where it cannot be read."""
         if not job_ids:
             return []
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hmget(job_key(job_id), RECORD)
-            rows = cast(list[list[bytes | None]], await pipeline.execute())
-        return [read_job(row) for row in rows]
+            rows = cast(list[_Row], await pipeline.execute(raise_on_error=False))
+        return [self._read(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
 
     async def cancel(self, job: Job, reason: str) -> Job:
         """Ask for a cancellation; a job that no worker has yet ends here."""
@@ -72,7 +88,7 @@ class JobStore:
 
     async def list_active(self) -> list[str]:
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(ACTIVE_KEY))
-        return sorted(member.decode() for member in members)
+        return sorted(filter(None, map(self._read_id, members)))
 
     async def forget_active(self, job_ids: Sequence[str]) -> None:
         if job_ids:
@@ -123,14 +139,34 @@ class JobStore:
             answer = await self._redis.zrange(  # pyright: ignore[reportUnknownMemberType]
                 JOBS_KEY, first, last, newest_first, True, byscore=True, offset=offset, num=count
             )
-            rows = [(score, job_id.decode()) for job_id, score in cast(list[tuple[bytes, float]], answer)]
+            rows = [
+                (score, job_id)
+                for member, score in cast(list[tuple[bytes, float]], answer)
+                if (job_id := self._read_id(member)) is not None
+            ]
             found += [
                 row for row in rows if passed is None or (row < passed if newest_first else row > passed)
             ]
-            offset += len(rows)
-            if len(rows) < count:
+            offset += len(answer)
+            if len(answer) < count:
                 break
         return found[:count]
+
+    def _read(self, job_id: str, row: _Row) -> Job | UnreadableRecordError | None:
+        try:
+            if isinstance(row, RedisError):
+                require_wrong_type(row)
+                raise UnreadableRecordError(str(row))
+            return read_job(row)
+        except UnreadableRecordError as error:
+            self.unreadable.tell("job", job_id, error)
+            return error
+
+    def _read_id(self, member: bytes) -> str | None:
+        job_id = read_id(member)
+        if job_id is None:
+            self.unreadable.tell("index", member, "this is no id of a job")
+        return job_id
 
     async def _append(self, job: Job, event: DurableEvent) -> bool:
         """Write one event on top of the state it was made for; False if another writer came first."""

@@ -1,11 +1,11 @@
 """Messages to a client that follows a job, and their ids, `milliseconds-counter`, as Redis draws them."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Final
 
-from api_schemas.events import TERMINAL_TYPES
+from api_schemas.events import TERMINAL_TYPES, DurableEvent
+from api_schemas.stored import read_event as stored_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,18 @@ Message = EventMessage | PreviewMessage | Idle | Restarting
 
 
 def read_event(seq: str, stored: bytes, previous: str = "") -> EventMessage:
-    """Give a stored event its id. Only validated events are stored, so it is not validated again."""
-    body = json.loads(stored)
-    body["seq"] = seq
-    return EventMessage(body["type"], seq, json.dumps(body, ensure_ascii=False), previous)
+    """Give a stored event its id, and the form of this version, whichever has stored it.
+
+    Raises:
+        UnreadableRecordError: it is damaged, or of a later version.
+    """
+    return show_event(seq, stored_event(stored), previous)
+
+
+def show_event(seq: str, event: DurableEvent, previous: str = "") -> EventMessage:
+    """An event as it is sent."""
+    text = event.model_copy(update={"seq": seq}).model_dump_json()
+    return EventMessage(event.type, seq, text, previous)
 
 
 START: Final = "0-0"

@@ -1,6 +1,15 @@
 """Prometheus metrics. Each app has its own registry, so that two in one process don't collide."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections import Counter as Counts
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
+OUTCOMES: Final = ("succeeded", "failed", "canceled")
+
+_PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "storage_unavailable")
 
 
 class Metrics:
@@ -8,6 +17,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU time and descriptors of this process
         self.requests = Counter(
             "chorale_http_requests",
             "Answered requests.",
@@ -20,6 +30,12 @@ class Metrics:
         self.jobs_created = Counter("chorale_jobs_created", "Accepted jobs.", registry=self.registry)
         self.jobs_revived = Counter(
             "chorale_jobs_revived", "Jobs enqueued again by reconciliation.", registry=self.registry
+        )
+        self.records_unreadable = Counter(
+            "chorale_records_unreadable",
+            "Stored records that were skipped.",
+            ["kind"],
+            registry=self.registry,
         )
         self.live_readers = Gauge("chorale_live_readers", "Open event streams.", registry=self.registry)
         self.live_lag_s = Histogram(
@@ -44,6 +60,73 @@ class Metrics:
             "Workers that lost a device and continue with the rest.",
             registry=self.registry,
         )
+        self.requests_shed = Counter(
+            "chorale_http_requests_shed",
+            "Requests refused because as many as may were being answered.",
+            registry=self.registry,
+        )
+        self.background_restarts = Counter(
+            "chorale_background_restarts",
+            "Background tasks of this process that failed and were started again.",
+            ["task"],
+            registry=self.registry,
+        )
+        self.background_up = Gauge(
+            "chorale_background_up", "0 while a background task has failed.", ["task"], registry=self.registry
+        )
+
+        self.workers_paused = Gauge(
+            "chorale_workers_paused",
+            "Workers that take no jobs, by what they lack.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.queue_writable = Gauge(
+            "chorale_queue_writable", "1 if Redis takes writes, else 0.", registry=self.registry
+        )
+        self.store_free_bytes = Gauge(
+            "chorale_store_free_bytes",
+            "Free space on the disk of a store that is a folder, else NaN.",
+            registry=self.registry,
+        )
+
+        self.bodies_held = Gauge(
+            "chorale_bodies_held_bytes",
+            "Bytes of requests that are being taken in: pictures on disk, and JSON in memory.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.connections_closed = Counter(
+            "chorale_connections_closed",
+            "Connections that were closed: a slow_head or slow_reader, evicted for others, or full.",
+            ["reason"],
+            registry=self.registry,
+        )
+
+        self.jobs_ended = Counter("chorale_jobs_ended", "Ended jobs.", ["outcome"], registry=self.registry)
+        self.phase_s = Histogram(
+            "chorale_job_phase_seconds",
+            "Time that jobs which succeeded spent in each phase.",
+            ["phase"],
+            buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 1200, 3600, 14_400),
+            registry=self.registry,
+        )
+        self.tiles = Counter("chorale_tiles", "Tile predictions made by workers.", registry=self.registry)
+        self.worker_memory = Gauge(
+            "chorale_worker_resident_memory_bytes",
+            "Main memory of a worker and its engine.",
+            ["worker"],
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:  # so that each is there before its first job
+            self.jobs_ended.labels(outcome)
+
+    def count_paused(self, faults: Iterable[str]) -> None:
+        """Paused workers by the code of `code: message`; no worker can invent a series."""
+        codes = Counts(fault.partition(":")[0] for fault in faults)
+        for code in _PAUSE_CODES:
+            self.workers_paused.labels(code).set(codes.pop(code, 0))
+        self.workers_paused.labels("other").set(codes.total())
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -7,7 +7,15 @@ from fastapi.openapi.utils import get_openapi
 
 from api_schemas.errors import Problem
 from api_schemas.generation import GenerationRequest
-from service.errors import INTERNAL_ERROR, STATUS, BodyTooLargeError, ServiceError, UnavailableError
+from service.errors import (
+    INTERNAL_ERROR,
+    STATUS,
+    BodyTooLargeError,
+    BodyTooSlowError,
+    ForbiddenError,
+    ServiceError,
+    UnavailableError,
+)
 from service.http.problems import MEDIA_TYPE
 from service.images.formats import name_formats, readable_formats
 from service.jobs.submission import PICTURE_PARTS, REQUEST_PART
@@ -56,7 +64,7 @@ SUBMISSION_BODY: dict[str, object] = {
 def problems(*errors: type[ServiceError]) -> Responses:
     """Responses for these errors and for those that any route can give."""
     codes: dict[int, list[str]] = {INTERNAL_ERROR[0]: [INTERNAL_ERROR[1]]}
-    for error in (*errors, BodyTooLargeError, UnavailableError):
+    for error in (*errors, BodyTooLargeError, BodyTooSlowError, ForbiddenError, UnavailableError):
         status, code, _ = STATUS[error]
         codes.setdefault(status, []).append(code)
     return {status: _declare(sorted(set(names))) for status, names in sorted(codes.items())}

@@ -1,23 +1,69 @@
 """Settings, read once from the environment (prefix CHORALE_)."""
 
 import ipaddress
+import re
 import secrets
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final, cast
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api_schemas.settings import SharedSettings
+
+_ORIGIN: Final = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 def _draw_secret() -> SecretStr:
     return SecretStr(secrets.token_hex(32))
 
 
+def _default_work_dir() -> Path:
+    return Path(tempfile.gettempdir()) / "chorale-work"
+
+
+def _split_words(value: object) -> object:
+    """`a, b` as it stands in the environment."""
+    return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
+
+
+def _check_origin(text: str) -> str:
+    """As browsers write it: lower case, and no port where it is the scheme's own."""
+    match = _ORIGIN.fullmatch(text.lower().rstrip("/"))
+    if match is None:
+        raise ValueError(f"{text!r} is no origin; allowed is scheme and host, as in https://viewer.example")
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}{'' if port == _DEFAULT_PORTS[scheme] else port or ''}"
+
+
+def _check_root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
+        raise ValueError("a path that begins with /, as in /chorale, of letters, digits and -._~")
+    return path
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value().strip():
+        raise ValueError("anyone could sign with an empty secret: give one, or leave the variable unset")
+    return secret
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)]
+Origins = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_split_words),
+    AfterValidator(lambda origins: tuple(map(_check_origin, cast(tuple[str, ...], origins)))),
+]
+
+
 class ServiceSettings(SharedSettings, BaseSettings):
     """All settings of the API process."""
 
-    # docker-compose passes unset variables on as empty strings.
-    model_config = SettingsConfigDict(env_prefix="CHORALE_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CHORALE_", extra="ignore")
 
     store_public_endpoint: str | None = Field(
         default=None, description="Endpoint of the S3 store for clients, if it differs from store_endpoint."
@@ -25,13 +71,45 @@ class ServiceSettings(SharedSettings, BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     allow_open_bind: bool = False
+    allowed_hosts: Words = Field(
+        default=(),
+        description="Names in URLs of this server beside addresses, localhost and the machine's name; *.a.example for all below.",
+    )
+    allowed_origins: Origins = Field(
+        default=(), description="Other sites whose pages may use this server, as in https://viewer.example."
+    )
+    forwarded_allow_ips: Words = Field(
+        default=("127.0.0.1", "::1"),
+        description="Proxies whose X-Forwarded-Host, -Proto and -For are trusted: addresses, networks, or *.",
+    )
+    root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
+        default="", description="Path below which a proxy serves all this, as in /chorale."
+    )
     max_queued: int = Field(default=1000, ge=1)
+    max_requests: int = Field(
+        default=200, ge=1, description="Requests answered at the same time; more are refused at once."
+    )
     max_body_bytes: int = Field(default=256 * 1024, ge=1024)
     max_picture_bytes: int = Field(
         default=32 << 20, ge=1024, description="Limit for each picture sent with a job."
     )
+    max_upload_bytes_at_once: int = Field(
+        default=1 << 30,
+        ge=1024,
+        description="Limit for the sum of all uploads that are being taken in; they lie in work_dir.",
+    )
+    work_dir: Path = Field(default_factory=_default_work_dir, description="Scratch space for uploads.")
+    max_connections: int = Field(
+        default=4096, ge=1, description="Fewer where the limit of file descriptors requires it."
+    )
+    receive_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long the head of a request, or a pause in its body, may take.",
+    )
     max_picture_megapixels: float = Field(default=64.0, gt=0, allow_inf_nan=False)
-    link_secret: SecretStr = Field(
+    link_secret: Annotated[SecretStr, AfterValidator(_check_secret)] = Field(
         default_factory=_draw_secret,
         description="Key that signs download links; if not given, drawn at start, and links end with the process.",
     )
@@ -54,6 +132,13 @@ class ServiceSettings(SharedSettings, BaseSettings):
         allow_inf_nan=False,
         description="A client that receives nothing for so long is disconnected.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_empty(cls, values: object) -> object:
+        """docker-compose passes unset variables on as empty strings; a secret is never taken for unset."""
+        given = cast(dict[str, object], values)
+        return {name: value for name, value in given.items() if value != "" or name == "link_secret"}
 
     def is_loopback(self) -> bool:
         """Whether the bound address is a loopback address."""

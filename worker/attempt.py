@@ -5,7 +5,14 @@ import time
 from api_schemas.events import PhaseStartedData, WarnedData
 from worker.checkpoints import CheckpointStore
 from worker.context import JobContext
-from worker.errors import DiskFullError, EngineStalledError, JobFailedError, PreemptedError
+from worker.disk_faults import hide_paths
+from worker.errors import (
+    DiskFullError,
+    DiskUnwritableError,
+    EngineStalledError,
+    JobFailedError,
+    PreemptedError,
+)
 from worker.events import EventLog
 from worker.process.protocol import (
     BandReport,
@@ -46,7 +53,7 @@ class Attempt:
             EngineLostError: the engine process died.
             EngineStalledError: it makes no progress.
             HopelessJobError: it reported an error.
-            DiskFullError: it found no space.
+            DiskFullError, DiskUnwritableError: it could not write to the work folder.
             CanceledError, PreemptedError, FencedError: the job may not continue here.
         """
         self._context.engine.send(job)
@@ -61,9 +68,11 @@ class Attempt:
                     raise PreemptedError(step, "the worker is shutting down")
                 case ModelRefused(reason=reason):
                     self._context.stop.set()
-                    raise PreemptedError(0, f"the worker lost its model: {reason}")
+                    raise PreemptedError(0, f"the worker lost its model: {hide_paths(reason)}")
                 case Failed(code="disk_full", message=message):
                     raise DiskFullError(message)
+                case Failed(code="disk_unwritable", message=message):
+                    raise DiskUnwritableError(message)
                 case Failed() as failed:
                     raise JobFailedError(failed.code, failed.message, retryable=failed.retryable)
                 case report:
@@ -92,6 +101,7 @@ class Attempt:
                 self._relay_band(report)
             case CheckpointWritten():
                 self._checkpoints.add(report, self._log.job.attempt)
+                self._watch.step = report.step
             case CellsPreviewed():
                 self._log.publish_previews(report.cells)
                 self._context.engine.send(PreviewsPublished())

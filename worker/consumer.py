@@ -3,7 +3,10 @@
 import logging
 import time
 from dataclasses import replace
+from datetime import timedelta
+from typing import cast
 
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue, SimpleWorker
@@ -14,11 +17,17 @@ from rq.timeouts import BaseDeathPenalty
 from rq.worker import WorkerStatus
 
 from api_schemas import wire
+from api_schemas.disk import DiskNeed, estimate_disk
+from api_schemas.stored import UnreadableRecordError
 from worker.context import JOB_CONTEXT, JobContext
-from worker.janitor import Janitor
+from worker.errors import FencedError, ResourceError
+from worker.events import EventLog
+from worker.janitor import Janitor, publish_card, set_aside
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelRefused
+from worker.queued_job import QueuedJob
 from worker.runner import RELEASED
+from worker.sign_of_life import SignOfLife
 
 _POLL_S = 1
 _RENEWALS_PER_LEASE = 5
@@ -51,6 +60,7 @@ class EngineWorker(SimpleWorker):
             name=context.worker,
             connection=context.redis,
             serializer="json",
+            job_class=QueuedJob,
             worker_ttl=20,
             maintenance_interval=cleaning_s,
             log_job_description=False,  # it may hold prompts one day
@@ -61,8 +71,10 @@ class EngineWorker(SimpleWorker):
         self._janitor = Janitor(
             context.redis, self.queues[0], context.worker, cleaning_s, start_timeout_s=lease_s
         )
+        self._life = SignOfLife(context.redis, context.worker, lease_s)
         self._current: tuple[RqJob, Execution] | None = None
         self._renewed_at = 0.0
+        self._said_fault: ResourceError | None = None
 
     # Called by RQ -------------------------------------------------------------------------------
 
@@ -81,12 +93,23 @@ class EngineWorker(SimpleWorker):
 
     def register_death(self) -> None:
         """Also tell the service at once; the key of a killed worker expires."""
-        self.connection.delete(self._worker_key(), self._trouble_key())
-        self.connection.srem(wire.WORKERS_KEY, self.name)
+        self._life.end()
         super().register_death()
 
     def clean_registries(self) -> None:
         self._janitor.clean(self)
+
+    def clean_group_registries(self) -> None:
+        """There are no groups here."""
+
+    def increment_successful_job_count(self, pipeline: Pipeline | None = None) -> None:
+        """Nobody reads RQ's statistics, and a number that is none would keep each job from being finished."""
+
+    def increment_failed_job_count(self, pipeline: Pipeline | None = None) -> None:
+        """As above."""
+
+    def increment_total_working_time(self, job_execution_time: timedelta, pipeline: Pipeline) -> None:
+        """As above."""
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
@@ -96,6 +119,9 @@ class EngineWorker(SimpleWorker):
         while not self._context.stop.is_set():
             try:
                 self._maintain()
+                if not self._is_machine_fit():
+                    self._context.stop.wait(_POLL_S)
+                    continue
                 found = self.queue_class.dequeue_any(
                     self.queues, _POLL_S, self.connection, self.job_class, self.serializer
                 )
@@ -104,6 +130,9 @@ class EngineWorker(SimpleWorker):
                     return found
             except DequeueTimeout:
                 continue
+            except ValueError as error:  # it is out of the queue, and the janitor drops it
+                _log.warning("what the queue held is no id of a job: %s", error)
+                self._context.stop.wait(_POLL_S / 10)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 _log.warning("waiting for Redis: %s", error)
                 self._context.stop.wait(_POLL_S)
@@ -141,27 +170,41 @@ class EngineWorker(SimpleWorker):
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
 
+    def _is_machine_fit(self) -> bool:
+        """Whether work folder and store would take the next job."""
+        machine, stop = self._context.machine, self._context.stop
+        is_fit = machine.is_fit(self._estimate_next(), stop, self._maintain)
+        self._keep_alive()
+        return is_fit
+
+    def _estimate_next(self) -> DiskNeed | None:
+        """What the first job in the queue needs on disk."""
+        first = cast(list[bytes], self.connection.lrange(self.queues[0].key, 0, 0))
+        job_id = wire.read_id(first[0]) if first else None
+        if job_id is None:
+            return None
+        try:
+            job = EventLog(self.connection, job_id).job
+        except (FencedError, UnreadableRecordError):  # no record, or none that can be read
+            return None
+        return estimate_disk(job.request, self._context.card)
+
     def _keep_alive(self) -> None:
-        """Renew the lease and this worker's keys, a few times a lease."""
-        now = time.monotonic()
-        if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE:
+        """Renew the lease and this worker's keys, a few times a lease, and at once what clients should know."""
+        now, fault = time.monotonic(), self._context.machine.fault
+        is_news = (fault and fault.code) != (self._said_fault and self._said_fault.code)
+        if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE and not is_news:
             return
-        self._renewed_at = now
-        expiry_s = max(self._lease_s, 15)
-        self.connection.set(self._worker_key(), self._context.card.name, ex=expiry_s)
-        if self._engine.trouble is not None:
-            self.connection.set(self._trouble_key(), self._engine.trouble, ex=expiry_s)
-        self.connection.sadd(wire.WORKERS_KEY, self.name)
+        self._renewed_at, self._said_fault = now, fault
+        set_aside(self.connection, self.queues[0].name)
+        publish_card(self.connection, self._context.card)
+        self._life.give(self._context.card.name, self._engine.trouble)
+        if is_news or fault is not None:
+            self._life.tell_pause(fault)
         if self._current is None:
             self.heartbeat()
         else:
             self.maintain_heartbeats(*self._current)
-
-    def _trouble_key(self) -> str:
-        return f"{wire.TROUBLE_KEY_PREFIX}{self.name}"
-
-    def _worker_key(self) -> str:
-        return f"{wire.WORKER_KEY_PREFIX}{self.name}"
 
     def _release(self, job: RqJob, execution: Execution) -> None:
         """Forget an execution, but change nothing of the job, which another worker owns."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from redis import Redis
 
 from api_schemas.catalog import ModelCard
+from worker.machine import Machine
 from worker.process.protocol import Command, Report
 from worker.storage import Storage
 
@@ -62,11 +63,13 @@ class Limits:
         stall_timeout_s: for the engine's next report.
         storage_timeout_s: in all, for a store or disk.
         max_attempts: without any progress.
+        drain_timeout_s: for the end of a step, when the worker shuts down.
     """
 
     stall_timeout_s: float
     storage_timeout_s: float
     max_attempts: int
+    drain_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class JobContext:
 
     redis: "Redis"
     storage: Storage
+    machine: Machine
     engine: Engine
     card: ModelCard
     pace: Pace

@@ -6,10 +6,11 @@ WorkerError
 ├── EngineLostError          the engine process died
 ├── EngineStalledError       the engine process makes no progress
 ├── JobFailedError           the job ends here, with the code that clients read
-├── CheckpointError          a checkpoint file cannot be read
+├── DamagedFileError         a stored file is not what was written
 ├── ResourceError            something outside is missing; waiting may help
 │   ├── StorageUnavailableError
-│   └── DiskFullError
+│   ├── DiskFullError
+│   └── DiskUnwritableError
 ├── FencedError              a newer attempt owns the job, or it has ended
 ├── CanceledError            a client or an operator has canceled the job
 └── PreemptedError           the worker shuts down; another has to continue the job
@@ -51,8 +52,8 @@ class JobFailedError(WorkerError):
         self.retryable = retryable
 
 
-class CheckpointError(WorkerError):
-    """A checkpoint file cannot be read."""
+class DamagedFileError(WorkerError):
+    """A stored file is not what was written."""
 
 
 class ResourceError(WorkerError):
@@ -71,6 +72,12 @@ class DiskFullError(ResourceError):
     """No space left."""
 
     code: ErrorCode = "disk_full"
+
+
+class DiskUnwritableError(ResourceError):
+    """The work folder is read-only, is not ours, or breaks."""
+
+    code: ErrorCode = "disk_unwritable"
 
 
 class FencedError(WorkerError):

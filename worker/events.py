@@ -1,10 +1,12 @@
 """The one writer of a running job's log."""
 
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from api_schemas import wire
 from api_schemas.events import (
@@ -30,6 +32,7 @@ from api_schemas.events import (
     durable_event,
 )
 from api_schemas.job import TERMINAL, Job, apply
+from api_schemas.stored import UnreadableRecordError, read_event
 from worker.errors import FencedError
 from worker.process.protocol import PreviewCell
 
@@ -60,6 +63,7 @@ _TYPES: dict[type[DurableData], str] = {
     FailedData: "job.failed",
     CanceledData: "job.canceled",
 }
+_log = logging.getLogger(__name__)
 _PREVIEWS_TTL_S = 3600  # long after the picture itself can be seen
 
 
@@ -94,9 +98,20 @@ class EventLog:
         self._write(data, holder=self.token, install="")
 
     def read_events(self) -> list[DurableEvent]:
-        """The log as it stands; its beginning may have been trimmed."""
-        entries = cast(_Entries, self._redis.xrange(wire.events_key(self.job_id)))
-        return [durable_event.validate_json(fields[b"event"]) for _, fields in entries]
+        """The log as it stands; its beginning may have been trimmed, and what cannot be read is left out."""
+        try:
+            entries = cast(_Entries, self._redis.xrange(wire.events_key(self.job_id)))
+        except ResponseError as error:
+            _log.warning("the log of job %s cannot be read: %s", self.job_id, error)
+            return []
+        return [event for seq, fields in entries if (event := self._read_event(seq, fields)) is not None]
+
+    def _read_event(self, seq: bytes, fields: dict[bytes, bytes]) -> DurableEvent | None:
+        try:
+            return read_event(fields.get(b"event", b""), fields.get(b"version"))
+        except UnreadableRecordError as error:
+            _log.warning("event %s of job %s is skipped: %s", seq.decode(), self.job_id, error)
+            return None
 
     def is_cancel_asked(self) -> bool:
         return bool(self._redis.exists(wire.cancel_key(self.job_id)))
@@ -118,7 +133,16 @@ class EventLog:
                 )
                 pipeline.hset(wire.previews_key(self.job_id), place, frame)
             pipeline.expire(wire.previews_key(self.job_id), _PREVIEWS_TTL_S)
-            pipeline.execute()
+            answers = pipeline.execute(raise_on_error=False)
+        self._drop_unusable_previews(answers)
+
+    def _drop_unusable_previews(self, answers: Sequence[object]) -> None:
+        """Previews are not worth a job: what lies where they belong is deleted; the next append clears the stream."""
+        for error in answers:
+            if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+                self._redis.delete(wire.previews_key(self.job_id))
+            elif isinstance(error, RedisError):
+                raise error
 
     def _write(self, data: DurableData, holder: str, install: str) -> None:
         while True:
@@ -156,10 +180,18 @@ class EventLog:
         """Whether the event was written, though the connection broke before the answer came."""
         self.job = self._read()
         newest = cast(_Entries, self._redis.xrevrange(wire.events_key(self.job_id), count=1))
-        return bool(newest) and newest[0][1][b"event"].decode() == text
+        return bool(newest) and newest[0][1].get(b"event") == text.encode()
 
     def _read(self) -> Job:
-        record = cast(list[bytes | None], self._redis.hmget(wire.job_key(self.job_id), wire.RECORD))
+        """
+        Raises:
+            FencedError: there is no such job.
+            UnreadableRecordError: its record is damaged, or of a later version.
+        """
+        try:
+            record = cast(list[bytes | None], self._redis.hmget(wire.job_key(self.job_id), wire.RECORD))
+        except ResponseError as error:
+            raise UnreadableRecordError(str(error)) from error
         job = wire.read_job(record)
         if job is None:
             raise FencedError(f"job {self.job_id} has no record")

@@ -1,10 +1,14 @@
 """Cleans up what dead workers left in RQ's registries."""
 
 import logging
+import re
 import time
+from collections.abc import Callable
 from typing import cast
 
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job as RqJob
@@ -16,14 +20,18 @@ from rq.registry import (
 )
 from rq.utils import now
 from rq.worker import BaseWorker
-from rq.worker_registration import clean_worker_registry
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY, clean_worker_registry
 
+from api_schemas.catalog import ModelCard
 from api_schemas.errors import JobError
 from api_schemas.events import FailedData
-from api_schemas.wire import janitor_key
+from api_schemas.stored import UnreadableRecordError, read_card, write_card
+from api_schemas.wire import MODELS_KEY, SET_ASIDE, UNREADABLE_PREFIX, index_types, janitor_key, read_id
 from worker.errors import FencedError
 from worker.events import EventLog
 
+_LEASE = re.compile(rb"[A-Za-z0-9]+:[A-Za-z0-9]+")  # ids of a job and of its execution
+_TOLD = 100
 _log = logging.getLogger(__name__)
 
 
@@ -48,16 +56,32 @@ class Janitor:
         self._lock_key = janitor_key(queue.name)
         self._started = StartedJobRegistry(queue=queue)
         self._stranded_since: dict[str, float] = {}
+        self._told: set[str] = set()
 
     def clean(self, worker: BaseWorker) -> None:
         """Requeue jobs whose lease has run out; stock RQ does it between jobs, and so do we."""
         worker.last_cleaned_at = now()
         if not self._redis.set(self._lock_key, self._worker, nx=True, px=self._lock_ms):
+            if self._redis.pttl(self._lock_key) == -1:  # nobody's, since a janitor's expires
+                self._redis.delete(self._lock_key)
             return
+        for clean in (self._drop_unreadable, self._clean_rq, self._requeue_stranded, self._fail_exhausted):
+            self._do(clean)
+
+    def _do(self, clean: Callable[[], None]) -> None:
+        """What one cannot read does not keep the others from cleaning."""
+        try:
+            clean()
+        except (RedisConnectionError, RedisTimeoutError):
+            raise
+        except Exception as error:
+            if repr(error) not in self._told:
+                _log.exception("not all could be cleaned")
+            self._told = {*list(self._told)[-_TOLD:], repr(error)}
+
+    def _clean_rq(self) -> None:
         clean_registries(self._queue)
         clean_worker_registry(self._queue)
-        self._requeue_stranded()
-        self._fail_exhausted()
 
     def runs_elsewhere(self, job_id: str, own: Execution) -> bool:
         """Whether another execution of this job holds a lease that has not run out."""
@@ -67,8 +91,8 @@ class Janitor:
                 self._started.key, time.time(), "+inf"
             ),
         )
-        others = [lease.decode().split(":") for lease in leases]
-        return any(job == job_id and execution != own.id for job, execution in others)
+        own_lease = f"{job_id}:{own.id}".encode()
+        return any(lease.startswith(f"{job_id}:".encode()) and lease != own_lease for lease in leases)
 
     def forget_lost_executions(self, job: RqJob) -> None:
         """Drop executions of dead workers from a job's own list.
@@ -82,6 +106,28 @@ class Janitor:
             if not self._redis.exists(execution.key):
                 self._redis.zrem(registry.key, execution_id)
 
+    def _drop_unreadable(self) -> None:
+        """Drop from RQ's lists what is no id: RQ would stop there at every cleaning."""
+        redis, name, failed = self._redis, self._queue.name, FailedJobRegistry(queue=self._queue).key
+        for lease in _list_members(redis, self._started.key):
+            if not _LEASE.fullmatch(lease):
+                self._tell_dropped("lease", lease, redis.zrem(self._started.key, lease))
+        for member in _list_members(redis, failed):
+            if read_id(member) is None:
+                self._tell_dropped("failed job", member, redis.zrem(failed, member))
+        taken = self._queue.intermediate_queue.key
+        for member in cast(list[bytes], redis.lrange(taken, 0, -1)):
+            if read_id(member) is None:
+                self._tell_dropped("taken job", member, redis.lrem(taken, 0, cast(str, member)))
+        workers = WORKERS_BY_QUEUE_KEY % name
+        for member in cast(set[bytes], redis.smembers(workers)):
+            if not member.isascii():
+                self._tell_dropped("worker", member, redis.srem(workers, member))
+
+    def _tell_dropped(self, what: str, member: bytes, count: object) -> None:
+        if count:  # another janitor may have been first
+            _log.warning("a %s of queue %s is no id and is dropped: %.100a", what, self._queue.name, member)
+
     def _requeue_stranded(self) -> None:
         """Requeue jobs that a worker took and did not start. RQ would wait a minute, and use up a retry."""
         intermediate = self._queue.intermediate_queue
@@ -94,6 +140,9 @@ class Janitor:
                 self._push_back(intermediate.key, job_id)
 
     def _push_back(self, intermediate_key: str, job_id: str) -> None:
+        if self._queue.fetch_job(job_id) is None:  # RQ has nothing of it; the service enqueues it if need be
+            self._redis.lrem(intermediate_key, 0, job_id)
+            return
         _log.warning("job %s was taken but never started", job_id)
         with self._redis.pipeline() as pipeline:  # pyright: ignore[reportUnknownMemberType]
             pipeline.lrem(intermediate_key, 1, job_id)
@@ -115,3 +164,28 @@ class Janitor:
             EventLog(self._redis, job_id).append(FailedData(error=error))
         except FencedError:
             return  # it has ended already
+        except UnreadableRecordError:
+            return  # who took the job has said so
+
+
+def _list_members(redis: "Redis", key: str) -> list[bytes]:
+    return cast(list[bytes], redis.zrange(key, 0, -1))  # pyright: ignore[reportUnknownMemberType]
+
+
+def publish_card(redis: "Redis", card: ModelCard) -> None:
+    """Publish a card, unless the service has it already and can read it."""
+    known = cast(bytes | None, redis.hget(MODELS_KEY, card.name))
+    try:
+        if known is not None:
+            read_card(known)
+            return
+    except UnreadableRecordError as error:
+        _log.warning("the card of model %s is published again: %s", card.name, error)
+    redis.hset(MODELS_KEY, card.name, write_card(card))
+
+
+def set_aside(redis: "Redis", queue: str) -> None:
+    """Move keys of the wrong type out of the way; the service rebuilds what was lost with them."""
+    types = index_types([queue])
+    for key in cast(list[bytes], redis.eval(SET_ASIDE, len(types), *types, *types.values())):
+        _log.warning("%s is of another type; it is now %s%s", key.decode(), UNREADABLE_PREFIX, key.decode())

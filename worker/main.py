@@ -2,70 +2,109 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import cast
 
 from pydantic import ValidationError
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.settings import describe_refused
+from api_schemas.settings import describe_refused, refuse, spare_loopback
+from api_schemas.stored import UnreadableRecordError, read_card, write_card
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
-from worker.errors import EngineLostError, ModelRefusedError, WorkerError
+from worker.disk_faults import blame_work_folder
+from worker.errors import EngineLostError, ModelRefusedError, ResourceError, WorkerError
+from worker.janitor import set_aside
+from worker.machine import Machine
+from worker.patience import PatientRetry
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelLoaded, ModelRefused
 from worker.settings import WorkerSettings
+from worker.sign_of_life import SignOfLife
 from worker.storage import Storage
 from worker.workdir import open_scratch
 
 _REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is gone
 _LOAD_ATTEMPTS = 3
+_SCRATCH_S = 1.0
+_SAY_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model.
-
-    The reason of code 2 is also written to the file that CHORALE_REFUSAL_FILE names, for whoever has started this.
-    """
+    """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
+    spare_loopback(os.environ)
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        return _refuse(describe_refused(error))
+        return refuse(describe_refused(error))
     stop = _handle_signals()
-    with (
-        open_scratch(settings.work_dir, _name_worker()) as scratch,
-        EngineProcess(settings, scratch) as engine,
-    ):
+    with ExitStack() as closing:
+        scratch = _await_scratch(settings, stop, closing)
+        return 0 if scratch is None else _serve(settings, scratch, stop)
+
+
+def _await_scratch(settings: WorkerSettings, stop: Event, closing: ExitStack) -> Path | None:
+    """A folder in the work folder, as soon as that can be written; None if told to stop meanwhile."""
+    name, said = _name_worker(), ""
+    while not stop.is_set():
+        try:
+            scratch = closing.enter_context(open_scratch(settings.work_dir, name))
+        except OSError as error:
+            fault = blame_work_folder(error)
+            if str(fault) != said:
+                _log.error("waiting: %s (%s)", fault, settings.work_dir)
+            said = str(fault)
+            _tell_pause(settings, name, fault, stop)
+            stop.wait(_SCRATCH_S)
+        else:
+            if said:
+                _tell_pause(settings, name, None, stop)
+            return scratch
+    return None
+
+
+def _tell_pause(settings: WorkerSettings, name: str, fault: ResourceError | None, stop: Event) -> None:
+    """Where readiness shows it, although there is no model yet."""
+    redis = _connect(settings.redis_url, name, 0, stop)
+    try:
+        SignOfLife(redis, name, settings.lease_s).tell_pause(fault)
+    except RedisError as error:
+        _log.warning("the queue server: %s", error)
+    finally:
+        redis.close()
+
+
+def _serve(settings: WorkerSettings, scratch: Path, stop: Event) -> int:
+    with EngineProcess(settings, scratch) as engine:
+        if trouble := _find_queue_trouble(settings.redis_url):
+            _log.warning("no queue server yet: %s", trouble)
+        _log.info("loading the model %s", settings.model)
         try:
             loaded = _load(engine, stop)
         except ModelRefusedError as error:
-            return _refuse(f"model {settings.model} is refused: {error}")
+            return refuse(f"model {settings.model} is refused: {error}")
         except EngineLostError as error:
             _log.error("%s", error)
             return 1
         if loaded is not None:
             _work(settings, engine, loaded, stop, scratch)
     return 0
-
-
-def _refuse(why: str) -> int:
-    _log.error("%s", why)
-    if path := os.environ.get("CHORALE_REFUSAL_FILE"):
-        Path(path).write_text(why)
-    return 2
 
 
 def _handle_signals() -> Event:
@@ -112,11 +151,14 @@ def _work(
 ) -> None:
     """Work until told to stop; connect again whenever Redis was gone."""
     pace = Pace(loaded.tile_s, loaded.decode_s)
-    while not stop.is_set():
-        redis = _connect(settings.redis_url)
+    while _await_queue_server(settings.redis_url, stop):
+        name = _name_worker()  # RQ takes a name once: after trouble with Redis the worker needs a new one
+        redis = _connect(settings.redis_url, name, _REDIS_RETRIES, stop)
         try:
+            set_aside(redis, wire.queue_name(loaded.card.name))
             card = _publish(redis, loaded)
-            context = _make_context(settings, redis, engine, card, pace, stop, scratch)
+            context = _make_context(settings, redis, name, engine, card, pace, stop, scratch)
+            _log.info("takes jobs of %s", card.name)
             EngineWorker(context, engine, settings.lease_s).work(logging_level="WARNING")
         except (RedisError, WorkerError):
             _log.exception("the worker starts again")
@@ -125,44 +167,89 @@ def _work(
         stop.wait(1)
 
 
-def _connect(url: str) -> "Redis":
-    retry = Retry(ExponentialBackoff(cap=1, base=0.05), _REDIS_RETRIES)
+def _await_queue_server(url: str, stop: Event) -> bool:
+    """Wait until it answers, saying now and then what is missing; False if told to stop meanwhile."""
+    said_at = -_SAY_EVERY_S
+    while not stop.is_set():
+        trouble = _find_queue_trouble(url)
+        if trouble is None:
+            return True
+        if time.monotonic() - said_at >= _SAY_EVERY_S:
+            said_at = time.monotonic()
+            _log.warning("waiting for the queue server: %s", trouble)
+        stop.wait(1)
+    return False
+
+
+def _find_queue_trouble(url: str) -> str | None:
+    """Why it does not answer now."""
+    try:
+        with Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5
+        ) as redis:
+            redis.ping()  # pyright: ignore[reportUnknownMemberType]
+            return None
+    except (RedisError, OSError) as error:
+        return f"{_without_secrets(url)}: {error}"
+
+
+def _without_secrets(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url).partition("?")[0]
+
+
+def _connect(url: str, name: str, retries: int, stop: Event) -> "Redis":
     return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url, retry=retry, socket_timeout=15, socket_connect_timeout=5
+        url,
+        client_name=name,
+        retry=PatientRetry(ExponentialBackoff(cap=1, base=0.05), retries, stop),
+        socket_timeout=15,
+        socket_connect_timeout=5,
     )
 
 
 def _publish(redis: "Redis", loaded: ModelLoaded) -> ModelCard:
     """Tell the service about the model. The first model that any worker serves is the default."""
-    others = [
-        ModelCard.model_validate_json(text)
-        for name, text in cast(dict[bytes, bytes], redis.hgetall(wire.MODELS_KEY)).items()
-        if name.decode() != loaded.card.name
-    ]
-    is_default = not any(card.is_default for card in others)
+    cards = cast(dict[bytes, bytes], redis.hgetall(wire.MODELS_KEY))
+    others = (_read_card(text) for name, text in cards.items() if name != loaded.card.name.encode())
+    is_default = not any(card is not None and card.is_default for card in others)
     card = loaded.card.model_copy(update={"tile_seconds": round(loaded.tile_s, 4), "is_default": is_default})
-    redis.hset(wire.MODELS_KEY, card.name, card.model_dump_json())
+    redis.hset(wire.MODELS_KEY, card.name, write_card(card))
     return card
+
+
+def _read_card(text: bytes) -> ModelCard | None:
+    """None if it cannot be read, which the service tells."""
+    try:
+        return read_card(text)
+    except UnreadableRecordError:
+        return None
 
 
 def _make_context(
     settings: WorkerSettings,
     redis: "Redis",
+    name: str,
     engine: EngineProcess,
     card: ModelCard,
     pace: Pace,
     stop: Event,
     scratch: Path,
 ) -> JobContext:
+    storage = Storage.open(settings)
     return JobContext(
         redis=redis,
-        storage=Storage.open(settings),
+        storage=storage,
+        machine=Machine(scratch, storage, settings.disk_reserve_bytes),
         engine=engine,
         card=card,
         pace=pace,
-        limits=Limits(settings.stall_timeout_s, settings.storage_patience_s, settings.max_attempts),
-        # RQ takes a name once: after trouble with Redis the worker needs a new one.
-        worker=_name_worker(),
+        limits=Limits(
+            settings.stall_timeout_s,
+            settings.storage_patience_s,
+            settings.max_attempts,
+            settings.drain_timeout_s,
+        ),
+        worker=name,
         work_dir=scratch,
         stop=stop,
         cancel=Event(),

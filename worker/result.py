@@ -1,6 +1,5 @@
 """From the finished rows to stored files: final state, picture and pyramid."""
 
-import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from api_schemas.wire import STATE_FILE, result_folder
-from worker.errors import DiskFullError
+from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
 from worker.storage import Storage
@@ -55,7 +54,7 @@ class ResultWriter:
         """Write the picture and its pyramid.
 
         Raises:
-            DiskFullError: no space left.
+            ResourceError: the work folder is full or cannot be written.
         """
         kind = self._request.output_format
         image, pyramid = folder / f"image.{SUFFIXES[kind]}", folder / "pyramid"
@@ -142,7 +141,7 @@ class PictureWriter:
         """Write the picture as a client downloads it: sRGB, as many bits as its rows have.
 
         Raises:
-            DiskFullError: no space left.
+            ResourceError: the work folder is full or cannot be written.
         """
         image = self._open()
         image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
@@ -159,7 +158,7 @@ class PictureWriter:
         """Write `base`.dzi and `base`_files/.
 
         Raises:
-            DiskFullError: no space left.
+            ResourceError: the work folder is full or cannot be written.
         """
         image = self._open()  # it must outlive the call, which signals its progress
         try:
@@ -252,5 +251,4 @@ def _set_blob(image: pyvips.Image, name: str, blob: bytes) -> None:
 
 def _translate(error: Exception) -> Exception:
     """libvips passes on the system's message only."""
-    full = os.strerror(errno.ENOSPC) in str(error)
-    return DiskFullError("no space left in the work folder") if full else error
+    return find_disk_fault(error, WORK_FOLDER) or error

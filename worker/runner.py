@@ -12,7 +12,6 @@ from rq import Retry
 from api_schemas.errors import JobError
 from api_schemas.events import (
     CanceledData,
-    DelayedData,
     FailedData,
     PhaseStartedData,
     PreemptedData,
@@ -20,15 +19,20 @@ from api_schemas.events import (
     ResumedData,
     StartedData,
     SucceededData,
+    WarnedData,
 )
 from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.job import TERMINAL
+from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import input_key
 from worker.attempt import Attempt
-from worker.checkpoints import CheckpointStore
+from worker.checkpoints import Beginning, CheckpointStore
+from worker.checksums import verify_png
 from worker.context import JOB_CONTEXT, JobContext
+from worker.disk_faults import WORK_FOLDER, blame_work_folder, find_disk_fault
 from worker.errors import (
     CanceledError,
+    DamagedFileError,
     EngineLostError,
     EngineStalledError,
     FencedError,
@@ -38,14 +42,17 @@ from worker.errors import (
 )
 from worker.events import DurableData, EventLog, count_fruitless_attempts
 from worker.process.protocol import Generate, Generated
+from worker.resource_wait import ResourceWait
 from worker.result import FILES, ResultFiles, ResultWriter, delete_leftovers
 from worker.storage import Storage
 from worker.watch import Watch
 
 RELEASED = "released"  # another worker owns the job: nothing of it may be changed
-_MAX_PREEMPTIONS = 10_000  # they are no failures
+UNREADABLE = (
+    "unreadable"  # the queue forgets the job; if another version reads it, the service enqueues it again
+)
+_GIVE_BACK = Retry(max=10_000, enqueue_at_front=True)  # so often, for it is no failure
 _STOP_TIMEOUT_S = 8.0  # well within the lease
-_MAX_PAUSE_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -54,20 +61,25 @@ def run_job(job_id: str) -> Retry | str:
     """Run one job until it has ended, or as long as this worker may.
 
     Returns:
-        the job's last status, `RELEASED`, or Retry when another worker is to continue.
+        the job's last status, `RELEASED`, `UNREADABLE`, or Retry when another worker is to continue.
     """
     context = JOB_CONTEXT.get()
     try:
         log = EventLog(context.redis, job_id)
     except FencedError:
         return RELEASED
+    except UnreadableRecordError as error:
+        _log.error("job %s is skipped, its record cannot be read: %s", job_id, error)
+        return UNREADABLE
     if log.job.status in TERMINAL:
         return log.job.status
-    with (
-        tempfile.TemporaryDirectory(dir=context.work_dir, ignore_cleanup_errors=True) as folder,
-        CheckpointStore(context.storage, job_id) as checkpoints,
-    ):
-        return _Run(context, log, checkpoints, Path(folder)).finish()
+    try:
+        folder = tempfile.TemporaryDirectory(dir=context.work_dir, ignore_cleanup_errors=True)
+    except OSError as error:  # before the job has begun, so nothing is said in its log
+        context.machine.pause(blame_work_folder(error))
+        return _GIVE_BACK
+    with folder as path, CheckpointStore(context.storage, job_id) as checkpoints:
+        return _Run(context, log, checkpoints, Path(path)).finish()
 
 
 class _Run:
@@ -81,7 +93,7 @@ class _Run:
         self._checkpoints = checkpoints
         self._folder = folder
         self._watch = Watch(context, log)
-        self._backoff = _Backoff(context.limits.storage_timeout_s)
+        self._wait = ResourceWait(context, log, self._watch, folder)
         self._step = 0
 
     def finish(self) -> Retry | str:
@@ -103,6 +115,7 @@ class _Run:
             return self._end(FailedData(error=_describe(error)), "failed")
 
     def _run_until_done(self) -> str:
+        self._wait.require_space()
         while True:
             try:
                 job = self._claim()
@@ -111,8 +124,14 @@ class _Run:
             except (EngineLostError, EngineStalledError) as error:
                 _log.warning("job %s: %s", self._log.job_id, error)
                 self._context.engine.restart()
+                self._wait.check_after_loss(self._step)
             except ResourceError as error:
-                self._wait_for_resource(error)
+                self._wait.wait(error, self._step)
+            except OSError as error:
+                fault = find_disk_fault(error, WORK_FOLDER)
+                if fault is None:
+                    raise
+                self._wait.wait(fault, self._step)
 
     def _claim(self) -> Generate:
         """Begin an attempt, from the checkpoint with the most steps."""
@@ -128,9 +147,11 @@ class _Run:
             return Generate(request, self._folder, None, inputs, state)
         self._require_progress()
         found = self._watch.run(lambda: self._checkpoints.find_newest(self._folder), _nothing)
-        self._step, path = found or (0, None)
+        self._step = self._watch.step = found.step
         self._log.claim(ResumedData(worker=context.worker, execution=token, step=self._step))
-        return Generate(request, self._folder, path, inputs, state)
+        if found.damaged:
+            self._log.append(_warn_of_damage(found))
+        return Generate(request, self._folder, found.path, inputs, state)
 
     def _fetch_inputs(self) -> dict[PicturePart, Path]:
         log = self._log
@@ -166,25 +187,16 @@ class _Run:
             try:
                 return self._watch.run(lambda: writer.upload(files), writer.stop)
             except ResourceError as error:
-                self._wait_for_resource(error)
-
-    def _wait_for_resource(self, error: ResourceError) -> None:
-        """
-        Raises:
-            ResourceError: the job has waited long enough.
-        """
-        pause_s = self._backoff.take_pause()
-        if pause_s is None:
-            raise error
-        self._log.append(DelayedData(reason=f"{error.code}: {error}", retry_in_s=pause_s))
-        self._watch.sleep(pause_s, self._step)
+                self._wait.wait(error, self._step)
 
     def _requeue(self, error: PreemptedError) -> Retry | str:
+        _log.warning("job %s goes back to the queue with %d steps: %s", self._log.job_id, error.step, error)
         try:
-            self._log.append(PreemptedData(step=error.step, reason=str(error)))
+            if self._log.token:  # else it was never begun here, and it may be another worker's
+                self._log.append(PreemptedData(step=error.step, reason=str(error)))
         except FencedError:
             return RELEASED
-        return Retry(max=_MAX_PREEMPTIONS, enqueue_at_front=True)
+        return _GIVE_BACK
 
     def _end(self, data: DurableData, status: str) -> str:
         """Write the last event, unless another worker did."""
@@ -205,23 +217,6 @@ class _Run:
         return status
 
 
-class _Backoff:
-    """Pauses of 1 s to 30 s, each twice the last, up to a total in seconds."""
-
-    def __init__(self, total_s: float) -> None:
-        self._left_s = total_s
-        self._next_s = 1.0
-
-    def take_pause(self) -> float | None:
-        """None if the next pause would be too much."""
-        pause_s = self._next_s
-        if pause_s > self._left_s:
-            return None
-        self._left_s -= pause_s
-        self._next_s = min(2 * pause_s, _MAX_PAUSE_S)
-        return pause_s
-
-
 def _describe(error: Exception) -> JobError:
     match error:
         case JobFailedError() as hopeless:
@@ -235,6 +230,14 @@ def _describe(error: Exception) -> JobError:
             )
 
 
+def _warn_of_damage(found: Beginning) -> WarnedData:
+    steps = ", ".join(map(str, dict.fromkeys(found.damaged)))
+    goes_on = f"going on after step {found.step}" if found.path else "starting over"
+    return WarnedData(
+        code="checkpoint_damaged", message=f"damaged checkpoints are not used (after step {steps}): {goes_on}"
+    )
+
+
 def _nothing() -> None:
     return
 
@@ -242,10 +245,10 @@ def _nothing() -> None:
 def fetch_inputs(
     storage: Storage, job_id: str, request: ResolvedRequest, folder: Path
 ) -> dict[PicturePart, Path]:
-    """Fetch the job's pictures into `folder`, unless they are there already.
+    """Fetch the job's pictures into `folder`, unless they are there already and undamaged.
 
     Raises:
-        HopelessJobError: one is no longer stored.
+        JobFailedError: one is no longer stored, or damaged there.
         ResourceError: the store does not answer.
     """
     keys: dict[PicturePart, str] = {part: input_key(job_id, part) for part in request.pictures}
@@ -253,12 +256,20 @@ def fetch_inputs(
         keys["source_image"] = request.source_job.image_key
     paths: dict[PicturePart, Path] = {}
     for part, key in keys.items():
-        paths[part] = folder / f"{part}{Path(key).suffix}"
-        if not _fetch(storage, key, paths[part]):
+        path = paths[part] = folder / f"{part}{Path(key).suffix}"
+        if part in request.pictures and path.exists() and not _is_whole(path):
+            path.unlink()  # it was whole when it came
+        if not _fetch(storage, key, path):
             message = f"the picture {part} that came with this job is no longer stored"
             if part == "source_image" and request.source and request.source.job:
                 message = f"the picture of job {request.source.job}, which this job begins with, is no longer stored"
             raise JobFailedError("input_missing", message, retryable=False)
+        if part in request.pictures and not _is_whole(path):
+            path.unlink()
+            message = (
+                f"the picture {part} that came with this job is damaged in the store; send the job again"
+            )
+            raise JobFailedError("input_damaged", message, retryable=False)
     return paths
 
 
@@ -279,4 +290,15 @@ def _fetch(storage: Storage, key: str, path: Path) -> bool:
         if not storage.get_file(key, partial):
             return False
         partial.rename(path)
+    return True
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify_png(path)
+    except FileNotFoundError:
+        return False
+    except DamagedFileError as error:
+        _log.warning("%s", error)
+        return False
     return True

@@ -55,6 +55,12 @@ class WorkerSettings(SharedSettings, BaseSettings):
         default=300, ge=0, description="How long a job waits for a store or disk."
     )
     checkpoint_interval_s: float = Field(default=2, ge=0)
+    drain_timeout_s: float = Field(
+        default=45,
+        ge=0,
+        le=45,  # `chorale up` kills after 60 s
+        description="How long a stopped worker waits for the end of a step; its job then goes on from the one before.",
+    )
 
 
 _ALLOWED = "auto, cpu, mps, cuda:N or N; several of one kind with commas between, as in 0,1 or cpu,cpu"

@@ -1,11 +1,13 @@
 """The object store: a local folder or S3, by URL."""
 
-import errno
 import logging
+import tempfile
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
@@ -14,6 +16,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
+from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.errors import DiskFullError, ResourceError, StorageUnavailableError
 from worker.settings import WorkerSettings
 
@@ -25,6 +28,8 @@ _CONCURRENT_PUTS = 8
 # Short, because the runner waits and tries again itself, and says so in the job's events.
 _RETRIES = 2
 _RETRY_TIMEOUT = timedelta(seconds=10)
+_PROBE_KEY = "probe"
+_PROBE_S = 30.0  # between two probes of a store that is not a folder and answered the last
 
 
 class Storage:
@@ -33,24 +38,41 @@ class Storage:
     Every method raises ResourceError when the store fails or does not answer.
     """
 
-    def __init__(self, store: LocalStore | S3Store) -> None:
-        self._store = store
+    def __init__(self, open_store: Callable[[], LocalStore | S3Store], folder: Path | None) -> None:
+        self._open = open_store
+        self._probed_at = -_PROBE_S
+        self.folder = folder
 
     @classmethod
     def open(cls, settings: WorkerSettings) -> "Storage":
-        """Open `file:///folder` or `s3://bucket/prefix`, without a request to it."""
+        """A store at `file:///folder` or `s3://bucket/prefix`; nothing is asked of it yet."""
         url = urlsplit(settings.store_url)
-        match url.scheme:
-            case "file":
-                with _translated():
-                    return cls(LocalStore(Path(unquote(url.path)), automatic_cleanup=True, mkdir=True))
-            case _:
-                return cls(_open_s3(url.netloc, url.path.strip("/"), settings))
+        if url.scheme == "file":
+            folder = Path(unquote(url.path))
+            return cls(lambda: LocalStore(folder, automatic_cleanup=True, mkdir=True), folder)
+        return cls(lambda: _open_s3(url.netloc, url.path.strip("/"), settings), None)
+
+    @cached_property
+    def _store(self) -> LocalStore | S3Store:
+        """Opened with the first use that succeeds: the folder may not be there at the start."""
+        return self._open()
+
+    def probe(self) -> None:
+        """Write something small, which costs nothing and leaves nothing where the store is a folder."""
+        if self.folder is not None:
+            with _translated():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+                    file.write(bytes(4096))
+        elif time.monotonic() - self._probed_at > _PROBE_S:
+            with _translated():
+                obstore.put(self._store, _PROBE_KEY, b"")
+            self._probed_at = time.monotonic()
 
     def put_file(self, key: str, path: Path, media_type: str = "application/octet-stream") -> None:
         """Store a file, a large one in parts."""
-        attributes = {"Content-Type": media_type} if isinstance(self._store, S3Store) else None
         with _translated():
+            attributes = {"Content-Type": media_type} if isinstance(self._store, S3Store) else None
             obstore.put(self._store, key, path, attributes=attributes)
 
     def put_folder(
@@ -83,6 +105,8 @@ class Storage:
                         file.write(part)
             except FileNotFoundError:
                 return False
+            except OSError as error:  # the store's own errors are others
+                raise find_disk_fault(error, WORK_FOLDER) or error from error
         return True
 
     def list_keys(self, prefix: str) -> list[str]:
@@ -118,13 +142,13 @@ def _translated() -> Generator[None]:
     except FileNotFoundError:
         raise
     except (BaseError, OSError) as error:
-        _log.warning("object store: %s", error)
+        _log.warning("object store: %s", str(error).partition("\n")[0])
         raise _name(error) from error
 
 
 def _name(error: Exception) -> ResourceError:
-    """Only the message tells that space is short; it may hold paths, so it is logged and not passed on."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in str(error):
-        return DiskFullError("no space left in the object store")
-    return StorageUnavailableError("the object store does not answer")
+    """The message may hold paths, so it is logged and not passed on."""
+    fault = find_disk_fault(error, "the object store")
+    if isinstance(fault, DiskFullError):
+        return fault
+    return StorageUnavailableError(str(fault or "the object store does not answer"))

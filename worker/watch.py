@@ -15,23 +15,31 @@ T = TypeVar("T")
 
 
 class Watch:
-    """Renews the lease, and notices when the job is to end."""
+    """Renews the lease, and notices when the job is to end.
+
+    `step` is that of the newest checkpoint.
+    """
 
     def __init__(self, context: JobContext, log: EventLog) -> None:
         self._context = context
         self._log = log
+        self._stopping_since: float | None = None
+        self.step = 0
 
     def tick(self) -> None:
         """Call this several times a second.
 
         Raises:
             CanceledError: a client or an operator has canceled the job.
+            PreemptedError: the worker is shutting down and has waited long enough.
         """
         self._context.renew_lease()
         if self._context.cancel.is_set():
             raise CanceledError("stopped by an operator")
         if self._log.is_cancel_asked():
             raise CanceledError("canceled by request")
+        if self._context.stop.is_set():
+            self._require_end_of_step()
 
     def sleep(self, seconds: float, step: int) -> None:
         """Wait, unless the worker shuts down.
@@ -56,7 +64,7 @@ class Watch:
             abort: makes the work end soon; its result is then dropped.
 
         Raises:
-            CanceledError: a client or an operator has canceled the job; the work has ended by then.
+            CanceledError, PreemptedError: as from `tick`; the work has ended by then.
         """
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(work)
@@ -68,3 +76,11 @@ class Watch:
                 abort()
                 raise
             return future.result()
+
+    def _require_end_of_step(self) -> None:
+        """A step may take minutes, but who stops a worker kills it after one."""
+        now, longest_s = time.monotonic(), self._context.limits.drain_timeout_s
+        self._stopping_since = self._stopping_since or now
+        if now - self._stopping_since > longest_s:
+            message = f"the worker is shutting down, and its step took longer than {longest_s:g} s"
+            raise PreemptedError(self.step, message)

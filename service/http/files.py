@@ -43,7 +43,6 @@ def _headers(result: Result, name: str, inline: bool) -> dict[str, str]:
         # The picture of a job never changes, but it is not everybody's.
         "Cache-Control": "private, max-age=31536000, immutable",
         "Content-Disposition": f'{kind}; filename="{name}.{extension}"',
-        "X-Content-Type-Options": "nosniff",
     }
 
 

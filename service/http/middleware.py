@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its measures, and the limit of its body."""
+"""What surrounds every request: its id, its measures, the limit of its body, and who may send it."""
 
 import re
 import secrets
@@ -11,17 +11,35 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import STATUS, BodyTooLargeError
+from service.errors import STATUS, AmbiguousLengthError, BodyTooLargeError
+from service.http import sites
+from service.http.bodies import BodyPaceMiddleware, announced_length, is_upload
 from service.http.problems import REQUEST_ID, answer
+from service.http.shedding import SheddingMiddleware
+from service.logs import SCOPE
 from service.metrics import Metrics
+from service.settings import ServiceSettings
 
+# Anything else may be invented, and each method would be a series of its own.
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def install(app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: int) -> None:
-    """Surround an app, limits in bytes; the last one added is the outermost."""
+def install(
+    app: FastAPI, metrics: Metrics, settings: ServiceSettings, *, body_limit: int, upload_limit: int
+) -> None:
+    """Surround an app, limits of bodies in bytes; the last one added is the outermost."""
+    app.add_middleware(
+        BodyPaceMiddleware,
+        metrics=metrics,
+        receive_s=settings.receive_timeout_s,
+        upload_bytes=settings.max_upload_bytes_at_once,
+    )
+    sites.install(app, settings)
     app.add_middleware(BodyLimitMiddleware, limit=body_limit, upload_limit=upload_limit)
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
+    app.add_middleware(SheddingMiddleware, limit=settings.max_requests, metrics=metrics)
+    app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
     app.add_middleware(
         CorrelationIdMiddleware,
         header_name=REQUEST_ID,
@@ -29,6 +47,21 @@ def install(app: FastAPI, metrics: Metrics, *, body_limit: int, upload_limit: in
         generator=lambda: secrets.token_hex(8),
         validator=lambda offered: _ACCEPTED_ID.fullmatch(offered) is not None,
     )
+
+
+class RootPathMiddleware:
+    """Tells the app below which path it is served, whether or not the proxy in front takes it off the path."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._root_path and scope["type"] != "lifespan":
+            scope["root_path"] = self._root_path
+            if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
+                scope["path"] = self._root_path + scope["path"]
+        await self._app(scope, receive, send)
 
 
 class RequestMetricsMiddleware:
@@ -42,6 +75,7 @@ class RequestMetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        SCOPE.set(scope)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
@@ -55,7 +89,8 @@ class RequestMetricsMiddleware:
 
     def _observe(self, scope: Scope, status: str, seconds: float) -> None:
         route = scope["route"].path if "route" in scope else "unmatched"
-        self._metrics.requests.labels(scope["method"], route, status).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, status).inc()
         self._metrics.request_s.labels(route).observe(seconds)
 
 
@@ -75,9 +110,10 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        is_upload = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        limit = self._upload_limit if is_upload else self._limit
-        if _announced_length(headers) > limit:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return await _refuse_both_lengths(scope, receive, send)
+        limit = self._upload_limit if is_upload(headers) else self._limit
+        if announced_length(headers) > limit:
             return await _refuse(limit, scope, receive, send)
         received = 0
 
@@ -100,6 +136,8 @@ async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> Non
     await answer(scope, error)(scope, receive, send)
 
 
-def _announced_length(headers: Headers) -> int:
-    length = headers.get("content-length", "")
-    return int(length) if length.isdecimal() else 0
+async def _refuse_both_lengths(scope: Scope, receive: Receive, send: Send) -> None:
+    """A proxy in front may go by the other of the two, and take the rest for a request (RFC 9112, 6.3)."""
+    detail = "Content-Length and Transfer-Encoding exclude each other"
+    error = AmbiguousLengthError(detail, headers={"Connection": "close"})
+    await answer(scope, error)(scope, receive, send)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import cast
 
@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Scope
@@ -35,10 +36,12 @@ from service.errors import (
     ServiceError,
     UnavailableError,
 )
+from service.outages import explain_queue, explain_store, is_disk_full
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "X-Request-ID"
 _RETRY_AFTER_S = 5
+_CLIENT_LEFT = 499
 _PARTS = {
     "advanced": AdvancedSettings,
     "control": ControlSettings,
@@ -56,11 +59,9 @@ log = logging.getLogger(__name__)
 
 def install(app: FastAPI) -> None:
     """Answer all exceptions, the framework's own too, with problem bodies."""
-    app.add_exception_handler(ServiceError, _answer_service_error)
-    app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(RedisError, _answer_unavailable)
-    app.add_exception_handler(StoreError, _answer_unavailable)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.add_exception_handler(ExceptionGroup, _answer_group)
     app.add_exception_handler(Exception, _answer_internal_error)
 
 
@@ -75,10 +76,24 @@ async def _answer_service_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
-    log.warning("%s: %s", _describe(request), error)
-    part = "object store" if isinstance(error, StoreError) else "queue"
-    unavailable = UnavailableError(f"the {part} cannot be reached", retry_after_s=_RETRY_AFTER_S)
-    return answer(request.scope, unavailable)
+    log.warning("%s: %s", _describe(request), str(error).partition("\n")[0])
+    outage = explain_store(error) if isinstance(error, StoreError) else explain_queue(error)
+    return answer(request.scope, UnavailableError(outage.message, retry_after_s=_RETRY_AFTER_S))
+
+
+async def _answer_full_disk(request: Request, error: Exception) -> Response:
+    """Large bodies are written to files while they arrive; any other error of the system is one of ours."""
+    if not is_disk_full(cast(OSError, error)):
+        raise error
+    log.error("%s: %s", _describe(request), error)
+    return answer(
+        request.scope, UnavailableError("the disk of the service is full", retry_after_s=_RETRY_AFTER_S)
+    )
+
+
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    """For the metrics: the client has left before its request was whole (the status is nginx's)."""
+    return Response(status_code=_CLIENT_LEFT)
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
@@ -95,8 +110,32 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     detail = f"{_describe(request)}: {failure.detail}"
     headers = dict(failure.headers or {})
     if "Allow" in headers:
-        headers["Allow"] = ", ".join(_allowed_methods(request)) or headers["Allow"]
-    return _respond(request.scope, failure.status_code, code, detail, False, [], headers)
+        headers["Allow"] = _name_methods(_allowed_methods(request) or headers["Allow"].split(", "))
+    retryable = failure.status_code == STATUS[UnavailableError][0]
+    return _respond(request.scope, failure.status_code, code, detail, retryable, [], headers)
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    ServiceError: _answer_service_error,
+    RequestValidationError: _answer_validation_error,
+    HTTPException: _answer_http_error,
+    RedisError: _answer_unavailable,
+    StoreError: _answer_unavailable,
+    OSError: _answer_full_disk,
+    ClientDisconnect: _answer_nobody,
+}
+
+
+async def _answer_group(request: Request, error: Exception) -> Response:
+    """What several tasks of a request met, by the first of it, unless there is a fault of ours among it."""
+    group = cast(ExceptionGroup[Exception], error)
+    if group.split(tuple(_HANDLERS))[1] is not None:
+        raise group
+    first = group.exceptions[0]
+    if isinstance(first, ExceptionGroup):
+        return await _answer_group(request, cast(Exception, first))
+    handler = next(each for kind, each in _HANDLERS.items() if isinstance(first, kind))
+    return await handler(request, first)
 
 
 async def _answer_internal_error(request: Request, error: Exception) -> Response:
@@ -138,8 +177,14 @@ def _respond(
 def _allowed_methods(request: Request) -> list[str]:
     """All methods of this path: the router names only those of the first route that fits."""
     paths = cast(dict[str, dict[str, object]], request.app.openapi()["paths"])
-    fitting = [methods for path, methods in paths.items() if compile_path(path)[0].match(request.url.path)]
+    here = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    fitting = [methods for path, methods in paths.items() if compile_path(path)[0].match(here)]
     return sorted({name.upper() for methods in fitting for name in methods})
+
+
+def _name_methods(described: Sequence[str]) -> str:
+    """Every route that answers GET answers HEAD, which goes without saying in the description."""
+    return ", ".join(sorted({*described, *(["HEAD"] if "GET" in described else [])}))
 
 
 def _describe(request: Request) -> str:

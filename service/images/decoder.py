@@ -1,24 +1,35 @@
-"""`python -m service.images.decoder MEGAPIXELS MEMORY_BYTES CPU_S`: decodes an untrusted picture to a PNG.
+"""`python -m service.images.decoder MEGAPIXELS MEMORY_BYTES CPU_S TURN [MASK]`: decodes an untrusted picture to a PNG.
 
 It has no more memory and time than it was given, whatever the file claims to be: decoders are where
-malformed files do harm. Exit code 1: refused; what is allowed is the last line on standard error.
+malformed files do harm. TURN is the descriptor of a file by which large pictures wait for one another,
+MASK that of a file for the summary of a mask. Exit code 1: refused; what is allowed is the last line on
+standard error. Exit code 2: the result cannot be written.
 """
 
+import fcntl
+import os
 import resource
 import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from io import BytesIO
+from typing import IO
 
 import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from api_schemas.generation import MAX_SIDE_PX
-from service.images.colors import HighRangeError, to_srgb
+from service.images.colors import Declared, HighRangeError, to_srgb
 from service.images.containers import read_codes, trim_png
 from service.images.formats import explain_refusal, readable_formats
+from service.images.masks import MaskSummary
+from service.images.png_rows import PngRows
 
+_LARGE_PIXELS = 16_000_000  # several smaller ones may be in memory at the same time
+_STRIP_PIXELS = 1_000_000
 # By EXIF's orientation: what undoes it.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,6 +40,19 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Whose first row is a column of the file, and whose first row is the last one of the file.
+_LAID_DOWN = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_FROM_THE_END = (
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 
 
 class RefusedError(Exception):
@@ -36,18 +60,23 @@ class RefusedError(Exception):
 
 
 def main() -> int:
-    megapixels, memory_bytes, cpu_s = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    megapixels, memory_bytes, cpu_s, turn = float(sys.argv[1]), *map(int, sys.argv[2:5])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     _set_up_plugins()
+    mask = os.fdopen(int(sys.argv[5]), "wb") if len(sys.argv) > 5 else None
     try:
-        sys.stdout.buffer.write(clean(sys.stdin.buffer.read(), megapixels))
+        clean(sys.stdin.buffer.read(), megapixels, sys.stdout.buffer, mask, turn)
+        sys.stdout.buffer.flush()
     except RefusedError as error:
         sys.stderr.write(f"\n{error}")
         return 1
     except MemoryError:
         sys.stderr.write("\na picture that can be decoded in the memory that the service gives it")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"\n{error.strerror}")
+        return 2
     return 0
 
 
@@ -63,14 +92,41 @@ def _set_up_plugins() -> None:
         pillow_heif.register_heif_opener()  # pyright: ignore[reportUnknownMemberType]
 
 
-def clean(file: bytes, megapixels: float) -> bytes:
+def clean(
+    file: bytes, megapixels: float, target: IO[bytes], mask: IO[bytes] | None = None, turn: int | None = None
+) -> None:
     """Decode and encode again: upright, sRGB, 8 bits, and nothing but pixels.
+
+    Args:
+        mask: gets the summary of a mask.
+        turn: descriptor of a file that is locked while a large picture is in memory.
 
     Raises:
         RefusedError: with what is allowed.
+        OSError: the target cannot be written.
     """
+    with _in_words(file):
+        picture = _open(file, megapixels, turn)
+    width_px, height_px = picture.size
+    png, summary = PngRows(target, width_px, height_px), MaskSummary(width_px, height_px)
+    rows = summary.factor * max(1, _STRIP_PIXELS // width_px // summary.factor)
+    for top_px in range(0, height_px, rows):
+        with _in_words(file):
+            strip = picture.cut(top_px, min(top_px + rows, height_px))
+        png.add(strip)
+        if mask is not None:
+            summary.add(strip)
+    png.finish()
+    if mask is not None:
+        summary.write(mask)
+        mask.flush()
+
+
+@contextmanager
+def _in_words(file: bytes) -> Generator[None]:
+    """Whatever is wrong with the file is said as what is allowed."""
     try:
-        picture = _decode(file, megapixels)
+        yield
     except (RefusedError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -80,25 +136,54 @@ def clean(file: bytes, megapixels: float) -> bytes:
     except Exception as error:  # a broken file can raise anything from Pillow's plugins
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise RefusedError(f"a whole picture; this one is broken ({words})") from error
-    encoded = BytesIO()
-    picture.save(encoded, "PNG", compress_level=1)
-    return encoded.getvalue()
 
 
-def _decode(file: bytes, megapixels: float) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """Pixels as the file has them; only strips of it are upright and sRGB."""
+
+    image: Image.Image
+    turn: Image.Transpose | None
+    declared: Declared
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), upright."""
+        width_px, height_px = self.image.size
+        return (height_px, width_px) if self.turn in _LAID_DOWN else (width_px, height_px)
+
+    def cut(self, top_px: int, bottom_px: int) -> Image.Image:
+        """Rows of the upright picture, as RGB in sRGB, before black."""
+        strip = self.image.crop(self._find(top_px, bottom_px))
+        strip, alpha = _split_alpha(strip if self.turn is None else strip.transpose(self.turn))
+        strip = to_srgb(strip, self.declared)
+        if alpha is None:
+            return strip
+        # What is transparent shows nothing, whatever colour hides there.
+        return Image.composite(strip, Image.new("RGB", strip.size), alpha)
+
+    def _find(self, top_px: int, bottom_px: int) -> tuple[int, int, int, int]:
+        """The box (left, top, right, bottom) that holds these rows in the file."""
+        width_px, height_px = self.image.size
+        if self.turn in _FROM_THE_END:
+            length_px = width_px if self.turn in _LAID_DOWN else height_px
+            top_px, bottom_px = length_px - bottom_px, length_px - top_px
+        return (
+            (top_px, 0, bottom_px, height_px) if self.turn in _LAID_DOWN else (0, top_px, width_px, bottom_px)
+        )
+
+
+def _open(file: bytes, megapixels: float, turn: int | None) -> _Picture:
     trimmed, declared = trim_png(file)
     with Image.open(BytesIO(trimmed), formats=[each.plugin for each in readable_formats()]) as image:
         _check_size(image, megapixels)
+        if turn is not None and image.width * image.height > _LARGE_PIXELS:
+            fcntl.lockf(turn, fcntl.LOCK_EX)  # until this process ends
         image.load()
         if image.format != "PNG":
             icc = image.info.get("icc_profile")
             declared = replace(declared, icc=icc, codes=None if icc else read_codes(file))
-        picture, alpha = _split_alpha(_put_upright(image))
-    picture = to_srgb(picture, declared)
-    if alpha is not None:  # what is transparent shows nothing, whatever colour hides there
-        picture = Image.composite(picture, Image.new("RGB", picture.size), alpha)
-    picture.info.clear()
-    return picture
+        return _Picture(image, _find_turn(image), declared)
 
 
 def _check_size(image: Image.Image, megapixels: float) -> None:
@@ -109,13 +194,12 @@ def _check_size(image: Image.Image, megapixels: float) -> None:
         )
 
 
-def _put_upright(image: Image.Image) -> Image.Image:
+def _find_turn(image: Image.Image) -> Image.Transpose | None:
     """A broken EXIF block turns nothing; Pillow's own function would refuse the picture for it."""
     try:
-        turn = _TURNS.get(image.getexif().get(Base.Orientation, 1))
+        return _TURNS.get(image.getexif().get(Base.Orientation, 1))
     except Exception:
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

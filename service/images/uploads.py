@@ -4,9 +4,13 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from subprocess import PIPE
-from typing import Final
+from typing import IO, Final
 
 from anyio import CapacityLimiter, fail_after, run_process
 
@@ -16,18 +20,35 @@ from api_schemas.job import Job
 from api_schemas.wire import input_key
 from service.errors import InvalidRequestError, ResultExpiredError, UnavailableError
 from service.image_store import ImageStore
+from service.images.masks import MASK_PARTS
+from service.images.received import ReceivedPicture, open_scratch
 
-_AT_ONCE: Final = 2
+_AT_ONCE: Final = 2  # of them one large picture
+_MOST_WAITING: Final = 50
+_NO_SPACE: Final = 2  # exit code of the decoder
 _CPU_S: Final = 60
 _PATIENCE_S: Final = 120
 _RETRY_AFTER_S: Final = 60
 _INTERPRETER_BYTES: Final = 512 << 20
-_BYTES_PER_PIXEL: Final = (
-    24  # of a WebP: two canvases of its decoder, the frame, the picture, turned, and sRGB
-)
+_BYTES_PER_PIXEL: Final = 17  # of a WebP: two canvases of its decoder, the frame and the picture
 _PNG_SIZE: Final = struct.Struct(">16xII")
 # The decoder gets only these variables: it needs none of the secrets in the environment.
 _INHERITED: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG")
+
+
+@dataclass(frozen=True, slots=True)
+class CleanPicture:
+    """A PNG that the decoder has written, and, of a mask, its summary."""
+
+    file: IO[bytes]
+    mask: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), pixels."""
+        self.file.seek(0)
+        width_px, height_px = _PNG_SIZE.unpack(self.file.read(_PNG_SIZE.size))
+        return width_px, height_px
 
 
 class Uploads:
@@ -35,86 +56,123 @@ class Uploads:
 
     Args:
         megapixels: the most that a picture may have.
+        folder: where pictures are meanwhile.
         patience_s: how long one may be decoded, however little of the CPU it gets.
     """
 
-    def __init__(self, images: ImageStore, megapixels: float, patience_s: float = _PATIENCE_S) -> None:
+    def __init__(
+        self, images: ImageStore, megapixels: float, folder: Path, patience_s: float = _PATIENCE_S
+    ) -> None:
         self._images = images
         self._megapixels = megapixels
+        self._folder = folder
         self._patience_s = patience_s
         self._limiter = CapacityLimiter(_AT_ONCE)
+        self._turn: IO[bytes] | None = None
 
-    async def clean(self, files: Mapping[PicturePart, bytes]) -> dict[PicturePart, bytes]:
-        """Decode all pictures of a job, and encode them as PNG.
+    @asynccontextmanager
+    async def clean(
+        self, files: Mapping[PicturePart, ReceivedPicture]
+    ) -> AsyncGenerator[dict[PicturePart, CleanPicture]]:
+        """Decode all pictures of a job, and encode them as PNG, which are there until the block ends.
 
         Raises:
             InvalidRequestError: names the part that is no picture, or too large a one.
-            UnavailableError: the machine is too busy to decode it.
+            UnavailableError: the machine is too busy to decode it, or its disk full.
         """
-        return {part: await self._clean(part, file) for part, file in files.items()}
+        if self._limiter.statistics().tasks_waiting >= _MOST_WAITING:
+            raise UnavailableError("too many pictures wait to be decoded", retry_after_s=_RETRY_AFTER_S)
+        with ExitStack() as opened:
+            yield {part: await self._clean(part, file, opened) for part, file in files.items()}
 
-    async def fetch(self, parent: Job, parts: Sequence[PicturePart]) -> dict[PicturePart, bytes]:
-        """Pictures of another job, as `clean` has made them.
+    async def inherit(
+        self, job_id: str, parent: Job, parts: Sequence[PicturePart]
+    ) -> dict[PicturePart, SentPicture]:
+        """Store pictures of another job for one that is not yet on record.
 
         Raises:
             ResultExpiredError: one is no longer stored.
         """
-        found: dict[PicturePart, bytes] = {}
         for part in parts:
             png = await self._images.read(input_key(parent.id, part))
             if png is None:
                 raise ResultExpiredError(f"the picture {part} of job {parent.id} is no longer stored")
-            found[part] = png
-        return found
+            await self._images.put(input_key(job_id, part), BytesIO(png))
+        return {part: parent.request.pictures[part] for part in parts}
 
     async def keep(
-        self, job_id: str, cleaned: Mapping[PicturePart, bytes], digests: Mapping[PicturePart, str]
+        self,
+        job_id: str,
+        files: Mapping[PicturePart, ReceivedPicture],
+        cleaned: Mapping[PicturePart, CleanPicture],
     ) -> dict[PicturePart, SentPicture]:
         """Store all pictures of a job that is not yet on record.
 
         Args:
-            cleaned: what `clean` made of them; `digests`: of the files as they were sent.
+            files: as they were sent; `cleaned`: what `clean` made of them.
         """
         sent: dict[PicturePart, SentPicture] = {}
-        for part, png in cleaned.items():
-            await self._images.put(input_key(job_id, part), png)
-            width_px, height_px = read_size(png)
-            sent[part] = SentPicture(sha256=digests[part], width_px=width_px, height_px=height_px)
+        for part, picture in cleaned.items():
+            await self._images.put(input_key(job_id, part), picture.file)
+            width_px, height_px = picture.size
+            sent[part] = SentPicture(sha256=files[part].sha256, width_px=width_px, height_px=height_px)
         return sent
 
-    async def _clean(self, part: PicturePart, file: bytes) -> bytes:
-        async with self._limiter:
-            code, png, words = await self._decode(file)
+    async def _clean(self, part: PicturePart, picture: ReceivedPicture, opened: ExitStack) -> CleanPicture:
+        try:
+            async with self._limiter:
+                png = opened.enter_context(open_scratch(self._folder))
+                with open_scratch(self._folder) as mask:
+                    code, words = await self._decode(picture, png, mask if part in MASK_PARTS else None)
+                    summary = mask.read()
+        except OSError as error:
+            raise _no_space(error.strerror or "") from error
         if code == 0:
-            return png
-        allowed = _explain(code, words)
-        raise InvalidRequestError([FieldError(field=part, value=f"{len(file)} bytes", allowed=allowed)])
+            return CleanPicture(png, summary)
+        if code == _NO_SPACE:
+            raise _no_space(words)
+        value, allowed = f"{picture.size_bytes} bytes", _explain(code, words)
+        raise InvalidRequestError([FieldError(field=part, value=value, allowed=allowed)])
 
-    async def _decode(self, file: bytes) -> tuple[int, bytes, str]:
+    async def _decode(
+        self, picture: ReceivedPicture, png: IO[bytes], mask: IO[bytes] | None
+    ) -> tuple[int, str]:
+        """Exit code of the decoder and the last that it said."""
+        self._turn = self._turn or open_scratch(self._folder)
         memory_bytes = _INTERPRETER_BYTES + int(_BYTES_PER_PIXEL * self._megapixels * 1e6)
+        others = [file.fileno() for file in (self._turn, mask) if file is not None]
         command = [sys.executable, "-m", "service.images.decoder"]
-        command += [str(self._megapixels), str(memory_bytes), str(_CPU_S)]
+        command += map(str, (self._megapixels, memory_bytes, _CPU_S, *others))
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        picture.file.seek(0)
         try:
             with fail_after(self._patience_s):
                 done = await run_process(
-                    command, input=file, stdout=PIPE, stderr=PIPE, check=False, env=environment
+                    command,
+                    stdin=picture.file,
+                    stdout=png,
+                    stderr=PIPE,
+                    check=False,
+                    env=environment,
+                    pass_fds=others,
                 )
         except TimeoutError as error:
             why = f"the machine is busy: a picture could not be decoded within {self._patience_s:g} s"
             raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
-        return done.returncode, done.stdout, done.stderr.decode(errors="replace")[-300:]
+        if mask is not None:
+            mask.seek(0)  # the decoder has moved the end that both share
+        return done.returncode, (done.stderr or b"").decode(errors="replace")[-300:].strip().rpartition("\n")[
+            2
+        ]
 
 
-def read_size(png: bytes) -> tuple[int, int]:
-    """(width, height), pixels, of what `Uploads.clean` has made."""
-    width_px, height_px = _PNG_SIZE.unpack_from(png)
-    return width_px, height_px
+def _no_space(words: str) -> UnavailableError:
+    return UnavailableError(f"pictures cannot be taken in: {words}", retry_after_s=_RETRY_AFTER_S)
 
 
 def _explain(code: int, words: str) -> str:
     if code == 1:
-        return words.strip().rpartition("\n")[2]  # libraries may have written lines before
+        return words
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"a picture that can be decoded within {_CPU_S} s"
     return "a whole picture; this one crashes its decoder"

@@ -9,11 +9,13 @@ from anyio import to_thread
 from PIL.Image import Image
 
 from api_schemas.catalog import ModelCard
+from api_schemas.disk import estimate_disk
 from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
 from api_schemas.regions import MaskPart
-from service.catalog import ModelCatalog
+from service.catalog import ModelCatalog, Offer
+from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
 from service.job_queue import JobQueue
 from service.jobs.query_count import count_queries
@@ -29,11 +31,17 @@ class Admission:
     """Resolves a request, unless it is invalid or the queue is full."""
 
     def __init__(
-        self, catalog: ModelCatalog, queue: JobQueue, throughput: Throughput, max_queued: int
+        self,
+        catalog: ModelCatalog,
+        queue: JobQueue,
+        throughput: Throughput,
+        space: DiskSpace,
+        max_queued: int,
     ) -> None:
         self._catalog = catalog
         self._queue = queue
         self._throughput = throughput
+        self._space = space
         self._max_queued = max_queued
 
     async def admit(self, request: GenerationRequest, source: FoundSource | None = None) -> QueuedData:
@@ -46,12 +54,15 @@ class Admission:
             NoModelError: no worker has announced a model yet.
             InvalidRequestError: the model does not support this.
             QueueFullError: with the time until a place will be free.
+            NoSpaceError: the store's disk has no space for the result.
         """
-        card = _choose(request, await self._catalog.list_cards())
+        offer = await self._catalog.read()
+        card = _choose(request, offer.cards)
         # Masks on a large canvas take up to a second.
         masked = request.regions or request.source
         data = await to_thread.run_sync(resolve, request, card, source) if masked else resolve(request, card)
-        await self._check_capacity(card.name)
+        await self._check_capacity(card.name, offer)
+        await self._space.require(estimate_disk(data.request, card).store_bytes)
         return data
 
     async def expect(self, request: GenerationRequest) -> None:
@@ -60,7 +71,8 @@ class Admission:
         Raises:
             NoModelError, InvalidRequestError, QueueFullError: as `admit`.
         """
-        await self._check_capacity(_choose(request, await self._catalog.list_cards()).name)
+        offer = await self._catalog.read()
+        await self._check_capacity(_choose(request, offer.cards).name, offer)
 
     async def recount(
         self, data: QueuedData, masks: Mapping[MaskPart, Image], source: FoundSource | None
@@ -73,12 +85,12 @@ class Admission:
         queries = await to_thread.run_sync(count_queries, request, card, stages, size, masks)
         return data.model_copy(update={"cost": card.estimate(request, stages, queries)})
 
-    async def _check_capacity(self, model: str) -> None:
+    async def _check_capacity(self, model: str, offer: Offer) -> None:
         waiting = await self._queue.count(model)
         if waiting < self._max_queued:
             return
         per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
-        workers = max(1, await self._catalog.count_workers(model))
+        workers = max(1, offer.count_workers(model))
         excess = waiting - self._max_queued + 1
         raise QueueFullError(
             f"{waiting} jobs are waiting for {model}, at most {self._max_queued} may",

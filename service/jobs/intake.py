@@ -1,16 +1,18 @@
 """From a valid request to a recorded and queued job, once."""
 
+import logging
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Final
 
-from anyio import to_thread
-
 from api_schemas.events import JobQueued, QueuedData
+from api_schemas.generation import PicturePart
 from api_schemas.job import Job
+from api_schemas.source import Size
 from service.errors import ConflictError
-from service.images.masks import read_masks
-from service.images.uploads import Uploads, read_size
+from service.images.masks import MASK_PARTS, read_masks
+from service.images.uploads import CleanPicture, Uploads
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
@@ -20,6 +22,7 @@ from service.jobs.submission import Submission, require_pictures
 from service.metrics import Metrics
 
 _RETRY_S: Final = 1
+log = logging.getLogger(__name__)
 
 
 class Intake:
@@ -80,6 +83,8 @@ class Intake:
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
+        size = job.request.width_px, job.request.height_px
+        log.info("job %s queued: model %s, %dx%d px", job_id, job.request.model, *size)
         return job
 
     async def _admit(self, job_id: str, submission: Submission) -> QueuedData:
@@ -108,16 +113,27 @@ class Intake:
         source: FoundSource | None = None,
     ) -> QueuedData:
         """Decode and store the pictures. Masks change the cost, and a source decides everything."""
-        cleaned = await self._uploads.clean(submission.files)
-        if submission.parent is not None:
-            cleaned |= await self._uploads.fetch(submission.parent, submission.list_inherited())
-        masks = await to_thread.run_sync(read_masks, cleaned)
-        if data is None:
-            source = FoundSource(read_size(cleaned["source_image"]))
-            data = await self._admission.admit(settle_source(submission.request, source.size), source)
-        pictures = await self._uploads.keep(job_id, cleaned, submission.digests)
+        parent, inherited = submission.parent, submission.list_inherited()
+        async with self._uploads.clean(submission.files) as cleaned:
+            masks = read_masks(
+                {part: picture.mask for part, picture in cleaned.items() if part in MASK_PARTS}
+            )
+            if data is None:
+                source = FoundSource(self._find_size(submission, cleaned))
+                data = await self._admission.admit(settle_source(submission.request, source.size), source)
+            pictures = await self._uploads.keep(job_id, submission.files, cleaned)
+        if parent is not None:
+            pictures |= await self._uploads.inherit(job_id, parent, inherited)
         data = _change_request(data, pictures=pictures)
         return await self._admission.recount(data, masks, source) if masks else data
+
+    def _find_size(self, submission: Submission, cleaned: Mapping[PicturePart, CleanPicture]) -> Size:
+        """Of the source that was sent, with this request or with its parent's."""
+        if "source_image" in cleaned:
+            return cleaned["source_image"].size
+        assert submission.parent is not None
+        sent = submission.parent.request.pictures["source_image"]
+        return sent.width_px, sent.height_px
 
 
 def _change_request(data: QueuedData, **changes: object) -> QueuedData:

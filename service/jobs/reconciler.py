@@ -8,6 +8,8 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from api_schemas.job import TERMINAL, Job
+from api_schemas.stored import UnreadableRecordError
+from service.indexes import Indexes
 from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
 from service.metrics import Metrics
@@ -21,9 +23,12 @@ log = logging.getLogger(__name__)
 class Reconciler:
     """Enqueues jobs that should be in a queue and are not; removes those without a record. Idempotent."""
 
-    def __init__(self, jobs: JobStore, queue: JobQueue, metrics: Metrics, interval_s: float) -> None:
+    def __init__(
+        self, jobs: JobStore, queue: JobQueue, indexes: Indexes, metrics: Metrics, interval_s: float
+    ) -> None:
         self._jobs = jobs
         self._queue = queue
+        self._indexes = indexes
         self._metrics = metrics
         self._interval_s = interval_s
         self._suspects: set[str] = set()
@@ -39,22 +44,25 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """One pass over all jobs that may not have ended, and over the queues."""
+        await self._indexes.repair()
         active = await self._jobs.list_active()
         suspects: set[str] = set()
         for start in range(0, len(active), _PAGE):
             page = active[start : start + _PAGE]
             for job_id, job in zip(page, await self._jobs.get_many(page), strict=True):
-                if await self._recompute_in_float32(job_id, job):
+                if await self._check(job_id, job):
                     suspects.add(job_id)
         self._suspects = suspects
         await self._remove_orphans()
 
-    async def _recompute_in_float32(self, job_id: str, job: Job | None) -> bool:
+    async def _check(self, job_id: str, job: Job | UnreadableRecordError | None) -> bool:
         """Check one job; True if it looks lost and must be checked again."""
         if job is None:
             if read_time(job_id) < time.time() - _SETTLED_S:
                 await self._jobs.forget_active([job_id])
             return False
+        if isinstance(job, UnreadableRecordError):
+            return False  # another version may read it
         if job.status in TERMINAL:
             await self._jobs.forget_active([job_id])
             return False
@@ -67,6 +75,10 @@ class Reconciler:
         # RQ moves jobs between lists, so one may briefly be in none: it is lost if it still is at the next check.
         if presence == "unlisted" and job_id not in self._suspects:
             return True
+        # A worker records the end of a job before RQ deletes it: by now it may have done both.
+        job = await self._jobs.get(job_id)
+        if job is None or job.status in TERMINAL:
+            return False
         if await self._queue.revive(job_id, model):
             log.warning("job %s was %s in the queue and is enqueued again", job_id, presence)
             self._metrics.jobs_revived.inc()
@@ -75,5 +87,5 @@ class Reconciler:
     async def _remove_orphans(self) -> None:
         waiting = await self._queue.list_waiting()
         for job_id, job in zip(waiting, await self._jobs.get_many(waiting), strict=True):
-            if job is None or job.status in TERMINAL:
+            if job is None or (isinstance(job, Job) and job.status in TERMINAL):
                 await self._queue.remove(job_id)

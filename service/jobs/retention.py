@@ -9,6 +9,7 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from api_schemas.job import TERMINAL, Job
+from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import INPUTS_FOLDER, job_folders
 from service.image_store import ImageStore
 from service.job_queue import JobQueue
@@ -56,7 +57,7 @@ class Retention:
             jobs = await self._jobs.get_many([job_id for _, job_id in rows])
             for (_, job_id), job in zip(rows, jobs, strict=True):
                 if _is_over(job, oldest):
-                    await self._remove(job_id, job and job.request.parent)
+                    await self._remove(job_id, job.request.parent if isinstance(job, Job) else None)
 
     async def drop_stranded_pictures(self) -> None:
         """Pictures without a job: the service died before it wrote the record."""
@@ -79,6 +80,11 @@ class Retention:
             await self._images.delete_folder(folder)
 
 
-def _is_over(job: Job | None, oldest: float) -> bool:
-    """Never before the job has ended; a listed id without a record is what a broken deletion left."""
-    return job is None or (job.status in TERMINAL and (job.finished_at or job.created_at) <= oldest)
+def _is_over(job: Job | UnreadableRecordError | None, oldest: float) -> bool:
+    """Never before the job has ended; a listed id without a record is what a broken deletion left.
+
+    A record that cannot be read is kept as long as others from the job's creation on.
+    """
+    return not isinstance(job, Job) or (
+        job.status in TERMINAL and (job.finished_at or job.created_at) <= oldest
+    )

@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, get_args
+from pathlib import Path
+from typing import BinaryIO, Final, get_args
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -15,12 +18,15 @@ from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import Job
 from api_schemas.regions import name_masks
-from service.errors import BadRequestError, InvalidRequestError
+from service.errors import BadRequestError, InvalidRequestError, UnavailableError
 from service.images.formats import name_formats
+from service.images.received import ReceivedPicture
+from service.jobs.forms import read_form
 
 REQUEST_PART: Final = "request"
 PICTURE_PARTS: Final[tuple[PicturePart, ...]] = get_args(PicturePart)
-_MOST_PARTS: Final = 30  # more than are ever valid, so that this module can name the part that is too much
+_RETRY_AFTER_S: Final = 60
+_PIECE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,46 +38,64 @@ class Submission:
     """
 
     request: GenerationRequest
-    files: dict[PicturePart, bytes] = field(default_factory=dict[PicturePart, bytes])
+    files: dict[PicturePart, ReceivedPicture] = field(default_factory=dict[PicturePart, ReceivedPicture])
     parent: Job | None = None
 
     def fingerprint(self) -> str:
-        """The same for the same request with the same pictures."""
-        digests = "".join(f"{part}:{digest}" for part, digest in sorted(self.digests.items()))
+        """The same for the same request with the same pictures, also for a later version that has more fields."""
+        digests = "".join(f"{part}:{picture.sha256}" for part, picture in sorted(self.files.items()))
         parent = f"parent:{self.parent.id}" if self.parent else ""
-        return _digest((self.request.model_dump_json() + digests + parent).encode())
-
-    @property
-    def digests(self) -> dict[PicturePart, str]:
-        """Of all pictures that it has, as they were sent."""
-        found: dict[PicturePart, str] = {part: _digest(content) for part, content in self.files.items()}
-        for part in self.list_inherited():
-            assert self.parent is not None
-            found[part] = self.parent.request.pictures[part].sha256
-        return found
+        request = self.request.model_dump_json(exclude_defaults=True)
+        return hashlib.sha256((request + digests + parent).encode()).hexdigest()
 
     def list_inherited(self) -> list[PicturePart]:
         """The pictures of its parent that it needs too."""
         kept = self.parent.request.pictures if self.parent else {}
         return [part for part in kept if is_needed(self.request, part)]
 
+    def close(self) -> None:
+        """Free the disk; may be repeated."""
+        for picture in self.files.values():
+            picture.file.close()
 
-async def read_submission(request: Request, max_json_bytes: int, max_picture_bytes: int) -> Submission:
+
+async def read_submission(
+    request: Request, max_json_bytes: int, max_picture_bytes: int, folder: Path
+) -> Submission:
     """Read a body of either form.
+
+    Args:
+        folder: where pictures are meanwhile.
 
     Raises:
         BadRequestError: it cannot be decoded.
         InvalidRequestError: a part is missing, is too much, or is too large.
         RequestValidationError: a value is refused.
+        UnavailableError: pictures cannot be written to the folder.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    # Named it must be: a page of another site may send a body without a type, unasked.
+    kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        limits = {"max_files": _MOST_PARTS, "max_fields": _MOST_PARTS, "max_part_size": max_json_bytes}
-        async with request.form(**limits) as form:
-            return await _read_form(form, max_json_bytes, max_picture_bytes)
+        return await _read_upload(request, max_json_bytes, max_picture_bytes, folder)
     if kind != "application/json" and not kind.endswith("+json"):
         raise _refuse("Content-Type", kind, "application/json or multipart/form-data")
     return Submission(_parse(await request.body()))
+
+
+async def _read_upload(
+    request: Request, max_json_bytes: int, max_picture_bytes: int, folder: Path
+) -> Submission:
+    try:
+        form = await read_form(request, folder, max_json_bytes)
+    except OSError as error:
+        why = f"pictures cannot be taken in: {error.strerror}"
+        raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
+    try:
+        return await _read_form(form, max_json_bytes, max_picture_bytes)
+    except BaseException:
+        with suppress(OSError):  # the disk is full, and all is lost anyway
+            await form.close()
+        raise
 
 
 async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int) -> Submission:
@@ -79,11 +103,26 @@ async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int
     if REQUEST_PART not in form:
         raise _refuse(REQUEST_PART, "null", "the request as JSON, as a part of this name")
     body = await _read_part(REQUEST_PART, form[REQUEST_PART], max_json_bytes)
-    files: dict[PicturePart, bytes] = {}
+    files: dict[PicturePart, ReceivedPicture] = {}
     for part in PICTURE_PARTS:
         if part in form:
-            files[part] = await _read_part(part, form[part], max_picture_bytes)
+            files[part] = await _read_picture(part, form[part], max_picture_bytes)
     return Submission(_parse(body), files)
+
+
+async def _read_picture(name: str, part: UploadFile | str, max_bytes: int) -> ReceivedPicture:
+    if isinstance(part, str):
+        raise _refuse(name, "a field", "a file, as in filename=picture.png")
+    if (part.size or 0) > max_bytes:
+        raise _refuse(name, f"more than {max_bytes} bytes", f"at most {max_bytes} bytes")
+    return ReceivedPicture(part.file, part.size or 0, await to_thread.run_sync(_digest, part.file))
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _refuse_unknown_parts(names: list[str]) -> None:
@@ -156,10 +195,6 @@ def _parse(body: bytes) -> GenerationRequest:
     except ValidationError as error:
         failures = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
         raise RequestValidationError(failures) from error
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _refuse(field: str, value: str, allowed: str) -> InvalidRequestError:

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from anyio import create_task_group
-
 from api_schemas.answers import JobUrls, JobView
 from api_schemas.catalog import ModelCard
 from api_schemas.job import Job
-from service.catalog import ModelCatalog
+from service.catalog import ModelCatalog, Offer
 from service.http.signed_urls import LinkSigner
 from service.job_queue import JobQueue
 from service.throughput import Throughput
@@ -17,49 +15,49 @@ class JobViews:
     """Adds the queue position, the estimated time and fresh links to a record."""
 
     def __init__(
-        self, queue: JobQueue, catalog: ModelCatalog, throughput: Throughput, links: LinkSigner
+        self,
+        queue: JobQueue,
+        catalog: ModelCatalog,
+        throughput: Throughput,
+        links: LinkSigner,
+        root_path: str = "",
     ) -> None:
         self._queue = queue
         self._catalog = catalog
         self._throughput = throughput
         self._links = links
+        self._root_path = root_path
 
     async def show(self, job: Job) -> JobView:
-        waits = job.status == "queued"
-        position = await self._queue.position(job.id, job.request.model) if waits else None
-        return JobView(
-            **dict(job),
-            queue_position=position,
-            eta_s=await self._estimate(job, position),
-            urls=self._urls(job),
-        )
+        return (await self.show_all([job]))[0]
 
     async def show_all(self, jobs: Sequence[Job]) -> list[JobView]:
-        views: dict[str, JobView] = {}
+        """However many there are, their positions take one call, and what is served another once a second."""
+        queued = [job for job in jobs if job.status == "queued"]
+        found = await self._queue.find_positions([(job.id, job.request.model) for job in queued])
+        positions = {job.id: position for job, position in zip(queued, found, strict=True)}
+        offer = await self._catalog.read_recent() if queued else None
+        return [self._view(job, positions.get(job.id), offer) for job in jobs]
 
-        async def show_one(job: Job) -> None:
-            views[job.id] = await self.show(job)
+    def _view(self, job: Job, position: int | None, offer: Offer | None) -> JobView:
+        eta_s = job.progress.eta_s if job.progress else None
+        if job.progress is None and position is not None and offer is not None:
+            eta_s = self._estimate(job, position, offer)
+        # Every part of it was validated when it was read.
+        return JobView.model_construct(
+            **dict(job), queue_position=position, eta_s=eta_s, urls=self._urls(job)
+        )
 
-        async with create_task_group() as group:
-            for job in jobs:
-                group.start_soon(show_one, job)
-        return [views[job.id] for job in jobs]
-
-    async def _estimate(self, job: Job, position: int | None) -> float | None:
-        if job.progress is not None:
-            return job.progress.eta_s
-        if position is None:
-            return None
-        cards = {card.name: card for card in await self._catalog.list_cards()}
-        own_s = _own_seconds(job, cards.get(job.request.model))
+    def _estimate(self, job: Job, position: int, offer: Offer) -> float | None:
+        own_s = _own_seconds(job, offer.find(job.request.model))
         per_job_s = self._throughput.seconds_per_job(job.request.model) or own_s
         if per_job_s is None:
             return None
-        workers = max(1, await self._catalog.count_workers(job.request.model))
+        workers = max(1, offer.count_workers(job.request.model))
         return round(position * per_job_s / workers + (own_s or per_job_s), 1)
 
     def _urls(self, job: Job) -> JobUrls:
-        base = f"/v1/jobs/{job.id}"
+        base = f"{self._root_path}/v1/jobs/{job.id}"
         return JobUrls(
             self=base,
             cancel=f"{base}/cancel",
@@ -67,7 +65,7 @@ class JobViews:
             ws=f"{base}/ws",
             result=f"{base}/image",
             deep_zoom=f"{base}/image.dzi",
-            download=self._links.sign(job.id) if job.result else None,
+            download=self._root_path + self._links.sign(job.id) if job.result else None,
         )
 
 

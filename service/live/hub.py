@@ -11,10 +11,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from api_schemas.wire import LIVE_KEY, pack_batch
+from service.job_meter import JobMeter
 from service.live.subscription import Subscription
 from service.messages import EventMessage, read_event
 from service.metrics import Metrics
 from service.throughput import Throughput
+from service.unreadable import UnreadableRecords
 
 _BATCH_S: Final = 0.05
 _BLOCK_MS: Final = 1000
@@ -30,10 +32,14 @@ log = logging.getLogger(__name__)
 class LiveHub:
     """Hands each entry of the live stream to the subscriptions of its job, in batches of 50 ms."""
 
-    def __init__(self, redis: Redis, metrics: Metrics, throughput: Throughput) -> None:
+    def __init__(
+        self, redis: Redis, metrics: Metrics, throughput: Throughput, unreadable: UnreadableRecords
+    ) -> None:
         self._redis = redis
         self._metrics = metrics
         self._throughput = throughput
+        self._unreadable = unreadable
+        self._meter = JobMeter(metrics)
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._closed = False
 
@@ -97,16 +103,27 @@ class LiveHub:
             self._mark_behind()
         events: dict[str, list[EventMessage]] = {}
         frames: dict[str, list[bytes]] = {}
-        for _, fields in rows:
-            job_id = fields[b"job"].decode()
-            if b"frame" in fields:
-                if job_id in self._subscriptions:
-                    frames.setdefault(job_id, []).append(fields[b"frame"])
-            else:
-                events.setdefault(job_id, []).append(_read_live(fields))
+        for entry, fields in rows:
+            try:
+                self._sort(fields, events, frames)
+            except (KeyError, ValueError) as error:
+                # Readers find that an event is missing, and look into the log.
+                self._unreadable.tell("event", fields.get(b"job", entry), repr(error))
         self._fan_out_previews(frames)
         self._fan_out_events(events)
         self._metrics.live_lag_s.observe(max(0.0, time.time() - int(rows[0][0].split(b"-")[0]) / 1000))
+
+    def _sort(
+        self,
+        fields: dict[bytes, bytes],
+        events: dict[str, list[EventMessage]],
+        frames: dict[str, list[bytes]],
+    ) -> None:
+        job_id = fields[b"job"].decode()
+        if b"frame" not in fields:
+            events.setdefault(job_id, []).append(_read_live(fields))
+        elif job_id in self._subscriptions:
+            frames.setdefault(job_id, []).append(fields[b"frame"])
 
     def _fan_out_previews(self, frames: dict[str, list[bytes]]) -> None:
         for job_id, job_frames in frames.items():
@@ -119,6 +136,7 @@ class LiveHub:
         for job_id, job_events in events.items():
             for event in job_events:
                 self._throughput.observe(event)
+                self._meter.observe(event)
             for subscription in self._subscriptions.get(job_id, ()):
                 subscription.put_events(job_events)
 

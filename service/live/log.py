@@ -1,16 +1,20 @@
 """Reads the durable log of one job for one client."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Final, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from api_schemas.answers import Snapshot
-from api_schemas.job import TERMINAL, Job
+from api_schemas.job import TERMINAL, Job, rebuild_end
+from api_schemas.stored import UnreadableRecordError
+from api_schemas.stored import read_event as stored_event
 from api_schemas.wire import events_key
+from service.errors import JobUnreadableError
 from service.job_store import JobStore
-from service.messages import START, EventMessage, before, order, read_event
+from service.messages import START, EventMessage, before, order, read_event, show_event
+from service.unreadable import require_wrong_type
 
 _PAGE: Final = 500
 Row = tuple[bytes, dict[bytes, bytes]]
@@ -44,9 +48,9 @@ class JobLog:
                 _, page = await self._read()
                 self.ended = self.ended and not page
             for seq, fields in page:
-                message = read_event(seq.decode(), fields[b"event"])
-                self._advance(message)
-                yield message
+                message = await self._read_message(seq.decode(), fields)
+                if message is not None:
+                    yield message
             if len(page) < _PAGE:
                 return
 
@@ -63,6 +67,26 @@ class JobLog:
         self._advance(event)
         return event
 
+    async def _read_message(self, seq: str, fields: dict[bytes, bytes]) -> EventMessage | None:
+        """The next event; None if it cannot be read. That of the job's end is then made from its record."""
+        try:
+            message = read_event(seq, fields[b"event"])
+        except (KeyError, UnreadableRecordError) as error:
+            self._jobs.unreadable.tell("event", self._job_id, f"{seq}: {error!r}")
+            self._cursor, job = seq, await self._find_job()
+            end = rebuild_end(job) if job is not None and job.seq == seq else None
+            if end is None:
+                return None
+            message = show_event(seq, end)
+        self._advance(message)
+        return message
+
+    async def _find_job(self) -> Job | None:
+        try:
+            return await self._jobs.get(self._job_id)
+        except JobUnreadableError:
+            return None
+
     def _advance(self, message: EventMessage) -> None:
         self._cursor = message.seq
         self.ended = message.is_terminal
@@ -73,17 +97,22 @@ class JobLog:
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.xrange(key, "-", "+", 1)
             pipeline.xrange(key, f"({self._cursor}", "+", _PAGE)
-            first, page = cast(tuple[list[Row], list[Row]], await pipeline.execute())
+            answers = await pipeline.execute(raise_on_error=False)
+        for error in answers:
+            if isinstance(error, RedisError):
+                require_wrong_type(error)
+                self._jobs.unreadable.tell("event", key, error)
+                return None, []
+        first, page = cast(tuple[list[Row], list[Row]], answers)
         return (first[0] if first else None), page
 
     def _is_trimmed(self, first: Row | None) -> bool:
         if first is None:
             return True
-        began = json.loads(first[1][b"event"])["type"] == "job.queued"
-        return not began and order(first[0].decode()) > order(self._cursor)
+        return not _is_first(first[1]) and order(first[0].decode()) > order(self._cursor)
 
     async def _snapshot(self) -> EventMessage | None:
-        job = await self._jobs.get(self._job_id)
+        job = await self._find_job()
         if job is None:  # the record was deleted: there will be no more events
             self.ended = True
             return None
@@ -93,6 +122,13 @@ class JobLog:
         self.ended = job.status in TERMINAL
         snapshot = Snapshot(seq=job.seq, job_id=job.id, data=job)
         return EventMessage(snapshot.type, "", snapshot.model_dump_json())
+
+
+def _is_first(fields: dict[bytes, bytes]) -> bool:
+    try:
+        return stored_event(fields[b"event"]).type == "job.queued"
+    except (KeyError, UnreadableRecordError):
+        return False
 
 
 class LogGapError(Exception):

@@ -14,6 +14,7 @@ from service.errors import (
     ForbiddenError,
     InvalidRequestError,
     JobNotFoundError,
+    JobUnreadableError,
     NotReadyError,
     RangeNotSatisfiableError,
     ResultExpiredError,
@@ -24,8 +25,8 @@ from service.images.deep_zoom import Pyramid, Window
 from service.openapi import Responses, problems
 
 _NOT_READY_RETRY_S = 2
-_IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-_CHANGING = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+_CHANGING = {"Cache-Control": "no-store"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _PICTURE: dict[str, object] = dict.fromkeys(("image/png", "image/jpeg", "image/webp", "image/tiff"), _BINARY)
 _FILE_RESPONSES: Responses = {
@@ -36,6 +37,7 @@ _FILE_RESPONSES: Responses = {
 }
 _FILE_PROBLEMS = (
     JobNotFoundError,
+    JobUnreadableError,
     InvalidRequestError,
     NotReadyError,
     ResultNeverError,
@@ -44,7 +46,9 @@ _FILE_PROBLEMS = (
 )
 _TILE_RESPONSES: Responses = {
     200: {"description": "The tile.", "content": {"image/jpeg": _BINARY}},
-    **problems(JobNotFoundError, FileMissingError, InvalidRequestError, ResultExpiredError),
+    **problems(
+        JobNotFoundError, JobUnreadableError, FileMissingError, InvalidRequestError, ResultExpiredError
+    ),
 }
 
 router = APIRouter(tags=["images"])
@@ -87,7 +91,7 @@ async def download_image(
     response_class=Response,
     responses={
         200: {"description": "Deep Zoom descriptor.", "content": {"application/xml": {}}},
-        **problems(JobNotFoundError, InvalidRequestError),
+        **problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
     },
 )
 async def get_descriptor(job: LoadedJob) -> Response:

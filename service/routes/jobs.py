@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import logging
 import re
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -10,16 +12,19 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from api_schemas.answers import JobPage, JobView
 from api_schemas.errors import FieldError
 from api_schemas.job import TERMINAL, Job, JobStatus
-from service.dependencies import LoadedJob, ServicesDep
+from service.dependencies import LoadedJob, ServicesDep, SlotDep
 from service.errors import (
     BadRequestError,
     ConflictError,
     IdempotencyMismatchError,
     InvalidRequestError,
     JobNotFoundError,
+    JobUnreadableError,
     NoModelError,
+    NoSpaceError,
     QueueFullError,
 )
+from service.http.bodies import release_body
 from service.jobs.submission import Submission, read_submission
 from service.openapi import SUBMISSION_BODY, problems
 
@@ -28,6 +33,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.
 # A status filter reads at most this many jobs for one page; `next` continues from there.
 _SCAN_LIMIT: Final = 1000
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
 IdempotencyKey = Annotated[
     str | None,
@@ -44,10 +50,15 @@ Prefer = Annotated[
 ]
 
 
-async def take_submission(request: Request, services: ServicesDep) -> Submission:
-    return await read_submission(
-        request, services.settings.max_body_bytes, services.settings.max_picture_bytes
+async def take_submission(request: Request, services: ServicesDep) -> AsyncGenerator[Submission]:
+    settings = services.settings
+    submission = await read_submission(
+        request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
     )
+    try:
+        yield submission
+    finally:
+        submission.close()
 
 
 @router.post(
@@ -62,23 +73,30 @@ async def take_submission(request: Request, services: ServicesDep) -> Submission
             ConflictError,
             InvalidRequestError,
             IdempotencyMismatchError,
+            JobUnreadableError,
             QueueFullError,
             NoModelError,
+            NoSpaceError,
         ),
     },
 )
 async def create_job(
+    request: Request,
     submission: Annotated[Submission, Depends(take_submission)],
     response: Response,
     services: ServicesDep,
+    slot: SlotDep,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> JobView:
     """Queue a job for one picture, as JSON, or as a multipart form of the part `request` (JSON) and the pictures. Follow it at `urls.ws` or `urls.events`; fetch the picture at `urls.result`."""
     job = await services.intake.take(submission, idempotency_key)
+    submission.close()  # not only after the wait
+    release_body(request.scope)
     wait_s = _read_wait(prefer)
     if wait_s:
-        await services.events.wait(job, wait_s)
+        with slot.lent():
+            await services.events.wait(job, wait_s)
         job = await services.jobs.get(job.id) or job
         response.headers["Preference-Applied"] = f"wait={wait_s}"
         response.status_code = 200 if job.status in TERMINAL else 202
@@ -88,7 +106,9 @@ async def create_job(
 
 
 @router.get(
-    "/v1/jobs/{job_id}", response_model=JobView, responses=problems(JobNotFoundError, InvalidRequestError)
+    "/v1/jobs/{job_id}",
+    response_model=JobView,
+    responses=problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
 )
 async def get_job(job: LoadedJob, services: ServicesDep) -> JobView:
     """The current state of one job."""
@@ -114,11 +134,12 @@ async def list_jobs(
     response_model=JobView,
     responses={
         202: {"model": JobView, "description": "The job is running and will stop within one step."},
-        **problems(JobNotFoundError, InvalidRequestError),
+        **problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
     },
 )
 async def cancel_job(job: LoadedJob, response: Response, services: ServicesDep) -> JobView:
     """Cancel a job. A job that has already ended is not changed, so this may be repeated."""
+    log.info("job %s, %s, is to be canceled", job.id, job.status)
     job = await services.jobs.cancel(job, "canceled by a client")
     if job.status in TERMINAL:
         await services.queue.remove(job.id)
@@ -138,7 +159,7 @@ async def _find_page(
         jobs = await services.jobs.get_many([job_id for _, job_id in rows])
         for position, job in list(zip(rows, jobs, strict=True))[:limit]:
             before = position
-            if job is not None and status in (None, job.status):
+            if isinstance(job, Job) and status in (None, job.status):
                 found.append(job)
                 if len(found) == limit:
                     break

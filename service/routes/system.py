@@ -1,24 +1,20 @@
 """Health, readiness and metrics."""
 
-import asyncio
-import logging
 from collections import Counter
+from math import nan
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from obstore.exceptions import BaseError as StoreError
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from api_schemas.answers import Readiness
-from service.dependencies import Services, ServicesDep
+from service.dependencies import BackgroundDep, Services, ServicesDep
 from service.job_queue import Load
 from service.openapi import problems
+from service.readiness import examine
 
-_TIMEOUT_S = 3.0
-Reach = Literal["ok", "unreachable"]
-log = logging.getLogger(__name__)
 router = APIRouter(tags=["system"])
 
 
@@ -40,21 +36,12 @@ async def check_health() -> Health:
         503: {"model": Readiness, "description": "A part is not available; the body names it."},
     },
 )
-async def check_readiness(response: Response, services: ServicesDep) -> Readiness:
+async def check_readiness(response: Response, services: ServicesDep, background: BackgroundDep) -> Readiness:
     """Readiness: whether a job posted now would run."""
-    queue, store = await asyncio.gather(_reach_queue(services), _reach_store(services))
-    workers = await services.catalog.list_workers() if queue == "ok" else {}
-    ready = queue == store == "ok" and bool(workers)
-    if not ready:
+    readiness = await examine(services)
+    if not readiness.ready:
         response.status_code = 503
-    return Readiness(
-        ready=ready,
-        queue=queue,
-        store=store,
-        workers=list(workers),
-        models=sorted(set(workers.values())),
-        degraded=await services.catalog.list_troubles(workers),
-    )
+    return readiness.model_copy(update={"background": background.list_troubles()})
 
 
 @router.get(
@@ -69,6 +56,9 @@ async def show_metrics(services: ServicesDep) -> Response:
         services.metrics.queue_up.set(1)
     except (RedisError, OSError):
         services.metrics.queue_up.set(0)
+    services.metrics.queue_writable.set(await _is_queue_writable(services))
+    free = await services.space.measure()
+    services.metrics.store_free_bytes.set(nan if free is None else free)
     return Response(services.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -77,6 +67,10 @@ async def _measure_queues(services: Services) -> None:
     alive = await services.catalog.list_workers()
     workers = Counter(alive.values())
     services.metrics.workers_degraded.set(len(await services.catalog.list_troubles(alive)))
+    services.metrics.count_paused((await services.catalog.list_paused()).values())
+    services.metrics.worker_memory.clear()
+    for name, size in (await services.catalog.list_memory(alive)).items():
+        services.metrics.worker_memory.labels(name).set(size)
     for model in {*load, *workers, *(card.name for card in await services.catalog.list_cards())}:
         line = load.get(model, Load(0, 0))
         services.metrics.jobs_waiting.labels(model).set(line.waiting)
@@ -84,23 +78,9 @@ async def _measure_queues(services: Services) -> None:
         services.metrics.workers.labels(model).set(workers[model])
 
 
-async def _reach_queue(services: Services) -> Reach:
+async def _is_queue_writable(services: Services) -> bool:
     try:
-        await asyncio.wait_for(_ping(services), _TIMEOUT_S)
-    except (RedisError, OSError, TimeoutError) as error:
-        log.warning("not ready: queue: %s", error)
-        return "unreachable"
-    return "ok"
-
-
-async def _reach_store(services: Services) -> Reach:
-    try:
-        await asyncio.wait_for(services.images.probe(), _TIMEOUT_S)
-    except (StoreError, OSError, TimeoutError) as error:
-        log.warning("not ready: store: %s", error)
-        return "unreachable"
-    return "ok"
-
-
-async def _ping(services: Services) -> None:
-    await services.redis.ping()  # pyright: ignore[reportUnknownMemberType]
+        await services.catalog.probe()
+    except (RedisError, OSError):
+        return False
+    return True

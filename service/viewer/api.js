@@ -1,4 +1,4 @@
-// All requests to the server.
+// All requests to the server. Paths are relative: a proxy may serve all this below a path of its own.
 
 // A refusal with its problem body (RFC 9457).
 export class Refusal extends Error {
@@ -11,15 +11,15 @@ export class Refusal extends Error {
   }
 }
 
-export const jobPath = (id) => `/v1/jobs/${encodeURIComponent(id)}`;
+export const jobPath = (id) => `v1/jobs/${encodeURIComponent(id)}`;
 
 export const fetchJob = (id) => call(jobPath(id));
-export const fetchJobs = (limit) => call(`/v1/jobs?limit=${limit}`);
-export const fetchModels = () => call("/v1/models");
+export const fetchJobs = (limit) => call(`v1/jobs?limit=${limit}`);
+export const fetchModels = () => call("v1/models");
 export const cancelJob = (id) => call(`${jobPath(id)}/cancel`, { method: "POST" });
 
 export function createJob(request) {
-  return call("/v1/jobs", {
+  return call("v1/jobs", {
     method: "POST",
     headers: { "Content-Type": "application/json", "Idempotency-Key": randomWord() },
     body: writeJson(request),
@@ -50,7 +50,7 @@ export async function fetchPyramid(id) {
 export const tileUrl = (id, level, column, row) => `${jobPath(id)}/tiles/${level}/${column}_${row}`;
 
 export function liveUrl(id, after) {
-  const url = new URL(`${jobPath(id)}/ws`, location.href);
+  const url = new URL(`${jobPath(id)}/ws`, document.baseURI);
   url.protocol = url.protocol.replace("http", "ws");
   if (after) url.searchParams.set("after", after);
   return url;

@@ -1,5 +1,6 @@
 // Below the picture: its settings, its progress, and buttons.
 
+import { jobPath } from "./api.js";
 import * as words from "./words.js";
 
 const byId = (id) => document.getElementById(id);
@@ -58,7 +59,7 @@ export class Caption {
     if (!job.result) return;
     const ending = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/tiff": "tif" }[job.result.media_type];
     // Browsers ignore the download attribute if the store is another host; the picture then opens in a new tab.
-    link.href = job.urls.result;
+    link.href = `${jobPath(job.id)}/image`;
     link.setAttribute("download", `chorale-${job.id}.${ending ?? "img"}`);
     link.textContent = `Download ${(ending ?? "picture").toUpperCase()}, ${words.bytes(job.result.size_bytes)}`;
   }

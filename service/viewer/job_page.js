@@ -90,7 +90,7 @@ export class JobPage {
   }
 
   showConnection(well, failures) {
-    if (!well) this.verify();
+    if (!well) this.verify(failures);
     if (well !== this.connected && !this.job.isOver) {
       this.connected = well;
       if (!well && failures > 1) this.caption.setState("Connection lost; reconnecting");
@@ -98,15 +98,24 @@ export class JobPage {
     }
   }
 
-  // If the server has no such job, do not reconnect.
-  async verify() {
+  // If the server has no such job, do not reconnect. Where a proxy refuses WebSockets, its record is all there is.
+  async verify(failures) {
     try {
-      await fetchJob(this.job.id);
+      const record = await fetchJob(this.job.id);
+      if (failures > 1 && !this.closed && !this.job.isOver) this.catchUp(record);
     } catch (refusal) {
       if (refusal.status !== 404) return;
       this.line.close();
       this.caption.showFailure(refusal.message);
     }
+  }
+
+  catchUp(record) {
+    this.job.catchUp(record);
+    this.redraw();
+    if (!this.job.isOver) return;
+    this.line.close();
+    this.end();
   }
 
   // No event reports queue positions.

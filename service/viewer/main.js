@@ -40,7 +40,7 @@ async function submit(request) {
   form.clearRefusals();
   try {
     const record = await createJob(request);
-    history.pushState(null, "", `/?job=${encodeURIComponent(record.id)}`);
+    history.pushState(null, "", `?job=${encodeURIComponent(record.id)}`);
     openJob(record);
     byId("title").focus({ preventScroll: true });
     byId("frame").scrollIntoView({ block: "nearest" });
@@ -53,7 +53,7 @@ async function submit(request) {
 }
 
 function go(jobId) {
-  history.pushState(null, "", `/?job=${encodeURIComponent(jobId)}`);
+  history.pushState(null, "", `?job=${encodeURIComponent(jobId)}`);
   openAddress();
   scrollTo({ top: 0 });
 }

@@ -46,7 +46,7 @@ export class RecentList {
 
   line(job, now) {
     const link = document.createElement("a");
-    link.href = `/?job=${encodeURIComponent(job.id)}`;
+    link.href = `?job=${encodeURIComponent(job.id)}`;
     link.dataset.job = job.id;
     link.addEventListener("click", (event) => {
       if (event.metaKey || event.ctrlKey || event.shiftKey) return;

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from api_schemas.settings import SharedSettings
+from api_schemas.settings import SharedSettings, spare_loopback
 from service.settings import ServiceSettings
 from worker.settings import WorkerSettings
 
@@ -64,3 +64,12 @@ def test_another_kind_of_queue_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match="redis_url"):
         read(kind, tmp_path, redis_url=url)
+
+
+@pytest.mark.parametrize("given", [{}, {"NO_PROXY": "a.example"}, {"no_proxy": "a.example"}])
+def test_this_machine_is_never_behind_a_proxy(given: dict[str, str]) -> None:
+    environment = {"HTTP_PROXY": "http://p"} | given
+    spare_loopback(environment)
+    words = environment["NO_PROXY"].split(",")
+    assert environment["no_proxy"] == environment["NO_PROXY"]
+    assert words == [*given.values(), "localhost", "127.0.0.0/8", "::1"]

@@ -188,6 +188,13 @@ def test_a_broken_line_is_taken_up_without_gap_or_duplicate(open_page: OpenPage,
     assert list(dict.fromkeys(received)) == [event.seq for event in client.events(job_of(page))]
 
 
+def test_a_network_without_websockets_costs_the_previews_alone(open_page: OpenPage) -> None:
+    page = open_page()
+    page.route_web_socket(re.compile("/ws"), lambda route: route.close(code=1006))
+    ask(page, "waves", width=256, height=256, steps=2)
+    await_deep_zoom(page)
+
+
 def test_a_failed_job_says_why(open_page: OpenPage, stack: LocalStack) -> None:
     socket = DataFolder(stack.folder).socket()
     with Redis(unix_socket_path=str(socket)) as redis:

@@ -232,3 +232,25 @@ def test_without_a_server_commands_say_how_to_start_one(tmp_path: Path) -> None:
         away = run("jobs", "--url", "http://127.0.0.1:1", folder=Path(unused))
     assert away.returncode == 1
     assert len(away.stderr.splitlines()) == 1
+
+
+def test_a_terminal_for_ascii_shows_any_prompt(stack: LocalStack, tmp_path: Path) -> None:
+    with Client(stack.url) as client:
+        request = GenerationRequest(prompt="Жар-птица 火の鳥", width_px=256, height_px=256, steps=1)
+        client.wait(client.create(request).id)
+    shown = run("jobs", "--url", stack.url, folder=tmp_path, PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\\u0416\\u0430\\u0440" in shown.stdout
+    made = run(
+        "generate",
+        "Жар",
+        *SHORT,
+        "-o",
+        "Жар.png",
+        "--url",
+        stack.url,
+        folder=tmp_path,
+        PYTHONIOENCODING="ascii",
+    )
+    assert (made.returncode, made.stdout) == (0, "\\u0416\\u0430\\u0440.png\n")
+    assert (tmp_path / "Жар.png").is_file()

@@ -13,6 +13,7 @@ import pytest
 from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from chorale.errors import (
+    AddressError,
     DownloadError,
     InvalidRequestError,
     JobEndedError,
@@ -163,6 +164,14 @@ def test_models_come_with_their_limits(client: Client) -> None:
     (card,) = client.models()
     assert (card.name, card.is_default) == ("toy", True)
     assert client.readiness().ready
+
+
+@pytest.mark.parametrize(
+    "url", ["http://::1:8000", "http://[::1", "localhost:8000", "ftp://x", "http://", ""]
+)
+def test_what_is_no_address_is_named(url: str) -> None:
+    with pytest.raises(AddressError, match="in brackets"):
+        Client(url)
 
 
 def test_nobody_at_an_address_is_said_at_once() -> None:

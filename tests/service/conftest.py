@@ -57,7 +57,11 @@ def store_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(valkey: str, store_dir: Path) -> ServiceSettings:
     return ServiceSettings(
-        redis_url=valkey, store_url=store_dir.as_uri(), reconcile_interval_s=0.2, ping_interval_s=0.5
+        redis_url=valkey,
+        store_url=store_dir.as_uri(),
+        work_dir=store_dir.parent / "work",
+        reconcile_interval_s=0.2,
+        ping_interval_s=0.5,
     )
 
 

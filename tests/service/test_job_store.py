@@ -20,6 +20,8 @@ from api_schemas.job import fold
 from api_schemas.wire import JOBS_KEY, cancel_key
 from service.job_store import JobStore, read_time
 from service.jobs.intake import draw_job_id
+from service.metrics import Metrics
+from service.unreadable import UnreadableRecords
 from tests.story import Story
 
 Answer = TypeVar("Answer")
@@ -32,7 +34,7 @@ def ask(valkey: str, call: Callable[[JobStore], Awaitable[Answer]]) -> Answer:
 
     async def do() -> Answer:
         async with AsyncRedis.from_url(valkey) as client:
-            return await call(JobStore(client))
+            return await call(JobStore(client, UnreadableRecords(Metrics())))
 
     return asyncio.run(do())
 

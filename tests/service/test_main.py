@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -31,12 +32,15 @@ JOB = "3" * 28
 
 
 @contextmanager
-def process(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(
+    environment: dict[str, str], descriptors: int = 4096
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`python -m service.main`, and its address once it answers."""
     (port,) = free_ports(1)
     started = subprocess.Popen(
         [sys.executable, "-m", "service.main"],
         env=os.environ | {"CHORALE_PORT": str(port)} | environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors)),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -92,7 +96,13 @@ def test_an_open_port_must_be_meant(valkey: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "abc"), ("RETENTION_DAYS", "inf"), ("REDIS_URL", "http://x"), ("STORE_URL", "s3://")],
+    [
+        ("PORT", "abc"),
+        ("RETENTION_DAYS", "inf"),
+        ("REDIS_URL", "http://x"),
+        ("STORE_URL", "s3://"),
+        ("LINK_SECRET", ""),
+    ],
 )
 def test_a_bad_setting_is_named_in_one_line(name: str, value: str, valkey: str, tmp_path: Path) -> None:
     environment = {"CHORALE_REDIS_URL": valkey, "CHORALE_STORE_URL": tmp_path.as_uri()}

@@ -12,6 +12,7 @@ from tests.worker.bench import Bench
 from worker.adapters.toy import Toy
 from worker.context import JobContext, Limits, Pace
 from worker.engine.generate import FinalState
+from worker.machine import Machine
 from worker.process.files import ImageFile, write_final_state
 from worker.process.protocol import Command, Generate, Generated, Report
 from worker.settings import WorkerSettings
@@ -60,14 +61,26 @@ class ScriptedEngine:
 
 def make_context(bench: Bench, engine: ScriptedEngine, folder: Path, **limits: float) -> JobContext:
     """A worker of the toy with that engine."""
-    chosen = {"stall_timeout_s": 60, "storage_timeout_s": 60, "max_attempts": 3} | limits
+    chosen = {
+        "stall_timeout_s": 60,
+        "storage_timeout_s": 60,
+        "max_attempts": 3,
+        "drain_timeout_s": 45,
+    } | limits
+    storage = Storage.open(WorkerSettings(store_url=bench.store.as_uri()))
     return JobContext(
         redis=bench.redis,
-        storage=Storage.open(WorkerSettings(store_url=bench.store.as_uri())),
+        storage=storage,
+        machine=Machine(folder, storage, reserve_bytes=0),
         engine=engine,
         card=Toy().card,
         pace=Pace(tile_s=0.5, decode_s=0.25, store_s=0.125),
-        limits=Limits(chosen["stall_timeout_s"], chosen["storage_timeout_s"], int(chosen["max_attempts"])),
+        limits=Limits(
+            chosen["stall_timeout_s"],
+            chosen["storage_timeout_s"],
+            int(chosen["max_attempts"]),
+            chosen["drain_timeout_s"],
+        ),
         worker="w",
         work_dir=folder,
         stop=Event(),

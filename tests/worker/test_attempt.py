@@ -162,8 +162,8 @@ def test_a_worker_that_shuts_down_waits_for_the_step_and_its_checkpoint(bench: B
         run(bench, context, job_id)
     assert raised.value.step == 2
     assert engine.commands[1:] == [Stop(finish_step=True)]
-    (key,) = bench.files(job_id)
-    assert (bench.store / key).read_bytes() == b"state"
+    *_, newest = bench.files(job_id)
+    assert (bench.store / newest).read_bytes() == b"state"
 
 
 def test_an_engine_without_a_word_is_stalled_and_one_that_still_works_is_not(
@@ -208,3 +208,21 @@ def test_an_attempt_ends_when_a_newer_one_owns_the_job(bench: Bench, tmp_path: P
     with pytest.raises(FencedError):
         run(bench, make_context(bench, ScriptedEngine(work), tmp_path), job_id)
     assert bench.types(job_id) == ["job.queued", "job.started", "step.completed", "job.resumed"]
+
+
+def test_a_step_without_end_does_not_hold_up_a_worker_that_shuts_down(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"state")
+
+    def work(_: Generate) -> Iterator[Report | None]:
+        yield from (STEP, CheckpointWritten(1, path))
+        context.stop.set()
+        while True:
+            yield StillWorking()
+
+    engine = ScriptedEngine(work)
+    context = make_context(bench, engine, tmp_path, drain_timeout_s=0.2)
+    with pytest.raises(PreemptedError, match=r"longer than 0\.2 s") as raised:
+        run(bench, context, bench.submit())
+    assert raised.value.step == 1
+    assert engine.commands[1:] == [Stop(finish_step=True)]

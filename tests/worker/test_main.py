@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 import pyvips
 
 from api_schemas import wire
-from api_schemas.catalog import ModelCard
 from api_schemas.events import BandFinished, JobWarned, StepCompleted
-from tests.conftest import S3Server
+from api_schemas.stored import read_card
+from tests.conftest import S3Server, free_ports
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench, result_of
 from tests.worker.processes import find_engine, is_running
@@ -84,13 +85,17 @@ def test_a_worker_announces_its_model_and_its_life(bench: Bench) -> None:
     bench.await_that(lambda: bench.redis.keys(pattern) != [], "heartbeat")
     (key,) = bench.redis.keys(pattern)
     assert 0 < bench.redis.ttl(key) <= 30
-    card = ModelCard.model_validate_json(bench.redis.hget(wire.MODELS_KEY, "toy"))
+    memory = f"{wire.MEMORY_KEY_PREFIX}{key.decode().removeprefix(wire.WORKER_KEY_PREFIX)}"
+    bench.await_that(lambda: int(bench.redis.get(memory) or 0) > 100 << 20, "memory, torch's included")
+    assert 0 < bench.redis.ttl(memory) <= 30
+    card = read_card(bench.redis.hget(wire.MODELS_KEY, "toy"))
     assert card.is_default
     assert card.tile_seconds is not None
     assert card.decode_needs[0].gib > 0
     worker.terminate()
     assert worker.wait(10) == 0
     assert bench.redis.keys(pattern) == []
+    assert not bench.redis.exists(memory)
 
 
 def test_a_job_in_another_models_queue_fails_and_says_so(shared_bench: Bench) -> None:
@@ -204,3 +209,21 @@ def test_a_job_is_stored_in_s3(bench: Bench, s3: S3Server) -> None:
         time.sleep(0.1)
     assert result.image_key in keys
     assert f"{result.pyramid_key}/image_files/10/2_2.jpg" in keys
+
+
+def test_a_worker_without_a_queue_server_says_so_and_shows_no_password(tmp_path: Path) -> None:
+    """At once, before it has loaded its model."""
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    environment = {"CHORALE_REDIS_URL": f"redis://user:secret@{address}/0", "CHORALE_WORK_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker.main"],
+        env=os.environ | environment | {"CHORALE_MODEL": "toy", "CHORALE_DEVICES": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stderr
+        line = next(line for line in worker.stderr if "queue server" in line)
+        worker.kill()
+    assert address in line
+    assert "secret" not in line

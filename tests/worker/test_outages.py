@@ -3,18 +3,20 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from redis import Redis
 from rq.command import send_stop_job_command
 
 from api_schemas import wire
-from api_schemas.events import JobDelayed
+from api_schemas.events import JobDelayed, JobPreempted
 from tests.worker.bench import Bench
 from tests.worker.processes import find_engine
 
 SLOW = "toy:delay_ms=60"  # 4 tiles a step
 STEPS = 8
+NO_FOLDER = "disk_unwritable: the work folder cannot be written: not a directory"
 
 
 def test_a_canceled_job_stops_within_a_step(bench: Bench) -> None:
@@ -57,15 +59,40 @@ def test_a_job_waits_for_a_store_that_comes_back(bench: Bench) -> None:
     assert bench.picture(job) == undisturbed
 
 
-def test_a_job_fails_when_the_store_stays_away(bench: Bench) -> None:
-    bench.start_worker(storage_patience_s=2)
-    bench.make()
+def test_a_job_waits_in_the_queue_while_the_store_stays_away(bench: Bench) -> None:
+    bench.start_worker(SLOW, storage_patience_s=1)
+    undisturbed = bench.make(steps=2)
+    job_id = bench.submit(steps=2)
+    bench.await_event(job_id, "job.started")
     bench.lose_store()
-    job = bench.await_end(bench.submit())
-    assert job.error is not None
-    assert (job.status, job.error.code, job.error.retryable) == ("failed", "storage_unavailable", True)
+    bench.await_event(job_id, "job.preempted")
+    (given_back,) = [event.data for event in bench.events(job_id) if isinstance(event, JobPreempted)]
+    assert given_back.reason == "storage_unavailable: the object store does not answer"
+    assert bench.job(job_id).status == "queued"
     bench.store.unlink()
-    bench.make()
+    assert bench.picture(bench.await_end(job_id)) == undisturbed
+
+
+def test_a_worker_that_starts_without_its_folders_waits_for_them(bench: Bench, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_text("a file where a folder should be")
+    bench.lose_store()
+    bench.start_worker(work_dir=disk / "work")
+    job_id = bench.submit()
+    bench.await_that(lambda: pauses(bench) == [NO_FOLDER], "pause")
+    disk.unlink()
+    bench.await_that(
+        lambda: pauses(bench) == ["storage_unavailable: the object store does not answer"], "pause"
+    )
+    assert bench.job(job_id).status == "queued"
+    bench.store.unlink()
+    job = bench.await_end(job_id)
+    assert (job.status, job.attempt, pauses(bench)) == ("succeeded", 1, [])
+
+
+def pauses(bench: Bench) -> list[str]:
+    """Why workers take no jobs."""
+    return [bench.redis.get(key).decode() for key in bench.redis.keys("chorale:paused:*")]
 
 
 def test_a_job_that_fails_half_stored_leaves_nothing(bench: Bench) -> None:

@@ -1,10 +1,13 @@
 """One job from the queue to its last event, with an engine that does as a test says."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pyvips
+import torch
 from rq import Retry
 
 from api_schemas import wire
@@ -22,8 +25,11 @@ from api_schemas.wire import STATE_FILE
 from tests.worker.bench import Bench, result_of
 from tests.worker.scripted_engine import ScriptedEngine, make_context, write_picture
 from worker.context import JOB_CONTEXT, JobContext
+from worker.engine.denoise import Checkpoint
 from worker.errors import EngineLostError, EngineStalledError
 from worker.events import EventLog
+from worker.machine import Machine
+from worker.process.files import CheckpointWriter, read_checkpoint
 from worker.process.protocol import (
     CheckpointWritten,
     Failed,
@@ -49,9 +55,7 @@ def complete_step(number: int) -> StepReport:
 
 
 def write_checkpoint(job: Generate, step: int) -> CheckpointWritten:
-    path = job.folder / f"checkpoint-{step:04d}.safetensors"
-    path.write_text(f"step {step}")
-    return CheckpointWritten(step, path)
+    return CheckpointWriter(job.folder, 0).write(Checkpoint(step, {"latent": torch.ones(4)}, {}), 1.0)
 
 
 def succeed(job: Generate) -> Iterator[Report]:
@@ -103,10 +107,10 @@ def test_another_worker_continues_from_the_stored_checkpoint(bench: Bench, tmp_p
 
     def resume(job: Generate) -> Iterator[Report]:
         assert job.checkpoint is not None
-        found.append(job.checkpoint.read_text())
+        found.append(read_checkpoint(job.checkpoint)[0].step)
         yield from succeed(job)
 
-    job_id, found = bench.submit(), list[str]()
+    job_id, found = bench.submit(), list[int]()
     given_back = run(make_context(bench, ScriptedEngine(stop), tmp_path), job_id)
     assert isinstance(given_back, Retry)
     assert given_back.enqueue_at_front
@@ -114,7 +118,7 @@ def test_another_worker_continues_from_the_stored_checkpoint(bench: Bench, tmp_p
     assert isinstance(preempted, JobPreempted)
     assert preempted.data.step == 2
     assert run(make_context(bench, ScriptedEngine(resume), tmp_path), job_id) == "succeeded"
-    assert found == ["step 2"]
+    assert found == [2]
 
 
 @pytest.mark.parametrize("error", [EngineLostError("killed"), EngineStalledError("no progress")])
@@ -176,6 +180,30 @@ def test_a_job_does_not_wait_longer_than_it_may(bench: Bench, tmp_path: Path) ->
     assert error is not None
     assert (error.code, error.retryable) == ("disk_full", True)
     assert len(engine.jobs) == 2
+
+
+def test_a_job_that_finds_no_work_folder_goes_back_as_it_was(bench: Bench, tmp_path: Path) -> None:
+    job_id, engine = bench.submit(), ScriptedEngine()
+    context = make_context(bench, engine, tmp_path / "gone")
+    assert isinstance(run(context, job_id), Retry)
+    assert context.machine.fault is not None
+    assert context.machine.fault.code == "disk_unwritable"
+    assert (bench.types(job_id), engine.commands) == (["job.queued"], [])
+
+
+def test_a_job_for_which_no_disk_is_large_enough_fails_and_says_why(bench: Bench, tmp_path: Path) -> None:
+    job_id, engine = bench.submit(), ScriptedEngine()
+    context = make_context(bench, engine, tmp_path)
+    machine = Machine(tmp_path, context.storage, reserve_bytes=1 << 60)
+    bench.store.mkdir()
+    assert run(replace(context, machine=machine), job_id) == "failed"
+    error = bench.job(job_id).error
+    assert error is not None
+    assert error.code == "disk_full"
+    assert re.match(
+        r"the job may need .* MiB, and .* GiB are the whole disk of the work folder", error.message
+    )
+    assert "/" not in error.message
 
 
 def test_a_canceled_job_stops_the_engine(bench: Bench, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import S3Server, free_ports
-from worker.checkpoints import CheckpointStore
+from worker.checkpoints import Beginning, CheckpointStore
+from worker.engine.denoise import Checkpoint
 from worker.errors import StorageUnavailableError
+from worker.process.files import read_checkpoint, write_checkpoint
 from worker.process.protocol import CheckpointWritten
 from worker.settings import WorkerSettings
 from worker.storage import Storage
@@ -60,17 +62,17 @@ def test_folders_are_listed_and_deleted(storage: Storage, tmp_path: Path) -> Non
 def test_the_newest_checkpoint_of_any_attempt_is_found(storage: Storage, tmp_path: Path) -> None:
     for number, step in enumerate((3, 12, 5), start=1):
         path = tmp_path / f"{number}.safetensors"
-        path.write_text(str(step))
+        write_checkpoint(path, Checkpoint(step, {}, {}), 0.0)
         with CheckpointStore(storage, "job") as checkpoints:
             checkpoints.add(CheckpointWritten(step, path), attempt=number)
             while checkpoints.upload_next():
                 time.sleep(0.01)
     with CheckpointStore(storage, "job") as checkpoints:
         found = checkpoints.find_newest(tmp_path)
-        assert found is not None
-        assert (found[0], found[1].read_text()) == (12, "12")
+        assert found.path is not None
+        assert (found.step, read_checkpoint(found.path)[0].step) == (12, 12)
         checkpoints.delete_all()
-        assert checkpoints.find_newest(tmp_path) is None
+        assert checkpoints.find_newest(tmp_path) == Beginning()
 
 
 def test_a_store_that_is_away_says_so_soon(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def _read(path: Path | None) -> AllowList:
     if path is None or not path.is_file():
         return AllowList()
     try:
-        return AllowList.model_validate_json(path.read_bytes())
+        return AllowList.model_validate_json(path.read_bytes(), extra="ignore")
     except ValidationError as error:
         # Without what was read: it may be any file.
         faults = "; ".join(each["msg"] for each in error.errors(include_input=False))

@@ -8,6 +8,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -214,6 +215,8 @@ class Toy:
 # Each RGB channel shows one latent channel; the fourth dims all three.
 _COLORS = torch.tensor([[0.7, 0.0, 0.0, 0.3], [0.0, 0.7, 0.0, 0.3], [0.0, 0.0, 0.7, 0.3]])
 
+_LATENTS = cast(Tensor, torch.linalg.pinv(_COLORS))  # pyright: ignore[reportUnknownMemberType]
+
 
 def toy_decoder() -> Decoder:
     """Colours, then plain enlargement."""
@@ -225,7 +228,7 @@ def toy_decoder() -> Decoder:
 def toy_encoder() -> Encoder:
     """The mean of each latent pixel's colours, then the shortest latent that has them: three do not determine four."""
     mean = Shrink(lambda image: F.avg_pool2d(image, SCALE), SCALE)
-    latent = Local(lambda image: torch.einsum("cr,brhw->bchw", torch.linalg.pinv(_COLORS), image))
+    latent = Local(lambda image: torch.einsum("cr,brhw->bchw", _LATENTS, image))
     return Encoder((mean,), (latent,))
 
 

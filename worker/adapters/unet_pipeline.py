@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -33,7 +34,8 @@ def embed_guidance_scale(pipe: UNetPipeline, scale: float) -> Tensor | None:
 
 
 def read_shape(pipe: UNetPipeline) -> Shape:
-    unet, scale, channels = pipe.unet.config, pipe.vae_scale_factor, pipe.vae.config.latent_channels
+    unet, scale = pipe.unet.config, pipe.vae_scale_factor
+    channels = cast(int, pipe.vae.config.latent_channels)  # pyright: ignore[reportUnknownMemberType]
     alignment_px = scale * 2 ** (len(unet.block_out_channels) - 1)
     side_px = _read_side(unet.sample_size) * scale
     return Shape(channels, scale, alignment_px, side_px, sees_masks=unet.in_channels != channels)

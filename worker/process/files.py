@@ -14,20 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from worker.checksums import NO_CHECKSUM, verify_checksum, write_checksum
 from worker.engine.denoise import Checkpoint
 from worker.engine.generate import FinalState
 from worker.engine.plan import BitDepth
-from worker.errors import CheckpointError
+from worker.engine.scheduler import Scalars
+from worker.errors import DamagedFileError
 from worker.process.protocol import CheckpointWritten
 
 _LARGEST_SHARE = 1 / 20  # of the time may go into checkpoints
+# Of checkpoints and final states. To be raised when one of an earlier version would lead to another picture.
+_VERSION = 1
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, engine_s: float) -> None:
     """Write atomically: at `path` there is a whole checkpoint or none."""
-    state = {"step": checkpoint.step, "scalars": checkpoint.scalars, "engine_s": engine_s}
+    state: dict[str, object] = {"step": checkpoint.step, "scalars": checkpoint.scalars, "engine_s": engine_s}
     partial = path.with_suffix(".partial")
-    save_file(checkpoint.tensors, partial, metadata={"chorale": json.dumps(state)})
+    _write(partial, checkpoint.tensors, state)
     os.replace(partial, path)
 
 
@@ -35,15 +39,55 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, float]:
     """Read a checkpoint and the seconds of engine time that went into it.
 
     Raises:
-        CheckpointError: the file is damaged or not ours.
+        DamagedFileError: the file is damaged, not ours, or of another version.
     """
+    tensors, state = _read(path)
     try:
+        return Checkpoint(cast(int, state["step"]), tensors, cast(Scalars, state["scalars"])), cast(
+            float, state["engine_s"]
+        )
+    except KeyError as error:
+        raise DamagedFileError(f"{path.name} is no checkpoint: it has no {error}") from error
+
+
+def write_final_state(path: Path, state: FinalState) -> None:
+    """A safetensors file: `latent`, and `moments.0` and so on in the decoder's order."""
+    moments = {f"moments.{index}": each for index, each in enumerate(state.moments)}
+    _write(path, {"latent": state.latent, **moments}, {})
+
+
+def read_final_state(path: Path) -> FinalState:
+    """Inverse of `write_final_state`.
+
+    Raises:
+        DamagedFileError: the file is damaged, not ours, or of another version.
+    """
+    tensors, _ = _read(path)
+    try:
+        return FinalState(
+            tensors["latent"], tuple(tensors[f"moments.{index}"] for index in range(len(tensors) - 1))
+        )
+    except KeyError as error:
+        raise DamagedFileError(f"{path.name} is no final state: it has no {error}") from error
+
+
+def _write(path: Path, tensors: dict[str, Tensor], state: dict[str, object]) -> None:
+    told = json.dumps(state | {"version": _VERSION})
+    save_file(tensors, path, metadata={"chorale": told, **NO_CHECKSUM})
+    write_checksum(path)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    try:
+        verify_checksum(path)
         with cast(AbstractContextManager[_SafetensorsFile], safe_open(path, framework="pt")) as file:
-            state = json.loads(file.metadata()["chorale"])
+            state: dict[str, object] = json.loads(file.metadata()["chorale"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Checkpoint(state["step"], tensors, state["scalars"]), state["engine_s"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+        raise DamagedFileError(f"{path.name} cannot be read: {error}") from error
+    if state.get("version") != _VERSION:
+        raise DamagedFileError(f"{path.name} is of version {state.get('version')}; this one reads {_VERSION}")
+    return tensors, state
 
 
 class _SafetensorsFile(Protocol):
@@ -54,12 +98,6 @@ class _SafetensorsFile(Protocol):
     def keys(self) -> list[str]: ...
 
     def get_tensor(self, name: str) -> Tensor: ...
-
-
-def write_final_state(path: Path, state: FinalState) -> None:
-    """A safetensors file: `latent`, and `moments.0` and so on in the decoder's order."""
-    moments = {f"moments.{index}": each for index, each in enumerate(state.moments)}
-    save_file({"latent": state.latent, **moments}, path)
 
 
 class CheckpointWriter:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from worker.adapters.source import ModelSource
+from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.engine.errors import RankLostError
+from worker.errors import DiskFullError
 from worker.process.failures import describe
 from worker.process.protocol import Generate, ModelLoaded, ModelRefused, Report, Stopped
 from worker.process.ranks import RankProcesses, die_with_parent
@@ -44,6 +46,8 @@ def _load(
     except RankLostError:
         raise
     except Exception as error:
+        if isinstance(find_disk_fault(error, WORK_FOLDER), DiskFullError):
+            raise  # no space to copy the model: another attempt may find some
         pipe.send(ModelRefused(explain(error)))
         return None
     pipe.send(ModelLoaded(ready.card, ready.tile_s / ranks.size, ready.decode_s / ranks.size))

@@ -6,12 +6,13 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from api_schemas.events import WarnedData
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, StageBegan
 from worker.engine.stitch import Band
 from worker.engine.vae.executor import Heartbeat
 from worker.engine.warned import Warned
-from worker.errors import CheckpointError
+from worker.errors import DamagedFileError
 from worker.planner import plan_generation
 from worker.process.files import CheckpointWriter, ImageFile, read_checkpoint, write_final_state
 from worker.process.generation import complete_plan, generate_job, prepare_source
@@ -47,7 +48,7 @@ def run_session(
     bare = plan_generation(request, ready.card, ready.decode_memory, job.folder)
     source = prepare_source(job, ready.card)
     plan = complete_plan(bare, job, source)
-    resume, spent_s = _read_checkpoint(job.checkpoint)
+    resume, spent_s = _read_checkpoint(job.checkpoint, pipe)
     scale, shown = ready.card.vae_scale, (request.height_px, request.width_px)
     canvas = PreviewCanvas(plan.canvas.height, plan.canvas.width, scale, model.preview_map, shown)
     path, state = job.folder / "image.tif", job.folder / "state.safetensors"
@@ -69,14 +70,15 @@ def run_session(
     return Generated(path, state, session.engine_s)
 
 
-def _read_checkpoint(path: Path | None) -> tuple[Checkpoint | None, float]:
-    """A damaged checkpoint costs time, not the picture."""
+def _read_checkpoint(path: Path | None, pipe: Connection) -> tuple[Checkpoint | None, float]:
+    """A checkpoint that cannot be read costs time, not the picture."""
     if path is None:
         return None, 0.0
     try:
         return read_checkpoint(path)
-    except CheckpointError:
-        _log.warning("the checkpoint is damaged: starting from the first step", exc_info=True)
+    except DamagedFileError as error:
+        _log.warning("starting over: %s", error)
+        pipe.send(WarnedData(code="checkpoint_damaged", message=f"starting over: {error}"))
         return None, 0.0
 
 

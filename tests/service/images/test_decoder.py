@@ -1,8 +1,13 @@
 """Files that come in: every kind of pixel, whatever lies beside the pixels, and whatever is broken."""
 
+import fcntl
 import struct
+import subprocess
+import sys
+import tempfile
 import zlib
 from io import BytesIO
+from typing import IO
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ from PIL import Image, ImageOps
 
 from service.images.decoder import RefusedError, clean
 from service.images.formats import name_formats, readable_formats
-from tests.service.images.test_colors import encode, profile, with_chunks
+from tests.service.images.test_colors import cleaned, encode, profile, with_chunks
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_adobe_deflate"}}
 ALL = {**LOSSLESS, "JPEG": {"quality": 95}, "AVIF": {"quality": 95}}
@@ -31,7 +36,7 @@ def smooth() -> Image.Image:
 
 
 def read(file: bytes) -> np.ndarray:
-    with Image.open(BytesIO(clean(file, 1.0))) as picture:
+    with Image.open(BytesIO(cleaned(file))) as picture:
         assert (picture.format, picture.mode, picture.info) == ("PNG", "RGB", {})
         return np.asarray(picture)
 
@@ -166,13 +171,13 @@ def test_numbers_that_are_no_levels_are_refused(kind: str) -> None:
     file = BytesIO()
     tifffile.imwrite(file, np.ones((8, 8), kind))
     with pytest.raises(RefusedError, match="8 or 16 bits"):
-        clean(file.getvalue(), 1.0)
+        cleaned(file.getvalue())
 
 
 def test_heic_is_named_where_it_cannot_be_read() -> None:
     file = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
     with pytest.raises(RefusedError) as refused:
-        clean(file, 1.0)
+        cleaned(file)
     can_read = any(each.name == "HEIC" for each in readable_formats())
     assert str(refused.value).startswith(f"a {name_formats()} picture")
     assert str(refused.value).endswith("not readable by this installation") is not can_read
@@ -183,7 +188,7 @@ def test_a_broken_header_is_not_taken_for_another_format(kind: str) -> None:
     file = encode(smooth(), kind, **ALL[kind])
     name = next(each.name for each in readable_formats() if each.plugin == kind)
     with pytest.raises(RefusedError, match=f"this {name} has a broken header|this one is broken"):
-        clean(file[:16] + bytes(len(file) - 16), 1.0)
+        cleaned(file[:16] + bytes(len(file) - 16))
 
 
 def files() -> list[bytes]:
@@ -210,3 +215,64 @@ def refusal(file: bytes) -> str | None:
     except RefusedError as refused:
         return str(refused)
     return None
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_a_picture_of_several_strips_is_seamless(orientation: int) -> None:
+    """Against Pillow, whole; the sides divide by nothing."""
+    width_px, height_px = 1109, 1031
+    y, x = np.mgrid[0:height_px, 0:width_px]
+    pixels = np.stack([x % 256, y % 256, (x ^ y) % 256, 255 - (x + y) % 2 * 255], -1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(pixels)
+    target, mask = BytesIO(), BytesIO()
+    clean(encode(picture, "PNG", exif=exif, compress_level=0), 3.0, target, mask)
+    picture.info["exif"] = exif.tobytes()
+    upright = ImageOps.exif_transpose(picture)
+    wanted = Image.composite(upright.convert("RGB"), Image.new("RGB", upright.size), upright.getchannel("A"))
+    with Image.open(target) as found, Image.open(mask) as reduced:
+        assert (np.asarray(found) == np.asarray(wanted)).all()
+        assert (np.asarray(reduced) == np.asarray(wanted.convert("L").reduce(2))).all()
+
+
+def test_a_large_picture_waits_for_its_turn_and_a_small_one_does_not() -> None:
+    """The lock is the process's, so that it is free when the process ends, however it ends."""
+    ask = "import fcntl; fcntl.lockf(0, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with tempfile.TemporaryFile() as turn:
+        for side_px, is_free in ((64, True), (4096, False)):
+            picture = encode(Image.new("1", (side_px, side_px)))
+            clean(picture, 64.0, BytesIO(), turn=turn.fileno())
+            asked = subprocess.run([sys.executable, "-c", ask], stdin=turn, stderr=subprocess.DEVNULL)
+            assert (asked.returncode == 0) is is_free
+        fcntl.lockf(turn, fcntl.LOCK_UN)
+
+
+def decode(file: bytes, target: IO[bytes] | int) -> tuple[int, str, int]:
+    """Exit code, words and peak memory in bytes of a decoder process of its own."""
+    script = (
+        "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
+        "print('', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, sep='\\n', file=sys.stderr); sys.exit(code)"
+    )
+    command = [sys.executable, "-m", "service.images.decoder", "64", str(2 << 30), "60", "-1"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], input=file, stdout=target, stderr=subprocess.PIPE
+    )
+    *words, peak = done.stderr.decode().split("\n")[:-1]
+    return done.returncode, "\n".join(words), int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def test_a_deep_picture_takes_little_more_than_its_pixels() -> None:
+    """16 bits and alpha: four bytes a pixel and a strip, for 17 when it was converted as a whole."""
+    side_px = 2500
+    flat = np.broadcast_to(np.uint16(40_000), (side_px, side_px, 4))
+    _, _, small = decode(png_16(flat[:8, :8], 6), subprocess.DEVNULL)
+    code, words, peak = decode(png_16(flat, 6), subprocess.DEVNULL)
+    assert code == 0, words
+    assert peak - small < 10 * side_px**2
+
+
+def test_a_disk_without_space_is_not_the_picture_s_fault() -> None:
+    with open("/dev/full", "wb") as full:
+        code, words, _ = decode(encode(Image.fromarray(noise())), full)
+    assert (code, words.strip()) == (2, "No space left on device")

@@ -1,5 +1,6 @@
-"""Pyramid geometry: against libvips' own Deep Zoom, and as a property."""
+"""Pyramid geometry: against libvips' own Deep Zoom, and as a property; and tiles of a running job."""
 
+import asyncio
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pyvips
 import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
-from service.images.deep_zoom import Pyramid
+from service.images.deep_zoom import PreviewCanvas, Pyramid
+from tests.story import Story
 
 sides = st.integers(256, 16_384)
 
@@ -47,3 +51,41 @@ def test_every_tile_that_libvips_cuts_has_our_size(tmp_path: Path, width: int, h
     for part in (f'Width="{width}"', f'Height="{height}"', 'TileSize="510"', 'Overlap="1"', 'Format="jpg"'):
         assert part in descriptor
         assert part in pyramid.describe()
+
+
+def test_a_tile_far_out_shows_every_cell_in_its_place(valkey: str, redis: Redis) -> None:
+    """Cells as large as an eighth of the tile down to less than a pixel of it."""
+    story, levels = Story(redis), {}
+    for column in range(8):
+        for row in range(8):
+            levels[column, row] = 30 + 25 * column + 3 * row
+            story.preview("8" * 28, 512 * column, 512 * row, level=levels[column, row])
+
+    async def render() -> dict[int, bytes]:
+        async with AsyncRedis.from_url(valkey) as client:
+            canvas, pyramid = PreviewCanvas(client), Pyramid(4096, 4096)
+            return {level: await canvas.render("8" * 28, pyramid.window(level, 0, 0)) for level in range(10)}
+
+    for level, tile in asyncio.run(render()).items():
+        pixels = simplejpeg.decode_jpeg(tile)[..., 0].astype(int)
+        side = 2**level
+        assert pixels.shape == (min(side, 511), min(side, 511))
+        for (column, row), expected in levels.items():
+            middle = tuple(int((512 * index + 256) * side / 4096) for index in (row, column))
+            if side >= 64 and max(middle) < 500:  # else the tile's own JPEG mixes cells
+                assert abs(pixels[middle] - expected) < 6
+
+
+def test_one_tile_is_rendered_once_for_all_who_ask_at_a_time(valkey: str, redis: Redis) -> None:
+    Story(redis).preview("9" * 28, 0, 0, level=99)
+    redis.config_resetstat()
+
+    async def ask() -> set[bytes]:
+        async with AsyncRedis.from_url(valkey) as client:
+            canvas, window = PreviewCanvas(client), Pyramid(4096, 4096).window(0, 0, 0)
+            tiles = await asyncio.gather(*(canvas.render("9" * 28, window) for _ in range(50)))
+            await canvas.render("0" * 28, window)  # another job
+            return set(tiles)
+
+    assert len(asyncio.run(ask())) == 1
+    assert redis.info("commandstats")["cmdstat_hkeys"]["calls"] == 2

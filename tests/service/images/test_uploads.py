@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import struct
 import zlib
 from http.client import HTTPConnection
@@ -17,6 +18,7 @@ from api_schemas.answers import JobView
 from service.errors import UnavailableError
 from service.image_store import ImageStore
 from service.images.formats import name_formats
+from service.images.received import ReceivedPicture, open_scratch
 from service.images.uploads import Uploads
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
@@ -223,10 +225,70 @@ def test_a_key_is_bound_to_the_pictures_too(api: httpx.Client) -> None:
 
 def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Path) -> None:
     """No interpreter starts within a millisecond."""
-    uploads = Uploads(ImageStore.open(settings), megapixels=1.0, patience_s=0.001)
+
+    async def clean() -> None:
+        picture = ReceivedPicture(open_scratch(store_dir.parent), size_bytes=0, sha256="")
+        async with uploads.clean({"control_image": picture}):
+            raise AssertionError("decoded at once")
+
+    uploads = Uploads(ImageStore.open(settings), 1.0, store_dir.parent / "uploads", patience_s=0.001)
     with pytest.raises(UnavailableError, match="busy"):
-        anyio.run(uploads.clean, {"control_image": encode()})
+        anyio.run(clean)
     assert not [path for path in store_dir.rglob("*") if path.is_file()]
+
+
+def test_uploads_that_there_is_no_space_for_are_shed_at_once(
+    serve_with: Serve, settings: ServiceSettings
+) -> None:
+    """The sum counts what has come in and is not worked off; what is announced must fit beside it."""
+    limited = settings.model_copy(update={"max_upload_bytes_at_once": 100_000})
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    part = '--x\r\nContent-Disposition: form-data; name="control_image"; filename="a"\r\n\r\n'
+    with httpx.Client(base_url=serve_with(limited), timeout=30) as api:
+        address = api.base_url.host, api.base_url.port
+        with socket.create_connection(address) as other, socket.create_connection(address) as endless:
+            other.sendall(f"{head}Content-Length: 99999\r\n\r\n{part}".encode() + b"x" * 90_000)
+            while _held(api) < 90_000:
+                pass
+            assert _announce(api.base_url.port, 20_000) == 503
+            refused = post(api, control_image=encode(size=(256, 256), mode="RGB") + bytes(20_000))
+            assert (refused.status_code, refused.json()["code"]) == (503, "service_unavailable")
+            assert refused.json()["retryable"]
+            assert int(refused.headers["Retry-After"]) > 0
+            endless.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n4e20\r\n{part}".encode())
+            endless.sendall(b"x" * (20_000 - len(part)))
+            answer = b"".join(iter(lambda: endless.recv(4096), b""))  # it has announced nothing
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"retryable":true' in answer
+            assert post(api, control_image=encode()).status_code == 202  # a small one fits
+        while _held(api):
+            pass
+        assert post(api, control_image=encode() + bytes(60_000)).status_code == 202
+
+
+def _held(api: httpx.Client) -> float:
+    name = 'chorale_bodies_held_bytes{kind="upload"} '
+    (line,) = [line for line in api.get("/metrics").text.splitlines() if line.startswith(name)]
+    return float(line.removeprefix(name))
+
+
+def test_a_body_in_memory_counts_apart(serve_with: Serve, settings: ServiceSettings) -> None:
+    limited = settings.model_copy(update={"max_upload_bytes_at_once": 1024})
+    with httpx.Client(base_url=serve_with(limited), timeout=30) as api:
+        assert api.post("/v1/jobs", json={"prompt": "lava " * 300}).status_code == 202
+        assert post(api, control_image=encode() + bytes(2000)).status_code == 503
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(
+    serve_with: Serve, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "in the way").touch()
+    limited = settings.model_copy(update={"work_dir": tmp_path / "in the way"})
+    with httpx.Client(base_url=serve_with(limited), timeout=30) as api:
+        answer = post(api, control_image=encode())
+        assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
+        assert answer.json()["detail"] == "pictures cannot be taken in: Not a directory"
+        assert api.post("/v1/jobs", json={"prompt": "lava"}).status_code == 202
 
 
 MASKED = {"prompt": "moss", "shape": {"mask": "region_mask_3"}}

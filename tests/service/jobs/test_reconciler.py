@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
 from redis import Redis
 from rq import Queue
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job as QueuedJob
 
@@ -95,3 +98,37 @@ def test_a_queued_job_without_a_record_is_dropped(
     kept, lost = post(api), post(api)
     redis.delete(job_key(lost))
     assert eventually(lambda: queue.get_job_ids() == [kept])
+
+
+def test_what_rq_is_just_deleting_stops_neither_cancel_nor_the_others(
+    api: httpx.Client, story: Story, queue: Queue, redis: Redis
+) -> None:
+    """RQ deletes a job that ended while it is looked at: it then finds no status, and says InvalidJobOperation."""
+    canceled, fading, lost = post(api), post(api), post(api)
+    for job_id in (canceled, fading):
+        redis.hdel(QueuedJob.key_for(job_id), "status")
+    answer = api.post(f"/v1/jobs/{canceled}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+    QueuedJob.fetch(lost, connection=redis, serializer="json").delete()
+    assert eventually(lambda: sorted(queue.get_job_ids()) == sorted([fading, lost]))
+    assert QueuedJob.fetch(fading, connection=redis, serializer="json").is_queued
+    assert api.get("/readyz").json()["background"] == {}
+
+
+def test_cancels_that_meet_the_end_of_their_jobs_are_all_answered(
+    api: httpx.Client, story: Story, redis: Redis
+) -> None:
+    """A worker that finds a job canceled is done with it at once, and RQ deletes it, as the service does."""
+    jobs = [post(api) for _ in range(60)]
+
+    def finish(job_id: str) -> None:
+        with suppress(NoSuchJobError, InvalidJobOperation):
+            QueuedJob.fetch(job_id, connection=redis, serializer="json").delete()
+
+    with ThreadPoolExecutor(8) as pool:
+        ends = [pool.submit(finish, job_id) for job_id in jobs]
+        answers = list(pool.map(lambda job_id: api.post(f"/v1/jobs/{job_id}/cancel"), jobs))
+        for end in ends:
+            end.result()
+    assert {answer.status_code for answer in answers} == {200}
+    assert api.get("/readyz").json()["background"] == {}

@@ -15,6 +15,7 @@ from service.live.subscription import MAX_EVENTS, MAX_PREVIEW_BYTES, Subscriptio
 from service.messages import EventMessage
 from service.metrics import Metrics
 from service.throughput import Throughput
+from service.unreadable import UnreadableRecords
 from tests.story import Story
 
 JOB, OTHER = "1" * 28, "2" * 28
@@ -25,7 +26,8 @@ PATIENCE_S = 20.0
 async def reading(valkey: str, metrics: Metrics | None = None) -> AsyncIterator[LiveHub]:
     """A hub that reads until the end of the block."""
     async with AsyncRedis.from_url(valkey) as client:
-        hub = LiveHub(client, metrics or Metrics(), Throughput())
+        metrics = metrics or Metrics()
+        hub = LiveHub(client, metrics, Throughput(), UnreadableRecords(metrics))
         task = asyncio.create_task(hub.run())
         try:
             with hub.subscribe("", previews=False) as probe:
@@ -117,7 +119,11 @@ def test_who_takes_nothing_is_told_what_was_dropped_and_holds_little(valkey: str
                 assert (delivery.behind, delivery.stale) == (True, True)
                 assert (delivery.events, delivery.previews) == ([], [])
 
-    event = '{"type": "step.completed"}'
+    story = Story(redis)
+    story.queue(JOB)
+    story.start(JOB)
+    story.step(JOB, 1)
+    event = story.log(JOB)[-1].model_dump_json()
     run(test)
 
 

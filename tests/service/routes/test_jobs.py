@@ -63,6 +63,18 @@ def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Stor
     assert [api.get(job.urls.self).json()["queue_position"] for job in jobs] == [0, None, 1, 2]
 
 
+def test_a_list_tells_the_same_places_and_times_as_each_job(api: httpx.Client, story: Story) -> None:
+    story.publish(CARD.model_copy(update={"name": "slow/one:2", "is_default": False}), worker="w2")
+    jobs = [create(api, model=("glow", "slow/one:2")[number % 2]) for number in range(8)]
+    story.start(jobs[0].id)
+    api.post(jobs[3].urls.cancel)
+    listed = api.get("/v1/jobs").json()["data"]
+    assert listed == [api.get(job.urls.self).json() for job in jobs[::-1]]
+    places = {job["id"]: job["queue_position"] for job in listed}
+    assert [places[job.id] for job in jobs[1::2]] == [0, None, 1, 2]
+    assert places[jobs[0].id] is None  # it runs
+
+
 @pytest.mark.parametrize(
     ("choices", "field", "words"),
     [

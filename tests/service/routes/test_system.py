@@ -1,6 +1,9 @@
 """Health, readiness, metrics, request ids, and problem bodies for everything else."""
 
+import asyncio
 import json
+import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -9,6 +12,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from api_schemas.errors import Problem
+from service.main import create_app
+from service.settings import ServiceSettings
+from tests.service.conftest import Serve
 from tests.story import CARD, Story
 
 
@@ -19,7 +25,19 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"ready": True, "queue": "ok", "store": "ok", "workers": ["w7"], "models": ["glow"], "degraded": {}},
+        {
+            "ready": True,
+            "queue": "ok",
+            "store": "ok",
+            "workers": ["w7"],
+            "models": ["glow"],
+            "degraded": {},
+            "paused": {},
+            "parts": [
+                {"name": part, "ready": True, "message": ""} for part in ("queue", "store", "disk", "workers")
+            ],
+            "background": {},
+        },
     )
     redis.set("chorale:trouble:w7", "degraded: lost cuda:1; continues on cuda:0")
     answer = api.get("/readyz")
@@ -108,15 +126,92 @@ def test_every_refusal_is_a_problem(
 
 
 def test_a_refused_method_names_all_that_are_allowed(api: httpx.Client) -> None:
-    assert api.delete("/v1/jobs").headers["Allow"] == "GET, POST"
+    assert api.delete("/v1/jobs").headers["Allow"] == "GET, HEAD, POST"
     assert api.put(f"/v1/jobs/{'0' * 28}/image").headers["Allow"] == "GET, HEAD"
     assert api.get(f"/v1/jobs/{'0' * 28}/cancel").headers["Allow"] == "POST"
-    assert api.delete("/").headers["Allow"] == "GET"
+    assert api.delete("/").headers["Allow"] == "GET, HEAD"
 
 
-def test_an_error_inside_tells_nothing_but_its_id(api: httpx.Client, redis: Redis) -> None:
-    redis.hset("chorale:models", "broken", "{}")
-    answer = api.get("/v1/models", headers={"X-Request-ID": "my-trace.2"})
+def test_whatever_answers_get_answers_head(api: httpx.Client, story: Story) -> None:
+    """With the same status and headers, and without a body (RFC 9110, 9.3.2)."""
+    story.queue("5" * 28)
+    described = api.get("/openapi.json").json()["paths"]
+    paths = [path for path, methods in described.items() if "get" in methods and "events" not in path]
+    paths += ["/", "/docs", "/openapi.json", "/viewer/main.js"]
+    assert len(paths) >= 14
+    for path in paths:
+        for name, value in (("job_id", "5" * 28), ("level", "9"), ("column", "0"), ("row", "0")):
+            path = path.replace(f"{{{name}}}", value)
+        whole, head = api.get(path), api.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b""), path
+        assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+    events = api.head(f"/v1/jobs/{'5' * 28}/events")  # at once, though the job goes on
+    assert (events.status_code, events.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
+
+
+def test_an_error_inside_tells_nothing_but_its_id(settings: ServiceSettings) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret")
+
+    async def ask() -> httpx.Response:
+        app = create_app(settings)
+        app.add_api_route("/fail", fail)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/fail", headers={"X-Request-ID": "my-trace.2"})
+
+    answer = asyncio.run(ask())
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "my-trace.2"
-    assert "ModelCard" not in answer.text
+    assert "secret" not in answer.text
+
+
+def test_a_store_that_cannot_be_opened_at_the_start_is_said_so(
+    settings: ServiceSettings, serve_with: Serve, story: Story, tmp_path: Path
+) -> None:
+    """And is used as soon as it is there."""
+    (tmp_path / "disk").write_text("a file where a folder should be")
+    away = settings.model_copy(update={"store_url": (tmp_path / "disk" / "store").as_uri()})
+    with httpx.Client(base_url=serve_with(away), timeout=30) as api:
+        body = api.get("/readyz").json()
+        assert [part["name"] for part in body["parts"] if not part["ready"]] == ["store"]
+        assert (body["ready"], body["store"]) == (False, "unreachable")
+        (tmp_path / "disk").unlink()
+        assert api.get("/readyz").json()["ready"]
+
+
+def test_workers_that_take_no_jobs_are_told_with_their_reason(
+    api: httpx.Client, redis: Redis, story: Story
+) -> None:
+    story.publish(worker="w2")
+    for worker, reason in (("w1", "disk_full: no space"), ("w2", "invented: else")):
+        redis.set(f"chorale:paused:{worker}", reason)
+        redis.sadd("chorale:paused", worker)
+    answer = api.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["paused"] == {"w1": "disk_full: no space", "w2": "invented: else"}
+    text = api.get("/metrics").text
+    assert 'chorale_workers_paused{reason="disk_full"} 1.0' in text
+    assert 'chorale_workers_paused{reason="other"} 1.0' in text
+    assert "invented" not in text
+    redis.delete("chorale:paused:w2")
+    assert api.get("/readyz").status_code == 200  # one goes on
+
+
+def test_a_job_for_which_the_disk_has_no_space_is_refused_with_both_numbers(
+    settings: ServiceSettings, serve_with: Serve, story: Story
+) -> None:
+    greedy = settings.model_copy(update={"disk_reserve_mb": 1 << 30})
+    with httpx.Client(base_url=serve_with(greedy), timeout=30) as api:
+        answer = api.post("/v1/jobs", json={"prompt": "lava", "width_px": 4096, "height_px": 4096})
+        problem = answer.json()
+        assert (answer.status_code, problem["code"], problem["retryable"]) == (503, "disk_full", True)
+        assert int(answer.headers["Retry-After"]) > 0
+        numbers = re.findall(r"([0-9.]+) [MG]iB", problem["detail"])
+        need, free, kept = map(float, numbers)
+        assert 48 < need < 200  # MiB; its plain pixels are 48
+        assert free > 0
+        assert kept == 1 << 20  # GiB
+        assert api.get("/v1/jobs").json()["data"] == []
+        body = api.get("/readyz").json()
+        assert [part["name"] for part in body["parts"] if not part["ready"]] == ["disk"]

@@ -8,7 +8,6 @@ import tifffile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny_models import tiny_stable_diffusion
@@ -20,8 +19,14 @@ from worker.engine.generate import FinalState, generate
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
-from worker.errors import CheckpointError
-from worker.process.files import ImageFile, read_checkpoint, write_checkpoint, write_final_state
+from worker.errors import DamagedFileError
+from worker.process.files import (
+    ImageFile,
+    read_checkpoint,
+    read_final_state,
+    write_checkpoint,
+    write_final_state,
+)
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -53,12 +58,15 @@ def test_the_final_state_decodes_to_the_same_bytes(tmp_path: Path) -> None:
             write_final_state(tmp_path / "state.safetensors", event)
         if isinstance(event, Band):
             rows.append(event.rows)
-    kept = load_file(tmp_path / "state.safetensors")
-    latent = kept.pop("latent")
-    moments = [kept[f"moments.{index}"] for index in range(len(kept))]
-    assert moments
+    kept = read_final_state(tmp_path / "state.safetensors")
+    assert kept.moments
     tiles = decode(
-        latent, prepared.decoder, plan.canvas, plan.decode, moments=moments, part=Rectangle(9, 0, 2, 16)
+        kept.latent,
+        prepared.decoder,
+        plan.canvas,
+        plan.decode,
+        moments=kept.moments,
+        part=Rectangle(9, 0, 2, 16),
     )
     scale = prepared.decoder.scale
     (again,) = (event for event in stitch(tiles, 16 * scale) if isinstance(event, Band))
@@ -69,12 +77,23 @@ def test_the_final_state_decodes_to_the_same_bytes(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_told_apart(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(damage)
-    with pytest.raises(CheckpointError):
+    for read in (read_checkpoint, read_final_state):
+        with pytest.raises(DamagedFileError):
+            read(path)
+
+
+def test_a_checkpoint_is_no_final_state_nor_the_other_way(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_checkpoint(path, Checkpoint(7, {"x": torch.ones(1)}, {}), 12.5)
+    with pytest.raises(DamagedFileError, match="no final state: it has no 'latent'"):
+        read_final_state(path)
+    write_final_state(path, FinalState(torch.ones(1), ()))
+    with pytest.raises(DamagedFileError, match="no checkpoint: it has no 'step'"):
         read_checkpoint(path)
 
 
 def test_a_missing_checkpoint_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
+    with pytest.raises(DamagedFileError):
         read_checkpoint(tmp_path / "nowhere.safetensors")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -125,7 +125,8 @@ class ControlNets:
     def _load(self, folder: Path) -> ControlNetModel:
         network = load_control_net(ControlNetModel, folder, self._pipe.unet.dtype, self._pipe.device)
         # It sees the latent alone, whatever else the UNet sees.
-        own = {**self._pipe.unet.config, "in_channels": self._pipe.vae.config["latent_channels"]}
+        vae = cast(dict[str, Any], self._pipe.vae.config)  # pyright: ignore[reportUnknownMemberType]
+        own: dict[str, Any] = {**self._pipe.unet.config, "in_channels": vae["latent_channels"]}
         for field in _MUST_AGREE:
             theirs, ours = (_flat(config.get(field)) for config in (network.config, own))
             if theirs != ours:

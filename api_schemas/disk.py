@@ -1,0 +1,49 @@
+"""What a job needs on disk, estimated before it starts."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from api_schemas.catalog import ModelCard
+from api_schemas.generation import GenerationRequest, OutputFormat, ResolvedRequest
+
+# Bytes per pixel of pure noise, which compresses worst; of lossless formats, in parts of the plain pixels.
+_LOSSY: Final[dict[OutputFormat, float]] = {"jpeg": 2.1, "webp": 1.0}
+_LOSSLESS: Final = 1.01
+_PYRAMID: Final = 1.2
+_LATENTS_PER_CHECKPOINT: Final = 4  # the latent, and what multistep schedulers remember
+_CHECKPOINTS: Final = 2  # the newest, and the one that is being written
+_SLACK_BYTES: Final = 1 << 20  # headers, and blocks that small files do not fill
+
+
+@dataclass(frozen=True, slots=True)
+class DiskNeed:
+    """Bytes at the most: of a worker's work folder while the job runs, and of the store."""
+
+    work_bytes: int
+    store_bytes: int
+
+
+def estimate_disk(request: GenerationRequest, card: ModelCard) -> DiskNeed:
+    """Both needs, from the sizes of the files that a job writes."""
+    width, height = card.fit_canvas(request)
+    pixels = request.width_px * request.height_px
+    rows = pixels * 3 * request.bit_depth // 8
+    latent = card.latent_channels * 4 * width * height / card.vae_scale**2
+    picture = pixels * lossy if (lossy := _LOSSY.get(request.output_format)) else rows * _LOSSLESS
+    kept = picture + _PYRAMID * pixels + (1 + _LATENTS_PER_CHECKPOINT * _CHECKPOINTS) * latent
+    sent = _count_input_bytes(request)
+    return DiskNeed(int(rows + kept + sent) + _SLACK_BYTES, int(kept + sent) + _SLACK_BYTES)
+
+
+def _count_input_bytes(request: GenerationRequest) -> int:
+    """Of the pictures that came with it, which are stored as PNG."""
+    pictures = request.pictures.values() if isinstance(request, ResolvedRequest) else ()
+    return sum(3 * picture.width_px * picture.height_px for picture in pictures)
+
+
+def describe_bytes(count: int) -> str:
+    """
+    >>> describe_bytes(300 << 20), describe_bytes(3 << 30)
+    ('300.0 MiB', '3.0 GiB')
+    """
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

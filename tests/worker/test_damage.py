@@ -1,0 +1,169 @@
+"""What happens to a checkpoint on its disk or in the store costs time, never the picture."""
+
+import hashlib
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from api_schemas.events import JobWarned, WarnedData
+from api_schemas.generation import ResolvedRequest
+from tests.tiny_models import tiny_stable_diffusion
+from tests.worker.bench import Bench
+from tests.worker.process.test_session import collect, confirm
+from tests.worker.scripted_engine import ScriptedEngine, make_context
+from tests.worker.test_runner import die_after_two_steps, run, succeed
+from worker.adapters.source import ModelSource
+from worker.checkpoints import CheckpointStore
+from worker.engine.denoise import Step
+from worker.engine.ranks import SingleRank
+from worker.planner import plan_generation
+from worker.process.files import CheckpointWriter
+from worker.process.generation import generate_job
+from worker.process.protocol import CheckpointWritten, Generate, Report
+from worker.process.ranks import RankProcesses
+from worker.process.session import run_session
+from worker.process.warmup import make_ready
+from worker.settings import WorkerSettings
+from worker.storage import Storage
+
+STEPS = 4
+REQUEST = ResolvedRequest(
+    model="tiny", steps=STEPS, guidance_scale=1.0, seed=5, prompt="lava", layout="flat",
+    width_px=128, height_px=128,
+)  # fmt: skip
+
+
+class Engine:
+    """The engine of a tiny model with a multistep solver, in this process: its picture depends on every step's state."""
+
+    def __init__(self, folder: Path) -> None:
+        tiny_stable_diffusion(folder / "tiny")
+        self._source = ModelSource(str(folder / "tiny"))
+        self._ready = make_ready(self._source, "cpu")
+        self.undisturbed, _ = self.run(folder / "undisturbed", None)
+
+    def run(self, folder: Path, checkpoint: Path | None) -> tuple[str, list[Report]]:
+        """Digest of the finished rows, and all reports."""
+        ours, theirs = multiprocessing.Pipe()
+        job = self._make_job(folder, checkpoint)
+        with RankProcesses(self._source, ["cpu"]) as ranks, ThreadPoolExecutor() as pool:
+            gathered = pool.submit(collect, ours, confirm)
+            theirs.send(run_session(self._ready, job, theirs, ranks, 3600.0))
+            reports = gathered.result(60)
+        return hashlib.sha256((folder / "image.tif").read_bytes()).hexdigest(), reports
+
+    def write_checkpoints(self, folder: Path) -> list[CheckpointWritten]:
+        """After every step but the last."""
+        plan = plan_generation(REQUEST, self._ready.card, self._ready.decode_memory, folder)
+        job, written = self._make_job(folder, None), list[CheckpointWritten]()
+        for event in generate_job(self._ready.model, job, plan, None, SingleRank()):
+            if isinstance(event, Step) and event.index + 1 < event.steps:
+                written.append(CheckpointWriter(folder, 0).write(event.checkpoint, 0.0))
+        return written
+
+    def _make_job(self, folder: Path, checkpoint: Path | None) -> Generate:
+        folder.mkdir()
+        return Generate(REQUEST, folder, checkpoint, {})
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine(tmp_path_factory.mktemp("engine"))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
+def zero_the_second_half(path: Path) -> None:
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
+
+
+def leave(_: Path) -> None:
+    return
+
+
+@pytest.mark.parametrize(
+    ("newest", "earlier", "step"),
+    [
+        (leave, leave, 3),
+        (flip_a_byte, leave, 2),
+        (zero_the_second_half, leave, 2),
+        (flip_a_byte, zero_the_second_half, 0),
+    ],
+)
+def test_a_damaged_checkpoint_is_replaced_by_an_earlier_one_or_none(
+    engine: Engine,
+    tmp_path: Path,
+    newest: Callable[[Path], None],
+    earlier: Callable[[Path], None],
+    step: int,
+) -> None:
+    store = tmp_path / "store"
+    storage = Storage.open(WorkerSettings(store_url=store.as_uri()))
+    with CheckpointStore(storage, "job") as checkpoints:
+        for written in engine.write_checkpoints(tmp_path / "first"):
+            checkpoints.add(written, attempt=1)
+            while checkpoints.upload_next():
+                time.sleep(0.01)
+    older, newer = sorted(store.rglob("*.safetensors"))
+    newest(newer)
+    earlier(older)
+    with CheckpointStore(storage, "job") as checkpoints:
+        found = checkpoints.find_newest(tmp_path)
+    assert (found.step, len(found.damaged)) == (step, [3, 2, 0].index(step))
+    assert len(list(store.rglob("*.safetensors"))) == 2 - len(found.damaged)
+    assert engine.run(tmp_path / "second", found.path)[0] == engine.undisturbed
+
+
+def test_an_engine_that_gets_a_damaged_checkpoint_starts_over_and_says_so(
+    engine: Engine, tmp_path: Path
+) -> None:
+    path = engine.write_checkpoints(tmp_path / "first")[1].path
+    flip_a_byte(path)
+    again, reports = engine.run(tmp_path / "second", path)
+    (warned,) = [report for report in reports if isinstance(report, WarnedData)]
+    assert warned.code == "checkpoint_damaged"
+    assert again == engine.undisturbed
+
+
+def test_the_job_tells_of_a_damaged_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    def damage_and_die(job: Generate) -> Iterator[Report | Exception]:
+        reports = list(die_after_two_steps(job))
+        zero_the_second_half(job.folder / "checkpoint-0002.safetensors")
+        yield from reports
+
+    job_id, scripted = bench.submit(), ScriptedEngine(damage_and_die, succeed)
+    assert run(make_context(bench, scripted, tmp_path), job_id) == "succeeded"
+    warnings = [event.data for event in bench.events(job_id) if isinstance(event, JobWarned)]
+    assert {warned.code for warned in warnings} == {"checkpoint_damaged"}
+    assert warnings[0].message == "damaged checkpoints are not used (after step 2): starting over"
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, zero_the_second_half])
+def test_a_damaged_input_makes_no_other_picture(
+    bench: Bench, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """There is no other copy, so the job fails and says which picture to send again."""
+    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "sent.png")
+    damage(tmp_path / "sent.png")
+    pictures = {"control_image": {"sha256": "0" * 64, "width_px": 64, "height_px": 64}}
+    job_id = bench.submit(
+        stored={"control_image": (tmp_path / "sent.png").read_bytes()},
+        pictures=pictures, control={"name": "edges"},
+    )  # fmt: skip
+    scripted = ScriptedEngine(succeed)
+    assert run(make_context(bench, scripted, tmp_path), job_id) == "failed"
+    error = bench.job(job_id).error
+    assert error is not None
+    assert (error.code, error.retryable, scripted.jobs) == ("input_damaged", False, [])
+    assert "control_image" in error.message
