@@ -125,9 +125,9 @@ class Watch:
 def run_slow(api: Api, options: argparse.Namespace) -> None:
     """A third send headers, a third a JSON body, a third an upload: a byte a second."""
     heads = [
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n",
-        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 9999999\r\n\r\n",
     ]
     slow: list[socket.socket] = []
@@ -184,10 +184,8 @@ def run_uploads(api: Api, options: argparse.Namespace) -> None:
 
 def run_refused(api: Api, options: argparse.Namespace) -> None:
     """Requests that are refused, by every kind of refusal, as fast as connections allow."""
-    cut = (
-        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
-    )
-    kinds = [b"nonsense\r\n\r\n", b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", cut]
+    cut = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    kinds = [b"nonsense\r\n\r\n", b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", cut]
     ends = time.monotonic() + options.seconds
     sent = Counter[int]()
 

@@ -152,6 +152,8 @@ class JobQueue:
         if known is None:
             return "lost"
         status = known.get_status(refresh=False)  # as fetched: it may be deleted meanwhile
+        if status == JobStatus.CREATED:  # what RQ says of one without a status, which it is just deleting
+            return "lost"
         if status != JobStatus.QUEUED:
             return "unlisted" if status in _ENDED else "present"
         # Popped but not yet started, it is in the intermediate list, which RQ's own workers clean.
@@ -175,7 +177,7 @@ class JobQueue:
 
     def _remove(self, job_id: str) -> None:
         known = self._fetch(job_id)
-        if known is not None and known.get_status(refresh=False) in (None, JobStatus.QUEUED):
+        if known is not None and known.get_status(refresh=False) in (JobStatus.CREATED, JobStatus.QUEUED):
             self._delete(known)
 
     def _delete(self, known: QueuedJob) -> None:

@@ -2,8 +2,10 @@
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from chorale.health import Health
@@ -16,6 +18,12 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+def stop(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGSTOP)
+    while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
+
+
 def find_troubles(health: Health, looks: int) -> set[str]:
     return {trouble for _ in range(looks) if (trouble := health.look())}
 
@@ -23,11 +31,11 @@ def find_troubles(health: Health, looks: int) -> set[str]:
 def test_a_stopped_process_is_noticed_unless_it_goes_on_soon(child: subprocess.Popen[bytes]) -> None:
     health = Health(child.pid)
     assert find_troubles(health, 60) == set()
-    child.send_signal(signal.SIGSTOP)
+    stop(child)
     assert find_troubles(health, 30) == set()
     child.send_signal(signal.SIGCONT)
     assert find_troubles(health, 30) == set()
-    child.send_signal(signal.SIGSTOP)
+    stop(child)
     (trouble,) = find_troubles(health, 60)
     assert "SIGSTOP" in trouble
 

@@ -104,7 +104,7 @@ def _send(api: httpx.Client, request: bytes) -> None:
 
 
 def _leave_in_an_upload(api: httpx.Client) -> None:
-    head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9999\r\n\r\n"
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9999\r\n\r\n"
     part = b'--x\r\nContent-Disposition: form-data; name="control_image"; filename="a"\r\n\r\nabc'
     with socket.create_connection((api.base_url.host, api.base_url.port)) as connection:
         connection.sendall(head + part)

@@ -20,11 +20,11 @@ from tests.story import Story
 JOB = "5" * 28
 HEADS = [
     b"",
-    b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-    b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",  # and then a second one, which stays in its head
-    b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{",
-    b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
-    b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9999\r\n\r\n--x",
+    b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+    b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",  # and then a second one, which stays in its head
+    b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{",
+    b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9999\r\n\r\n--x",
 ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(
 ) -> None:
     """The page's largest file, many times in one connection, so that no buffer of the kernel takes it all."""
     url = serve_with(settings.model_copy(update={"send_timeout_s": 0.3}))
-    file = b"GET /viewer/vendor/openseadragon/openseadragon.min.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    file = b"GET /viewer/vendor/openseadragon/openseadragon.min.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
     connection = open_at(url, opened, file * 100)
     with httpx.Client(base_url=url) as api:
         deadline = time.monotonic() + 20

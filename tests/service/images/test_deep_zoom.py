@@ -13,6 +13,8 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from service.images.deep_zoom import PreviewCanvas, Pyramid
+from service.metrics import Metrics
+from service.unreadable import UnreadableRecords
 from tests.story import Story
 
 sides = st.integers(256, 16_384)
@@ -63,7 +65,7 @@ def test_a_tile_far_out_shows_every_cell_in_its_place(valkey: str, redis: Redis)
 
     async def render() -> dict[int, bytes]:
         async with AsyncRedis.from_url(valkey) as client:
-            canvas, pyramid = PreviewCanvas(client), Pyramid(4096, 4096)
+            canvas, pyramid = PreviewCanvas(client, UnreadableRecords(Metrics())), Pyramid(4096, 4096)
             return {level: await canvas.render("8" * 28, pyramid.window(level, 0, 0)) for level in range(10)}
 
     for level, tile in asyncio.run(render()).items():
@@ -82,7 +84,10 @@ def test_one_tile_is_rendered_once_for_all_who_ask_at_a_time(valkey: str, redis:
 
     async def ask() -> set[bytes]:
         async with AsyncRedis.from_url(valkey) as client:
-            canvas, window = PreviewCanvas(client), Pyramid(4096, 4096).window(0, 0, 0)
+            canvas, window = (
+                PreviewCanvas(client, UnreadableRecords(Metrics())),
+                Pyramid(4096, 4096).window(0, 0, 0),
+            )
             tiles = await asyncio.gather(*(canvas.render("9" * 28, window) for _ in range(50)))
             await canvas.render("0" * 28, window)  # another job
             return set(tiles)

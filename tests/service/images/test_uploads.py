@@ -242,7 +242,7 @@ def test_uploads_that_there_is_no_space_for_are_shed_at_once(
 ) -> None:
     """The sum counts what has come in and is not worked off; what is announced must fit beside it."""
     limited = settings.model_copy(update={"max_upload_bytes_at_once": 100_000})
-    head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     part = '--x\r\nContent-Disposition: form-data; name="control_image"; filename="a"\r\n\r\n'
     with httpx.Client(base_url=serve_with(limited), timeout=30) as api:
         address = api.base_url.host, api.base_url.port

@@ -157,7 +157,7 @@ def test_an_error_inside_tells_nothing_but_its_id(settings: ServiceSettings) -> 
         app = create_app(settings)
         app.add_api_route("/fail", fail)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/fail", headers={"X-Request-ID": "my-trace.2"})
 
     answer = asyncio.run(ask())
