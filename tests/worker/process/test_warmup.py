@@ -3,9 +3,7 @@
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +93,6 @@ def test_the_peak_of_some_work_is_not_that_of_earlier_work() -> None:
     assert peak.measure() < 1 << 27
     bytearray(1 << 28)
     assert 1 << 27 < peak.measure() < 1 << 29
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot lower its high-water mark")
-def test_a_process_begun_by_a_large_one_does_not_have_its_peak() -> None:
-    held = bytearray(1 << 30)
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        assert pool.submit(_measure_nothing).result() < 1 << 27
-    del held
-
-
-def _measure_nothing() -> int:
-    return PeakMemory(torch.device("cpu")).measure()
 
 
 @pytest.mark.parametrize(("build", "seen"), [(tiny_stable_diffusion, 3), (tiny_upscaling_model, 8)])
