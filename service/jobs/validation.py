@@ -28,6 +28,7 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
         *_check_conditions(request, card),
         *_check_regions(request, card),
         *_check_mask(request),
+        *_check_variations(request),
     ]
 
 
@@ -184,6 +185,19 @@ def _check_regions(request: GenerationRequest, card: ModelCard) -> Iterator[Fiel
 def _check_mask(request: GenerationRequest) -> Iterator[FieldError]:
     if request.mask is not None:
         yield from _check_place("mask", request.mask, request.width_px, request.height_px)
+
+
+def _check_variations(request: GenerationRequest) -> Iterator[FieldError]:
+    """Noise mixed with itself would be stronger than the scheduler expects."""
+    used = [request.seed, *(region.seed for region in request.regions)]
+    for index, variation in enumerate(request.variations):
+        if variation.seed in used:
+            field, allowed = (
+                f"variations.{index}.seed",
+                "another seed than those that the picture has already",
+            )
+            yield FieldError(field=field, value=str(variation.seed), allowed=allowed)
+        used.append(variation.seed)
 
 
 def _check_place(

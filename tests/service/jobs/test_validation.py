@@ -119,3 +119,9 @@ def test_an_add_on_that_a_family_cannot_take_is_told_from_one_that_is_not_listed
 @pytest.mark.parametrize("guidance_scale", [None, 1.0])
 def test_guidance_that_is_off_is_no_guidance(guidance_scale: float | None) -> None:
     assert not find(GenerationRequest(guidance_scale=guidance_scale), FEW_STEPS)
+
+
+def test_noise_is_not_mixed_with_itself() -> None:
+    steps = [{"seed": 5}, {"seed": 7}, {"seed": 5}, {"seed": 3}]
+    request = GenerationRequest.model_validate({"seed": 7, "variations": steps})
+    assert [error.field for error in find(request, CARD)] == ["variations.1.seed", "variations.2.seed"]
