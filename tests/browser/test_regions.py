@@ -136,7 +136,7 @@ def test_regions_keep_their_place_when_the_size_changes(open_page: OpenPage) -> 
     page = open_form(open_page)
     page.click("#add-rectangle")
     page.check("input[name=size][value='4096']", force=True)
-    expect(page.get_by_label("Left")).to_have_value("1024")
+    expect(page.get_by_label("Left, px")).to_have_value("1024")
     expect(page.get_by_label("Width, px")).to_have_value("2048")
 
 

@@ -12,8 +12,8 @@ from api_schemas.job import TERMINAL
 from tests.worker.bench import Bench, result_of
 from tests.worker.processes import find_engine, is_running
 
-JOBS = 5
-KILLING_S = 20
+JOBS = 3
+KILLING_S = 10
 MODEL = "toy:delay_ms=30"
 WORKERS = 2
 PATIENT = 100  # many kills in a row before a model is even loaded are bad luck, not poison
@@ -63,7 +63,7 @@ def test_every_job_ends_once_with_the_bytes_of_an_undisturbed_one(bench: Bench) 
     killer.run_until(time.monotonic() + KILLING_S, jobs)
     ended = [bench.await_end(job_id, timeout_s=90) for job_id in jobs]
     print(f"kills {killer.kills}, attempts {[job.attempt for job in ended]}")
-    assert killer.kills["engine"] + killer.kills["worker"] >= 5
+    assert killer.kills["engine"] + killer.kills["worker"] >= 3
     assert [job.status for job in ended] == ["succeeded"] * JOBS
     assert [bench.picture(job) for job in ended] == undisturbed
     for job in ended:
