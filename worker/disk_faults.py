@@ -40,7 +40,7 @@ def _read_number(text: str) -> int | None:
 def hide_paths(text: str) -> str:
     """The text with only the last name of each absolute path.
 
-    >>> hide_paths("OSError: '/srv/work/a/image.tif' is gone")
+    >>> hide_paths("OSError: '/srv/scratch/a/image.tif' is gone")
     "OSError: 'image.tif' is gone"
     """
     return _PATH.sub("", text)

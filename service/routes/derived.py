@@ -1,9 +1,13 @@
 """Jobs that are derived from a finished one."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from secrets import token_hex
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from api_schemas.answers import JobPage, JobView
 from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
@@ -56,7 +60,8 @@ async def reroll(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job that inpaints a part of this job's picture; every pixel outside of the part stays."""
-    request = body.derive(parent.id, parent.request)
+    with _explained():
+        request = body.derive(parent.id, parent.request)
     try:
         return await _submit(request, parent, response, services, idempotency_key)
     except InvalidRequestError as error:
@@ -72,7 +77,9 @@ async def extend(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job that makes more picture around this job's, whose own pixels stay."""
-    return await _submit(body.derive(parent.id, parent.request), parent, response, services, idempotency_key)
+    with _explained():
+        request = body.derive(parent.id, parent.request)
+    return await _submit(request, parent, response, services, idempotency_key)
 
 
 @router.post("/v1/jobs/{job_id}/variations", status_code=202, response_model=JobPage, responses=_PROBLEMS)
@@ -81,11 +88,24 @@ async def vary(
 ) -> JobPage:
     """Queue jobs that ask for the same with neighbouring initial noise."""
     token = idempotency_key or token_hex(16)
+    with _explained():
+        requests = list(body.derive(parent.request, token))
     jobs = [
         await services.intake.take(Submission(request, parent=parent), f"variation {index} {token}")
-        for index, request in enumerate(body.derive(parent.request, token))
+        for index, request in enumerate(requests)
     ]
     return JobPage(data=await services.views.show_all(jobs), next=None)
+
+
+@contextmanager
+def _explained() -> Generator[None]:
+    """The request that is derived may be refused, though what was asked for is well formed: too wide, say."""
+    try:
+        yield
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        ) from error
 
 
 def _name_region(error: FieldError) -> FieldError:

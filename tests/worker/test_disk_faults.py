@@ -64,6 +64,6 @@ def test_other_errors_are_not_the_disks(error: Exception) -> None:
 
 
 def test_no_path_gets_into_the_message_of_a_job() -> None:
-    failed = describe(FileNotFoundError(errno.ENOENT, "No such file", "/srv/work/w-1/tmp2/image.tif"))
+    failed = describe(FileNotFoundError(errno.ENOENT, "No such file", "/srv/scratch/w-1/tmp2/image.tif"))
     assert failed.message == "FileNotFoundError: [Errno 2] No such file: 'image.tif'"
     assert hide_paths("see https://example.org/a/b, 3/4 of it") == "see https://example.org/a/b, 3/4 of it"
