@@ -1,0 +1,72 @@
+"""Mask pictures of regions: stored, refused by name, and counted."""
+
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.service.images.test_uploads import announce_controls, encode, errors, post
+
+__all__ = ["announce_controls"]
+
+
+MASKED = {"prompt": "moss", "shape": {"mask": "region_mask_3"}}
+REGIONS = {"prompt": "cobbles", "width_px": 1024, "height_px": 1024, "seed": 1, "regions": [MASKED]}
+
+
+def mask(*box: int, size: tuple[int, int] = (1024, 1024)) -> bytes:
+    """White in a box, black elsewhere."""
+    file, picture = BytesIO(), Image.new("L", size)
+    picture.paste(255, box)
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_masks_of_regions_are_stored_and_decide_the_cost(api: httpx.Client, store_dir: Path) -> None:
+    """A mask costs what the rectangle costs that it shows."""
+    fixed = REGIONS | {"advanced": {"tile_grid": "fixed"}}
+
+    def draw(*box: int) -> dict[str, object]:
+        rectangle = dict(zip(("left_px", "top_px", "width_px", "height_px"), box, strict=True))
+        return fixed | {"regions": [MASKED | {"shape": {"rectangle": rectangle}}]}
+
+    masked = post(api, fixed, region_mask_3=mask(512, 512, 1024, 1024)).json()
+    corner, whole = (post(api, draw(*box)).json() for box in ((512, 512, 512, 512), (0, 0, 1024, 1024)))
+    plain = post(api, fixed | {"regions": []}).json()
+    assert masked["cost"] == corner["cost"]
+    assert plain["cost"] == whole["cost"]
+    assert plain["cost"]["tiles"] < masked["cost"]["tiles"] < 2 * plain["cost"]["tiles"]
+    with Image.open(store_dir / "inputs" / masked["id"] / "region_mask_3.png") as stored:
+        assert stored.convert("L").getbbox() == (512, 512, 1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("request_", "parts", "field", "says"),
+    [
+        (REGIONS, {}, "region_mask_3", "as the part region_mask_3 of multipart/form-data, for regions.*.shape.mask"),
+        (REGIONS, {"region_mask_3": mask(0, 0, 9, 9), "region_mask_4": mask(0, 0, 9, 9)}, "region_mask_4", "without the field regions.*.shape.mask"),
+        (REGIONS, {"region_mask_3": mask(0, 0, 0, 0)}, "region_mask_3", "white where the region is"),
+        (REGIONS, {"region_mask_3": b"no picture"}, "region_mask_3", name_formats()),
+        (REGIONS, {"region_mask_17": mask(0, 0, 9, 9)}, "region_mask_17", "region_mask_16"),
+        (REGIONS | {"regions": [MASKED] * 17}, {}, "regions", "at most 16"),
+        (REGIONS | {"regions": [MASKED | {"shape": {"polygon": [[0, 0], [9, 9], [9, 0], [0, 9]]}}]}, {}, "regions.0.shape.polygon", "do not cross"),
+        (REGIONS | {"regions": [MASKED | {"shape": {"polygon": [[0, 0], [9, 0], [1025, 9]]}}]}, {}, "regions.0.shape.polygon.2", "x from 0 to 1024 px, y from 0 to 1024 px"),
+        (REGIONS | {"regions": [MASKED | {"shape": {"rectangle": {"left_px": 9, "top_px": 9, "width_px": 9, "height_px": 1016}}}]}, {}, "regions.0.shape.rectangle", "within the picture"),
+        (REGIONS | {"regions": [MASKED | {"shape": {"circle": 3}}]}, {}, "regions.0.shape.circle", "known are rectangle, polygon, mask"),
+        (REGIONS | {"regions": [MASKED | {"wieght": 3}]}, {}, "regions.0.wieght", "known are prompt, negative_prompt, weight, seed, shape, feather_px"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_region_is_named(
+    api: httpx.Client, request_: dict[str, object], parts: dict[str, bytes], field: str, says: str
+) -> None:
+    assert says in errors(post(api, request_, **parts))[field]
+
+
+def test_sixteen_masks_may_come_beside_the_other_pictures(api: httpx.Client) -> None:
+    """All parts are read: what is refused are the two that nobody asked for."""
+    masks = {f"region_mask_{number}": mask(0, 0, 64, 64, size=(64, 64)) for number in range(1, 17)}
+    request = REGIONS | {"regions": [MASKED | {"shape": {"mask": part}} for part in masks]}
+    others = {"control_image": encode(), "ip_adapter_image": encode()}
+    assert errors(post(api, request, **masks, **others)).keys() == others.keys()
