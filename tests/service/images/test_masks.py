@@ -7,6 +7,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from service.images.formats import name_formats
 from tests.service.images.test_uploads import announce_controls, encode, errors, post
 
 __all__ = ["announce_controls"]
