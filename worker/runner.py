@@ -27,7 +27,7 @@ from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import input_key
 from worker.attempt import Attempt
 from worker.checkpoints import Beginning, CheckpointStore
-from worker.checksums import verify_png
+from worker.checksums import verify_checksum, verify_png
 from worker.context import JOB_CONTEXT, JobContext
 from worker.disk_faults import WORK_FOLDER, blame_work_folder, find_disk_fault
 from worker.errors import (
@@ -274,13 +274,20 @@ def fetch_inputs(
 
 
 def fetch_state(storage: Storage, request: ResolvedRequest, folder: Path) -> Path | None:
-    """Fetch the kept final state that the job begins with; None if it begins with pixels.
+    """Fetch the kept final state that the job begins with; None if it begins with pixels, as it does without an undamaged one.
 
     Raises:
         ResourceError: the store does not answer.
     """
     key, path = request.source_job and request.source_job.state_key, folder / "source.safetensors"
-    return path if key and _fetch(storage, key, path) else None
+    if not key or not _fetch(storage, key, path):
+        return None
+    try:
+        verify_checksum(path)
+    except DamagedFileError as error:
+        _log.warning("the job begins with the picture itself: %s", error)
+        return None
+    return path
 
 
 def _fetch(storage: Storage, key: str, path: Path) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from api_schemas.generation import ResolvedRequest
@@ -23,6 +22,7 @@ from worker.engine.plan import (
     Variation,
 )
 from worker.source_files import SourceFiles
+from worker.state_files import read_final_state
 
 _QUARTER_TURN = pi / 2
 
@@ -80,7 +80,7 @@ class _KeptLatent:
     state: Path
 
     def __call__(self) -> Tensor:
-        return load_file(self.state)["latent"]
+        return read_final_state(self.state).latent
 
 
 def _lay_mask(files: SourceFiles, canvas: Plane) -> Mask:
@@ -95,10 +95,7 @@ def _lay_mask(files: SourceFiles, canvas: Plane) -> Mask:
 
 
 def _lay_paste(files: SourceFiles, mask: Mask) -> Paste:
-    moments = None
-    if files.state is not None:
-        kept = load_file(files.state)
-        moments = tuple(kept[f"moments.{index}"] for index in range(len(kept) - 1))
+    moments = read_final_state(files.state).moments if files.state else None
     return Paste(_Overlay(files), mask.bounds, moments)
 
 

@@ -31,8 +31,8 @@ from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.stitch import Band
-from worker.process.files import read_checkpoint, write_checkpoint
 from worker.process.warmup import warm_up
+from worker.state_files import read_checkpoint, write_checkpoint
 
 SEED, STEPS = unets.SEED, unets.STEPS
 # What a folder that names one of these must say beside.

@@ -13,9 +13,10 @@ from worker.adapters.toy import Toy
 from worker.context import JobContext, Limits, Pace
 from worker.engine.generate import FinalState
 from worker.machine import Machine
-from worker.process.files import ImageFile, write_final_state
+from worker.process.files import ImageFile
 from worker.process.protocol import Command, Generate, Generated, Report
 from worker.settings import WorkerSettings
+from worker.state_files import write_final_state
 from worker.storage import Storage
 
 Script = Callable[[Generate], Iterator[Report | Exception | None]]

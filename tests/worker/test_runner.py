@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pyvips
 import torch
+from obstore.store import LocalStore
 from rq import Retry
 
 from api_schemas import wire
@@ -21,15 +22,18 @@ from api_schemas.events import (
     StartedData,
     StepCompletedData,
 )
+from api_schemas.generation import ResolvedRequest
+from api_schemas.source import SourceJob
 from api_schemas.wire import STATE_FILE
 from tests.worker.bench import Bench, result_of
 from tests.worker.scripted_engine import ScriptedEngine, make_context, write_picture
 from worker.context import JOB_CONTEXT, JobContext
 from worker.engine.denoise import Checkpoint
+from worker.engine.generate import FinalState
 from worker.errors import EngineLostError, EngineStalledError
 from worker.events import EventLog
 from worker.machine import Machine
-from worker.process.files import CheckpointWriter, read_checkpoint
+from worker.process.files import CheckpointWriter
 from worker.process.protocol import (
     CheckpointWritten,
     Failed,
@@ -38,7 +42,9 @@ from worker.process.protocol import (
     StepReport,
     Stopped,
 )
-from worker.runner import RELEASED, run_job
+from worker.runner import RELEASED, fetch_state, run_job
+from worker.state_files import read_checkpoint, write_final_state
+from worker.storage import Storage
 
 
 def run(context: JobContext, job_id: str) -> Retry | str:
@@ -249,3 +255,17 @@ def test_a_job_that_has_ended_or_was_forgotten_is_not_run(bench: Bench, tmp_path
     assert run(context, job_id) == "canceled"
     assert run(context, "unknown") == RELEASED
     assert engine.commands == []
+
+
+def test_a_kept_state_that_is_damaged_or_gone_is_not_begun_with(tmp_path: Path) -> None:
+    """The job then begins with the picture itself."""
+    storage, kept = Storage(LocalStore(tmp_path / "store", mkdir=True)), tmp_path / "kept.safetensors"
+    write_final_state(kept, FinalState(torch.ones(4, 8, 8), ()))
+    storage.put_file("whole", kept)
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    storage.put_file("damaged", kept)
+    for key, found in (("whole", True), ("damaged", False), ("gone", False), (None, False)):
+        job = SourceJob(image_key="any", width_px=64, height_px=64, state_key=key)
+        request = ResolvedRequest(model="m", steps=1, guidance_scale=1.0, seed=1, source_job=job)
+        (folder := tmp_path / str(key)).mkdir()
+        assert (fetch_state(storage, request, folder) is not None) is found

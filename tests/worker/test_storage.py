@@ -9,9 +9,9 @@ from tests.conftest import S3Server, free_ports
 from worker.checkpoints import Beginning, CheckpointStore
 from worker.engine.denoise import Checkpoint
 from worker.errors import StorageUnavailableError
-from worker.process.files import read_checkpoint, write_checkpoint
 from worker.process.protocol import CheckpointWritten
 from worker.settings import WorkerSettings
+from worker.state_files import read_checkpoint, write_checkpoint
 from worker.storage import Storage
 
 BIG = 12 << 20  # several parts

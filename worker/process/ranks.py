@@ -26,11 +26,11 @@ from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group, ProcessGroup, SingleRank
 from worker.errors import DeviceRefusedError, JobFailedError
 from worker.process.failures import describe
-from worker.process.files import read_checkpoint
 from worker.process.generation import complete_plan, generate_job
 from worker.process.protocol import LOST_RANK_EXIT, Failed, Generate, ModelRefused
 from worker.process.warmup import explain, make_ready
 from worker.source_files import SourceFiles
+from worker.state_files import read_checkpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from worker.engine.vae.executor import Heartbeat
 from worker.engine.warned import Warned
 from worker.errors import DamagedFileError
 from worker.planner import plan_generation
-from worker.process.files import CheckpointWriter, ImageFile, read_checkpoint, write_final_state
+from worker.process.files import CheckpointWriter, ImageFile
 from worker.process.generation import complete_plan, generate_job, prepare_source
 from worker.process.preview_sender import PreviewSender
 from worker.process.previews import PreviewCanvas
@@ -22,6 +22,7 @@ from worker.process.protocol import Generate, Generated, PreviewsPublished, Stil
 from worker.process.ranks import RankJob, RankProcesses
 from worker.process.reports import ProgressReports, warn
 from worker.process.warmup import Ready
+from worker.state_files import read_checkpoint, write_final_state
 
 _log = logging.getLogger(__name__)
 _LAST_PREVIEWS_S = 2.0

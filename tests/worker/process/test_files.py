@@ -20,13 +20,8 @@ from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePla
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
 from worker.errors import DamagedFileError
-from worker.process.files import (
-    ImageFile,
-    read_checkpoint,
-    read_final_state,
-    write_checkpoint,
-    write_final_state,
-)
+from worker.process.files import ImageFile
+from worker.state_files import read_checkpoint, read_final_state, write_checkpoint, write_final_state
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
