@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import pyvips
 import torch
-from obstore.store import LocalStore
 from rq import Retry
 
 from api_schemas import wire
@@ -43,6 +42,7 @@ from worker.process.protocol import (
     Stopped,
 )
 from worker.runner import RELEASED, fetch_state, run_job
+from worker.settings import WorkerSettings
 from worker.state_files import read_checkpoint, write_final_state
 from worker.storage import Storage
 
@@ -259,7 +259,8 @@ def test_a_job_that_has_ended_or_was_forgotten_is_not_run(bench: Bench, tmp_path
 
 def test_a_kept_state_that_is_damaged_or_gone_is_not_begun_with(tmp_path: Path) -> None:
     """The job then begins with the picture itself."""
-    storage, kept = Storage(LocalStore(tmp_path / "store", mkdir=True)), tmp_path / "kept.safetensors"
+    storage = Storage.open(WorkerSettings(store_url=(tmp_path / "store").as_uri()))
+    kept = tmp_path / "kept.safetensors"
     write_final_state(kept, FinalState(torch.ones(4, 8, 8), ()))
     storage.put_file("whole", kept)
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
