@@ -198,9 +198,10 @@ class ModelCard(BaseModel):
             strength = 1.0 if request.strength is None else request.strength
             split = split_steps(self.choose_steps(request), strength)
             return [self._make_stage(request, whole, *split, given=whole)]
-        own, *sizes = lay_sizes(
+        own, *larger = lay_sizes(
             *whole, min(whole) / request.upscale, self.alignment_px, self.cascade.enlarges
         )
+        sizes = larger or [whole]  # a source may be so small that its canvas is as large
         stages = [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
         return [replace(stages[0], given=own if self.cascade.conditioned else sizes[0]), *stages[1:]]
 

@@ -34,7 +34,7 @@ _BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "layout"}
 
 
 class RerollRequest(_Change):
-    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is."""
+    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is, at any strength."""
 
     region: SourceMask
     strength: float = Field(

@@ -263,7 +263,8 @@ class GenerationRequest(RequestPart):
     def _check_source(self) -> "GenerationRequest":
         alone = [name for name in ("strength", "upscale", "mask") if getattr(self, name) is not None]
         if self.source is None and alone:
-            raise ValueError(f"{' and '.join(alone)} need `source`, the picture to begin with")
+            verb = "needs" if len(alone) == 1 else "need"
+            raise ValueError(f"{' and '.join(alone)} {verb} `source`, the picture to begin with")
         if self.upscale is None and self.fidelity is not None:
             raise ValueError(
                 "fidelity needs `upscale`; without it, `strength` says how far the source may change"

@@ -123,8 +123,7 @@ def _write_levels(
             if sent
             else _from_strips(_draw_shape(request.mask, picture), picture, drawn)
         )
-        soft = _soften(shape, request.mask.feather_px) if request.mask.feather_px else shape
-        image = image.bandrank(soft, index=1)  # the larger of the two
+        image = image.bandrank(_soften(shape, request.mask.feather_px), index=1)  # the larger of the two
     image.embed(0, 0, *canvas, extend="copy").rawsave(str(path))
 
 
@@ -168,10 +167,17 @@ def _read_mask(sent: Path, picture: Size) -> pyvips.Image:
 
 
 def _soften(image: pyvips.Image, feather_px: int) -> pyvips.Image:
-    """From 0 at the shape's edge to 255 so far inside.
+    """From 0 at the shape's edge to 255 so far inside, or less far in a shape that is too narrow for it."""
+    while feather_px:
+        soft = _fade(image, feather_px)
+        if soft.max() == image.max():
+            return soft
+        feather_px //= 2
+    return image
 
-    A box mean is above a half only within an edge that is straight; what lies outside stays 0 everywhere.
-    """
+
+def _fade(image: pyvips.Image, feather_px: int) -> pyvips.Image:
+    """A box mean is above a half only within an edge that is straight; what lies outside stays 0 everywhere."""
     box = pyvips.Image.new_from_array([[1] * (2 * feather_px + 1)], scale=2 * feather_px + 1)
     grown = image.embed(
         feather_px, feather_px, image.width + 2 * feather_px, image.height + 2 * feather_px, extend="copy"

@@ -5,9 +5,15 @@ from dataclasses import dataclass
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
-from api_schemas.generation import DEFAULT_STRENGTH, MAX_SIDE_PX, MIN_SIDE_PX, GenerationRequest
+from api_schemas.generation import (
+    DEFAULT_STRENGTH,
+    MAX_SIDE_PX,
+    MIN_SIDE_PX,
+    WEBP_MAX_SIDE_PX,
+    GenerationRequest,
+)
 from api_schemas.job import Job
-from api_schemas.source import Size, SourceJob, place_source
+from api_schemas.source import Size, Source, SourceJob, place_source
 from api_schemas.wire import state_key
 from service.errors import InvalidRequestError
 from service.job_store import JobStore
@@ -103,9 +109,10 @@ def _check_size(request: GenerationRequest, size: Size, chosen: Size) -> Iterato
             if side in request.model_fields_set:
                 allowed = f"nothing beside upscale: the picture is the source of {own}, {request.upscale} times as large"
                 yield FieldError(field=side, value=str(getattr(request, side)), allowed=allowed)
-        if max(chosen) > MAX_SIDE_PX:
+        if not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in chosen):
             allowed = (
-                f"at most {MAX_SIDE_PX // max(size)} for a source of {own}: sides end at {MAX_SIDE_PX} px"
+                f"what leaves {MIN_SIDE_PX} to {MAX_SIDE_PX} px a side;"
+                f" a source of {own} becomes {chosen[0]}x{chosen[1]} px"
             )
             yield FieldError(field="upscale", value=str(request.upscale), allowed=allowed)
     elif not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in chosen):
@@ -113,12 +120,18 @@ def _check_size(request: GenerationRequest, size: Size, chosen: Size) -> Iterato
             f"{MIN_SIDE_PX} to {MAX_SIDE_PX} px a side; by the proportions of a source of {own} it is this"
         )
         yield FieldError(field="width_px and height_px", value=f"{chosen[0]}x{chosen[1]}", allowed=allowed)
+    if request.output_format == "webp" and max(chosen) > WEBP_MAX_SIDE_PX:
+        allowed = (
+            f"png, jpeg or tiff: webp ends at {WEBP_MAX_SIDE_PX} px a side, the picture has {max(chosen)}"
+        )
+        yield FieldError(field="output_format", value="webp", allowed=allowed)
 
 
 def _check_place(request: GenerationRequest, size: Size) -> Iterator[FieldError]:
     source, picture = request.source, (request.width_px, request.height_px)
     assert source is not None
     if request.upscale is not None:
+        yield from _check_enlarged_whole(source)
         return
     own, whole = f"{size[0]}x{size[1]}", f"{picture[0]}x{picture[1]}"
     place = place_source(source, size, picture)
@@ -131,6 +144,14 @@ def _check_place(request: GenerationRequest, size: Size) -> Iterator[FieldError]
     if request.strength not in (None, 1.0) and not place.covers(picture):
         allowed = "1: the source does not cover the picture, and what it leaves free is inpainted"
         yield FieldError(field="strength", value=f"{request.strength:g}", allowed=allowed)
+
+
+def _check_enlarged_whole(source: Source) -> Iterator[FieldError]:
+    allowed = "nothing beside upscale: the whole source is enlarged"
+    if source.fit != "fill":
+        yield FieldError(field="source.fit", value=source.fit, allowed=allowed)
+    if source.offset is not None:
+        yield FieldError(field="source.offset", value=source.offset.model_dump_json(), allowed=allowed)
 
 
 def _choose_strength(request: GenerationRequest, size: Size) -> float:

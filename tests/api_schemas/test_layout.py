@@ -148,6 +148,13 @@ def test_a_source_is_enlarged_from_its_own_size_on(
     assert [stage.steps for stage in stages] == [15, 12][: len(sizes)]
 
 
+def test_a_source_whose_canvas_is_as_large_as_the_pictures_has_one_stage() -> None:
+    card = CARD.model_copy(update={"cascade": Cascade(conditioned=True, enlarges=4)})
+    asked = {"source": {}, "upscale": 8, "width_px": 64, "height_px": 64}
+    stages = card.lay_stages(GenerationRequest.model_validate(asked))
+    assert [(stage.width_px, stage.height_px) for stage in stages] == [(64, 64)]
+
+
 def test_fidelity_is_what_strength_leaves() -> None:
     asked = {"source": {}, "upscale": 2, "width_px": 2048, "height_px": 2048}
     strengths = [

@@ -109,6 +109,17 @@ def test_a_polygon_is_where_pillow_draws_it_and_soft_inwards_only(feather: int, 
     assert (levels == wanted).mean() > (0.95 if feather == 0 else 0.7)
 
 
+@pytest.mark.parametrize("side", [1, 5, 40])
+def test_a_shape_that_is_narrower_than_its_soft_border_is_still_inpainted(side: int, tmp_path: Path) -> None:
+    shape = {"left_px": 20, "top_px": 12, "width_px": side, "height_px": side}
+    mask = {"rectangle": shape, "feather_px": 64}
+    files = write(tmp_path, paint(96, 72), width_px=96, height_px=72, source={}, mask=mask)
+    levels = np.array(files.open_levels())
+    assert levels[12 : 12 + side, 20 : 20 + side].max() == 255
+    levels[12 : 12 + side, 20 : 20 + side] = 0
+    assert levels.max() == 0
+
+
 def test_a_mask_picture_is_scaled(tmp_path: Path) -> None:
     sent = Image.new("L", (48, 36))
     sent.paste(255, (12, 9, 36, 27))
