@@ -35,6 +35,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take a minute or more where five processes share two cores.
+_LONGEST = (
+    "tests/conformance/test_configuration_fields.py",
+    "tests/worker/test_recovery.py",
+    "tests/worker/test_outages.py",
+    "tests/browser/test_page.py",
+    "tests/test_request_to_viewer.py",
+    "tests/conformance/test_schedulers.py",
+    "tests/worker/test_main.py",
+)
+
 # What is imported stays: no later search for garbage has to walk through torch's and transformers' objects,
 # a tenth of the time of tests with models.
 gc.disable()
@@ -46,8 +57,18 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of whole workers come first: they wait long, and nobody should wait for them alone at the end."""
-    items.sort(key=lambda item: not item.path.match("tests/worker/test_*.py"))
+    """The longest files come first, then tests of whole workers, which wait long.
+
+    Nobody should wait for one of them alone at the end, and some have to compute while the others wait.
+    """
+    items.sort(key=_find_place)
+
+
+def _find_place(item: pytest.Item) -> int:
+    for place, file in enumerate(_LONGEST):
+        if item.path.match(file):
+            return place
+    return len(_LONGEST) + (not item.path.match("tests/worker/test_*.py"))
 
 
 @pytest.hookimpl(tryfirst=True)

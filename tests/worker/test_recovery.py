@@ -37,13 +37,21 @@ def submit_tiny(bench: Bench) -> str:
     )  # fmt: skip
 
 
-def make_tiny(bench: Bench) -> bytes:
-    return bench.picture(bench.await_end(submit_tiny(bench)))
+@pytest.fixture(scope="module")
+def kept() -> dict[str, bytes]:
+    """The picture of the job that nothing disturbed: made once, by the first worker that is asked for it."""
+    return {}
 
 
-def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench, tiny: str) -> None:
+def make_tiny(bench: Bench, kept: dict[str, bytes]) -> bytes:
+    if not kept:
+        kept["tiny"] = bench.picture(bench.await_end(submit_tiny(bench)))
+    return kept["tiny"]
+
+
+def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench, tiny: str, kept: dict[str, bytes]) -> None:
     worker = bench.start_worker(tiny)
-    undisturbed = make_tiny(bench)
+    undisturbed = make_tiny(bench, kept)
     job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     os.kill(find_engine(worker.pid), signal.SIGKILL)
@@ -96,9 +104,9 @@ def _kept(bench: Bench, job_id: str) -> int:
     return max((int(name.partition("-")[0]) for name in names), default=0)
 
 
-def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str) -> None:
+def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str, kept: dict[str, bytes]) -> None:
     first = bench.start_worker(tiny)
-    undisturbed = make_tiny(bench)
+    undisturbed = make_tiny(bench, kept)
     job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     engine = find_engine(first.pid)
@@ -116,9 +124,9 @@ def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str) -> None
     assert "ValueError" not in bench.logs()
 
 
-def test_a_terminated_worker_hands_its_job_back(bench: Bench, tiny: str) -> None:
+def test_a_terminated_worker_hands_its_job_back(bench: Bench, tiny: str, kept: dict[str, bytes]) -> None:
     first = bench.start_worker(tiny)
-    undisturbed = make_tiny(bench)
+    undisturbed = make_tiny(bench, kept)
     job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     first.terminate()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from api_schemas.allow_list import FAMILIES
@@ -34,15 +35,29 @@ def named(case: FamilyCase) -> str:
     return case.name
 
 
+class Families:
+    """Diffusers' pipeline and our model of each case, of one folder, made once: neither keeps anything of a picture."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._pipes = dict[str, DiffusionPipeline]()
+        self._models = dict[str, LoadedModel]()
+
+    def build(self, case: FamilyCase) -> DiffusionPipeline:
+        if case.name not in self._pipes:
+            self._pipes[case.name] = case.build(self._root / case.name)
+        return self._pipes[case.name]
+
+    def load(self, case: FamilyCase) -> LoadedModel:
+        self.build(case)
+        if case.name not in self._models:
+            self._models[case.name] = load_model(str(self._root / case.name), "cpu")
+        return self._models[case.name]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {case.name: tmp_path_factory.mktemp("models") / case.name for case in CASES}
-
-
-def load(case: FamilyCase, folders: dict[str, Path]) -> LoadedModel:
-    if not folders[case.name].exists():
-        case.build(folders[case.name])
-    return load_model(str(folders[case.name]), "cpu")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Families:
+    return Families(tmp_path_factory.mktemp("models"))
 
 
 def conditions(case: FamilyCase, scale: float) -> Conditions:
@@ -55,14 +70,12 @@ def one_tile(case: FamilyCase) -> DenoisePlan:
 
 
 @pytest.mark.parametrize(("case", "scale"), ASKED, ids=[f"{case.name}-{scale:g}" for case, scale in ASKED])
-def test_one_tile_equals_diffusers_own_pipeline(
-    case: FamilyCase, scale: float, folders: dict[str, Path]
-) -> None:
-    pipe = case.build(folders[case.name])
+def test_one_tile_equals_diffusers_own_pipeline(case: FamilyCase, scale: float, families: Families) -> None:
+    pipe = families.build(case)
     noise = initial_noise(9, *case.noise)
     theirs = case.ask(pipe, noise, scale, "latent")
     plan = one_tile(case)
-    prepared = load(case, folders).prepare(conditions(case, scale))
+    prepared = families.load(case).prepare(conditions(case, scale))
     ensemble, scheduler = begin(prepared, StagePlan(plan, STEPS))
     ours, estimated = noise, noise
     for event in denoise(noise, plan, ensemble, scheduler, torch.Generator()):
@@ -76,21 +89,21 @@ def test_one_tile_equals_diffusers_own_pipeline(
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_one_tile_picture_equals_diffusers_own_picture(case: FamilyCase, folders: dict[str, Path]) -> None:
+def test_one_tile_picture_equals_diffusers_own_picture(case: FamilyCase, families: Families) -> None:
     scale = case.guidance_scales[-1]
-    pipe = case.build(folders[case.name])
+    pipe = families.build(case)
     theirs = case.ask(pipe, initial_noise(9, *case.noise), scale, "np")
     plan = GenerationPlan(9, case.noise[0], (StagePlan(one_tile(case), STEPS),), DecodePlan(tile_size=8))
-    ours = make_picture(plan, load(case, folders).prepare(conditions(case, scale)))
+    ours = make_picture(plan, families.load(case).prepare(conditions(case, scale)))
     assert theirs.std() > 0.01
     assert (ours.float() - theirs * 255).abs().max() <= 0.51
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_many_tiles_do_not_depend_on_who_predicts_them(case: FamilyCase, folders: dict[str, Path]) -> None:
+def test_many_tiles_do_not_depend_on_who_predicts_them(case: FamilyCase, families: Families) -> None:
     """On a canvas of odd tile starts that wraps one way and pulls tiles back the other."""
     channels, side, _ = case.noise
-    model = load(case, folders)
+    model = families.load(case)
     prepared = model.prepare(conditions(case, case.guidance_scales[-1]))
 
     def plan(modules: int) -> GenerationPlan:
@@ -107,16 +120,14 @@ def test_many_tiles_do_not_depend_on_who_predicts_them(case: FamilyCase, folders
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(
-    case: FamilyCase, folders: dict[str, Path]
-) -> None:
+def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(case: FamilyCase, families: Families) -> None:
     """In its second stage, whose schedule is a tail and whose low band is the first stage's."""
     channels, height, width = case.noise
     small = DenoisePlan(Plane(height, width, (False, True)), max(height, width), 0, 0, moving=True, seed=3)
     large = replace(small, canvas=small.canvas.scaled(2))
     second = StagePlan(large, 2, Picture(2, LowBandPlan()))
     plan = GenerationPlan(3, channels, (StagePlan(small, 2), second), DecodePlan(tile_size=8))
-    prepared = load(case, folders).prepare(conditions(case, case.guidance_scales[-1]))
+    prepared = families.load(case).prepare(conditions(case, case.guidance_scales[-1]))
     rows: list[Tensor] = []
     kept: list[Checkpoint] = []
     for event in generate(plan, prepared):
@@ -133,19 +144,19 @@ def test_a_cascade_goes_on_from_a_checkpoint_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_the_allow_list_knows_the_family(case: FamilyCase, folders: dict[str, Path]) -> None:
-    assert load(case, folders).card.family in FAMILIES
+def test_the_allow_list_knows_the_family(case: FamilyCase, families: Families) -> None:
+    assert families.load(case).card.family in FAMILIES
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_a_native_tile_is_one_that_the_model_can_be_given(case: FamilyCase, folders: dict[str, Path]) -> None:
-    card = load(case, folders).card
+def test_a_native_tile_is_one_that_the_model_can_be_given(case: FamilyCase, families: Families) -> None:
+    card = families.load(case).card
     assert card.native_size_px <= card.max_tile_size_px
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_what_a_family_cannot_be_told_is_refused_by_name(case: FamilyCase, folders: dict[str, Path]) -> None:
-    model = load(case, folders)
+def test_what_a_family_cannot_be_told_is_refused_by_name(case: FamilyCase, families: Families) -> None:
+    model = families.load(case)
     if "global" not in model.card.positions:
         with pytest.raises(
             UnsupportedConditionError, match=r"advanced.positions: 'global' .* allowed: local"
@@ -163,10 +174,10 @@ def test_what_a_family_cannot_be_told_is_refused_by_name(case: FamilyCase, folde
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.guidance_scales) > 1], ids=named)
 @torch.inference_mode()
 def test_a_branch_does_not_depend_on_whom_it_shares_a_batch_with(
-    case: FamilyCase, folders: dict[str, Path]
+    case: FamilyCase, families: Families
 ) -> None:
     """Though the branches' texts differ in length."""
-    replica = replica_of(load(case, folders), conditions(case, 5.0), case)
+    replica = replica_of(families.load(case), conditions(case, 5.0), case)
     crop, tile = initial_noise(1, *case.noise)[None], Rectangle(0, 0, *case.noise[1:])
     together = predict(replica, crop.expand(3, -1, -1, -1), 500, [tile] * 3, [1, 0, 1])
     for row, branch in enumerate([1, 0, 1]):
@@ -177,8 +188,8 @@ def test_a_branch_does_not_depend_on_whom_it_shares_a_batch_with(
 
 @pytest.mark.parametrize("case", [case for case in CASES if "flux" in case.name], ids=named)
 @torch.inference_mode()
-def test_global_positions_tell_tiles_apart(case: FamilyCase, folders: dict[str, Path]) -> None:
-    model, told = load(case, folders), conditions(case, case.guidance_scales[-1])
+def test_global_positions_tell_tiles_apart(case: FamilyCase, families: Families) -> None:
+    model, told = families.load(case), conditions(case, case.guidance_scales[-1])
     crops = initial_noise(1, *case.noise)[None].expand(3, -1, -1, -1)
     tiles = [
         Rectangle(0, 0, *case.noise[1:]),
