@@ -2,6 +2,10 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# pip compiles what it has installed one file after the other, the longest part of an installation; this takes all cores.
+# Templates among the files are no Python.
+INSTALL := $(BIN)/pip install --quiet --no-compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 
 .PHONY: demo test check format clean
 
@@ -30,13 +34,15 @@ clean:
 	  { echo "$(PYTHON) is no Python 3.11 or newer with venv: install one (Debian, Ubuntu: apt-get install python3-venv; macOS: brew install python), or name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(INSTALL) "$(TORCH)"
 	touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml
-	$(BIN)/pip install --quiet -e '.[all]'
+	$(INSTALL) -e '.[all]'
+	$(COMPILE)
 	touch $@
 
 .venv/.installed-dev: .venv/.torch pyproject.toml
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
+	$(COMPILE)
 	touch $@ .venv/.installed
