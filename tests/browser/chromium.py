@@ -1,13 +1,15 @@
-"""The browser of the page's tests: found, or installed by `python -m tests.browser.chromium`."""
+"""The browser of the page's tests: found, or installed by `python -m tests.browser.chromium`.
+
+`make test` runs it twice: beside pip, with no package yet, for what the system has or gives; then for all.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-
-from playwright.sync_api import sync_playwright
 
 OVERRIDE = "CHORALE_TEST_BROWSER"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -34,8 +36,15 @@ def find_browser() -> str | None:
 def _list_places() -> Iterator[str]:
     yield from filter(None, map(shutil.which, _NAMES))
     yield from (str(root / place) for root in (Path("/"), Path.home()) for place in _MAC_PLACES)
-    with sync_playwright() as playwright:
-        yield playwright.chromium.executable_path
+    if _has_playwright():
+        from playwright.sync_api import sync_playwright
+
+        with sync_playwright() as playwright:
+            yield playwright.chromium.executable_path
+
+
+def _has_playwright() -> bool:
+    return find_spec("playwright") is not None
 
 
 def _starts(path: str) -> bool:
@@ -51,7 +60,7 @@ def install_browser() -> None:
     if root is not None:
         _try(*root, "apt-get", "update", "-qq")
         _try(*root, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *_DEBIAN_PACKAGES)
-    if find_browser() is None:
+    if _has_playwright() and find_browser() is None:
         command = (sys.executable, "-m", "playwright", "install", "chromium")
         # Its libraries come from apt, too.
         if root is None or not _try(*command, "--with-deps"):
@@ -76,11 +85,11 @@ def _try(*command: str) -> bool:
 
 
 def main() -> None:
-    """Exits with one line where there is no browser and none can be installed."""
+    """Exits with one line where there is no browser and none can be installed, not even by Playwright."""
     named = os.environ.get(OVERRIDE)
     if find_browser() is None and not named:
         install_browser()
-    if find_browser() is None:
+    if _has_playwright() and find_browser() is None:
         sys.exit(f"{OVERRIDE}: {named} does not start" if named else _HELP)
 
 

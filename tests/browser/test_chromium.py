@@ -37,3 +37,5 @@ def test_a_named_browser_goes_before_all_others_and_must_start(tmp_path: Path) -
     refused = run("-m", "tests.browser.chromium", **{OVERRIDE: str(bad)})
     assert refused.returncode == 1
     assert refused.stderr.splitlines() == [f"{OVERRIDE}: {bad} does not start"]
+    early = run("-S", "-m", "tests.browser.chromium", **{OVERRIDE: str(bad)})
+    assert (early.returncode, early.stderr) == (0, "")  # beside pip, before Playwright is there
