@@ -168,14 +168,6 @@ def test_a_signal_between_jobs_ends_worker_and_engine(bench: Bench) -> None:
     assert not is_running(engine)
 
 
-def test_a_folder_with_nothing_but_pickles_is_refused(bench: Bench, tmp_path: Path) -> None:
-    tiny_stable_diffusion(tmp_path / "model")
-    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".bin"))
-    assert bench.start_worker(str(tmp_path / "model")).wait(60) == 2
-    assert "holds only pickled weights (unet/diffusion_pytorch_model.bin)" in bench.logs()
-
-
 def test_a_model_may_be_named_as_on_the_hub(bench: Bench, tmp_path: Path) -> None:
     """What was fetched once is enough where there is no way to the hub."""
     repository, commit = tmp_path / "models--someone--tiny", "5" * 40
