@@ -46,8 +46,8 @@ _LONGEST = (
     "tests/worker/test_main.py",
 )
 
-# What is imported stays: no later search for garbage has to walk through torch's and transformers' objects,
-# a tenth of the time of tests with models.
+# What is imported stays: searching torch's and transformers' objects for garbage again and again took 8 % of the
+# time of tests with models.
 gc.disable()
 
 
