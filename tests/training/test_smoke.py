@@ -1,4 +1,4 @@
-"""The rest of the training line: autoencoder, tokens, measures, ranks, the folder that ships."""
+"""The rest of the training line: autoencoder, tokens, measures, the folder that ships."""
 
 import hashlib
 import random
@@ -20,7 +20,6 @@ from training.features import FeaturePair
 from training.measures import Probe, fit_probe, measure_kid, measure_psnr
 from training.parts import MissingPartError, load_denoiser, load_encoders
 from training.progress import Budget, begin_with
-from training.ranks import average_gradients
 from training.tokens import train_tokenizer
 
 
@@ -160,23 +159,6 @@ def test_a_wider_latent_begins_with_what_the_narrow_one_knew() -> None:
     begin_with(wide, narrow)
     image = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(wide.encoder(image)[:, :4], narrow.encoder(image))
-
-
-def test_ranks_get_the_mean_gradient(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_train_as_rank, (2, tmp_path), nprocs=2)
-    gradients = [torch.load(tmp_path / f"{rank}.pt").flatten().tolist() for rank in range(2)]
-    assert gradients == [[0.5, 0.5]] * 2
-
-
-def _train_as_rank(rank: int, ranks: int, folder: Path) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks
-    )
-    layer = torch.nn.Linear(2, 1, bias=False)
-    layer(torch.full((1, 2), float(rank))).sum().backward()
-    average_gradients(layer)
-    torch.save(layer.weight.grad, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_psnr_of_a_known_error() -> None:
