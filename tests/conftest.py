@@ -46,9 +46,13 @@ _LONGEST = (
     "tests/worker/test_main.py",
 )
 
-# What is imported stays: searching torch's and transformers' objects for garbage again and again took 8 % of the
-# time of tests with models.
-gc.disable()
+
+def pytest_collectstart() -> None:
+    """What is imported stays.
+
+    Searching torch's and transformers' objects for garbage again and again took 8 % of the time of tests with models.
+    """
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
