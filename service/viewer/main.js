@@ -37,11 +37,11 @@ if (!location.search && matchMedia("(min-width: 56rem)").matches) byId("prompt")
 recent.refresh();
 loadModels();
 
-async function submit(request) {
+async function submit(request, picture) {
   form.setBusy(true);
   form.clearRefusals();
   try {
-    const record = await createJob(request);
+    const record = await createJob(request, picture);
     history.pushState(null, "", `?job=${encodeURIComponent(record.id)}`);
     openJob(record);
     byId("title").focus({ preventScroll: true });
@@ -70,7 +70,7 @@ async function openAddress() {
   } catch (refusal) {
     closeJob();
     trouble = refusal.status === 404 ? "This picture does not exist, or was deleted." : refusal.message;
-    drawPlan(form.read());
+    drawPlan(form.outline());
     panes.dataset.open = "";
   }
 }
@@ -114,13 +114,13 @@ function closeJob() {
   caption.hide();
   derive.hide();
   document.title = "Chorale";
-  drawPlan(form.read());
+  drawPlan(form.outline());
 }
 
 async function loadModels() {
   try {
     form.setModels((await fetchModels()).data);
-    if (!page) drawPlan(form.read());
+    if (!page) drawPlan(form.outline());
   } catch {
     // The form works without: the server chooses its default model.
   }
