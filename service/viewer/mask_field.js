@@ -1,4 +1,4 @@
-// What of the source is inpainted: one shape, drawn or given by its corners.
+// What of a picture is inpainted: one shape, drawn or given by its corners.
 
 import { RegionArea } from "./region_area.js";
 import { order, toPixels, toShares } from "./region_shapes.js";
@@ -11,10 +11,12 @@ const HINTS = {
 
 export class MaskField {
   constructor(root) {
-    Object.assign(this, { root, shape: null, size: [1, 1] });
-    this.corners = root.querySelector("#mask");
-    this.close = root.querySelector("#close-mask");
-    this.area = new RegionArea(root.querySelector("#mask-area"), {
+    Object.assign(this, { shape: null, size: [1, 1] });
+    const find = (name) => root.querySelector(`[data-mask="${name}"]`);
+    this.hint = find("hint");
+    this.corners = find("corners");
+    this.close = find("close");
+    this.area = new RegionArea(find("area"), {
       onDraw: (shape) => this.put(shape),
       onEdit: () => this.showCorners(),
       onSelect: () => this.draw(),
@@ -29,7 +31,7 @@ export class MaskField {
 
   setTool(tool) {
     this.area.setTool(tool);
-    this.root.querySelector("#mask-hint").textContent = HINTS[tool];
+    this.hint.textContent = HINTS[tool];
     this.draw();
   }
 

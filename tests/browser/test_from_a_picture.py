@@ -81,6 +81,22 @@ def test_a_file_is_dropped_refused_and_replaced_and_a_part_of_the_new_one_inpain
     assert drawn == pytest.approx((160, 96, 160, 192), abs=6)
 
 
+def test_a_part_of_a_finished_picture_is_made_again_by_keyboard_alone(
+    open_page: OpenPage, client: Client
+) -> None:
+    parent = client.wait(client.create(PARENT).id)
+    page = open_page(f"/?job={parent.id}")
+    page.focus("#derive summary")
+    page.keyboard.press("Enter")
+    page.get_by_label("Part: across,down in px").fill("10,10 200,20 90,200")
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: parent.id not in url)
+    request = client.get(job_of(page)).request
+    assert request.parent == parent.id
+    assert request.mask
+    assert request.mask.polygon == [(10, 10), (200, 20), (90, 200)]
+
+
 def test_parent_and_child_are_compared_at_the_same_place_and_zoom(
     open_page: OpenPage, client: Client, tmp_path: Path
 ) -> None:
