@@ -18,12 +18,17 @@ export const fetchJobs = (limit) => call(`v1/jobs?limit=${limit}`);
 export const fetchModels = () => call("v1/models");
 export const cancelJob = (id) => call(`${jobPath(id)}/cancel`, { method: "POST" });
 
-export function createJob(request) {
-  return call("v1/jobs", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "Idempotency-Key": randomWord() },
-    body: writeJson(request),
-  });
+// `picture`: the file to begin with.
+export function createJob(request, picture) {
+  const json = new Blob([writeJson(request)], { type: "application/json" });
+  return call("v1/jobs", { method: "POST", headers: { "Idempotency-Key": randomWord() }, body: picture ? fillForm(json, picture) : json });
+}
+
+function fillForm(request, picture) {
+  const form = new FormData();
+  form.append("request", request);
+  form.append("source_image", picture);
+  return form;
 }
 
 // Of a finished job: reroll, extend or variations.

@@ -1,25 +1,17 @@
 // What can be made of a finished picture: a part again, more around it, variations, a larger one.
 
 import { createJob, deriveJob, tileUrl } from "./api.js";
-import { RegionArea } from "./region_area.js";
-import { toPixels } from "./region_shapes.js";
+import { MaskField } from "./mask_field.js";
 
 const WHOLE_LEVEL = 9; // of the deep zoom: at most 512 px a side, one tile
-const HINT = "Draw the part on the picture: drag a rectangle.";
-const DRAWN = "Drag again to draw another part.";
+const HINT = "Draw the part on the picture.";
 const VERBS = { reroll: "Re-roll this part", extend: "Extend", variations: "Make variations", enhance: "Enhance" };
 
 export class DerivePanel {
   constructor(root, { onMade }) {
-    Object.assign(this, { root, onMade, shape: null });
+    Object.assign(this, { root, onMade });
     this.form = root.querySelector("form");
-    this.area = new RegionArea(root.querySelector("#part-area"), {
-      onDraw: (shape) => this.setShape(shape),
-      onEdit: () => {},
-      onSelect: () => {},
-      onDraft: () => {},
-    });
-    this.area.setTool("rectangle");
+    this.mask = new MaskField(this.form);
     for (const radio of this.form.elements.kind) radio.addEventListener("change", () => this.settle());
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -32,12 +24,14 @@ export class DerivePanel {
     const isNew = job.id !== this.job?.id;
     this.job = job;
     this.root.hidden = job.status !== "succeeded";
-    if (!isNew) return;
-    this.setShape(null);
-    this.refuse("");
-    this.form.elements.prompt.placeholder = job.request.prompt || "the picture's";
-    this.area.svg.style.backgroundImage = job.status === "succeeded" ? `url("${smallUrl(job)}")` : "none";
+    if (isNew) this.clear(job);
     this.settle();
+  }
+
+  clear({ request }) {
+    this.mask.fill(null, [request.width_px, request.height_px]);
+    this.refuse("");
+    this.form.elements.prompt.placeholder = request.prompt || "the picture's";
   }
 
   hide() {
@@ -48,21 +42,14 @@ export class DerivePanel {
     return this.form.elements.kind.value;
   }
 
-  setShape(shape) {
-    const { width_px, height_px } = this.job?.request ?? { width_px: 1, height_px: 1 };
-    this.shape = shape;
-    this.area.draw(shape ? [shape] : [], shape, [width_px, height_px]);
-    this.root.querySelector("#part-hint").textContent = shape ? DRAWN : HINT;
-  }
-
   settle() {
     for (const part of this.form.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(this.kind);
     this.form.querySelector("[type=submit]").textContent = VERBS[this.kind];
-    if (this.job) this.area.svg.style.backgroundImage = this.job.status === "succeeded" ? `url("${smallUrl(this.job)}")` : "none";
+    if (this.job) this.mask.area.svg.style.backgroundImage = this.job.status === "succeeded" ? `url("${smallUrl(this.job)}")` : "none";
   }
 
   async submit() {
-    if (this.kind === "reroll" && !this.shape) return this.refuse(HINT);
+    if (this.kind === "reroll" && !this.mask.shape) return this.refuse(HINT);
     const button = this.form.querySelector("[type=submit]");
     button.disabled = true;
     try {
@@ -85,8 +72,7 @@ export class DerivePanel {
 
   part() {
     if (this.kind === "extend") return this.read("left_px", "right_px", "top_px", "bottom_px");
-    const { width_px, height_px } = this.job.request;
-    return { region: toPixels(this.shape, [width_px, height_px]), ...this.read("strength") };
+    return { region: this.mask.read(), ...this.read("strength") };
   }
 
   enhanced() {

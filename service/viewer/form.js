@@ -1,38 +1,32 @@
 // The request form: reading and filling it, and showing errors at their fields.
 
 import { RegionList } from "./regions.js";
+import { SizeFields } from "./size_fields.js";
+import { SourceFields } from "./source_fields.js";
 
-const SIZES = ["1024", "2048", "4096"];
 const ATTENTION = { auto: "Automatic", off: "Off", conductor: "Conductor", "conductor+neighbours": "Conductor and neighbours" };
-const AT = { width_px: "size", height_px: "size" };
-const SHOWN_AT_ADVANCED = new Set([
-  "model",
-  "layout",
-  "steps",
-  "guidance_scale",
-  "advanced.num_modules",
-  "advanced.attention",
-  "output_format",
-  "bit_depth",
-  "dpi",
-  "negative_prompt",
-]);
+const AT = { width_px: "size", height_px: "size", "width_px and height_px": "size", source_image: "source" };
 
 export class RequestForm {
   constructor(form, { onSubmit, onChange }) {
     this.form = form;
+    this.onChange = onChange;
     this.submit = form.querySelector("#submit");
-    this.sides = form.querySelector("#sides");
-    this.regions = new RegionList(form.querySelector("#regions"), () => onChange(this.read()));
+    this.sizes = new SizeFields(form);
+    this.regions = new RegionList(form.querySelector("#regions"), () => onChange(this.outline()));
+    this.source = new SourceFields(form.querySelector("#source"), () => this.changed());
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      onSubmit(this.read());
+      const missing = this.source.missing(this.sizes.read());
+      if (missing) this.showRefusal({ errors: [missing] });
+      else onSubmit(this.read(), this.source.picture?.file);
     });
     form.addEventListener("input", ({ target }) => {
       this.clearRefusal(target);
-      this.settle();
-      onChange(this.read());
+      this.sizes.touch(target);
+      this.changed(target.name);
     });
+    form.addEventListener("change", () => this.changed()); // no longer being typed in
     form.elements.prompt.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
@@ -44,11 +38,10 @@ export class RequestForm {
 
   read() {
     const { elements } = this.form;
-    const [width, height] = this.readSize();
+    const source = this.source.read();
     const request = {
       prompt: elements.prompt.value.trim(),
-      width_px: width,
-      height_px: height,
+      ...this.readSides(source),
       seamless: elements.seamless.value,
       layout: elements.layout.value,
       output_format: elements.output_format.value,
@@ -64,7 +57,20 @@ export class RequestForm {
     if (Object.keys(advanced).length) request.advanced = advanced;
     const regions = this.regions.read();
     if (regions.length) request.regions = regions;
-    return request;
+    return { ...request, ...source };
+  }
+
+  // As it is drawn before there is a job: with its size, whoever decides it.
+  outline() {
+    const [width_px, height_px] = this.sizes.read();
+    return { ...this.read(), width_px, height_px };
+  }
+
+  // None beside `upscale`, and beside a source none that is left empty.
+  readSides({ source, upscale }) {
+    const [width_px, height_px] = this.sizes.read();
+    if (upscale) return {};
+    return source ? { width_px: width_px || undefined, height_px: height_px || undefined } : { width_px, height_px };
   }
 
   readAdvanced() {
@@ -81,10 +87,7 @@ export class RequestForm {
   fill(request) {
     const { elements } = this.form;
     elements.prompt.value = request.prompt;
-    const preset = request.width_px === request.height_px && SIZES.includes(String(request.width_px));
-    elements.size.value = preset ? String(request.width_px) : "free";
-    elements.width_px.value = request.width_px;
-    elements.height_px.value = request.height_px;
+    this.sizes.fill([request.width_px, request.height_px]);
     elements.seamless.value = request.seamless;
     elements.seed.value = request.seed;
     elements.output_format.value = request.output_format;
@@ -97,6 +100,7 @@ export class RequestForm {
     elements.guidance_scale.value = request.guidance_scale;
     elements["advanced.num_modules"].value = request.advanced.num_modules ?? "";
     this.regions.fill(request);
+    this.source.fill(request);
     this.settle();
     elements["advanced.attention"].value = request.advanced.attention ?? "auto";
     elements.prompt.focus();
@@ -141,14 +145,14 @@ export class RequestForm {
 
   showAtField({ field, value, allowed }) {
     if (field.startsWith("regions")) return this.regions.showRefusal(field, allowed);
-    const name = AT[field] ?? field;
+    const name = placeOf(field);
     const line = this.line(name);
     if (!line || name === "form") return false;
-    const word = { width_px: `Width ${value}: `, height_px: `Height ${value}: ` }[field] ?? "";
+    const word = { width_px: `Width ${value}: `, height_px: `Height ${value}: `, "width_px and height_px": value && `${value}: ` }[field] ?? "";
     line.textContent += `${line.textContent ? " " : ""}${word}${sentence(allowed, word)}`;
-    if (SHOWN_AT_ADVANCED.has(field)) this.form.querySelector("#advanced").open = true;
-    if (name === "size") this.showSides();
-    const input = this.form.elements[field];
+    line.closest("details")?.setAttribute("open", "");
+    if (name === "size") this.sizes.showSides();
+    const input = this.form.elements[field] ?? this.form.elements[name];
     if (input?.setAttribute) {
       input.setAttribute("aria-invalid", "true");
       input.setAttribute("aria-describedby", line.id);
@@ -168,22 +172,23 @@ export class RequestForm {
     return document.getElementById(`refusal-${name}`);
   }
 
-  readSize() {
-    const { elements } = this.form;
-    if (elements.size.value !== "free") return [Number(elements.size.value), Number(elements.size.value)];
-    return [Number(elements.width_px.value), Number(elements.height_px.value)];
-  }
-
   rollSeed() {
     const [high, low] = crypto.getRandomValues(new Uint32Array(2));
     this.form.elements.seed.value = String((BigInt(high) << 32n | BigInt(low)) % 10n ** 9n);
     this.clearRefusal(this.form.elements.seed);
   }
 
-  settle() {
+  changed(edited) {
+    this.settle(edited);
+    this.onChange(this.outline());
+  }
+
+  // `edited`: the field that is being typed in.
+  settle(edited) {
     const { elements } = this.form;
-    this.sides.hidden = elements.size.value !== "free";
-    this.regions.setSize(...this.readSize());
+    this.sizes.follow(this.source.size, this.source.enlarged, edited);
+    this.regions.setSize(...this.sizes.read());
+    this.source.settle(this.sizes.read());
     elements.prompt.style.height = "auto";
     elements.prompt.style.height = `${elements.prompt.scrollHeight + 2}px`;
     const card = this.card();
@@ -202,14 +207,13 @@ export class RequestForm {
     select.value = offered.includes(chosen) ? chosen : "auto";
     select.closest(".field").hidden = kinds.length < 2;
   }
+}
 
-  showSides() {
-    const { elements } = this.form;
-    if (elements.size.value === "free") return;
-    elements.width_px.value = elements.height_px.value = elements.size.value;
-    elements.size.value = "free";
-    this.settle();
-  }
+// The line that its errors are shown at.
+function placeOf(field) {
+  if (/^mask\.(rectangle|polygon)/.test(field)) return "mask";
+  if (/^source\.(job|offset|feather_px)/.test(field)) return "source";
+  return AT[field] ?? field;
 }
 
 function sentence(text, before) {

@@ -10,12 +10,13 @@ const TICK_MS = 500;
 const QUEUE_LOOK_MS = 2000;
 
 export class JobPage {
-  constructor(record, { view, caption, tools, tilePx, onEnd, onDraw }) {
+  constructor(record, { view, caption, tools, tilePx, onEnd, onDraw, onShown }) {
     this.view = view;
     this.caption = caption;
     this.tools = tools;
     this.onEnd = onEnd;
     this.onDraw = onDraw;
+    this.onShown = onShown;
     this.job = new JobState(record);
     this.canvas = new LiveCanvas(record.request, tilePx);
     this.redraw = this.redraw.bind(this);
@@ -76,6 +77,7 @@ export class JobPage {
       this.redraw();
       this.tools.setSeamless(this.job.request.seamless);
       await this.view.showResult(this.job.id);
+      if (!this.closed) this.onShown(this.job);
     } catch (refusal) {
       this.view.setBusy(false);
       this.caption.showFailure(refusal.message);

@@ -2,13 +2,15 @@
 
 const byId = (id) => document.getElementById(id);
 
+export const parentOf = (request) => request.parent ?? request.source?.job;
+
 export class Lineage {
   constructor(onOpen) {
     this.onOpen = onOpen;
   }
 
   draw({ request, children = [] }) {
-    const parent = request.parent ?? request.source?.job;
+    const parent = parentOf(request);
     const links = [];
     if (parent) links.push("from ", this.link(parent, "this picture"));
     if (children.length) {

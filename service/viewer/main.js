@@ -2,6 +2,7 @@
 
 import { Refusal, createJob, fetchJob, fetchModels } from "./api.js";
 import { Caption } from "./caption.js";
+import { Compare } from "./compare.js";
 import { DerivePanel } from "./derive.js";
 import { RequestForm } from "./form.js";
 import { JobPage } from "./job_page.js";
@@ -19,6 +20,7 @@ const panes = document.querySelector(".panes");
 let page = null;
 let view = null;
 let tools = null;
+let compare = null;
 let trouble = null;
 const caption = new Caption({ onCancel: () => page?.cancel(), onAgain: () => form.fill(page.job.request) });
 const form = new RequestForm(byId("form"), { onSubmit: submit, onChange: plan });
@@ -35,11 +37,11 @@ if (!location.search && matchMedia("(min-width: 56rem)").matches) byId("prompt")
 recent.refresh();
 loadModels();
 
-async function submit(request) {
+async function submit(request, picture) {
   form.setBusy(true);
   form.clearRefusals();
   try {
-    const record = await createJob(request);
+    const record = await createJob(request, picture);
     history.pushState(null, "", `?job=${encodeURIComponent(record.id)}`);
     openJob(record);
     byId("title").focus({ preventScroll: true });
@@ -68,21 +70,31 @@ async function openAddress() {
   } catch (refusal) {
     closeJob();
     trouble = refusal.status === 404 ? "This picture does not exist, or was deleted." : refusal.message;
-    drawPlan(form.read());
+    drawPlan(form.outline());
     panes.dataset.open = "";
   }
 }
 
 function openJob(record) {
+  compare?.withdraw();
   page?.close();
   hideSheet();
   panes.dataset.open = "";
   byId("viewer").hidden = false;
   view ??= new PictureView(byId("viewer"));
   tools ??= new Tools(view);
+  compare ??= new Compare(view, (isOn) => tools.setPaired(isOn));
   tools.show(true);
   recent.mark(record.id);
-  page = new JobPage(record, { view, caption, tools, tilePx: tilePx(record.request.model), onEnd: () => recent.refresh(), onDraw: drawRelations });
+  page = new JobPage(record, {
+    view,
+    caption,
+    tools,
+    tilePx: tilePx(record.request.model),
+    onEnd: () => recent.refresh(),
+    onDraw: drawRelations,
+    onShown: (job) => compare.offer(job),
+  });
   page.show();
 }
 
@@ -92,6 +104,7 @@ function drawRelations(job) {
 }
 
 function closeJob() {
+  compare?.withdraw();
   page?.close();
   page = null;
   trouble = null;
@@ -101,13 +114,13 @@ function closeJob() {
   caption.hide();
   derive.hide();
   document.title = "Chorale";
-  drawPlan(form.read());
+  drawPlan(form.outline());
 }
 
 async function loadModels() {
   try {
     form.setModels((await fetchModels()).data);
-    if (!page) drawPlan(form.read());
+    if (!page) drawPlan(form.outline());
   } catch {
     // The form works without: the server chooses its default model.
   }

@@ -36,6 +36,7 @@ export class PictureView {
     this.setBusy(true);
     this.image = null;
     this.live = null;
+    this.extent = null;
     const opened = new Promise((resolve) => this.viewer.addOnceHandler("open", resolve));
     this.viewer.clearOverlays();
     this.setRepeat("none");
@@ -51,23 +52,28 @@ export class PictureView {
 
   // Puts the deep zoom below the live canvas, which fades out once all visible tiles are loaded.
   async showResult(jobId) {
-    const pyramid = await fetchPyramid(jobId);
-    const source = { ...pyramid, minLevel: 0, getTileUrl: (level, x, y) => tileUrl(jobId, level, x, y) };
-    const image = await new Promise((resolve, reject) =>
-      this.viewer.addTiledImage({
-        tileSource: source,
-        x: 0,
-        y: 0,
-        width: 1,
-        success: ({ item }) => resolve(item),
-        error: ({ message }) => reject(new Error(message)),
-      }),
-    );
+    const image = await this.addPicture(jobId, { x: 0, y: 0, width: 1 });
     this.image = image;
     await loaded(image);
     if (this.image !== image) return;
     this.setBusy(false);
     this.fadeLive();
+  }
+
+  // Where 1 is the width of the picture that was opened.
+  async addPicture(jobId, { x, y, width }) {
+    const pyramid = await fetchPyramid(jobId);
+    const tileSource = { ...pyramid, minLevel: 0, getTileUrl: (level, column, row) => tileUrl(jobId, level, column, row) };
+    return new Promise((resolve, reject) =>
+      this.viewer.addTiledImage({
+        tileSource,
+        x,
+        y,
+        width,
+        success: ({ item }) => resolve(item),
+        error: ({ message }) => reject(new Error(message)),
+      }),
+    );
   }
 
   // Repeats the picture along its seamless axes.
@@ -87,7 +93,14 @@ export class PictureView {
     if (!this.ratio) return;
     const [columns, rows] = this.repeated;
     this.isMoved = false;
-    this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, columns, this.ratio * rows), immediately);
+    this.viewer.viewport.fitBounds(this.extent ?? new OpenSeadragon.Rect(0, 0, columns, this.ratio * rows), immediately);
+  }
+
+  // What "all" is, if not the picture alone; where the user has zoomed or moved it, it stays so.
+  setExtent(rectangle) {
+    this.extent = rectangle;
+    if (this.isMoved) this.viewer.viewport.applyConstraints();
+    else this.showAll();
   }
 
   zoomBy(factor) {

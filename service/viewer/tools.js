@@ -25,6 +25,12 @@ export class Tools {
     byId("repeat").setAttribute("aria-pressed", "false");
   }
 
+  // Two pictures beside each other are not repeated; afterwards the one is as it was.
+  setPaired(isPaired) {
+    if (byId("repeat").getAttribute("aria-pressed") === "true") this.view.setRepeat(isPaired ? "none" : this.axes);
+    byId("repeat").hidden = isPaired || this.axes === "none";
+  }
+
   toggleRepeat() {
     const pressed = byId("repeat").getAttribute("aria-pressed") === "true";
     byId("repeat").setAttribute("aria-pressed", String(!pressed));

@@ -12,6 +12,7 @@ export function facts({ request, status, startedAt, finishedAt }) {
     size(request.width_px, request.height_px),
     SEAMLESS[request.seamless],
     regions(request.regions?.length),
+    begun(request),
     `${request.steps} steps`,
     `seed ${request.seed}`,
     request.layout_reason && `${request.layout} layout: ${request.layout_reason}`,
@@ -19,6 +20,12 @@ export function facts({ request, status, startedAt, finishedAt }) {
     took,
   ];
   return parts.filter(Boolean).join(" · ");
+}
+
+function begun({ source, strength, upscale, fidelity, mask }) {
+  if (!source) return "";
+  if (upscale) return `enhanced ${upscale} times${typeof fidelity === "number" ? `, fidelity ${fidelity}` : ""}`;
+  return `${mask || source.offset ? "inpainted" : "img2img"}, strength ${strength}`;
 }
 
 function regions(number) {
