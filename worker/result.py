@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -12,9 +13,11 @@ from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from api_schemas.wire import STATE_FILE, result_folder
+from worker.colors import ColorFix
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
+from worker.source_files import find_most, open_alpha
 from worker.storage import Storage
 
 FILES = 2  # that progress counts: the picture and its pyramid
@@ -31,20 +34,28 @@ class ResultFiles:
 
 
 class ResultWriter:
-    """Writes and stores the files of one attempt, under keys that no other attempt uses.
+    """Writes and stores the files of one attempt.
 
     Args:
-        token: of the attempt.
+        prefix: of their keys, which no other attempt uses.
+        source: the picture that the job begins with, whose alpha is put back.
     """
 
     def __init__(
-        self, storage: Storage, request: ResolvedRequest, job_id: str, token: str, generated: Generated
+        self,
+        storage: Storage,
+        request: ResolvedRequest,
+        prefix: str,
+        generated: Generated,
+        source: Path | None = None,
     ) -> None:
         self._storage = storage
         self._request = request
-        self._prefix = f"{result_folder(job_id)}/{token}"
+        self._prefix = prefix
         self._generated = generated
-        self._pictures = PictureWriter(generated.path, request.dpi)
+        self._pictures = PictureWriter(
+            generated.path, request.dpi, generated.colors, lambda: open_alpha(request, source)
+        )
 
     def stop(self) -> None:
         """Make `write` or `upload` end soon; from another thread."""
@@ -123,11 +134,22 @@ MEDIA_TYPES: dict[OutputFormat, str] = {
 
 
 class PictureWriter:
-    """Writes picture and pyramid from one BigTIFF; `stop` may be called from another thread."""
+    """Writes picture and pyramid from one BigTIFF; `stop` may be called from another thread.
 
-    def __init__(self, source: Path, dpi: int) -> None:
-        self._source = source
-        self._dpi = dpi
+    Args:
+        colors: that its rows are corrected by.
+        open_alpha: one band of alpha for them, or None.
+    """
+
+    def __init__(
+        self,
+        rows: Path,
+        dpi: int,
+        colors: ColorFix | None = None,
+        open_alpha: Callable[[], pyvips.Image | None] = lambda: None,
+    ) -> None:
+        self._rows, self._dpi = rows, dpi
+        self._colors, self._open_alpha = colors, open_alpha
         self._stopped = Event()
 
     def stop(self) -> None:
@@ -155,12 +177,12 @@ class PictureWriter:
             raise _translate(error) from error
 
     def write_pyramid(self, base: Path) -> None:
-        """Write `base`.dzi and `base`_files/.
+        """Write `base`.dzi and `base`_files/; what is transparent shows white.
 
         Raises:
             ResourceError: the work folder is full or cannot be written.
         """
-        image = self._open()  # it must outlive the call, which signals its progress
+        image = self._open(flat=True)  # it must outlive the call, which signals its progress
         try:
             image.colourspace("srgb").dzsave(  # 16 bits become 8
                 str(base),
@@ -171,9 +193,21 @@ class PictureWriter:
         except pyvips.Error as error:
             raise _translate(error) from error
 
-    def _open(self) -> pyvips.Image:
+    def _open(self, *, flat: bool = False) -> pyvips.Image:
+        """All of it as it is stored, from the top.
+
+        Args:
+            flat: without alpha.
+        """
         per_mm = self._dpi / _MM_PER_INCH
-        image = pyvips.Image.new_from_file(str(self._source), access="sequential")
+        image = pyvips.Image.new_from_file(str(self._rows), access="sequential")
+        if self._colors is not None:
+            image = _correct(image, self._colors)
+        alpha = self._open_alpha()
+        if alpha is not None:
+            image = image.bandjoin(alpha)
+        if alpha is not None and flat:
+            image = image.flatten(background=find_most(image))
         image = image.copy(xres=per_mm, yres=per_mm)
         image.set_progress(True)
         image.signal_connect("eval", self._end_if_stopped)
@@ -182,6 +216,12 @@ class PictureWriter:
     def _end_if_stopped(self, image: pyvips.Image, progress: object) -> None:
         if self._stopped.is_set():
             image.set_kill(True)
+
+
+def _correct(image: pyvips.Image, colors: ColorFix) -> pyvips.Image:
+    table = colors.tabulate(8 if image.format == "uchar" else 16)
+    levels = pyvips.Image.new_from_memory(table.tobytes(), len(table), 1, 3, image.format)
+    return image.maplut(levels).copy(interpretation=image.interpretation)
 
 
 def _write_png(image: pyvips.Image, path: Path, chunks: bytes) -> None:

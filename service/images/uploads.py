@@ -123,7 +123,7 @@ class Uploads:
             async with self._limiter:
                 png = opened.enter_context(open_scratch(self._folder))
                 with open_scratch(self._folder) as mask:
-                    code, words = await self._decode(picture, png, mask if part in MASK_PARTS else None)
+                    code, words = await self._decode(part, picture, png, mask)
                     summary = mask.read()
         except OSError as error:
             raise _no_space(error.strerror or "") from error
@@ -135,14 +135,14 @@ class Uploads:
         raise InvalidRequestError([FieldError(field=part, value=value, allowed=allowed)])
 
     async def _decode(
-        self, picture: ReceivedPicture, png: IO[bytes], mask: IO[bytes] | None
+        self, part: PicturePart, picture: ReceivedPicture, png: IO[bytes], mask: IO[bytes]
     ) -> tuple[int, str]:
-        """Exit code of the decoder and the last that it said."""
+        """Exit code of the decoder and the last that it said; the alpha of a source is kept, a mask is summed up."""
         self._turn = self._turn or open_scratch(self._folder)
         memory_bytes = _INTERPRETER_BYTES + int(_BYTES_PER_PIXEL * self._megapixels * 1e6)
-        others = [file.fileno() for file in (self._turn, mask) if file is not None]
+        asked = ["alpha"] if part == "source_image" else [mask.fileno()] if part in MASK_PARTS else []
         command = [sys.executable, "-m", "service.images.decoder"]
-        command += map(str, (self._megapixels, memory_bytes, _CPU_S, *others))
+        command += map(str, (self._megapixels, memory_bytes, _CPU_S, self._turn.fileno(), *asked))
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         picture.file.seek(0)
         try:
@@ -154,13 +154,12 @@ class Uploads:
                     stderr=PIPE,
                     check=False,
                     env=environment,
-                    pass_fds=others,
+                    pass_fds=[self._turn.fileno(), mask.fileno()],
                 )
         except TimeoutError as error:
             why = f"the machine is busy: a picture could not be decoded within {self._patience_s:g} s"
             raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
-        if mask is not None:
-            mask.seek(0)  # the decoder has moved the end that both share
+        mask.seek(0)  # the decoder has moved the end that both share
         return done.returncode, (done.stderr or b"").decode(errors="replace")[-300:].strip().rpartition("\n")[
             2
         ]

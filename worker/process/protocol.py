@@ -16,6 +16,7 @@ from api_schemas.events import (
     WarnedData,
 )
 from api_schemas.generation import PicturePart, ResolvedRequest
+from worker.colors import ColorFix
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +135,13 @@ class Generated:
         path: of the whole picture, a BigTIFF.
         state: file of the final state, as `write_final_state` says.
         engine_s: seconds of all attempts.
+        colors: that its rows are still to be corrected by.
     """
 
     path: Path
     state: Path
     engine_s: float
+    colors: ColorFix | None = None
 
 
 @dataclass(frozen=True, slots=True)
