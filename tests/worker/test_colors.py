@@ -66,7 +66,7 @@ def test_the_contrast_of_broad_shapes_is_the_sources_and_detail_does_not_count()
     wanted = count(source, 8)
     corrected = fit_colors(count(made, 8), wanted).apply(made, 8)
     before, after = (np.abs(count(each, 8).deviations / wanted.deviations - 1) for each in (made, corrected))
-    assert after.max() < 0.01 < 0.1 < before.min()
+    assert after.max() < 0.03 < 0.1 < before.min()
 
 
 @pytest.mark.parametrize("height", [1, 64, 97, 210])
