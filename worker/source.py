@@ -133,8 +133,10 @@ class _Overlay:
         rows = self.recolor(top, rows) if self.recolor else rows
         height, width, _ = rows.shape
         part = slice(top, top + height), slice(0, width)
-        kept = np.array(self.files.open_pixels()[part], np.float32)
-        levels = np.array(self.files.open_levels()[part], np.float32)
+        own, levels = np.array(self.files.open_pixels()[part]), np.array(self.files.open_levels()[part])
+        if not levels.any():
+            return torch.from_numpy(own)  # pyright: ignore[reportUnknownMemberType]
+        kept, levels = own.astype(np.float32), levels.astype(np.float32)
         # Of 8 and 16 bits float32 holds every difference: at levels 0 and 255 each pixel is one of the two, exactly.
         blended = kept + (rows.numpy().astype(np.float32) - kept) * (levels / 255)[..., None]
         return torch.from_numpy(blended.round().astype(rows.numpy().dtype))  # pyright: ignore[reportUnknownMemberType]

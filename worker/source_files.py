@@ -208,7 +208,7 @@ def _write_levels(
     if request.mask is not None:
         drawn = path.with_suffix(".shape")
         shape = (
-            _read_mask(sent, picture)
+            _read_mask(sent, picture, drawn)
             if sent
             else _from_strips(_draw_shape(request.mask, picture), picture, drawn)
         )
@@ -249,20 +249,38 @@ def _draw_shape(mask: SourceMask, picture: Size) -> Iterator[npt.NDArray[np.uint
         yield fill_polygon(corners, min(_STRIP, height - top), width)
 
 
-def _read_mask(sent: Path, picture: Size) -> pyvips.Image:
+def _read_mask(sent: Path, picture: Size, path: Path) -> pyvips.Image:
+    """Scaled, as rows that can be read more than once."""
     image = pyvips.Image.new_from_file(str(sent), access="sequential").colourspace("b-w").extract_band(0)
     width, height = picture
-    return image.thumbnail_image(width, height=height, size="force").cast("uchar")
+    image.thumbnail_image(width, height=height, size="force").cast("uchar").rawsave(str(path))
+    return pyvips.Image.rawload(str(path), *picture, 1)
 
 
 def _soften(image: pyvips.Image, feather_px: int) -> pyvips.Image:
-    """From 0 at the shape's edge to 255 so far inside, or less far in a shape that is too narrow for it."""
+    """From 0 at the shape's edge to 255 so far inside, or less far in a shape that is too narrow for it.
+
+    Only around the shape: to fade the whole of an 8192 px picture takes 17 s.
+    """
+    left, top, width, height = _find_shape(image, feather_px + 1)
+    if not feather_px or not width:
+        return image
+    part, most = image.crop(left, top, width, height), image.max()
     while feather_px:
-        soft = _fade(image, feather_px)
-        if soft.max() == image.max():
-            return soft
+        soft = _fade(part, feather_px)
+        if soft.max() == most:
+            return soft.embed(left, top, image.width, image.height)
         feather_px //= 2
     return image
+
+
+def _find_shape(image: pyvips.Image, margin: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of what is not black, with a margin; of width 0 if all is."""
+    found = image.find_trim(threshold=0, background=[0], line_art=True)
+    left, top, width, height = (int(each) for each in found)
+    right, bottom = min(left + width + margin, image.width), min(top + height + margin, image.height)
+    left, top = max(left - margin, 0), max(top - margin, 0)
+    return left, top, right - left if width else 0, bottom - top
 
 
 def _fade(image: pyvips.Image, feather_px: int) -> pyvips.Image:

@@ -130,6 +130,16 @@ def test_a_mask_picture_is_scaled(tmp_path: Path) -> None:
     assert levels[:14].max() == levels[:, :20].max() == 0
 
 
+def test_a_mask_picture_is_softened_as_the_rectangle_that_it_shows(tmp_path: Path) -> None:
+    sent = Image.new("L", (960, 720))
+    sent.paste(255, (300, 200, 500, 400))
+    fields = {"width_px": 960, "height_px": 720, "source": {}}
+    shown = np.array(write(tmp_path, paint(96, 72), sent, **fields, mask={"feather_px": 32}).open_levels())
+    rectangle = {"left_px": 300, "top_px": 200, "width_px": 200, "height_px": 200}
+    drawn = {"rectangle": rectangle, "feather_px": 32}
+    assert np.array_equal(shown, write(tmp_path, paint(96, 72), **fields, mask=drawn).open_levels())
+
+
 @pytest.mark.parametrize("bit_depth", [8, 16])
 def test_the_depth_is_the_results(bit_depth: int, tmp_path: Path) -> None:
     image = paint(64, 64)
