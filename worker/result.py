@@ -12,6 +12,7 @@ import pyvips
 from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
+from api_schemas.pyramid import Pyramid
 from api_schemas.wire import STATE_FILE, result_folder
 from worker.colors import ColorFix
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
@@ -91,10 +92,14 @@ class ResultWriter:
         self._storage.put_file(
             f"{self._prefix}/{STATE_FILE}", self._generated.state, "application/octet-stream"
         )
-        self._storage.put_folder(self._prefix, files.pyramid, _PYRAMID_TYPES, self._pictures.is_stopped)
+        inherited = self._list_inherited()
+        paths = [path for path in files.pyramid.rglob("*") if path.is_file()]
+        paths = [path for path in paths if not inherited or self._has_changed(path)]
+        self._storage.put_files(self._prefix, paths, files.pyramid, _PYRAMID_TYPES, self._pictures.is_stopped)
         return Result(
             image_key=image_key,
             pyramid_key=self._prefix,
+            inherited_pyramids=inherited,
             media_type=MEDIA_TYPES[kind],
             width_px=self._request.width_px,
             height_px=self._request.height_px,
@@ -102,6 +107,19 @@ class ResultWriter:
             sha256=files.sha256,
             engine_s=round(self._generated.engine_s, 3),
         )
+
+    def _list_inherited(self) -> list[str]:
+        """Pyramids that have all tiles but those that have changed. Of a parent alone: its tiles outlive it."""
+        request, job = self._request, self._request.source_job
+        is_child = request.parent is not None and request.source and request.source.job == request.parent
+        return job.pyramid_keys if job and is_child and self._generated.changed else []
+
+    def _has_changed(self, path: Path) -> bool:
+        if path.suffix != ".jpg" or self._generated.changed is None:
+            return True
+        level, column, row = int(path.parent.name), *map(int, path.stem.split("_"))
+        window = Pyramid(self._request.width_px, self._request.height_px).window(level, column, row)
+        return window is None or window.touches(self._generated.changed)
 
 
 def delete_leftovers(storage: Storage, job_id: str, committed: Result | None) -> None:

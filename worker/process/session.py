@@ -10,6 +10,7 @@ from api_schemas.events import WarnedData
 from worker.colors import ColorSums, count_colors, fit_colors
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, StageBegan
+from worker.engine.plan import GenerationPlan
 from worker.engine.stitch import Band
 from worker.engine.vae.executor import Heartbeat
 from worker.engine.warned import Warned
@@ -76,7 +77,16 @@ def run_session(
     assert session.final is not None
     write_final_state(state, session.final, colors or inherit_colors(request, source))
     session.send_last_previews()
-    return Generated(path, state, session.engine_s, colors)
+    return Generated(path, state, session.engine_s, colors, _find_changed(plan, scale))
+
+
+def _find_changed(plan: GenerationPlan, scale: int) -> tuple[int, int, int, int] | None:
+    part = plan.paste and plan.paste.part
+    if part is None:
+        return None
+    sides = (part.left, part.top, part.left + part.width, part.top + part.height)
+    left, top, right, bottom = (side * scale for side in sides)
+    return left, top, right, bottom
 
 
 def _read_checkpoint(path: Path | None, pipe: Connection) -> tuple[Checkpoint | None, float]:
