@@ -17,6 +17,7 @@ from anyio import CapacityLimiter, fail_after, run_process
 from api_schemas.errors import FieldError
 from api_schemas.generation import PicturePart, SentPicture
 from api_schemas.job import Job
+from api_schemas.regions import MaskPart
 from api_schemas.wire import input_key
 from service.errors import InvalidRequestError, ResultExpiredError, UnavailableError
 from service.image_store import ImageStore
@@ -94,11 +95,40 @@ class Uploads:
             ResultExpiredError: one is no longer stored.
         """
         for part in parts:
-            png = await self._images.read(input_key(parent.id, part))
-            if png is None:
-                raise ResultExpiredError(f"the picture {part} of job {parent.id} is no longer stored")
-            await self._images.put(input_key(job_id, part), BytesIO(png))
+            await self._images.put(input_key(job_id, part), BytesIO(await self._read(parent, part)))
         return {part: parent.request.pictures[part] for part in parts}
+
+    @asynccontextmanager
+    async def sum_up(
+        self, parent: Job, masks: Sequence[MaskPart]
+    ) -> AsyncGenerator[dict[PicturePart, CleanPicture]]:
+        """Masks of another job, as `clean` gives those that are sent.
+
+        Raises:
+            ResultExpiredError: one is no longer stored.
+            UnavailableError: the machine is too busy to decode it, or its disk full.
+        """
+        with ExitStack() as opened:
+            files: dict[PicturePart, ReceivedPicture] = {}
+            for part in masks:
+                files[part] = self._write(await self._read(parent, part), opened)
+            async with self.clean(files) as cleaned:
+                yield cleaned
+
+    async def _read(self, job: Job, part: PicturePart) -> bytes:
+        png = await self._images.read(input_key(job.id, part))
+        if png is None:
+            raise ResultExpiredError(f"the picture {part} of job {job.id} is no longer stored")
+        return png
+
+    def _write(self, png: bytes, opened: ExitStack) -> ReceivedPicture:
+        try:
+            file = opened.enter_context(open_scratch(self._folder))
+            file.write(png)
+            file.flush()
+        except OSError as error:
+            raise _no_space(error.strerror or "") from error
+        return ReceivedPicture(file, len(png), sha256="")
 
     async def keep(
         self,
