@@ -33,7 +33,17 @@ def estimate_disk(request: GenerationRequest, card: ModelCard) -> DiskNeed:
     picture = pixels * lossy if (lossy := _LOSSY.get(request.output_format)) else stored * _LOSSLESS
     kept = picture + _PYRAMID * pixels + (1 + _LATENTS_PER_CHECKPOINT * _CHECKPOINTS) * latent
     sent = _count_input_bytes(request)
-    return DiskNeed(int(rows + kept + sent) + _SLACK_BYTES, int(kept + sent) + _SLACK_BYTES)
+    begun = _count_begun_bytes(request, rows)
+    return DiskNeed(int(rows + begun + kept + sent) + _SLACK_BYTES, int(kept + sent) + _SLACK_BYTES)
+
+
+def _count_begun_bytes(request: GenerationRequest, rows: int) -> int:
+    """What a canvas begins with: the picture of another job as it is stored, its rows, and those of the mask, in three forms."""
+    if request.source is None:
+        return 0
+    masks = 0 if request.upscale else 3 * request.width_px * request.height_px
+    fetched = 2 * rows if request.source.job else 0  # it may be deeper than this one, or have alpha
+    return fetched + rows + masks
 
 
 def _count_input_bytes(request: GenerationRequest) -> int:
