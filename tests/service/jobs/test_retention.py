@@ -135,6 +135,9 @@ def test_files_in_s3_leave_too(
     store.put(input_key(job_id, "control_image"), b"x")
     other = f"jobs/{draw_job_id()}/one/image.png"
     store.put(other, b"x")
+    child = f"jobs/{draw_job_id()}/one/image_files"
+    store.put(f"{child}/5/7_0.jpg", b"its own")
+    asyncio.run(ImageStore.open(settings).copy_missing(f"jobs/{job_id}/one/image_files", child))
     story.queue(job_id)
     story.cancel(job_id)
     serve_with(settings)
@@ -142,6 +145,8 @@ def test_files_in_s3_leave_too(
     assert not [entry["path"] for batch in store.list(f"jobs/{job_id}/") for entry in batch]
     assert not [entry["path"] for batch in store.list(f"inputs/{job_id}/") for entry in batch]
     assert store.head(other)["size"] == 1
+    assert bytes(store.get(f"{child}/5/7_0.jpg").bytes()) == b"its own"
+    assert bytes(store.get(f"{child}/5/59_0.jpg").bytes()) == b"x"
 
 
 def remove_older(settings: ServiceSettings, keep_s: float) -> None:
