@@ -14,11 +14,11 @@ from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from api_schemas.pyramid import Pyramid
 from api_schemas.wire import STATE_FILE, result_folder
+from worker.alpha import find_most, open_alpha
 from worker.colors import ColorFix
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
-from worker.source_files import find_most, open_alpha
 from worker.storage import Storage
 
 FILES = 2  # that progress counts: the picture and its pyramid
@@ -238,7 +238,7 @@ class PictureWriter:
 
 def _correct(image: pyvips.Image, colors: ColorFix) -> pyvips.Image:
     table = colors.tabulate(8 if image.format == "uchar" else 16)
-    levels = pyvips.Image.new_from_memory(table.tobytes(), len(table), 1, 3, image.format)
+    levels = pyvips.Image.new_from_memory(table.tobytes(), len(table) // 3, 1, 3, image.format)
     return image.maplut(levels).copy(interpretation=image.interpretation)
 
 

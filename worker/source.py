@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from api_schemas.generation import BitDepth, ResolvedRequest
+from worker.color_sums import recolor
 from worker.colors import ColorFix
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.inpaint import Mask
@@ -117,7 +118,7 @@ class _Recolor:
     bit_depth: BitDepth
 
     def __call__(self, top: int, rows: Tensor) -> Tensor:
-        corrected = self.colors.apply(rows.numpy(), self.bit_depth)
+        corrected = recolor(rows.numpy(), self.colors, self.bit_depth)
         return torch.from_numpy(corrected)  # pyright: ignore[reportUnknownMemberType]
 
 

@@ -15,10 +15,10 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import BitDepth, PicturePart, ResolvedRequest
 from api_schemas.region_masks import fill_polygon
 from api_schemas.source import Placement, Size, SourceMask, place_source
-from worker.colors import Levels
+from worker.alpha import find_most, keeps_alpha, put_on_canvas, set_bits
+from worker.color_sums import Levels
 
 _STRIP = 256  # rows that are read or drawn at a time
-_DEEPER = 257  # 255 of 8 bits is 65,535 of 16
 _SMALL = 256  # sides of the picture whose colours show behind what is transparent
 Colors = npt.NDArray[np.float64]
 
@@ -85,31 +85,6 @@ def write_source(
     return SourceFiles(pixels, size, shown, card.vae_scale, request.bit_depth, levels if masked else None)
 
 
-def open_alpha(request: ResolvedRequest, source: Path | None) -> pyvips.Image | None:
-    """The alpha of the finished picture, one band of as many bits, read from the top; None: it has none.
-
-    That is the source's, scaled and placed as its pixels are; what the source leaves free is opaque.
-    """
-    if source is None or not keeps_alpha(request):
-        return None
-    image = pyvips.Image.new_from_file(str(source), access="sequential")
-    if not image.hasalpha():
-        return None
-    picture, own = (request.width_px, request.height_px), (image.width, image.height)
-    assert request.source is not None
-    place = (
-        place_source(request.source, own, picture) if request.upscale is None else Placement(0, 0, *picture)
-    )
-    alpha = image.extract_band(image.bands - 1)
-    alpha = _resize(alpha, place).copy(interpretation="grey16" if alpha.format == "ushort" else "b-w")
-    return _in_bits(_put_on_canvas(alpha, place, picture, opaque=True), request.bit_depth)
-
-
-def keeps_alpha(request: ResolvedRequest) -> bool:
-    """Whether the picture shows what its source hides; a JPEG is laid on white."""
-    return request.source is not None and request.output_format != "jpeg"
-
-
 def _fit_picture(request: ResolvedRequest, card: ModelCard, canvas: Size) -> Size:
     """(width, height) of what the picture covers of a canvas, which is as much as of the largest."""
     whole = card.fit_canvas(request)
@@ -125,8 +100,8 @@ def _write_pixels(request: ResolvedRequest, source: Path, place: Placement, canv
         image = image.thumbnail_image(place.width, height=place.height, size="force")
     if image.hasalpha():
         image = _show_hidden(image, source)
-    image = _put_on_canvas(image, place, canvas)
-    _in_bits(image, request.bit_depth).rawsave(str(path))
+    image = put_on_canvas(image, place, canvas)
+    set_bits(image, request.bit_depth).rawsave(str(path))
 
 
 def _read_hidden(request: ResolvedRequest, source: Path, image: pyvips.Image) -> pyvips.Image:
@@ -166,35 +141,6 @@ def _halve(values: Colors) -> Colors:
     height, width = values.shape[:2]
     values = np.pad(values, [(0, height % 2), (0, width % 2), (0, 0)][: values.ndim])
     return values[0::2, 0::2] + values[1::2, 0::2] + values[0::2, 1::2] + values[1::2, 1::2]
-
-
-def _put_on_canvas(
-    image: pyvips.Image, place: Placement, canvas: Size, *, opaque: bool = False
-) -> pyvips.Image:
-    """The canvas' part of it, where it ends its edges continued, or alpha's most."""
-    left, top = max(-place.left, 0), max(-place.top, 0)
-    right, bottom = min(canvas[0] - place.left, place.width), min(canvas[1] - place.top, place.height)
-    part = image.crop(left, top, right - left, bottom - top)
-    extend = "background" if opaque else "copy"
-    return part.embed(
-        max(place.left, 0), max(place.top, 0), *canvas, extend=extend, background=find_most(image)
-    )
-
-
-def _resize(alpha: pyvips.Image, place: Placement) -> pyvips.Image:
-    across, down = place.width / alpha.width, place.height / alpha.height
-    return alpha if across == down == 1 else alpha.resize(across, vscale=down)
-
-
-def find_most(image: pyvips.Image) -> list[float]:
-    """White's level, and that of what is opaque."""
-    return [255 if image.format == "uchar" else 65_535]
-
-
-def _in_bits(image: pyvips.Image, bit_depth: BitDepth) -> pyvips.Image:
-    if bit_depth == 8:
-        return image if image.format == "uchar" else (image / _DEEPER).rint().cast("uchar")
-    return image if image.format == "ushort" else (image * _DEEPER).cast("ushort")
 
 
 def _write_levels(

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import PicturePart, ResolvedRequest, SentPicture
-from worker.source_files import SourceFiles, open_alpha, write_source
+from worker.alpha import open_alpha
+from worker.source_files import SourceFiles, write_source
 
 CARD = ModelCard(
     name="m", family="f", native_size_px=64, alignment_px=8, latent_channels=4, vae_scale=8,

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from api_schemas.events import WarnedData
-from worker.colors import ColorSums, count_colors, fit_colors
+from worker.color_sums import ColorSums, count_colors, fit_colors
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, StageBegan
 from worker.engine.plan import GenerationPlan

@@ -15,6 +15,7 @@ from PIL import Image
 from api_schemas.events import PhaseStartedData
 from api_schemas.generation import PicturePart, ResolvedRequest, SentPicture
 from worker.adapters.source import ModelSource
+from worker.color_sums import recolor
 from worker.colors import ColorFix
 from worker.process.protocol import (
     BandReport,
@@ -33,6 +34,7 @@ from worker.process.protocol import (
 from worker.process.ranks import RankProcesses
 from worker.process.session import StoppedError, run_session
 from worker.process.warmup import make_ready
+from worker.state_files import read_colors
 
 # (report) -> what the consumer sends when it reads it.
 Answer = Callable[[Report], Command | None]
@@ -192,7 +194,7 @@ def test_an_enlarged_picture_has_its_sources_mean_colour_also_when_it_is_resumed
     fields |= {"pictures": {"source_image": SentPicture(sha256="", width_px=192, height_px=128)}}
     folders = [tmp_path / name for name in ("whole", "resumed")]
     checkpoint: Path | None = None
-    made: list[tuple[ColorFix, bytes, bytes]] = []
+    made: list[tuple[ColorFix, bytes, ColorFix | None]] = []
     for folder in folders:
         folder.mkdir()
         reports = run_toy(folder, checkpoint=checkpoint, source_image=tmp_path / "source.png", **fields)
@@ -200,7 +202,8 @@ def test_an_enlarged_picture_has_its_sources_mean_colour_also_when_it_is_resumed
         generated = reports[-1]
         assert isinstance(generated, Generated)
         assert generated.colors is not None
-        made.append((generated.colors, generated.path.read_bytes(), generated.state.read_bytes()))
-        corrected = generated.colors.apply(tifffile.imread(generated.path), 8)
+        made.append((generated.colors, generated.path.read_bytes(), read_colors(generated.state)))
+        corrected = recolor(tifffile.imread(generated.path), generated.colors, 8)
         assert np.abs(corrected.mean((0, 1)) - own.mean((0, 1))).max() < 1
     assert made[0] == made[1]
+    assert made[0][0] == made[0][2]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from worker.colors import ColorSums, Levels, count_colors, fit_colors
+from worker.color_sums import ColorSums, Levels, count_colors, fit_colors, recolor
 from worker.engine.plan import BitDepth
 
 SIZE = 210, 333
@@ -53,7 +53,7 @@ def test_a_picture_gets_its_sources_mean_however_far_it_has_drifted(
     large = photo(bit_depth, seed=1) * drift[0] + drift[1] * most
     made = large.round().clip(0, most).astype(source.dtype)
     colors = fit_colors(count(made, bit_depth), count(source, bit_depth))
-    corrected = colors.apply(made, bit_depth)
+    corrected = recolor(made, colors, bit_depth)
     error = corrected.mean((0, 1)) - source.mean((0, 1))
     assert np.abs(error).max() <= 0.5 * (1 if drift[0] == 0 else most / 255)
 
@@ -64,7 +64,7 @@ def test_the_contrast_of_broad_shapes_is_the_sources_and_detail_does_not_count()
     made[::2, ::2], made[::2, 1::2] = made[::2, ::2] - 15, made[::2, 1::2] + 15  # gone in every mean
     made = made.round().clip(0, 255).astype(np.uint8)
     wanted = count(source, 8)
-    corrected = fit_colors(count(made, 8), wanted).apply(made, 8)
+    corrected = recolor(made, fit_colors(count(made, 8), wanted), 8)
     before, after = (np.abs(count(each, 8).deviations / wanted.deviations - 1) for each in (made, corrected))
     assert after.max() < 0.03 < 0.1 < before.min()
 
