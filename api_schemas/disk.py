@@ -28,17 +28,28 @@ def estimate_disk(request: GenerationRequest, card: ModelCard) -> DiskNeed:
     width, height = card.fit_canvas(request)
     pixels = request.width_px * request.height_px
     rows = pixels * 3 * request.bit_depth // 8
+    stored = rows * 4 // 3 if request.source else rows  # a source may bring alpha
     latent = card.latent_channels * 4 * width * height / card.vae_scale**2
-    picture = pixels * lossy if (lossy := _LOSSY.get(request.output_format)) else rows * _LOSSLESS
+    picture = pixels * lossy if (lossy := _LOSSY.get(request.output_format)) else stored * _LOSSLESS
     kept = picture + _PYRAMID * pixels + (1 + _LATENTS_PER_CHECKPOINT * _CHECKPOINTS) * latent
     sent = _count_input_bytes(request)
-    return DiskNeed(int(rows + kept + sent) + _SLACK_BYTES, int(kept + sent) + _SLACK_BYTES)
+    begun = _count_begun_bytes(request, rows)
+    return DiskNeed(int(rows + begun + kept + sent) + _SLACK_BYTES, int(kept + sent) + _SLACK_BYTES)
+
+
+def _count_begun_bytes(request: GenerationRequest, rows: int) -> int:
+    """What a canvas begins with: the picture of another job as it is stored, its rows, and those of the mask, in three forms."""
+    if request.source is None:
+        return 0
+    masks = 0 if request.upscale else 3 * request.width_px * request.height_px
+    fetched = 2 * rows if request.source.job else 0  # it may be deeper than this one, or have alpha
+    return fetched + rows + masks
 
 
 def _count_input_bytes(request: GenerationRequest) -> int:
-    """Of the pictures that came with it, which are stored as PNG."""
+    """Of the pictures that came with it, which are stored as PNG, a source with its alpha."""
     pictures = request.pictures.values() if isinstance(request, ResolvedRequest) else ()
-    return sum(3 * picture.width_px * picture.height_px for picture in pictures)
+    return sum(4 * picture.width_px * picture.height_px for picture in pictures)
 
 
 def describe_bytes(count: int) -> str:

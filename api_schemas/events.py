@@ -107,6 +107,11 @@ class Result(_Data):
 
     image_key: str
     pyramid_key: str = Field(description="Prefix of image.dzi and image_files/.")
+    inherited_pyramids: list[str] = Field(
+        default=[],
+        description="The same of the pictures that this one is a part of made again: tiles that it has in common with them"
+        " are stored there; the nearest first.",
+    )
     media_type: str
     width_px: int
     height_px: int

@@ -225,7 +225,8 @@ class GenerationRequest(RequestPart):
     )
     source: Source | None = Field(
         default=None,
-        description="Begin with a picture. Without `width_px` and `height_px` the result has its size.",
+        description="Begin with a picture. Without `width_px` and `height_px` the result has its size. Its alpha is kept in"
+        " png, webp and tiff, scaled with it, and what is inpainted does not change it; for jpeg it is laid on white.",
     )
     strength: float | None = Field(
         default=None,

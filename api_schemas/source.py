@@ -100,6 +100,10 @@ class SourceJob(BaseModel):
     state_key: str | None = Field(
         default=None, description="Kept latent of its picture, where the new canvas can begin with it."
     )
+    pyramid_keys: list[str] = Field(
+        default=[],
+        description="Its own pyramid and those that it inherits, where the new picture may have tiles in common with them.",
+    )
 
 
 Size = tuple[int, int]

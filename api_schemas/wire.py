@@ -109,6 +109,7 @@ def result_folder(job_id: str) -> str:
 
 
 STATE_FILE: Final = "state.safetensors"
+PYRAMID_FOLDER: Final = "image_files"
 
 
 def state_key(result: Result) -> str:

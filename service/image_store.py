@@ -95,6 +95,16 @@ class ImageStore:
         )
         return [folder.rstrip("/").rpartition("/")[2] for folder in found["common_prefixes"]]
 
+    async def copy_missing(self, source: str, target: str) -> None:
+        """Copy each object below a folder to another folder, unless one of its name is there."""
+        own, there = await self._list_names(source), await self._list_names(target)
+        for name in sorted(own - there):
+            await obstore.copy_async(self._store, f"{source}/{name}", f"{target}/{name}")
+
+    async def _list_names(self, prefix: str) -> set[str]:
+        found = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]
+        return {entry["path"].removeprefix(f"{prefix}/") for entry in await found.collect_async()}
+
     async def delete_folder(self, prefix: str) -> None:
         """Delete every object below a folder; nothing happens if there is none."""
         found = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]

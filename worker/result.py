@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -11,7 +12,10 @@ import pyvips
 from api_schemas.events import Result
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
+from api_schemas.pyramid import Pyramid
 from api_schemas.wire import STATE_FILE, result_folder
+from worker.alpha import find_most, open_alpha
+from worker.colors import ColorFix
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
@@ -31,20 +35,28 @@ class ResultFiles:
 
 
 class ResultWriter:
-    """Writes and stores the files of one attempt, under keys that no other attempt uses.
+    """Writes and stores the files of one attempt.
 
     Args:
-        token: of the attempt.
+        prefix: of their keys, which no other attempt uses.
+        source: the picture that the job begins with, whose alpha is put back.
     """
 
     def __init__(
-        self, storage: Storage, request: ResolvedRequest, job_id: str, token: str, generated: Generated
+        self,
+        storage: Storage,
+        request: ResolvedRequest,
+        prefix: str,
+        generated: Generated,
+        source: Path | None = None,
     ) -> None:
         self._storage = storage
         self._request = request
-        self._prefix = f"{result_folder(job_id)}/{token}"
+        self._prefix = prefix
         self._generated = generated
-        self._pictures = PictureWriter(generated.path, request.dpi)
+        self._pictures = PictureWriter(
+            generated.path, request.dpi, generated.colors, lambda: open_alpha(request, source)
+        )
 
     def stop(self) -> None:
         """Make `write` or `upload` end soon; from another thread."""
@@ -80,10 +92,14 @@ class ResultWriter:
         self._storage.put_file(
             f"{self._prefix}/{STATE_FILE}", self._generated.state, "application/octet-stream"
         )
-        self._storage.put_folder(self._prefix, files.pyramid, _PYRAMID_TYPES, self._pictures.is_stopped)
+        inherited = self._list_inherited()
+        paths = [path for path in files.pyramid.rglob("*") if path.is_file()]
+        paths = [path for path in paths if not inherited or self._has_changed(path)]
+        self._storage.put_files(self._prefix, paths, files.pyramid, _PYRAMID_TYPES, self._pictures.is_stopped)
         return Result(
             image_key=image_key,
             pyramid_key=self._prefix,
+            inherited_pyramids=inherited,
             media_type=MEDIA_TYPES[kind],
             width_px=self._request.width_px,
             height_px=self._request.height_px,
@@ -91,6 +107,19 @@ class ResultWriter:
             sha256=files.sha256,
             engine_s=round(self._generated.engine_s, 3),
         )
+
+    def _list_inherited(self) -> list[str]:
+        """Pyramids that have all tiles but those that have changed. Of a parent alone: its tiles outlive it."""
+        request, job = self._request, self._request.source_job
+        is_child = request.parent is not None and request.source and request.source.job == request.parent
+        return job.pyramid_keys if job and is_child and self._generated.changed else []
+
+    def _has_changed(self, path: Path) -> bool:
+        if path.suffix != ".jpg" or self._generated.changed is None:
+            return True
+        level, column, row = int(path.parent.name), *map(int, path.stem.split("_"))
+        window = Pyramid(self._request.width_px, self._request.height_px).window(level, column, row)
+        return window is None or window.touches(self._generated.changed)
 
 
 def delete_leftovers(storage: Storage, job_id: str, committed: Result | None) -> None:
@@ -123,11 +152,22 @@ MEDIA_TYPES: dict[OutputFormat, str] = {
 
 
 class PictureWriter:
-    """Writes picture and pyramid from one BigTIFF; `stop` may be called from another thread."""
+    """Writes picture and pyramid from one BigTIFF; `stop` may be called from another thread.
 
-    def __init__(self, source: Path, dpi: int) -> None:
-        self._source = source
-        self._dpi = dpi
+    Args:
+        colors: that its rows are corrected by.
+        open_alpha: one band of alpha for them, or None.
+    """
+
+    def __init__(
+        self,
+        rows: Path,
+        dpi: int,
+        colors: ColorFix | None = None,
+        open_alpha: Callable[[], pyvips.Image | None] = lambda: None,
+    ) -> None:
+        self._rows, self._dpi = rows, dpi
+        self._colors, self._open_alpha = colors, open_alpha
         self._stopped = Event()
 
     def stop(self) -> None:
@@ -155,12 +195,12 @@ class PictureWriter:
             raise _translate(error) from error
 
     def write_pyramid(self, base: Path) -> None:
-        """Write `base`.dzi and `base`_files/.
+        """Write `base`.dzi and `base`_files/; what is transparent shows white.
 
         Raises:
             ResourceError: the work folder is full or cannot be written.
         """
-        image = self._open()  # it must outlive the call, which signals its progress
+        image = self._open(flat=True)  # it must outlive the call, which signals its progress
         try:
             image.colourspace("srgb").dzsave(  # 16 bits become 8
                 str(base),
@@ -171,9 +211,21 @@ class PictureWriter:
         except pyvips.Error as error:
             raise _translate(error) from error
 
-    def _open(self) -> pyvips.Image:
+    def _open(self, *, flat: bool = False) -> pyvips.Image:
+        """All of it as it is stored, from the top.
+
+        Args:
+            flat: without alpha.
+        """
         per_mm = self._dpi / _MM_PER_INCH
-        image = pyvips.Image.new_from_file(str(self._source), access="sequential")
+        image = pyvips.Image.new_from_file(str(self._rows), access="sequential")
+        if self._colors is not None:
+            image = _correct(image, self._colors)
+        alpha = self._open_alpha()
+        if alpha is not None:
+            image = image.bandjoin(alpha)
+        if alpha is not None and flat:
+            image = image.flatten(background=find_most(image))
         image = image.copy(xres=per_mm, yres=per_mm)
         image.set_progress(True)
         image.signal_connect("eval", self._end_if_stopped)
@@ -182,6 +234,12 @@ class PictureWriter:
     def _end_if_stopped(self, image: pyvips.Image, progress: object) -> None:
         if self._stopped.is_set():
             image.set_kill(True)
+
+
+def _correct(image: pyvips.Image, colors: ColorFix) -> pyvips.Image:
+    table = colors.tabulate(8 if image.format == "uchar" else 16)
+    levels = pyvips.Image.new_from_memory(table.tobytes(), len(table) // 3, 1, 3, image.format)
+    return image.maplut(levels).copy(interpretation=image.interpretation)
 
 
 def _write_png(image: pyvips.Image, path: Path, chunks: bytes) -> None:

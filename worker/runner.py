@@ -24,7 +24,7 @@ from api_schemas.events import (
 from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.job import TERMINAL
 from api_schemas.stored import UnreadableRecordError
-from api_schemas.wire import input_key
+from api_schemas.wire import input_key, result_folder
 from worker.attempt import Attempt
 from worker.checkpoints import Beginning, CheckpointStore
 from worker.checksums import verify_checksum, verify_png
@@ -120,7 +120,7 @@ class _Run:
             try:
                 job = self._claim()
                 attempt = Attempt(self._context, self._log, self._checkpoints, self._watch)
-                return self._store_result(attempt.run(job))
+                return self._store_result(attempt.run(job), job.inputs.get("source_image"))
             except (EngineLostError, EngineStalledError) as error:
                 _log.warning("job %s: %s", self._log.job_id, error)
                 self._context.engine.restart()
@@ -170,11 +170,12 @@ class _Run:
             message = f"{fruitless} attempts ended without any progress"
             raise JobFailedError("too_many_attempts", message, retryable=False)
 
-    def _store_result(self, generated: Generated) -> str:
+    def _store_result(self, generated: Generated, source: Path | None) -> str:
         started_at = time.monotonic()
         self._log.append(PhaseStartedData(phase="store", total=FILES))
         request = self._log.job.request
-        writer = ResultWriter(self._context.storage, request, self._log.job_id, self._log.token, generated)
+        prefix = f"{result_folder(self._log.job_id)}/{self._log.token}"
+        writer = ResultWriter(self._context.storage, request, prefix, generated, source)
         files = self._watch.run(lambda: writer.write(self._folder), writer.stop)
         result = self._upload(writer, files)
         self._log.append(SucceededData(result=result))

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from api_schemas.generation import ResolvedRequest
+from api_schemas.generation import BitDepth, ResolvedRequest
+from worker.color_sums import recolor
+from worker.colors import ColorFix
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.inpaint import Mask
 from worker.engine.plan import (
@@ -22,7 +24,7 @@ from worker.engine.plan import (
     Variation,
 )
 from worker.source_files import SourceFiles
-from worker.state_files import read_final_state
+from worker.state_files import read_colors, read_final_state
 
 _QUARTER_TURN = pi / 2
 
@@ -34,12 +36,20 @@ def lay_source(plan: GenerationPlan, request: ResolvedRequest, files: SourceFile
     if files is None:
         return plan
     first, *later = plan.stages
-    begun = _begin_with(first, files)
+    begun, colors = _begin_with(first, files), inherit_colors(request, files)
     if files.levels is None:
-        return replace(plan, stages=(begun, *later))
+        paste = colors and Paste(_Recolor(colors, files.bit_depth))
+        return replace(plan, stages=(begun, *later), paste=paste)
     mask = _lay_mask(files, begun.canvas)
     begun = replace(begun, denoise=replace(begun.denoise, mask=mask))
-    return replace(plan, stages=(begun, *later), paste=_lay_paste(files, mask))
+    return replace(plan, stages=(begun, *later), paste=_lay_paste(files, mask, colors))
+
+
+def inherit_colors(request: ResolvedRequest, files: SourceFiles | None) -> ColorFix | None:
+    """What the picture that a canvas begins with was corrected by, as this one's rows are; an enlarged one has its own."""
+    if files is None or files.state is None or request.upscale is not None:
+        return None
+    return read_colors(files.state)
 
 
 def _begin_with(stage: StagePlan, files: SourceFiles) -> StagePlan:
@@ -94,9 +104,22 @@ def _lay_mask(files: SourceFiles, canvas: Plane) -> Mask:
     return Mask.lay(weights, canvas)
 
 
-def _lay_paste(files: SourceFiles, mask: Mask) -> Paste:
+def _lay_paste(files: SourceFiles, mask: Mask, colors: ColorFix | None) -> Paste:
     moments = read_final_state(files.state).moments if files.state else None
-    return Paste(_Overlay(files), mask.bounds, moments)
+    recolor = colors and _Recolor(colors, files.bit_depth)
+    return Paste(_Overlay(files, recolor), mask.bounds, moments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recolor:
+    """Rows (h, W, 3) with their colours corrected."""
+
+    colors: ColorFix
+    bit_depth: BitDepth
+
+    def __call__(self, top: int, rows: Tensor) -> Tensor:
+        corrected = recolor(rows.numpy(), self.colors, self.bit_depth)
+        return torch.from_numpy(corrected)  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +127,17 @@ class _Overlay:
     """The source's pixels over those that were made, where it stays."""
 
     files: SourceFiles
+    recolor: _Recolor | None = None
 
     def __call__(self, top: int, rows: Tensor) -> Tensor:
         """Rows (h, W, 3) of the picture from `top` down; the picture is the canvas' top left part."""
+        rows = self.recolor(top, rows) if self.recolor else rows
         height, width, _ = rows.shape
         part = slice(top, top + height), slice(0, width)
-        kept = np.array(self.files.open_pixels()[part], np.float32)
-        levels = np.array(self.files.open_levels()[part], np.float32)
+        own, levels = np.array(self.files.open_pixels()[part]), np.array(self.files.open_levels()[part])
+        if not levels.any():
+            return torch.from_numpy(own)  # pyright: ignore[reportUnknownMemberType]
+        kept, levels = own.astype(np.float32), levels.astype(np.float32)
         # Of 8 and 16 bits float32 holds every difference: at levels 0 and 255 each pixel is one of the two, exactly.
         blended = kept + (rows.numpy().astype(np.float32) - kept) * (levels / 255)[..., None]
         return torch.from_numpy(blended.round().astype(rows.numpy().dtype))  # pyright: ignore[reportUnknownMemberType]

@@ -11,6 +11,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor
 
 from worker.checksums import NO_CHECKSUM, verify_checksum, write_checksum
+from worker.colors import ColorFix
 from worker.engine.denoise import Checkpoint
 from worker.engine.generate import FinalState
 from worker.engine.scheduler import Scalars
@@ -43,10 +44,14 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, float]:
         raise DamagedFileError(f"{path.name} is no checkpoint: it has no {error}") from error
 
 
-def write_final_state(path: Path, state: FinalState) -> None:
-    """A safetensors file: `latent`, and `moments.0` and so on in the decoder's order."""
+def write_final_state(path: Path, state: FinalState, colors: ColorFix | None = None) -> None:
+    """A safetensors file: `latent`, and `moments.0` and so on in the decoder's order.
+
+    Args:
+        colors: that the decoded picture was corrected by.
+    """
     moments = {f"moments.{index}": each for index, each in enumerate(state.moments)}
-    _write(path, {"latent": state.latent, **moments}, {})
+    _write(path, {"latent": state.latent, **moments}, {"colors": colors and [colors.gains, colors.offsets]})
 
 
 def read_final_state(path: Path) -> FinalState:
@@ -62,6 +67,16 @@ def read_final_state(path: Path) -> FinalState:
         )
     except KeyError as error:
         raise DamagedFileError(f"{path.name} is no final state: it has no {error}") from error
+
+
+def read_colors(path: Path) -> ColorFix | None:
+    """What a final state's picture was corrected by; None: by nothing.
+
+    Raises:
+        DamagedFileError: as `read_final_state`.
+    """
+    kept = cast(list[list[float]] | None, _read(path)[1].get("colors"))
+    return ColorFix(*map(tuple, kept)) if kept else None
 
 
 def _write(path: Path, tensors: dict[str, Tensor], state: dict[str, object]) -> None:

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -75,11 +75,15 @@ class Storage:
             attributes = {"Content-Type": media_type} if isinstance(self._store, S3Store) else None
             obstore.put(self._store, key, path, attributes=attributes)
 
-    def put_folder(
-        self, prefix: str, folder: Path, media_types: dict[str, str], is_stopped: Callable[[], bool]
+    def put_files(
+        self,
+        prefix: str,
+        paths: Sequence[Path],
+        folder: Path,
+        media_types: dict[str, str],
+        is_stopped: Callable[[], bool],
     ) -> None:
-        """Store every file below a folder, several at a time, until `is_stopped`."""
-        paths = [path for path in folder.rglob("*") if path.is_file()]
+        """Store files that lie below a folder, several at a time, until `is_stopped`."""
         with ThreadPoolExecutor(_CONCURRENT_PUTS) as pool:
             puts = [
                 pool.submit(

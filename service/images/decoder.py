@@ -1,8 +1,8 @@
-"""`python -m service.images.decoder MEGAPIXELS MEMORY_BYTES CPU_S TURN [MASK]`: decodes an untrusted picture to a PNG.
+"""`python -m service.images.decoder MEGAPIXELS MEMORY_BYTES CPU_S TURN [alpha | MASK]`: decodes an untrusted picture to a PNG.
 
 It has no more memory and time than it was given, whatever the file claims to be: decoders are where
 malformed files do harm. TURN is the descriptor of a file by which large pictures wait for one another,
-MASK that of a file for the summary of a mask. Exit code 1: refused; what is allowed is the last line on
+MASK that of a file for the summary of a mask; with `alpha` the picture's alpha is kept. Exit code 1: refused; what is allowed is the last line on
 standard error. Exit code 2: the result cannot be written.
 """
 
@@ -64,9 +64,10 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     _set_up_plugins()
-    mask = os.fdopen(int(sys.argv[5]), "wb") if len(sys.argv) > 5 else None
+    asked = sys.argv[5] if len(sys.argv) > 5 else ""
+    mask = os.fdopen(int(asked), "wb") if asked.isdigit() else None
     try:
-        clean(sys.stdin.buffer.read(), megapixels, sys.stdout.buffer, mask, turn)
+        clean(sys.stdin.buffer.read(), megapixels, sys.stdout.buffer, mask, turn, alpha=asked == "alpha")
         sys.stdout.buffer.flush()
     except RefusedError as error:
         sys.stderr.write(f"\n{error}")
@@ -93,13 +94,20 @@ def _set_up_plugins() -> None:
 
 
 def clean(
-    file: bytes, megapixels: float, target: IO[bytes], mask: IO[bytes] | None = None, turn: int | None = None
+    file: bytes,
+    megapixels: float,
+    target: IO[bytes],
+    mask: IO[bytes] | None = None,
+    turn: int | None = None,
+    *,
+    alpha: bool = False,
 ) -> None:
     """Decode and encode again: upright, sRGB, 8 bits, and nothing but pixels.
 
     Args:
         mask: gets the summary of a mask.
         turn: descriptor of a file that is locked while a large picture is in memory.
+        alpha: whether it is kept; else what is transparent is black.
 
     Raises:
         RefusedError: with what is allowed.
@@ -108,11 +116,12 @@ def clean(
     with _in_words(file):
         picture = _open(file, megapixels, turn)
     width_px, height_px = picture.size
-    png, summary = PngRows(target, width_px, height_px), MaskSummary(width_px, height_px)
+    alpha = alpha and picture.has_alpha
+    png, summary = PngRows(target, width_px, height_px, alpha=alpha), MaskSummary(width_px, height_px)
     rows = summary.factor * max(1, _STRIP_PIXELS // width_px // summary.factor)
     for top_px in range(0, height_px, rows):
         with _in_words(file):
-            strip = picture.cut(top_px, min(top_px + rows, height_px))
+            strip = picture.cut(top_px, min(top_px + rows, height_px), alpha=alpha)
         png.add(strip)
         if mask is not None:
             summary.add(strip)
@@ -152,15 +161,22 @@ class _Picture:
         width_px, height_px = self.image.size
         return (height_px, width_px) if self.turn in _LAID_DOWN else (width_px, height_px)
 
-    def cut(self, top_px: int, bottom_px: int) -> Image.Image:
-        """Rows of the upright picture, as RGB in sRGB, before black."""
+    @property
+    def has_alpha(self) -> bool:
+        return _split_alpha(self.image.crop((0, 0, 1, 1)))[1] is not None
+
+    def cut(self, top_px: int, bottom_px: int, *, alpha: bool) -> Image.Image:
+        """Rows of the upright picture, in sRGB, as RGB before black, or with its alpha."""
         strip = self.image.crop(self._find(top_px, bottom_px))
-        strip, alpha = _split_alpha(strip if self.turn is None else strip.transpose(self.turn))
+        strip, shown = _split_alpha(strip if self.turn is None else strip.transpose(self.turn))
         strip = to_srgb(strip, self.declared)
-        if alpha is None:
+        if shown is None:
+            return strip
+        if alpha:
+            strip.putalpha(shown)
             return strip
         # What is transparent shows nothing, whatever colour hides there.
-        return Image.composite(strip, Image.new("RGB", strip.size), alpha)
+        return Image.composite(strip, Image.new("RGB", strip.size), shown)
 
     def _find(self, top_px: int, bottom_px: int) -> tuple[int, int, int, int]:
         """The box (left, top, right, bottom) that holds these rows in the file."""

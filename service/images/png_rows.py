@@ -14,14 +14,14 @@ _LEVEL: Final = 1
 
 
 class PngRows:
-    """A PNG of 8 bits RGB, which is whole after `finish`."""
+    """A PNG of 8 bits RGB, or with alpha too, which is whole after `finish`."""
 
-    def __init__(self, target: IO[bytes], width_px: int, height_px: int) -> None:
+    def __init__(self, target: IO[bytes], width_px: int, height_px: int, *, alpha: bool = False) -> None:
         self._target = target
         self._packer = zlib.compressobj(_LEVEL)
-        self._above: NDArray[np.uint8] = np.zeros(width_px * 3, np.uint8)
+        self._above: NDArray[np.uint8] = np.zeros(width_px * (4 if alpha else 3), np.uint8)
         target.write(_SIGNATURE)
-        self._write(b"IHDR", struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0))
+        self._write(b"IHDR", struct.pack(">IIBBBBB", width_px, height_px, 8, 6 if alpha else 2, 0, 0, 0))
 
     def add(self, strip: Image.Image) -> None:
         """The next rows, from the top down."""

@@ -17,6 +17,7 @@ from anyio import CapacityLimiter, fail_after, run_process
 from api_schemas.errors import FieldError
 from api_schemas.generation import PicturePart, SentPicture
 from api_schemas.job import Job
+from api_schemas.regions import MaskPart
 from api_schemas.wire import input_key
 from service.errors import InvalidRequestError, ResultExpiredError, UnavailableError
 from service.image_store import ImageStore
@@ -94,11 +95,40 @@ class Uploads:
             ResultExpiredError: one is no longer stored.
         """
         for part in parts:
-            png = await self._images.read(input_key(parent.id, part))
-            if png is None:
-                raise ResultExpiredError(f"the picture {part} of job {parent.id} is no longer stored")
-            await self._images.put(input_key(job_id, part), BytesIO(png))
+            await self._images.put(input_key(job_id, part), BytesIO(await self._read(parent, part)))
         return {part: parent.request.pictures[part] for part in parts}
+
+    @asynccontextmanager
+    async def sum_up(
+        self, parent: Job, masks: Sequence[MaskPart]
+    ) -> AsyncGenerator[dict[PicturePart, CleanPicture]]:
+        """Masks of another job, as `clean` gives those that are sent.
+
+        Raises:
+            ResultExpiredError: one is no longer stored.
+            UnavailableError: the machine is too busy to decode it, or its disk full.
+        """
+        with ExitStack() as opened:
+            files: dict[PicturePart, ReceivedPicture] = {}
+            for part in masks:
+                files[part] = self._write(await self._read(parent, part), opened)
+            async with self.clean(files) as cleaned:
+                yield cleaned
+
+    async def _read(self, job: Job, part: PicturePart) -> bytes:
+        png = await self._images.read(input_key(job.id, part))
+        if png is None:
+            raise ResultExpiredError(f"the picture {part} of job {job.id} is no longer stored")
+        return png
+
+    def _write(self, png: bytes, opened: ExitStack) -> ReceivedPicture:
+        try:
+            file = opened.enter_context(open_scratch(self._folder))
+            file.write(png)
+            file.flush()
+        except OSError as error:
+            raise _no_space(error.strerror or "") from error
+        return ReceivedPicture(file, len(png), sha256="")
 
     async def keep(
         self,
@@ -123,7 +153,7 @@ class Uploads:
             async with self._limiter:
                 png = opened.enter_context(open_scratch(self._folder))
                 with open_scratch(self._folder) as mask:
-                    code, words = await self._decode(picture, png, mask if part in MASK_PARTS else None)
+                    code, words = await self._decode(part, picture, png, mask)
                     summary = mask.read()
         except OSError as error:
             raise _no_space(error.strerror or "") from error
@@ -135,14 +165,14 @@ class Uploads:
         raise InvalidRequestError([FieldError(field=part, value=value, allowed=allowed)])
 
     async def _decode(
-        self, picture: ReceivedPicture, png: IO[bytes], mask: IO[bytes] | None
+        self, part: PicturePart, picture: ReceivedPicture, png: IO[bytes], mask: IO[bytes]
     ) -> tuple[int, str]:
-        """Exit code of the decoder and the last that it said."""
+        """Exit code of the decoder and the last that it said; the alpha of a source is kept, a mask is summed up."""
         self._turn = self._turn or open_scratch(self._folder)
         memory_bytes = _INTERPRETER_BYTES + int(_BYTES_PER_PIXEL * self._megapixels * 1e6)
-        others = [file.fileno() for file in (self._turn, mask) if file is not None]
+        asked = ["alpha"] if part == "source_image" else [mask.fileno()] if part in MASK_PARTS else []
         command = [sys.executable, "-m", "service.images.decoder"]
-        command += map(str, (self._megapixels, memory_bytes, _CPU_S, *others))
+        command += map(str, (self._megapixels, memory_bytes, _CPU_S, self._turn.fileno(), *asked))
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         picture.file.seek(0)
         try:
@@ -154,13 +184,12 @@ class Uploads:
                     stderr=PIPE,
                     check=False,
                     env=environment,
-                    pass_fds=others,
+                    pass_fds=[self._turn.fileno(), mask.fileno()],
                 )
         except TimeoutError as error:
             why = f"the machine is busy: a picture could not be decoded within {self._patience_s:g} s"
             raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
-        if mask is not None:
-            mask.seek(0)  # the decoder has moved the end that both share
+        mask.seek(0)  # the decoder has moved the end that both share
         return done.returncode, (done.stderr or b"").decode(errors="replace")[-300:].strip().rpartition("\n")[
             2
         ]

@@ -3,12 +3,15 @@
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
+
+from PIL import Image
 
 from api_schemas.events import JobQueued, QueuedData
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
+from api_schemas.regions import MaskPart
 from api_schemas.source import Size
 from service.errors import ConflictError
 from service.images.masks import MASK_PARTS, read_masks
@@ -115,9 +118,9 @@ class Intake:
         """Decode and store the pictures. Masks change the cost, and a source decides everything."""
         parent, inherited = submission.parent, submission.list_inherited()
         async with self._uploads.clean(submission.files) as cleaned:
-            masks = read_masks(
-                {part: picture.mask for part, picture in cleaned.items() if part in MASK_PARTS}
-            )
+            masks = read_masks(_list_masks(cleaned))
+            if parent is not None:
+                masks |= await self._read_inherited(parent, inherited)
             if data is None:
                 source = FoundSource(self._find_size(submission, cleaned))
                 data = await self._admission.admit(settle_source(submission.request, source.size), source)
@@ -127,6 +130,11 @@ class Intake:
         data = _change_request(data, pictures=pictures)
         return await self._admission.recount(data, masks, source) if masks else data
 
+    async def _read_inherited(self, parent: Job, parts: Sequence[PicturePart]) -> dict[MaskPart, Image.Image]:
+        """Masks of the parent: only where they are, they cost anything."""
+        async with self._uploads.sum_up(parent, [part for part in MASK_PARTS if part in parts]) as cleaned:
+            return read_masks(_list_masks(cleaned))
+
     def _find_size(self, submission: Submission, cleaned: Mapping[PicturePart, CleanPicture]) -> Size:
         """Of the source that was sent, with this request or with its parent's."""
         if "source_image" in cleaned:
@@ -134,6 +142,10 @@ class Intake:
         assert submission.parent is not None
         sent = submission.parent.request.pictures["source_image"]
         return sent.width_px, sent.height_px
+
+
+def _list_masks(cleaned: Mapping[PicturePart, CleanPicture]) -> dict[PicturePart, bytes]:
+    return {part: picture.mask for part, picture in cleaned.items() if part in MASK_PARTS}
 
 
 def _change_request(data: QueuedData, **changes: object) -> QueuedData:

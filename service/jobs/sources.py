@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
+from api_schemas.events import Result
 from api_schemas.generation import (
     DEFAULT_STRENGTH,
     MAX_SIDE_PX,
@@ -19,6 +20,7 @@ from service.errors import InvalidRequestError
 from service.job_store import JobStore
 
 _SIDES = ("width_px", "height_px")
+_MOST_PYRAMIDS = 8  # in which a tile may have to be looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,13 @@ class FoundSource:
             width_px=result.width_px,
             height_px=result.height_px,
             state_key=state_key(result) if fits else None,
+            pyramid_keys=self._list_pyramids(result, request),
         )
+
+    def _list_pyramids(self, result: Result, request: GenerationRequest) -> list[str]:
+        keys = [result.pyramid_key, *result.inherited_pyramids]
+        same = request.mask is not None and self.size == (request.width_px, request.height_px)
+        return keys if same and self._lies_as_it_was(request) and len(keys) < _MOST_PYRAMIDS else []
 
     def _lies_as_it_was(self, request: GenerationRequest) -> bool:
         assert request.source is not None

@@ -8,6 +8,8 @@ from starlette.responses import RedirectResponse, Response
 
 from api_schemas.events import Result
 from api_schemas.job import TERMINAL, Job
+from api_schemas.pyramid import Pyramid, Window
+from api_schemas.wire import PYRAMID_FOLDER
 from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
     FileMissingError,
@@ -21,7 +23,6 @@ from service.errors import (
     ResultNeverError,
 )
 from service.http.files import send_file
-from service.images.deep_zoom import Pyramid, Window
 from service.openapi import Responses, problems
 
 _NOT_READY_RETRY_S = 2
@@ -149,10 +150,11 @@ def _pyramid(job: Job) -> Pyramid:
 
 
 async def _send_stored_tile(services: ServicesDep, result: Result, name: str) -> Response:
-    tile = await services.images.read(f"{result.pyramid_key.rstrip('/')}/image_files/{name}")
-    if tile is None:
-        raise ResultExpiredError("the deep zoom is no longer stored")
-    return Response(tile, media_type="image/jpeg", headers=_IMMUTABLE)
+    for prefix in (result.pyramid_key, *result.inherited_pyramids):
+        tile = await services.images.read(f"{prefix.rstrip('/')}/{PYRAMID_FOLDER}/{name}")
+        if tile is not None:
+            return Response(tile, media_type="image/jpeg", headers=_IMMUTABLE)
+    raise ResultExpiredError("the deep zoom is no longer stored")
 
 
 async def _send_present_tile(services: ServicesDep, job: Job, window: Window) -> Response:

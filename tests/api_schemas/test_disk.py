@@ -4,13 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from api_schemas.disk import describe_bytes, estimate_disk
-from api_schemas.generation import GenerationRequest, OutputFormat
+from api_schemas.generation import (
+    GenerationRequest,
+    OutputFormat,
+    PicturePart,
+    ResolvedRequest,
+    SentPicture,
+)
 from worker.adapters.toy import Toy
 from worker.engine.plan import BitDepth
 from worker.process.files import ImageFile
 from worker.result import SUFFIXES, PictureWriter
+from worker.source_files import write_source
 
 
 @pytest.mark.parametrize(
@@ -32,6 +40,22 @@ def test_noise_fits_into_the_estimate(tmp_path: Path, kind: OutputFormat, bits: 
     used = sum(path.stat().st_blocks * 512 for path in stored.rglob("*"))
     assert used < need.store_bytes < 3 * used
     assert rows.stat().st_size + used < need.work_bytes
+
+
+@pytest.mark.parametrize("fields", [{"mask": {}}, {"upscale": 2}])
+def test_a_source_and_its_mask_fit_into_what_they_add(tmp_path: Path, fields: dict[str, object]) -> None:
+    side, sent = 512, tmp_path / "sent.png"
+    inputs: dict[PicturePart, Path] = {"source_image": sent, "mask_image": sent}
+    Image.effect_noise((side, side), 90).convert("RGB").save(sent)
+    size = {"width_px": side * 2, "height_px": side * 2}
+    chosen = {"model": "toy", "steps": 4, "guidance_scale": 1.0, "seed": 1, "source": {}} | size | fields
+    picture = SentPicture(sha256="", width_px=side, height_px=side)
+    request = ResolvedRequest.model_validate(chosen | {"pictures": {"source_image": picture}})
+    (tmp_path / "work").mkdir()
+    write_source(request, Toy().card, inputs, tmp_path / "work")
+    used = sum(path.stat().st_size for path in (tmp_path / "work").iterdir())
+    without = estimate_disk(request.model_copy(update={"source": None, "pictures": {}}), Toy().card)
+    assert used <= estimate_disk(request, Toy().card).work_bytes - without.work_bytes
 
 
 def test_bytes_are_told_in_a_fitting_unit() -> None:

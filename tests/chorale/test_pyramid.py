@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api_schemas import pyramid
 from chorale.errors import UnexpectedAnswerError
 from chorale.pyramid import Pyramid, PyramidTile
-from service.images import deep_zoom
 
 
 @given(st.integers(256, 4096), st.integers(256, 4096))
 def test_all_tiles_and_no_others(width: int, height: int) -> None:
-    served = deep_zoom.Pyramid(width, height)
+    served = pyramid.Pyramid(width, height)
     asked = list(Pyramid.parse(served.describe().encode()).tiles())
     assert len(asked) == len(set(asked))
     assert all(served.window(tile.level, tile.column, tile.row) for tile in asked)

@@ -14,10 +14,14 @@ from PIL.ExifTags import IFD, Base
 
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
+from worker.colors import ColorFix
 from worker.engine.plan import BitDepth
 from worker.metadata import PictureMetadata, describe_picture
 from worker.process.files import ImageFile
-from worker.result import SUFFIXES, PictureWriter, needs_bigtiff
+from worker.process.protocol import Generated
+from worker.result import SUFFIXES, PictureWriter, ResultWriter, needs_bigtiff
+from worker.settings import WorkerSettings
+from worker.storage import Storage
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 PROMPT = "glühende Lava 🌋 <&\"'> 熔岩\n\x01"
@@ -165,3 +169,63 @@ def test_a_stopped_writer_ends(tmp_path: Path) -> None:
 def _write_for_ever(writer: PictureWriter, path: Path) -> None:
     while True:
         writer.write_picture(path, "png", None)
+
+
+def test_a_child_stores_the_tiles_that_changed_and_finds_the_others_at_its_parents(tmp_path: Path) -> None:
+    store, parent = tmp_path / "store", "1" * 28
+    storage = Storage.open(WorkerSettings(store_url=store.as_uri()))
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    pixels = write_rows(tmp_path / "rows.tif", 2100, 1700)
+    for name, changed in (("a/1", None), ("b/1", (1030, 600, 1400, 900)), ("c/1", (0, 0, 8, 8))):
+        fields = {
+            "model": "m",
+            "steps": 1,
+            "guidance_scale": 1.0,
+            "seed": 1,
+            "width_px": 1700,
+            "height_px": 2100,
+        }
+        if changed is not None:
+            left, top, right, bottom = changed
+            pixels[top:bottom, left:right] = 7
+            kept = {
+                "image_key": "",
+                "width_px": 1700,
+                "height_px": 2100,
+                "pyramid_keys": ["b/1", "a/1"][name == "b/1" :],
+            }
+            fields |= {"parent": parent, "source": {"job": parent}, "mask": {}, "source_job": kept}
+        with ImageFile(tmp_path / "rows.tif", 2100, 1700) as image:
+            image.write(0, pixels)
+        generated = Generated(tmp_path / "rows.tif", tmp_path / "state.safetensors", 1.0, changed=changed)
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        writer = ResultWriter(storage, ResolvedRequest.model_validate(fields), name, generated)
+        result = writer.upload(writer.write(folder))
+        own = {path.relative_to(store / name) for path in (store / name).glob("image_files/*/*.jpg")}
+        whole = {path.relative_to(folder / "pyramid") for path in (folder / "pyramid").glob("*/*/*.jpg")}
+        assert len(own) == len(whole) if changed is None else 2 * len(own) < len(whole)
+        for tile in whole:
+            places = [store / prefix / tile for prefix in (name, *result.inherited_pyramids)]
+            found = next(path for path in places if path.exists())
+            assert found.read_bytes() == (folder / "pyramid" / tile).read_bytes()
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_files_have_their_colours_corrected_and_their_alpha_and_the_deep_zoom_is_on_white(
+    tmp_path: Path, bit_depth: BitDepth
+) -> None:
+    pixels, most = write_rows(tmp_path / "rows.tif", 300, 200, bit_depth), 2**bit_depth - 1
+    alpha = np.linspace(0, most, 200).round().astype(pixels.dtype) * np.ones((300, 1), pixels.dtype)
+    colors = ColorFix((0.8, 1.0, 1.1), (0.1, 0.0, -0.05))
+    writer = PictureWriter(tmp_path / "rows.tif", 300, colors, lambda: pyvips.Image.new_from_array(alpha))
+    wanted = np.rint(pixels * np.array(colors.gains) + np.array(colors.offsets) * most).clip(0, most)
+    for kind in ("png", "tiff"):
+        path = tmp_path / f"image.{SUFFIXES[kind]}"
+        writer.write_picture(path, kind, describe())
+        found = pyvips.Image.new_from_file(str(path)).numpy()
+        assert np.array_equal(found, np.dstack([wanted, alpha]))
+    writer.write_pyramid(tmp_path / "image")
+    shown = pyvips.Image.new_from_file(str(tmp_path / "image_files/9/0_0.jpg")).numpy().astype(int)
+    share = (alpha / most)[..., None]
+    assert np.abs(shown - 255 * (wanted / most * share + 1 - share)).mean() < 3

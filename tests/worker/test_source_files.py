@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import PicturePart, ResolvedRequest, SentPicture
+from worker.alpha import open_alpha
 from worker.source_files import SourceFiles, write_source
 
 CARD = ModelCard(
@@ -130,6 +131,16 @@ def test_a_mask_picture_is_scaled(tmp_path: Path) -> None:
     assert levels[:14].max() == levels[:, :20].max() == 0
 
 
+def test_a_mask_picture_is_softened_as_the_rectangle_that_it_shows(tmp_path: Path) -> None:
+    sent = Image.new("L", (960, 720))
+    sent.paste(255, (300, 200, 500, 400))
+    fields = {"width_px": 960, "height_px": 720, "source": {}}
+    shown = np.array(write(tmp_path, paint(96, 72), sent, **fields, mask={"feather_px": 32}).open_levels())
+    rectangle = {"left_px": 300, "top_px": 200, "width_px": 200, "height_px": 200}
+    drawn = {"rectangle": rectangle, "feather_px": 32}
+    assert np.array_equal(shown, write(tmp_path, paint(96, 72), **fields, mask=drawn).open_levels())
+
+
 @pytest.mark.parametrize("bit_depth", [8, 16])
 def test_the_depth_is_the_results(bit_depth: int, tmp_path: Path) -> None:
     image = paint(64, 64)
@@ -152,3 +163,34 @@ def test_a_source_that_is_enlarged_covers_as_much_of_its_small_canvas_as_of_the_
     assert files.size == (64, 72)
     whole = card.fit_canvas(request)
     assert abs(files.size[1] * 280 / whole[0] - 72) < 2
+
+
+def test_what_cannot_be_seen_takes_the_colours_beside_it(tmp_path: Path) -> None:
+    """Whatever colour hides there: at a border, as much of it would be seen as of the border itself."""
+    image = paint(96, 72).convert("RGBA")
+    pixels = np.array(image)
+    pixels[:, 40:] = 255, 0, 255, 0
+    found = read(write(tmp_path, Image.fromarray(pixels), width_px=192, height_px=144, source={}))
+    wanted = np.asarray(image.convert("RGB").resize((192, 144), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(found[:, :76] - wanted[:, :76]).mean() < 2
+    beside = found[:, 80:96].astype(int).mean(1) - wanted[:, 60:80].mean(1)
+    assert np.abs(beside).mean() < 25
+    flat = write(
+        tmp_path, Image.fromarray(pixels), width_px=96, height_px=72, source={}, output_format="jpeg"
+    )
+    assert (read(flat)[:, 40:] == 255).all()
+    assert np.array_equal(read(flat)[:, :40], pixels[:, :40, :3])
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_alpha_lies_where_the_pixels_lie_and_what_is_free_is_opaque(bit_depth: int, tmp_path: Path) -> None:
+    image = paint(40, 32)
+    image.putalpha(image.getchannel("G"))
+    fields = {"width_px": 96, "height_px": 72, "source": {"offset": {"left_px": 16, "top_px": 24}}}
+    fields |= {"model": "m", "steps": 4, "guidance_scale": 1.0, "seed": 1, "bit_depth": bit_depth}
+    image.save(tmp_path / "in.png")
+    alpha = open_alpha(ResolvedRequest.model_validate(fields), tmp_path / "in.png")
+    assert alpha is not None
+    wanted = np.full((72, 96), 255)
+    wanted[24:56, 16:56] = image.getchannel("A")
+    assert np.array_equal(alpha.numpy(), wanted * (257 if bit_depth == 16 else 1))

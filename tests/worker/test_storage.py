@@ -46,7 +46,8 @@ def test_folders_are_listed_and_deleted(storage: Storage, tmp_path: Path) -> Non
     for name in ("image.dzi", "image_files/0/0_0.jpg", "image_files/1/0_0.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    storage.put_folder("jobs/1/x", folder, {".jpg": "image/jpeg"}, never)
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    storage.put_files("jobs/1/x", paths, folder, {".jpg": "image/jpeg"}, never)
     storage.put_file("jobs/10/y", folder / "image.dzi")
     keys = storage.list_keys("jobs/1")
     assert sorted(keys) == [

@@ -244,10 +244,11 @@ class Variation:
 
 @dataclass(frozen=True, slots=True)
 class Paste:
-    """The picture is an earlier one of which a part is inpainted.
+    """The picture is an earlier one, of which a part or all is made again.
 
     Args:
-        overlay: (row, rows (h, W, 3) from there on) -> the same with the earlier pixels where they stay.
+        overlay: (row, rows (h, W, 3) from there on) -> the same in the earlier one's colours, and with its pixels where
+            they stay.
         part: of the canvas; outside of it all stays, and nothing is decoded. None: all of it.
         moments: that the earlier picture was decoded by; None: this canvas' own.
     """

@@ -16,6 +16,7 @@ from api_schemas.events import (
     WarnedData,
 )
 from api_schemas.generation import PicturePart, ResolvedRequest
+from worker.colors import ColorFix
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +135,15 @@ class Generated:
         path: of the whole picture, a BigTIFF.
         state: file of the final state, as `write_final_state` says.
         engine_s: seconds of all attempts.
+        colors: that its rows are still to be corrected by.
+        changed: (left, top, right, bottom) outside of which it is the picture that it begins with; None: it is another.
     """
 
     path: Path
     state: Path
     engine_s: float
+    colors: ColorFix | None = None
+    changed: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

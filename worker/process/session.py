@@ -7,8 +7,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from api_schemas.events import WarnedData
+from worker.color_sums import ColorSums, count_colors, fit_colors
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, StageBegan
+from worker.engine.plan import GenerationPlan
 from worker.engine.stitch import Band
 from worker.engine.vae.executor import Heartbeat
 from worker.engine.warned import Warned
@@ -22,6 +24,7 @@ from worker.process.protocol import Generate, Generated, PreviewsPublished, Stil
 from worker.process.ranks import RankJob, RankProcesses
 from worker.process.reports import ProgressReports, warn
 from worker.process.warmup import Ready
+from worker.source import inherit_colors
 from worker.state_files import read_checkpoint, write_final_state
 
 _log = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ def run_session(
         session = _Session(
             pipe,
             image,
-            state,
+            ColorSums(shown, request.bit_depth) if request.upscale else None,
             ProgressReports(plan, scale, request.height_px),
             PreviewSender(canvas, pipe),
             CheckpointWriter(job.folder, checkpoint_interval_s, resume.step if resume else 0),
@@ -67,8 +70,23 @@ def run_session(
         with ranks.begin(part) as group, closing(generate_job(model, job, plan, resume, group)) as events:
             for event in events:
                 session.handle(event)
+    colors = None
+    if source is not None and session.colors is not None:
+        whole = count_colors(source.read_strips(), source.shown, source.bit_depth)
+        colors = fit_colors(session.colors, whole)
+    assert session.final is not None
+    write_final_state(state, session.final, colors or inherit_colors(request, source))
     session.send_last_previews()
-    return Generated(path, state, session.engine_s)
+    return Generated(path, state, session.engine_s, colors, _find_changed(plan, scale))
+
+
+def _find_changed(plan: GenerationPlan, scale: int) -> tuple[int, int, int, int] | None:
+    part = plan.paste and plan.paste.part
+    if part is None:
+        return None
+    sides = (part.left, part.top, part.left + part.width, part.top + part.height)
+    left, top, right, bottom = (side * scale for side in sides)
+    return left, top, right, bottom
 
 
 def _read_checkpoint(path: Path | None, pipe: Connection) -> tuple[Checkpoint | None, float]:
@@ -87,7 +105,7 @@ class _Session:
     """What happens with each of the engine's events.
 
     Args:
-        state: path of the final state.
+        colors: of the rows, where they are asked for.
         spent_s: engine time of the attempts before.
     """
 
@@ -95,13 +113,14 @@ class _Session:
         self,
         pipe: Connection,
         image: ImageFile,
-        state: Path,
+        colors: ColorSums | None,
         reports: ProgressReports,
         previews: PreviewSender,
         checkpoints: CheckpointWriter,
         spent_s: float,
     ) -> None:
-        self._pipe, self._image, self._state = pipe, image, state
+        self._pipe, self._image, self.colors = pipe, image, colors
+        self.final: FinalState | None = None
         self._reports, self._previews, self._checkpoints = reports, previews, checkpoints
         self._began_at = time.monotonic() - spent_s
         self._heartbeat_at = time.monotonic()
@@ -125,9 +144,9 @@ class _Session:
             case Step():
                 self._complete_step(event)
             case FinalState():
-                write_final_state(self._state, event)
+                self.final = event  # with its colours, which only the finished rows tell
             case Band():
-                self._image.write(event.top, event.rows.numpy())
+                self._write_band(event)
                 self._previews.paint_band(event)
                 self._pipe.send(self._reports.finish_band(event))
             case Warned():
@@ -135,6 +154,12 @@ class _Session:
                 self._pipe.send(warn(event))
         self._handle_commands()
         self._previews.send_if_due()
+
+    def _write_band(self, band: Band) -> None:
+        rows = band.rows.numpy()
+        self._image.write(band.top, rows)
+        if self.colors is not None:
+            self.colors.add(band.top, rows)
 
     def _pass_on_heartbeat(self) -> None:
         """Decoding has thousands, and each costs the consumer a question to Redis."""

@@ -135,6 +135,38 @@ def test_what_is_half_transparent_is_half_black() -> None:
         assert np.abs(read(encode(half, kind, **options)).astype(int) - [100, 50, 25]).max() <= 3
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_kept_where_it_is_asked_for(kind: str, orientation: int) -> None:
+    pixels = noise(channels=4)
+    pixels[..., 3] = pixels[..., 3].clip(1)  # else a WebP keeps no colour there
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, object] = LOSSLESS[kind] | {"exif": exif}
+    turned = np.rot90(pixels, -1) if orientation == 6 else pixels
+    assert (keep(encode(Image.fromarray(pixels), kind, **options)) == turned).all()
+
+
+def test_every_kind_of_transparency_is_alpha_and_without_any_there_is_none() -> None:
+    grey = noise(channels=2)
+    assert (keep(encode(Image.fromarray(grey))) == np.dstack([grey[..., [0, 0, 0]], grey[..., 1]])).all()
+    deep = noise(kind="uint16", channels=4)
+    assert (keep(png_16(deep, 6)) == deep >> 8).all()
+    hidden = noise()
+    hidden[3, 4] = 1, 2, 3
+    found = keep(encode(Image.fromarray(hidden), "PNG", transparency=(1, 2, 3)))
+    assert (found[..., 3] == 255).sum() == found[..., 3].size - 1
+    assert found[3, 4, 3] == 0
+    assert keep(encode(Image.fromarray(noise()))).shape == (12, 20, 3)
+
+
+def keep(file: bytes) -> np.ndarray:
+    target = BytesIO()
+    clean(file, 1.0, target, alpha=True)
+    with Image.open(target) as picture:
+        return np.asarray(picture)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF", "TIFF"])
 def test_of_several_pictures_the_first_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ((250, 0, 0), (0, 250, 0))]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from service.images.deep_zoom import PreviewCanvas, Pyramid
+from api_schemas.pyramid import Pyramid
+from service.images.deep_zoom import PreviewCanvas
 from service.metrics import Metrics
 from service.unreadable import UnreadableRecords
 from tests.story import Story

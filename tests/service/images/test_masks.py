@@ -2,13 +2,16 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from api_schemas.events import Result
 from service.images.formats import name_formats
 from tests.service.images.test_uploads import announce_controls, encode, errors, post
+from tests.story import Story
 
 __all__ = ["announce_controls"]
 
@@ -41,6 +44,38 @@ def test_masks_of_regions_are_stored_and_decide_the_cost(api: httpx.Client, stor
     assert plain["cost"]["tiles"] < masked["cost"]["tiles"] < 2 * plain["cost"]["tiles"]
     with Image.open(store_dir / "inputs" / masked["id"] / "region_mask_3.png") as stored:
         assert stored.convert("L").getbbox() == (512, 512, 1024, 1024)
+
+
+def test_inherited_masks_count_where_they_are(api: httpx.Client, story: Story) -> None:
+    """A variation costs what its parent costs; a re-roll what it costs with the mask drawn in place of sent."""
+    inpainted = {"seed": 1, "source": {}, "mask": {"feather_px": 0}, "advanced": {"tile_grid": "fixed"}}
+    parts = {"source_image": mask(0, 0, 9, 9), "mask_image": mask(0, 0, 90, 90)}
+    parent = post(api, inpainted, **parts).json()
+    assert parent["cost"]["tiles"] < parent["cost"]["canvas_tiles"]
+    assert derive(api, story, parent, "variations", count=1)["data"][0]["cost"] == parent["cost"]
+    fixed = REGIONS | {"advanced": {"tile_grid": "fixed"}}
+    corner = {"left_px": 512, "top_px": 512, "width_px": 512, "height_px": 512}
+    drawn = post(api, fixed | {"regions": [MASKED | {"shape": {"rectangle": corner}}]}).json()
+    sent = post(api, fixed, region_mask_3=mask(512, 512, 1024, 1024)).json()
+    region = {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 256, "height_px": 256}}
+    costs = [derive(api, story, job, "reroll", region=region, seed=2)["cost"] for job in (sent, drawn)]
+    assert costs[0] == costs[1]
+
+
+def derive(
+    api: httpx.Client, story: Story, parent: dict[str, Any], what: str, **body: object
+) -> dict[str, Any]:
+    """A child of a job that ends meanwhile."""
+    job_id = parent["id"]
+    result = Result(
+        image_key=f"jobs/{job_id}/one/image.png", pyramid_key=f"jobs/{job_id}/one", media_type="image/png",
+        width_px=1024, height_px=1024, size_bytes=1, sha256="0" * 64, engine_s=1.0,
+    )  # fmt: skip
+    story.start(job_id)
+    story.succeed(job_id, result)
+    answer = api.post(f"/v1/jobs/{job_id}/{what}", json=body)
+    assert answer.status_code == 202, answer.text
+    return answer.json()
 
 
 @pytest.mark.parametrize(

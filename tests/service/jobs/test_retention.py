@@ -1,5 +1,6 @@
 """Ended jobs leave with all that belongs to them; others stay."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,18 @@ import httpx
 import pytest
 from obstore.store import S3Store
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 from api_schemas.events import Result
-from api_schemas.wire import input_key
+from api_schemas.wire import children_key, input_key
+from service.image_store import ImageStore
+from service.job_queue import JobQueue
+from service.job_store import JobStore
 from service.jobs.intake import draw_job_id
+from service.jobs.retention import Retention
+from service.metrics import Metrics
 from service.settings import ServiceSettings
+from service.unreadable import UnreadableRecords
 from tests.conftest import S3Server
 from tests.service.conftest import Serve
 from tests.service.jobs.test_reconciler import eventually
@@ -127,6 +135,9 @@ def test_files_in_s3_leave_too(
     store.put(input_key(job_id, "control_image"), b"x")
     other = f"jobs/{draw_job_id()}/one/image.png"
     store.put(other, b"x")
+    child = f"jobs/{draw_job_id()}/one/image_files"
+    store.put(f"{child}/5/7_0.jpg", b"its own")
+    asyncio.run(ImageStore.open(settings).copy_missing(f"jobs/{job_id}/one/image_files", child))
     story.queue(job_id)
     story.cancel(job_id)
     serve_with(settings)
@@ -134,3 +145,53 @@ def test_files_in_s3_leave_too(
     assert not [entry["path"] for batch in store.list(f"jobs/{job_id}/") for entry in batch]
     assert not [entry["path"] for batch in store.list(f"inputs/{job_id}/") for entry in batch]
     assert store.head(other)["size"] == 1
+    assert bytes(store.get(f"{child}/5/7_0.jpg").bytes()) == b"its own"
+    assert bytes(store.get(f"{child}/5/59_0.jpg").bytes()) == b"x"
+
+
+def remove_older(settings: ServiceSettings, keep_s: float) -> None:
+    """One pass of the service."""
+
+    async def do() -> None:
+        with Redis.from_url(settings.redis_url) as blocking:
+            async with AsyncRedis.from_url(settings.redis_url) as client:
+                unreadable = UnreadableRecords(Metrics())
+                queue = JobQueue(client, blocking, unreadable, timeout_s=1, retries=1)
+                images = ImageStore.open(settings)
+                await Retention(JobStore(client, unreadable), queue, images, keep_s, 1).remove_expired()
+
+    asyncio.run(do())
+
+
+def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_last(
+    api: httpx.Client, settings: ServiceSettings, story: Story, redis: Redis, store_dir: Path
+) -> None:
+    """Three generations: tile 0_0 is the first one's, 1_0 the second's own."""
+    jobs = [draw_job_id() for _ in range(3)]
+    prefixes = [f"jobs/{job_id}/one" for job_id in jobs]
+    ended: list[float] = []
+    for number, job_id in enumerate(jobs):
+        story.queue(job_id, parent=jobs[number - 1] if number else None, width_px=600)
+        if number:
+            redis.sadd(children_key(jobs[number - 1]), job_id)
+        story.start(job_id)
+        if number == 1:
+            remove_older(settings, 0.0)
+            assert api.get(f"/v1/jobs/{jobs[0]}").status_code == 200  # its child has not ended
+        for name in (("0_0", "1_0"), ("1_0",), ())[number]:
+            put(store_dir, f"{prefixes[number]}/image_files/10/{name}.jpg").write_text(f"{name} of {number}")
+        result = Result(
+            image_key=f"{prefixes[number]}/image.png", pyramid_key=prefixes[number], media_type="image/png",
+            width_px=600, height_px=1024, size_bytes=1, sha256="0" * 64, engine_s=1.0,
+            inherited_pyramids=prefixes[:number][::-1],
+        )  # fmt: skip
+        story.succeed(job_id, result)
+        ended.append(story.job(job_id).finished_at or 0.0)
+        time.sleep(0.02)
+    for gone in range(3):
+        tiles = [api.get(f"/v1/jobs/{jobs[2]}/image_files/10/{name}.jpg").text for name in ("0_0", "1_0")]
+        assert tiles == ["0_0 of 0", "1_0 of 1"]
+        remove_older(settings, time.time() - ended[gone] - 0.01)
+        assert api.get(f"/v1/jobs/{jobs[gone]}").status_code == 404
+        assert not (store_dir / "jobs" / jobs[gone]).exists()
+    assert not list((store_dir / "jobs").glob("**/*.jpg"))

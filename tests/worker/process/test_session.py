@@ -7,11 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from api_schemas.events import PhaseStartedData
-from api_schemas.generation import ResolvedRequest
+from api_schemas.generation import PicturePart, ResolvedRequest, SentPicture
 from worker.adapters.source import ModelSource
+from worker.color_sums import recolor
+from worker.colors import ColorFix
 from worker.process.protocol import (
     BandReport,
     CellsPreviewed,
@@ -29,6 +34,7 @@ from worker.process.protocol import (
 from worker.process.ranks import RankProcesses
 from worker.process.session import StoppedError, run_session
 from worker.process.warmup import make_ready
+from worker.state_files import read_colors
 
 # (report) -> what the consumer sends when it reads it.
 Answer = Callable[[Report], Command | None]
@@ -48,16 +54,21 @@ def collect(pipe: Connection, answer: Answer) -> list[Report]:
 
 
 def run_toy(
-    folder: Path, answer: Answer = confirm, checkpoint: Path | None = None, **choices: object
+    folder: Path,
+    answer: Answer = confirm,
+    checkpoint: Path | None = None,
+    source_image: Path | None = None,
+    **choices: object,
 ) -> list[Report]:
     """All reports of one picture by the toy."""
     asked = {"model": "toy", "steps": 6, "guidance_scale": 1.0, "seed": 500, "layout": "cascade"}
-    source, (ours, theirs) = ModelSource("toy"), multiprocessing.Pipe()
-    job = Generate(ResolvedRequest.model_validate(asked | choices), folder, checkpoint, {})
-    with RankProcesses(source, ["cpu"]) as ranks, ThreadPoolExecutor() as pool:
+    model, (ours, theirs) = ModelSource("toy"), multiprocessing.Pipe()
+    inputs: dict[PicturePart, Path] = {} if source_image is None else {"source_image": source_image}
+    job = Generate(ResolvedRequest.model_validate(asked | choices), folder, checkpoint, inputs)
+    with RankProcesses(model, ["cpu"]) as ranks, ThreadPoolExecutor() as pool:
         gathered = pool.submit(collect, ours, answer)
         try:
-            theirs.send(run_session(make_ready(source, "cpu"), job, theirs, ranks, 0.0))
+            theirs.send(run_session(make_ready(model, "cpu"), job, theirs, ranks, 0.0))
         except StoppedError as stopped:
             theirs.send(Stopped(stopped.step))
         return gathered.result(60)
@@ -173,3 +184,26 @@ def test_a_session_that_must_end_at_once_finishes_no_step(tmp_path: Path) -> Non
     *reports, last = run_toy(tmp_path, stop, steps=50)
     assert isinstance(last, Stopped)
     assert len(list_steps(reports)) < 50
+
+
+def test_an_enlarged_picture_has_its_sources_mean_colour_also_when_it_is_resumed(tmp_path: Path) -> None:
+    """Whatever its source, the toy makes its waves of it."""
+    own = np.random.default_rng(0).integers(0, 90, (128, 192, 3)).astype(np.uint8) + np.uint8([0, 40, 120])
+    Image.fromarray(own).save(tmp_path / "source.png")
+    fields = {"source": {}, "upscale": 2, "width_px": 384, "height_px": 256, "layout": "flat"}
+    fields |= {"pictures": {"source_image": SentPicture(sha256="", width_px=192, height_px=128)}}
+    folders = [tmp_path / name for name in ("whole", "resumed")]
+    checkpoint: Path | None = None
+    made: list[tuple[ColorFix, bytes, ColorFix | None]] = []
+    for folder in folders:
+        folder.mkdir()
+        reports = run_toy(folder, checkpoint=checkpoint, source_image=tmp_path / "source.png", **fields)
+        checkpoint = next(report.path for report in reports if isinstance(report, CheckpointWritten))
+        generated = reports[-1]
+        assert isinstance(generated, Generated)
+        assert generated.colors is not None
+        made.append((generated.colors, generated.path.read_bytes(), read_colors(generated.state)))
+        corrected = recolor(tifffile.imread(generated.path), generated.colors, 8)
+        assert np.abs(corrected.mean((0, 1)) - own.mean((0, 1))).max() < 1
+    assert made[0] == made[1]
+    assert made[0][0] == made[0][2]
