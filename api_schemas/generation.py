@@ -15,6 +15,7 @@ from pydantic import (
 from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
 from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
+from api_schemas.style import Style
 
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
@@ -24,6 +25,7 @@ MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser kee
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
 DEFAULT_STRENGTH = 0.6
+DEFAULT_STYLED_STRENGTH = 0.8
 DEFAULT_FIDELITY = 0.5
 MIN_DPI, MAX_DPI = 1, 2400
 
@@ -36,7 +38,7 @@ OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 BitDepth = Literal[8, 16]
 DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 # Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
-PicturePart = Literal["control_image", "ip_adapter_image", "source_image", MaskPart]
+PicturePart = Literal["control_image", "ip_adapter_image", "source_image", "style_image", MaskPart]
 
 AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
@@ -233,7 +235,8 @@ class GenerationRequest(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="Img2img strength: share of the noise schedule that is run on the source, counted from its end; 0 leaves it"
-        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, and 1 where a part is inpainted.",
+        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, {DEFAULT_STYLED_STRENGTH:g} with a `style`, and 1 where"
+        " a part is inpainted.",
     )
     upscale: int | None = Field(
         default=None,
@@ -252,6 +255,11 @@ class GenerationRequest(RequestPart):
     mask: SourceMask | None = Field(
         default=None, description="What of the source is inpainted; all else stays as it is."
     )
+    style: Style | None = Field(
+        default=None,
+        description="Style transfer: the source keeps its structure, and takes this style in words, or that of the picture in the"
+        " part `style_image`.",
+    )
     variations: list[Variation] = Field(
         default=[],
         max_length=MAX_VARIATIONS,
@@ -261,7 +269,7 @@ class GenerationRequest(RequestPart):
 
     @model_validator(mode="after")
     def _check_source(self) -> "GenerationRequest":
-        alone = [name for name in ("strength", "upscale", "mask") if getattr(self, name) is not None]
+        alone = [name for name in ("strength", "upscale", "mask", "style") if getattr(self, name) is not None]
         if self.source is None and alone:
             verb = "needs" if len(alone) == 1 else "need"
             raise ValueError(f"{' and '.join(alone)} {verb} `source`, the picture to begin with")
@@ -274,7 +282,27 @@ class GenerationRequest(RequestPart):
                 raise ValueError(
                     f"upscale does not go with {name}; fidelity says how far the source may change"
                 )
+        for name in ("upscale", "mask"):
+            if self.style is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"style does not go with {name}: all of the source is restyled, at its size; another job takes the result"
+                )
         return self
+
+    @property
+    def active_style(self) -> Style | None:
+        """The style, if it counts."""
+        return self.style if self.style is not None and self.style.strength else None
+
+    @property
+    def styled_prompt(self) -> str:
+        """The prompt, with the style's behind it."""
+        return self.prompt if self.active_style is None else self.active_style.describe(self.prompt)
+
+    @property
+    def style_px(self) -> tuple[int, int] | None:
+        """(width, height) of the style picture, once it is known."""
+        return None
 
     @field_validator("loras")
     @classmethod
@@ -332,4 +360,9 @@ class ResolvedRequest(GenerationRequest):
     def source_px(self) -> tuple[int, int] | None:
         """(width, height) of the picture that it begins with."""
         given = self.source_job or self.pictures.get("source_image")
+        return given and (given.width_px, given.height_px)
+
+    @property
+    def style_px(self) -> tuple[int, int] | None:
+        given = self.pictures.get("style_image")
         return given and (given.width_px, given.height_px)

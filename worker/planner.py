@@ -18,6 +18,8 @@ from worker.engine.plan import (
     Upscale,
 )
 
+STYLE_LOW_BAND = LowBandPlan()
+
 
 def plan_generation(
     request: ResolvedRequest, card: ModelCard, decode_memory_bytes: int, spill_dir: Path
@@ -55,6 +57,8 @@ def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest) -> Pict
     """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
         return Upscale(card.cascade.augmentation)
+    if request.active_style is not None:
+        return Picture(stage.skipped, STYLE_LOW_BAND)
     keeps = request.source is None or request.upscale is not None
     share = card.cascade.low_band if keeps else 0.0
     return Picture(stage.skipped, LowBandPlan(share) if share else None)
@@ -82,4 +86,5 @@ def _plan_attention(card: ModelCard, attention: StageAttention) -> AttentionPlan
         share=attention.share,
         neighbours=attention.neighbours,
         unit=card.alignment_px // scale,
+        styled=attention.styled,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +107,16 @@ async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int
     for part in PICTURE_PARTS:
         if part in form:
             files[part] = await _read_picture(part, form[part], max_picture_bytes)
-    return Submission(_parse(body), files)
+    return Submission(_note_style(_parse(body), files), files)
+
+
+def _note_style(
+    request: GenerationRequest, files: Mapping[PicturePart, ReceivedPicture]
+) -> GenerationRequest:
+    """Beside words a style picture may be sent or not; where it is, the request says so from here on."""
+    if request.style is None or "style_image" not in files:
+        return request
+    return request.model_copy(update={"style": request.style.model_copy(update={"style_image": True})})
 
 
 async def _read_picture(name: str, part: UploadFile | str, max_bytes: int) -> ReceivedPicture:
@@ -171,6 +180,7 @@ def is_needed(request: GenerationRequest, part: PicturePart) -> bool:
         "control_image": request.control is not None,
         "ip_adapter_image": request.ip_adapter is not None,
         "source_image": source is not None and source.job is None,
+        "style_image": request.style is not None and request.style.has_picture,
         "mask_image": mask is not None and mask.is_picture,
     }
     return needed.get(part, part in name_masks(request.regions))

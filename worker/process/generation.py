@@ -23,6 +23,7 @@ from worker.process.protocol import Generate
 from worker.regions import find_faint_regions, find_scaled_masks, lay_regions
 from worker.source import lay_source
 from worker.source_files import SourceFiles, write_source
+from worker.style import lay_style
 
 
 def prepare_source(job: Generate, card: ModelCard) -> SourceFiles | None:
@@ -33,8 +34,9 @@ def prepare_source(job: Generate, card: ModelCard) -> SourceFiles | None:
 
 
 def complete_plan(plan: GenerationPlan, job: Generate, source: SourceFiles | None) -> GenerationPlan:
-    """The plan with what is too large to be sent to every rank: the request's regions, and its source."""
-    return lay_source(lay_regions(plan, job.request, job.inputs), job.request, source)
+    """The plan with what is too large to be sent to every rank: the request's regions, its source, and its style."""
+    laid = lay_source(lay_regions(plan, job.request, job.inputs), job.request, source)
+    return laid if source is None else lay_style(laid, job.inputs, source.scale)
 
 
 def generate_job(
@@ -59,9 +61,9 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
     Raises:
         ModelError: an add-on is not on the allow-list, or was changed since it was put there.
     """
-    request, add_ons = job.request, model.add_ons
+    request, add_ons, style = job.request, model.add_ons, job.request.active_style
     return Conditions(
-        request.prompt,
+        request.styled_prompt,
         request.negative_prompt,
         request.guidance_scale,
         request.advanced.positions,
@@ -70,6 +72,7 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
         ip_adapter=_open_ip_adapter(job, add_ons),
         regions=tuple(_read_prompt(region, request.negative_prompt) for region in request.regions),
         attention=model.card.choose_attention(request),
+        styled=style is not None and style.has_picture,
     )
 
 
