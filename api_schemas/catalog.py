@@ -109,7 +109,8 @@ class ModelCard(BaseModel):
     )
     auto_attention: Attention = Field(default="off", description="Attention that `auto` selects.")
     style_image: bool = Field(
-        default=False, description="Whether the model takes a style from a picture; from words every model does."
+        default=False,
+        description="Whether the model takes a style from a picture; from words every model does.",
     )
     attention_strength: float = Field(
         default=0.25, ge=0.0, le=1.0, description="Default of `advanced.attention_strength`."

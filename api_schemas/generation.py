@@ -25,7 +25,6 @@ MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser kee
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
 DEFAULT_STRENGTH = 0.6
-DEFAULT_STYLED_STRENGTH = 0.8
 DEFAULT_FIDELITY = 0.5
 MIN_DPI, MAX_DPI = 1, 2400
 
@@ -235,8 +234,8 @@ class GenerationRequest(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="Img2img strength: share of the noise schedule that is run on the source, counted from its end; 0 leaves it"
-        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, {DEFAULT_STYLED_STRENGTH:g} with a `style`, and 1 where"
-        " a part is inpainted.",
+        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, that of a `style`, and 1 where a part is"
+        " inpainted.",
     )
     upscale: int | None = Field(
         default=None,

@@ -9,7 +9,8 @@ class Style(RequestPart):
     """The style of the result: by words, by the picture in the part `style_image`, or by both."""
 
     prompt: Prompt = Field(
-        default="", description="Describes the style; it stands behind the request's prompt, and behind each region's."
+        default="",
+        description="Describes the style; it stands behind the request's prompt, and behind each region's.",
     )
     style_image: bool = Field(
         default=False, description="Whether there is a part `style_image`; set where one is sent."
@@ -19,19 +20,14 @@ class Style(RequestPart):
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="How much the style counts; 0 is none. In between, a style in words takes two predictions a tile: with it,"
-        " and without.",
+        description="How much of the style the result takes; 0 is none. Where the request has no `strength`, it is also the share of"
+        " the noise schedule that is run.",
     )
 
     @property
     def has_picture(self) -> bool:
         """Whether it comes as the part `style_image`: it has to, where no words describe it."""
         return self.style_image or not self.prompt
-
-    @property
-    def mixes_prompts(self) -> bool:
-        """Whether tiles are also predicted without its words."""
-        return bool(self.prompt) and 0 < self.strength < 1
 
     def describe(self, prompt: str) -> str:
         """A prompt with the style's own behind it."""

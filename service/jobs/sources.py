@@ -7,7 +7,6 @@ from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import (
     DEFAULT_STRENGTH,
-    DEFAULT_STYLED_STRENGTH,
     MAX_SIDE_PX,
     MIN_SIDE_PX,
     WEBP_MAX_SIDE_PX,
@@ -163,7 +162,7 @@ def _choose_strength(request: GenerationRequest, size: Size) -> float:
     if request.strength is not None:
         return request.strength
     if request.active_style is not None:
-        return DEFAULT_STYLED_STRENGTH
+        return request.active_style.strength
     picture = request.width_px, request.height_px
     inpaints = request.mask is not None or not place_source(request.source, size, picture).covers(picture)
     return 1.0 if inpaints else DEFAULT_STRENGTH

@@ -138,7 +138,9 @@ class FamilyModel:
         rotary = find_rotary(find_denoiser(self._family.pipe), patch, positions)
         see = make_replica
         # A view has positions of its own, and a control image does not show what a style picture does.
-        seen = replace(conditions, positions="local", control=None if conditions.styled else conditions.control)
+        seen = replace(
+            conditions, positions="local", control=None if conditions.styled else conditions.control
+        )
         if seen != conditions:
             see = self._encode(seen)
         return lambda stage: make_attentive(stage, make_replica, see, layers, patch, rotary)

@@ -19,14 +19,13 @@ from worker.engine.ranks import Group, SingleRank
 from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, fill_up, stitch
-from worker.engine.style import Style
+from worker.engine.style import Style, tint
 from worker.engine.sync import Sync
 from worker.engine.upscale import Autoencoder, enlarge_noised, read_given, show_mask, upscale_latent
 from worker.engine.vae.decode import Decoding, decode
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, lay_tiles
 from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
-
 
 _STYLE = -1000  # names the style picture's noise; stages and what they see of each other have numbers near 0
 
@@ -231,7 +230,9 @@ def _start(
         return _Begun(pure, enlarged=enlarged)
     encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
     # An encoder may leave its channels last; a resumed canvas never has them so.
-    reference = encoded.contiguous() if style is None else style.tint(encoded.contiguous())
+    reference = encoded.contiguous()
+    if style is not None:  # the low band would keep the source's tones
+        reference = tint(reference, style.latent, style.strength)
     # At a schedule's first step a given picture must not shine through the noise.
     whole = start.given is not None and not start.skipped
     latent = pure if whole else scheduler.add_noise(reference, noise)

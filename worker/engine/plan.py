@@ -94,11 +94,14 @@ class LowBandPlan:
     Args:
         start: weight of the reference at the first step; falls in a straight line to `end` at the last.
         cutoff: share of the highest frequency of each axis up to which the reference counts.
+        tint: how far the reference first takes the mean and deviation that each channel has in what is made, in [0, 1]: at
+            1 its forms count, and not its tones.
     """
 
     start: float = 1.0
     end: float = 0.0
     cutoff: float = 0.2
+    tint: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,15 +34,15 @@ class Style:
         area = Rectangle(0, 0, *self.latent.shape[1:])
         return View(scheduler.scale_input(noisy, index), scheduler.timesteps[index], area)
 
-    def tint(self, latent: Tensor) -> Tensor:
-        """A clean latent (C, H, W) with the mean and deviation that each channel has in the style picture.
 
-        AdaIN (Huang and Belongie 2017, eq. 8) of latents, as Chung et al., "StyleID" (2024), eq. 8, begin with. The
-        low band would otherwise keep the source's tones.
-        """
-        mean, deviation = _measure(latent)
-        wanted_mean, wanted_deviation = _measure(self.latent)
-        return torch.lerp(latent, (latent - mean) / deviation * wanted_deviation + wanted_mean, self.strength)
+def tint(latent: Tensor, like: Tensor, strength: float) -> Tensor:
+    """A clean latent (C, H, W), moved by a share towards the mean and deviation that each channel has in another (C, h, w).
+
+    AdaIN (Huang and Belongie 2017, eq. 8) of latents, as Chung et al., "StyleID" (2024), eq. 8, begin with.
+    """
+    mean, deviation = _measure(latent)
+    wanted_mean, wanted_deviation = _measure(like)
+    return torch.lerp(latent, (latent - mean) / deviation * wanted_deviation + wanted_mean, strength)
 
 
 def _measure(latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -142,12 +142,16 @@ class _Softmax(TorchFunctionMode):
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         layer, orders = self._layer, self._layer.orders
         image = layer.image(query.shape[2])
-        layer.write(keys[:, :, image], values[:, :, image], *self._measure(query[:, :, image], keys[:, :, image]))
+        layer.write(
+            keys[:, :, image], values[:, :, image], *self._measure(query[:, :, image], keys[:, :, image])
+        )
         reads = orders.list_reads()
         if not reads:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         if orders.mode == "read style" and orders.style is not None:
-            query, keys = (_take_style(layer, orders.style, each, image, of) for of, each in enumerate((query, keys)))
+            query, keys = (
+                _take_style(layer, orders.style, each, image, of) for of, each in enumerate((query, keys))
+            )
         sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in reads]
         return attend(query, keys, values, mask, sources, image)
 
@@ -265,7 +269,10 @@ class AttentionLayers:
             self._forget(slot, page)
         is_new = any(page not in layer.pages for layer in self._layers)
         if is_new:
-            with self._ordered(Orders("open", tokens, page, own=own)), torch.compiler.set_stance("force_eager"):
+            with (
+                self._ordered(Orders("open", tokens, page, own=own)),
+                torch.compiler.set_stance("force_eager"),
+            ):
                 predict()
             self._require_opened(page)
         for layer in self._layers:

@@ -71,9 +71,7 @@ class AttentiveReplica:
         likeness = self.layers.place("likeness", torch.tensor(context.strength).to(batch.crops.device))
         style = replace(self._read("style", batch, views, batch.branches), likeness=likeness)
         own = self._place_own("style", batch.tiles, batch.crops.device)
-        return self.layers.read_style(
-            self._count(batch.crops), style, own, lambda: self.tiles.predict(batch)
-        )
+        return self.layers.read_style(self._count(batch.crops), style, own, lambda: self.tiles.predict(batch))
 
     def _place_own(self, name: str, areas: Sequence[Rectangle], device: torch.device) -> Turn | None:
         if self.rotary is None:
