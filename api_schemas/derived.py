@@ -26,6 +26,10 @@ class _Change(RequestPart):
         own = {"seed": self.seed, "prompt": self.prompt, "negative_prompt": self.negative_prompt}
         kept = parent.model_dump(include=set(GenerationRequest.model_fields) - _BEGINNING)
         kept["prompt"] = parent.styled_prompt
+        for region, described in zip(
+            kept["regions"], map(parent.describe_region, parent.regions), strict=True
+        ):
+            region["prompt"] = described
         kept["advanced"]["stages"] = []
         own = {name: value for name, value in own.items() if value is not None or name == "seed"}
         return GenerationRequest.model_validate(kept | own | changes)

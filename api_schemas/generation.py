@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
+from api_schemas.fields import MAX_PROMPT, MAX_SEED, Prompt, RequestPart, refuse_nul
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
 from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
 from api_schemas.style import Style
@@ -281,12 +281,20 @@ class GenerationRequest(RequestPart):
                 raise ValueError(
                     f"upscale does not go with {name}; fidelity says how far the source may change"
                 )
+        self._check_style()
+        return self
+
+    def _check_style(self) -> None:
         for name in ("upscale", "mask"):
             if self.style is not None and getattr(self, name) is not None:
                 raise ValueError(
                     f"style does not go with {name}: all of the source is restyled, at its size; another job takes the result"
                 )
-        return self
+        described = [self.styled_prompt, *(self.describe_region(each) for each in self.regions)]
+        if max(map(len, described)) > MAX_PROMPT:
+            raise ValueError(
+                f"style.prompt and the prompt before it have {max(map(len, described))} characters together, at most {MAX_PROMPT} may be"
+            )
 
     @property
     def active_style(self) -> Style | None:
@@ -297,6 +305,10 @@ class GenerationRequest(RequestPart):
     def styled_prompt(self) -> str:
         """The prompt, with the style's behind it."""
         return self.prompt if self.active_style is None else self.active_style.describe(self.prompt)
+
+    def describe_region(self, region: Region) -> str:
+        """A region's prompt, with the style's behind it."""
+        return region.prompt if self.active_style is None else self.active_style.describe(region.prompt)
 
     @property
     def style_px(self) -> tuple[int, int] | None:

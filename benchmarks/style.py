@@ -14,7 +14,7 @@ and a sheet of them stay in `--out`. What is measured, for each result and on av
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -107,7 +107,7 @@ def restyle_all(ready: Ready, options: argparse.Namespace) -> Iterator[Restyled]
             yield Restyled(name, source, pictures["style_image"] if style else words[prompt], result)
 
 
-def make_picture(ready: Ready, asked: dict[str, object], pictures: dict[PicturePart, Tensor]) -> Tensor:
+def make_picture(ready: Ready, asked: Mapping[str, object], pictures: dict[PicturePart, Tensor]) -> Tensor:
     """As a worker makes it, (3, H, W), uint8."""
     sent = {
         part: SentPicture(sha256=_UNKNOWN, width_px=image.shape[2], height_px=image.shape[1])
@@ -119,7 +119,7 @@ def make_picture(ready: Ready, asked: dict[str, object], pictures: dict[PictureP
         request = settle_source(request, source.size)
     resolved = resolve(request, ready.card, source).request.model_copy(update={"pictures": sent})
     with tempfile.TemporaryDirectory() as folder:
-        inputs = {part: Path(folder) / f"{part}.png" for part in pictures}
+        inputs: dict[PicturePart, Path] = {part: Path(folder) / f"{part}.png" for part in pictures}
         for part, image in pictures.items():
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(inputs[part])
         job = Generate(resolved, Path(folder), None, inputs)

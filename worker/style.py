@@ -44,5 +44,5 @@ class _Painted:
         height, width = self.canvas.size
         image = pyvips.Image.thumbnail(str(self.path), width, height=height, size="force")
         image = (image.flatten() if image.hasalpha() else image).colourspace("srgb")
-        pixels = torch.from_numpy(np.array(image.numpy()))  # pyright: ignore[reportUnknownMemberType]
+        pixels = torch.as_tensor(np.array(image.numpy()))
         return part.slice(pixels.permute(2, 0, 1)).float() / 127.5 - 1

@@ -89,7 +89,7 @@ class FamilyModel:
         scaling = read_scaling(type(family.pipe), vae)
         self.decoder = flatten_decoder(vae, scaling)
         self._encoder = flatten_encoder(vae, scaling)
-        announced = {"supports": list(supported), **self.add_ons.announce()}
+        announced: dict[str, object] = {"supports": list(supported), **self.add_ons.announce()}
         if self._attention is not None:
             announced["attention"] = list(get_args(Attention))
             announced["style_image"] = self._attention.take_styles

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from api_schemas.catalog import ModelCard
+from api_schemas.generation import ResolvedRequest
 from api_schemas.regions import Region
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.model import Conditions, LoadedModel, Prompt
@@ -70,16 +71,15 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
         loras=tuple(Lora(add_ons.open("lora", each.name), each.weight) for each in request.loras),
         control=_open_control(job, add_ons),
         ip_adapter=_open_ip_adapter(job, add_ons),
-        regions=tuple(_read_prompt(region, request.negative_prompt) for region in request.regions),
+        regions=tuple(_read_prompt(region, request) for region in request.regions),
         attention=model.card.choose_attention(request),
         styled=style is not None and style.has_picture,
     )
 
 
-def _read_prompt(region: Region, negative_prompt: str) -> Prompt:
-    return Prompt(
-        region.prompt, negative_prompt if region.negative_prompt is None else region.negative_prompt
-    )
+def _read_prompt(region: Region, request: ResolvedRequest) -> Prompt:
+    negative = request.negative_prompt if region.negative_prompt is None else region.negative_prompt
+    return Prompt(request.describe_region(region), negative)
 
 
 def _open_control(job: Generate, add_ons: AddOns) -> Control | None:
