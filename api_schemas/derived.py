@@ -30,6 +30,8 @@ class _Change(RequestPart):
             kept["regions"], map(parent.describe_region, parent.regions), strict=True
         ):
             region["prompt"] = described
+        if "ip_adapter_image" not in parent.pictures:  # it was given the style picture
+            kept["ip_adapter"] = None
         kept["advanced"]["stages"] = []
         own = {name: value for name, value in own.items() if value is not None or name == "seed"}
         return GenerationRequest.model_validate(kept | own | changes)

@@ -217,7 +217,9 @@ class GenerationRequest(RequestPart):
         default=None, description="Needs a multipart request with the part `control_image`."
     )
     ip_adapter: IpAdapterSettings | None = Field(
-        default=None, description="Needs a multipart request with the part `ip_adapter_image`."
+        default=None,
+        description="Needs a multipart request with the part `ip_adapter_image`; beside a style picture it may be left out, and"
+        " the IP-Adapter is given that.",
     )
     regions: list[Region] = Field(
         default=[],
@@ -234,7 +236,7 @@ class GenerationRequest(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="Img2img strength: share of the noise schedule that is run on the source, counted from its end; 0 leaves it"
-        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, that of a `style`, and 1 where a part is"
+        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, by its `strength` with a `style`, and 1 where a part is"
         " inpainted.",
     )
     upscale: int | None = Field(

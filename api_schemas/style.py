@@ -4,6 +4,8 @@ from pydantic import Field
 
 from api_schemas.fields import Prompt, RequestPart
 
+_PICTURE_SHARE = 0.8
+
 
 class Style(RequestPart):
     """The style of the result: by words, by the picture in the part `style_image`, or by both."""
@@ -20,14 +22,20 @@ class Style(RequestPart):
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="How much of the style the result takes; 0 is none. Where the request has no `strength`, it is also the share of"
-        " the noise schedule that is run.",
+        description="How much of the style the result takes; 0 is none. Where the request has no `strength`, it also decides the share of"
+        " the noise schedule that is run: the same in words, four fifths of it with a picture.",
     )
 
     @property
     def has_picture(self) -> bool:
         """Whether it comes as the part `style_image`: it has to, where no words describe it."""
         return self.style_image or not self.prompt
+
+    @property
+    def share(self) -> float:
+        """Of the noise schedule. Words need all of it, since the source's tones show through the noise; with a picture the
+        source has its tones from the start."""
+        return self.strength * (_PICTURE_SHARE if self.has_picture else 1.0)
 
     def describe(self, prompt: str) -> str:
         """A prompt with the style's own behind it."""

@@ -35,7 +35,7 @@ def test_its_words_stand_behind_the_prompts_unless_it_counts_for_nothing() -> No
         assert [styled.styled_prompt, styled.describe_region(styled.regions[0])] == prompts
 
 
-def test_what_is_made_anew_of_a_restyled_picture_keeps_the_words_of_its_style() -> None:
+def test_what_is_made_again_of_a_restyled_picture_keeps_the_words_of_its_style() -> None:
     parent = ResolvedRequest.model_validate(RESOLVED | {"style": {"prompt": "ink"}})
     reroll = RerollRequest.model_validate({"region": REGION, "seed": 3}).derive("0" * 28, parent)
     extended = ExtendRequest(left_px=64).derive("0" * 28, parent)

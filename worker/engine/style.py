@@ -16,7 +16,7 @@ _EPSILON = 1e-5
 class Style:
     """A style picture that every tile attends to (Hertz et al., "StyleAligned", 2024, section 3).
 
-    It is noised to each step anew, so that its signal-to-noise ratio is the canvas' own.
+    It is noised for each step, so that its signal-to-noise ratio is that of the canvas.
 
     Args:
         latent: clean, (C, h, w), float32.

@@ -94,7 +94,8 @@ def _open_ip_adapter(job: Generate, add_ons: AddOns) -> IpAdapter | None:
     adapter = job.request.ip_adapter
     if adapter is None:
         return None
-    path, picture = add_ons.open("ip_adapter", adapter.name), _read_picture(job.inputs["ip_adapter_image"])
+    shown = job.inputs["ip_adapter_image" if "ip_adapter_image" in job.inputs else "style_image"]
+    path, picture = add_ons.open("ip_adapter", adapter.name), _read_picture(shown)
     return IpAdapter(path, picture, adapter.scale)
 
 

@@ -301,3 +301,12 @@ def test_a_style_picture_stands_alone_or_beside_words(api: httpx.Client, style: 
     request = post(api, {"source": {}, "style": style}, **pictures).json()["request"]
     assert request["style"]["style_image"]
     assert request["pictures"]["style_image"]["width_px"] == 96
+
+
+def test_an_ip_adapter_beside_a_style_picture_needs_none_of_its_own(api: httpx.Client) -> None:
+    request = {"source": {}, "style": {}, "ip_adapter": {"name": "style"}}
+    pictures = {"source_image": encode(size=(64, 64)), "style_image": encode()}
+    for more in ({}, {"ip_adapter_image": encode()}):
+        answer = post(api, request, **pictures, **more)
+        assert answer.status_code == 202, answer.text
+        assert sorted(answer.json()["request"]["pictures"]) == sorted([*pictures, *more])
