@@ -20,7 +20,7 @@ from worker.engine.plan import (
 
 # Words leave the source's tones to what is made; with a picture the source has that picture's from the start, and what is
 # made may go its own way in the end. benchmarks/style.py measures both.
-_LOW_BAND_OF_WORDS = LowBandPlan(start=1.0, end=0.4, cutoff=0.3, tint=0.9)
+_LOW_BAND_OF_WORDS = LowBandPlan(start=1.0, end=0.4, cutoff=0.3, tint=0.85)
 _LOW_BAND_OF_PICTURE = LowBandPlan()
 
 

@@ -113,7 +113,7 @@ def test_queries_and_keys_take_the_statistics_of_the_published_formula(strength:
 
 
 class StyleAligned:
-    """diffusers' processor of self-attention written out as Hertz et al. (2024) have it, eq. 5, with style keys that count twice."""
+    """diffusers' processor of self-attention written out as Hertz et al. (2024) have it, eq. 5, with style keys that count four times."""
 
     def __init__(self) -> None:
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None
@@ -132,7 +132,7 @@ class StyleAligned:
             style_query, style_keys, style_values = self.kept
             query, keys = self._restyle(query, style_query), self._restyle(keys, style_keys)
             others = style_keys.shape[2]
-            bias = torch.cat([bias, torch.full((others,), 2 * bias.numel() / others).log()])
+            bias = torch.cat([bias, torch.full((others,), 4 * bias.numel() / others).log()])
             keys, values = (
                 torch.cat([own, kept.expand(len(own), -1, -1, -1)], dim=2)
                 for own, kept in ((keys, style_keys), (values, style_values))
