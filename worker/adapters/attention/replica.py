@@ -7,7 +7,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from worker.adapters.attention.layers import AttentionLayers, Reading, Slot
+from worker.adapters.attention.layers import AttentionLayers
+from worker.adapters.attention.orders import Reading, Slot
 from worker.adapters.attention.rotary import Rotary
 from worker.adapters.attention.style import Turn
 from worker.engine.attention import Context, View
