@@ -136,13 +136,13 @@ class FamilyModel:
         shape, positions = self._family.shape, conditions.positions
         patch = shape.alignment_px // shape.scale
         rotary = find_rotary(find_denoiser(self._family.pipe), patch, positions)
-        see = make_replica
-        # A view has positions of its own, and a control image does not show what a style picture does.
-        seen = replace(
-            conditions, positions="local", control=None if conditions.styled else conditions.control
-        )
-        if seen != conditions:
-            see = self._encode(seen)
+        see, control = make_replica, conditions.control
+        if conditions.styled and control is not None:
+            see = self._encode(
+                replace(conditions, positions="local", control=None)
+            )  # it is of another picture
+        elif positions != "local":
+            see = self._encode(replace(conditions, positions="local"))  # a view has positions of its own
         return lambda stage: make_attentive(stage, make_replica, see, layers, patch, rotary)
 
 
