@@ -108,6 +108,10 @@ class ModelCard(BaseModel):
         default=["off"], description="Allowed values of `advanced.attention`, beside `auto`."
     )
     auto_attention: Attention = Field(default="off", description="Attention that `auto` selects.")
+    style_image: bool = Field(
+        default=False,
+        description="Whether the model takes a style from a picture; from words every model does.",
+    )
     attention_strength: float = Field(
         default=0.25, ge=0.0, le=1.0, description="Default of `advanced.attention_strength`."
     )
@@ -250,13 +254,19 @@ class ModelCard(BaseModel):
         return Stage(*size, tiling, steps, skipped, conditioned, given, attention)
 
     def choose_attention(self, request: GenerationRequest) -> Attention:
-        """What `auto` comes to."""
+        """What `auto` comes to; a style picture is attended to in the conductor's place."""
+        style = request.active_style
+        if style is not None and style.has_picture:
+            return "conductor"
         asked = request.advanced.attention
         return self.auto_attention if asked == "auto" else asked
 
     def _plan_attention(
         self, request: GenerationRequest, size: tuple[int, int], tile_px: int
     ) -> StageAttention | None:
+        style = request.active_style
+        if style is not None and style.has_picture:
+            return self._attend_to_style(request.style_px or (1, 1), style.strength)
         kind, asked = self.choose_attention(request), request.advanced.attention_strength
         strength = self.attention_strength if asked is None else asked
         if kind == "off" or strength == 0 or max(size) <= tile_px:
@@ -265,6 +275,12 @@ class ModelCard(BaseModel):
         # On a canvas of two tiles a side the conductor shows as much as neighbourhoods do.
         neighbours = kind == "conductor+neighbours" and max(size) > 2 * tile_px
         return StageAttention(*conductor, strength, neighbours)
+
+    def _attend_to_style(self, size: tuple[int, int], strength: float) -> StageAttention:
+        """A style picture of that (width, height), seen at the size that the model knows, in all steps."""
+        native_px = self.native_size_px
+        conductor = fit_conductor(*size, native_px, self.alignment_px, self.max_tile_size_px)
+        return StageAttention(*conductor, strength, share=1.0, styled=True)
 
     def estimate(
         self, request: GenerationRequest, stages: Sequence[Stage], queries: Sequence[int] | None = None

@@ -25,12 +25,19 @@ class _Change(RequestPart):
         """The parent's request with these changes; how it began, and its stages, are not asked for again."""
         own = {"seed": self.seed, "prompt": self.prompt, "negative_prompt": self.negative_prompt}
         kept = parent.model_dump(include=set(GenerationRequest.model_fields) - _BEGINNING)
+        kept["prompt"] = parent.styled_prompt
+        for region, described in zip(
+            kept["regions"], map(parent.describe_region, parent.regions), strict=True
+        ):
+            region["prompt"] = described
+        if "ip_adapter_image" not in parent.pictures:  # it was given the style picture
+            kept["ip_adapter"] = None
         kept["advanced"]["stages"] = []
         own = {name: value for name, value in own.items() if value is not None or name == "seed"}
         return GenerationRequest.model_validate(kept | own | changes)
 
 
-_BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "layout"}
+_BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "style", "layout"}
 
 
 class RerollRequest(_Change):
@@ -57,7 +64,7 @@ class RerollRequest(_Change):
         own = self._apply(parent, source={"job": parent_id, "fit": "exact"}, mask=self.region.model_dump())
         same = (own.seed, own.prompt, own.negative_prompt) == (
             parent.seed,
-            parent.prompt,
+            parent.styled_prompt,
             parent.negative_prompt,
         )
         return own.model_copy(update={"strength": 0.0 if same else self.strength})

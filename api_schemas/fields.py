@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 MAX_SEED = 2**63 - 1
+MAX_PROMPT = 2000  # characters
 
 
 def refuse_nul(text: str) -> str:
@@ -13,7 +14,7 @@ def refuse_nul(text: str) -> str:
     return text
 
 
-Prompt = Annotated[str, Field(max_length=2000), AfterValidator(refuse_nul)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(refuse_nul)]
 
 
 class RequestPart(BaseModel):

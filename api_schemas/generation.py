@@ -12,9 +12,10 @@ from pydantic import (
     model_validator,
 )
 
-from api_schemas.fields import MAX_SEED, Prompt, RequestPart, refuse_nul
+from api_schemas.fields import MAX_PROMPT, MAX_SEED, Prompt, RequestPart, refuse_nul
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
 from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
+from api_schemas.style import Style
 
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
@@ -36,7 +37,7 @@ OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 BitDepth = Literal[8, 16]
 DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 # Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
-PicturePart = Literal["control_image", "ip_adapter_image", "source_image", MaskPart]
+PicturePart = Literal["control_image", "ip_adapter_image", "source_image", "style_image", MaskPart]
 
 AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
@@ -216,7 +217,9 @@ class GenerationRequest(RequestPart):
         default=None, description="Needs a multipart request with the part `control_image`."
     )
     ip_adapter: IpAdapterSettings | None = Field(
-        default=None, description="Needs a multipart request with the part `ip_adapter_image`."
+        default=None,
+        description="Needs a multipart request with the part `ip_adapter_image`; beside a style picture it may be left out, and"
+        " the IP-Adapter is given that.",
     )
     regions: list[Region] = Field(
         default=[],
@@ -234,7 +237,8 @@ class GenerationRequest(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="Img2img strength: share of the noise schedule that is run on the source, counted from its end; 0 leaves it"
-        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, and 1 where a part is inpainted.",
+        f" as it is, 1 makes a new picture. {DEFAULT_STRENGTH:g} if left out, by its `strength` with a `style`, and 1 where a part is"
+        " inpainted.",
     )
     upscale: int | None = Field(
         default=None,
@@ -253,6 +257,11 @@ class GenerationRequest(RequestPart):
     mask: SourceMask | None = Field(
         default=None, description="What of the source is inpainted; all else stays as it is."
     )
+    style: Style | None = Field(
+        default=None,
+        description="Style transfer: the source keeps its structure, and takes this style in words, or that of the picture in the"
+        " part `style_image`.",
+    )
     variations: list[Variation] = Field(
         default=[],
         max_length=MAX_VARIATIONS,
@@ -262,7 +271,7 @@ class GenerationRequest(RequestPart):
 
     @model_validator(mode="after")
     def _check_source(self) -> "GenerationRequest":
-        alone = [name for name in ("strength", "upscale", "mask") if getattr(self, name) is not None]
+        alone = [name for name in ("strength", "upscale", "mask", "style") if getattr(self, name) is not None]
         if self.source is None and alone:
             verb = "needs" if len(alone) == 1 else "need"
             raise ValueError(f"{' and '.join(alone)} {verb} `source`, the picture to begin with")
@@ -275,7 +284,39 @@ class GenerationRequest(RequestPart):
                 raise ValueError(
                     f"upscale does not go with {name}; fidelity says how far the source may change"
                 )
+        self._check_style()
         return self
+
+    def _check_style(self) -> None:
+        for name in ("upscale", "mask"):
+            if self.style is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"style does not go with {name}: all of the source is restyled, at its size; another job takes the result"
+                )
+        described = [self.styled_prompt, *(self.describe_region(each) for each in self.regions)]
+        if max(map(len, described)) > MAX_PROMPT:
+            raise ValueError(
+                f"style.prompt and the prompt before it have {max(map(len, described))} characters together, at most {MAX_PROMPT} may be"
+            )
+
+    @property
+    def active_style(self) -> Style | None:
+        """The style, if it counts."""
+        return self.style if self.style is not None and self.style.strength else None
+
+    @property
+    def styled_prompt(self) -> str:
+        """The prompt, with the style's behind it."""
+        return self.prompt if self.active_style is None else self.active_style.describe(self.prompt)
+
+    def describe_region(self, region: Region) -> str:
+        """A region's prompt, with the style's behind it."""
+        return region.prompt if self.active_style is None else self.active_style.describe(region.prompt)
+
+    @property
+    def style_px(self) -> tuple[int, int] | None:
+        """(width, height) of the style picture, once it is known."""
+        return None
 
     @field_validator("loras")
     @classmethod
@@ -333,4 +374,9 @@ class ResolvedRequest(GenerationRequest):
     def source_px(self) -> tuple[int, int] | None:
         """(width, height) of the picture that it begins with."""
         given = self.source_job or self.pictures.get("source_image")
+        return given and (given.width_px, given.height_px)
+
+    @property
+    def style_px(self) -> tuple[int, int] | None:
+        given = self.pictures.get("style_image")
         return given and (given.width_px, given.height_px)

@@ -117,6 +117,7 @@ class StageAttention:
         width_px: of the conductor, in pixels of its own; so is `height_px`.
         strength: what its keys count, all together, over a tile's own.
         share: of the steps, from the first on, in which they are attended to.
+        styled: whether a style picture stands in the conductor's place.
     """
 
     width_px: int
@@ -124,6 +125,7 @@ class StageAttention:
     strength: float
     neighbours: bool = False
     share: float = _SHARED_STEPS
+    styled: bool = False
 
     def count_predictions(self, tiles: int, steps: int) -> int:
         """How many there are beside those of the tiles, of which all steps have so many."""

@@ -85,7 +85,7 @@ class AsyncClient:
         """Create a job. The same key and request return the same job again.
 
         Args:
-            pictures: for the request's `control` and `ip_adapter`: PNG, JPEG or WebP.
+            pictures: by the parts that the request needs, such as `source_image`: PNG, JPEG or WebP.
 
         >>> job = await chorale.create(GenerationRequest(prompt="moss", width_px=4096, height_px=4096))
 

@@ -183,6 +183,9 @@ def generate(
     mask: source_options.Mask = None,
     upscale: source_options.Upscale = None,
     fidelity: source_options.Fidelity = None,
+    style_prompt: source_options.StylePrompt = None,
+    style_image: source_options.StyleImage = None,
+    style_strength: source_options.StyleStrength = None,
     bit_depth: options.BitDepth = None,
     dpi: options.Dpi = None,
     dzi: options.DeepZoom = False,
@@ -192,6 +195,7 @@ def generate(
     """Generate one picture, on a running server or on a stack started for this call."""
     path = output or options.name_after(prompt)
     begun, sent = source_options.read_source(source, fit, strength, mask, upscale, fidelity)
+    styled, shown = source_options.read_style(style_prompt, style_image, style_strength)
     sides = options.parse_size(size) if size else (None, None)
     chosen = region_options.read_regions(region, regions, feather)
     request = options.build_request(
@@ -214,9 +218,10 @@ def generate(
             "bit_depth": bit_depth,
             "dpi": dpi,
             **begun,
+            **styled,
         }
     )
-    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent
+    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | shown
     with open_server(url, data) as address, Client(address) as client:
         follow_job(client, client.create(request, pictures=pictures), path, dzi=dzi)
 

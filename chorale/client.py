@@ -84,7 +84,7 @@ class Client:
         """Create a job. The same key and request return the same job again.
 
         Args:
-            pictures: for the request's `control` and `ip_adapter`: PNG, JPEG or WebP.
+            pictures: by the parts that the request needs, such as `source_image`: PNG, JPEG or WebP.
 
         >>> job = chorale.create(GenerationRequest(prompt="moss", width_px=4096, height_px=4096))
 

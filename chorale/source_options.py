@@ -33,6 +33,13 @@ Upscale = Annotated[
 Fidelity = Annotated[
     float | None, Option(help="With --upscale: 1 keeps to the source, 0 invents.", show_default="0.5")
 ]
+StylePrompt = Annotated[str | None, Option(help="Style that a source takes, in words.")]
+StyleImage = Annotated[
+    Path | None, Option(help="Picture whose style a source takes.", exists=True, dir_okay=False)
+]
+StyleStrength = Annotated[
+    float | None, Option(help="How much of the style it takes, 0 to 1.", show_default="1")
+]
 
 _JOB = re.compile(r"[0-9a-f]{28}")
 
@@ -64,3 +71,20 @@ def read_source(
     else:
         raise OptionError(f"--source {source}: no such file, and no id of a job")
     return fields | {"source": chosen}, pictures
+
+
+def read_style(
+    prompt: str | None, image: Path | None, strength: float | None
+) -> tuple[dict[str, object], dict[PicturePart, Path]]:
+    """The field of the request, and the picture that comes with it.
+
+    Raises:
+        OptionError: a strength comes alone.
+    """
+    if prompt is None and image is None:
+        if strength is not None:
+            raise OptionError("--style-strength comes with --style-prompt TEXT or --style-image FILE")
+        return {}, {}
+    chosen = {"prompt": prompt, "strength": strength, "style_image": image is not None}
+    style = {name: value for name, value in chosen.items() if value is not None}
+    return {"style": style}, {} if image is None else {"style_image": image}

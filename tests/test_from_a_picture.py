@@ -1,6 +1,7 @@
 """Jobs that begin with a picture, over HTTP on a real stack with a real model."""
 
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,33 @@ def test_strength_1_is_text_to_picture_bit_for_bit(api: httpx.Client, parent: st
     assert np.array_equal(picture(api, begun), picture(api, plain))
 
 
+def restyle(api: httpx.Client, parent: str, style: dict[str, object]) -> str:
+    """The parent's picture in its own style, as that of another picture, and at a strength that no style changes."""
+    sent = io.BytesIO()
+    Image.fromarray(picture(api, parent)[:, ::-1] // 2).save(sent, "PNG")
+    request = {"source": {"job": parent}, "style": style, "strength": 1.0, "seed": 3, "steps": 2}
+    files = {
+        "request": (None, json.dumps(request), "application/json"),
+        "style_image": ("a.png", sent.getvalue(), "image/png"),
+    }
+    return wait(api, api.post("/v1/jobs", files=files))
+
+
+def test_a_style_picture_changes_all_of_the_source_and_at_strength_0_nothing(
+    api: httpx.Client, parent: str
+) -> None:
+    plain = picture(api, make(api, source={"job": parent}, strength=1.0, seed=3, steps=2))
+    assert np.array_equal(picture(api, restyle(api, parent, {"strength": 0})), plain)
+    styled = restyle(api, parent, {})
+    changed = np.abs(picture(api, styled).astype(int) - plain).reshape(4, SIDE // 4, 4, SIDE // 4, 3)
+    assert (changed.mean((1, 3, 4)) > 2).all()
+    # Variations have the style picture too.
+    answer = api.post(f"/v1/jobs/{styled}/variations", json={"count": 1, "amount": 0.1})
+    assert answer.status_code == 202, answer.text
+    near = picture(api, make_sure(api, answer.json()["data"][0]["id"]))
+    assert 0 < np.abs(near.astype(int) - picture(api, styled)).mean() < 20
+
+
 def test_the_command_line_does_it_all(api: httpx.Client, parent: str, tmp_path: Path) -> None:
     own = picture(api, parent)
 
@@ -188,6 +216,8 @@ def test_the_command_line_does_it_all(api: httpx.Client, parent: str, tmp_path: 
     assert np.array_equal(run("extend", parent, "--top", "32")[32:], own)
     assert run("vary", parent, "--count", "1").shape == own.shape
     assert run("generate", "grass", "--source", str(sent), "--strength", "0").shape == own.shape
+    styled = ("--style-prompt", "moss", "--style-image", str(sent), "--style-strength", "0.5")
+    assert run("generate", "", "--source", parent, "--steps", "2", *styled).shape == own.shape
     assert run("generate", "grass", "--source", parent, "--upscale", "2").shape == (2 * SIDE, 2 * SIDE, 3)
 
 

@@ -18,6 +18,11 @@ from worker.engine.plan import (
     Upscale,
 )
 
+# Words leave the source's tones to what is made; with a picture the source has that picture's from the start, and what is
+# made may go its own way in the end. benchmarks/style.py measures both.
+_LOW_BAND_OF_WORDS = LowBandPlan(start=1.0, end=0.4, cutoff=0.3, tint=0.85)
+_LOW_BAND_OF_PICTURE = LowBandPlan()
+
 
 def plan_generation(
     request: ResolvedRequest, card: ModelCard, decode_memory_bytes: int, spill_dir: Path
@@ -55,6 +60,9 @@ def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest) -> Pict
     """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
         return Upscale(card.cascade.augmentation)
+    style = request.active_style
+    if style is not None:
+        return Picture(stage.skipped, _LOW_BAND_OF_PICTURE if style.has_picture else _LOW_BAND_OF_WORDS)
     keeps = request.source is None or request.upscale is not None
     share = card.cascade.low_band if keeps else 0.0
     return Picture(stage.skipped, LowBandPlan(share) if share else None)
@@ -82,4 +90,5 @@ def _plan_attention(card: ModelCard, attention: StageAttention) -> AttentionPlan
         share=attention.share,
         neighbours=attention.neighbours,
         unit=card.alignment_px // scale,
+        styled=attention.styled,
     )

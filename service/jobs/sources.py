@@ -149,7 +149,10 @@ def _check_place(request: GenerationRequest, size: Size) -> Iterator[FieldError]
     if source.offset is not None and (place.left + size[0] > picture[0] or place.top + size[1] > picture[1]):
         allowed = f"where a source of {own} px lies within the picture of {whole} px"
         yield FieldError(field="source.offset", value=source.offset.model_dump_json(), allowed=allowed)
-    if request.strength not in (None, 1.0) and not place.covers(picture):
+    if request.style is not None and not place.covers(picture):
+        allowed = "a source that covers the picture: what it leaves free has no structure to keep"
+        yield FieldError(field="style", value=f"a source of {own} px on {whole} px", allowed=allowed)
+    elif request.strength not in (None, 1.0) and not place.covers(picture):
         allowed = "1: the source does not cover the picture, and what it leaves free is inpainted"
         yield FieldError(field="strength", value=f"{request.strength:g}", allowed=allowed)
 
@@ -166,6 +169,8 @@ def _choose_strength(request: GenerationRequest, size: Size) -> float:
     assert request.source is not None
     if request.strength is not None:
         return request.strength
+    if request.active_style is not None:
+        return request.active_style.share
     picture = request.width_px, request.height_px
     inpaints = request.mask is not None or not place_source(request.source, size, picture).covers(picture)
     return 1.0 if inpaints else DEFAULT_STRENGTH

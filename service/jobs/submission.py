@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ class Submission:
     def list_inherited(self) -> list[PicturePart]:
         """The pictures of its parent that it needs too."""
         kept = self.parent.request.pictures if self.parent else {}
-        return [part for part in kept if is_needed(self.request, part)]
+        return [part for part in kept if is_taken(self.request, part)]
 
     def close(self) -> None:
         """Free the disk; may be repeated."""
@@ -107,7 +107,16 @@ async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int
     for part in PICTURE_PARTS:
         if part in form:
             files[part] = await _read_picture(part, form[part], max_picture_bytes)
-    return Submission(_parse(body), files)
+    return Submission(_note_style(_parse(body), files), files)
+
+
+def _note_style(
+    request: GenerationRequest, files: Mapping[PicturePart, ReceivedPicture]
+) -> GenerationRequest:
+    """Beside words a style picture may be sent or not; where it is, the request says so from here on."""
+    if request.style is None or "style_image" not in files:
+        return request
+    return request.model_copy(update={"style": request.style.model_copy(update={"style_image": True})})
 
 
 async def _read_picture(name: str, part: UploadFile | str, max_bytes: int) -> ReceivedPicture:
@@ -159,18 +168,25 @@ def _mismatches(submission: Submission) -> Iterator[FieldError]:
         if wanted and not sent and part not in inherited:
             allowed = f"a {name_formats()} picture as the part {part} of multipart/form-data, for {_name_field(part)}"
             yield FieldError(field=part, value="null", allowed=allowed)
-        if sent and not wanted:
+        if sent and not is_taken(submission.request, part):
             allowed = f"no picture without the field {_name_field(part)}"
             yield FieldError(field=part, value="a picture", allowed=allowed)
 
 
-def is_needed(request: GenerationRequest, part: PicturePart) -> bool:
+def is_taken(request: GenerationRequest, part: PicturePart) -> bool:
     """Whether a request has the field that a picture comes for."""
-    source, mask = request.source, request.mask
+    return is_needed(request, part) or (part == "ip_adapter_image" and request.ip_adapter is not None)
+
+
+def is_needed(request: GenerationRequest, part: PicturePart) -> bool:
+    """Whether a request cannot do without a picture; an IP-Adapter can, where it is given the style picture."""
+    source, mask, style = request.source, request.mask, request.style
+    shows_style = style is not None and style.has_picture
     needed: dict[PicturePart, bool] = {
         "control_image": request.control is not None,
-        "ip_adapter_image": request.ip_adapter is not None,
+        "ip_adapter_image": request.ip_adapter is not None and not shows_style,
         "source_image": source is not None and source.job is None,
+        "style_image": shows_style,
         "mask_image": mask is not None and mask.is_picture,
     }
     return needed.get(part, part in name_masks(request.regions))

@@ -160,8 +160,14 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
     if positions not in card.positions:
         allowed = f"{' or '.join(card.positions)}: what model {card.name} ({card.family}) supports"
         yield FieldError(field="advanced.positions", value=positions, allowed=allowed)
-    attention = request.advanced.attention
-    if attention != "auto" and attention not in card.attention:
+    attention, style = request.advanced.attention, request.style
+    if style is not None and style.has_picture and not card.style_image:
+        allowed = f"no style picture: model {card.name} ({card.family}) takes a style in words alone, as style.prompt"
+        yield FieldError(field="style.style_image", value="true", allowed=allowed)
+    elif style is not None and style.has_picture and attention not in ("auto", "off"):
+        allowed = "auto or off: tiles attend to the style picture in the conductor's place"
+        yield FieldError(field="advanced.attention", value=attention, allowed=allowed)
+    elif attention != "auto" and attention not in card.attention:
         allowed = f"{', '.join(['auto', *card.attention])}: what model {card.name} ({card.family}) supports"
         yield FieldError(field="advanced.attention", value=attention, allowed=allowed)
     if request.negative_prompt and not card.negative_prompt:

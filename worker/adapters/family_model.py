@@ -89,9 +89,10 @@ class FamilyModel:
         scaling = read_scaling(type(family.pipe), vae)
         self.decoder = flatten_decoder(vae, scaling)
         self._encoder = flatten_encoder(vae, scaling)
-        announced = {"supports": list(supported), **self.add_ons.announce()}
+        announced: dict[str, object] = {"supports": list(supported), **self.add_ons.announce()}
         if self._attention is not None:
             announced["attention"] = list(get_args(Attention))
+            announced["style_image"] = self._attention.take_styles
         self.card = _describe(family, settings, name, steps).model_copy(update=announced)
         self.preview_map = _make_preview_map(family, settings, self.decoder)
 
@@ -135,8 +136,13 @@ class FamilyModel:
         shape, positions = self._family.shape, conditions.positions
         patch = shape.alignment_px // shape.scale
         rotary = find_rotary(find_denoiser(self._family.pipe), patch, positions)
-        # A view has positions of its own.
-        see = make_replica if positions == "local" else self._encode(replace(conditions, positions="local"))
+        see, control = make_replica, conditions.control
+        if conditions.styled and control is not None:
+            see = self._encode(
+                replace(conditions, positions="local", control=None)
+            )  # it is of another picture
+        elif positions != "local":
+            see = self._encode(replace(conditions, positions="local"))  # a view has positions of its own
         return lambda stage: make_attentive(stage, make_replica, see, layers, patch, rotary)
 
 
@@ -182,6 +188,10 @@ def _require_supported(conditions: Conditions, card: ModelCard) -> None:
         raise UnsupportedConditionError(
             f"advanced.attention: {conditions.attention!r} is not supported by {card.family}; allowed: auto, "
             + ", ".join(card.attention)
+        )
+    if conditions.styled and not card.style_image:
+        raise UnsupportedConditionError(
+            f"style.style_image: {card.family} takes no style from a picture; allowed: style.prompt"
         )
     for number, prompt in enumerate(conditions.prompts):
         if prompt.negative and not card.negative_prompt:

@@ -35,6 +35,7 @@ class Conditions:
             or from the canvas' corner.
         regions: prompts of the regions, in their order.
         attention: that its stages are planned with.
+        styled: whether a style picture stands in the conductor's place.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class Conditions:
     ip_adapter: IpAdapter | None = None
     regions: tuple[Prompt, ...] = ()
     attention: Attention = "off"
+    styled: bool = False
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

@@ -23,6 +23,7 @@ class AttentionPlan:
         share: of the steps, from the first on, in which they are attended to.
         neighbours: whether a tile also attends to the area around it at half size.
         unit: sides of a view are multiples of this.
+        styled: whether a style picture of the conductor's size stands in its place.
     """
 
     conductor: tuple[int, int]
@@ -30,6 +31,7 @@ class AttentionPlan:
     share: float = 1.0
     neighbours: bool = False
     unit: int = 1
+    styled: bool = False
 
     def applies_at(self, index: int, steps: int) -> bool:
         return index < ceil(steps * self.share)
@@ -102,12 +104,14 @@ class Context:
         canvas: that the tiles lie on.
         strength: as in `AttentionPlan`.
         neighbourhoods: each query's own, all of one size; or none.
+        styled: whether the conductor is a style picture.
     """
 
     canvas: Plane
     conductor: View
     strength: float
     neighbourhoods: tuple[View, ...] = ()
+    styled: bool = False
 
     def only(self, place: int) -> "Context":
         """Of one query of the batch."""
@@ -121,6 +125,7 @@ class Views:
         latent: the canvas as the model sees it, (C, H, W).
         match: the clock of a latent of which averaging has left this share of the noise's deviation.
         masked: what is made and what stays, (1 + C, H, W), where the model is to see it.
+        style: a picture in the conductor's place, where the plan says so.
     """
 
     def __init__(
@@ -130,16 +135,23 @@ class Views:
         plan: AttentionPlan,
         match: Callable[[float], Clock],
         masked: Tensor | None = None,
+        style: View | None = None,
     ) -> None:
         self._latent, self._canvas, self._plan, self._match = latent, canvas, plan, match
         self._masked = masked
-        self._conductor = self._look_at(Neighbourhood(canvas.whole, plan.conductor))
+        whole = Neighbourhood(canvas.whole, plan.conductor)
+        self._conductor = self._look_at(whole) if style is None else self._complete(style, whole)
 
     def of(self, tiles: Sequence[Rectangle]) -> Context:
         """The context of a batch of these tiles."""
         plan, canvas = self._plan, self._canvas
         around = [plan.find_neighbourhood(canvas, tile) for tile in tiles] if plan.neighbours else []
-        return Context(canvas, self._conductor, plan.strength, tuple(self._look_at(each) for each in around))
+        views = tuple(self._look_at(each) for each in around)
+        return Context(canvas, self._conductor, plan.strength, views, plan.styled)
+
+    def _complete(self, style: View, whole: Neighbourhood) -> View:
+        """All of a style picture is made, as all of the canvas that it is for."""
+        return style if self._masked is None else replace(style, masked=self._average(self._masked, whole))
 
     def _look_at(self, part: Neighbourhood) -> View:
         whole = (part.area.height, part.area.width)

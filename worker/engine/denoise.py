@@ -16,6 +16,7 @@ from worker.engine.guidance import LowBand
 from worker.engine.inpaint import Inpainting
 from worker.engine.plan import DenoisePlan
 from worker.engine.scheduler import Scalars, Scheduler
+from worker.engine.style import Style
 from worker.engine.sync import Sync
 from worker.engine.warned import Warned
 
@@ -82,6 +83,7 @@ def denoise(
     low_band: LowBand | None = None,
     sync: Sync | None = None,
     inpainting: Inpainting | None = None,
+    style: Style | None = None,
 ) -> Generator[TilePredicted | Step | Warned, None, Tensor]:
     """Carry a noisy canvas to a clean one, all tiles in step with each other.
 
@@ -108,7 +110,7 @@ def denoise(
         tiles = plan.tiles_at(index, steps)
         fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
         scaled = scheduler.scale_input(latent, index)
-        views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked)
+        views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked, style)
         for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles, views):
             fusion.add(tile, prediction)
             predictions.append((tile, prediction))
@@ -142,10 +144,19 @@ def _find_reference(
 
 
 def _look_around(
-    scaled: Tensor, plan: DenoisePlan, scheduler: Scheduler, index: int, steps: int, masked: Tensor | None
+    scaled: Tensor,
+    plan: DenoisePlan,
+    scheduler: Scheduler,
+    index: int,
+    steps: int,
+    masked: Tensor | None,
+    style: Style | None,
 ) -> Views | None:
     attention = plan.attention_at(index, steps)
-    return attention and Views(scaled, plan.canvas, attention, partial(scheduler.match_noise, index), masked)
+    if attention is None:
+        return None
+    view = style and style.look(scheduler, index)
+    return Views(scaled, plan.canvas, attention, partial(scheduler.match_noise, index), masked, view)
 
 
 def _name_broken(predictions: list[tuple[Rectangle, Tensor]]) -> str:

@@ -19,12 +19,15 @@ from worker.engine.ranks import Group, SingleRank
 from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, fill_up, stitch
+from worker.engine.style import Style, tint
 from worker.engine.sync import Sync
 from worker.engine.upscale import Autoencoder, enlarge_noised, read_given, show_mask, upscale_latent
 from worker.engine.vae.decode import Decoding, decode
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, lay_tiles
 from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
+
+_STYLE = -1000  # names the style picture's noise; stages and what they see of each other have numbers near 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +127,11 @@ def generate(
         if resume and resume.step > before + steps:
             continue
         yield stage.began
+        style = yield from _read_style(plan, stage.plan, prepared, group)
         if resume and resume.step > before:
             begun = _resume(resume, plan, stage, generator, prepared)
         else:
-            begun = yield from _start(plan, stage, latent, prepared, group)
+            begun = yield from _start(plan, stage, latent, style, prepared, group)
         masked = None
         if prepared.sees_masks and not isinstance(stage.plan.start, Upscale):
             masked = yield from show_mask(begun.inpainting, stage.plan, prepared, plan.decode, group)
@@ -139,7 +143,7 @@ def generate(
         latent = yield from denoise(
             begun.latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
             max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan),
-            begun.inpainting,
+            begun.inpainting, style,
         )  # fmt: skip
         at_most = ensemble.at_most
     assert latent is not None
@@ -192,8 +196,25 @@ def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledS
     ]  # fmt: skip
 
 
+def _read_style(
+    plan: GenerationPlan, stage: StagePlan, prepared: PreparedModel, group: Group
+) -> Generator[Heartbeat, None, Style | None]:
+    """A resumed job encodes it again: the encoder gives the same bytes."""
+    attention = stage.denoise.attention
+    if stage.style is None or attention is None:
+        return None
+    latent = yield from read_given(stage.style, prepared, plan.decode, group)
+    noise = initial_noise(plan.seed, *latent.shape, stage=_STYLE)
+    return Style(latent.contiguous(), noise.to(prepared.device), attention.strength)
+
+
 def _start(
-    plan: GenerationPlan, stage: _ScheduledStage, before: Tensor | None, prepared: PreparedModel, group: Group
+    plan: GenerationPlan,
+    stage: _ScheduledStage,
+    before: Tensor | None,
+    style: Style | None,
+    prepared: PreparedModel,
+    group: Group,
 ) -> Generator[Warned | Heartbeat, None, _Begun]:
     """Pure noise, or a picture under as much noise as the first step expects."""
     canvas, scheduler, start = stage.plan.canvas, stage.scheduler, stage.plan.start
@@ -210,6 +231,8 @@ def _start(
     encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
     # An encoder may leave its channels last; a resumed canvas never has them so.
     reference = encoded.contiguous()
+    if style is not None:  # the low band would keep the source's tones
+        reference = tint(reference, style.latent, style.strength)
     # At a schedule's first step a given picture must not shine through the noise.
     whole = start.given is not None and not start.skipped
     latent = pure if whole else scheduler.add_noise(reference, noise)

@@ -11,6 +11,7 @@ from torch import Tensor
 from worker.engine.canvas import Plane
 from worker.engine.plan import LowBandPlan
 from worker.engine.scheduler import Scheduler
+from worker.engine.style import tint
 
 _ORDER = 4  # of the Butterworth filter, as in FreeInit (Wu et al. 2024) and HiFlow
 
@@ -47,7 +48,7 @@ class LowBand:
         if weight == 0:
             return prediction
         clean = scheduler.estimate_clean(latent, prediction, index)
-        missing = self.reference - clean
+        missing = (tint(self.reference, clean, plan.tint) if plan.tint else self.reference) - clean
         if self._inpainted is not None:
             missing *= self._inpainted
         change = low_pass(missing, plan.cutoff, self._canvas).mul_(weight)

@@ -32,7 +32,8 @@ class DenoisePlan:
         outer_shares: how much of the steps is outer, at the (beginning, end).
         regions: with prompts of their own, if there are any.
         mask: what is made, if not all; tiles that it does not touch are left out.
-        attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it.
+        attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it,
+            except for a style picture.
     """
 
     canvas: Plane
@@ -65,9 +66,9 @@ class DenoisePlan:
     def attention_at(self, index: int, steps: int) -> AttentionPlan | None:
         """What the tiles of step `index` of `steps` attend to."""
         plan = self.attention
-        if plan is None or self.tile_shape == self.canvas.size or not plan.applies_at(index, steps):
+        if plan is None or not plan.applies_at(index, steps):
             return None
-        return plan
+        return plan if plan.styled or self.tile_shape != self.canvas.size else None
 
     @property
     def tile_shape(self) -> tuple[int, int]:
@@ -93,11 +94,14 @@ class LowBandPlan:
     Args:
         start: weight of the reference at the first step; falls in a straight line to `end` at the last.
         cutoff: share of the highest frequency of each axis up to which the reference counts.
+        tint: how far the reference first takes the mean and deviation that each channel has in what is made, in [0, 1]: at
+            1 its forms count, and not its tones.
     """
 
     start: float = 1.0
     end: float = 0.0
     cutoff: float = 0.2
+    tint: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,7 @@ class StagePlan:
         even: whether batches may be smaller than `modules`, as `Ensemble` says.
         shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
         sync_strength: how far local statistics are moved towards those of the whole canvas, in [0, 1]; 0 is off.
+        style: a picture whose style the stage takes, if it does.
     """
 
     denoise: DenoisePlan
@@ -185,6 +190,7 @@ class StagePlan:
     even: bool = False
     shown: tuple[float, float] = (1.0, 1.0)
     sync_strength: float = 0.0
+    style: GivenPixels | None = None
 
     @property
     def canvas(self) -> Plane:

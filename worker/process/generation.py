@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from api_schemas.catalog import ModelCard
+from api_schemas.generation import ResolvedRequest
 from api_schemas.regions import Region
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.model import Conditions, LoadedModel, Prompt
@@ -23,6 +24,7 @@ from worker.process.protocol import Generate
 from worker.regions import find_faint_regions, find_scaled_masks, lay_regions
 from worker.source import lay_source
 from worker.source_files import SourceFiles, write_source
+from worker.style import lay_style
 
 
 def prepare_source(job: Generate, card: ModelCard) -> SourceFiles | None:
@@ -33,8 +35,9 @@ def prepare_source(job: Generate, card: ModelCard) -> SourceFiles | None:
 
 
 def complete_plan(plan: GenerationPlan, job: Generate, source: SourceFiles | None) -> GenerationPlan:
-    """The plan with what is too large to be sent to every rank: the request's regions, and its source."""
-    return lay_source(lay_regions(plan, job.request, job.inputs), job.request, source)
+    """The plan with what is too large to be sent to every rank: the request's regions, its source, and its style."""
+    laid = lay_source(lay_regions(plan, job.request, job.inputs), job.request, source)
+    return laid if source is None else lay_style(laid, job.inputs, source.scale)
 
 
 def generate_job(
@@ -59,24 +62,24 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
     Raises:
         ModelError: an add-on is not on the allow-list, or was changed since it was put there.
     """
-    request, add_ons = job.request, model.add_ons
+    request, add_ons, style = job.request, model.add_ons, job.request.active_style
     return Conditions(
-        request.prompt,
+        request.styled_prompt,
         request.negative_prompt,
         request.guidance_scale,
         request.advanced.positions,
         loras=tuple(Lora(add_ons.open("lora", each.name), each.weight) for each in request.loras),
         control=_open_control(job, add_ons),
         ip_adapter=_open_ip_adapter(job, add_ons),
-        regions=tuple(_read_prompt(region, request.negative_prompt) for region in request.regions),
+        regions=tuple(_read_prompt(region, request) for region in request.regions),
         attention=model.card.choose_attention(request),
+        styled=style is not None and style.has_picture,
     )
 
 
-def _read_prompt(region: Region, negative_prompt: str) -> Prompt:
-    return Prompt(
-        region.prompt, negative_prompt if region.negative_prompt is None else region.negative_prompt
-    )
+def _read_prompt(region: Region, request: ResolvedRequest) -> Prompt:
+    negative = request.negative_prompt if region.negative_prompt is None else region.negative_prompt
+    return Prompt(request.describe_region(region), negative)
 
 
 def _open_control(job: Generate, add_ons: AddOns) -> Control | None:
@@ -91,7 +94,8 @@ def _open_ip_adapter(job: Generate, add_ons: AddOns) -> IpAdapter | None:
     adapter = job.request.ip_adapter
     if adapter is None:
         return None
-    path, picture = add_ons.open("ip_adapter", adapter.name), _read_picture(job.inputs["ip_adapter_image"])
+    shown = job.inputs["ip_adapter_image" if "ip_adapter_image" in job.inputs else "style_image"]
+    path, picture = add_ons.open("ip_adapter", adapter.name), _read_picture(shown)
     return IpAdapter(path, picture, adapter.scale)
 
 

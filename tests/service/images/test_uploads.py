@@ -51,7 +51,7 @@ def errors(answer: httpx.Response) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def announce_controls(story: Story) -> None:
-    names = {"controlnets": ["edges"], "ip_adapters": ["style"]}
+    names = {"controlnets": ["edges"], "ip_adapters": ["style"], "style_image": True}
     story.publish(CARD.model_copy(update=names))
 
 
@@ -139,6 +139,10 @@ def test_what_is_transparent_is_black(api: httpx.Client, store_dir: Path) -> Non
         ({"control": {"name": "none"}}, {"control_image": encode()}, "control.name", "edges"),
         ({"control": {"nam": "edges"}}, {"control_image": encode()}, "control.nam", "name, scale, start, end"),
         ({"control": {"name": "edges", "start": 0.5, "end": 0.5}}, {"control_image": encode()}, "control", "start"),
+        ({"source": {}}, {"source_image": encode(), "style_image": encode()}, "style_image", "without the field style"),
+        ({"source": {}, "style": {}}, {"source_image": encode()}, "style_image", "as the part style_image"),
+        ({"source": {}, "style": {"prompt": "ink", "style_image": True}}, {"source_image": encode()}, "style_image", "part"),
+        ({"source": {}, "style": {}}, {"source_image": encode(size=(64, 64)), "style_image": b"x"}, "style_image", "PNG"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_part(
@@ -289,3 +293,20 @@ def test_a_folder_that_cannot_be_written_is_said_so(
         assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
         assert answer.json()["detail"] == "pictures cannot be taken in: Not a directory"
         assert api.post("/v1/jobs", json={"prompt": "lava"}).status_code == 202
+
+
+@pytest.mark.parametrize("style", [{}, {"prompt": "ink"}])
+def test_a_style_picture_stands_alone_or_beside_words(api: httpx.Client, style: dict[str, object]) -> None:
+    pictures = {"source_image": encode(size=(64, 64)), "style_image": encode(size=(96, 48))}
+    request = post(api, {"source": {}, "style": style}, **pictures).json()["request"]
+    assert request["style"]["style_image"]
+    assert request["pictures"]["style_image"]["width_px"] == 96
+
+
+def test_an_ip_adapter_beside_a_style_picture_needs_none_of_its_own(api: httpx.Client) -> None:
+    request = {"source": {}, "style": {}, "ip_adapter": {"name": "style"}}
+    pictures = {"source_image": encode(size=(64, 64)), "style_image": encode()}
+    for more in ({}, {"ip_adapter_image": encode()}):
+        answer = post(api, request, **pictures, **more)
+        assert answer.status_code == 202, answer.text
+        assert sorted(answer.json()["request"]["pictures"]) == sorted([*pictures, *more])

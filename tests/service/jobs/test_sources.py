@@ -22,6 +22,10 @@ OFFSET = {"left_px": 60, "top_px": 0}
         ({"upscale": 3}, (300, 200), (900, 600), None),
         ({"mask": {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 9, "height_px": 9}}}, (99, 99), (99, 99), 1.0),
         ({"source": {"fit": "fit"}, "width_px": 300, "height_px": 300}, (300, 200), (300, 300), 1.0),
+        ({"style": {"prompt": "lava", "strength": 0.4}}, (300, 200), (300, 200), 0.4),
+        ({"style": {"strength": 0.5}}, (300, 200), (300, 200), 0.4),
+        ({"style": {"prompt": "lava"}, "strength": 0.3}, (300, 200), (300, 200), 0.3),
+        ({"style": {"prompt": "lava", "strength": 0}}, (300, 200), (300, 200), 0.6),
     ],
 )  # fmt: skip
 def test_what_is_left_out_follows_from_the_source(
@@ -49,6 +53,11 @@ def test_what_is_left_out_follows_from_the_source(
             {"source": {"fit": "fit"}, "width_px": 300, "height_px": 300, "strength": 0.5},
             (300, 200),
             "strength",
+        ),
+        (
+            {"source": {"fit": "fit"}, "width_px": 300, "height_px": 300, "style": {"prompt": "ink"}},
+            (300, 200),
+            "style",
         ),
     ],
 )

@@ -125,3 +125,31 @@ def test_noise_is_not_mixed_with_itself() -> None:
     steps = [{"seed": 5}, {"seed": 7}, {"seed": 5}, {"seed": 3}]
     request = GenerationRequest.model_validate({"seed": 7, "variations": steps})
     assert [error.field for error in find(request, CARD)] == ["variations.1.seed", "variations.2.seed"]
+
+
+STYLED = CARD.model_copy(update={"style_image": True, "attention": ["off", "conductor"]})
+
+
+@pytest.mark.parametrize(
+    ("card", "style", "attention", "field", "allowed"),
+    [
+        (CARD, {}, "auto", "style.style_image", "no style picture: model m (f) takes a style in words alone"),
+        (CARD, {"prompt": "ink", "style_image": True}, "off", "style.style_image", "as style.prompt"),
+        (STYLED, {}, "conductor", "advanced.attention", "auto or off: tiles attend to the style picture"),
+    ],
+)
+def test_a_style_that_the_model_cannot_take_is_named(
+    card: ModelCard, style: dict[str, object], attention: str, field: str, allowed: str
+) -> None:
+    (error,) = find(ask(source={}, style=style, advanced={"attention": attention}), card)
+    assert error.field == field
+    assert allowed in error.allowed
+
+
+@pytest.mark.parametrize("style", [{}, {"prompt": "ink"}, {"prompt": "ink", "style_image": True}])
+def test_a_style_costs_a_prediction_a_step_where_it_is_a_picture(style: dict[str, object]) -> None:
+    request, plain = ask(source={}, style=style, steps=8, strength=1.0), ask(source={}, steps=8, strength=1.0)
+    assert find(request, STYLED) == []
+    tiles, alone = (STYLED.estimate(each, STYLED.lay_stages(each)).tiles for each in (request, plain))
+    assert tiles - alone == (0 if style == {"prompt": "ink"} else 8)
+    assert CARD.style_image or find(ask(source={}, style={"prompt": "ink"}), CARD) == []

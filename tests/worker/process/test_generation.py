@@ -1,6 +1,7 @@
 """What a model is told is what the job says, with checked files in the place of names."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,12 @@ def test_a_file_that_is_changed_while_the_worker_runs_is_refused(model: Toy, tmp
     (tmp_path / "weights.safetensors").write_bytes(b"Weights")
     with pytest.raises(DamagedModelError, match=r"weights.safetensors has SHA-256"):
         read_conditions(model, asked)
+
+
+def test_an_ip_adapter_without_a_picture_is_given_that_of_the_style(model: Toy, tmp_path: Path) -> None:
+    asked = job(tmp_path, ip_adapter=IpAdapterSettings(name="face").model_dump())
+    styled = replace(asked, inputs={"style_image": tmp_path / "control_image.png"})
+    told, own = (read_conditions(model, each).ip_adapter for each in (styled, asked))
+    assert told is not None
+    assert own is not None
+    assert torch.equal(told.picture, own.picture)

@@ -6,8 +6,7 @@ attention, what a layer is told to do is done in its place. A layer that is told
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,59 +14,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from worker.adapters.attention.blocks import BlockKind, Order, find_attention
+from worker.adapters.attention.orders import Orders, Page, Reading, Slot
 from worker.adapters.attention.rotary import turn
 from worker.adapters.attention.softmax import Source, attend, balance
+from worker.adapters.attention.style import Statistics, Turn, measure, restyle
 from worker.adapters.errors import UnsupportedConditionError
 
-Slot = Literal["conductor", "neighbourhood"]
-Page = tuple[Slot, torch.Size]
-"""What was seen there, and the (N, C, h, w) of its crops."""
 Forward = Callable[..., Any]
-
-
-@dataclass
-class Reading:
-    """How the queries of a batch read a slot; its tensors keep their places in memory.
-
-    Args:
-        rows: which of the slot's keys are each query's, (B,).
-        log_strength: (), float32.
-        turn: from a token's own place to its place among the slot's keys, (B, tokens, D / 2) angles' (cosine, sine).
-    """
-
-    rows: Tensor
-    log_strength: Tensor
-    turn: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass
-class Orders:
-    """What all layers of one network do at this moment.
-
-    Args:
-        mode: compiled code asks for this word: it is a guard for each form of a block that the compiler keeps, while
-            whether a dictionary is empty was none (PyTorch 2.13).
-        tokens: of the image in this forward, where text stands beside them.
-        opens: a new page, in a forward that is not compiled: compiled code writes on pages that are there.
-    """
-
-    mode: Literal["idle", "open", "write", "read", "read both"] = "idle"
-    tokens: int = 0
-    opens: Page | None = None
-    conductor: Reading | None = None
-    neighbourhood: Reading | None = None
-
-    def take(self, given: "Orders") -> None:
-        self.mode, self.tokens, self.opens = given.mode, given.tokens, given.opens
-        self.conductor, self.neighbourhood = given.conductor, given.neighbourhood
-
-    def list_reads(self) -> list[tuple[Slot, Reading]]:
-        reads: list[tuple[Slot, Reading]] = []
-        if self.mode in ("read", "read both") and self.conductor is not None:
-            reads.append(("conductor", self.conductor))
-        if self.mode == "read both" and self.neighbourhood is not None:
-            reads.append(("neighbourhood", self.neighbourhood))
-        return reads
 
 
 class Layer:
@@ -89,7 +42,7 @@ class Layer:
         """Keys and values, or what else is kept of a forward, on the open page."""
         if self.orders.mode == "open" and self.orders.opens is not None:
             self.pages[self.orders.opens] = tuple(_make_place(value) for value in values)
-        elif self.orders.mode == "write":
+        elif self.orders.mode in ("write", "write style"):
             for place, value in zip(self.written, values, strict=True):
                 place.copy_(value)
 
@@ -129,12 +82,37 @@ class _Softmax(TorchFunctionMode):
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         layer, orders = self._layer, self._layer.orders
         image = layer.image(query.shape[2])
-        layer.write(keys[:, :, image], values[:, :, image])
+        layer.write(
+            keys[:, :, image], values[:, :, image], *self._measure(query[:, :, image], keys[:, :, image])
+        )
         reads = orders.list_reads()
         if not reads:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        if orders.mode == "read style" and orders.style is not None:
+            query, keys = (
+                _take_style(layer, orders.style, each, image, of) for of, each in enumerate((query, keys))
+            )
         sources = [_read(layer, slot, reading, query[:, :, image]) for slot, reading in reads]
         return attend(query, keys, values, mask, sources, image)
+
+    def _measure(self, query: Tensor, keys: Tensor) -> list[Tensor]:
+        """Of a style picture: mean and deviation of the queries, then of the keys."""
+        orders = self._layer.orders
+        if not orders.keeps_statistics:
+            return []
+        found = [measure(each, orders.own) for each in (query, keys)]
+        return [part for each in found for part in (each.mean, each.deviation)]
+
+
+def _take_style(layer: Layer, reading: Reading, states: Tensor, image: slice, of: int) -> Tensor:
+    """Queries (`of` is 0) or keys (1), those of the image with the style picture's statistics."""
+    _, _, *kept = layer.shown["style"]
+    mean, deviation = (each.index_select(0, reading.rows) for each in kept[2 * of : 2 * of + 2])
+    assert reading.likeness is not None
+    styled = restyle(states[:, :, image], layer.orders.own, Statistics(mean, deviation), reading.likeness)
+    if image.stop - image.start == states.shape[2]:
+        return styled
+    return torch.cat([states[:, :, : image.start], styled, states[:, :, image.stop :]], dim=2)
 
 
 def _unflatten(tensor: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
@@ -144,7 +122,7 @@ def _unflatten(tensor: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 
 
 def _read(layer: Layer, slot: Slot, reading: Reading, query: Tensor) -> Source:
-    keys, values = (each.index_select(0, reading.rows) for each in layer.shown[slot])
+    keys, values = (each.index_select(0, reading.rows) for each in layer.shown[slot][:2])
     turned = query if reading.turn is None else turn(query, *reading.turn)
     return Source(turned, keys, values, reading.log_strength + balance(query.shape[2], keys.shape[2]))
 
@@ -197,7 +175,10 @@ class AttentionLayers:
         """
         self._orders, self._compiled, self._recorded = Orders(), compiled, recorded
         self._fixed: dict[object, Tensor] = {}
-        self._layers = [_put_in(attention, kind, self._orders) for attention, kind in find_attention(network)]
+        found = list(find_attention(network))
+        self._layers = [_put_in(attention, kind, self._orders) for attention, kind in found]
+        # Linear attention sums keys up before there are any to give a style's statistics to.
+        self.take_styles = bool(found) and not any(kind.linear for _, kind in found)
         self.conductor: object = None  # whose keys are shown
 
     def __len__(self) -> int:
@@ -208,12 +189,17 @@ class AttentionLayers:
         orders, (layer, *_) = self._orders, self._layers
         if orders.mode == "open":
             return None
-        places = layer.written if orders.mode == "write" else ()
+        places = layer.written if orders.mode in ("write", "write style") else ()
         reads = tuple((slot, layer.shown[slot][0].shape) for slot, _ in orders.list_reads())
-        return tuple(place.shape for place in places), reads
+        return orders.mode, tuple(place.shape for place in places), reads
 
-    def write(self, slot: Slot, crops: Tensor, tokens: int, predict: Callable[[], object]) -> None:
-        """Show in a slot the keys that a prediction of these crops (N, C, h, w) makes.
+    def write(
+        self, slot: Slot, crops: Tensor, tokens: int, predict: Callable[[], object], own: Turn | None = None
+    ) -> None:
+        """Show in a slot the keys that a prediction of these crops (N, C, h, w) makes; of a style, statistics too.
+
+        Args:
+            own: by which places tokens of a style are turned.
 
         Raises:
             UnsupportedConditionError: a layer computes its attention in another way.
@@ -223,13 +209,17 @@ class AttentionLayers:
             self._forget(slot, page)
         is_new = any(page not in layer.pages for layer in self._layers)
         if is_new:
-            with self._ordered(Orders("open", tokens, page)), torch.compiler.set_stance("force_eager"):
+            with (
+                self._ordered(Orders("open", tokens, page, own=own)),
+                torch.compiler.set_stance("force_eager"),
+            ):
                 predict()
             self._require_opened(page)
         for layer in self._layers:
             layer.written = layer.shown[slot] = layer.pages[page]
         if not is_new or self._compiled or self._recorded:
-            with self._ordered(Orders("write", tokens)):
+            mode = "write style" if slot == "style" else "write"
+            with self._ordered(Orders(mode, tokens, own=own)):
                 predict()
 
     def _require_opened(self, page: Page) -> None:
@@ -252,6 +242,13 @@ class AttentionLayers:
         """A prediction that also attends to what is shown."""
         mode = "read" if neighbourhood is None else "read both"
         with self._ordered(Orders(mode, tokens, None, conductor, neighbourhood)):
+            return predict()
+
+    def read_style(
+        self, tokens: int, style: Reading, own: Turn | None, predict: Callable[[], Tensor]
+    ) -> Tensor:
+        """A prediction that attends to a style picture, with its statistics."""
+        with self._ordered(Orders("read style", tokens, style=style, own=own)):
             return predict()
 
     @contextmanager

@@ -45,9 +45,35 @@ class Rotary:
         angles = torch.stack([self._measure(*each, canvas) for each in zip(tiles, views, strict=True)])
         return angles.cos().float().to(device), angles.sin().float().to(device)
 
+    def place(self, areas: Sequence[Rectangle], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(cosine, sine) of the angles by which tokens are turned for their own places.
+
+        Args:
+            areas: that the transformer is given, of one size; the corner counts where positions are those of the canvas.
+
+        Returns:
+            both (B, tokens, D / 2), float32.
+        """
+        angles = torch.stack(
+            [
+                self._lay_angles(self._own(area.top, area.height), self._own(area.left, area.width))
+                for area in areas
+            ]
+        )
+        return angles.cos().float().to(device), angles.sin().float().to(device)
+
+    def _own(self, start: int, extent: int) -> Tensor:
+        own = torch.arange(extent // self.patch, dtype=torch.float64)
+        origin = self._origin(len(own))
+        return own + start / self.patch - origin if self.positions == "global" else own - origin
+
     def _measure(self, tile: Rectangle, view: View, canvas: Plane) -> Tensor:
         rows = self._shift(tile.top, tile.height, view.area.top, view.area.height, view.size[0], canvas, 0)
         columns = self._shift(tile.left, tile.width, view.area.left, view.area.width, view.size[1], canvas, 1)
+        return self._lay_angles(rows, columns)
+
+    def _lay_angles(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Of rows and columns of tokens, (tokens, D / 2)."""
         nothing = torch.zeros(1, 1, dtype=torch.float64)
         shifts = {_ROWS: rows[:, None], _COLUMNS: columns[None]}
         angles = [
@@ -70,9 +96,7 @@ class Rotary:
         if canvas.wrap[axis]:
             middles = middles % canvas.size[axis]
         there = middles * seen / whole / self.patch - 0.5
-        if self.positions == "global":
-            own = own + start / self.patch
-        return there - self._origin(tokens) - (own - self._origin(len(own)))
+        return there - self._origin(tokens) - self._own(start, extent)
 
     def _origin(self, tokens: int) -> int:
         return tokens - tokens // 2 if self.centred else 0
