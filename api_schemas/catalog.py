@@ -202,12 +202,11 @@ class ModelCard(BaseModel):
             strength = 1.0 if request.strength is None else request.strength
             split = split_steps(self.choose_steps(request), strength)
             return [self._make_stage(request, whole, *split, given=whole)]
-        own, *larger = lay_sizes(
-            *whole, min(whole) / request.upscale, self.alignment_px, self.cascade.enlarges
-        )
+        least = min(whole) / request.upscale
+        _, *larger = lay_sizes(*whole, least, self.alignment_px, self.cascade.enlarges)
         sizes = larger or [whole]  # a source may be so small that its canvas is as large
         stages = [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
-        return [replace(stages[0], given=own if self.cascade.conditioned else sizes[0]), *stages[1:]]
+        return [replace(stages[0], given=sizes[0]), *stages[1:]]
 
     def choose_steps(self, request: GenerationRequest) -> int:
         """Steps of the first stage; with a source that is not enlarged, of its whole schedule."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from training.augment import CropRange, cut_crops, draw_windows
 from training.critic import PatchCritic, critic_loss, generator_loss
 from training.dataset import Picture, read_folders
+from training.detail import detail_distance
 from training.features import FeaturePair, perceptual_distance
 from training.measures import crop_real, measure_psnr
 from training.parts import load_autoencoder, place, save_half
@@ -54,6 +55,7 @@ class AutoencoderOptions:
     decoder_only: bool = False  # latents stay as they are
     perceptual: float = 0.1  # weight of the perceptual distance
     critic: float = 0.005  # weight of the critic's scores
+    detail: float = 0.0  # weight of having as much fine detail everywhere
     compile: bool = False
 
 
@@ -143,6 +145,8 @@ class AutoencoderTraining:
         }
         if self.options.perceptual:
             losses["perceptual"] = self.options.perceptual * self.distance(restored, target)
+        if self.options.detail:
+            losses["detail"] = self.options.detail * detail_distance(restored.float(), target.float())
         if not self.options.decoder_only:
             spread = (latent.float().square().mean() - 1).square()
             losses["latent"] = 0.01 * spread + 0.01 * _offset(latent)
@@ -191,7 +195,7 @@ def train(
     """Train (from the weights in `start`, if given), checkpoint, and write the averaged weights as `out/vae/` (fp16, latents of unit deviation)."""
     rank, device = join_ranks(), choose_device()
     set_seed(seed)
-    pictures = [picture for picture in read_folders(folders) if not picture.held_out]
+    pictures = [picture for picture in read_folders(folders) if picture.for_training]
     rng = random.Random(seed)
     training = AutoencoderTraining(options, device, start)
     crops = cut_crops(pictures, options.crops, ZOOM, random.Random(seed + rank), device)
@@ -275,6 +279,7 @@ def main() -> None:
     parser.add_argument("--peak-rate", type=float, default=6e-4)
     parser.add_argument("--perceptual", type=float, default=usual.perceptual, help="weight, 0 for none")
     parser.add_argument("--critic", type=float, default=usual.critic, help="weight, 0 for none")
+    parser.add_argument("--detail", type=float, default=usual.detail, help="weight, 0 for none")
     parser.add_argument("--decoder-only", action="store_true", help="latents unchanged")
     parser.add_argument("--begin-with", type=Path, help="vae folder whose weights to begin with")
     parser.add_argument("--seed", type=int, default=1)
@@ -289,6 +294,7 @@ def main() -> None:
         decoder_only=options.decoder_only,
         perceptual=options.perceptual,
         critic=options.critic,
+        detail=options.detail,
         compile=options.compile,
     )
     budget = Budget(options.seconds, options.call_seconds)

@@ -29,7 +29,7 @@ class Pairs:
 
     Attributes:
         latents: (N, C, side, side), unit deviation, bfloat16.
-        leads: the same place of the reduced picture's latent, enlarged to it.
+        leads: the same place of the latent of the picture reduced and enlarged again.
         scales: (N,), by how much.
         owners: (N,), the picture of each.
     """
@@ -45,27 +45,24 @@ class Pairs:
         latents, leads = self.latents[chosen].float(), self.leads[chosen].float()
         return Pairs(latents, leads, self.scales[chosen], self.owners[chosen])
 
+    def first(self, count: int) -> "Pairs":
+        """So many of them."""
+        return Pairs(self.latents[:count], self.leads[:count], self.scales[:count], self.owners[:count])
+
     def disturb(self, most: float) -> Tensor:
-        """The leads under noise of up to `most` deviations, drawn at the reduced size: a painted lead is no photograph."""
+        """The leads under noise of up to `most` deviations: none that is made in use is a photograph's."""
         amount = most * torch.rand(len(self.leads), 1, 1, 1, device=self.leads.device)
-        noise = torch.empty_like(self.leads)
-        for scale in SCALES:
-            rows = self.scales == scale
-            noise[rows] = _enlarge_noise(noise[rows], scale)
-        return self.leads + amount * noise
+        return self.leads + amount * torch.randn_like(self.leads)
 
 
-def _enlarge_noise(like: Tensor, scale: int) -> Tensor:
-    """Noise of a reduced latent, enlarged to (B, C, side, side) at a random place."""
-    count, channels, side, _ = like.shape
-    small = torch.randn(count, channels, side // scale + 2, side // scale + 2, device=like.device)
-    top, left = (int(each) for each in torch.randint(scale, (2,)))
-    return enlarge(small, scale)[..., top : top + side, left : left + side]
+def enlarge(picture: Tensor, scale: int) -> Tensor:
+    """(B, 3, H, W) to (B, 3, scale H, scale W), bicubic.
 
-
-def enlarge(latent: Tensor, scale: int) -> Tensor:
-    """(B, C, H, W) to (B, C, scale H, scale W), bilinear, as the engine does."""
-    return functional.interpolate(latent, scale_factor=scale, mode="bilinear", align_corners=False)
+    A latent says where within its 8 pixels an edge lies. Enlarged itself, as in StableDiffusionLatentUpscalePipeline,
+    it says that of places which are no longer there; so pixels are enlarged, and encoded then.
+    """
+    enlarged = functional.interpolate(picture, scale_factor=scale, mode="bicubic", align_corners=False)
+    return enlarged.clamp(-1, 1)
 
 
 def encode_pairs(
@@ -111,13 +108,13 @@ def _choose_readings(image: Tensor, side: int, rng: random.Random) -> list[tuple
 def _read(
     vae: AutoencoderTiny, image: Tensor, zoom: float, scale: int, side: int, rng: random.Random
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Windows of one picture's latent, and of its reduced one's."""
+    """Windows of one picture's latent, and of that of what is left when it was small."""
     picture = _reduce(image[None].float().div_(127.5).sub_(1), zoom)
     picture = picture.flip(3) if rng.random() < 0.5 else picture
     height, width = (extent // (8 * scale) * 8 * scale for extent in picture.shape[2:])
     picture = picture[..., :height, :width]
     latent = encode_pixels(vae, picture)[0].bfloat16()
-    lead = enlarge(encode_pixels(vae, _reduce(picture, 1 / scale)), scale)[0].bfloat16()
+    lead = encode_pixels(vae, enlarge(_reduce(picture, 1 / scale), scale))[0].bfloat16()
     rows, columns = latent.shape[1] - side + 1, latent.shape[2] - side + 1
     for _ in range(_WINDOWS * round(latent.shape[1] * latent.shape[2] / side**2)):
         top, left = rng.randrange(rows), rng.randrange(columns)

@@ -1,7 +1,6 @@
-"""Train the latent upscaler: the denoiser once more, with the enlarged latent of a smaller picture as further channels.
+"""Train the latent upscaler: the denoiser once more, with the latent of an enlarged smaller picture as further channels.
 
-As diffusers' StableDiffusionLatentUpscalePipeline has it; noise on the lower resolution as in Ho et al., "Cascaded
-Diffusion Models" (2022), section 4.
+Noise on the lower resolution as in Ho et al., "Cascaded Diffusion Models" (2022), section 4.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from training.sampling import FEW_STEPS
 
 FOLDER = "latent_upscaler"
 RECIPE = replace(FEW_STEPS, steps=4)
-MOST_NOISE = 0.4  # deviations, on the lead
+MOST_NOISE = 0.3  # deviations, on the lead
 _SMALLEST_PX = 512
 
 
@@ -192,6 +191,7 @@ def main() -> None:
     parser, usual = argparse.ArgumentParser(description=main.__doc__), UpscalerOptions()
     parser.add_argument("folders", type=Path, nargs="+", help="each with captions.jsonl")
     parser.add_argument("--parts", type=Path, required=True, help="folder with the encoders and unet/")
+    parser.add_argument("--begin-with", type=Path, help="earlier weights of `--out`; else those of unet/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--call-seconds", type=float, default=float("inf"))
@@ -206,7 +206,12 @@ def main() -> None:
     set_seed(chosen.seed)
     lessons, _ = encode_lessons(chosen.folders, chosen.parts, options, device, seed)
     print_leader(f"windows { ({side: len(pairs.latents) for side, pairs in lessons.pairs.items()}) }")
-    training = UpscalerTraining(build_upscaler(load_denoiser(chosen.parts / "unet")), options, device)
+    upscaler = (
+        load_denoiser(chosen.begin_with / FOLDER)
+        if chosen.begin_with
+        else build_upscaler(load_denoiser(chosen.parts / "unet"))
+    )
+    training = UpscalerTraining(upscaler, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)
     train(lessons, training, chosen.out, budget, seed, print_leader)
     leave_ranks()

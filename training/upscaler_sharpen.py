@@ -1,6 +1,7 @@
 """Sharpen the latent upscaler: a critic must take the windows that it makes in few steps for real ones.
 
-As `sharpen` does for the denoiser. What the lead decides is kept by the distance of reduced latents.
+As `sharpen` does for the denoiser. What the lead decides is kept by the distance of reduced latents and of reduced
+pictures. A part of the leads is painted, as in use; real windows of the same kinds of picture stand against those.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from torch.nn import functional
 from training.adversarial import AdversarialTraining, Losses, run_adversarial
 from training.critic import Critic, LatentBackbone, PictureBackbone, generator_loss
 from training.diffusion import build_noising
-from training.pairs import Pairs
+from training.latents import decode_latents, decode_to_learn
+from training.painted import SCALE, PaintedLeads, PaintedWindows, paint_leads
+from training.pairs import SCALES, Pairs
 from training.parts import copy_denoiser, load_denoiser, place
 from training.progress import Budget, choose_device, half_precision, set_seed
 from training.ranks import is_leader, join_ranks, leave_ranks
@@ -33,6 +36,8 @@ from training.upscaler import (
 from training.upscaler_figures import evaluate
 
 _COARSE = 4  # latent pixels
+_FREEDOM = 4  # pixels of a painted lead within which detail may be added
+_PAINTED_NOISE = 0.1  # deviations, on a painted lead, as in use
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,9 @@ class UpscalerSharpenOptions:
 
     anchor: float = 5.0  # weight of staying near the known predictions
     coarse: float = 5.0  # weight of what the real window is when reduced
+    fidelity: float = 30.0  # weight of what the decoded window is when reduced to its lead's size
+    painted_share: float = 0.5  # of a step's leads
+    painted: int = 2_000  # pictures
     peak_rate: float = 5e-5
     critic_rate: float = 2e-3
 
@@ -52,29 +60,48 @@ class UpscalerSharpening(AdversarialTraining):
         self,
         upscaler: UNet2DConditionModel,
         critic: Critic,
+        vae: AutoencoderTiny,
         options: UpscalerSharpenOptions,
         device: torch.device,
     ) -> None:
         super().__init__(upscaler, critic, (options.peak_rate, options.critic_rate), device)
-        self.options = options
+        self.options, self.vae = options, vae
         self.known = place(copy_denoiser(upscaler), device).requires_grad_(False)
         self.noising = build_noising(device)
         self.timesteps = list_timesteps(RECIPE, device)
 
-    def step(self, pairs: Pairs, text: Tensor) -> Losses:
-        """One update of the critic, then one of the upscaler."""
-        leads, noise = pairs.disturb(MOST_NOISE), torch.randn_like(pairs.latents)
-        asked = Conditioned(self.generator, leads)
-        generated = denoise(asked, RECIPE, noise, text, text[:1], learned=RECIPE.steps)
-        critic = self._step_critic((pairs.latents, text), (generated.detach(), text))
-        scores = self._score(generated, text).mean()
-        coarse = functional.avg_pool2d(generated - pairs.latents, _COARSE).square().mean()
-        distance = self._measure_distance(pairs, leads, text)
-        self._step_generator(
-            generator_loss(scores) + self.options.coarse * coarse + self.options.anchor * distance
+    def step(self, pairs: Pairs, text: Tensor, painted: PaintedWindows, painted_text: Tensor) -> Losses:
+        """One update of the critic, then one of the upscaler.
+
+        Args:
+            pairs: real windows; the first of them are shown the upscaler, as many as are not painted.
+        """
+        count = len(pairs.latents) - len(painted.leads)
+        shown, leads = pairs.first(count), self._disturb(pairs.first(count), painted)
+        asked = torch.cat([text[:count], painted_text])
+        noise = torch.randn_like(pairs.latents)
+        generated = denoise(
+            Conditioned(self.generator, leads), RECIPE, noise, asked, asked[:1], learned=RECIPE.steps
         )
-        losses = {"critic": critic, "scores": scores, "coarse": coarse, "distance": distance}
+        critic = self._step_critic((pairs.latents, text), (generated.detach(), asked))
+        scores = self._score(generated, asked).mean()
+        coarse = functional.avg_pool2d(generated[:count] - shown.latents, _COARSE).square().mean()
+        distance = self._measure_distance(shown, leads[:count], text[:count])
+        fidelity = self._measure_fidelity(generated, shown, painted)
+        self._step_generator(
+            generator_loss(scores)
+            + self.options.coarse * coarse
+            + self.options.anchor * distance
+            + self.options.fidelity * fidelity
+        )
+        losses = {
+            "critic": critic, "scores": scores, "coarse": coarse, "distance": distance, "fidelity": fidelity,
+        }  # fmt: skip
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _disturb(self, shown: Pairs, painted: PaintedWindows) -> Tensor:
+        noise = _PAINTED_NOISE * torch.randn_like(painted.leads)
+        return torch.cat([shown.disturb(MOST_NOISE), painted.leads + noise])
 
     def _measure_distance(self, pairs: Pairs, leads: Tensor, text: Tensor) -> Tensor:
         """Mean squared distance from the known predictions, on noisy real latents."""
@@ -87,9 +114,24 @@ class UpscalerSharpening(AdversarialTraining):
                 wanted = Conditioned(self.known, leads)(noisy, timestep, text)[0].float()
         return (velocity - wanted).square().mean()
 
+    def _measure_fidelity(self, generated: Tensor, shown: Pairs, painted: PaintedWindows) -> Tensor:
+        """Mean squared and absolute error of the decoded windows, reduced: to the lead's size, or to a part of it where that is painted."""
+        with half_precision(self.device):
+            made = decode_to_learn(self.vae, generated).float()
+        real, count = decode_latents(self.vae, shown.latents), len(shown.latents)
+        misses = [made[:0]]
+        for scale in SCALES:
+            rows = (shown.scales == scale).nonzero()[:, 0]
+            misses.append(functional.avg_pool2d(made[rows] - real[rows], scale).flatten())
+        coarse = functional.avg_pool2d(made[count:], SCALE * _FREEDOM)
+        misses.append((coarse - functional.avg_pool2d(painted.pictures, _FREEDOM)).flatten())
+        every = torch.stack([miss.square().mean() + 0.1 * miss.abs().mean() for miss in misses if len(miss)])
+        return every.mean()
+
 
 def sharpen(
     lessons: UpscalerLessons,
+    painted: PaintedLeads,
     sharpening: UpscalerSharpening,
     out: Path,
     budget: Budget,
@@ -100,7 +142,12 @@ def sharpen(
 
     def take_step(step: int) -> Losses:
         pairs = lessons.draw(step, sizes)
-        return sharpening.step(pairs, lessons.captions.draw(pairs.owners, sizes.empty_share))
+        count = round(sharpening.options.painted_share * len(pairs.latents))
+        windows = painted.draw(count, pairs.latents.shape[-1])
+        text, painted_text = (
+            lessons.captions.draw(each.owners, sizes.empty_share) for each in (pairs, windows)
+        )
+        return sharpening.step(pairs, text, windows, painted_text)
 
     run_adversarial(sharpening, take_step, out / FOLDER, budget, seed)
 
@@ -126,21 +173,35 @@ def main() -> None:
     parser.add_argument("--large-windows", type=int, default=UpscalerOptions().large_windows)
     parser.add_argument("--anchor", type=float, default=usual.anchor)
     parser.add_argument("--coarse", type=float, default=usual.coarse)
+    parser.add_argument("--fidelity", type=float, default=usual.fidelity)
+    parser.add_argument(
+        "--painted", type=int, default=usual.painted, help="pictures that the denoiser paints"
+    )
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--figures", action="store_true", help="measure on the pictures that are held out")
     chosen = parser.parse_args()
     sizes = UpscalerOptions(chosen.windows, chosen.large_windows, chosen.batch)
-    options = UpscalerSharpenOptions(chosen.anchor, chosen.coarse, chosen.peak_rate)
+    options = UpscalerSharpenOptions(
+        chosen.anchor,
+        chosen.coarse,
+        chosen.fidelity,
+        painted=chosen.painted,
+        peak_rate=chosen.peak_rate,
+    )
     rank, device = join_ranks(), choose_device()
     seed = chosen.seed + 1000 * rank
     lessons, vae = encode_lessons(chosen.folders, chosen.parts, sizes, device, seed)
     set_seed(chosen.seed)  # the same critic on every rank
-    critic = _build_critic(vae, load_denoiser(chosen.parts / "unet"), device)
+    denoiser = place(load_denoiser(chosen.parts / "unet"), device).eval()
+    painted = paint_leads(denoiser, vae, lessons.captions, options.painted, seed)
+    critic = _build_critic(vae, denoiser, device)
     upscaler = load_denoiser(chosen.begin_with / FOLDER)
-    sharpening = UpscalerSharpening(upscaler, critic, options, device)
+    sharpening = UpscalerSharpening(upscaler, critic, vae, options, device)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    sharpen(lessons, sharpening, chosen.out, Budget(chosen.seconds, chosen.call_seconds), sizes, seed)
+    sharpen(
+        lessons, painted, sharpening, chosen.out, Budget(chosen.seconds, chosen.call_seconds), sizes, seed
+    )
     if chosen.figures and is_leader():
         evaluate(chosen.out / FOLDER, chosen.parts, chosen.folders, chosen.out, device)
     leave_ranks()

@@ -129,8 +129,8 @@ def test_a_source_begins_with_the_tail_of_the_schedule_as_diffusers_rounds_it() 
         (False, 2, [1536], (1536, 1536)),
         (False, 4, [1536, 3072], (1536, 1536)),
         (False, 3, [1536, 2304], (1536, 1536)),
-        (True, 4, [3072], (768, 768)),
-        (True, 8, [3072, 6144], (768, 768)),
+        (True, 4, [3072], (3072, 3072)),
+        (True, 8, [3072, 6144], (3072, 3072)),
     ],
 )
 def test_a_source_is_enlarged_from_its_own_size_on(

@@ -1,7 +1,8 @@
-"""`python -m tests.reference.record`: write the pictures and digests again. Only where they are meant to change."""
+"""`python -m tests.reference.record NAME ...`: write the pictures of these cases again. Only where they are meant to change."""
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import diffusers
@@ -16,11 +17,12 @@ PICTURES, DIGESTS = (Path(__file__).parent / name for name in ("pictures.npz", "
 
 def main() -> None:
     torch.set_num_threads(1)
-    made = {case.name: case.make() for case in list_cases()}
-    np.savez_compressed(PICTURES, **{name: thin(picture) for name, picture in made.items()})
-    known = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
-    digests = known | {name_environment(): {name: digest(picture) for name, picture in made.items()}}
-    DIGESTS.write_text(json.dumps(digests, indent=1) + "\n")
+    made = {case.name: case.make() for case in list_cases() if case.name in sys.argv[1:]}
+    pictures = dict(np.load(PICTURES)) | {name: thin(picture) for name, picture in made.items()}
+    np.savez_compressed(PICTURES, **pictures)
+    known = json.loads(DIGESTS.read_text())
+    digests = known.get(name_environment(), {}) | {name: digest(picture) for name, picture in made.items()}
+    DIGESTS.write_text(json.dumps(known | {name_environment(): digests}, indent=1) + "\n")
 
 
 def thin(picture: Tensor) -> np.ndarray:

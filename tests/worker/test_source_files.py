@@ -148,21 +148,18 @@ def test_the_depth_is_the_results(bit_depth: int, tmp_path: Path) -> None:
     assert np.array_equal(pixels, np.asarray(image).astype(pixels.dtype) * (257 if bit_depth == 16 else 1))
 
 
-def test_a_source_that_is_enlarged_covers_as_much_of_its_small_canvas_as_of_the_large_one(
-    tmp_path: Path,
-) -> None:
+def test_a_source_is_written_at_the_size_of_the_first_canvas_that_it_is_enlarged_to(tmp_path: Path) -> None:
     card = CARD.model_copy(
         update={"cascade": CARD.cascade.model_copy(update={"conditioned": True, "enlarges": 4})}
     )
     request = ResolvedRequest(
-        model="m", steps=4, guidance_scale=1.0, seed=1, width_px=280, height_px=240, source={}, upscale=4,
+        model="m", steps=4, guidance_scale=1.0, seed=1, width_px=560, height_px=480, source={}, upscale=8,
         pictures={"source_image": SentPicture(sha256="", width_px=70, height_px=60)},
     )  # fmt: skip
     paint(70, 60).save(tmp_path / "in.png")
     files = write_source(request, card, {"source_image": tmp_path / "in.png"}, tmp_path)
-    assert files.size == (64, 72)
-    whole = card.fit_canvas(request)
-    assert abs(files.size[1] * 280 / whole[0] - 72) < 2
+    first = card.lay_stages(request)[0]
+    assert files.size == (first.height_px, first.width_px) == (240, 280)
 
 
 def test_what_cannot_be_seen_takes_the_colours_beside_it(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.stitch import Band, fill_up, stitch
 from worker.engine.style import Style, tint
 from worker.engine.sync import Sync
-from worker.engine.upscale import Autoencoder, enlarge_noised, read_given, show_mask, upscale_latent
+from worker.engine.upscale import Autoencoder, augment, read_given, show_mask, upscale_latent
 from worker.engine.vae.decode import Decoding, decode
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, lay_tiles
 from worker.engine.vae.operations import Decoder
@@ -225,12 +225,11 @@ def _start(
     if start.given is not None:
         before = yield from read_given(start.given, prepared, plan.decode, group)
     assert before is not None
-    if isinstance(start, Upscale):
-        enlarged = enlarge_noised(before, canvas, start.augmentation, plan.seed, stage.began.level)
-        return _Begun(pure, enlarged=enlarged)
     encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
     # An encoder may leave its channels last; a resumed canvas never has them so.
     reference = encoded.contiguous()
+    if isinstance(start, Upscale):
+        return _Begun(pure, enlarged=augment(reference, start.augmentation, plan.seed, stage.began.level))
     if style is not None:  # the low band would keep the source's tones
         reference = tint(reference, style.latent, style.strength)
     # At a schedule's first step a given picture must not shine through the noise.

@@ -152,12 +152,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Upscale:
-    """A stage starts from pure noise, and its model sees a smaller picture.
-
-    That is its clean latent, enlarged, on channels of its own, as in diffusers' StableDiffusionLatentUpscalePipeline.
+    """A stage starts from pure noise, and its model sees a smaller picture: the clean latent of it enlarged, on
+    channels of its own (Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021, section 2.2, here of latents).
 
     Args:
-        augmentation: standard deviation of the noise that is added to it before, as in its model's training
+        augmentation: standard deviation of the noise that is added to that latent, as in its model's training
             (Ho et al., "Cascaded Diffusion Models", 2021, section 4.2).
         given: the picture; None: what the stage before has made.
     """

@@ -11,7 +11,7 @@ from worker.engine.inpaint import Inpainting, Mask
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, Given, GivenLatent, GivenPixels, Picture, StagePlan
 from worker.engine.ranks import Group
-from worker.engine.resample import BILINEAR, enlarge
+from worker.engine.resample import enlarge
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
 from worker.engine.vae.encode import encode_in_steps
@@ -82,11 +82,9 @@ def _paint_grey(part: Rectangle) -> Tensor:
 
 
 @torch.inference_mode()
-def enlarge_noised(latent: Tensor, canvas: Plane, augmentation: float, seed: int, level: int) -> Tensor:
-    """A clean latent (C, h, w) under a little noise, enlarged to the size of `canvas`: (C, H, W), float32.
-
-    The noise is of the small latent's own resolution, so that what the next stage must not trust is as large
-    as what that latent shows.
+def augment(latent: Tensor, augmentation: float, seed: int, level: int) -> Tensor:
+    """A clean latent (C, H, W) under a little noise, which hides what the next stage must not trust (conditioning
+    augmentation: Ho et al., "Cascaded Diffusion Models", 2022, section 4).
 
     Args:
         augmentation: standard deviation of the noise.
@@ -94,8 +92,7 @@ def enlarge_noised(latent: Tensor, canvas: Plane, augmentation: float, seed: int
     """
     # Stages' own noise is of planes from 0 on; the stage before must not be noised by what it was made of.
     noise = initial_noise(seed, *latent.shape, stage=-level)
-    noised = latent + augmentation * noise.to(latent.device)
-    return enlarge(noised, canvas, canvas.whole, BILINEAR)
+    return latent + augmentation * noise.to(latent.device)
 
 
 @torch.inference_mode()

@@ -6,15 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from tests.tiny_add_ons import tiny_control_net, tiny_ip_adapter, tiny_lora
 from tests.tiny_upscaler import CASCADE, tiny_upscaling_model
@@ -79,15 +81,29 @@ def test_one_tile_equals_a_plain_loop_of_diffusers(whole: Path, model: LoadedMod
     upscaler = UNet2DConditionModel.from_pretrained(str(whole / "latent_upscaler"))
     scheduler = DDIMScheduler.from_pretrained(str(whole / "scheduler"))
     scheduler.set_timesteps(2)
-    noised = small + 0.1 * initial_noise(SEED, 4, 16, 16, stage=-2)
-    seen = interpolate(noised[None], size=(side, side), mode="bilinear")
     latent = initial_noise(SEED, 4, side, side, stage=1)[None]
     with torch.inference_mode():
+        seen = enlarge_by_pillow(pipe.vae, small, side) + 0.1 * initial_noise(SEED, 4, side, side, stage=-2)
         states, _ = pipe.encode_prompt("brick wall", "cpu", 1, False)
         for timestep in scheduler.timesteps:
-            prediction = upscaler(torch.cat([latent, seen], dim=1), timestep, states).sample
+            prediction = upscaler(torch.cat([latent, seen[None]], dim=1), timestep, states).sample
             latent = scheduler.step(prediction, timestep, latent).prev_sample
-    torch.testing.assert_close(latent_after(5, plan, model), latent[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        latent_after(5, plan, model), latent[0], rtol=1e-3, atol=5e-3
+    )  # a byte may be rounded the other way
+
+
+def enlarge_by_pillow(vae: AutoencoderKL, small: Tensor, side: int) -> Tensor:
+    """The latent of what a latent shows, enlarged; beyond its edges the picture goes on as it ends there."""
+    shown = vae.decode(small[None] / vae.config.scaling_factor).sample[0]
+    bytes_ = shown.add(1).mul(127.5).round().clamp(0, 255).numpy()
+    scale, margin = vae.config.scaling_factor, 4
+    planes = [Image.fromarray(np.pad(each, margin, mode="edge")) for each in bytes_]
+    times = side / small.shape[-1]
+    size, cut = round(planes[0].width * times), round(margin * times)
+    large = [np.asarray(each.resize((size, size), Image.Resampling.LANCZOS)) for each in planes]
+    pixels = torch.from_numpy(np.stack(large)[:, cut:-cut, cut:-cut]) / 127.5 - 1
+    return vae.encode(pixels.clamp(-1, 1)[None]).latent_dist.mode()[0] * scale
 
 
 def test_the_noise_over_the_stage_before_is_not_what_that_was_made_of() -> None:

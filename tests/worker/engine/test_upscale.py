@@ -6,7 +6,7 @@ from torch.nn.functional import interpolate, pad
 
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.resample import BILINEAR, enlarge
-from worker.engine.upscale import enlarge_noised
+from worker.engine.upscale import augment
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def test_bilinear_goes_round_a_ring(source: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs[:, 8:-8, 8:-8], rtol=0, atol=1e-5)
 
 
-def test_the_noise_of_augmentation_is_of_the_small_latents_resolution() -> None:
-    """Bilinear enlargement by 4 leaves 21 / 32 of a white noise's variance along each axis."""
-    canvas = Plane(512, 512)
-    noised = enlarge_noised(torch.zeros(4, 128, 128), canvas, 0.5, seed=3, level=2)
-    assert noised.var().item() == pytest.approx(0.25 * (21 / 32) ** 2, rel=0.03)
-    assert not enlarge_noised(torch.zeros(4, 128, 128), canvas, 0.0, seed=3, level=2).any()
+def test_the_noise_of_augmentation_is_white_and_as_strong_as_it_says() -> None:
+    noise = augment(torch.zeros(4, 128, 128), 0.5, seed=3, level=2)
+    assert noise.std().item() == pytest.approx(0.5, rel=0.02)
+    beside = (noise[..., 1:] * noise[..., :-1]).mean()
+    assert abs(beside.item()) < 0.01 * 0.25
+    assert not augment(torch.zeros(4, 128, 128), 0.0, seed=3, level=2).any()
