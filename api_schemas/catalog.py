@@ -232,8 +232,11 @@ class ModelCard(BaseModel):
         """Of a stage that starts from a picture; when a source is enlarged, what its fidelity leaves open."""
         if request.upscale is None:
             return self.cascade.strength
-        fidelity = DEFAULT_FIDELITY if request.fidelity is None else request.fidelity
-        return _FREEST + (_MOST_FAITHFUL - _FREEST) * fidelity
+        return _FREEST + (_MOST_FAITHFUL - _FREEST) * request.chosen_fidelity
+
+    def choose_augmentation(self, request: GenerationRequest) -> float:
+        """Of conditioned stages: at fidelity 1 none, at 0 twice the model's own."""
+        return self.cascade.augmentation * (1 - request.chosen_fidelity) / (1 - DEFAULT_FIDELITY)
 
     def _make_stage(
         self,

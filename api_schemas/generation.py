@@ -269,6 +269,11 @@ class GenerationRequest(RequestPart):
     )
     advanced: AdvancedSettings = AdvancedSettings()
 
+    @property
+    def chosen_fidelity(self) -> float:
+        """As asked for, or the default."""
+        return DEFAULT_FIDELITY if self.fidelity is None else self.fidelity
+
     @model_validator(mode="after")
     def _check_source(self) -> "GenerationRequest":
         alone = [name for name in ("strength", "upscale", "mask", "style") if getattr(self, name) is not None]

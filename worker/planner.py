@@ -59,7 +59,7 @@ def _plan_stage(
 def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest) -> Picture | Upscale:
     """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
-        return Upscale(card.cascade.augmentation)
+        return Upscale(card.choose_augmentation(request))
     style = request.active_style
     if style is not None:
         return Picture(stage.skipped, _LOW_BAND_OF_PICTURE if style.has_picture else _LOW_BAND_OF_WORDS)

@@ -99,6 +99,16 @@ def test_a_conditioned_stage_starts_from_noise_and_runs_all_of_its_schedule() ->
     assert card.estimate(request, card.lay_stages(request)).tiles == pytest.approx(counted, rel=0.1)
 
 
+@pytest.mark.parametrize(("fidelity", "augmentation"), [(None, 0.2), (1.0, 0.0), (0.5, 0.2), (0.0, 0.4)])
+def test_a_conditioned_stage_sees_a_source_the_more_clearly_the_higher_its_fidelity(
+    fidelity: float | None, augmentation: float
+) -> None:
+    card = CARD.model_copy(update={"cascade": Cascade(conditioned=True, augmentation=0.2)})
+    asked = {"source": {}, "upscale": 2, "fidelity": fidelity, "width_px": 2048, "height_px": 2048}
+    found = plan_generation(ask(**asked), card, 1 << 30, Path("spill")).stages
+    assert [stage.start for stage in found] == [Upscale(pytest.approx(augmentation))]
+
+
 SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512), (2480, 3508), (1001, 64))
 SEAMLESS = ("none", "x", "y", "both")
 
