@@ -17,6 +17,7 @@ from service.errors import (
     JobUnreadableError,
     NotReadyError,
     RangeNotSatisfiableError,
+    ResultDamagedError,
     ResultExpiredError,
     ResultNeverError,
 )
@@ -25,6 +26,7 @@ from service.images.deep_zoom import Pyramid, Window
 from service.openapi import Responses, problems
 
 _NOT_READY_RETRY_S = 2
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 _CHANGING = {"Cache-Control": "no-store"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -42,12 +44,18 @@ _FILE_PROBLEMS = (
     NotReadyError,
     ResultNeverError,
     ResultExpiredError,
+    ResultDamagedError,
     RangeNotSatisfiableError,
 )
 _TILE_RESPONSES: Responses = {
     200: {"description": "The tile.", "content": {"image/jpeg": _BINARY}},
     **problems(
-        JobNotFoundError, JobUnreadableError, FileMissingError, InvalidRequestError, ResultExpiredError
+        JobNotFoundError,
+        JobUnreadableError,
+        FileMissingError,
+        InvalidRequestError,
+        ResultExpiredError,
+        ResultDamagedError,
     ),
 }
 
@@ -152,6 +160,8 @@ async def _send_stored_tile(services: ServicesDep, result: Result, name: str) ->
     tile = await services.images.read(f"{result.pyramid_key.rstrip('/')}/image_files/{name}")
     if tile is None:
         raise ResultExpiredError("the deep zoom is no longer stored")
+    if not (tile.startswith(_JPEG_START) and tile.endswith(_JPEG_END)):
+        raise ResultDamagedError(f"the stored tile {name} is damaged; make the picture again")
     return Response(tile, media_type="image/jpeg", headers=_IMMUTABLE)
 
 
