@@ -2,15 +2,18 @@
 
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from chorale.data_folder import DataFolder
 from chorale.errors import NoConnectionError
 from chorale.local import LocalStack, StackOptions
+
+_QUIET_S = 4.0  # a start with the bundled model takes about as long
 
 
 @contextmanager
@@ -35,11 +38,31 @@ def start_stack(
 
     with LocalStack(folder, options, report) as stack:
         with console.status("starting the queue") as status:
-            stack.await_ready(lambda missing: status.update(missing))
+            patience = _Patience(lambda missing: report(f"{stack.url} is not ready yet: {missing}"))
+
+            def show(missing: str) -> None:
+                status.update(escape(missing))
+                patience.note(missing)
+
+            stack.await_ready(show)
         try:
             yield stack
         finally:
             console.print("stopping", style="dim")
+
+
+class _Patience:
+    """Says what a start waits for, once it takes longer than usual: a status line is for terminals alone, and leaves nothing."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said, self._said_at = "", time.monotonic()
+
+    def note(self, missing: str) -> None:
+        now = time.monotonic()
+        if missing != self._said and now - self._said_at > _QUIET_S:
+            self._said, self._said_at = missing, now
+            self._say(missing)
 
 
 @contextmanager
