@@ -12,6 +12,7 @@ from rich.markup import escape
 from chorale.data_folder import DataFolder
 from chorale.errors import NoConnectionError
 from chorale.local import LocalStack, StackOptions
+from chorale.plain_text import show
 
 _QUIET_S = 4.0  # a start with the bundled model takes about as long
 
@@ -34,17 +35,17 @@ def start_stack(
     """A stack that is ready; a status line shows what it is waiting for."""
 
     def report(what: str) -> None:
-        console.print(f"{time.strftime('%X')} {what}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{time.strftime('%X')} {show(what)}", markup=False, highlight=False, soft_wrap=True)
 
     with LocalStack(folder, options, report) as stack:
         with console.status("starting the queue") as status:
             patience = _Patience(lambda missing: report(f"{stack.url} is not ready yet: {missing}"))
 
-            def show(missing: str) -> None:
-                status.update(escape(missing))
+            def tell(missing: str) -> None:
+                status.update(escape(show(missing)))
                 patience.note(missing)
 
-            stack.await_ready(show)
+            stack.await_ready(tell)
         try:
             yield stack
         finally:

@@ -43,14 +43,18 @@ class SignOfLife:
             self._redis.set(wire.TROUBLE_KEY_PREFIX + self._worker, trouble, ex=self._expiry_s)
         self._redis.sadd(wire.WORKERS_KEY, self._worker)
 
-    def tell_pause(self, fault: ResourceError | None) -> None:
-        """Say why the worker takes no jobs; None: it does."""
+    def tell_pause(self, fault: ResourceError | None, expiry_s: int | None = None) -> None:
+        """Say why the worker takes no jobs; None: it does.
+
+        Args:
+            expiry_s: of who tells it more often than once a lease.
+        """
         key = wire.PAUSED_KEY_PREFIX + self._worker
         if fault is None:
             self._redis.delete(key)
             self._redis.srem(wire.PAUSED_KEY, self._worker)
         else:
-            self._redis.set(key, f"{fault.code}: {fault}", ex=self._expiry_s)
+            self._redis.set(key, f"{fault.code}: {fault}", ex=expiry_s or self._expiry_s)
             self._redis.sadd(wire.PAUSED_KEY, self._worker)
 
     def end(self) -> None:

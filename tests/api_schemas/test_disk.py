@@ -32,6 +32,7 @@ def test_noise_fits_into_the_estimate(tmp_path: Path, kind: OutputFormat, bits: 
     used = sum(path.stat().st_blocks * 512 for path in stored.rglob("*"))
     assert used < need.store_bytes < 3 * used
     assert rows.stat().st_size + used < need.work_bytes
+    assert len(list(stored.rglob("*"))) + 2 < need.files < 100
 
 
 def test_bytes_are_told_in_a_fitting_unit() -> None:

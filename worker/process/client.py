@@ -63,12 +63,12 @@ class EngineProcess:
         self._lost: list[str] = []
         self._child = self._spawn()
         self._busy = False
-        self._heard_at = 0.0
+        self._reported_at = 0.0
 
     @property
     def trouble(self) -> str | None:
         """Why this worker has less than its operator asked for, or may be stuck; None if all is well."""
-        silent_s = time.monotonic() - self._heard_at if self._busy else 0.0
+        silent_s = time.monotonic() - self._reported_at if self._busy else 0.0
         said = [f"no progress for {silent_s:.0f} s"] if silent_s > self._silent_s else []
         if self._lost:
             said += [f"lost {', '.join(self._lost)}; continues on {', '.join(self._devices)}"]
@@ -95,7 +95,7 @@ class EngineProcess:
         except OSError as error:
             raise EngineLostError(self._describe_end()) from error
         if isinstance(command, Generate):
-            self._busy, self._heard_at = True, time.monotonic()
+            self._busy, self._reported_at = True, time.monotonic()
 
     def receive(self, timeout_s: float) -> Report | None:
         """Wait for the next report.
@@ -168,7 +168,7 @@ class EngineProcess:
             report: Report = pipe.recv()
         except (EOFError, OSError) as error:
             raise EngineLostError(self._describe_end()) from error
-        self._heard_at = time.monotonic()
+        self._reported_at = time.monotonic()
         if isinstance(report, _FINAL):
             self._busy = False
         return report
