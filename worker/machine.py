@@ -114,8 +114,8 @@ class Machine:
             for folder, place, shares in self._list_disks(DiskNeed(1, 1)):
                 disk, files = os.statvfs(folder), max(need.files * shares, 1)
                 if disk.f_favail < files <= disk.f_files:
-                    kept = f"the next job may need {files} files, and {disk.f_favail} inodes are free"
-                    return DiskFullError(f"{kept} on the disk of {place}, whatever its space")
+                    job = f"the next job may need {files} files, and " if need.files else ""
+                    return DiskFullError(f"{job}{disk.f_favail} inodes are free on the disk of {place}")
         return None
 
     def _require_space(self, need: DiskNeed, own: Path | None) -> None:
