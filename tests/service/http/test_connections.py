@@ -112,33 +112,30 @@ CHUNKED = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: applicati
 FIELDS = b"Xyz: aaaaaaaaaaaaaaaaaaaa\r\n"
 
 
-@pytest.mark.parametrize(
-    ("head", "filling", "status"),
-    [
-        (b"GET /healthz?", b"a", b"414"),
-        (GET + b"X: ", b"a", b"431"),
-        (GET + b"X", b"a", b"431"),
-        (GET, FIELDS, b"431"),
-        (GET + b"\r\n" + GET + b"X: ", b"a", b"431"),
-        (CHUNKED + b"0\r\n", FIELDS, b"431"),
-        (CHUNKED + b"1;", b"a", b"431"),
-    ],
-)
-def test_no_head_or_trailer_is_held_that_is_larger_than_it_may_be(
-    url: str, opened: ExitStack, head: bytes, filling: bytes, status: bytes
-) -> None:
-    """However much is sent: it is refused before the process has grown by that, whole requests before it are answered."""
+ENDLESS = [
+    (b"GET /healthz?", b"a", b"414"),
+    (GET + b"X: ", b"a", b"431"),
+    (GET + b"X", b"a", b"431"),
+    (GET, FIELDS, b"431"),
+    (GET + b"\r\n" + GET + b"X: ", b"a", b"431"),
+    (CHUNKED + b"0\r\n", FIELDS, b"431"),
+    (CHUNKED + b"1;", b"a", b"431"),
+]
+
+
+def test_no_head_or_trailer_is_held_that_is_larger_than_it_may_be(url: str, opened: ExitStack) -> None:
+    """However much is sent: it is refused before the process has grown by that; whole requests before it are answered."""
     before = psutil.Process().memory_info().rss
-    connection = open_at(url, opened, head)
-    with suppress(ConnectionError):  # closed while more is sent
-        for _ in range(64):
-            connection.sendall(filling * ((1 << 20) // len(filling)))
-    answer = read_to_end(connection)
-    assert psutil.Process().memory_info().rss - before < 16 << 20
-    if answer:  # it may be lost with a connection that is reset
-        assert b"HTTP/1.1 " + status in answer
+    for head, filling, status in ENDLESS:
+        connection = open_at(url, opened, head)
+        with suppress(ConnectionError):  # closed while more is sent
+            for _ in range(64):
+                connection.sendall(filling * ((1 << 20) // len(filling)))
+        answer = read_to_end(connection)
+        assert psutil.Process().memory_info().rss - before < 24 << 20
+        assert b"HTTP/1.1 " + status in answer or not answer  # it may be lost with a connection that is reset
     with httpx.Client(base_url=url) as api:
-        assert closed_for(api)["large_head"] == 1.0
+        assert closed_for(api)["large_head"] == len(ENDLESS)
 
 
 def test_the_limit_of_heads_counts_for_each_request_and_not_for_bodies(
