@@ -161,7 +161,7 @@ class EngineProcess:
         rank = (self._child.process.exitcode or 0) - LOST_RANK_EXIT
         if 0 < rank < len(self._devices):
             self._lost.append(self._devices.pop(rank))
-            _log.error("rank %d died; this worker continues on %s", rank, ", ".join(self._devices))
+            _log.error("rank %d died; this worker is %s", rank, self.trouble)
 
     def _receive(self, pipe: Connection) -> Report:
         try:
