@@ -71,7 +71,7 @@ class Readiness(_Answer):
     models: list[str] = Field(description="Models that these workers serve.")
     degraded: dict[str, str] = Field(
         default={},
-        description="Workers that lost a device and continue with the rest: worker name to message.",
+        description="Workers that lost a device and continue with the rest, or report no progress: worker name to message.",
     )
     paused: dict[str, str] = Field(
         default={},

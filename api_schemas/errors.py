@@ -13,6 +13,7 @@ ErrorCode = Literal[
     "idempotency_mismatch",
     "not_ready",
     "result_expired",
+    "result_damaged",
     "record_unreadable",
     "range_not_satisfiable",
     "queue_full",

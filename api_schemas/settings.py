@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -37,6 +37,14 @@ class SharedSettings(BaseModel):
         description="Space that jobs leave free on disks: the queue server's log often lies on the same one.",
     )
 
+    def list_doubts(self, environment: Mapping[str, str]) -> list[str]:
+        """What is allowed and probably not meant: an address that is set to nothing is not set, as docker-compose has it."""
+        return [
+            f"{name} is set to nothing and so not set: {used}"
+            for name, used in (("CHORALE_REDIS_URL", self.redis_url), ("CHORALE_STORE_URL", self.store_url))
+            if environment.get(name) == ""
+        ]
+
     @property
     def disk_reserve_bytes(self) -> int:
         return self.disk_reserve_mb << 20
@@ -58,6 +66,12 @@ def spare_loopback(environment: MutableMapping[str, str]) -> None:
     given = environment.get("no_proxy") or environment.get("NO_PROXY")
     words = ",".join(filter(None, (given, "localhost,127.0.0.0/8,::1")))
     environment["NO_PROXY"] = environment["no_proxy"] = words
+
+
+def tell_doubts(settings: SharedSettings) -> None:
+    """Warn of them in the log."""
+    for doubt in settings.list_doubts(os.environ):
+        logging.getLogger("chorale").warning("%s", doubt)
 
 
 REFUSED_EXIT = 2  # exit code of a process that a restart would not help

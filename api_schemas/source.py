@@ -97,6 +97,9 @@ class SourceJob(BaseModel):
     image_key: str
     width_px: int
     height_px: int
+    sha256: str | None = Field(
+        default=None, description="Digest of the picture; of older requests not known."
+    )
     state_key: str | None = Field(
         default=None, description="Kept latent of its picture, where the new canvas can begin with it."
     )

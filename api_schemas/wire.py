@@ -10,7 +10,7 @@ chorale:active          set    jobs that may not have ended yet: a superset, so 
 chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
 chorale:models          hash   model name -> ModelCard JSON
 chorale:worker:{name}   string name of the model that it serves; expires when heartbeats stop
-chorale:trouble:{name}  string what a degraded worker has lost; expires with its heartbeat
+chorale:trouble:{name}  string what is wrong with a degraded worker; expires with its heartbeat
 chorale:connected:{name} string "1" if the worker saw its own connection in the queue server's list; expires alike
 chorale:paused:{name}   string `code: message`, why the worker takes no jobs; expires alike
 chorale:paused          set    names of workers that take no jobs

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from api_schemas.events import JobWarned
+from chorale.plain_text import show
 from chorale.progress import JobProgress
 from chorale.protocol import Preview, Update
 
@@ -25,7 +26,7 @@ def show_progress(console: Console, updates: Iterable[Update | Preview]) -> None
                 ends_at = None if state.eta_s is None else _time_of(update) + state.eta_s
                 progress.update(task, ends_at=ends_at)
             if isinstance(update, JobWarned):
-                console.print(update.data.message, style="yellow", highlight=False, markup=False)
+                console.print(show(update.data.message), style="yellow", highlight=False, markup=False)
             progress.update(
                 task,
                 description=state.label,

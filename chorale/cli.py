@@ -18,6 +18,7 @@ from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError
 from chorale.follow import follow_job
+from chorale.plain_text import show
 from chorale.server_options import Data, Url, find_server, open_notes, open_server
 from chorale.tables import lay_jobs
 
@@ -248,7 +249,7 @@ def cancel(job_id: Annotated[str, Argument(metavar="ID")], url: Url = None, data
 
 def _say_error(message: str) -> None:
     open_notes().print(
-        f"chorale: {message}", style="red", markup=False, emoji=False, highlight=False, soft_wrap=True
+        f"chorale: {show(message)}", style="red", markup=False, emoji=False, highlight=False, soft_wrap=True
     )
 
 

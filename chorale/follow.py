@@ -9,6 +9,7 @@ from api_schemas.answers import JobView
 from chorale.bar import show_progress
 from chorale.client import Client
 from chorale.errors import NoWebSocketError
+from chorale.plain_text import show
 from chorale.protocol import Preview, Update
 from chorale.server_options import open_notes
 
@@ -45,6 +46,5 @@ def _announce(console: Console, url: str, job: JobView) -> None:
     )
     if request.layout_reason:
         # Its words are the prompt's: no markup.
-        console.print(
-            f"layout {request.layout}: {request.layout_reason}", style="dim", markup=False, highlight=False
-        )
+        reason = show(request.layout_reason)
+        console.print(f"layout {request.layout}: {reason}", style="dim", markup=False, highlight=False)

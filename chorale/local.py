@@ -268,5 +268,5 @@ def _describe(readiness: Readiness | None) -> str:
         return "starting the API"
     wrong = [part.message for part in readiness.parts if not part.ready and part.name != "workers"]
     if wrong or readiness.paused:
-        return "; ".join([*wrong, *readiness.paused.values()])
+        return "; ".join([*wrong, *dict.fromkeys(readiness.paused.values())])
     return "loading the model"

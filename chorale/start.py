@@ -2,15 +2,19 @@
 
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from chorale.data_folder import DataFolder
 from chorale.errors import NoConnectionError
 from chorale.local import LocalStack, StackOptions
+from chorale.plain_text import show
+
+_QUIET_S = 4.0  # a start with the bundled model takes about as long
 
 
 @contextmanager
@@ -31,15 +35,35 @@ def start_stack(
     """A stack that is ready; a status line shows what it is waiting for."""
 
     def report(what: str) -> None:
-        console.print(f"{time.strftime('%X')} {what}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{time.strftime('%X')} {show(what)}", markup=False, highlight=False, soft_wrap=True)
 
     with LocalStack(folder, options, report) as stack:
         with console.status("starting the queue") as status:
-            stack.await_ready(lambda missing: status.update(missing))
+            patience = _Patience(lambda missing: report(f"{stack.url} is not ready yet: {missing}"))
+
+            def tell(missing: str) -> None:
+                status.update(escape(show(missing)))
+                patience.note(missing)
+
+            stack.await_ready(tell)
         try:
             yield stack
         finally:
             console.print("stopping", style="dim")
+
+
+class _Patience:
+    """Says what a start waits for, once it takes longer than usual: a status line is for terminals alone, and leaves nothing."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said, self._said_at = "", time.monotonic()
+
+    def note(self, missing: str) -> None:
+        now = time.monotonic()
+        if missing != self._said and now - self._said_at > _QUIET_S:
+            self._said, self._said_at = missing, now
+            self._say(missing)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from rich.text import Text
 from api_schemas.allow_list import AllowList
 from api_schemas.answers import JobView
 from api_schemas.catalog import ModelCard
+from chorale.plain_text import show
 
 _STYLES = {"succeeded": "green", "failed": "red", "processing": "cyan", "canceled": "dim", "expired": "dim"}
 _PROMPT_LENGTH = 48
@@ -23,13 +24,13 @@ def lay_jobs(jobs: Iterable[JobView]) -> Table:
     for job in jobs:
         request = job.request
         table.add_row(
-            Text(job.id),
+            Text(show(job.id)),
             Text(_status(job), style=_STYLES.get(job.status, "")),
             f"{request.width_px}x{request.height_px}",
             str(request.steps),
             str(request.seed),
             _ago(time.time() - job.created_at),
-            Text(_shorten(request.prompt)),
+            Text(show(_shorten(request.prompt))),
         )
     return table
 
@@ -41,13 +42,13 @@ def lay_models(models: Iterable[ModelCard]) -> Table:
     )
     for card in models:
         table.add_row(
-            Text(f"{card.name} (default)" if card.is_default else card.name),
-            Text(card.family),
+            Text(show(f"{card.name} (default)" if card.is_default else card.name)),
+            Text(show(card.family)),
             f"{card.native_size_px} px",
             f"{card.min_side_px} to {card.max_side_px} px, seamless by {card.alignment_px}",
             f"{card.default_steps} (up to {card.max_steps})",
-            Text(", ".join((*card.loras, *card.controlnets, *card.ip_adapters))),
-            Text(card.description),
+            Text(show(", ".join((*card.loras, *card.controlnets, *card.ip_adapters)))),
+            Text(show(card.description)),
         )
     return table
 
@@ -57,7 +58,11 @@ def lay_allowed(allow_list: AllowList) -> Table:
     table = Table("name", "kind", "for", "files", "path", box=None, header_style="dim")
     for name, entry in sorted(allow_list.models.items()):
         table.add_row(
-            Text(name), entry.kind, Text(entry.base or ""), str(len(entry.files)), Text(str(entry.path))
+            Text(show(name)),
+            entry.kind,
+            Text(show(entry.base or "")),
+            str(len(entry.files)),
+            Text(show(str(entry.path))),
         )
     return table
 

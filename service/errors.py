@@ -15,6 +15,7 @@ ServiceError
 ├── NotReadyError              the job has no picture yet
 ├── ResultNeverError           the job ended without a picture
 ├── ResultExpiredError         the picture is no longer stored
+├── ResultDamagedError         what is stored is not what the job has made
 ├── RangeNotSatisfiableError
 ├── QueueFullError
 ├── NoModelError
@@ -86,6 +87,9 @@ class NotReadyError(_RetryLaterError): ...
 class ResultExpiredError(ServiceError): ...
 
 
+class ResultDamagedError(ServiceError): ...
+
+
 class ResultNeverError(ServiceError):
     """The job ended without a picture."""
 
@@ -123,6 +127,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     NotReadyError: (409, "not_ready", True),
     ResultNeverError: (409, "not_ready", False),
     ResultExpiredError: (410, "result_expired", False),
+    ResultDamagedError: (410, "result_damaged", False),
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),
     QueueFullError: (503, "queue_full", True),
     NoModelError: (503, "no_model", True),

@@ -14,7 +14,7 @@ from anyio import CapacityLimiter, to_thread
 from obstore.exceptions import GenericError
 from obstore.store import LocalStore, S3Store
 
-from service.errors import ResultExpiredError
+from service.errors import ResultDamagedError, ResultExpiredError
 from service.settings import ServiceSettings
 
 if TYPE_CHECKING:  # obstore has this name for type checkers only
@@ -63,17 +63,33 @@ class ImageStore:
         verb = "HEAD" if method == "HEAD" else "GET"
         return await obstore.sign_async(self._signer, verb, key, self._link_lifetime)
 
-    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """Open bytes `start` to `end` (exclusive) of an object.
+    async def stream(self, key: str, start: int, end: int, size: int) -> AsyncIterator[bytes]:
+        """Open bytes `start` to `end` (exclusive) of an object that should have `size` bytes.
+
+        The first of them are read before this returns, so that a store that fails at once is told as such.
 
         Raises:
             ResultExpiredError: it is no longer there.
+            ResultDamagedError: it has another size.
         """
+        await self.require(key, size)
         try:
             found = await obstore.get_async(self._store, key, options={"range": (start, end)})
+            pieces = aiter(found.stream(min_chunk_size=_CHUNK_BYTES))
+            first = await anext(pieces, b"")
         except FileNotFoundError as error:
             raise ResultExpiredError("the picture is no longer stored") from error
-        return aiter(found.stream(min_chunk_size=_CHUNK_BYTES))
+        return _chain(first, pieces)
+
+    async def require(self, key: str, size: int) -> None:
+        """Raises as `stream` does; nothing is read."""
+        try:
+            found = await obstore.head_async(self._store, key)
+        except FileNotFoundError as error:
+            raise ResultExpiredError("the picture is no longer stored") from error
+        if found["size"] != size:
+            why = f"the stored picture is damaged: {found['size']} bytes of {size}; make it again"
+            raise ResultDamagedError(why)
 
     async def read(self, key: str) -> bytes | None:
         """A small object, whole; None if there is none."""
@@ -119,6 +135,12 @@ class ImageStore:
             await obstore.put_async(self._store, _PROBE_KEY, b"")
         else:
             await to_thread.run_sync(_write_block, self.folder, abandon_on_cancel=True, limiter=self._probes)
+
+
+async def _chain(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in others:
+        yield piece
 
 
 def _open_folder(folder: Path) -> LocalStore:

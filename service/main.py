@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from api_schemas.settings import describe_refused, refuse, spare_loopback
+from api_schemas.settings import describe_refused, refuse, spare_loopback, tell_doubts
 from service import logs, openapi
 from service.background import Background
 from service.catalog import ModelCatalog
@@ -123,6 +123,7 @@ def main() -> None:
     if not settings.is_loopback() and not settings.allow_open_bind:
         why = f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
         sys.exit(refuse(f"{why} set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"))
+    tell_doubts(settings)
     raise_descriptor_limit(settings.max_connections)
     app = create_app(settings)
     _collect_garbage_less_often()

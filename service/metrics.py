@@ -57,7 +57,7 @@ class Metrics:
         )
         self.workers_degraded = Gauge(
             "chorale_workers_degraded",
-            "Workers that lost a device and continue with the rest.",
+            "Workers that lost a device and continue with the rest, or report no progress.",
             registry=self.registry,
         )
         self.requests_shed = Counter(

@@ -83,7 +83,10 @@ async def _check_disk(services: Services) -> Finding:
 
 @dataclass(slots=True)
 class _WorkerCheck:
-    """Those that are connected; those of them that are paused take no jobs."""
+    """Those that are connected; those of them that are paused take no jobs, as do those that have no model yet.
+
+    What a killed one has said is not told beside what its successor says.
+    """
 
     services: Services
     alive: dict[str, str] = field(default_factory=dict[str, str])
@@ -95,7 +98,9 @@ class _WorkerCheck:
         try:
             self.alive = await catalog.list_connected()
             self.degraded = await catalog.list_troubles(self.alive)
-            self.paused = await catalog.list_paused()
+            gone = set((await catalog.read_recent()).workers) - set(self.alive)
+            paused = await catalog.list_paused()
+            self.paused = {name: why for name, why in paused.items() if name not in gone}
         except (RedisError, OSError):
             return Finding("not known without the queue")
         if any(name not in self.paused for name in self.alive):

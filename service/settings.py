@@ -4,6 +4,7 @@ import ipaddress
 import re
 import secrets
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, cast
 
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api_schemas.settings import SharedSettings
 
+_SAFE_LENGTH: Final = 16
 _ORIGIN: Final = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
@@ -139,6 +141,14 @@ class ServiceSettings(SharedSettings, BaseSettings):
         """docker-compose passes unset variables on as empty strings; a secret is never taken for unset."""
         given = cast(dict[str, object], values)
         return {name: value for name, value in given.items() if value != "" or name == "link_secret"}
+
+    def list_doubts(self, environment: Mapping[str, str]) -> list[str]:
+        """Also a secret that can be guessed, with which anyone could sign links."""
+        length = len(self.link_secret.get_secret_value())
+        short = [
+            f"CHORALE_LINK_SECRET has {length} characters and can be guessed: give {_SAFE_LENGTH} or more"
+        ]
+        return super().list_doubts(environment) + (short if length < _SAFE_LENGTH else [])
 
     def is_loopback(self) -> bool:
         """Whether the bound address is a loopback address."""

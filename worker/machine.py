@@ -80,8 +80,11 @@ class Machine:
             self._probe_work_folder()
             self._storage.probe()
             self._require_space(need or DiskNeed(0, 0), own)
+            if need and own is None and (lack := self._find_lack_of_files(need)):
+                return lack
         except ResourceError as fault:
-            return fault
+            lack = self._find_lack_of_files(DiskNeed(0, 0)) if isinstance(fault, DiskFullError) else None
+            return lack or fault
         except OSError as error:
             return DiskUnwritableError(f"a disk cannot be measured: {error.strerror}")
         return None
@@ -104,6 +107,16 @@ class Machine:
                 file.write(_PROBE)
         except OSError as error:
             raise blame_work_folder(error) from error
+
+    def _find_lack_of_files(self, need: DiskNeed) -> DiskFullError | None:
+        """A disk may have space and still take no more files (inodes); some have no limit and tell 0."""
+        with suppress(OSError):
+            for folder, place, shares in self._list_disks(DiskNeed(1, 1)):
+                disk, files = os.statvfs(folder), max(need.files * shares, 1)
+                if disk.f_favail < files <= disk.f_files:
+                    job = f"the next job may need {files} files, and " if need.files else ""
+                    return DiskFullError(f"{job}{disk.f_favail} inodes are free on the disk of {place}")
+        return None
 
     def _require_space(self, need: DiskNeed, own: Path | None) -> None:
         spare = _count_bytes(own) if own else 0

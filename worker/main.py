@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.settings import describe_refused, refuse, spare_loopback
+from api_schemas.settings import describe_refused, refuse, spare_loopback, tell_doubts
 from api_schemas.stored import UnreadableRecordError, read_card, write_card
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
@@ -40,6 +40,7 @@ from worker.workdir import open_scratch
 _REDIS_RETRIES = 20  # about 15 s, in which a job does not notice that Redis is gone
 _LOAD_ATTEMPTS = 3
 _SCRATCH_S = 1.0
+_WAITING_EXPIRY_S = 5  # of what is said every `_SCRATCH_S`, by one that a successor may replace
 _SAY_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def main() -> int:
         settings = WorkerSettings()
     except ValidationError as error:
         return refuse(describe_refused(error))
+    tell_doubts(settings)
     stop = _handle_signals()
     with ExitStack() as closing:
         scratch = _await_scratch(settings, stop, closing)
@@ -83,7 +85,7 @@ def _tell_pause(settings: WorkerSettings, name: str, fault: ResourceError | None
     """Where readiness shows it, although there is no model yet."""
     redis = _connect(settings.redis_url, name, 0, stop)
     try:
-        SignOfLife(redis, name, settings.lease_s).tell_pause(fault)
+        SignOfLife(redis, name, settings.lease_s).tell_pause(fault, _WAITING_EXPIRY_S)
     except RedisError as error:
         _log.warning("the queue server: %s", error)
     finally:

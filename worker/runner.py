@@ -21,18 +21,16 @@ from api_schemas.events import (
     SucceededData,
     WarnedData,
 )
-from api_schemas.generation import PicturePart, ResolvedRequest
+from api_schemas.generation import PicturePart
 from api_schemas.job import TERMINAL
 from api_schemas.stored import UnreadableRecordError
-from api_schemas.wire import input_key, result_folder
+from api_schemas.wire import result_folder
 from worker.attempt import Attempt
 from worker.checkpoints import Beginning, CheckpointStore
-from worker.checksums import verify_checksum, verify_png
 from worker.context import JOB_CONTEXT, JobContext
 from worker.disk_faults import WORK_FOLDER, blame_work_folder, find_disk_fault
 from worker.errors import (
     CanceledError,
-    DamagedFileError,
     EngineLostError,
     EngineStalledError,
     FencedError,
@@ -41,10 +39,10 @@ from worker.errors import (
     ResourceError,
 )
 from worker.events import DurableData, EventLog, count_fruitless_attempts
+from worker.inputs import fetch_inputs, fetch_state
 from worker.process.protocol import Generate, Generated
 from worker.resource_wait import ResourceWait
 from worker.result import FILES, ResultFiles, ResultWriter, delete_leftovers
-from worker.storage import Storage
 from worker.watch import Watch
 
 RELEASED = "released"  # another worker owns the job: nothing of it may be changed
@@ -241,72 +239,3 @@ def _warn_of_damage(found: Beginning) -> WarnedData:
 
 def _nothing() -> None:
     return
-
-
-def fetch_inputs(
-    storage: Storage, job_id: str, request: ResolvedRequest, folder: Path
-) -> dict[PicturePart, Path]:
-    """Fetch the job's pictures into `folder`, unless they are there already and undamaged.
-
-    Raises:
-        JobFailedError: one is no longer stored, or damaged there.
-        ResourceError: the store does not answer.
-    """
-    keys: dict[PicturePart, str] = {part: input_key(job_id, part) for part in request.pictures}
-    if request.source_job is not None:
-        keys["source_image"] = request.source_job.image_key
-    paths: dict[PicturePart, Path] = {}
-    for part, key in keys.items():
-        path = paths[part] = folder / f"{part}{Path(key).suffix}"
-        if part in request.pictures and path.exists() and not _is_whole(path):
-            path.unlink()  # it was whole when it came
-        if not _fetch(storage, key, path):
-            message = f"the picture {part} that came with this job is no longer stored"
-            if part == "source_image" and request.source and request.source.job:
-                message = f"the picture of job {request.source.job}, which this job begins with, is no longer stored"
-            raise JobFailedError("input_missing", message, retryable=False)
-        if part in request.pictures and not _is_whole(path):
-            path.unlink()
-            message = (
-                f"the picture {part} that came with this job is damaged in the store; send the job again"
-            )
-            raise JobFailedError("input_damaged", message, retryable=False)
-    return paths
-
-
-def fetch_state(storage: Storage, request: ResolvedRequest, folder: Path) -> Path | None:
-    """Fetch the kept final state that the job begins with; None if it begins with pixels, as it does without an undamaged one.
-
-    Raises:
-        ResourceError: the store does not answer.
-    """
-    key, path = request.source_job and request.source_job.state_key, folder / "source.safetensors"
-    if not key or not _fetch(storage, key, path):
-        return None
-    try:
-        verify_checksum(path)
-    except DamagedFileError as error:
-        _log.warning("the job begins with the picture itself: %s", error)
-        return None
-    return path
-
-
-def _fetch(storage: Storage, key: str, path: Path) -> bool:
-    """Whether the object is in the file: all of it, also after a kill."""
-    partial = path.with_suffix(".partial")
-    if not path.exists():
-        if not storage.get_file(key, partial):
-            return False
-        partial.rename(path)
-    return True
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        verify_png(path)
-    except FileNotFoundError:
-        return False
-    except DamagedFileError as error:
-        _log.warning("%s", error)
-        return False
-    return True

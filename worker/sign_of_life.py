@@ -30,25 +30,31 @@ class SignOfLife:
         self._is_visible: bool | None = None
 
     def give(self, model: str, trouble: str | None) -> None:
-        """Say that the worker serves this model, and what it has lost."""
+        """Say that the worker serves this model, and what is wrong with it."""
         if self._is_visible is None:
             self._is_visible = self._see_own_connection()
         self._redis.set(wire.WORKER_KEY_PREFIX + self._worker, model, ex=self._expiry_s)
         if self._is_visible:
             self._redis.set(wire.CONNECTED_KEY_PREFIX + self._worker, "1", ex=self._expiry_s)
         self._redis.set(wire.MEMORY_KEY_PREFIX + self._worker, measure_resident(), ex=self._expiry_s)
-        if trouble is not None:
+        if trouble is None:
+            self._redis.delete(wire.TROUBLE_KEY_PREFIX + self._worker)
+        else:
             self._redis.set(wire.TROUBLE_KEY_PREFIX + self._worker, trouble, ex=self._expiry_s)
         self._redis.sadd(wire.WORKERS_KEY, self._worker)
 
-    def tell_pause(self, fault: ResourceError | None) -> None:
-        """Say why the worker takes no jobs; None: it does."""
+    def tell_pause(self, fault: ResourceError | None, expiry_s: int | None = None) -> None:
+        """Say why the worker takes no jobs; None: it does.
+
+        Args:
+            expiry_s: of who tells it more often than once a lease.
+        """
         key = wire.PAUSED_KEY_PREFIX + self._worker
         if fault is None:
             self._redis.delete(key)
             self._redis.srem(wire.PAUSED_KEY, self._worker)
         else:
-            self._redis.set(key, f"{fault.code}: {fault}", ex=self._expiry_s)
+            self._redis.set(key, f"{fault.code}: {fault}", ex=expiry_s or self._expiry_s)
             self._redis.sadd(wire.PAUSED_KEY, self._worker)
 
     def end(self) -> None:

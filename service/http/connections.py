@@ -1,23 +1,24 @@
-"""Limits for connections: how many there are, and how long one may take to send a request or to read an answer."""
+"""Limits for connections: how many there are, how long one may take to send a request or to read an answer, and how much
+of a request is not its body."""
 
 import asyncio
 import logging
 import resource
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from http import HTTPStatus
+from typing import Final
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.http.heads import HeadSize, HeadTooLargeError, write_refusal
 from service.metrics import Metrics
-
-if TYPE_CHECKING:  # the one of uvicorn's two protocols that is installed; both have these members
-    from uvicorn.protocols.http.h11_impl import H11Protocol as HttpProtocol
-else:
-    from uvicorn.protocols.http.auto import AutoHTTPProtocol as HttpProtocol
 
 _OWN_DESCRIPTORS: Final = 200  # of Redis, the log, the store and decoders
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
+_LINGER_S: Final = 1.0  # what still comes is dropped, so that the client gets to read why
 _log = logging.getLogger(__name__)
 
 
@@ -66,8 +67,8 @@ class ConnectionLimits:
     )
 
 
-class BoundedProtocol(HttpProtocol):
-    """uvicorn's protocol, which by itself waits for ever for the head of a request and for a reader.
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself waits for ever for the head of a request and for a reader, and holds any head.
 
     When there are too many connections, the one that has been without a request for longest gives way: a
     flood of idle connections closes its own.
@@ -78,6 +79,8 @@ class BoundedProtocol(HttpProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
+        self._head = HeadSize()
+        self._is_refused = False
         is_free = len(self.connections) < self.limits.connections or self._free_one()
         super().connection_made(transport)
         if is_free:
@@ -88,11 +91,48 @@ class BoundedProtocol(HttpProtocol):
             transport.close()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._head.unparsed += len(data)
         super().data_received(data)
-        if self._is_waiting():
+        if excess := self._head.find_excess():
+            self._refuse(excess)
+        elif self._is_waiting():
             self._await_head()
         else:
             self._stop_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser has stopped; a head that is too large is told as such."""
+        if self._head.find_excess() is None:
+            super().send_400_response(msg)
+
+    def on_message_begin(self) -> None:
+        self._head.begin()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._head.add_line(url)
+        self._require_small_head()
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Also of trailers, which come after the body."""
+        self._head.add_field(name, value)
+        self._require_small_head()
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head.begin()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head.begin()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head.begin()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -109,6 +149,35 @@ class BoundedProtocol(HttpProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch_reader(self.transport.get_write_buffer_size())
+
+    def _require_small_head(self) -> None:
+        """
+        Raises:
+            HeadTooLargeError: which stops the parser; nothing of the request gets further.
+        """
+        if self._head.find_excess():
+            raise HeadTooLargeError
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Say so and close, unless the answer to another request, or to this one, would be cut by it."""
+        self._is_refused = True
+        self._stop_waiting()
+        self._count("large_head")
+        if self._end_cycle():
+            self.transport.write(write_refusal(status, self.server_state.default_headers))
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.abort)
+        else:
+            self.transport.abort()
+
+    def _end_cycle(self) -> bool:
+        """Let no request be answered any more; False if one was being answered, or could be."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
+            return True
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return cycle.more_body and not cycle.response_started
 
     def _is_waiting(self) -> bool:
         """Whether no request is being answered; a WebSocket has left the set of this protocol's connections."""

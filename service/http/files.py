@@ -18,6 +18,7 @@ async def send_file(
     Raises:
         RangeNotSatisfiableError: the range begins after the end.
         ResultExpiredError: the store no longer has it.
+        ResultDamagedError: what it has is of another size: the digest of every answer would cost too much.
     """
     headers = _headers(result, name, inline)
     if _matches(request.headers.get("if-none-match"), headers["ETag"]):
@@ -29,8 +30,9 @@ async def send_file(
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{result.size_bytes}"
     status = 206 if part else 200
     if request.method == "HEAD":
+        await images.require(result.image_key, result.size_bytes)
         return Response(status_code=status, headers=headers, media_type=result.media_type)
-    body = await images.stream(result.image_key, start, end)
+    body = await images.stream(result.image_key, start, end, result.size_bytes)
     return StreamingResponse(body, status, headers, media_type=result.media_type)
 
 

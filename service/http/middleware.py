@@ -4,10 +4,11 @@ import re
 import secrets
 import time
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from service.settings import ServiceSettings
 
 # Anything else may be invented, and each method would be a series of its own.
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+_SAME_METHOD: Final = 307  # of the router, which redirects to the path that it has
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -29,6 +31,7 @@ def install(
     app: FastAPI, metrics: Metrics, settings: ServiceSettings, *, body_limit: int, upload_limit: int
 ) -> None:
     """Surround an app, limits of bodies in bytes; the last one added is the outermost."""
+    app.add_middleware(RelativeRedirectMiddleware)
     app.add_middleware(
         BodyPaceMiddleware,
         metrics=metrics,
@@ -62,6 +65,26 @@ class RootPathMiddleware:
             if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
                 scope["path"] = self._root_path + scope["path"]
         await self._app(scope, receive, send)
+
+
+class RelativeRedirectMiddleware:
+    """Names a path that lacks its slash, or has one too many, relative to itself: a proxy may serve it below another."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_relative(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == _SAME_METHOD:
+                headers = MutableHeaders(scope=message)
+                to = urlsplit(headers.get("location", ""))
+                name = to.path.rstrip("/").rpartition("/")[2]
+                if unquote(to.path).rstrip("/") == scope["path"].rstrip("/"):
+                    path = f"{name}/" if to.path.endswith("/") else f"../{name}"
+                    headers["location"] = f"./{path}{to.query and f'?{to.query}'}"
+            await send(message)
+
+        await self._app(scope, receive, send_relative)
 
 
 class RequestMetricsMiddleware:

@@ -2,14 +2,15 @@
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http import HTTPStatus
-from typing import cast
+from typing import cast, get_args
 
 from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from obstore.exceptions import BaseError as StoreError
+from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,15 +19,7 @@ from starlette.routing import compile_path
 from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
-from api_schemas.generation import (
-    AdvancedSettings,
-    ControlSettings,
-    GenerationRequest,
-    IpAdapterSettings,
-    LoraChoice,
-    StageSettings,
-)
-from api_schemas.regions import RectangleShape, Region, RegionShape
+from api_schemas.generation import GenerationRequest
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -42,16 +35,6 @@ MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "X-Request-ID"
 _RETRY_AFTER_S = 5
 _CLIENT_LEFT = 499
-_PARTS = {
-    "advanced": AdvancedSettings,
-    "control": ControlSettings,
-    "ip_adapter": IpAdapterSettings,
-    "loras": LoraChoice,
-    "rectangle": RectangleShape,
-    "regions": Region,
-    "shape": RegionShape,
-    "stages": StageSettings,
-}
 _VALUE_LENGTH = 200
 
 log = logging.getLogger(__name__)
@@ -101,7 +84,9 @@ async def _answer_validation_error(request: Request, error: Exception) -> Respon
     undecodable = [each for each in failures if each["type"] == "json_invalid"]
     if undecodable:
         return answer(request.scope, BadRequestError(_describe_json_error(undecodable[0])))
-    return answer(request.scope, InvalidRequestError([_field_error(each) for each in failures]))
+    return answer(
+        request.scope, InvalidRequestError([_field_error(each, _find_body(request)) for each in failures])
+    )
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -198,21 +183,36 @@ def _describe_json_error(failure: dict[str, object]) -> str:
     return f"the body is not JSON: {context.get('error', failure['msg'])} at character {location[-1]}"
 
 
-def _field_error(failure: dict[str, object]) -> FieldError:
+def _find_body(request: Request) -> type[BaseModel]:
+    """What this route takes; those that read the body themselves take the request of a picture."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return next(_find_models(field and field.field_info.annotation), GenerationRequest)
+
+
+def _find_models(annotation: object) -> Iterator[type[BaseModel]]:
+    """Those that a field of this type may hold, in lists and options too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _find_models(part)
+
+
+def _field_error(failure: dict[str, object], body: type[BaseModel]) -> FieldError:
     location = [str(part) for part in cast(Sequence[object], failure["loc"])]
     field = ".".join(location[1:] or location)
     return FieldError(
         field=_printable(field)[:_VALUE_LENGTH],
         value=_shorten(failure.get("input")),
-        allowed=_printable(_allowed(failure, location)),
+        allowed=_printable(_allowed(failure, location, body)),
     )
 
 
-def _allowed(failure: dict[str, object], location: list[str]) -> str:
+def _allowed(failure: dict[str, object], location: list[str], model: type[BaseModel]) -> str:
     if failure["type"] != "extra_forbidden":
         return str(failure["msg"]).removeprefix("Value error, ")  # pydantic's, before our own words
-    parents = [_PARTS[name] for name in location[1:-1] if name in _PARTS]
-    model = parents[-1] if parents else GenerationRequest
+    for name in location[1:-1]:
+        field = model.model_fields.get(name)  # else it is the number of an item
+        model = next(_find_models(field and field.annotation), model)
     return "no such field; known are " + ", ".join(model.model_fields)
 
 

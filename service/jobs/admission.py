@@ -56,7 +56,7 @@ class Admission:
             QueueFullError: with the time until a place will be free.
             NoSpaceError: the store's disk has no space for the result.
         """
-        offer = await self._catalog.read()
+        offer = await self._read_offer()
         card = _choose(request, offer.cards)
         # Masks on a large canvas take up to a second.
         masked = request.regions or request.source
@@ -71,7 +71,7 @@ class Admission:
         Raises:
             NoModelError, InvalidRequestError, QueueFullError: as `admit`.
         """
-        offer = await self._catalog.read()
+        offer = await self._read_offer()
         await self._check_capacity(_choose(request, offer.cards).name, offer)
 
     async def recount(
@@ -79,11 +79,20 @@ class Admission:
     ) -> QueuedData:
         """The same with the cost of regions, and of what is inpainted, whose masks have been decoded since."""
         request = data.request
-        card = _choose(request, await self._catalog.list_cards())
+        card = _choose(request, (await self._read_offer()).cards)
         stages = card.lay_stages(request)
         size = source and source.size
         queries = await to_thread.run_sync(count_queries, request, card, stages, size, masks)
         return data.model_copy(update={"cost": card.estimate(request, stages, queries)})
+
+    async def _read_offer(self) -> Offer:
+        """What is served; of models that no worker has announced the reason is told, if a worker told it."""
+        offer = await self._catalog.read()
+        if offer.cards:
+            return offer
+        why = "; ".join(sorted(set((await self._catalog.list_paused()).values())))
+        message = f"no worker has announced a model yet{why and f'; paused: {why}'}"
+        raise NoModelError(message, retry_after_s=_NO_MODEL_RETRY_S)
 
     async def _check_capacity(self, model: str, offer: Offer) -> None:
         waiting = await self._queue.count(model)
@@ -128,8 +137,6 @@ def resolve(request: GenerationRequest, card: ModelCard, source: FoundSource | N
 
 
 def _choose(request: GenerationRequest, cards: list[ModelCard]) -> ModelCard:
-    if not cards:
-        raise NoModelError("no worker has announced a model yet", retry_after_s=_NO_MODEL_RETRY_S)
     if request.model is None:
         return cards[0]
     for card in cards:

@@ -46,6 +46,7 @@ class FoundSource:
             image_key=result.image_key,
             width_px=result.width_px,
             height_px=result.height_px,
+            sha256=result.sha256,
             state_key=state_key(result) if fits else None,
             pyramid_keys=self._list_pyramids(result, request),
         )

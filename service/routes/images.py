@@ -19,6 +19,7 @@ from service.errors import (
     JobUnreadableError,
     NotReadyError,
     RangeNotSatisfiableError,
+    ResultDamagedError,
     ResultExpiredError,
     ResultNeverError,
 )
@@ -26,6 +27,7 @@ from service.http.files import send_file
 from service.openapi import Responses, problems
 
 _NOT_READY_RETRY_S = 2
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 _CHANGING = {"Cache-Control": "no-store"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -43,12 +45,18 @@ _FILE_PROBLEMS = (
     NotReadyError,
     ResultNeverError,
     ResultExpiredError,
+    ResultDamagedError,
     RangeNotSatisfiableError,
 )
 _TILE_RESPONSES: Responses = {
     200: {"description": "The tile.", "content": {"image/jpeg": _BINARY}},
     **problems(
-        JobNotFoundError, JobUnreadableError, FileMissingError, InvalidRequestError, ResultExpiredError
+        JobNotFoundError,
+        JobUnreadableError,
+        FileMissingError,
+        InvalidRequestError,
+        ResultExpiredError,
+        ResultDamagedError,
     ),
 }
 
@@ -152,8 +160,11 @@ def _pyramid(job: Job) -> Pyramid:
 async def _send_stored_tile(services: ServicesDep, result: Result, name: str) -> Response:
     for prefix in (result.pyramid_key, *result.inherited_pyramids):
         tile = await services.images.read(f"{prefix.rstrip('/')}/{PYRAMID_FOLDER}/{name}")
-        if tile is not None:
-            return Response(tile, media_type="image/jpeg", headers=_IMMUTABLE)
+        if tile is None:
+            continue
+        if not (tile.startswith(_JPEG_START) and tile.endswith(_JPEG_END)):
+            raise ResultDamagedError(f"the stored tile {name} is damaged; make the picture again")
+        return Response(tile, media_type="image/jpeg", headers=_IMMUTABLE)
     raise ResultExpiredError("the deep zoom is no longer stored")
 
 

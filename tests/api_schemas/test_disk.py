@@ -40,6 +40,7 @@ def test_noise_fits_into_the_estimate(tmp_path: Path, kind: OutputFormat, bits: 
     used = sum(path.stat().st_blocks * 512 for path in stored.rglob("*"))
     assert used < need.store_bytes < 3 * used
     assert rows.stat().st_size + used < need.work_bytes
+    assert len(list(stored.rglob("*"))) + 2 < need.files < 100
 
 
 @pytest.mark.parametrize("fields", [{"mask": {}}, {"upscale": 2}])

@@ -73,3 +73,20 @@ def test_this_machine_is_never_behind_a_proxy(given: dict[str, str]) -> None:
     words = environment["NO_PROXY"].split(",")
     assert environment["no_proxy"] == environment["NO_PROXY"]
     assert words == [*given.values(), "localhost", "127.0.0.0/8", "::1"]
+
+
+@BOTH
+def test_an_address_set_to_nothing_is_not_set_and_that_is_told(
+    kind: type[ServiceSettings | WorkerSettings], tmp_path: Path
+) -> None:
+    settings = read(kind, tmp_path, redis_url="", store_url="s3://chorale")
+    said = settings.list_doubts({"CHORALE_REDIS_URL": "", "CHORALE_STORE_URL": "s3://chorale"})
+    assert said == [f"CHORALE_REDIS_URL is set to nothing and so not set: {settings.redis_url}"]
+    assert settings.list_doubts({}) == []
+
+
+def test_a_secret_that_can_be_guessed_is_told_without_it() -> None:
+    (said,) = ServiceSettings(link_secret="zy").list_doubts({})
+    assert said.startswith("CHORALE_LINK_SECRET has 2 characters and can be guessed")
+    assert "zy" not in said
+    assert ServiceSettings(link_secret="z" * 16).list_doubts({}) == []

@@ -132,10 +132,13 @@ def test_generate_without_a_server_starts_one_and_leaves_nothing(tmp_path: Path)
 
 def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
     with Client(stack.url) as client:
-        job = client.create(GenerationRequest(prompt="[bold]tide", width_px=1024, height_px=1024, steps=150))
+        job = client.create(
+            GenerationRequest(prompt="[bold]tide \x1b[31m\x07", width_px=1024, height_px=1024, steps=150)
+        )
         listing = run("jobs", "--url", stack.url, folder=tmp_path).stdout
         assert job.id in listing
-        assert "[bold]tide" in listing
+        assert "[bold]tide \\x1b[31m\\x07" in listing
+        assert "\x1b" not in listing
         canceled = run("cancel", job.id, "--url", stack.url, folder=tmp_path)
         assert canceled.returncode == 0
         assert job.id in canceled.stdout

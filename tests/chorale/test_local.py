@@ -18,12 +18,22 @@ from redis import Redis
 from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import AlreadyRunningError, PartFailedError, PortTakenError, StackError
+from chorale.errors import AlreadyRunningError, PartFailedError, PortTakenError, StackError, UnavailableError
 from chorale.local import LocalStack, StackOptions
+from tests.disks import Disk
 from tests.local_stack import find_all, find_part, toy_stack
 
 SHORT = GenerationRequest(prompt="waves", width_px=512, height_px=512, steps=3)
 LONG = GenerationRequest(prompt="tide", width_px=512, height_px=512, steps=60, seed=1)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """That of the work folder of a data directory."""
+    (folder := tmp_path / "work").mkdir()
+    disk = Disk(folder)
+    yield disk
+    disk.close()
 
 
 def await_true(condition: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -107,6 +117,19 @@ def test_ctrl_c_stops_in_order_and_a_second_start_is_refused_meanwhile(tmp_path:
     assert find_all(str(tmp_path)) == []
     assert "Traceback" not in DataFolder(tmp_path).log("worker-1").read_text()
     assert "Traceback" not in DataFolder(tmp_path).log("service").read_text()
+
+
+def test_a_start_that_waits_says_for_what_and_so_does_the_server(disk: Disk) -> None:
+    """The work folder cannot be written: nothing is tried in vain, and the address comes with the reason."""
+    command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(disk.folder.parent), "--port", "0"]
+    with disk.unwritable() as code, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = process.stderr.readline()
+        assert f" is not ready yet: {code}: the work folder cannot be written: " in said
+        with Client(said.split()[1]) as client, pytest.raises(UnavailableError, match=f"paused: {code}: the"):
+            client.create(SHORT)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
 
 
 def test_a_worker_that_refuses_its_model_says_why(tmp_path: Path) -> None:

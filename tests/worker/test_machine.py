@@ -68,6 +68,19 @@ def test_a_job_that_no_disk_here_can_hold_is_not_waited_for(tmp_path: Path) -> N
     assert (machine.find_misfit(too_much) or "").startswith("the job may need 1073741824.0 GiB, and ")
 
 
+def test_a_disk_that_takes_no_more_files_is_full_whatever_its_space(tmp_path: Path) -> None:
+    """Some disks have no limit of files, and say 0."""
+    machine = make_machine(tmp_path / "work", tmp_path / "store")
+    assert is_fit(machine, DiskNeed(0, 0, files=2))
+    disk = os.statvfs(tmp_path)
+    fault = machine.find_fault(DiskNeed(0, 0, files=disk.f_favail // 2 + 1000))  # in folder and store
+    assert (fault is not None) == (disk.f_favail + 2000 <= disk.f_files)
+    assert fault is None or "inodes are free on the disk of the work folder and the object store" in str(
+        fault
+    )
+    assert machine.find_fault(DiskNeed(0, 0, files=disk.f_files)) is None  # nothing to wait for
+
+
 def test_what_a_job_has_written_itself_is_space_for_its_next_attempt(disk: Disk, tmp_path: Path) -> None:
     machine, own = make_machine(disk.folder, tmp_path), disk.folder / "job"
     own.mkdir()

@@ -21,14 +21,11 @@ from api_schemas.events import (
     StartedData,
     StepCompletedData,
 )
-from api_schemas.generation import ResolvedRequest
-from api_schemas.source import SourceJob
 from api_schemas.wire import STATE_FILE
 from tests.worker.bench import Bench, result_of
 from tests.worker.scripted_engine import ScriptedEngine, make_context, write_picture
 from worker.context import JOB_CONTEXT, JobContext
 from worker.engine.denoise import Checkpoint
-from worker.engine.generate import FinalState
 from worker.errors import EngineLostError, EngineStalledError
 from worker.events import EventLog
 from worker.machine import Machine
@@ -41,10 +38,8 @@ from worker.process.protocol import (
     StepReport,
     Stopped,
 )
-from worker.runner import RELEASED, fetch_state, run_job
-from worker.settings import WorkerSettings
-from worker.state_files import read_checkpoint, write_final_state
-from worker.storage import Storage
+from worker.runner import RELEASED, run_job
+from worker.state_files import read_checkpoint
 
 
 def run(context: JobContext, job_id: str) -> Retry | str:
@@ -255,18 +250,3 @@ def test_a_job_that_has_ended_or_was_forgotten_is_not_run(bench: Bench, tmp_path
     assert run(context, job_id) == "canceled"
     assert run(context, "unknown") == RELEASED
     assert engine.commands == []
-
-
-def test_a_kept_state_that_is_damaged_or_gone_is_not_begun_with(tmp_path: Path) -> None:
-    """The job then begins with the picture itself."""
-    storage = Storage.open(WorkerSettings(store_url=(tmp_path / "store").as_uri()))
-    kept = tmp_path / "kept.safetensors"
-    write_final_state(kept, FinalState(torch.ones(4, 8, 8), ()))
-    storage.put_file("whole", kept)
-    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
-    storage.put_file("damaged", kept)
-    for key, found in (("whole", True), ("damaged", False), ("gone", False), (None, False)):
-        job = SourceJob(image_key="any", width_px=64, height_px=64, state_key=key)
-        request = ResolvedRequest(model="m", steps=1, guidance_scale=1.0, seed=1, source_job=job)
-        (folder := tmp_path / str(key)).mkdir()
-        assert (fetch_state(storage, request, folder) is not None) is found

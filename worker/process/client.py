@@ -21,8 +21,10 @@ from worker.process.protocol import (
     Stop,
     Stopped,
 )
+from worker.process.standstill import STILL_S, Standstill
 from worker.settings import WorkerSettings
 
+_SILENT_S = 60.0  # a report comes with every few tiles
 _FINAL = Generated | Stopped | Failed
 _log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ _log = logging.getLogger(__name__)
 class _Child:
     process: SpawnProcess
     pipe: Connection
+    standstill: Standstill
 
 
 class EngineProcess:
@@ -40,22 +43,36 @@ class EngineProcess:
 
     Args:
         scratch: folder of this worker, which is removed with it, for files that a killed process leaves.
+        still_s: how long the process may be stopped by a signal.
+        silent_s: how long it may work without a report before that is told.
     """
 
-    def __init__(self, settings: WorkerSettings, scratch: Path) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        scratch: Path,
+        *,
+        still_s: float = STILL_S,
+        silent_s: float = _SILENT_S,
+    ) -> None:
         self._settings = settings
         self._scratch = scratch
+        self._still_s = still_s
+        self._silent_s = silent_s
         self._devices = settings.devices.split(",")
         self._lost: list[str] = []
         self._child = self._spawn()
         self._busy = False
+        self._reported_at = 0.0
 
     @property
     def trouble(self) -> str | None:
-        """Why this worker has less than its operator asked for; None if it has all."""
-        if not self._lost:
-            return None
-        return f"degraded: lost {', '.join(self._lost)}; continues on {', '.join(self._devices)}"
+        """Why this worker has less than its operator asked for, or may be stuck; None if all is well."""
+        silent_s = time.monotonic() - self._reported_at if self._busy else 0.0
+        said = [f"no progress for {silent_s:.0f} s"] if silent_s > self._silent_s else []
+        if self._lost:
+            said += [f"lost {', '.join(self._lost)}; continues on {', '.join(self._devices)}"]
+        return f"degraded: {'; '.join(said)}" if said else None
 
     def restart(self) -> None:
         """Kill the present process and spawn a new one, which loads the model in the background.
@@ -77,13 +94,14 @@ class EngineProcess:
             self._child.pipe.send(command)
         except OSError as error:
             raise EngineLostError(self._describe_end()) from error
-        self._busy = self._busy or isinstance(command, Generate)
+        if isinstance(command, Generate):
+            self._busy, self._reported_at = True, time.monotonic()
 
     def receive(self, timeout_s: float) -> Report | None:
         """Wait for the next report.
 
         Raises:
-            EngineLostError: the process died.
+            EngineLostError: the process died, or it or one of its ranks was stopped by a signal and not continued.
         """
         pipe = self._child.pipe
         ready = wait([pipe, self._child.process.sentinel], timeout_s)
@@ -91,6 +109,8 @@ class EngineProcess:
             return self._receive(pipe)
         if ready:
             raise EngineLostError(self._describe_end())
+        if trouble := self._child.standstill.find():
+            raise EngineLostError(f"the engine process {self._child.process.pid} {trouble}")
         return None
 
     def stop_job(self, timeout_s: float) -> None:
@@ -107,10 +127,11 @@ class EngineProcess:
             self.restart()
 
     def check(self) -> Report | None:
-        """Between jobs: read the next report, replace a process that died."""
+        """Between jobs: read the next report, replace a process that died or was stopped."""
         try:
             return self.receive(0)
-        except EngineLostError:
+        except EngineLostError as error:
+            _log.warning("%s; it is replaced", error)
             self.restart()
             return None
 
@@ -132,7 +153,9 @@ class EngineProcess:
         )
         process.start()
         theirs.close()  # otherwise the pipe would stay open after the process has ended
-        return _Child(process, ours)
+        assert process.pid is not None
+        ranks = len(self._devices) > 1
+        return _Child(process, ours, Standstill(process.pid, children=ranks, still_s=self._still_s))
 
     def _leave_out_lost_rank(self) -> None:
         rank = (self._child.process.exitcode or 0) - LOST_RANK_EXIT
@@ -145,6 +168,7 @@ class EngineProcess:
             report: Report = pipe.recv()
         except (EOFError, OSError) as error:
             raise EngineLostError(self._describe_end()) from error
+        self._reported_at = time.monotonic()
         if isinstance(report, _FINAL):
             self._busy = False
         return report

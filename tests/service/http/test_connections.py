@@ -5,10 +5,11 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from websockets.sync.client import connect
 
@@ -104,6 +105,56 @@ def _send_and_wait(connection: socket.socket) -> bool:
         return True
     except OSError:
         return False
+
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+FIELDS = b"Xyz: aaaaaaaaaaaaaaaaaaaa\r\n"
+
+
+ENDLESS = [
+    (b"GET /healthz?", b"a", b"414"),
+    (GET + b"X: ", b"a", b"431"),
+    (GET + b"X", b"a", b"431"),
+    (GET, FIELDS, b"431"),
+    (GET + b"\r\n" + GET + b"X: ", b"a", b"431"),
+    (CHUNKED + b"0\r\n", FIELDS, b"431"),
+    (CHUNKED + b"1;", b"a", b"431"),
+]
+
+
+def test_no_head_or_trailer_is_held_that_is_larger_than_it_may_be(url: str, opened: ExitStack) -> None:
+    """However much is sent: it is refused before the process has grown by that; whole requests before it are answered."""
+    before = psutil.Process().memory_info().rss
+    for head, filling, status in ENDLESS:
+        connection = open_at(url, opened, head)
+        with suppress(ConnectionError):  # closed while more is sent
+            for _ in range(64):
+                connection.sendall(filling * ((1 << 20) // len(filling)))
+        answer = read_to_end(connection)
+        assert psutil.Process().memory_info().rss - before < 24 << 20
+        assert b"HTTP/1.1 " + status in answer or not answer  # it may be lost with a connection that is reset
+    with httpx.Client(base_url=url) as api:
+        assert closed_for(api)["large_head"] == len(ENDLESS)
+
+
+def test_the_limit_of_heads_counts_for_each_request_and_not_for_bodies(
+    url: str, story: Story, opened: ExitStack
+) -> None:
+    """60,000 bytes are taken, and again; 70,000 are told why not, and what follows them is no request."""
+    connection = open_at(url, opened, b"")
+    for _ in range(3):
+        connection.sendall(GET + b"X: " + b"a" * 60_000 + b"\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+    body = b'{"prompt": "lava"}' + b" " * 150_000
+    for sent in (b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(body), body, FIELDS * 1000), b""):
+        connection.sendall(
+            CHUNKED + sent if sent else GET + b"X: " + b"a" * 70_000 + b"\r\n\r\n" + GET + b"\r\n"
+        )
+        answer = connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 202" if sent else b"HTTP/1.1 431"), answer
+    assert b'"code":"invalid_request"' in answer
+    assert b"HTTP/1.1 200" not in answer + read_to_end(connection)
 
 
 def test_of_too_many_connections_the_longest_idle_gives_way(

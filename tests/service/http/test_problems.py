@@ -6,12 +6,21 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from obstore.exceptions import BaseError as StoreError
+from pydantic import BaseModel
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from api_schemas.derived import RerollRequest
+from api_schemas.events import Result
+from api_schemas.generation import GenerationRequest, StageSettings
+from api_schemas.regions import RectangleShape
+from api_schemas.source import Offset, SourceMask
 from service.errors import JobNotFoundError
 from service.http import problems
+from tests.service.routes.test_images import done
 
+__all__ = ["done"]  # a fixture
+REROLL = f"/v1/jobs/{'1' * 28}/reroll"
 LOST = RedisConnectionError("No connection available.")
 
 
@@ -44,3 +53,22 @@ def test_a_group_of_errors_is_answered_by_the_first_unless_one_is_unknown(
     answer = asyncio.run(ask())
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert ("Retry-After" in answer.headers) == (status == 503)
+
+
+UNKNOWN: list[tuple[str, object, str, type[BaseModel]]] = [
+    ("/v1/jobs", {"x": 1}, "x", GenerationRequest),
+    ("/v1/jobs", {"advanced": {"stages": [{"x": 1}]}}, "advanced.stages.0.x", StageSettings),
+    ("/v1/jobs", {"source": {"offset": {"x": 1}}}, "source.offset.x", Offset),
+    ("/v1/jobs", {"mask": {"x": 1}}, "mask.x", SourceMask),
+    (REROLL, {"x": 1}, "x", RerollRequest),
+    (REROLL, {"region": {"left_px": "a"}}, "region.left_px", SourceMask),
+    (REROLL, {"region": {"rectangle": {"x": 1}}}, "region.rectangle.x", RectangleShape),
+]
+
+
+def test_a_field_that_does_not_exist_is_answered_with_those_that_do(api: httpx.Client, done: Result) -> None:
+    """Of the very object that it stands in, whatever the route takes."""
+    for path, body, field, model in UNKNOWN:
+        errors = api.post(path, json=body).json()["errors"]
+        said = {error["field"]: error["allowed"] for error in errors}
+        assert said[field] == "no such field; known are " + ", ".join(model.model_fields)

@@ -21,13 +21,14 @@ from tests.story import Story
 JOB = "1" * 28
 IMAGE = f"/v1/jobs/{JOB}/image"
 PICTURE = random.Random(1).randbytes(3_000_000)
+TILE = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
 
 
 def finish(story: Story, store: LocalStore | S3Store) -> Result:
     """A job whose picture is in the store; its bytes need not be a picture for this."""
     key = f"jobs/{JOB}/one"
     store.put(f"{key}/image.png", PICTURE)
-    store.put(f"{key}/image_files/10/1_0.jpg", b"tile")
+    store.put(f"{key}/image_files/10/1_0.jpg", TILE)
     result = Result(
         image_key=f"{key}/image.png",
         pyramid_key=key,
@@ -106,6 +107,25 @@ def test_a_picture_that_is_not_there_yet_or_never_or_no_longer(
     assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
 
 
+@pytest.mark.parametrize("left", [0, 10_000, len(PICTURE) - 1, len(PICTURE) + 1])
+def test_what_is_stored_in_another_size_is_no_answer(
+    api: httpx.Client, done: Result, store_dir: Path, left: int
+) -> None:
+    """Neither whole nor in part, where that part is still there: it may be of another picture."""
+    (store_dir / done.image_key).write_bytes((PICTURE + b"x")[:left])
+    (tile := store_dir / done.pyramid_key / "image_files/10/1_0.jpg").write_bytes(TILE[:-1])
+    link = api.get(f"/v1/jobs/{JOB}").json()["urls"]["download"]
+    answers = [api.get(IMAGE), api.get(IMAGE, headers={"Range": "bytes=0-9"}), api.get(link)]
+    answers += [api.get(f"/v1/jobs/{JOB}/tiles/10/1_0")]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (410, "result_damaged")
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "ETag" not in answer.headers
+    assert api.head(IMAGE).status_code == 410
+    tile.unlink()
+    assert api.get(f"/v1/jobs/{JOB}/tiles/10/1_0").json()["code"] == "result_expired"
+
+
 def test_the_download_link_works_until_it_is_altered_or_over(
     api: httpx.Client, done: Result, settings: ServiceSettings
 ) -> None:
@@ -132,7 +152,7 @@ def test_the_finished_deep_zoom_comes_from_the_store(api: httpx.Client, done: Re
     assert 'Width="1024"' in descriptor.text
     for path in ("tiles/10/1_0", "image_files/10/1_0.jpg"):
         answer = api.get(f"/v1/jobs/{JOB}/{path}")
-        assert (answer.content, answer.headers["Content-Type"]) == (b"tile", "image/jpeg")
+        assert (answer.content, answer.headers["Content-Type"]) == (TILE, "image/jpeg")
         assert "immutable" in answer.headers["Cache-Control"]
     assert api.get(f"/v1/jobs/{JOB}/tiles/10/0_0").status_code == 410  # not in the store
     for path in ("tiles/11/0_0", "tiles/10/3_0", "tiles/10/0_9"):  # not in the geometry
@@ -204,7 +224,7 @@ def test_s3_pictures_are_redirected_to_and_tiles_come_through(
         address = httpx.URL(redirect.headers["Location"])
         assert httpx.get(address.copy_set_param("X-Amz-Expires", "99999")).status_code == 403
         assert httpx.get(address.copy_with(query=None)).status_code == 403
-        assert api.get(f"/v1/jobs/{JOB}/tiles/10/1_0").content == b"tile"
+        assert api.get(f"/v1/jobs/{JOB}/tiles/10/1_0").content == TILE
         link = api.get(f"/v1/jobs/{JOB}").json()["urls"]["download"]
         assert api.get(link, follow_redirects=True).content == PICTURE
 

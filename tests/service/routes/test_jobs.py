@@ -176,10 +176,17 @@ def test_a_body_that_is_too_large_is_refused(
         assert (answer.status_code, answer.json()["status"]) == (413, 413)
 
 
-def test_without_a_model_the_client_is_told_to_come_back(api: httpx.Client) -> None:
+def test_without_a_model_the_client_is_told_to_come_back(api: httpx.Client, redis: Redis) -> None:
+    """And why, where a worker has said that it cannot start."""
     answer = api.post("/v1/jobs", json={"prompt": "lava"})
     assert (answer.status_code, answer.json()["code"]) == (503, "no_model")
+    assert answer.json()["detail"] == "no worker has announced a model yet"
     assert int(answer.headers["Retry-After"]) > 0
+    redis.set("chorale:paused:w1", "disk_unwritable: the work folder cannot be written")
+    redis.sadd("chorale:paused", "w1")
+    answer = api.post("/v1/jobs", json={"prompt": "lava"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_model")
+    assert answer.json()["detail"].endswith("; paused: disk_unwritable: the work folder cannot be written")
 
 
 def test_a_full_queue_says_when_to_come_back(

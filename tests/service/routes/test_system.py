@@ -49,6 +49,19 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
     assert [card["name"] for card in api.get("/v1/models").json()["data"]] == ["glow"]  # the card stays
 
 
+def test_what_a_killed_worker_has_said_is_not_told_beside_its_successor(
+    api: httpx.Client, redis: Redis
+) -> None:
+    """Its connection is gone, what it said expires later; who waits for its work folder has no model yet, and is told."""
+    for worker in ("killed", "waits"):
+        redis.set(f"chorale:paused:{worker}", f"disk_full: {worker}")
+        redis.sadd("chorale:paused", worker)
+    for worker in ("killed", "w7"):
+        Story(redis).publish(worker=worker)
+    redis.set("chorale:connected:killed", "1")
+    assert api.get("/readyz").json()["paused"] == {"waits": "disk_full: waits"}
+
+
 def test_the_default_model_comes_first(api: httpx.Client, redis: Redis) -> None:
     for name, default in (("b", False), ("z", True), ("a", False)):
         Story(redis).publish(
