@@ -96,10 +96,14 @@ class _WorkerCheck:
             self.alive = await catalog.list_connected()
             self.degraded = await catalog.list_troubles(self.alive)
             self.paused = await catalog.list_paused()
+            announced = {card.name for card in (await catalog.read_recent()).cards}
         except (RedisError, OSError):
             return Finding("not known without the queue")
-        if any(name not in self.paused for name in self.alive):
+        working = {self.alive[name] for name in self.alive if name not in self.paused}
+        if working & announced:
             return Finding()
+        if working:
+            return Finding("no worker has announced its model yet")
         if self.paused:
             return Finding("paused: " + "; ".join(sorted(set(self.paused.values()))))
         return Finding("no worker is connected")

@@ -137,9 +137,7 @@ def test_a_job_that_cannot_be_read_is_gone_and_said_so_once(
     assert 'chorale_records_unreadable_total{kind="job"} 1.0' in api.get("/metrics").text
 
 
-def test_a_damaged_list_of_children_refuses_no_child(
-    api: httpx.Client, redis: Redis, story: Story
-) -> None:
+def test_a_damaged_list_of_children_refuses_no_child(api: httpx.Client, redis: Redis, story: Story) -> None:
     """Nor is a child made that the answer denies."""
     parent = "8" * 28
     story.queue(parent)
