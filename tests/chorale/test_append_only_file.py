@@ -158,7 +158,7 @@ def test_a_log_that_is_well_formed_but_cannot_be_loaded_is_cut_before_the_damage
     path.write_bytes(whole[:command] + b"R" + whole[command + 1 :])
     (found,) = [each for each in examine(DataFolder(folder.parent), repair=False) if each.part == "queue"]
     assert not found.is_well
-    assert re.search(r"is damaged at byte \d+ of \d+.* with 11 whole commands in them", found.text)
+    assert re.search(r"is damaged at byte \d+ of \d+.* with 10 whole commands in them", found.text)
     assert all(finding.is_well for finding in examine(DataFolder(folder.parent), repair=True))
     assert count_keys(folder) == BASE + 10
 
