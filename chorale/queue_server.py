@@ -92,13 +92,13 @@ def _watch_over(server: subprocess.Popen[bytes], folder: Path, socket: Path, loc
 
 
 def _keep_log(folder: Path, socket: Path) -> None:
-    """A log that somebody deletes under a server would be missed at the next start only: it writes it anew."""
+    """A log that somebody deletes under a server would be missed at the next start only: it writes it again."""
     if not lacks_files(folder):
         return
     try:
         with _connect(socket) as redis:
             redis.bgrewriteaof()  # pyright: ignore[reportUnknownMemberType]
-        print(f"{folder} lacks files of the queue's log: it is written anew", flush=True)
+        print(f"{folder} lacks files of the queue's log: it is written again", flush=True)
     except (RedisError, OSError):
         pass  # it is being written, or the server does not answer yet
 

@@ -48,7 +48,7 @@ def _is_refused(redis: Redis) -> bool:
     return False
 
 
-def test_a_log_that_no_server_can_load_is_the_operators_and_a_deleted_one_is_written_anew(
+def test_a_log_that_no_server_can_load_is_the_operators_and_a_deleted_one_is_written_again(
     tmp_path: Path,
 ) -> None:
     """The queue server itself finds both out: no check comes before it."""
