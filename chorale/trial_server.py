@@ -64,18 +64,25 @@ def _starts(place: Path, lines: Mapping[str, str], names: Sequence[str], end: in
     Args:
         end: byte up to which it gets the last one.
     """
-    with tempfile.TemporaryDirectory(prefix="chorale-trial-") as scratch:
-        folder = Path(scratch) / "appendonlydir"
-        folder.mkdir()
-        for name in names:
-            (folder / name).symlink_to((place / name).absolute())
-        if end is not None:
-            _copy_beginning(place / names[-1], folder / names[-1], end)
-        own = f"appendonly.aof.{_OWN}.incr.aof"
-        (folder / own).touch()
-        text = [*(lines[name] for name in names), f"file {own} seq {_OWN} type i"]
-        (folder / "appendonly.aof.manifest").write_text("".join(f"{line}\n" for line in text))
-        return _run(Path(scratch))
+    try:
+        with tempfile.TemporaryDirectory(prefix="chorale-trial-") as scratch:
+            _lay_out(Path(scratch) / "appendonlydir", place, {name: lines[name] for name in names}, end)
+            return _run(Path(scratch))
+    except OSError as error:
+        raise StackError(f"the queue's log cannot be examined: {error}") from error
+
+
+def _lay_out(folder: Path, place: Path, lines: Mapping[str, str], end: int | None) -> None:
+    folder.mkdir()
+    for name in lines:
+        (folder / name).symlink_to((place / name).absolute())
+    if end is not None:
+        last = list(lines)[-1]
+        _copy_beginning(place / last, folder / last, end)
+    own = f"appendonly.aof.{_OWN}.incr.aof"
+    (folder / own).touch()
+    text = [*lines.values(), f"file {own} seq {_OWN} type i"]
+    (folder / "appendonly.aof.manifest").write_text("".join(f"{line}\n" for line in text))
 
 
 def _copy_beginning(source: Path, target: Path, size: int) -> None:

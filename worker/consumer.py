@@ -215,10 +215,8 @@ class EngineWorker(SimpleWorker):
         types = wire.index_types([self.queues[0].name])
         types |= {self.key: "hash", self.executions_key: "set"}
         if job_id is not None:
-            types |= {
-                ExecutionRegistry(job_id, self.connection).key: "zset",
-                Result.get_key(job_id): "stream",
-            }
+            types[ExecutionRegistry(job_id, self.connection).key] = "zset"
+            types[Result.get_key(job_id)] = "stream"  # pyright: ignore[reportUnknownMemberType]
         set_aside(self.connection, types)
 
     def _release(self, job: RqJob, execution: Execution) -> None:
