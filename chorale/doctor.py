@@ -71,7 +71,7 @@ def _find_obstacle(path: Path) -> str | None:
 
 
 def _examine_queue(queue: Path, *, repair: bool) -> Iterator[Finding]:
-    while damage := find_damage(queue):
+    while damage := find_damage(queue, is_tried=True):
         if not repair:
             remedy = "is mended at the next start" if damage.is_safe else "needs `chorale doctor --repair`"
             yield Finding("queue", f"{damage.what}: this {remedy}, which costs {damage.loss}", False)
@@ -79,7 +79,7 @@ def _examine_queue(queue: Path, *, repair: bool) -> Iterator[Finding]:
         damage.mend()
         kept = "; what was taken away is kept beside it, in damaged-*"
         yield Finding("queue", f"{damage.what}: mended, which cost {damage.loss}{kept}", True)
-    yield Finding("queue", "its log can be read from end to end", True)
+    yield Finding("queue", "a queue server starts with its log", True)
 
 
 def _examine_allow_list(folder: DataFolder) -> Finding:

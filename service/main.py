@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from api_schemas.settings import describe_refused, refuse, spare_loopback, tell_doubts
@@ -53,7 +54,9 @@ from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
 
-_REDIS_TIMEOUT_S = 5.0
+# For an answer of the queue server, twice on a new connection; reads of streams wait for events on purpose.
+_ANSWER_TIMEOUT_S = 1.0
+_STREAM_TIMEOUT_S = 5.0
 _REDIS_CONNECTIONS = 50
 # A request that gets no connection by then is refused; streams, which hold none while they wait, may take longer.
 _REQUEST_WAIT_S = 0.5
@@ -72,8 +75,11 @@ _GARBAGE_THRESHOLDS = 20_000, 20, 20
 def create_app(settings: ServiceSettings) -> FastAPI:
     """Build every part once and connect them."""
     metrics, throughput = Metrics(), Throughput()
-    client, blocking_client = _open_redis(settings, _REQUEST_WAIT_S), _open_blocking_redis(settings)
-    stream_client = _open_redis(settings, _REDIS_TIMEOUT_S)
+    client, blocking_client = (
+        _open_redis(settings, _ANSWER_TIMEOUT_S, _REQUEST_WAIT_S),
+        _open_blocking_redis(settings),
+    )
+    stream_client = _open_redis(settings, _STREAM_TIMEOUT_S, _STREAM_TIMEOUT_S)
     unreadable = UnreadableRecords(metrics)
     hub = LiveHub(stream_client, metrics, throughput, unreadable)
     records = JobStore(stream_client, unreadable)
@@ -254,15 +260,15 @@ def _answer_head(app: FastAPI, router: APIRouter) -> None:
             )
 
 
-def _open_redis(settings: ServiceSettings, wait_s: float) -> Redis:
+def _open_redis(settings: ServiceSettings, answer_s: float, wait_s: float) -> Redis:
     pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings.redis_url,
         max_connections=_REDIS_CONNECTIONS,
         timeout=wait_s,
-        socket_timeout=_REDIS_TIMEOUT_S,
-        socket_connect_timeout=_REDIS_TIMEOUT_S,
-        # One retry for a stale connection; an unreachable server is reported at once.
-        retry=AsyncRetry(ConstantBackoff(0.05), 1),
+        socket_timeout=answer_s,
+        socket_connect_timeout=answer_s,
+        # One retry for a stale connection; a server that is away or hangs is reported at once.
+        retry=AsyncRetry(ConstantBackoff(0.05), 1, (RedisConnectionError,)),
     )
     return Redis.from_pool(pool)
 
@@ -270,9 +276,9 @@ def _open_redis(settings: ServiceSettings, wait_s: float) -> Redis:
 def _open_blocking_redis(settings: ServiceSettings) -> redis.Redis:
     return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings.redis_url,
-        socket_timeout=_REDIS_TIMEOUT_S,
-        socket_connect_timeout=_REDIS_TIMEOUT_S,
-        retry=Retry(ConstantBackoff(0.05), 1),
+        socket_timeout=_ANSWER_TIMEOUT_S,
+        socket_connect_timeout=_ANSWER_TIMEOUT_S,
+        retry=Retry(ConstantBackoff(0.05), 1, (RedisConnectionError,)),
     )
 
 

@@ -10,6 +10,7 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    ResponseError,
 )
 
 from api_schemas.answers import Reach
@@ -39,6 +40,10 @@ def explain_queue(error: Exception) -> Outage:
             return Outage("unreachable", "the queue refuses the service's password or rights")
         case _ if "MISCONF" in str(error):
             return _explain_misconf(str(error))
+        case ResponseError() if "WRONGTYPE" in str(error):
+            return Outage("unwritable", "the queue holds something of another type than it should be")
+        case ResponseError():
+            return Outage("unwritable", "the queue refuses a command; the service's log says which")
         case _:
             return Outage("unreachable", "the queue cannot be reached")
 

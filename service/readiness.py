@@ -98,13 +98,18 @@ class _WorkerCheck:
         try:
             self.alive = await catalog.list_connected()
             self.degraded = await catalog.list_troubles(self.alive)
-            gone = set((await catalog.read_recent()).workers) - set(self.alive)
+            recent = await catalog.read_recent()
+            gone = set(recent.workers) - set(self.alive)
             paused = await catalog.list_paused()
             self.paused = {name: why for name, why in paused.items() if name not in gone}
+            announced = {card.name for card in recent.cards}
         except (RedisError, OSError):
             return Finding("not known without the queue")
-        if any(name not in self.paused for name in self.alive):
+        working = {self.alive[name] for name in self.alive if name not in self.paused}
+        if working & announced:
             return Finding()
+        if working:
+            return Finding("no worker has announced its model yet")
         if self.paused:
             return Finding("paused: " + "; ".join(sorted(set(self.paused.values()))))
         return Finding("no worker is connected")

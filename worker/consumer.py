@@ -11,8 +11,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout
-from rq.executions import Execution
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job as RqJob
+from rq.results import Result
 from rq.timeouts import BaseDeathPenalty
 from rq.worker import WorkerStatus
 
@@ -115,6 +116,7 @@ class EngineWorker(SimpleWorker):
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
         """Wait for a job; unlike RQ's own loop, notice a stop within a second."""
+        self._set_aside()
         self.set_state(WorkerStatus.IDLE)
         while not self._context.stop.is_set():
             try:
@@ -126,6 +128,7 @@ class EngineWorker(SimpleWorker):
                     self.queues, _POLL_S, self.connection, self.job_class, self.serializer
                 )
                 if found is not None:
+                    self._set_aside(found[0].id)
                     found[0].redis_server_version = self.get_redis_server_version()
                     return found
             except DequeueTimeout:
@@ -158,6 +161,7 @@ class EngineWorker(SimpleWorker):
         if return_value == RELEASED:
             self._release(job, execution)
         else:
+            self._set_aside(job.id)
             self._janitor.forget_lost_executions(job)
             super()._finalize_success(job, queue, execution, return_value)
 
@@ -196,7 +200,7 @@ class EngineWorker(SimpleWorker):
         if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE and not is_news:
             return
         self._renewed_at, self._said_fault = now, fault
-        set_aside(self.connection, self.queues[0].name)
+        self._set_aside(self._current and self._current[0].id)
         publish_card(self.connection, self._context.card)
         self._life.give(self._context.card.name, self._engine.trouble)
         if is_news or fault is not None:
@@ -205,6 +209,15 @@ class EngineWorker(SimpleWorker):
             self.heartbeat()
         else:
             self.maintain_heartbeats(*self._current)
+
+    def _set_aside(self, job_id: str | None = None) -> None:
+        """Nothing that RQ keeps of this queue, this worker or a job throws the worker out of its loop."""
+        types = wire.index_types([self.queues[0].name])
+        types |= {self.key: "hash", self.executions_key: "set"}
+        if job_id is not None:
+            types[ExecutionRegistry(job_id, self.connection).key] = "zset"
+            types[Result.get_key(job_id)] = "stream"  # pyright: ignore[reportUnknownMemberType]
+        set_aside(self.connection, types)
 
     def _release(self, job: RqJob, execution: Execution) -> None:
         """Forget an execution, but change nothing of the job, which another worker owns."""

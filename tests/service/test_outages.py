@@ -34,6 +34,15 @@ def test_a_refusal_names_its_cause(server: Redis) -> None:
     assert refuse(server) == ("unwritable", "the queue refuses to write: its server is a replica")
 
 
+def test_what_a_server_does_answer_is_not_told_as_its_absence(server: Redis) -> None:
+    server.rpush("list", "1")
+    for command, cause in {"GET": "another type", "GETT": "refuses a command"}.items():
+        with pytest.raises(RedisError) as raised:
+            server.execute_command(command, "list")
+        assert explain_queue(raised.value).reach == "unwritable"
+        assert cause in explain_queue(raised.value).message
+
+
 def test_a_server_that_is_away_has_no_address() -> None:
     away = Redis(unix_socket_path="/nowhere/queue.sock", retry=Retry(NoBackoff(), 0))
     assert refuse(away) == ("unreachable", "the queue cannot be reached")

@@ -11,12 +11,25 @@ from redis.exceptions import ResponseError
 from rq import Queue
 from websockets.sync.client import connect
 
-from api_schemas.wire import cancel_key, events_key, job_key, previews_key, queue_name
+from api_schemas.events import Result
+from api_schemas.wire import (
+    cancel_key,
+    children_key,
+    events_key,
+    job_key,
+    previews_key,
+    queue_name,
+)
 from service.settings import ServiceSettings
 from tests.poison import NO_TEXT, Poison, change_type, spoil
 from tests.story import CARD, Story
 
 PATIENCE_S = 20
+CHILD = "7" * 28
+RESULT = Result(
+    image_key="jobs/8/one/image.png", pyramid_key="jobs/8/one", media_type="image/png", width_px=1024, height_px=1024,
+    size_bytes=1, sha256="0" * 64, engine_s=1.0,
+)  # fmt: skip
 OTHER = CARD.model_copy(update={"name": "ember", "is_default": False})
 
 
@@ -34,11 +47,15 @@ class Scene:
         redis.set(cancel_key(self.spoilt), "1")
         story.start(self.running)
         story.step(self.running, 1)
+        story.queue(CHILD, parent=self.running)
+        redis.sadd(children_key(self.running), CHILD)
         self._kept = {key: redis.dump(key) for key in redis.scan_iter()}
 
     def list_keys(self) -> list[bytes]:
-        """All but those of the job that is to be as before."""
-        return [key for key in sorted(self._kept) if self.running.encode() not in key]
+        """All but those of the job that is to be as before, and of its child."""
+        kept = self.running.encode(), CHILD.encode()
+        keys = [key for key in sorted(self._kept) if not any(job_id in key for job_id in kept)]
+        return [*keys, children_key(self.running).encode()]
 
     def restore(self) -> None:
         with self._redis.pipeline() as transaction:
@@ -75,6 +92,8 @@ class Scene:
         ]
         if answers["list"].is_success and self.running not in answers["list"].text:
             faults.append("not listed")
+        if answers["job"].is_success and answers["job"].json()["children"] != [CHILD]:
+            faults.append("children")
         return faults
 
 
@@ -116,6 +135,30 @@ def test_a_job_that_cannot_be_read_is_gone_and_said_so_once(
     assert "stored as version b'7'; this one reads 1" in line
     assert "secret words" not in line
     assert 'chorale_records_unreadable_total{kind="job"} 1.0' in api.get("/metrics").text
+
+
+def test_a_damaged_list_of_children_refuses_no_child(api: httpx.Client, redis: Redis, story: Story) -> None:
+    """Nor is a child made that the answer denies."""
+    parent = "8" * 28
+    story.queue(parent)
+    story.start(parent)
+    story.succeed(parent, RESULT)
+    redis.sadd(children_key(parent), "lost")
+    change_type(redis, children_key(parent).encode())
+    answer = api.post(f"/v1/jobs/{parent}/variations", json={"count": 2})
+    assert answer.status_code == 202, answer.text
+    made = {job["id"] for job in answer.json()["data"]}
+    deadline = time.monotonic() + PATIENCE_S
+    while set(api.get(f"/v1/jobs/{parent}").json()["children"]) != made:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_record_of_another_job_is_unreadable(api: httpx.Client, redis: Redis, story: Story) -> None:
+    one, other = (api.post("/v1/jobs", json={"prompt": "lava"}).json()["id"] for _ in range(2))
+    redis.hset(job_key(one), "job", redis.hget(job_key(other), "job"))
+    for answer in (api.get(f"/v1/jobs/{one}"), api.post(f"/v1/jobs/{one}/cancel")):
+        assert (answer.status_code, answer.json()["code"]) == (410, "record_unreadable")
 
 
 def test_a_job_that_another_version_can_read_is_kept_in_the_queue(

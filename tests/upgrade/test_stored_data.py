@@ -104,6 +104,20 @@ def test_nothing_is_skipped_but_previews(upgraded: Stack) -> None:
     assert "Traceback" not in upgraded.logs()
 
 
+def test_a_job_and_its_worker_go_on_though_the_queues_own_keys_of_them_are_of_another_type(
+    client: Client, redis: Redis
+) -> None:
+    running, waiting = client.create(LONG).id, client.create(SMALL).id
+    while client.get(running).progress is None:
+        time.sleep(0.05)
+    workers = [key for key in redis.keys("rq:worker:*") if not key.endswith(b":executions")]
+    for key in (f"rq:executions:{running}".encode(), f"rq:executions:{waiting}".encode(), *workers):
+        change_type(redis, key)
+    for job in [client.wait(each, timeout_s=PATIENCE_S) for each in (running, waiting)]:
+        assert (job.status, job.attempt) == ("succeeded", 1)
+    assert redis.smembers("rq:workers") == set(workers)  # the same one: none fell out of its loop
+
+
 def test_garbage_under_all_keys_stops_neither_api_nor_worker_and_no_other_job(
     upgraded: Stack, client: Client, redis: Redis
 ) -> None:

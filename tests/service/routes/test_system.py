@@ -12,6 +12,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from api_schemas.errors import Problem
+from api_schemas.wire import MODELS_KEY
 from service.main import create_app
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
@@ -60,6 +61,30 @@ def test_what_a_killed_worker_has_said_is_not_told_beside_its_successor(
         Story(redis).publish(worker=worker)
     redis.set("chorale:connected:killed", "1")
     assert api.get("/readyz").json()["paused"] == {"waits": "disk_full: waits"}
+
+
+def test_without_a_models_card_nothing_is_ready_as_nothing_is_taken(
+    api: httpx.Client, redis: Redis, story: Story
+) -> None:
+    redis.delete(MODELS_KEY)
+    assert api.post("/v1/jobs", json={}).status_code == 503
+    answer = api.get("/readyz")
+    assert (answer.status_code, answer.json()["parts"][3]["message"]) == (
+        503,
+        "no worker has announced its model yet",
+    )
+    story.publish()
+    assert api.get("/readyz").status_code == 200
+
+
+def test_a_queue_server_that_hangs_is_reported_while_it_hangs(
+    api: httpx.Client, redis: Redis, story: Story
+) -> None:
+    assert api.post("/v1/jobs", json={}).status_code == 202
+    redis.client_pause(3000)  # ms, in which it takes connections and answers nobody
+    assert api.get("/v1/jobs").status_code == 503
+    redis.ping()
+    assert api.get("/v1/jobs").status_code == 200
 
 
 def test_the_default_model_comes_first(api: httpx.Client, redis: Redis) -> None:
