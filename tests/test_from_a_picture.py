@@ -140,8 +140,11 @@ def test_an_enhanced_picture_has_its_sources_alpha_and_mean_colour_and_keeps_the
     files["request"] = (None, request.replace("webp", "png"), "application/json")
     job_id = wait(api, api.post("/v1/jobs", files=files))
     wanted = Image.fromarray(own[..., 3]).resize((256, 192), Image.Resampling.LANCZOS)
-    for enhanced in (picture(api, lossy), picture(api, job_id)):
-        assert np.abs(enhanced[..., :3].mean((0, 1)) - own[..., :3].mean((0, 1))).max() < 1
+    for enhanced, most in (
+        (picture(api, job_id), 1),
+        (picture(api, lossy), 2.5),
+    ):  # WebP shifts colours itself
+        assert np.abs(enhanced[..., :3].mean((0, 1)) - own[..., :3].mean((0, 1))).max() < most
         assert np.abs(enhanced[..., 3].astype(int) - wanted).mean() < 1
     assert np.array_equal(derive(api, job_id, "reroll", region=REGION, seed=5), picture(api, job_id))
     after = derive(api, job_id, "reroll", region=REGION, seed=6)

@@ -97,11 +97,22 @@ def _write_pixels(request: ResolvedRequest, source: Path, place: Placement, canv
         image = _read_hidden(request, source, image)
     image = image.colourspace("rgb16" if image.format == "ushort" else "srgb")
     if (image.width, image.height) != (place.width, place.height):
-        image = image.thumbnail_image(place.width, height=place.height, size="force")
+        scale = _scale_with_alpha if image.hasalpha() else _scale
+        image = scale(image, place)
     if image.hasalpha():
         image = _show_hidden(image, source)
     image = put_on_canvas(image, place, canvas)
     set_bits(image, request.bit_depth).rawsave(str(path))
+
+
+def _scale(image: pyvips.Image, place: Placement) -> pyvips.Image:
+    return image.thumbnail_image(place.width, height=place.height, size="force")
+
+
+def _scale_with_alpha(image: pyvips.Image, place: Placement) -> pyvips.Image:
+    """Colours count as much as they can be seen; thumbnails of 8 bits round on the way, which darkens them by two levels."""
+    seen = image.premultiply().resize(place.width / image.width, vscale=place.height / image.height)
+    return seen.unpremultiply().rint().cast(image.format).copy(interpretation=image.interpretation)
 
 
 def _read_hidden(request: ResolvedRequest, source: Path, image: pyvips.Image) -> pyvips.Image:
