@@ -163,6 +163,11 @@ def remove_older(settings: ServiceSettings, keep_s: float) -> None:
     asyncio.run(do())
 
 
+def wrap_as_jpeg(text: str) -> bytes:
+    """Between the marks that begin and end a picture."""
+    return b"\xff\xd8" + text.encode() + b"\xff\xd9"
+
+
 def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_last(
     api: httpx.Client, settings: ServiceSettings, story: Story, redis: Redis, store_dir: Path
 ) -> None:
@@ -179,7 +184,8 @@ def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_
             remove_older(settings, 0.0)
             assert api.get(f"/v1/jobs/{jobs[0]}").status_code == 200  # its child has not ended
         for name in (("0_0", "1_0"), ("1_0",), ())[number]:
-            put(store_dir, f"{prefixes[number]}/image_files/10/{name}.jpg").write_text(f"{name} of {number}")
+            tile = put(store_dir, f"{prefixes[number]}/image_files/10/{name}.jpg")
+            tile.write_bytes(wrap_as_jpeg(f"{name} of {number}"))
         result = Result(
             image_key=f"{prefixes[number]}/image.png", pyramid_key=prefixes[number], media_type="image/png",
             width_px=600, height_px=1024, size_bytes=1, sha256="0" * 64, engine_s=1.0,
@@ -189,8 +195,8 @@ def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_
         ended.append(story.job(job_id).finished_at or 0.0)
         time.sleep(0.02)
     for gone in range(3):
-        tiles = [api.get(f"/v1/jobs/{jobs[2]}/image_files/10/{name}.jpg").text for name in ("0_0", "1_0")]
-        assert tiles == ["0_0 of 0", "1_0 of 1"]
+        tiles = [api.get(f"/v1/jobs/{jobs[2]}/image_files/10/{name}.jpg").content for name in ("0_0", "1_0")]
+        assert tiles == [wrap_as_jpeg("0_0 of 0"), wrap_as_jpeg("1_0 of 1")]
         remove_older(settings, time.time() - ended[gone] - 0.01)
         assert api.get(f"/v1/jobs/{jobs[gone]}").status_code == 404
         assert not (store_dir / "jobs" / jobs[gone]).exists()
