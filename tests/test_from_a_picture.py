@@ -163,6 +163,7 @@ def test_strength_1_is_text_to_picture_bit_for_bit(api: httpx.Client, parent: st
     }
     plain = make(api, **request, advanced={"sync_strength": 0})
     begun = make(api, **request, source={"job": parent}, strength=1, advanced={"sync_strength": 0})
+    assert begun in api.get(f"/v1/jobs/{parent}").json()["children"]
     assert np.array_equal(picture(api, begun), picture(api, plain))
 
 

@@ -41,6 +41,13 @@ class Submission:
     files: dict[PicturePart, ReceivedPicture] = field(default_factory=dict[PicturePart, ReceivedPicture])
     parent: Job | None = None
 
+    @property
+    def parent_id(self) -> str | None:
+        """The job that it was derived from, or begins with."""
+        if self.parent is not None:
+            return self.parent.id
+        return self.request.source.job if self.request.source else None
+
     def fingerprint(self) -> str:
         """The same for the same request with the same pictures, also for a later version that has more fields."""
         digests = "".join(f"{part}:{picture.sha256}" for part, picture in sorted(self.files.items()))
