@@ -34,7 +34,10 @@ def estimate_disk(request: GenerationRequest, card: ModelCard) -> DiskNeed:
     rows = pixels * 3 * request.bit_depth // 8
     stored = rows * 4 // 3 if request.source else rows  # a source may bring alpha
     latent = card.latent_channels * 4 * width * height / card.vae_scale**2
-    picture = pixels * lossy if (lossy := _LOSSY.get(request.output_format)) else stored * _LOSSLESS
+    lossy = _LOSSY.get(request.output_format)
+    if request.output_format == "webp" and request.source:  # lossless where a part of the source stays
+        lossy = None
+    picture = pixels * lossy if lossy else stored * _LOSSLESS
     kept = picture + _PYRAMID * pixels + (1 + _LATENTS_PER_CHECKPOINT * _CHECKPOINTS) * latent
     sent = _count_input_bytes(request)
     begun = _count_begun_bytes(request, rows)

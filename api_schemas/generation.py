@@ -373,7 +373,9 @@ class ResolvedRequest(GenerationRequest):
     )
     pictures: dict[PicturePart, SentPicture] = Field(default={})
     source_job: SourceJob | None = Field(default=None, description="What `source.job` has made.")
-    parent: str | None = Field(default=None, description="Job that this one was derived from, or begins with.")
+    parent: str | None = Field(
+        default=None, description="Job that this one was derived from, or begins with."
+    )
 
     @property
     def source_px(self) -> tuple[int, int] | None:

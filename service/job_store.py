@@ -126,13 +126,17 @@ class JobStore:
         """Delete an ended job; the streams of its log end when they find no record.
 
         Args:
-            parent: that it was derived from.
+            parent: that it was derived from; its children are that one's from now on, as they share its files.
         """
         own = (job_key, events_key, previews_key, cancel_key, children_key)
+        (heir,) = await self.get_many([parent]) if parent else (None,)
+        children = await self.list_children(job_id) if isinstance(heir, Job) else []
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.delete(*(key(job_id) for key in own))
             if parent is not None:
                 transaction.eval(CHANGE_SET, 1, children_key(parent), "SREM", job_id)
+                for child in children:
+                    transaction.eval(CHANGE_SET, 1, children_key(parent), "SADD", child)
             transaction.zrem(JOBS_KEY, job_id)
             transaction.srem(ACTIVE_KEY, job_id)
             await transaction.execute()

@@ -6,6 +6,7 @@ import pyvips
 
 from api_schemas.generation import BitDepth, ResolvedRequest
 from api_schemas.source import Placement, Size, place_source
+from worker.scaling import scale_to
 
 _DEEPER = 257  # 255 of 8 bits is 65,535 of 16
 
@@ -26,7 +27,9 @@ def open_alpha(request: ResolvedRequest, source: Path | None) -> pyvips.Image | 
         place_source(request.source, own, picture) if request.upscale is None else Placement(0, 0, *picture)
     )
     alpha = image.extract_band(image.bands - 1)
-    alpha = _resize(alpha, place).copy(interpretation="grey16" if alpha.format == "ushort" else "b-w")
+    alpha = scale_to(alpha, place.width, place.height).copy(
+        interpretation="grey16" if alpha.format == "ushort" else "b-w"
+    )
     return set_bits(put_on_canvas(alpha, place, picture, opaque=True), request.bit_depth)
 
 
@@ -57,8 +60,3 @@ def set_bits(image: pyvips.Image, bit_depth: BitDepth) -> pyvips.Image:
 def find_most(image: pyvips.Image) -> list[float]:
     """White's level, and that of what is opaque."""
     return [255 if image.format == "uchar" else 65_535]
-
-
-def _resize(alpha: pyvips.Image, place: Placement) -> pyvips.Image:
-    across, down = place.width / alpha.width, place.height / alpha.height
-    return alpha if across == down == 1 else alpha.resize(across, vscale=down)

@@ -74,7 +74,8 @@ class ResultWriter:
         image = image.with_stem("finished") if image == self._generated.path else image
         pyramid.mkdir(exist_ok=True)
         metadata = describe_picture(self._request) if self._request.embed_metadata else None
-        self._pictures.write_picture(image, kind, metadata)
+        stays = self._generated.changed is not None
+        self._pictures.write_picture(image, kind, metadata, lossless=stays)
         if not self._pictures.is_stopped():
             self._pictures.write_pyramid(pyramid / "image")
         with image.open("rb") as file:
@@ -177,8 +178,13 @@ class PictureWriter:
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
 
-    def write_picture(self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None) -> None:
+    def write_picture(
+        self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None, *, lossless: bool = False
+    ) -> None:
         """Write the picture as a client downloads it: sRGB, as many bits as its rows have.
+
+        Args:
+            lossless: a WebP too, since a part of it is another picture's.
 
         Raises:
             ResourceError: the work folder is full or cannot be written.
@@ -190,7 +196,7 @@ class PictureWriter:
             if kind == "png":
                 _write_png(image, path, b"" if metadata is None else png_chunks(metadata))
             else:
-                _write_with_blobs(image, path, kind, metadata)
+                _write_with_blobs(image, path, kind, metadata, lossless)
         except pyvips.Error as error:
             raise _translate(error) from error
 
@@ -286,13 +292,15 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _write_with_blobs(
-    image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None
+    image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None, lossless: bool
 ) -> None:
     if kind in ("jpeg", "webp"):
         _set_blob(image, "exif-data", exif_block(metadata))
     if metadata is not None:
         _set_blob(image, "xmp-data", xmp_packet(metadata))
     options = {"bigtiff": True} if kind == "tiff" and needs_bigtiff(image) else {}
+    if kind == "webp" and lossless:
+        options = {"lossless": True, "exact": True}
     image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}", **options)
 
 

@@ -17,6 +17,7 @@ from api_schemas.region_masks import fill_polygon
 from api_schemas.source import Placement, Size, SourceMask, place_source
 from worker.alpha import find_most, keeps_alpha, put_on_canvas, set_bits
 from worker.color_sums import Levels
+from worker.scaling import scale_to
 
 _STRIP = 256  # rows that are read or drawn at a time
 _SMALL = 256  # sides of the picture whose colours show behind what is transparent
@@ -97,22 +98,18 @@ def _write_pixels(request: ResolvedRequest, source: Path, place: Placement, canv
         image = _read_hidden(request, source, image)
     image = image.colourspace("rgb16" if image.format == "ushort" else "srgb")
     if (image.width, image.height) != (place.width, place.height):
-        scale = _scale_with_alpha if image.hasalpha() else _scale
-        image = scale(image, place)
+        scale = _scale_with_alpha if image.hasalpha() else scale_to
+        image = scale(image, place.width, place.height)
     if image.hasalpha():
         image = _show_hidden(image, source)
     image = put_on_canvas(image, place, canvas)
     set_bits(image, request.bit_depth).rawsave(str(path))
 
 
-def _scale(image: pyvips.Image, place: Placement) -> pyvips.Image:
-    return image.thumbnail_image(place.width, height=place.height, size="force")
-
-
-def _scale_with_alpha(image: pyvips.Image, place: Placement) -> pyvips.Image:
-    """Colours count as much as they can be seen; thumbnails of 8 bits round on the way, which darkens them by two levels."""
-    seen = image.premultiply().resize(place.width / image.width, vscale=place.height / image.height)
-    return seen.unpremultiply().rint().cast(image.format).copy(interpretation=image.interpretation)
+def _scale_with_alpha(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
+    """Colours count as much as they can be seen, in floats: rounded on the way they are two levels darker."""
+    seen = scale_to(image.premultiply(), width, height).unpremultiply()
+    return seen.rint().cast(image.format).copy(interpretation=image.interpretation)
 
 
 def _read_hidden(request: ResolvedRequest, source: Path, image: pyvips.Image) -> pyvips.Image:
@@ -128,7 +125,7 @@ def _show_hidden(image: pyvips.Image, source: Path) -> pyvips.Image:
     small = pyvips.Image.thumbnail(str(source), _SMALL).colourspace("srgb").numpy().astype(np.float64)
     colors = _spread(small[..., :3] * small[..., 3:], small[..., 3]).astype(np.uint8)
     fill = pyvips.Image.new_from_array(colors, interpretation="srgb")
-    fill = fill.resize(image.width / fill.width, vscale=image.height / fill.height, kernel="linear")
+    fill = scale_to(fill, image.width, image.height)
     hidden = image.extract_band(3).relational_const("equal", [0])
     return hidden.ifthenelse(fill, image.extract_band(0, n=3))
 
@@ -210,7 +207,7 @@ def _read_mask(sent: Path, picture: Size, path: Path) -> pyvips.Image:
     """Scaled, as rows that can be read more than once."""
     image = pyvips.Image.new_from_file(str(sent), access="sequential").colourspace("b-w").extract_band(0)
     width, height = picture
-    image.thumbnail_image(width, height=height, size="force").cast("uchar").rawsave(str(path))
+    scale_to(image, width, height).cast("uchar").rawsave(str(path))
     return pyvips.Image.rawload(str(path), *picture, 1)
 
 

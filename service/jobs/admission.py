@@ -65,14 +65,14 @@ class Admission:
         await self._space.require(estimate_disk(data.request, card).store_bytes)
         return data
 
-    async def expect(self, request: GenerationRequest) -> None:
-        """Whether a request could be admitted, before the size of its picture is known.
+    async def expect(self, request: GenerationRequest, count: int = 1) -> None:
+        """Whether so many like this request could be admitted, before the size of its picture is known.
 
         Raises:
             NoModelError, InvalidRequestError, QueueFullError: as `admit`.
         """
         offer = await self._read_offer()
-        await self._check_capacity(_choose(request, offer.cards).name, offer)
+        await self._check_capacity(_choose(request, offer.cards).name, offer, count)
 
     async def recount(
         self, data: QueuedData, masks: Mapping[MaskPart, Image], source: FoundSource | None
@@ -94,13 +94,13 @@ class Admission:
         message = f"no worker has announced a model yet{why and f'; paused: {why}'}"
         raise NoModelError(message, retry_after_s=_NO_MODEL_RETRY_S)
 
-    async def _check_capacity(self, model: str, offer: Offer) -> None:
+    async def _check_capacity(self, model: str, offer: Offer, count: int = 1) -> None:
         waiting = await self._queue.count(model)
-        if waiting < self._max_queued:
+        if waiting + count <= self._max_queued:
             return
         per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
         workers = max(1, offer.count_workers(model))
-        excess = waiting - self._max_queued + 1
+        excess = waiting + count - self._max_queued
         raise QueueFullError(
             f"{waiting} jobs are waiting for {model}, at most {self._max_queued} may",
             retry_after_s=max(1, math.ceil(excess * per_job_s / workers)),

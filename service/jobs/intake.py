@@ -69,6 +69,15 @@ class Intake:
         )  # the process that recorded it may have died before it confirmed the key
         return earlier
 
+    async def take_all(self, submissions: Sequence[Submission], token: str) -> list[Job]:
+        """A job for each of these, which are alike: none, unless the queue has a place for every one.
+
+        Args:
+            token: makes the same jobs once.
+        """
+        await self._admission.expect(submissions[0].request, len(submissions))
+        return [await self.take(each, f"variation {index} {token}") for index, each in enumerate(submissions)]
+
     async def _create_claimed(self, job_id: str, submission: Submission, key: str) -> Job:
         try:
             job = await self._create(job_id, submission)

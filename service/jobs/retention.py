@@ -56,10 +56,10 @@ class Retention:
             after = rows[-1]
             jobs = await self._jobs.get_many([job_id for _, job_id in rows])
             for (_, job_id), job in zip(rows, jobs, strict=True):
-                if _is_over(job, oldest) and await self._provide_for_children(job_id):
+                if _is_over(job, oldest) and await self._provide_for_children(job_id, job):
                     await self._remove(job_id, job.request.parent if isinstance(job, Job) else None)
 
-    async def _provide_for_children(self, job_id: str) -> bool:
+    async def _provide_for_children(self, job_id: str, job: Job | UnreadableRecordError | None) -> bool:
         """Give its pyramid tiles to the jobs that have them in common; False while one of those has not ended."""
         children = await self._jobs.get_many(await self._jobs.list_children(job_id))
         if any(isinstance(child, UnreadableRecordError) for child in children):
@@ -67,8 +67,9 @@ class Retention:
         known = [child for child in children if isinstance(child, Job)]
         if any(child.status not in TERMINAL for child in known):
             return False
+        own = job.result.pyramid_key if isinstance(job, Job) and job.result else None
         for result in (child.result for child in known if child.result):
-            for inherited in result.inherited_pyramids[:1]:
+            for inherited in (each for each in result.inherited_pyramids if each == own):
                 await self._images.copy_missing(
                     f"{inherited}/{PYRAMID_FOLDER}", f"{result.pyramid_key}/{PYRAMID_FOLDER}"
                 )

@@ -170,8 +170,8 @@ def _choose_strength(request: GenerationRequest, size: Size) -> float:
     assert request.source is not None
     if request.strength is not None:
         return request.strength
-    if request.active_style is not None:
-        return request.active_style.share
+    if request.style is not None:
+        return request.style.share
     picture = request.width_px, request.height_px
     inpaints = request.mask is not None or not place_source(request.source, size, picture).covers(picture)
     return 1.0 if inpaints else DEFAULT_STRENGTH

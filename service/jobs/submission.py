@@ -35,11 +35,13 @@ class Submission:
 
     Args:
         parent: the job that it was derived from, whose pictures it has too.
+        siblings: how many were asked for at once, this one included.
     """
 
     request: GenerationRequest
     files: dict[PicturePart, ReceivedPicture] = field(default_factory=dict[PicturePart, ReceivedPicture])
     parent: Job | None = None
+    siblings: int = 1
 
     @property
     def parent_id(self) -> str | None:
@@ -53,7 +55,8 @@ class Submission:
         digests = "".join(f"{part}:{picture.sha256}" for part, picture in sorted(self.files.items()))
         parent = f"parent:{self.parent.id}" if self.parent else ""
         request = self.request.model_dump_json(exclude_defaults=True)
-        return hashlib.sha256((request + digests + parent).encode()).hexdigest()
+        siblings = f"siblings:{self.siblings}" if self.siblings > 1 else ""
+        return hashlib.sha256((request + digests + parent + siblings).encode()).hexdigest()
 
     def list_inherited(self) -> list[PicturePart]:
         """The pictures of its parent that it needs too."""

@@ -90,10 +90,8 @@ async def vary(
     token = idempotency_key or token_hex(16)
     with _explained():
         requests = list(body.derive(parent.request, token))
-    jobs = [
-        await services.intake.take(Submission(request, parent=parent), f"variation {index} {token}")
-        for index, request in enumerate(requests)
-    ]
+    submissions = [Submission(request, parent=parent, siblings=body.count) for request in requests]
+    jobs = await services.intake.take_all(submissions, token)
     return JobPage(data=await services.views.show_all(jobs), next=None)
 
 

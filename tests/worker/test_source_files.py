@@ -58,6 +58,16 @@ def test_fill_is_what_pillow_fits(size: tuple[int, int], tmp_path: Path) -> None
     assert np.abs(found.astype(int) - wanted).mean() < 3  # each places its middle to half a pixel
 
 
+@pytest.mark.parametrize("times", [2, 3, 4, 8])
+def test_what_is_enlarged_stays_where_it_is(times: int, tmp_path: Path) -> None:
+    """Pixels' centres lie where Pillow has them; a step that is half a pixel off would be an error of five levels or more."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3)).repeat(4, 0).repeat(4, 1)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    size = (image.width * times, image.height * times)
+    found = read(write(tmp_path, image, width_px=size[0], height_px=size[1], source={}))
+    assert np.abs(found.astype(int) - np.asarray(image.resize(size, Image.Resampling.BICUBIC))).mean() < 0.5
+
+
 @pytest.mark.parametrize("size", [(200, 90), (90, 200)])
 def test_fit_shows_all_and_inpaints_what_is_left(size: tuple[int, int], tmp_path: Path) -> None:
     image = paint(*size)

@@ -201,3 +201,41 @@ def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_
         assert api.get(f"/v1/jobs/{jobs[gone]}").status_code == 404
         assert not (store_dir / "jobs" / jobs[gone]).exists()
     assert not list((store_dir / "jobs").glob("**/*.jpg"))
+
+
+def test_tiles_of_a_grandparent_that_outlives_the_parent_are_kept_too(
+    api: httpx.Client, settings: ServiceSettings, story: Story, redis: Redis, store_dir: Path
+) -> None:
+    """The first one waits for another child while the second goes."""
+    first, second, third, other = (draw_job_id() for _ in range(4))
+    prefixes = {job_id: f"jobs/{job_id}/one" for job_id in (first, second, third)}
+    inherited = {first: [], second: [prefixes[first]], third: [prefixes[second], prefixes[first]]}
+    for job_id, parent in ((first, None), (second, first), (third, second)):
+        story.queue(job_id, parent=parent, width_px=600)
+        if parent:
+            redis.sadd(children_key(parent), job_id)
+        story.start(job_id)
+        tile = put(
+            store_dir, f"{prefixes[job_id]}/image_files/10/{(first, second, third).index(job_id)}_0.jpg"
+        )
+        tile.write_bytes(wrap_as_jpeg(job_id))
+        time.sleep(0.02)
+        result = Result(
+            image_key=f"{prefixes[job_id]}/image.png", pyramid_key=prefixes[job_id], media_type="image/png",
+            width_px=600, height_px=1024, size_bytes=1, sha256="0" * 64, engine_s=1.0,
+            inherited_pyramids=inherited[job_id],
+        )  # fmt: skip
+        story.succeed(job_id, result)
+    story.queue(other, parent=first)
+    redis.sadd(children_key(first), other)
+    last = (story.job(second).finished_at or 0.0) + 0.01
+    remove_older(settings, time.time() - last)
+    gone = [api.get(f"/v1/jobs/{job_id}").status_code for job_id in (first, second, third)]
+    assert gone == [200, 404, 200]
+    story.start(other)
+    story.cancel(other)
+    remove_older(settings, time.time() - last)
+    assert api.get(f"/v1/jobs/{first}").status_code == 404
+    for number, job_id in enumerate((first, second)):
+        answer = api.get(f"/v1/jobs/{third}/image_files/10/{number}_0.jpg")
+        assert answer.content == wrap_as_jpeg(job_id), answer.text

@@ -25,7 +25,7 @@ OFFSET = {"left_px": 60, "top_px": 0}
         ({"style": {"prompt": "lava", "strength": 0.4}}, (300, 200), (300, 200), 0.4),
         ({"style": {"strength": 0.5}}, (300, 200), (300, 200), 0.4),
         ({"style": {"prompt": "lava"}, "strength": 0.3}, (300, 200), (300, 200), 0.3),
-        ({"style": {"prompt": "lava", "strength": 0}}, (300, 200), (300, 200), 0.6),
+        ({"style": {"prompt": "lava", "strength": 0}}, (300, 200), (300, 200), 0.0),
     ],
 )  # fmt: skip
 def test_what_is_left_out_follows_from_the_source(

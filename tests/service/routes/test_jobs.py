@@ -12,6 +12,7 @@ from redis import Redis
 from rq import Queue
 
 from api_schemas.answers import JobView
+from api_schemas.events import Result
 from api_schemas.generation import GenerationRequest
 from api_schemas.wire import RUN_JOB, cancel_key, job_key, queue_name
 from service.jobs.admission import resolve
@@ -200,6 +201,29 @@ def test_a_full_queue_says_when_to_come_back(
         assert answer.json()["retryable"]
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
         assert len(api.get("/v1/jobs").json()["data"]) == 2  # nothing was recorded for the refused one
+
+
+def test_variations_are_made_all_or_none_and_a_key_is_for_so_many(
+    serve_with: Serve, settings: ServiceSettings, story: Story
+) -> None:
+    with httpx.Client(base_url=serve_with(settings.model_copy(update={"max_queued": 4}))) as api:
+        parent = create(api)
+        story.start(parent.id)
+        story.succeed(
+            parent.id,
+            Result(
+                image_key=f"jobs/{parent.id}/one/image.png", pyramid_key=f"jobs/{parent.id}/one", width_px=1024,
+                height_px=1024, media_type="image/png", size_bytes=1, sha256="0" * 64, engine_s=1.0,
+            ),
+        )  # fmt: skip
+        url = f"/v1/jobs/{parent.id}/variations"
+        answer = api.post(url, json={"count": 8})
+        assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
+        assert len(api.get("/v1/jobs").json()["data"]) == 1
+        key = {"Idempotency-Key": "k"}
+        assert api.post(url, json={"count": 2}, headers=key).status_code == 202
+        answers = [api.post(url, json={"count": count}, headers=key).status_code for count in (1, 3)]
+        assert (answers, len(api.get("/v1/jobs").json()["data"])) == ([422, 503], 3)
 
 
 def test_each_model_has_its_own_line(serve_with: Serve, settings: ServiceSettings, story: Story) -> None:
