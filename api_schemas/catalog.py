@@ -7,14 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.generation import (
-    DEFAULT_FIDELITY,
-    MAX_TILE_SIZE_PX,
-    MIN_SIDE_PX,
-    Attention,
-    GenerationRequest,
-    Positions,
-)
+from api_schemas.advanced import MAX_TILE_SIZE_PX, Attention, Positions
+from api_schemas.generation import DEFAULT_FIDELITY, MIN_SIDE_PX, GenerationRequest
 from api_schemas.layout import (
     Cascade,
     Stage,

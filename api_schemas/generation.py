@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -12,15 +11,15 @@ from pydantic import (
     model_validator,
 )
 
-from api_schemas.fields import MAX_PROMPT, MAX_SEED, Prompt, RequestPart, refuse_nul
+from api_schemas.add_ons import ControlSettings, IpAdapterSettings, LoraChoice
+from api_schemas.advanced import AdvancedSettings
+from api_schemas.fields import MAX_PROMPT, MAX_SEED, Prompt, RequestPart
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
 from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
 from api_schemas.style import Style
 
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
-MAX_TILE_SIZE_PX = 4096
-MAX_STAGES = 8
 MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser keeps it
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383
@@ -28,9 +27,6 @@ DEFAULT_STRENGTH = 0.6
 DEFAULT_FIDELITY = 0.5
 MIN_DPI, MAX_DPI = 1, 2400
 
-Positions = Literal["local", "global"]
-Attention = Literal["off", "conductor", "conductor+neighbours"]
-AskedAttention = Literal["auto", "off", "conductor", "conductor+neighbours"]
 Layout = Literal["auto", "cascade", "flat"]
 Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
@@ -39,131 +35,7 @@ DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 # Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
 PicturePart = Literal["control_image", "ip_adapter_image", "source_image", "style_image", MaskPart]
 
-AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(refuse_nul)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
-
-
-class StageSettings(RequestPart):
-    """Settings of one stage of a cascade."""
-
-    steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps of this stage.")
-    strength: float | None = Field(
-        default=None,
-        ge=0.05,
-        le=1.0,
-        allow_inf_nan=False,
-        description="Img2img strength: share of the noise schedule that this stage runs, counted from its end; 1.0 is all of it.",
-    )
-
-
-class AdvancedSettings(RequestPart):
-    """Tiling and decoding; a field that is left out takes the default of the model's card."""
-
-    num_modules: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description="Tiles denoised at the same time, one batch per device. If left out, as many as fit, divided"
-        " evenly between the devices. If given, the result has the same bytes on any number of devices.",
-    )
-    tile_size_px: int | None = Field(
-        default=None, ge=128, le=MAX_TILE_SIZE_PX, description="Side of a denoising tile."
-    )
-    overlap_px: int | None = Field(
-        default=None, ge=0, le=2048, description="Smallest overlap of neighbouring tiles."
-    )
-    tile_grid: Literal["moving", "fixed"] = Field(
-        default="moving", description="Whether the grid is shifted at every step."
-    )
-    positions: Positions = Field(
-        default="local",
-        description="Coordinates of a transformer's position embeddings: relative to the tile (local) or the canvas (global).",
-    )
-    attention: AskedAttention = Field(
-        default="auto",
-        description="What tiles attend to beside themselves, in the first two fifths of a stage's steps. conductor: the"
-        " whole canvas, reduced to about one tile; conductor+neighbours: also the area around the tile at half size,"
-        " which doubles the cost of these steps. auto: the default of the model's card. A canvas of one tile has nothing"
-        " else to attend to, and a conditioned stage of a cascade attends to nothing else. With regions, the conductor is"
-        " seen under the request's own prompt.",
-    )
-    attention_strength: float | None = Field(
-        default=None,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="What the conductor's keys count, all together, over a tile's own; 0 is off.",
-    )
-    stages: list[StageSettings] = Field(
-        default=[],
-        max_length=MAX_STAGES,
-        description="Stages of a cascade, smallest first; what is left out takes the defaults of the model's card.",
-    )
-    sync_strength: float | None = Field(
-        default=None,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
-        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes and for"
-        " pictures with regions, whose parts are to differ.",
-    )
-    decode_mode: Literal["auto", "exact", "bounded"] = Field(
-        default="auto",
-        description="Normalisation statistics of the tiled decoder: of the whole canvas (exact), or of a sample, in less memory"
-        " (bounded).",
-    )
-
-    def stage(self, level: int) -> StageSettings:
-        """What is set for a stage, counted from 0."""
-        return self.stages[level] if level < len(self.stages) else StageSettings()
-
-
-class LoraChoice(RequestPart):
-    """A LoRA from the model's card and its scale; a negative weight inverts its effect."""
-
-    name: AddOnName
-    weight: float = Field(default=1.0, ge=-4.0, le=4.0, allow_inf_nan=False)
-
-
-class ControlSettings(RequestPart):
-    """A ControlNet, conditioned on the picture in the part `control_image`."""
-
-    name: AddOnName
-    scale: float = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False)
-    start: float = Field(
-        default=0.0,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="Share of the steps after which it starts to apply.",
-    )
-    end: float = Field(
-        default=1.0,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="Share of the steps after which it stops.",
-    )
-
-    @model_validator(mode="after")
-    def _check_order(self) -> "ControlSettings":
-        if self.start >= self.end:
-            raise ValueError(f"control.start {self.start} must be less than control.end {self.end}")
-        return self
-
-
-class IpAdapterSettings(RequestPart):
-    """An IP-Adapter, conditioned on the picture in the part `ip_adapter_image`."""
-
-    name: AddOnName
-    scale: float = Field(
-        default=0.6,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="At 1.0 the prompt has almost no effect.",
-    )
 
 
 class GenerationRequest(RequestPart):

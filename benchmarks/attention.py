@@ -17,7 +17,8 @@ from typing import get_args
 
 import torch
 
-from api_schemas.generation import Attention, ResolvedRequest
+from api_schemas.advanced import Attention
+from api_schemas.generation import ResolvedRequest
 from benchmarks.kernels import pool_moments
 from benchmarks.random_models import build_sdxl, wrap_sdxl
 from worker.adapters.family_model import FamilyModel

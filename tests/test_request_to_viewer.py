@@ -13,8 +13,9 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from api_schemas.advanced import AdvancedSettings
 from api_schemas.events import JobSucceeded, StepCompleted
-from api_schemas.generation import AdvancedSettings, GenerationRequest, ResolvedRequest
+from api_schemas.generation import GenerationRequest, ResolvedRequest
 from chorale.client import Client
 from chorale.protocol import Preview, Update
 from tests.conftest import S3Server

@@ -46,6 +46,7 @@ class PaintedLeads:
     owners: Tensor
     vae: AutoencoderTiny
 
+    @torch.no_grad()
     def draw(self, count: int, side: int) -> PaintedWindows:
         """Random windows that become `side` latent pixels."""
         chosen = torch.randint(len(self.latents), (count,), device=self.latents.device)
@@ -53,15 +54,10 @@ class PaintedLeads:
         top, left = (int(each) for each in torch.randint(self.latents.shape[-1] - extent + 1, (2,)))
         seen = self.latents[chosen, :, top : top + extent, left : left + extent].float()
         pictures = decode_latents(self.vae, seen)
-        leads = _encode(self.vae, enlarge(pictures, SCALE))
+        leads = encode_pixels(self.vae, enlarge(pictures, SCALE))
         return PaintedWindows(
             _inner(leads, _MARGIN * SCALE), _inner(pictures, 8 * _MARGIN), self.owners[chosen]
         )
-
-
-@torch.no_grad()
-def _encode(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
-    return encode_pixels(vae, pictures)
 
 
 def _inner(image: Tensor, margin: int) -> Tensor:

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from api_schemas.job import TERMINAL, Job
 from api_schemas.stored import UnreadableRecordError
-from api_schemas.wire import INPUTS_FOLDER, PYRAMID_FOLDER, job_folders
+from api_schemas.wire import INPUTS_FOLDER, PYRAMID_FOLDER, job_folders, result_folder
 from service.image_store import ImageStore
 from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
@@ -56,10 +56,10 @@ class Retention:
             after = rows[-1]
             jobs = await self._jobs.get_many([job_id for _, job_id in rows])
             for (_, job_id), job in zip(rows, jobs, strict=True):
-                if _is_over(job, oldest) and await self._provide_for_children(job_id, job):
+                if _is_over(job, oldest) and await self._provide_for_children(job_id):
                     await self._remove(job_id, job.request.parent if isinstance(job, Job) else None)
 
-    async def _provide_for_children(self, job_id: str, job: Job | UnreadableRecordError | None) -> bool:
+    async def _provide_for_children(self, job_id: str) -> bool:
         """Give its pyramid tiles to the jobs that have them in common; False while one of those has not ended."""
         children = await self._jobs.get_many(await self._jobs.list_children(job_id))
         if any(isinstance(child, UnreadableRecordError) for child in children):
@@ -67,9 +67,9 @@ class Retention:
         known = [child for child in children if isinstance(child, Job)]
         if any(child.status not in TERMINAL for child in known):
             return False
-        own = job.result.pyramid_key if isinstance(job, Job) and job.result else None
+        own = f"{result_folder(job_id)}/"
         for result in (child.result for child in known if child.result):
-            for inherited in (each for each in result.inherited_pyramids if each == own):
+            for inherited in (each for each in result.inherited_pyramids if each.startswith(own)):
                 await self._images.copy_missing(
                     f"{inherited}/{PYRAMID_FOLDER}", f"{result.pyramid_key}/{PYRAMID_FOLDER}"
                 )

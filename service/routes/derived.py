@@ -59,7 +59,7 @@ async def reroll(
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Queue a job that inpaints a part of this job's picture; every pixel outside of the part stays."""
+    """Queue a job that inpaints a part of this job's picture; every pixel outside of the part stays (a JPEG is encoded again)."""
     with _explained():
         request = body.derive(parent.id, parent.request)
     try:
@@ -76,7 +76,7 @@ async def extend(
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Queue a job that makes more picture around this job's, whose own pixels stay."""
+    """Queue a job that makes more picture around this job's, whose own pixels stay (a JPEG is encoded again)."""
     with _explained():
         request = body.derive(parent.id, parent.request)
     return await _submit(request, parent, response, services, idempotency_key)

@@ -3,14 +3,9 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from api_schemas.generation import (
-    AdvancedSettings,
-    ControlSettings,
-    GenerationRequest,
-    IpAdapterSettings,
-    LoraChoice,
-    StageSettings,
-)
+from api_schemas.add_ons import ControlSettings, IpAdapterSettings, LoraChoice
+from api_schemas.advanced import AdvancedSettings, StageSettings
+from api_schemas.generation import GenerationRequest
 
 PARTS = (GenerationRequest, AdvancedSettings, StageSettings, LoraChoice, ControlSettings, IpAdapterSettings)
 FIELDS = [

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api_schemas.advanced import AdvancedSettings, StageSettings
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
+from api_schemas.generation import GenerationRequest
 from api_schemas.layout import Cascade, lay_sizes
 
 CARD = ModelCard(

@@ -9,7 +9,8 @@ from PIL import Image
 from playwright.sync_api import Page, WebSocketRoute, expect
 from redis import Redis
 
-from api_schemas.generation import AdvancedSettings, GenerationRequest, StageSettings
+from api_schemas.advanced import AdvancedSettings, StageSettings
+from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.local import LocalStack

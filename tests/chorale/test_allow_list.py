@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from api_schemas.add_ons import ControlSettings, LoraChoice
 from api_schemas.allow_list import AllowList
-from api_schemas.generation import ControlSettings, GenerationRequest, LoraChoice, PicturePart
+from api_schemas.generation import GenerationRequest, PicturePart
 from chorale.client import Client
 from chorale.errors import InvalidRequestError, JobEndedError
 from chorale.protocol import result_of

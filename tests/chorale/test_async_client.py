@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from api_schemas.add_ons import IpAdapterSettings
 from api_schemas.answers import JobView
-from api_schemas.generation import GenerationRequest, IpAdapterSettings
+from api_schemas.generation import GenerationRequest
 from chorale.async_client import AsyncClient
 from chorale.client import Client
 from chorale.errors import JobEndedError, NoConnectionError, NotFoundError

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from api_schemas.advanced import MAX_TILE_SIZE_PX, Positions
 from api_schemas.catalog import AddOnKind
-from api_schemas.generation import MAX_TILE_SIZE_PX, Positions
 from worker.adapters.model import Conditions
 from worker.adapters.schedulers import SchedulerUse
 from worker.engine.ensemble import Replica

@@ -7,8 +7,8 @@ from typing import cast, get_args
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from api_schemas.advanced import Attention
 from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, ModelCard
-from api_schemas.generation import Attention
 from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
     CompiledShapes,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from api_schemas.advanced import Attention, Positions
 from api_schemas.catalog import AddOnKind, ModelCard
-from api_schemas.generation import Attention, Positions
 from worker.adapters.add_ons import Control, IpAdapter, Lora
 from worker.adapters.preview_map import PreviewMap
 from worker.adapters.source import AddOns

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from api_schemas.generation import MAX_TILE_SIZE_PX
+from api_schemas.advanced import MAX_TILE_SIZE_PX
 from api_schemas.layout import Cascade
 from api_schemas.scenes import SceneWords
 from worker.adapters.errors import ModelFolderError

@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from api_schemas.advanced import StageSettings
 from api_schemas.derived import RerollRequest
 from api_schemas.events import Result
-from api_schemas.generation import GenerationRequest, StageSettings
+from api_schemas.generation import GenerationRequest
 from api_schemas.regions import RectangleShape
 from api_schemas.source import Offset, SourceMask
 from service.errors import JobNotFoundError

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api_schemas.advanced import AdvancedSettings, StageSettings
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import AdvancedSettings, GenerationRequest, Layout, StageSettings
+from api_schemas.generation import GenerationRequest, Layout
 from api_schemas.scenes import SceneWords
 from service.jobs.admission import resolve
 

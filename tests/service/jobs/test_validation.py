@@ -2,9 +2,11 @@
 
 import pytest
 
+from api_schemas.add_ons import ControlSettings, LoraChoice
+from api_schemas.advanced import AdvancedSettings
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
-from api_schemas.generation import AdvancedSettings, ControlSettings, GenerationRequest, LoraChoice
+from api_schemas.generation import GenerationRequest
 from api_schemas.regions import RectangleShape, Region, RegionShape
 from service.jobs.validation import find_misfits
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from api_schemas.add_ons import ControlSettings, IpAdapterSettings, LoraChoice
 from api_schemas.allow_list import AllowedModel
-from api_schemas.generation import ControlSettings, IpAdapterSettings, LoraChoice, ResolvedRequest
+from api_schemas.generation import ResolvedRequest
 from worker.adapters.errors import DamagedModelError
 from worker.adapters.model import Prompt
 from worker.adapters.source import AddOnKind, AddOns

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from api_schemas.generation import Positions
+from api_schemas.advanced import Positions
 from worker.engine.attention import View
 from worker.engine.canvas import Plane, Rectangle
 

@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
-from api_schemas.generation import Positions
+from api_schemas.advanced import Positions
 from worker.adapters.extras.flux_control_net import FluxControlNets, StageFluxControlNet
 from worker.adapters.families.flow import count_tokens, even_sigmas, own_sigmas, shift_by_tokens
 from worker.adapters.families.guidance import pick_states

@@ -10,7 +10,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline, compute_empi
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from torch import Tensor
 
-from api_schemas.generation import Positions
+from api_schemas.advanced import Positions
 from worker.adapters.families.flow import count_tokens, even_sigmas, own_sigmas
 from worker.adapters.families.guidance import guide_classifier_free, pick_states
 from worker.adapters.families.positions import place_tokens, predict_in_place

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from api_schemas.generation import Positions
+from api_schemas.advanced import Positions
 from worker.engine.ensemble import Batch
 
 _CORNER = (0, 0)

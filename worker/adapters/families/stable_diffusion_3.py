@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from torch import Tensor
 
-from api_schemas.generation import MAX_TILE_SIZE_PX
+from api_schemas.advanced import MAX_TILE_SIZE_PX
 from worker.adapters.families.flow import count_tokens, shift_by_tokens
 from worker.adapters.families.guidance import (
     EncodedPrompt,

@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_z_image import ZImageTransformer2
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline, get_default_z_image_sigmas
 from torch import Tensor
 
-from api_schemas.generation import MAX_TILE_SIZE_PX
+from api_schemas.advanced import MAX_TILE_SIZE_PX
 from worker.adapters.families.flow import count_tokens, shift_by_tokens
 from worker.adapters.families.guidance import guide_classifier_free
 from worker.adapters.family import FamilyDefaults, Shape

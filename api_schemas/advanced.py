@@ -1,0 +1,90 @@
+"""What a request may say of tiling, attention and decoding."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from api_schemas.fields import RequestPart
+
+MAX_TILE_SIZE_PX = 4096
+MAX_STAGES = 8
+
+Positions = Literal["local", "global"]
+Attention = Literal["off", "conductor", "conductor+neighbours"]
+AskedAttention = Literal["auto", "off", "conductor", "conductor+neighbours"]
+
+
+class StageSettings(RequestPart):
+    """Settings of one stage of a cascade."""
+
+    steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps of this stage.")
+    strength: float | None = Field(
+        default=None,
+        ge=0.05,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Img2img strength: share of the noise schedule that this stage runs, counted from its end; 1.0 is all of it.",
+    )
+
+
+class AdvancedSettings(RequestPart):
+    """Tiling and decoding; a field that is left out takes the default of the model's card."""
+
+    num_modules: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Tiles denoised at the same time, one batch per device. If left out, as many as fit, divided"
+        " evenly between the devices. If given, the result has the same bytes on any number of devices.",
+    )
+    tile_size_px: int | None = Field(
+        default=None, ge=128, le=MAX_TILE_SIZE_PX, description="Side of a denoising tile."
+    )
+    overlap_px: int | None = Field(
+        default=None, ge=0, le=2048, description="Smallest overlap of neighbouring tiles."
+    )
+    tile_grid: Literal["moving", "fixed"] = Field(
+        default="moving", description="Whether the grid is shifted at every step."
+    )
+    positions: Positions = Field(
+        default="local",
+        description="Coordinates of a transformer's position embeddings: relative to the tile (local) or the canvas (global).",
+    )
+    attention: AskedAttention = Field(
+        default="auto",
+        description="What tiles attend to beside themselves, in the first two fifths of a stage's steps. conductor: the"
+        " whole canvas, reduced to about one tile; conductor+neighbours: also the area around the tile at half size,"
+        " which doubles the cost of these steps. auto: the default of the model's card. A canvas of one tile has nothing"
+        " else to attend to, and a conditioned stage of a cascade attends to nothing else. With regions, the conductor is"
+        " seen under the request's own prompt.",
+    )
+    attention_strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="What the conductor's keys count, all together, over a tile's own; 0 is off.",
+    )
+    stages: list[StageSettings] = Field(
+        default=[],
+        max_length=MAX_STAGES,
+        description="Stages of a cascade, smallest first; what is left out takes the defaults of the model's card.",
+    )
+    sync_strength: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
+        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes and for"
+        " pictures with regions, whose parts are to differ.",
+    )
+    decode_mode: Literal["auto", "exact", "bounded"] = Field(
+        default="auto",
+        description="Normalisation statistics of the tiled decoder: of the whole canvas (exact), or of a sample, in less memory"
+        " (bounded).",
+    )
+
+    def stage(self, level: int) -> StageSettings:
+        """What is set for a stage, counted from 0."""
+        return self.stages[level] if level < len(self.stages) else StageSettings()
