@@ -50,6 +50,7 @@ class Job(BaseModel):
     status: JobStatus
     request: ResolvedRequest
     cost: Cost
+    key_id: str = Field("", description="Id of the API key that created it; empty where no keys are used.")
     attempt: int = 0
     created_at: float = Field(description="Unix time in seconds, like `started_at` and `finished_at`.")
     started_at: float | None = None
@@ -67,6 +68,7 @@ def begin(event: JobQueued) -> Job:
         status="queued",
         request=event.data.request,
         cost=event.data.cost,
+        key_id=event.data.key_id,
         created_at=event.ts,
         seq=event.seq,
     )

@@ -30,7 +30,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ch-") as folder:
         photo = Path(folder) / "photo.png"
         with Image.open(options.photo) as image:
-            ImageOps.fit(image.convert("RGB"), (options.side, options.side)).save(photo)
+            mode = "RGBA" if image.has_transparency_data else "RGB"
+            ImageOps.fit(image.convert(mode), (options.side, options.side)).save(photo)
         chosen = StackOptions(models=(options.model,) if options.model else ())
         with LocalStack(DataFolder(Path(folder)), chosen) as stack:
             stack.await_ready()

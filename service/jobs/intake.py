@@ -91,6 +91,7 @@ class Intake:
     async def _create(self, job_id: str, submission: Submission) -> Job:
         data = await self._admit(job_id, submission)
         data = _change_request(data, parent=submission.parent_id)
+        data = data.model_copy(update={"key_id": submission.key_id})
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()

@@ -36,12 +36,14 @@ class Submission:
     Args:
         parent: the job that it was derived from, whose pictures it has too.
         siblings: how many were asked for at once, this one included.
+        key_id: of the API key that asks; empty where no keys are used.
     """
 
     request: GenerationRequest
     files: dict[PicturePart, ReceivedPicture] = field(default_factory=dict[PicturePart, ReceivedPicture])
     parent: Job | None = None
     siblings: int = 1
+    key_id: str = ""
 
     @property
     def parent_id(self) -> str | None:
