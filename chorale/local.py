@@ -1,4 +1,4 @@
-"""The whole stack on one machine: queue server, API and workers, as supervised processes."""
+"""The whole stack on one machine: queue server, API, webhooks and workers, as supervised processes."""
 
 import errno
 import os
@@ -138,6 +138,7 @@ class LocalStack:
         lock = ("--lock", str(self._folder.parts_lock))
         probe = ("--probe", f"{self.url}/healthz")
         self._add("service", ("service.main",), environment, (*lock, *probe))
+        self._add("webhooks", ("service.webhooks.main",), environment, lock)
         chosen = self._models() * self._options.workers
         environment |= self._share_cores(len(chosen))
         for number, model in enumerate(chosen, start=1):

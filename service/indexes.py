@@ -6,6 +6,7 @@ from typing import Final, cast
 from redis.asyncio import Redis
 
 from api_schemas.job import TERMINAL, Job
+from api_schemas.webhook import WEBHOOKS_QUEUE
 from api_schemas.wire import (
     ACTIVE_KEY,
     JOBS_KEY,
@@ -36,7 +37,9 @@ class Indexes:
     async def repair(self) -> None:
         """Move keys of a wrong type aside; list all jobs again if one of their lists was among them."""
         orphaned = self._jobs.lost_children.copy()
-        types = index_types(await self._queue.names()) | dict.fromkeys(map(children_key, orphaned), "set")
+        types = index_types([*await self._queue.names(), WEBHOOKS_QUEUE]) | dict.fromkeys(
+            map(children_key, orphaned), "set"
+        )
         moved = await cast(
             Awaitable[list[bytes]], self._redis.eval(SET_ASIDE, len(types), *types, *types.values())
         )

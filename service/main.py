@@ -49,10 +49,12 @@ from service.jobs.retention import Retention
 from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.routes import derived, events, images, jobs, models, system, viewer
+from service.routes import derived, events, images, jobs, models, system, viewer, webhooks
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
+from service.webhooks.deliveries import Deliveries
+from service.webhooks.endpoints import Endpoints
 
 # For an answer of the queue server, twice on a new connection; reads of streams wait for events on purpose.
 _ANSWER_TIMEOUT_S = 1.0
@@ -206,6 +208,7 @@ def _build_services(
     space = DiskSpace(images.folder, settings.disk_reserve_bytes)
     admission = Admission(catalog, queue, throughput, space, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
+    endpoints = Endpoints(client, settings.webhook_networks, unreadable)
     uploads = Uploads(images, settings.max_picture_megapixels, settings.work_dir / "uploads")
     return Services(
         settings=settings,
@@ -213,13 +216,15 @@ def _build_services(
         jobs=store,
         queue=queue,
         catalog=catalog,
-        intake=Intake(admission, idempotency, uploads, store, queue, metrics),
+        intake=Intake(admission, idempotency, uploads, store, queue, endpoints, metrics),
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=follower,
         images=images,
         space=space,
         previews=PreviewCanvas(client, unreadable),
         links=links,
+        webhooks=endpoints,
+        deliveries=Deliveries(client, unreadable),
         metrics=metrics,
     )
 
@@ -235,7 +240,7 @@ def _build_background(
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
-    for routes in (jobs, derived, events, images, models, system, viewer):
+    for routes in (jobs, derived, events, images, models, webhooks, system, viewer):
         app.include_router(routes.router)
         _answer_head(app, routes.router)
     viewer.mount(app)
