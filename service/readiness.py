@@ -89,7 +89,7 @@ async def _check_webhooks(services: Services) -> Finding:
     except (RedisError, OSError):
         return Finding("not known without the queue")
     if waiting and not workers:
-        return Finding(f"{waiting} deliveries wait and nobody makes them: start `chorale webhooks`")
+        return Finding(f"deliveries that wait: {waiting}; nobody makes them: start `chorale webhooks`")
     return Finding()
 
 

@@ -44,7 +44,9 @@ class WebhookClient:
                 return await self._post(httpx.URL(url), headers, body)
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise UndeliveredError(f"no answer within {self.timeout_s:g} s") from error
-        except (httpx.InvalidURL, httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
+        except httpx.InvalidURL as error:
+            raise UndeliveredError("the URL is not valid") from error
+        except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
             raise UndeliveredError("the answer is not HTTP") from error
         except (httpcore.NetworkError, OSError) as error:
             raise UndeliveredError(_describe(error)) from error

@@ -13,6 +13,8 @@ Address = IPv4Address | IPv6Address
 
 # Last labels by which browsers and resolvers take a host for an IPv4 address, 0x7f.1 and 017700000001 too.
 _NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
+_NAME: Final = re.compile(r"[a-z0-9._-]+")
+_MAX_PORT: Final = 65_535
 _GLOBAL_UNICAST: Final = ip_network("2000::/3")
 _NAT64: Final = ip_network("64:ff9b::/96")
 # Beside what Python counts as private: IETF assignments (192.0.0.192 is Oracle's metadata server), relays to
@@ -45,7 +47,7 @@ def find_misfit(url: str, networks: Sequence[Network]) -> str | None:
     except (httpx.InvalidURL, UnicodeError):
         return "a URL, as in https://receiver.example/hook"
     is_plain = parts.scheme == "http"
-    if parts.scheme not in ("http", "https") or not host or parts.port == 0:
+    if parts.scheme not in ("http", "https") or not host or not _is_port(parts.port):
         return "a URL of the scheme https, as in https://receiver.example/hook"
     if parts.userinfo:
         return "a URL without a name and password: receivers know the service by its signature"
@@ -54,10 +56,16 @@ def find_misfit(url: str, networks: Sequence[Network]) -> str | None:
     return _find_host_misfit(host, networks, is_plain)
 
 
+def _is_port(port: int | None) -> bool:
+    return port is None or 0 < port <= _MAX_PORT
+
+
 def _find_host_misfit(host: str, networks: Sequence[Network], is_plain: bool) -> str | None:
     try:
         address = ip_address(host)
     except ValueError:
+        if not _NAME.fullmatch(host):
+            return "a host name of letters, digits, dots and dashes"
         if _NUMBER.fullmatch(host):
             return "an IPv4 address in the usual form, as in 203.0.113.7"
         is_local = host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost")

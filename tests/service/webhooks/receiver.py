@@ -66,7 +66,7 @@ class Receiver:
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 receiver.calls.append(Call(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 answers = receiver._answers.get(self.path, [204])

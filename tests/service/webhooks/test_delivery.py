@@ -3,15 +3,14 @@
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from redis import Redis
-from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import WebhookVerificationError
 
 from api_schemas.answers import JobView
-from api_schemas.webhook import DUE_KEY, deliveries_key
+from api_schemas.webhook import DUE_KEY, WEBHOOK_WORKERS_KEY, deliveries_key
 from service.settings import ServiceSettings
 from tests.service.webhooks.receiver import (
     OTHER_SECRET,
@@ -97,4 +96,207 @@ def test_the_end_of_a_job_is_told_once_and_signed(
     (delivery,) = await_status(api, job_id, "delivered")
     assert (delivery["id"], delivery["event"], delivery["endpoint"]) == (call.id, "job.failed", "job")
     assert [attempt["status_code"] for attempt in delivery["attempts"]] == [204]
+    assert not redis.exists(DUE_KEY)
+
+
+def test_no_other_message_verifies(api: httpx.Client, story: Story, receiver: Receiver) -> None:
+    """Not one that was changed, signed with another secret, renamed, or sent again later."""
+    end(api, post(api, url=receiver.say("/hook", 204)))
+    (call,) = receiver.wait("/hook")
+    call.verify()
+    later = str(int(call.headers["webhook-timestamp"]) - 301)
+    forged = [
+        Call(call.path, call.headers, call.body.replace(b"canceled", b"succeeded")),
+        Call(call.path, call.headers | {"webhook-id": "msg_other"}, call.body),
+        Call(call.path, call.headers | {"webhook-timestamp": later}, call.body),
+    ]
+    for each in forged:
+        with pytest.raises(WebhookVerificationError):
+            each.verify()
+    with pytest.raises(WebhookVerificationError):
+        call.verify(OTHER_SECRET)
+
+
+def test_an_api_key_has_a_webhook_for_all_its_jobs_and_changes_its_secret_without_a_gap(
+    api: httpx.Client, story: Story, receiver: Receiver
+) -> None:
+    assert api.get("/v1/webhook").status_code == 404
+    drawn = api.put("/v1/webhook", json={"url": receiver.say("/key", 204)}).json()["secret"]
+    shown = api.get("/v1/webhook").json()
+    assert (shown["secret"], shown["num_secrets"], shown["disabled"]) == (None, 1, False)
+    end(api, api.post("/v1/jobs", json={}).json()["id"])
+    (first,) = receiver.wait("/key")
+    first.verify(drawn)
+    both = {"url": receiver.say("/key", 204), "secret": OTHER_SECRET, "former_secrets": [drawn]}
+    assert api.put("/v1/webhook", json=both).json()["num_secrets"] == 2
+    job_id = post(api, url=receiver.say("/job", 204), secret=None)  # signed as those of the key
+    end(api, job_id)
+    _, second = receiver.wait("/key", 2)
+    for call in (second, *receiver.wait("/job")):
+        call.verify(drawn)
+        call.verify(OTHER_SECRET)
+    assert [each["endpoint"] for each in await_status(api, job_id, "delivered", "delivered")] == [
+        "job",
+        "key",
+    ]
+    assert api.delete("/v1/webhook").status_code == 204
+    end(api, api.post("/v1/jobs", json={}).json()["id"])
+    assert api.get("/v1/webhook").status_code == 404
+    assert len(receiver.find("/key")) == 2
+
+
+def test_only_what_was_asked_for_is_told_and_of_each_moment_its_state(
+    api: httpx.Client, story: Story, receiver: Receiver
+) -> None:
+    both = post(api, url=receiver.say("/both", 204), events=["job.started", "job.failed"])
+    end_only = post(api, url=receiver.say("/ends", 204))
+    neither = post(api, url=receiver.say("/neither", 204), events=["job.succeeded"])
+    for job_id in (both, end_only, neither):
+        story.start(job_id)
+        story.step(job_id, 1)
+        story.fail(job_id)  # before the start can have been told
+    told = {call.verify()["type"]: call.verify()["data"] for call in receiver.wait("/both", 2)}
+    assert told["job.started"]["status"] == "processing"
+    assert told["job.started"]["error"] is told["job.started"]["finished_at"] is None
+    assert told["job.failed"]["status"] == "failed"
+    assert [call.verify()["type"] for call in receiver.wait("/ends")] == ["job.failed"]
+    assert list_deliveries(api, neither) == receiver.find("/neither") == []
+
+
+def test_secrets_are_shown_nowhere(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis, process: DeliveryProcess,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    job_id = post(api, url=receiver.say("/hook?token=hidden", 500, 204), former_secrets=[OTHER_SECRET])
+    end(api, job_id)
+    eventually(lambda: [each for each in list_deliveries(api, job_id) if each["attempts"]])
+    shown = [api.get(f"/v1/jobs/{job_id}{path}").text for path in ("", "/events", "/deliveries")] + [
+        api.get("/v1/jobs").text,
+        api.get("/metrics").text,
+        process.read_log(),
+        caplog.text,
+    ]
+    shown += [str(redis.hgetall(f"chorale:job:{job_id}")), str(redis.xrange(f"chorale:events:{job_id}"))]
+    for text in shown:
+        for secret in (SECRET, OTHER_SECRET, "token=hidden"):
+            assert secret.removeprefix("whsec_") not in text
+    wrong = {"url": "https://a.example", "secret": SECRET[:-8], "former_secrets": [SECRET], "size": SECRET}
+    for body in ({"webhook": wrong}, {"strength": 1.0, "webhook": wrong | {"url": 1}}, {"webhook": [wrong]}):
+        answer = api.post("/v1/jobs", json=body)
+        assert answer.status_code == 422
+        assert SECRET[6:20] not in answer.text
+    assert SECRET[6:20] not in api.put("/v1/webhook", json=wrong).text
+    strange = api.post(f"/v1/jobs/{job_id}/extend", json={"webhook": wrong})
+    assert SECRET[6:20] not in strange.text
+
+
+def test_what_fails_is_tried_again_with_the_same_id_and_body(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis
+) -> None:
+    receiver.location = receiver.url + "/elsewhere"
+    job_id = post(api, url=receiver.say("/hook", 500, 302, 204))
+    end(api, job_id)
+    for tries, (first_s, last_s), error in (
+        (1, (5, 5.5), "answered 500"),
+        (2, (300, 330), "answered 302: redirects are not followed"),
+    ):
+        (delivery,) = eventually(
+            lambda tries=tries: [
+                each for each in list_deliveries(api, job_id) if len(each["attempts"]) == tries
+            ]
+        )
+        last = delivery["attempts"][-1]
+        assert (delivery["status"], last["error"]) == ("waiting", error)
+        ended_at = last["at"] + last["duration_s"]
+        assert first_s - 0.1 <= delivery["next_attempt_at"] - ended_at <= last_s + 1
+        hasten(redis)
+    await_status(api, job_id, "delivered")
+    calls = receiver.wait("/hook", 3)
+    assert len({(call.id, call.body) for call in calls}) == 1
+    assert receiver.find("/elsewhere") == []
+    for call in calls:
+        call.verify()
+
+
+def test_after_the_last_attempt_it_is_given_up_and_sent_again_when_asked(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis
+) -> None:
+    job_id = post(api, url=receiver.say("/hook", 500, 500, 204))
+    end(api, job_id)
+    first, *_ = receiver.wait("/hook")
+    (name,) = eventually(lambda: redis.hkeys(deliveries_key(job_id)))
+    record = json.loads(redis.hget(deliveries_key(job_id), name)) | {"tries": 6}
+    redis.hset(deliveries_key(job_id), name, json.dumps(record))
+    hasten(redis)
+    (delivery,) = await_status(api, job_id, "failed")
+    again = api.post(f"/v1/jobs/{job_id}/deliveries/{delivery['id']}/redeliver")
+    assert (again.status_code, again.json()["status"]) == (202, "waiting")
+    await_status(api, job_id, "delivered")
+    assert {call.id for call in receiver.find("/hook")} == {first.id} == {delivery["id"]}
+    for unknown in ("msg_other", "../x"):
+        assert api.post(f"/v1/jobs/{job_id}/deliveries/{unknown}/redeliver").status_code == 404
+    assert 'chorale_webhook_attempts_total{outcome="given_up"} 1.0' in api.get("/metrics").text
+    assert 'chorale_webhook_attempts_total{outcome="delivered"} 1.0' in api.get("/metrics").text
+
+
+def test_410_disables_until_it_is_set_again(api: httpx.Client, story: Story, receiver: Receiver) -> None:
+    body = {"url": receiver.say("/key", 410, 204), "secret": SECRET}
+    api.put("/v1/webhook", json=body)
+    first, second = (api.post("/v1/jobs", json={}).json()["id"] for _ in range(2))
+    end(api, first)
+    await_status(api, first, "disabled")
+    assert api.get("/v1/webhook").json()["disabled"]
+    end(api, second)
+    assert list_deliveries(api, second) == []
+    api.put("/v1/webhook", json=body)
+    third = api.post("/v1/jobs", json={}).json()["id"]
+    end(api, third)
+    await_status(api, third, "delivered")
+    assert len(receiver.find("/key")) == 2
+
+
+def test_endpoints_that_hang_delay_no_others(api: httpx.Client, story: Story, receiver: Receiver) -> None:
+    with receive() as other:
+        hanging = [post(api, url=other.say("/hang", 0)) for _ in range(12)]
+        for job_id in hanging:
+            end(api, job_id)
+        other.wait("/hang", 8)
+        began = time.time()
+        job_id = post(api, url=receiver.say("/hook", 204))
+        end(api, job_id)
+        receiver.wait("/hook")
+        (delivery,) = await_status(api, job_id, "delivered")
+        assert len(other.calls) == 8  # to one host no more at a time
+        waiting = [each for job_id in hanging for each in list_deliveries(api, job_id)]
+        assert {each["status"] for each in waiting} == {"waiting"}
+        assert delivery["attempts"][0]["at"] >= began
+        other.let_go.set()
+
+
+def test_whoever_is_killed_each_is_delivered_with_one_id(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis, process: DeliveryProcess
+) -> None:
+    """Before it is sent, and while it is: then the receiver gets it twice, which the id shows."""
+    process.kill()
+    redis.delete(WEBHOOK_WORKERS_KEY)  # as if its signs of life were old
+    before, meanwhile = (
+        post(api, url=receiver.say("/before", 204)),
+        post(api, url=receiver.say("/hang", 0, 204)),
+    )
+    end(api, before)
+    readiness = api.get("/readyz")
+    (part,) = (part for part in readiness.json()["parts"] if part["name"] == "webhooks")
+    assert (readiness.status_code, part["ready"]) == (200, False)
+    assert "deliveries that wait: 1; nobody makes them: start `chorale webhooks`" in part["message"]
+    assert "chorale_webhooks_waiting 1.0" in api.get("/metrics").text
+    process.start()
+    await_status(api, before, "delivered")
+    end(api, meanwhile)
+    receiver.wait("/hang")
+    process.kill()
+    hasten(redis)  # as if its lease had run out
+    process.start()
+    await_status(api, meanwhile, "delivered")
+    assert len(receiver.find("/before")) == 1
+    assert [call.id for call in receiver.find("/hang")] == [receiver.calls[-1].id] * 2
     assert not redis.exists(DUE_KEY)
