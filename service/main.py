@@ -55,6 +55,7 @@ from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
 from service.webhooks.deliveries import Deliveries
 from service.webhooks.endpoints import Endpoints
+from service.webhooks.recovery import Recovery
 
 # For an answer of the queue server, twice on a new connection; reads of streams wait for events on purpose.
 _ANSWER_TIMEOUT_S = 1.0
@@ -87,8 +88,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     records = JobStore(stream_client, unreadable)
     follower = EventStream(stream_client, hub, records, settings.ping_interval_s)
     services = _build_services(settings, client, blocking_client, follower, metrics, throughput, unreadable)
-    indexes = Indexes(client, services.jobs, services.queue, unreadable)
-    background = _build_background(settings, services, hub, indexes)
+    recovery = Recovery(services.webhooks, services.deliveries)
+    indexes = Indexes(client, services.jobs, services.queue, recovery, unreadable)
+    background = _build_background(settings, services, hub, indexes, recovery)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncGenerator[None]:
@@ -230,10 +232,10 @@ def _build_services(
 
 
 def _build_background(
-    settings: ServiceSettings, services: Services, hub: LiveHub, indexes: Indexes
+    settings: ServiceSettings, services: Services, hub: LiveHub, indexes: Indexes, recovery: Recovery
 ) -> Background:
     interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
-    reconciler = Reconciler(services.jobs, services.queue, indexes, services.metrics, interval_s)
+    reconciler = Reconciler(services.jobs, services.queue, indexes, recovery, services.metrics, interval_s)
     retention = Retention(services.jobs, services.queue, services.images, keep_s, interval_s)
     tasks = {"live": hub.run, "reconciler": reconciler.run, "retention": retention.run}
     return Background(services.metrics, tasks)

@@ -41,6 +41,17 @@ redis.call('HSET', KEYS[2], ARGV[4], ARGV[5])
 redis.pcall('HINCRBY', KEYS[3], ARGV[6], 1)
 {_MOVE}
 """
+# KEYS: a webhook.  ARGV: now; events before, of which it was not told, it is not told later.
+_ENABLE: Final = """
+if redis.call('HDEL', KEYS[1], 'disabled') == 1 then redis.call('HSET', KEYS[1], 'set_at', ARGV[1]) end
+"""
+# KEYS: due, deliveries of the job.  ARGV: member, name of the delivery.
+_RESTORE: Final = """
+local stored = redis.pcall('HGET', KEYS[2], ARGV[2])
+local readable, record = pcall(cjson.decode, stored)
+if readable and record.outcome ~= '' then return 0 end
+return redis.call('ZADD', KEYS[1], 'NX', 0, ARGV[1])
+"""
 
 
 class Record(BaseModel):
@@ -105,7 +116,9 @@ class Deliveries:
             raise WebhookNotFoundError(f"job {job_id} has no delivery {delivery_id[:64]!a}")
         chosen = next(notice for notice in list_notices(job_id) if notice.id == delivery_id)
         async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.hdel(webhook_key(chosen.endpoint, find_owner(chosen, key_id)), "disabled")
+            transaction.eval(
+                _ENABLE, 1, webhook_key(chosen.endpoint, find_owner(chosen, key_id)), time.time()
+            )
             transaction.zadd(DUE_KEY, {chosen.member: 0})
             await transaction.execute()
         return known[delivery_id].model_copy(update={"status": "waiting", "next_attempt_at": time.time()})
@@ -139,6 +152,11 @@ class Deliveries:
             record.model_dump_json(),
         )
         await cast(Awaitable[int], self._redis.eval(_FINISH, len(keys), *keys, *arguments, outcome))
+
+    async def restore(self, notice: Notice) -> None:
+        """Make it due, unless it is, or has an outcome."""
+        keys = DUE_KEY, deliveries_key(notice.job_id)
+        await cast(Awaitable[int], self._redis.eval(_RESTORE, len(keys), *keys, notice.member, notice.name))
 
     async def measure(self) -> tuple[int, int, dict[str, int]]:
         """How many wait, how many processes deliver, and what became of all attempts so far."""

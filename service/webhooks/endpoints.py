@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, cast
@@ -26,7 +27,7 @@ from service.settings import Network
 from service.unreadable import UnreadableRecords, require_wrong_type
 from service.webhooks.targets import find_misfit
 
-_FIELDS: Final = ("url", "events", "secrets", "disabled")
+_FIELDS: Final = ("url", "events", "secrets", "disabled", "set_at")
 _SECRET_BYTES: Final = 32
 # KEYS: a webhook.  ARGV: the URL that answered 410; another one may have been set since.
 _DISABLE: Final = """
@@ -36,16 +37,26 @@ if redis.call('HGET', KEYS[1], 'url') == ARGV[1] then redis.call('HSET', KEYS[1]
 
 @dataclass(frozen=True, slots=True)
 class StoredWebhook:
-    """A webhook at rest. Its secrets are in the clear, since each delivery is signed with them."""
+    """A webhook at rest. Its secrets are in the clear, since each delivery is signed with them.
+
+    Args:
+        set_at: Unix time; it is told of no event before.
+    """
 
     url: str
     events: tuple[WebhookEvent, ...]
     secrets: tuple[str, ...]
     disabled: bool = False
+    set_at: float = 0.0
 
     def write(self) -> dict[FieldT, EncodableT]:
         """Fields of its hash; `APPEND_EVENT` reads the events."""
-        return {"url": self.url, "events": " ".join(self.events), "secrets": " ".join(self.secrets)}
+        lists = {"events": " ".join(self.events), "secrets": " ".join(self.secrets)}
+        return {"url": self.url, "set_at": self.set_at, **lists}
+
+    def wants(self, event: WebhookEvent, ts: float) -> bool:
+        """Whether it is to be told of an event of this time."""
+        return not self.disabled and event in self.events and ts >= self.set_at
 
     def show(self, drawn: str | None = None) -> WebhookView:
         return WebhookView(
@@ -90,7 +101,7 @@ class Endpoints:
             InvalidRequestError: its URL is refused.
         """
         self._require_url(webhook, "url")
-        stored, drawn = _store(webhook), None
+        stored, drawn = replace(_store(webhook), set_at=time.time()), None
         if webhook.secret is None:
             own = await self.find("key", key_id)
             if own is None:
@@ -155,12 +166,16 @@ def _read(row: Sequence[bytes | None]) -> StoredWebhook | None:
     Raises:
         ValueError: the hash is not whole, or holds something else.
     """
-    url, events, keys, disabled = (None if field is None else field.decode() for field in row)
+    url, events, keys, disabled, set_at = (None if field is None else field.decode() for field in row)
     if url is None and events is None:
         return None
     if not url or not events or not keys:
         raise ValueError("not whole")
     wanted = events.split(" ")
     return StoredWebhook(
-        url, tuple(event for event in ALL_EVENTS if event in wanted), tuple(keys.split(" ")), bool(disabled)
+        url=url,
+        events=tuple(event for event in ALL_EVENTS if event in wanted),
+        secrets=tuple(keys.split(" ")),
+        disabled=bool(disabled),
+        set_at=float(set_at or 0),
     )

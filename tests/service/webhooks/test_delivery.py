@@ -10,7 +10,10 @@ from redis import Redis
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from api_schemas.answers import JobView
+from api_schemas.events import CanceledData, JobCanceled
+from api_schemas.job import apply
 from api_schemas.webhook import DUE_KEY, WEBHOOK_WORKERS_KEY, deliveries_key
+from api_schemas.wire import ACTIVE_KEY, APPEND_EVENT, append_event
 from service.settings import ServiceSettings
 from tests.service.webhooks.receiver import (
     OTHER_SECRET,
@@ -273,6 +276,20 @@ def test_endpoints_that_hang_delay_no_others(api: httpx.Client, story: Story, re
         other.let_go.set()
 
 
+def test_an_idempotency_key_is_for_the_same_webhook(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis
+) -> None:
+    def send(secret: str) -> httpx.Response:
+        body = {"webhook": {"url": receiver.say("/hook", 204), "secret": secret}}
+        return api.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})
+
+    first, same, other = send(SECRET), send(SECRET), send(OTHER_SECRET)
+    assert first.json()["id"] == same.json()["id"]
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+    for secret in (SECRET, OTHER_SECRET):
+        assert not any(secret.encode() in redis.dump(key) for key in redis.keys("chorale:idempotency:*"))
+
+
 def test_whoever_is_killed_each_is_delivered_with_one_id(
     api: httpx.Client, story: Story, receiver: Receiver, redis: Redis, process: DeliveryProcess
 ) -> None:
@@ -300,3 +317,23 @@ def test_whoever_is_killed_each_is_delivered_with_one_id(
     assert len(receiver.find("/before")) == 1
     assert [call.id for call in receiver.find("/hang")] == [receiver.calls[-1].id] * 2
     assert not redis.exists(DUE_KEY)
+
+
+def test_what_the_list_of_what_is_due_has_lost_is_delivered_all_the_same(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis
+) -> None:
+    """It was damaged, or a worker of an older version, whose script does not write it, has ended the job."""
+    for key in ("/older", "/damaged"):
+        job_id = post(api, url=receiver.say(key, 204))
+        job = story.job(job_id)
+        event = JobCanceled(job_id=job_id, attempt=0, ts=time.time(), data=CanceledData(reason="by hand"))
+        keys, arguments = append_event(apply(job, event), event, after=job.seq)
+        with redis.pipeline(transaction=True) as moment:
+            moment.eval(APPEND_EVENT, len(keys), *keys, *arguments)
+            moment.delete(DUE_KEY)
+            if key == "/damaged":
+                moment.rpush(DUE_KEY, "1")
+                moment.srem(ACTIVE_KEY, job_id)
+            moment.execute()
+        receiver.wait(key)
+        await_status(api, job_id, "delivered")
