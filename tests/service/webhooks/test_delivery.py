@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,7 +15,10 @@ from api_schemas.events import CanceledData, JobCanceled
 from api_schemas.job import apply
 from api_schemas.webhook import DUE_KEY, WEBHOOK_WORKERS_KEY, deliveries_key
 from api_schemas.wire import ACTIVE_KEY, APPEND_EVENT, append_event
+from chorale.data_folder import DataFolder
+from chorale.doctor import examine
 from service.settings import ServiceSettings
+from tests.service.conftest import serve
 from tests.service.webhooks.receiver import (
     OTHER_SECRET,
     SECRET,
@@ -36,7 +40,8 @@ def process(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     try:
         yield process
     finally:
-        process.kill()
+        process.process.terminate()
+        assert process.process.wait(20) == 0
 
 
 @pytest.fixture
@@ -45,9 +50,20 @@ def receiver(process: DeliveryProcess) -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.fixture
-def settings(settings: ServiceSettings) -> ServiceSettings:
-    return ServiceSettings.model_validate(dict(settings) | {"webhook_networks": "127.0.0.0/8"})
+@pytest.fixture(scope="module")
+def api(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("api")
+    (folder / "store").mkdir()
+    given = {
+        "store_url": (folder / "store").as_uri(),
+        "work_dir": folder / "work",
+        "reconcile_interval_s": 0.2,
+    }
+    settings = ServiceSettings.model_validate(
+        given | {"redis_url": valkey, "webhook_networks": "127.0.0.0/8"}
+    )
+    with serve(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
 
 
 def post(api: httpx.Client, **webhook: object) -> str:
@@ -291,7 +307,12 @@ def test_an_idempotency_key_is_for_the_same_webhook(
 
 
 def test_whoever_is_killed_each_is_delivered_with_one_id(
-    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis, process: DeliveryProcess
+    api: httpx.Client,
+    story: Story,
+    receiver: Receiver,
+    redis: Redis,
+    process: DeliveryProcess,
+    tmp_path: Path,
 ) -> None:
     """Before it is sent, and while it is: then the receiver gets it twice, which the id shows."""
     process.kill()
@@ -305,6 +326,11 @@ def test_whoever_is_killed_each_is_delivered_with_one_id(
     (part,) = (part for part in readiness.json()["parts"] if part["name"] == "webhooks")
     assert (readiness.status_code, part["ready"]) == (200, False)
     assert "deliveries that wait: 1; nobody makes them: start `chorale webhooks`" in part["message"]
+    with DataFolder(tmp_path).hold(str(api.base_url)):
+        findings = list(examine(DataFolder(tmp_path), repair=False))
+    assert [each.part for each in findings if part["message"] in each.text and not each.is_well] == [
+        "webhooks"
+    ]
     assert "chorale_webhooks_waiting 1.0" in api.get("/metrics").text
     process.start()
     await_status(api, before, "delivered")
