@@ -36,7 +36,7 @@ from service.webhooks.network import WebhookClient
 from service.webhooks.notice import Notice
 from service.webhooks.sender import Sender
 
-_AT_ONCE: Final = 256
+_AT_ONCE: Final = 1000
 _REDIS_CONNECTIONS: Final = 20
 _REDIS_ANSWER_S: Final = 5.0
 _REDIS_RETRIES: Final = 3

@@ -3,9 +3,6 @@
 import logging
 import random
 import time
-from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,9 +16,9 @@ from service.webhooks.message import Message
 from service.webhooks.network import WebhookClient
 from service.webhooks.notice import Notice
 from service.webhooks.schedule import find_delay_s
+from service.webhooks.slots import WAIT_S, HostSlots
 
-_MARGIN_S: Final = 5.0  # for what is not the POST
-_MOST_TO_ONE_HOST: Final = 8
+_MARGIN_S: Final = 5.0  # for what is neither the POST nor the wait for a slot
 _UNREADABLE_WAIT_S: Final = 60.0
 _GONE: Final = 410
 log = logging.getLogger(__name__)
@@ -42,7 +39,7 @@ class Sender:
         self._deliveries = deliveries
         self._client = client
         self._prefix = prefix
-        self._busy = Counter[str]()
+        self._slots = HostSlots()
 
     async def send(self, notice: Notice, ticket_ms: int) -> None:
         """Make an attempt, unless another process does.
@@ -50,7 +47,7 @@ class Sender:
         Args:
             ticket_ms: when it would have been due again, as whoever sends it knows it.
         """
-        lease_ms = _in(self._client.timeout_s + _MARGIN_S)
+        lease_ms = _in(WAIT_S + self._client.timeout_s + _MARGIN_S)
         if not await self._deliveries.move(notice, ticket_ms, lease_ms):
             return
         try:
@@ -65,7 +62,7 @@ class Sender:
         if webhook is None or webhook.disabled:
             await self._record(notice, None, "disabled", lease_ms)
             return
-        with self._take_slot(webhook.url) as taken:
+        async with self._slots.take(_name_host(webhook.url)) as taken:
             if taken:
                 message = Message.write(notice, job, self._prefix)
                 await self._attempt(notice, job.key_id, webhook, message, lease_ms)
@@ -109,19 +106,9 @@ class Sender:
         why = "" if attempt is None or attempt.error is None else f": {attempt.error}"
         log.info("webhook %s of job %s for %s: %s%s", notice.id, notice.job_id, notice.name, outcome, why)
 
-    @contextmanager
-    def _take_slot(self, url: str) -> Generator[bool]:
-        """Whether this host may get one more now."""
-        host = url.partition("://")[2].partition("/")[0].lower()
-        if self._busy[host] >= _MOST_TO_ONE_HOST:
-            yield False
-            return
-        self._busy[host] += 1
-        try:
-            yield True
-        finally:
-            self._busy[host] -= 1
-            self._busy += Counter()  # drops those at zero
+
+def _name_host(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0].lower()
 
 
 def _in(seconds: float) -> int:

@@ -285,7 +285,6 @@ def test_endpoints_that_hang_delay_no_others(api: httpx.Client, story: Story, re
         end(api, job_id)
         receiver.wait("/hook")
         (delivery,) = await_status(api, job_id, "delivered")
-        assert len(other.calls) == 8  # to one host no more at a time
         waiting = [each for job_id in hanging for each in list_deliveries(api, job_id)]
         assert {each["status"] for each in waiting} == {"waiting"}
         assert delivery["attempts"][0]["at"] >= began
