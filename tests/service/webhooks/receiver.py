@@ -67,7 +67,10 @@ class Receiver:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                size = int(self.headers["content-length"])
+                body = self.rfile.read(size)
+                if len(body) < size:  # whoever sent it was killed
+                    return
                 receiver.calls.append(Call(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 answers = receiver._answers.get(self.path, [204])
                 status = answers.pop(0) if len(answers) > 1 else answers[0]
