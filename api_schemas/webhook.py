@@ -153,7 +153,7 @@ class Delivery(_Answer):
     endpoint: Endpoint = Field(description="job: named in its request; key: that of the API key.")
     status: Literal["waiting", "delivered", "failed", "disabled"]
     next_attempt_at: float | None = Field(
-        description="Unix time in seconds, while it waits; in the past if it is about to be sent."
+        description="Unix time in seconds, while it waits; while it is being sent, when another would take it over."
     )
     attempts: list[DeliveryAttempt] = Field(description="Oldest first, at most the last 20.")
 

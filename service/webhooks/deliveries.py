@@ -182,7 +182,7 @@ class Deliveries:
             event=notice.event,
             endpoint=notice.endpoint,
             status=ended if due_ms is None else "waiting",
-            next_attempt_at=None if due_ms is None else due_ms / 1000,
+            next_attempt_at=None if due_ms is None else due_ms / 1000 or time.time(),
             attempts=record.attempts,
         )
 

@@ -91,7 +91,7 @@ class Endpoints:
             if own is None:
                 allowed = "a secret, or one of the API key, by `PUT /v1/webhook`"
                 raise InvalidRequestError([FieldError(field="webhook.secret", value="null", allowed=allowed)])
-            stored = replace(stored, secrets=own.secrets)
+            stored = replace(stored, secrets=_join(own.secrets, stored.secrets))
         return stored
 
     async def set(self, webhook: Webhook, key_id: str) -> WebhookView:

@@ -23,7 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api_schemas.settings import describe_refused, refuse, spare_loopback
+from api_schemas.settings import describe_refused, refuse
 from service import logs
 from service.job_store import JobStore
 from service.metrics import Metrics
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 def main() -> int:
     """Exit code 0 when told to stop, 2 if the settings are refused."""
     logs.set_up()
-    spare_loopback(os.environ)
     try:
         settings = ServiceSettings()
     except ValidationError as error:
