@@ -1,6 +1,7 @@
 """A receiver of webhooks on a real port, and the process that delivers them."""
 
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from standardwebhooks.webhooks import Webhook
 
@@ -32,7 +33,10 @@ class Call:
     def id(self) -> str:
         return self.headers["webhook-id"]
 
-    def verify(self, secret: str = SECRET) -> Mapping[str, object]:
+    def read(self) -> Mapping[str, Any]:
+        return json.loads(self.body)
+
+    def verify(self, secret: str = SECRET) -> Mapping[str, Any]:
         """As a receiver does, by the library."""
         return Webhook(secret).verify(self.body, self.headers)
 
