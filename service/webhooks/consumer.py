@@ -5,6 +5,7 @@ takes a delivery moves it on in time, and when it is due again, it is queued aga
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.queue import EnqueueData
 from rq.timeouts import BaseDeathPenalty
+from rq.utils import now
 from rq.worker import WorkerStatus
 
 from api_schemas.webhook import DELIVER, DUE_KEY, WEBHOOK_WORKERS_KEY, WEBHOOKS_QUEUE
@@ -42,6 +44,7 @@ local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, AR
 for _, member in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], member) end
 return due
 """
+_RQ_LIST: Final = re.compile(rf"rq:.+:{WEBHOOKS_QUEUE}(:intermediate)?")
 _HAND_OVER: ContextVar[HandOver] = ContextVar("hand_over")
 log = logging.getLogger(__name__)
 
@@ -110,6 +113,20 @@ class WebhookWorker(SimpleWorker):
         self.connection.zrem(WEBHOOK_WORKERS_KEY, self.name)
         super().register_death()
 
+    def clean_registries(self) -> None:
+        """What RQ cannot read of its lists goes as a whole, since it would stop there at every start."""
+        try:
+            super().clean_registries()
+        except (RedisConnectionError, RedisTimeoutError):
+            raise
+        except Exception as error:  # RQ raises whatever its parts do
+            log.warning("RQ's lists of %s cannot be read and are deleted: %r", WEBHOOKS_QUEUE, error)
+            self.connection.delete(*(key for key in index_types([WEBHOOKS_QUEUE]) if _RQ_LIST.fullmatch(key)))
+            self.last_cleaned_at = now()
+
+    def clean_group_registries(self) -> None:
+        """There are no groups here."""
+
     def increment_successful_job_count(self, pipeline: Pipeline | None = None) -> None:
         """Nobody reads RQ's statistics, and a number that is none would end each delivery with an error."""
 
@@ -164,19 +181,19 @@ class WebhookWorker(SimpleWorker):
             self._queue_due()
 
     def _beat(self) -> None:
-        now = time.time()
+        ts = time.time()
         set_aside(self.connection)
-        self.connection.zadd(WEBHOOK_WORKERS_KEY, {self.name: now})
-        self.connection.zremrangebyscore(WEBHOOK_WORKERS_KEY, "-inf", now - _FORGET_S)
+        self.connection.zadd(WEBHOOK_WORKERS_KEY, {self.name: ts})
+        self.connection.zremrangebyscore(WEBHOOK_WORKERS_KEY, "-inf", ts - _FORGET_S)
         self.heartbeat()
 
     def _queue_due(self) -> None:
         """No more than are soon sent: each is queued again when it has waited too long."""
-        queue, now = self.queues[0], time.time()
+        queue, ts = self.queues[0], time.time()
         if queue.count >= _QUEUED_AT_ONCE:
             return
-        ticket_ms = round((now + _WAIT_IN_QUEUE_S) * 1000)
-        claim = self.connection.eval(_CLAIM, 1, DUE_KEY, round(now * 1000), ticket_ms, _QUEUED_AT_ONCE)
+        ticket_ms = round((ts + _WAIT_IN_QUEUE_S) * 1000)
+        claim = self.connection.eval(_CLAIM, 1, DUE_KEY, round(ts * 1000), ticket_ms, _QUEUED_AT_ONCE)
         members = self._read(cast(Sequence[bytes], claim))
         calls = [_prepare_call(member, ticket_ms) for member in members]
         if calls:

@@ -8,16 +8,18 @@ from pathlib import Path
 import httpx
 import pytest
 from redis import Redis
+from rq import Queue
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from api_schemas.answers import JobView
 from api_schemas.events import CanceledData, JobCanceled
 from api_schemas.job import apply
-from api_schemas.webhook import DUE_KEY, WEBHOOK_WORKERS_KEY, deliveries_key
+from api_schemas.webhook import DUE_KEY, WEBHOOK_WORKERS_KEY, WEBHOOKS_QUEUE, deliveries_key
 from api_schemas.wire import ACTIVE_KEY, APPEND_EVENT, append_event
 from chorale.data_folder import DataFolder
 from chorale.doctor import examine
 from service.settings import ServiceSettings
+from tests.poison import NO_TEXT
 from tests.service.conftest import serve
 from tests.service.webhooks.receiver import (
     OTHER_SECRET,
@@ -305,6 +307,15 @@ def test_an_idempotency_key_is_for_the_same_webhook(
         assert not any(secret.encode() in redis.dump(key) for key in redis.keys("chorale:idempotency:*"))
 
 
+def litter(redis: Redis, folder: Path) -> None:
+    """Garbage in each list that the process reads, and a call of something else."""
+    Queue(WEBHOOKS_QUEUE, connection=redis, serializer="json").enqueue("os.mkdir", str(folder))
+    redis.lpush("rq:queue:webhooks", NO_TEXT, "../../etc", "")
+    redis.lpush("rq:queue:webhooks:intermediate", NO_TEXT)
+    redis.zadd("rq:wip:webhooks", {NO_TEXT: 1, "a:b:c": 2})
+    redis.zadd(DUE_KEY, {NO_TEXT: 0, "a/b/c": 0})
+
+
 def test_whoever_is_killed_each_is_delivered_with_one_id(
     api: httpx.Client,
     story: Story,
@@ -331,8 +342,10 @@ def test_whoever_is_killed_each_is_delivered_with_one_id(
         "webhooks"
     ]
     assert "chorale_webhooks_waiting 1.0" in api.get("/metrics").text
+    litter(redis, tmp_path / "made")
     process.start()
     await_status(api, before, "delivered")
+    assert not (tmp_path / "made").exists()
     end(api, meanwhile)
     receiver.wait("/hang")
     process.kill()
