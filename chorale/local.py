@@ -274,7 +274,8 @@ def _ask(client: Client) -> Readiness | None:
 def _describe(readiness: Readiness | None) -> str:
     if readiness is None:
         return "starting the API"
-    wrong = [part.message for part in readiness.parts if not part.ready and part.name != "workers"]
+    started_here = ("workers", "webhooks")
+    wrong = [part.message for part in readiness.parts if not part.ready and part.name not in started_here]
     if wrong or readiness.paused:
         return "; ".join([*wrong, *dict.fromkeys(readiness.paused.values())])
     return "loading the model"
