@@ -91,6 +91,9 @@ class Sender:
             error = _describe_status(status)
         except UndeliveredError as undelivered:
             error = str(undelivered)
+        except Exception:  # else it would be tried for ever, without a record
+            log.exception("webhook %s could not be sent", message.id)
+            error = "an error of the service; its log says why"
         took_s = round(time.monotonic() - began, 3)
         return DeliveryAttempt(at=at.timestamp(), status_code=status, error=error, duration_s=took_s)
 

@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from api_schemas.answers import JobView
 from api_schemas.events import CanceledData, JobCanceled
 from api_schemas.job import apply
-from api_schemas.webhook import DUE_KEY, WEBHOOK_WORKERS_KEY, WEBHOOKS_QUEUE, deliveries_key
+from api_schemas.webhook import DUE_KEY, WEBHOOK_WORKERS_KEY, WEBHOOKS_QUEUE, deliveries_key, webhook_key
 from api_schemas.wire import ACTIVE_KEY, APPEND_EVENT, append_event
 from chorale.data_folder import DataFolder
 from chorale.doctor import examine
@@ -258,6 +258,18 @@ def test_after_the_last_attempt_it_is_given_up_and_sent_again_when_asked(
         assert api.post(f"/v1/jobs/{job_id}/deliveries/{unknown}/redeliver").status_code == 404
     assert 'chorale_webhook_attempts_total{outcome="given_up"} 1.0' in api.get("/metrics").text
     assert 'chorale_webhook_attempts_total{outcome="delivered"} 1.0' in api.get("/metrics").text
+
+
+def test_a_stored_secret_that_is_damaged_fails_as_others_do(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis
+) -> None:
+    job_id = post(api, url=receiver.say("/hook", 204))
+    redis.hset(webhook_key("job", job_id), "secrets", "whsec_")
+    end(api, job_id)
+    (delivery,) = eventually(lambda: [each for each in list_deliveries(api, job_id) if each["attempts"]])
+    assert delivery["status"] == "waiting"
+    assert delivery["attempts"][0]["error"] == "an error of the service; its log says why"
+    assert receiver.calls == []
 
 
 def test_410_disables_until_it_is_set_again(api: httpx.Client, story: Story, receiver: Receiver) -> None:
