@@ -25,6 +25,8 @@ from service.jobs.views import JobViews
 from service.messages import parse
 from service.metrics import Metrics
 from service.settings import ServiceSettings
+from service.webhooks.deliveries import Deliveries
+from service.webhooks.endpoints import Endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Services:
     space: DiskSpace
     previews: PreviewCanvas
     links: LinkSigner
+    webhooks: Endpoints
+    deliveries: Deliveries
     metrics: Metrics
 
 

@@ -9,6 +9,7 @@ ServiceError
 ├── JobNotFoundError
 ├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
+├── WebhookNotFoundError       no such webhook or delivery
 ├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
@@ -72,6 +73,9 @@ class JobUnreadableError(ServiceError):
 class FileMissingError(ServiceError): ...
 
 
+class WebhookNotFoundError(ServiceError): ...
+
+
 class ForbiddenError(ServiceError): ...
 
 
@@ -121,6 +125,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     JobNotFoundError: (404, "not_found", False),
     JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
+    WebhookNotFoundError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),
     ConflictError: (409, "conflict", True),
     IdempotencyMismatchError: (422, "idempotency_mismatch", False),
