@@ -13,8 +13,10 @@ from starlette.responses import StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api_schemas.job import TERMINAL
+from api_schemas.keys import Ticket, draw_secret
 from service.dependencies import After, LoadedJob, ServicesDep, require_seq
 from service.errors import InvalidRequestError, JobNotFoundError, JobUnreadableError
+from service.keys.middleware import get_credential
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, order
 from service.openapi import problems
 
@@ -84,6 +86,18 @@ async def follow_job(
         group.start_soon(_serve, websocket, messages, services.settings.send_timeout_s, group.cancel_scope)
         await _await_disconnect(websocket)
         group.cancel_scope.cancel()
+
+
+@router.post(
+    "/v1/jobs/{job_id}/ticket",
+    response_model=Ticket,
+    responses=problems(JobNotFoundError, JobUnreadableError),
+)
+async def write_ticket(request: Request, job: LoadedJob, services: ServicesDep) -> Ticket:
+    """A ticket that opens one of this job's streams, once and within 30 s, for what cannot send headers: `WebSocket` and `EventSource` in pages of other sites. When the stream is lost, ask for another, and go on with `after`."""
+    credential = get_credential(request)
+    ticket = await services.keys.write_ticket(credential, job.id) if credential else draw_secret()
+    return Ticket(ticket=ticket)
 
 
 async def _encode_all(messages: AsyncGenerator[Message]) -> AsyncIterator[bytes]:
