@@ -50,6 +50,7 @@ from service.jobs.views import JobViews
 from service.keys.bind import lacks_keys
 from service.keys.middleware import KeyMiddleware
 from service.keys.store import KeyStore
+from service.keys.watch import KeyWatch
 from service.live.hub import LiveHub
 from service.metrics import Metrics
 from service.routes import derived, events, images, jobs, models, session, system, viewer
@@ -235,7 +236,12 @@ def _build_background(
     interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
     reconciler = Reconciler(services.jobs, services.queue, indexes, services.metrics, interval_s)
     retention = Retention(services.jobs, services.queue, services.images, keep_s, interval_s)
-    tasks = {"live": hub.run, "reconciler": reconciler.run, "retention": retention.run}
+    tasks = {
+        "live": hub.run,
+        "reconciler": reconciler.run,
+        "retention": retention.run,
+        "keys": KeyWatch(services.keys, hub).run,
+    }
     return Background(services.metrics, tasks)
 
 

@@ -20,6 +20,7 @@ from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
 from api_schemas.generation import GenerationRequest
+from api_schemas.keys import hide_secrets
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -222,12 +223,12 @@ def _allowed(failure: dict[str, object], location: list[str], model: type[BaseMo
 
 
 def _shorten(value: object) -> str:
-    """What was sent, as ASCII JSON: lone surrogates could not be encoded otherwise."""
+    """What was sent but for secrets, as ASCII JSON: lone surrogates could not be encoded otherwise."""
     try:
-        return json.dumps(value)[:_VALUE_LENGTH]
+        return hide_secrets(json.dumps(value))[:_VALUE_LENGTH]
     except (TypeError, ValueError, RecursionError):
         return ascii(value)[:_VALUE_LENGTH]
 
 
 def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    return hide_secrets(text.encode("utf-8", "backslashreplace").decode())

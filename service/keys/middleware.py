@@ -11,7 +11,7 @@ from service.http.problems import answer, answer_unavailable
 from service.http.sites import is_own_page
 from service.keys.caller import CALLER, CREDENTIAL, KEYS_REQUIRED
 from service.keys.doors import find_followed_job, find_needed_scope
-from service.keys.store import Credential, KeyStore
+from service.keys.store import Credential, Holder, KeyStore
 
 COOKIE: Final = "chorale_session"
 TICKET: Final = "ticket"
@@ -61,7 +61,7 @@ class KeyMiddleware:
             if needed is None or await self._keys.are_gone():
                 return None
             return UnauthenticatedError(_REFUSED if is_given else _NEEDED, given=is_given)
-        caller = credential.stored.key
+        caller = credential.key
         if needed is not None and needed not in caller.scopes:
             return ScopeMissingError(needed, caller.scopes)
         scope[CALLER], scope[CREDENTIAL] = caller, credential
@@ -91,6 +91,12 @@ class KeyMiddleware:
 def get_credential(connection: HTTPConnection) -> Credential | None:
     """By what this request got in; None where the service runs without keys."""
     return connection.scope.get(CREDENTIAL)
+
+
+def get_holder(connection: HTTPConnection) -> Holder | None:
+    """Whose key it was, and which of its secrets: when that is accepted no more, streams end."""
+    credential = get_credential(connection)
+    return credential.holder if credential else None
 
 
 def name_path(scope: Scope) -> str:

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from api_schemas.keys import TICKET_LIFETIME_S, StoredKey, digest_secret, read_key
 from api_schemas.stored import UnreadableRecordError, read_stored
 from api_schemas.wire import KEYS_KEY, api_key_key, session_key, ticket_key
+from service.keys.record import ApiKey
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 SESSION_LIFETIME_S: Final = 7 * 86_400
@@ -22,6 +23,7 @@ _FRESH_S: Final = 1.0  # so long a key may work after it was revoked
 _REMEMBERED: Final = 10_000
 _WORD: Final = re.compile(r"[0-9a-f]{12}\.[0-9a-f]{64}")
 _stored = TypeAdapter(StoredKey)
+Holder = tuple[str, str]  # id of a key, and digest of the secret by which a stream was opened
 _Answer = bytes | RedisError | None
 
 
@@ -29,12 +31,16 @@ _Answer = bytes | RedisError | None
 class Credential:
     """A secret that was accepted, by its digest, and the key that it is of."""
 
-    stored: StoredKey
+    key: ApiKey
     digest: str
+
+    @property
+    def holder(self) -> Holder:
+        return self.key.id, self.digest
 
     def write_word(self) -> tuple[str, str]:
         """A word for its holder, as `key id.random digits`, and the digest under which it is stored."""
-        word = f"{self.stored.key.id}.{secrets.token_hex(32)}"
+        word = f"{self.key.id}.{secrets.token_hex(32)}"
         return word, digest_secret(word)
 
 
@@ -91,14 +97,14 @@ class KeyStore:
         """The same for a ticket, which is used up by this, whichever job it was for."""
         return await self._find_by_word("GETDEL", ticket_key(digest_secret(word)), word, None, f"{job_id} ")
 
-    async def find_ended(self, credentials: Collection[Credential]) -> set[Credential]:
+    async def find_ended(self, holders: Collection[Holder]) -> set[Holder]:
         """Those of them that are accepted no more."""
-        stored = await self._read_all([each.stored.key.id for each in credentials])
+        stored = await self._read_all([key_id for key_id, _ in holders])
         now = time.time()
         return {
-            each
-            for each, present in zip(credentials, stored, strict=True)
-            if present is None or not present.accepts(each.digest, now)
+            holder
+            for holder, present in zip(holders, stored, strict=True)
+            if present is None or not present.accepts(holder[1], now)
         }
 
     async def open_session(self, credential: Credential) -> str:
@@ -130,7 +136,7 @@ class KeyStore:
         """Remember an accepted one under a name; those that are refused are looked up each time."""
         if stored is None or not stored.accepts(digest, time.time()):
             return None
-        credential = Credential(stored, digest)
+        credential = Credential(stored.key, digest)
         if name is not None:
             self._recent[name] = credential, time.monotonic() + _FRESH_S
             self._recent.move_to_end(name)

@@ -16,7 +16,7 @@ from api_schemas.job import TERMINAL
 from api_schemas.keys import Ticket, draw_secret
 from service.dependencies import After, LoadedJob, ServicesDep, require_seq
 from service.errors import InvalidRequestError, JobNotFoundError, JobUnreadableError
-from service.keys.middleware import get_credential
+from service.keys.middleware import get_credential, get_holder
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, order
 from service.openapi import problems
 
@@ -71,7 +71,7 @@ async def stream_events(
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":
         return StreamingResponse(iter(()), headers=headers, media_type="text/event-stream")
-    messages = services.events.follow(job, after, previews=False)
+    messages = services.events.follow(job, after, previews=False, holder=get_holder(request))
     return EventSourceResponse(_encode_all(messages), headers=headers)
 
 
@@ -81,7 +81,7 @@ async def follow_job(
 ) -> None:
     """The same events as JSON text, and previews as binary messages (see api_schemas/wire.py)."""
     await websocket.accept()
-    messages = services.events.follow(job, after, previews=True)
+    messages = services.events.follow(job, after, previews=True, holder=get_holder(websocket))
     async with anyio.create_task_group() as group:
         group.start_soon(_serve, websocket, messages, services.settings.send_timeout_s, group.cancel_scope)
         await _await_disconnect(websocket)

@@ -47,7 +47,7 @@ async def sign_in(body: SignIn, request: Request, response: Response, services: 
         httponly=True,
         samesite="strict",
     )
-    return Session(keys_required=bool(request.scope.get(KEYS_REQUIRED)), key=credential.stored.key)
+    return Session(keys_required=bool(request.scope.get(KEYS_REQUIRED)), key=credential.key)
 
 
 @router.delete("/v1/session", status_code=204, response_class=Response, responses=problems())
