@@ -3,6 +3,7 @@
 from typing import Final
 
 from redis.exceptions import RedisError
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -54,7 +55,8 @@ class KeyMiddleware:
         needed = find_needed_scope(scope.get("method", "GET"), path)
         if needed is None and path not in _TOLD_MORE:
             return None
-        if not await self._keys.find_whether_required():
+        comes_with = {"authorization", "cookie"}.intersection(Headers(scope=scope))
+        if not await self._keys.find_whether_required(is_given=bool(comes_with)):
             return None
         is_given, credential = await self._find_credential(scope, path)
         if credential is None:

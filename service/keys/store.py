@@ -64,9 +64,14 @@ class KeyStore:
         """As far as this process knows."""
         return self._always or self._exist
 
-    async def find_whether_required(self) -> bool:
-        """Once there is a key, keys are required; a look into Redis, at most once a second, while there is none."""
-        if not self.are_required and time.monotonic() - self._looked_at >= _FRESH_S:
+    async def find_whether_required(self, *, is_given: bool) -> bool:
+        """Once there is a key, keys are required; a look into Redis, at most once a second, while there is none.
+
+        Args:
+            is_given: someone comes with a credential, and so with the first key perhaps.
+        """
+        is_fresh = not is_given and time.monotonic() - self._looked_at < _FRESH_S
+        if not self.are_required and not is_fresh:
             await self._look()
         return self.are_required
 
