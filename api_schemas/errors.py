@@ -20,6 +20,8 @@ ErrorCode = Literal[
     "no_model",
     "service_unavailable",
     "forbidden",
+    "unauthenticated",
+    "scope_missing",
     "internal_error",
     # reported by job.failed events
     "input_missing",

@@ -6,6 +6,11 @@ chorale:previews:{id}   hash   "left,top" -> newest preview frame of that cell
 chorale:children:{id}   set    jobs that were derived from it
 chorale:cancel:{id}     string set when a cancellation was requested
 chorale:jobs            zset   job id by creation time
+chorale:jobs:{key id}   zset   the same, of one API key's jobs
+chorale:keys            zset   id of each API key by creation time, of those that are revoked too
+chorale:key:{id}        string StoredKey JSON, without the secret
+chorale:session:{h}     string of a browser that has signed in: digest of the secret that it gave; h is that of its cookie
+chorale:ticket:{h}      string job id and digest of the secret that asked for it; h is that of the ticket
 chorale:active          set    jobs that may not have ended yet: a superset, so that no pass reads every record
 chorale:live            stream all durable events and preview frames of all jobs, short, for live readers
 chorale:models          hash   model name -> ModelCard JSON
@@ -57,6 +62,7 @@ QUEUE_PREFIX: Final = "chorale:"
 RUN_JOB: Final = "worker.runner.run_job"
 
 JOBS_KEY: Final = "chorale:jobs"
+KEYS_KEY: Final = "chorale:keys"
 ACTIVE_KEY: Final = "chorale:active"
 LIVE_KEY: Final = "chorale:live"
 MODELS_KEY: Final = "chorale:models"
@@ -112,6 +118,23 @@ def janitor_key(queue: str) -> str:
 
 def idempotency_key(key: str) -> str:
     return f"chorale:idempotency:{key}"
+
+
+def api_key_key(key_id: str) -> str:
+    return f"chorale:key:{key_id}"
+
+
+def jobs_of_key(key_id: str) -> str:
+    """The index of one API key's jobs; of all jobs where no keys are used."""
+    return f"{JOBS_KEY}:{key_id}" if key_id else JOBS_KEY
+
+
+def session_key(digest: str) -> str:
+    return f"chorale:session:{digest}"
+
+
+def ticket_key(digest: str) -> str:
+    return f"chorale:ticket:{digest}"
 
 
 INPUTS_FOLDER: Final = "inputs"

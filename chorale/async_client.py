@@ -34,6 +34,7 @@ from chorale.protocol import (
     is_last,
     is_refused,
     job_path,
+    key_headers,
     live_url,
     read_previews,
     result_of,
@@ -54,15 +55,22 @@ _TRANSIENT = (httpx.TransportError, UnavailableError)
 class AsyncClient:
     """A client of one Chorale server.
 
+    Args:
+        api_key: where the server needs one; if not given, CHORALE_API_KEY.
+
     >>> async with AsyncClient("http://127.0.0.1:8000") as chorale:
     ...     job = await chorale.create(GenerationRequest(prompt="glowing orange lava", seamless="both"))
     ...     await chorale.wait(job.id)
     ...     await chorale.download(job.id, Path("lava.png"))
     """
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None) -> None:
         self.url = server_url(url)
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT, transport=AsyncTransport())
+        # Not sent to another host to which an answer redirects, such as that of the object store.
+        self._headers = key_headers(api_key)
+        self._http = httpx.AsyncClient(
+            base_url=self.url, timeout=_TIMEOUT, transport=AsyncTransport(), headers=self._headers
+        )
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -209,7 +217,13 @@ class AsyncClient:
         while True:
             try:
                 address = live_url(self.url, job_id, follow.after)
-                async with connect(address, proxy=proxy, max_size=None, close_timeout=_LEAVE_S) as socket:
+                async with connect(
+                    address,
+                    additional_headers=self._headers,
+                    proxy=proxy,
+                    max_size=None,
+                    close_timeout=_LEAVE_S,
+                ) as socket:
                     async for message in socket:
                         if isinstance(message, bytes):
                             follow.succeed()

@@ -12,14 +12,14 @@ from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.job import JobStatus
-from chorale import derived_commands, installed, models_command, region_options, source_options
+from chorale import derived_commands, installed, keys_commands, models_command, region_options, source_options
 from chorale import picture_options as options
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError
 from chorale.follow import follow_job
 from chorale.plain_text import show
-from chorale.server_options import Data, Url, find_server, open_notes, open_server
+from chorale.server_options import Data, Key, Url, find_server, open_notes, open_server
 from chorale.tables import lay_jobs
 
 _FAILED, _WRONG_OPTION = 1, 2
@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_command.app, name="models")
+app.add_typer(keys_commands.app, name="keys")
 derived_commands.add_to(app)
 RootPath = Annotated[
     str | None,
@@ -198,6 +199,7 @@ def generate(
     dpi: options.Dpi = None,
     dzi: options.DeepZoom = False,
     url: Url = None,
+    key: Key = None,
     data: Data = None,
 ) -> None:
     """Generate one picture, on a running server or on a stack started for this call."""
@@ -230,7 +232,7 @@ def generate(
         }
     )
     pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | shown
-    with open_server(url, data) as address, Client(address) as client:
+    with open_server(url, data) as address, Client(address, api_key=key) as client:
         follow_job(client, client.create(request, pictures=pictures), path, dzi=dzi)
 
 
@@ -239,17 +241,20 @@ def jobs(
     status: Annotated[JobStatus | None, Option(help="Only jobs with this status.")] = None,
     limit: Annotated[int, Option(min=1, max=100, help="Number of jobs.")] = 20,
     url: Url = None,
+    key: Key = None,
     data: Data = None,
 ) -> None:
     """List jobs, newest first."""
-    with Client(find_server(url, data)) as client:
+    with Client(find_server(url, data), api_key=key) as client:
         Console().print(lay_jobs(client.list(status=status, limit=limit).data))
 
 
 @app.command()
-def cancel(job_id: Annotated[str, Argument(metavar="ID")], url: Url = None, data: Data = None) -> None:
+def cancel(
+    job_id: Annotated[str, Argument(metavar="ID")], url: Url = None, key: Key = None, data: Data = None
+) -> None:
     """Cancel a job."""
-    with Client(find_server(url, data)) as client:
+    with Client(find_server(url, data), api_key=key) as client:
         job = client.cancel(job_id)
     print(f"job {job.id} {'stops within one step' if job.status == 'processing' else 'is ' + job.status}")
 

@@ -33,6 +33,7 @@ from chorale.protocol import (
     is_last,
     is_refused,
     job_path,
+    key_headers,
     live_url,
     read_previews,
     result_of,
@@ -53,15 +54,22 @@ _TRANSIENT = (httpx.TransportError, UnavailableError)
 class Client:
     """A client of one Chorale server.
 
+    Args:
+        api_key: where the server needs one; if not given, CHORALE_API_KEY.
+
     >>> with Client("http://127.0.0.1:8000") as chorale:
     ...     job = chorale.create(GenerationRequest(prompt="glowing orange lava", seamless="both"))
     ...     chorale.wait(job.id)
     ...     chorale.download(job.id, Path("lava.png"))
     """
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None) -> None:
         self.url = server_url(url)
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, transport=Transport())
+        # Not sent to another host to which an answer redirects, such as that of the object store.
+        self._headers = key_headers(api_key)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=_TIMEOUT, transport=Transport(), headers=self._headers
+        )
 
     def __enter__(self) -> "Client":
         return self
@@ -200,7 +208,13 @@ class Client:
         while True:
             try:
                 address = live_url(self.url, job_id, follow.after)
-                with connect(address, proxy=proxy, max_size=None, close_timeout=_LEAVE_S) as socket:
+                with connect(
+                    address,
+                    additional_headers=self._headers,
+                    proxy=proxy,
+                    max_size=None,
+                    close_timeout=_LEAVE_S,
+                ) as socket:
                     for message in socket:
                         if isinstance(message, bytes):
                             follow.succeed()

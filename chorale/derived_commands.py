@@ -13,7 +13,7 @@ from chorale.client import Client
 from chorale.follow import follow_job
 from chorale.picture_options import OptionError, describe_refused
 from chorale.region_options import parse_shape
-from chorale.server_options import Data, Url, find_server
+from chorale.server_options import Data, Key, Url, find_server
 
 Asked = TypeVar("Asked", bound=BaseModel)
 JobId = Annotated[str, Argument(metavar="ID", help="A job that has succeeded.")]
@@ -37,6 +37,7 @@ def reroll(
     strength: Annotated[float, Option(help="Below 1, the part begins with what it was.")] = 1.0,
     feather: Annotated[int, Option(help="Softness of the border, inwards, pixels.")] = 32,
     url: Url = None,
+    key: Key = None,
     data: Data = None,
 ) -> None:
     """Inpaint a part of a job's picture; every pixel outside of it stays."""
@@ -45,7 +46,7 @@ def reroll(
         raise OptionError(f"--region {region}: LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
     given = {"region": shape | {"feather_px": feather}, "prompt": prompt, "seed": seed, "strength": strength}
     asked = _read(RerollRequest, given)
-    with Client(find_server(url, data)) as client:
+    with Client(find_server(url, data), api_key=key) as client:
         follow_job(client, client.reroll(job_id, asked), output)
 
 
@@ -60,12 +61,13 @@ def extend(
     seed: Seed = None,
     feather: Annotated[int, Option(help="How far what is new fades into the picture, pixels.")] = 0,
     url: Url = None,
+    key: Key = None,
     data: Data = None,
 ) -> None:
     """Make more picture around a job's, whose own pixels stay."""
     sides = {"left_px": left, "right_px": right, "top_px": top, "bottom_px": bottom}
     asked = _read(ExtendRequest, sides | {"prompt": prompt, "seed": seed, "feather_px": feather})
-    with Client(find_server(url, data)) as client:
+    with Client(find_server(url, data), api_key=key) as client:
         follow_job(client, client.extend(job_id, asked), output)
 
 
@@ -75,11 +77,12 @@ def vary(
     count: Annotated[int, Option(min=1, max=MAX_VARIATIONS)] = 4,
     amount: Annotated[float, Option(help="How far from the job's own noise, up to 1.")] = 0.2,
     url: Url = None,
+    key: Key = None,
     data: Data = None,
 ) -> None:
     """Make pictures from noise beside a job's own."""
     asked = _read(VariationsRequest, {"count": count, "amount": amount})
-    with Client(find_server(url, data)) as client:
+    with Client(find_server(url, data), api_key=key) as client:
         for number, job in enumerate(client.vary(job_id, asked).data, start=1):
             path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
             follow_job(client, job, path)

@@ -2,6 +2,8 @@
 
 ChoraleError
 ├── ProblemError             the server refused; carries its problem body
+│   ├── UnauthenticatedError an API key is needed, or this one is not accepted
+│   ├── ForbiddenError       the key lacks a scope, or the host or origin is refused
 │   ├── NotFoundError
 │   ├── ConflictError        a state that does not allow this, or not yet
 │   ├── InvalidRequestError  `problem.errors` names field, value and what is allowed
@@ -9,6 +11,7 @@ ChoraleError
 ├── NoConnectionError        no answer at this address
 │   └── NoWebSocketError     there is one, but WebSockets do not get through
 ├── AddressError             no address of a server
+├── KeyFormatError           no API key
 ├── ProxyError               the environment's proxy cannot be used
 ├── NoServerError            no address is given and no stack runs here
 ├── UnexpectedAnswerError    the answer is not one of a Chorale server
@@ -16,6 +19,10 @@ ChoraleError
 ├── JobRunningError          the job has no picture yet
 ├── DownloadError            size or checksum differ from the job's result
 ├── AllowListError           the operator's list, or a new entry for it, is invalid
+├── KeyRecordError           an API key of this service
+│   ├── NoSuchKeyError
+│   ├── TakenNameError       another key in use has this name
+│   └── UnreadableKeyError   its record is damaged
 ├── TimedOutError            the wait timed out, the job continues
 └── StackError               the stack of this machine
     ├── AlreadyRunningError  another one uses this data directory
@@ -42,6 +49,14 @@ class ProblemError(ChoraleError):
         super().__init__(_describe(problem))
         self.problem = problem
         self.retry_after_s = retry_after_s
+
+
+class UnauthenticatedError(ProblemError):
+    """No API key, or one that the server does not accept."""
+
+
+class ForbiddenError(ProblemError):
+    """Not with this key, or not from here."""
 
 
 class NotFoundError(ProblemError):
@@ -79,6 +94,15 @@ class AddressError(ChoraleError):
         super().__init__(
             f"{url!r} is no address of a server; allowed is http://host:port or https://host,"
             " with IPv6 in brackets: http://[::1]:8000"
+        )
+
+
+class KeyFormatError(ChoraleError):
+    """No API key."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the API key has letters that no key has: give it by CHORALE_API_KEY, as it was shown"
         )
 
 
@@ -120,6 +144,33 @@ class DownloadError(ChoraleError):
 
 class AllowListError(ChoraleError):
     """Not on the allow-list, or not valid for it."""
+
+
+class KeyRecordError(ChoraleError):
+    """An API key of this service cannot be made or changed so."""
+
+
+class NoSuchKeyError(KeyRecordError):
+    """No key has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no key {name}; `chorale keys list` shows all")
+
+
+class TakenNameError(KeyRecordError):
+    """Another key in use has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a key {name} already: give another name, or `chorale keys rotate` it")
+
+
+class UnreadableKeyError(KeyRecordError):
+    """The record of a key is damaged."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(
+            f"the record of the key chorale_{key_id} cannot be read: `chorale keys delete` forgets it"
+        )
 
 
 class TimedOutError(ChoraleError):

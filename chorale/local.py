@@ -167,7 +167,9 @@ class LocalStack:
         return [{"CHORALE_MODEL": model} for model in self._options.models] or [{}]
 
     def _serves_all(self, readiness: Readiness) -> bool:
-        return readiness.ready and len(readiness.models) >= len(set(self._options.models))
+        """Where API keys are required, and CHORALE_API_KEY has none with the scope admin, the models are not told."""
+        are_all = not readiness.models or len(readiness.models) >= len(set(self._options.models))
+        return readiness.ready and are_all
 
     def _add(
         self,

@@ -11,7 +11,7 @@ from api_schemas.allow_list import ModelKind
 from chorale.allow_list import AllowListFile
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.server_options import Data, Url, find_server
+from chorale.server_options import Data, Key, Url, find_server
 from chorale.tables import lay_allowed, lay_models
 
 app = typer.Typer(help="List served models, or edit the allow-list of this machine.")
@@ -24,10 +24,10 @@ File = Annotated[
 
 
 @app.callback(invoke_without_command=True)
-def show_served(context: typer.Context, url: Url = None, data: Data = None) -> None:
+def show_served(context: typer.Context, url: Url = None, key: Key = None, data: Data = None) -> None:
     """List served models, or edit the allow-list of this machine."""
     if context.invoked_subcommand is None:
-        with Client(find_server(url, data)) as client:
+        with Client(find_server(url, data), api_key=key) as client:
             Console().print(lay_models(client.models()))
 
 

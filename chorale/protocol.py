@@ -1,5 +1,7 @@
 """Paths, errors and messages of the API, shared by both clients."""
 
+import os
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, TypeVar
@@ -17,11 +19,14 @@ from api_schemas.job import TERMINAL
 from chorale.errors import (
     AddressError,
     ConflictError,
+    ForbiddenError,
     InvalidRequestError,
     JobEndedError,
     JobRunningError,
+    KeyFormatError,
     NotFoundError,
     ProblemError,
+    UnauthenticatedError,
     UnavailableError,
     UnexpectedAnswerError,
 )
@@ -31,6 +36,8 @@ Update = DurableEvent | Snapshot
 Body = TypeVar("Body", bound=BaseModel)
 _update = TypeAdapter[Update](Annotated[Update, Field(discriminator="type")])
 _ERRORS: dict[int, type[ProblemError]] = {
+    401: UnauthenticatedError,
+    403: ForbiddenError,
     404: NotFoundError,
     409: ConflictError,
     410: NotFoundError,
@@ -61,6 +68,18 @@ def server_url(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise AddressError(url)
     return url.rstrip("/")
+
+
+def key_headers(api_key: str | None) -> dict[str, str]:
+    """The headers that carry an API key, by default that of CHORALE_API_KEY; none without.
+
+    Raises:
+        KeyFormatError: it could be no key.
+    """
+    key = (os.environ.get("CHORALE_API_KEY", "") if api_key is None else api_key).strip()
+    if not re.fullmatch("[!-~]*", key):
+        raise KeyFormatError
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def job_path(job_id: str, *parts: str) -> str:

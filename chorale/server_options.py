@@ -12,6 +12,14 @@ from chorale.data_folder import DataFolder
 from chorale.errors import NoServerError
 
 Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
+Key = Annotated[
+    str | None,
+    Option(
+        "--key",
+        envvar="CHORALE_API_KEY",
+        help="API key, where the server needs one. Other users of this machine see options, not the environment.",
+    ),
+]
 Data = Annotated[
     Path | None,
     Option("--data", help="Data directory of the local stack.", show_default="per user"),

@@ -22,6 +22,8 @@ from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.intake import Intake
 from service.jobs.views import JobViews
+from service.keys.caller import CallerDep, reaches
+from service.keys.store import KeyStore
 from service.messages import parse
 from service.metrics import Metrics
 from service.settings import ServiceSettings
@@ -35,6 +37,7 @@ class Services:
 
     settings: ServiceSettings
     redis: Redis
+    keys: KeyStore
     jobs: JobStore
     queue: JobQueue
     catalog: ModelCatalog
@@ -72,16 +75,18 @@ SlotDep = Annotated[Slot, Depends(get_slot)]
 
 
 async def load_job(
-    services: ServicesDep, job_id: Annotated[str, Path(description="Job id, as `POST /v1/jobs` returned it.")]
+    services: ServicesDep,
+    caller: CallerDep,
+    job_id: Annotated[str, Path(description="Job id, as `POST /v1/jobs` returned it.")],
 ) -> Job:
     """The record of the job in the path.
 
     Raises:
-        JobNotFoundError: there is none.
+        JobNotFoundError: there is none, or it is another key's.
     """
     # The service draws all ids: anything of another form is not looked up.
     job = await services.jobs.get(job_id) if job_id.isascii() and job_id.isalnum() else None
-    if job is None:
+    if job is None or not reaches(caller, job.key_id):
         raise JobNotFoundError(job_id)
     return job
 

@@ -11,6 +11,8 @@ ServiceError
 ├── FileMissingError           no such tile or page
 ├── WebhookNotFoundError       no such webhook or delivery
 ├── ForbiddenError             wrong host or origin, or a link that was altered or is over
+├── UnauthenticatedError       no API key, or none that is accepted
+├── ScopeMissingError          the key is not for this; names the scope
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
 ├── NotReadyError              the job has no picture yet
@@ -23,6 +25,8 @@ ServiceError
 ├── NoSpaceError                the store's disk has no space for the job
 └── UnavailableError           Redis or the object store is away, or the machine too busy
 """
+
+from collections.abc import Iterable
 
 from api_schemas.errors import ErrorCode, FieldError
 
@@ -79,6 +83,25 @@ class WebhookNotFoundError(ServiceError): ...
 class ForbiddenError(ServiceError): ...
 
 
+class UnauthenticatedError(ServiceError):
+    """Names its challenge as RFC 6750, 3 has it.
+
+    Args:
+        given: whether there was a credential.
+    """
+
+    def __init__(self, detail: str, *, given: bool) -> None:
+        error = ', error="invalid_token"' if given else ""
+        super().__init__(detail, headers={"WWW-Authenticate": f'Bearer realm="chorale"{error}'})
+
+
+class ScopeMissingError(ServiceError):
+    def __init__(self, needed: str, held: Iterable[str]) -> None:
+        challenge = f'Bearer realm="chorale", error="insufficient_scope", scope="{needed}"'
+        detail = f"this needs the scope {needed}; the key has {', '.join(sorted(held)) or 'none'}"
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
 class ConflictError(_RetryLaterError): ...
 
 
@@ -127,6 +150,8 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     FileMissingError: (404, "not_found", False),
     WebhookNotFoundError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),
+    UnauthenticatedError: (401, "unauthenticated", False),
+    ScopeMissingError: (403, "scope_missing", False),
     ConflictError: (409, "conflict", True),
     IdempotencyMismatchError: (422, "idempotency_mismatch", False),
     NotReadyError: (409, "not_ready", True),
@@ -143,6 +168,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
 # The framework's own refusals, by status.
 HTTP_CODES: dict[int, ErrorCode] = {
     400: "invalid_json",
+    401: "unauthenticated",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",

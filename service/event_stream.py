@@ -29,10 +29,16 @@ class EventStream:
         self._jobs = jobs
         self._ping_interval_s = ping_interval_s
 
-    async def follow(self, job: Job, after: str | None, *, previews: bool) -> AsyncGenerator[Message]:
-        """Everything after event `after`; ends after the terminal event or when the server stops."""
+    async def follow(
+        self, job: Job, after: str | None, *, previews: bool, holder: tuple[str, str] | None = None
+    ) -> AsyncGenerator[Message]:
+        """Everything after event `after`; ends after the terminal event, when the server stops, or with its key.
+
+        Args:
+            holder: of the API key that asks: key id and digest of the secret; None where no keys are used.
+        """
         log = JobLog(self._redis, self._jobs, job, after)
-        with self._hub.subscribe(job.id, previews=previews) as subscription:
+        with self._hub.subscribe(job.id, previews=previews, holder=holder) as subscription:
             # Stored previews come first, so that a late viewer sees the canvas before the log is replayed.
             if previews and not log.ended and job.status != "succeeded":
                 async for message in self._stored_previews(job.id):

@@ -4,22 +4,25 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Final, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from api_schemas.job import TERMINAL, Job
 from api_schemas.webhook import DUE_KEY, WEBHOOKS_QUEUE
 from api_schemas.wire import (
     ACTIVE_KEY,
     JOBS_KEY,
+    KEYS_KEY,
     SET_ASIDE,
     UNREADABLE_PREFIX,
     children_key,
     index_types,
     job_key,
+    jobs_of_key,
     read_id,
 )
 from service.job_queue import JobQueue
 from service.job_store import JobStore
-from service.unreadable import UnreadableRecords
+from service.unreadable import UnreadableRecords, require_wrong_type
 from service.webhooks.recovery import Recovery
 
 _PAGE: Final = 500
@@ -46,9 +49,9 @@ class Indexes:
     async def repair(self) -> None:
         """Move keys of a wrong type aside; list all jobs again if one of their lists was among them."""
         orphaned = self._jobs.lost_children.copy()
-        types = index_types([*await self._queue.names(), WEBHOOKS_QUEUE]) | dict.fromkeys(
-            map(children_key, orphaned), "set"
-        )
+        of_keys = await self._name_indexes_of_keys()
+        types = index_types([*await self._queue.names(), WEBHOOKS_QUEUE])
+        types |= dict.fromkeys(map(children_key, orphaned), "set") | dict.fromkeys(of_keys, "zset")
         moved = await cast(
             Awaitable[list[bytes]], self._redis.eval(SET_ASIDE, len(types), *types, *types.values())
         )
@@ -56,11 +59,20 @@ class Indexes:
             self._unreadable.tell(
                 "index", key, f"of another type; it is now {UNREADABLE_PREFIX}{key.decode()}"
             )
-        aside = [UNREADABLE_PREFIX + key for key in _REBUILT]
+        aside = [UNREADABLE_PREFIX + key for key in (*_REBUILT, *of_keys)]
         if orphaned or await self._redis.exists(*aside):
             await self._list_all_jobs(orphaned)
             await self._redis.delete(*aside, *(UNREADABLE_PREFIX + children_key(each) for each in orphaned))
             self._jobs.lost_children -= orphaned
+
+    async def _name_indexes_of_keys(self) -> list[str]:
+        """The indexes of all API keys; none while the list of keys is of another type."""
+        try:
+            members = cast(list[bytes], await self._redis.zrange(KEYS_KEY, 0, -1))  # pyright: ignore[reportUnknownMemberType]
+        except RedisError as error:
+            require_wrong_type(error)
+            return []
+        return [jobs_of_key(key_id) for key_id in map(read_id, members) if key_id]
 
     async def _list_all_jobs(self, orphaned: set[str]) -> None:
         async for job_ids in self._scan():
@@ -70,7 +82,8 @@ class Indexes:
 
     async def _list(self, job: Job, orphaned: set[str]) -> None:
         parent = job.request.parent
-        await self._redis.zadd(JOBS_KEY, {job.id: job.created_at})
+        for index in {JOBS_KEY, jobs_of_key(job.key_id)}:
+            await self._redis.zadd(index, {job.id: job.created_at})
         if job.status not in TERMINAL:
             await self._redis.sadd(ACTIVE_KEY, job.id)
         if parent is not None and parent in orphaned:

@@ -24,6 +24,7 @@ from api_schemas.wire import (
     children_key,
     events_key,
     job_key,
+    jobs_of_key,
     previews_key,
     read_id,
     read_job,
@@ -51,9 +52,13 @@ class JobStore:
         """
         job = begin(event)
         async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.eval(SET_ASIDE, 2, ACTIVE_KEY, JOBS_KEY, "set", "zset")
+            indexes = sorted({JOBS_KEY, jobs_of_key(job.key_id)})
+            transaction.eval(
+                SET_ASIDE, 1 + len(indexes), ACTIVE_KEY, *indexes, "set", *("zset" for _ in indexes)
+            )
             transaction.sadd(ACTIVE_KEY, job.id)
-            transaction.zadd(JOBS_KEY, {job.id: event.ts})
+            for index in indexes:
+                transaction.zadd(index, {job.id: event.ts})
             if webhook is not None:
                 transaction.hset(webhook_key("job", job.id), mapping=webhook)
             if job.request.parent is not None:  # one of another type is found out when it is read
@@ -104,20 +109,25 @@ class JobStore:
         if job_ids:
             await self._redis.srem(ACTIVE_KEY, *job_ids)
 
-    async def list_older(self, before: tuple[float, str] | None, count: int) -> list[tuple[float, str]]:
+    async def list_older(
+        self, before: tuple[float, str] | None, count: int, key_id: str = ""
+    ) -> list[tuple[float, str]]:
         """Creation time and id of jobs that come after `before`, newest first.
 
         Equal times are ordered by id, downwards, as Redis does.
+
+        Args:
+            key_id: of the API key whose jobs these are; empty: all jobs.
         """
         top = "+inf" if before is None else repr(before[0])
-        return await self._scan(top, "-inf", before, count, newest_first=True)
+        return await self._scan(jobs_of_key(key_id), top, "-inf", before, count, newest_first=True)
 
     async def list_newer(
         self, after: tuple[float, str] | None, until: float, count: int
     ) -> list[tuple[float, str]]:
         """Creation time and id of jobs created up to `until` that come after `after`, oldest first."""
         bottom = "-inf" if after is None else repr(after[0])
-        return await self._scan(bottom, repr(until), after, count, newest_first=False)
+        return await self._scan(JOBS_KEY, bottom, repr(until), after, count, newest_first=False)
 
     async def list_children(self, job_id: str) -> list[str]:
         """Jobs that were derived from this one, oldest first; none until a damaged list is rebuilt."""
@@ -130,11 +140,12 @@ class JobStore:
             return []
         return sorted(filter(None, map(self._read_id, members)))
 
-    async def delete(self, job_id: str, parent: str | None = None) -> None:
+    async def delete(self, job_id: str, parent: str | None = None, key_id: str = "") -> None:
         """Delete an ended job; the streams of its log end when they find no record.
 
         Args:
             parent: that it was derived from; its children are that one's from now on, as they share its files.
+            key_id: of the API key that made it.
         """
         own = (job_key, events_key, previews_key, cancel_key, children_key, deliveries_key)
         (heir,) = await self.get_many([parent]) if parent else (None,)
@@ -145,19 +156,27 @@ class JobStore:
                 transaction.eval(CHANGE_SET, 1, children_key(parent), "SREM", job_id)
                 for child in children:
                     transaction.eval(CHANGE_SET, 1, children_key(parent), "SADD", child)
-            transaction.zrem(JOBS_KEY, job_id)
+            for index in {JOBS_KEY, jobs_of_key(key_id)}:
+                transaction.zrem(index, job_id)
             transaction.srem(ACTIVE_KEY, job_id)
             await transaction.execute()
 
     async def _scan(
-        self, first: str, last: str, passed: tuple[float, str] | None, count: int, *, newest_first: bool
+        self,
+        index: str,
+        first: str,
+        last: str,
+        passed: tuple[float, str] | None,
+        count: int,
+        *,
+        newest_first: bool,
     ) -> list[tuple[float, str]]:
-        """Rows of the index with scores from `first` to `last`, but only those behind `passed`."""
+        """Rows of an index with scores from `first` to `last`, but only those behind `passed`."""
         found: list[tuple[float, str]] = []
         offset = 0
         while len(found) < count:
             answer = await self._redis.zrange(  # pyright: ignore[reportUnknownMemberType]
-                JOBS_KEY, first, last, newest_first, True, byscore=True, offset=offset, num=count
+                index, first, last, newest_first, True, byscore=True, offset=offset, num=count
             )
             rows = [
                 (score, job_id)

@@ -47,9 +47,13 @@ from service.jobs.intake import Intake
 from service.jobs.reconciler import Reconciler
 from service.jobs.retention import Retention
 from service.jobs.views import JobViews
+from service.keys.bind import lacks_keys
+from service.keys.middleware import KeyMiddleware
+from service.keys.store import KeyStore
+from service.keys.watch import KeyWatch
 from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.routes import derived, events, images, jobs, models, system, viewer, webhooks
+from service.routes import derived, events, images, jobs, models, session, system, viewer, webhooks
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
@@ -115,7 +119,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.state.services = services
     app.state.background = background
     app.state.hub = hub
-    _add_doors(app, settings, metrics)
+    _add_doors(app, settings, metrics, services.keys)
     return app
 
 
@@ -130,9 +134,9 @@ def main() -> None:
         settings = ServiceSettings()
     except ValidationError as error:
         sys.exit(refuse(describe_refused(error)))
-    if not settings.is_loopback() and not settings.allow_open_bind:
-        why = f"CHORALE_HOST={settings.host} would let anyone on the network create jobs:"
-        sys.exit(refuse(f"{why} set CHORALE_ALLOW_OPEN_BIND=1 to allow this, or bind 127.0.0.1"))
+    if not settings.is_loopback() and lacks_keys(settings.redis_url):
+        why = f"CHORALE_HOST={settings.host} is open to the network, and there is no API key yet:"
+        sys.exit(refuse(f"{why} make one by `chorale keys create NAME`, or bind 127.0.0.1"))
     tell_doubts(settings)
     raise_descriptor_limit(settings.max_connections)
     app = create_app(settings)
@@ -207,6 +211,7 @@ def _build_services(
     catalog = ModelCatalog(client, unreadable)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     images = ImageStore.open(settings)
+    keys = KeyStore(client, unreadable, always=not settings.is_loopback())
     space = DiskSpace(images.folder, settings.disk_reserve_bytes)
     admission = Admission(catalog, queue, throughput, space, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
@@ -215,6 +220,7 @@ def _build_services(
     return Services(
         settings=settings,
         redis=client,
+        keys=keys,
         jobs=store,
         queue=queue,
         catalog=catalog,
@@ -237,17 +243,25 @@ def _build_background(
     interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
     reconciler = Reconciler(services.jobs, services.queue, indexes, recovery, services.metrics, interval_s)
     retention = Retention(services.jobs, services.queue, services.images, keep_s, interval_s)
-    tasks = {"live": hub.run, "reconciler": reconciler.run, "retention": retention.run}
+    tasks = {
+        "live": hub.run,
+        "reconciler": reconciler.run,
+        "retention": retention.run,
+        "keys": KeyWatch(services.keys, hub).run,
+    }
     return Background(services.metrics, tasks)
 
 
-def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
-    for routes in (jobs, derived, events, images, models, webhooks, system, viewer):
+def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics, keys: KeyStore) -> None:
+    for routes in (jobs, derived, events, images, models, webhooks, session, system, viewer):
         app.include_router(routes.router)
         _answer_head(app, routes.router)
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
+    app.add_middleware(
+        KeyMiddleware, keys=keys
+    )  # innermost: a refusal is counted, has its id and is told to other sites
     # Of all pictures of a body: masks of regions are small.
     upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
     middleware.install(app, metrics, settings, body_limit=settings.max_body_bytes, upload_limit=upload_limit)

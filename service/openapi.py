@@ -14,12 +14,16 @@ from service.errors import (
     BodyTooLargeError,
     BodyTooSlowError,
     ForbiddenError,
+    ScopeMissingError,
     ServiceError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from service.http.problems import MEDIA_TYPE
 from service.images.formats import name_formats, readable_formats
 from service.jobs.submission import PICTURE_PARTS, REQUEST_PART
+from service.keys.doors import find_followed_job, find_needed_scope
+from service.keys.middleware import COOKIE, TICKET
 
 _WEBHOOK: dict[str, object] = {
     "summary": "A job has ended, or has begun",
@@ -44,6 +48,24 @@ _WEBHOOK: dict[str, object] = {
         },
     },
     "responses": {"2XX": {"description": "It was taken."}},
+}
+_ANYWHERE = (
+    BodyTooLargeError,
+    BodyTooSlowError,
+    ForbiddenError,
+    ScopeMissingError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+# Where keys are required, one of them is: a key, the cookie of a page that has signed in, or a ticket for one stream.
+_SCHEMES = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key; where the service has none, nothing is needed.",
+    },
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+    "ticket": {"type": "apiKey", "in": "query", "name": TICKET},
 }
 Responses = dict[int | str, dict[str, object]]
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
@@ -89,7 +111,7 @@ SUBMISSION_BODY: dict[str, object] = {
 def problems(*errors: type[ServiceError]) -> Responses:
     """Responses for these errors and for those that any route can give."""
     codes: dict[int, list[str]] = {INTERNAL_ERROR[0]: [INTERNAL_ERROR[1]]}
-    for error in (*errors, BodyTooLargeError, BodyTooSlowError, ForbiddenError, UnavailableError):
+    for error in (*errors, *_ANYWHERE):
         status, code, _ = STATUS[error]
         codes.setdefault(status, []).append(code)
     return {status: _declare(sorted(set(names))) for status, names in sorted(codes.items())}
@@ -126,4 +148,17 @@ def _complete(schema: dict[str, object]) -> dict[str, object]:
     schemas.update({f"{name}-Input": part for name, part in parts.items()})
     schemas["GenerationRequest"] = asked
     schema["webhooks"] = {"job": {"post": _WEBHOOK}}
+    components["securitySchemes"] = dict(_SCHEMES)
+    for path, operations in cast(dict[str, dict[str, dict[str, object]]], schema["paths"]).items():
+        for method, operation in operations.items():
+            operation["security"] = _name_credentials(method.upper(), path)
     return schema
+
+
+def _name_credentials(method: str, path: str) -> list[dict[str, list[str]]]:
+    """Alternatives, each with the scope that it must have."""
+    scope = find_needed_scope(method, path)
+    if scope is None:
+        return []
+    schemes = ("key", "session", "ticket") if find_followed_job(path) else ("key", "session")
+    return [{scheme: [scope]} for scheme in schemes]

@@ -91,7 +91,6 @@ class ServiceSettings(SharedSettings, BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
-    allow_open_bind: bool = False
     allowed_hosts: Words = Field(
         default=(),
         description="Names in URLs of this server beside addresses, localhost and the machine's name; *.a.example for all below.",

@@ -9,7 +9,17 @@ from redis.exceptions import ResponseError
 from service.metrics import Metrics
 
 Kind = Literal[
-    "job", "event", "preview", "model", "heartbeat", "idempotency", "index", "queued", "webhook", "delivery"
+    "job",
+    "event",
+    "preview",
+    "model",
+    "heartbeat",
+    "idempotency",
+    "index",
+    "queued",
+    "webhook",
+    "delivery",
+    "key",
 ]
 _REMEMBERED: Final = 10_000
 log = logging.getLogger(__name__)

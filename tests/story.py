@@ -45,6 +45,7 @@ from api_schemas.wire import (
     append_event,
     events_key,
     job_key,
+    jobs_of_key,
     pack_preview,
     previews_key,
 )
@@ -79,16 +80,16 @@ class Story:
         self.redis.set(WORKER_KEY_PREFIX + worker, card.name, ex=600)
         self.redis.sadd(WORKERS_KEY, worker)
 
-    def queue(self, job_id: str, **choices: object) -> str:
+    def queue(self, job_id: str, *, key_id: str = "", **choices: object) -> str:
         """Record a job without the service."""
         request = ResolvedRequest.model_validate(
             {"model": CARD.name, "steps": 12, "guidance_scale": 5.0, "seed": 7} | choices
         )
         cost = Cost(tiles=1, megapixel_steps=1.0, vram_gib=0.1)
-        event = JobQueued(
-            job_id=job_id, attempt=0, ts=time.time(), data=QueuedData(request=request, cost=cost)
-        )
-        self.redis.zadd(JOBS_KEY, {job_id: event.ts})
+        data = QueuedData(request=request, cost=cost, key_id=key_id)
+        event = JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
+        for index in {JOBS_KEY, jobs_of_key(key_id)}:
+            self.redis.zadd(index, {job_id: event.ts})
         return self._write("", begin(event), event, token="", install="")
 
     def start(self, job_id: str, attempt: int = 1) -> str:

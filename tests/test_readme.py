@@ -31,7 +31,7 @@ def test_make_targets_exist(target: str) -> None:
 @pytest.mark.parametrize("command", CHORALE)
 def test_chorale_commands_are_known(command: str) -> None:
     _, name, *arguments = shlex.split(command)
-    words = [name, arguments[0]] if name == "models" and arguments else [name]
+    words = [name, arguments[0]] if name in ("models", "keys") and arguments else [name]
     usage = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
     assert usage.exit_code == 0
     for option in (argument for argument in arguments if argument.startswith("-")):

@@ -20,7 +20,8 @@ from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
 from api_schemas.generation import GenerationRequest
-from api_schemas.webhook import hide_secrets
+from api_schemas.keys import hide_secrets
+from api_schemas.webhook import hide_webhook_secrets
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -55,21 +56,26 @@ def answer(scope: Scope, error: ServiceError) -> Response:
     return _respond(scope, status, code, error.detail, retryable, error.errors, error.headers)
 
 
+def answer_unavailable(scope: Scope, error: Exception) -> Response:
+    """The problem body of what the queue server or the object store has answered, if anything."""
+    log.warning("%s: %s", _describe(scope), str(error).partition("\n")[0])
+    outage = explain_store(error) if isinstance(error, StoreError) else explain_queue(error)
+    return answer(scope, UnavailableError(outage.message, retry_after_s=_RETRY_AFTER_S))
+
+
 async def _answer_service_error(request: Request, error: Exception) -> Response:
     return answer(request.scope, cast(ServiceError, error))
 
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
-    log.warning("%s: %s", _describe(request), str(error).partition("\n")[0])
-    outage = explain_store(error) if isinstance(error, StoreError) else explain_queue(error)
-    return answer(request.scope, UnavailableError(outage.message, retry_after_s=_RETRY_AFTER_S))
+    return answer_unavailable(request.scope, error)
 
 
 async def _answer_full_disk(request: Request, error: Exception) -> Response:
     """Large bodies are written to files while they arrive; any other error of the system is one of ours."""
     if not is_disk_full(cast(OSError, error)):
         raise error
-    log.error("%s: %s", _describe(request), error)
+    log.error("%s: %s", _describe(request.scope), error)
     return answer(
         request.scope, UnavailableError("the disk of the service is full", retry_after_s=_RETRY_AFTER_S)
     )
@@ -93,7 +99,7 @@ async def _answer_validation_error(request: Request, error: Exception) -> Respon
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     failure = cast(HTTPException, error)
     code = HTTP_CODES.get(failure.status_code, INTERNAL_ERROR[1])
-    detail = f"{_describe(request)}: {failure.detail}"
+    detail = f"{_describe(request.scope)}: {failure.detail}"
     headers = dict(failure.headers or {})
     if "Allow" in headers:
         headers["Allow"] = _name_methods(_allowed_methods(request) or headers["Allow"].split(", "))
@@ -173,9 +179,9 @@ def _name_methods(described: Sequence[str]) -> str:
     return ", ".join(sorted({*described, *(["HEAD"] if "GET" in described else [])}))
 
 
-def _describe(request: Request) -> str:
-    """Method and path; what is called a request here may be a WebSocket's handshake."""
-    return f"{request.scope.get('method', 'WS')} {request.url.path}"
+def _describe(scope: Scope) -> str:
+    """Method and path; this may be a WebSocket's handshake."""
+    return f"{scope.get('method', 'WS')} {scope['path']}"
 
 
 def _describe_json_error(failure: dict[str, object]) -> str:
@@ -203,7 +209,7 @@ def _field_error(failure: dict[str, object], body: type[BaseModel]) -> FieldErro
     field = ".".join(location[1:] or location)
     return FieldError(
         field=_printable(field)[:_VALUE_LENGTH],
-        value=_shorten(hide_secrets(failure.get("input"), location)),
+        value=_shorten(hide_webhook_secrets(failure.get("input"), location)),
         allowed=_printable(_allowed(failure, location, body)),
     )
 
@@ -218,12 +224,12 @@ def _allowed(failure: dict[str, object], location: list[str], model: type[BaseMo
 
 
 def _shorten(value: object) -> str:
-    """What was sent, as ASCII JSON: lone surrogates could not be encoded otherwise."""
+    """What was sent but for secrets, as ASCII JSON: lone surrogates could not be encoded otherwise."""
     try:
-        return json.dumps(value)[:_VALUE_LENGTH]
+        return hide_secrets(json.dumps(value))[:_VALUE_LENGTH]
     except (TypeError, ValueError, RecursionError):
         return ascii(value)[:_VALUE_LENGTH]
 
 
 def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    return hide_secrets(text.encode("utf-8", "backslashreplace").decode())

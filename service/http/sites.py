@@ -73,10 +73,8 @@ class SiteMiddleware:
     def _check_page(self, scope: Scope, headers: Headers, host: str) -> str | None:
         if scope["type"] == "http" and scope["method"] in _SAFE:
             return None
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if origin in self._origins or site in ("same-origin", "none"):
-            return None
-        if site is None and (origin is None or is_same_origin(origin, host)):
+        origin = headers.get("origin")
+        if origin in self._origins or is_own_page(headers, host):
             return None
         return (
             f"pages of {(origin or 'another site')[:100]!a} may not use this server;"
@@ -101,6 +99,18 @@ def is_own_host(host: str, names: Iterable[str]) -> bool:
         return not host
     name = match[1].strip("[]").rstrip(".")
     return _is_address(name) or any(_fits(name, pattern) for pattern in names)
+
+
+def is_own_page(headers: Headers, host: str) -> bool:
+    """Whether a page of ours makes a browser send this, by what the browser says; programs say nothing.
+
+    Args:
+        host: that the browser has in its address bar.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    return origin is None or is_same_origin(origin, host)
 
 
 def is_same_origin(origin: str, host: str) -> bool:

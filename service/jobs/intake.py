@@ -59,6 +59,8 @@ class Intake:
         job_id = draw_job_id()
         if key is None:
             return await self._create(job_id, submission)
+        if submission.key_id:  # those of each API key are its own
+            key = f"{submission.key_id} {key}"
         owner = await self._idempotency.claim(key, submission.fingerprint(), job_id)
         if owner == job_id:
             return await self._create_claimed(job_id, submission, key)
@@ -112,7 +114,7 @@ class Intake:
             require_pictures(submission)
             return await self._admit_with_pictures(job_id, submission)
         source = (
-            await find_source(request.source.job, self._jobs)
+            await find_source(request.source.job, self._jobs, submission.reaches)
             if request.source and request.source.job
             else None
         )

@@ -57,7 +57,7 @@ class Retention:
             jobs = await self._jobs.get_many([job_id for _, job_id in rows])
             for (_, job_id), job in zip(rows, jobs, strict=True):
                 if _is_over(job, oldest) and await self._provide_for_children(job_id):
-                    await self._remove(job_id, job.request.parent if isinstance(job, Job) else None)
+                    await self._remove(job_id, job if isinstance(job, Job) else None)
 
     async def _provide_for_children(self, job_id: str) -> bool:
         """Give its pyramid tiles to the jobs that have them in common; False while one of those has not ended."""
@@ -86,10 +86,13 @@ class Retention:
             if job is None:
                 await self._delete_files(job_id)
 
-    async def _remove(self, job_id: str, parent: str | None) -> None:
+    async def _remove(self, job_id: str, job: Job | None) -> None:
         await self._delete_files(job_id)
         await self._queue.forget(job_id)
-        await self._jobs.delete(job_id, parent)
+        if job is None:
+            await self._jobs.delete(job_id)
+        else:
+            await self._jobs.delete(job_id, job.request.parent, job.key_id)
 
     async def _delete_files(self, job_id: str) -> None:
         for folder in job_folders(job_id):

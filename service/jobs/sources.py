@@ -1,6 +1,6 @@
 """What a request leaves to the picture that it begins with: sizes, strength, and whether its parts fit each other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from api_schemas.catalog import ModelCard
@@ -64,13 +64,17 @@ class FoundSource:
         return (place.left, place.top, place.width, place.height) == (0, 0, *self.size)
 
 
-async def find_source(job_id: str, jobs: JobStore) -> FoundSource:
+async def find_source(job_id: str, jobs: JobStore, reaches: Callable[[Job], bool]) -> FoundSource:
     """The picture of a finished job.
+
+    Args:
+        reaches: whether a job is there for who asks.
 
     Raises:
         InvalidRequestError: there is no such job, or it has no picture.
     """
     job = await jobs.get(job_id)
+    job = job if job is not None and reaches(job) else None
     if job is not None and job.result is not None:
         return FoundSource((job.request.width_px, job.request.height_px), job)
     state = "no such job, or it has expired" if job is None else f"a job that is {job.status}"

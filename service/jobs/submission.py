@@ -38,6 +38,7 @@ class Submission:
         parent: the job that it was derived from, whose pictures it has too.
         siblings: how many were asked for at once, this one included.
         key_id: of the API key that asks; empty where no keys are used.
+        reaches_all: whether it may begin with a job of another key.
     """
 
     request: GenerationRequest
@@ -45,6 +46,7 @@ class Submission:
     parent: Job | None = None
     siblings: int = 1
     key_id: str = ""
+    reaches_all: bool = False
 
     @property
     def parent_id(self) -> str | None:
@@ -52,6 +54,10 @@ class Submission:
         if self.parent is not None:
             return self.parent.id
         return self.request.source.job if self.request.source else None
+
+    def reaches(self, job: Job) -> bool:
+        """Whether it may begin with the picture of this job."""
+        return self.reaches_all or job.key_id == self.key_id
 
     def fingerprint(self) -> str:
         """The same for the same request with the same pictures, also for a later version that has more fields."""

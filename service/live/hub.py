@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Final, cast
 
@@ -44,9 +44,11 @@ class LiveHub:
         self._closed = False
 
     @contextmanager
-    def subscribe(self, job_id: str, *, previews: bool) -> Generator[Subscription]:
+    def subscribe(
+        self, job_id: str, *, previews: bool, holder: tuple[str, str] | None = None
+    ) -> Generator[Subscription]:
         """A subscription to a job, until the end of the `with` block."""
-        subscription = Subscription(previews=previews)
+        subscription = Subscription(previews=previews, holder=holder)
         if self._closed:
             subscription.close()
         self._subscriptions.setdefault(job_id, set()).add(subscription)
@@ -64,6 +66,16 @@ class LiveHub:
         self._closed = True
         for subscription in self._all():
             subscription.close()
+
+    def list_holders(self) -> set[tuple[str, str]]:
+        """Of all API keys by which subscriptions were opened."""
+        return {each.holder for each in self._all() if each.holder is not None}
+
+    def release(self, holders: Set[tuple[str, str]]) -> None:
+        """End the subscriptions of these."""
+        for subscription in self._all():
+            if subscription.holder in holders:
+                subscription.close()
 
     async def run(self) -> None:
         """Read until cancelled. While Redis is unreachable, clients wait."""

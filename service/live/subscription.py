@@ -29,10 +29,15 @@ class Delivery:
 
 
 class Subscription:
-    """Holds little: what does not fit is dropped and fetched again from Redis when the client is ready."""
+    """Holds little: what does not fit is dropped and fetched again from Redis when the client is ready.
 
-    def __init__(self, *, previews: bool) -> None:
+    Args:
+        holder: of the API key by which it was opened, if keys are used: key id and digest of the secret.
+    """
+
+    def __init__(self, *, previews: bool, holder: tuple[str, str] | None = None) -> None:
         self.wants_previews = previews
+        self.holder = holder
         self._events: list[EventMessage] = []
         self._previews: list[bytes] = []
         self._preview_bytes = 0

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from api_schemas.answers import JobPage, JobView
 from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
 from api_schemas.errors import FieldError
-from api_schemas.generation import GenerationRequest
 from api_schemas.job import Job
 from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
@@ -26,9 +25,10 @@ from service.errors import (
     ResultNeverError,
 )
 from service.jobs.submission import Submission
+from service.keys.caller import CallerDep
 from service.openapi import problems
 from service.routes.images import require_result
-from service.routes.jobs import IdempotencyKey
+from service.routes.jobs import IdempotencyKey, submit_as
 
 router = APIRouter(tags=["jobs"])
 _PROBLEMS = problems(
@@ -57,13 +57,16 @@ async def reroll(
     parent: Parent,
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job that inpaints a part of this job's picture; every pixel outside of the part stays (a JPEG is encoded again)."""
     with _explained():
         request = body.derive(parent.id, parent.request)
     try:
-        return await _submit(request, parent, response, services, idempotency_key)
+        return await _submit(
+            submit_as(caller, Submission(request, parent=parent)), response, services, idempotency_key
+        )
     except InvalidRequestError as error:
         raise InvalidRequestError([_name_region(each) for each in error.errors]) from error
 
@@ -74,23 +77,32 @@ async def extend(
     parent: Parent,
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job that makes more picture around this job's, whose own pixels stay (a JPEG is encoded again)."""
     with _explained():
         request = body.derive(parent.id, parent.request)
-    return await _submit(request, parent, response, services, idempotency_key)
+    return await _submit(
+        submit_as(caller, Submission(request, parent=parent)), response, services, idempotency_key
+    )
 
 
 @router.post("/v1/jobs/{job_id}/variations", status_code=202, response_model=JobPage, responses=_PROBLEMS)
 async def vary(
-    body: VariationsRequest, parent: Parent, services: ServicesDep, idempotency_key: IdempotencyKey = None
+    body: VariationsRequest,
+    parent: Parent,
+    services: ServicesDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobPage:
     """Queue jobs that ask for the same with neighbouring initial noise."""
     token = idempotency_key or token_hex(16)
     with _explained():
         requests = list(body.derive(parent.request, token))
-    submissions = [Submission(request, parent=parent, siblings=body.count) for request in requests]
+    submissions = [
+        submit_as(caller, Submission(request, parent=parent, siblings=body.count)) for request in requests
+    ]
     jobs = await services.intake.take_all(submissions, token)
     return JobPage(data=await services.views.show_all(jobs), next=None)
 
@@ -113,9 +125,9 @@ def _name_region(error: FieldError) -> FieldError:
 
 
 async def _submit(
-    request: GenerationRequest, parent: Job, response: Response, services: ServicesDep, key: str | None
+    submission: Submission, response: Response, services: ServicesDep, key: str | None
 ) -> JobView:
-    job = await services.intake.take(Submission(request, parent=parent), key)
+    job = await services.intake.take(submission, key)
     view = await services.views.show(job)
     response.headers["Location"] = view.urls.self
     return view

@@ -13,8 +13,10 @@ from starlette.responses import StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api_schemas.job import TERMINAL
+from api_schemas.keys import Ticket, draw_secret
 from service.dependencies import After, LoadedJob, ServicesDep, require_seq
 from service.errors import InvalidRequestError, JobNotFoundError, JobUnreadableError
+from service.keys.middleware import get_credential, get_holder
 from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting, order
 from service.openapi import problems
 
@@ -69,7 +71,7 @@ async def stream_events(
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":
         return StreamingResponse(iter(()), headers=headers, media_type="text/event-stream")
-    messages = services.events.follow(job, after, previews=False)
+    messages = services.events.follow(job, after, previews=False, holder=get_holder(request))
     return EventSourceResponse(_encode_all(messages), headers=headers)
 
 
@@ -79,11 +81,23 @@ async def follow_job(
 ) -> None:
     """The same events as JSON text, and previews as binary messages (see api_schemas/wire.py)."""
     await websocket.accept()
-    messages = services.events.follow(job, after, previews=True)
+    messages = services.events.follow(job, after, previews=True, holder=get_holder(websocket))
     async with anyio.create_task_group() as group:
         group.start_soon(_serve, websocket, messages, services.settings.send_timeout_s, group.cancel_scope)
         await _await_disconnect(websocket)
         group.cancel_scope.cancel()
+
+
+@router.post(
+    "/v1/jobs/{job_id}/ticket",
+    response_model=Ticket,
+    responses=problems(JobNotFoundError, JobUnreadableError),
+)
+async def write_ticket(request: Request, job: LoadedJob, services: ServicesDep) -> Ticket:
+    """A ticket that opens one of this job's streams, once and within 30 s, for what cannot send headers: `WebSocket` and `EventSource` in pages of other sites. When the stream is lost, ask for another, and go on with `after`."""
+    credential = get_credential(request)
+    ticket = await services.keys.write_ticket(credential, job.id) if credential else draw_secret()
+    return Ticket(ticket=ticket)
 
 
 async def _encode_all(messages: AsyncGenerator[Message]) -> AsyncIterator[bytes]:

@@ -5,6 +5,7 @@ import binascii
 import logging
 import re
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -26,6 +27,8 @@ from service.errors import (
 )
 from service.http.bodies import release_body
 from service.jobs.submission import Submission, read_submission
+from service.keys.caller import CallerDep, key_id_of, reaches, reaches_all
+from service.keys.record import ApiKey
 from service.openapi import SUBMISSION_BODY, problems
 
 MAX_WAIT_S: Final = 60
@@ -50,15 +53,22 @@ Prefer = Annotated[
 ]
 
 
-async def take_submission(request: Request, services: ServicesDep) -> AsyncGenerator[Submission]:
+async def take_submission(
+    request: Request, services: ServicesDep, caller: CallerDep
+) -> AsyncGenerator[Submission]:
     settings = services.settings
     submission = await read_submission(
         request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
     )
     try:
-        yield submission
+        yield submit_as(caller, submission)
     finally:
         submission.close()
+
+
+def submit_as(caller: ApiKey | None, submission: Submission) -> Submission:
+    """The submission of this caller, whose job it makes."""
+    return replace(submission, key_id=key_id_of(caller), reaches_all=reaches_all(caller))
 
 
 @router.post(
@@ -110,21 +120,27 @@ async def create_job(
     response_model=JobView,
     responses=problems(JobNotFoundError, JobUnreadableError, InvalidRequestError),
 )
-async def get_job(job: LoadedJob, services: ServicesDep) -> JobView:
+async def get_job(job: LoadedJob, services: ServicesDep, caller: CallerDep) -> JobView:
     """The current state of one job."""
     view = await services.views.show(job)
-    return view.model_copy(update={"children": await services.jobs.list_children(job.id)})
+    children = await services.jobs.list_children(job.id)
+    if not reaches_all(caller):  # an operator may have made one of it
+        found = await services.jobs.get_many(children)
+        children = [each.id for each in found if isinstance(each, Job) and reaches(caller, each.key_id)]
+    return view.model_copy(update={"children": children})
 
 
 @router.get("/v1/jobs", response_model=JobPage, responses=problems(InvalidRequestError))
 async def list_jobs(
     services: ServicesDep,
+    caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[str | None, Query(max_length=200, description="`next` of the previous page.")] = None,
     status: Annotated[JobStatus | None, Query()] = None,
 ) -> JobPage:
-    """List jobs, newest first. New jobs do not shift later pages. A page may be short; the last has `next: null`."""
-    jobs, position = await _find_page(services, read_cursor(cursor) if cursor else None, limit, status)
+    """List jobs of this key, or of all where no keys are used, newest first. New jobs do not shift later pages. A page may be short; the last has `next: null`."""
+    before, whose = read_cursor(cursor) if cursor else None, "" if reaches_all(caller) else key_id_of(caller)
+    jobs, position = await _find_page(services, before, limit, status, whose)
     next_cursor = write_cursor(position) if position else None
     return JobPage(data=await services.views.show_all(jobs), next=next_cursor)
 
@@ -149,13 +165,13 @@ async def cancel_job(job: LoadedJob, response: Response, services: ServicesDep) 
 
 
 async def _find_page(
-    services: ServicesDep, before: tuple[float, str] | None, limit: int, status: JobStatus | None
+    services: ServicesDep, before: tuple[float, str] | None, limit: int, status: JobStatus | None, key_id: str
 ) -> tuple[list[Job], tuple[float, str] | None]:
     """Up to `limit` jobs, and the position of the last one looked at if there are more."""
     found: list[Job] = []
     scanned = 0
     while scanned < _SCAN_LIMIT:
-        rows = await services.jobs.list_older(before, limit + 1)
+        rows = await services.jobs.list_older(before, limit + 1, key_id)
         jobs = await services.jobs.get_many([job_id for _, job_id in rows])
         for position, job in list(zip(rows, jobs, strict=True))[:limit]:
             before = position

@@ -5,7 +5,7 @@ from contextlib import suppress
 from math import nan
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from redis.exceptions import RedisError
@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from api_schemas.answers import Readiness
 from service.dependencies import BackgroundDep, Services, ServicesDep
 from service.job_queue import Load
+from service.keys.caller import is_operator
 from service.openapi import problems
 from service.readiness import examine
 
@@ -37,11 +38,17 @@ async def check_health() -> Health:
         503: {"model": Readiness, "description": "A part is not available; the body names it."},
     },
 )
-async def check_readiness(response: Response, services: ServicesDep, background: BackgroundDep) -> Readiness:
-    """Readiness: whether a job posted now would run."""
+async def check_readiness(
+    request: Request, response: Response, services: ServicesDep, background: BackgroundDep
+) -> Readiness:
+    """Readiness: whether a job posted now would run. Where keys are required, only one with the scope admin is told why."""
     readiness = await examine(services)
     if not readiness.ready:
         response.status_code = 503
+    if not is_operator(request):
+        return Readiness(
+            ready=readiness.ready, queue=readiness.queue, store=readiness.store, workers=[], models=[]
+        )
     return readiness.model_copy(update={"background": background.list_troubles()})
 
 

@@ -1,5 +1,7 @@
 // All requests to the server. Paths are relative: a proxy may serve all this below a path of its own.
 
+import { askForKey, countSignIns } from "./sign_in.js";
+
 // A refusal with its problem body (RFC 9457).
 export class Refusal extends Error {
   constructor(problem) {
@@ -82,15 +84,23 @@ async function call(path, options) {
 }
 
 async function reach(path, options) {
-  let response;
+  const since = countSignIns();
+  const response = await ask(path, options);
+  if (response.ok) return response;
+  if (response.status === 401) {
+    await askForKey(since);
+    return reach(path, options);
+  }
+  const problem = await response.json().catch(() => ({ detail: `The server answered ${response.status}.` }));
+  throw new Refusal({ status: response.status, ...problem });
+}
+
+async function ask(path, options) {
   try {
-    response = await fetch(path, options);
+    return await fetch(path, options);
   } catch {
     throw new Refusal({ detail: "The server does not answer.", code: "unreachable", status: 0, retryable: true });
   }
-  if (response.ok) return response;
-  const problem = await response.json().catch(() => ({ detail: `The server answered ${response.status}.` }));
-  throw new Refusal({ status: response.status, ...problem });
 }
 
 function randomWord() {

@@ -10,6 +10,7 @@ import { Lineage } from "./lineage.js";
 import { PictureView } from "./picture_view.js";
 import { RecentList } from "./recent_list.js";
 import { drawSheet, hideSheet } from "./sheet.js";
+import { loadAccount } from "./sign_in.js";
 import { Tools } from "./tools.js";
 
 const LOOK_MS = 15000;
@@ -36,6 +37,7 @@ openAddress();
 if (!location.search && matchMedia("(min-width: 56rem)").matches) byId("prompt").focus();
 recent.refresh();
 loadModels();
+loadAccount();
 
 async function submit(request, picture) {
   form.setBusy(true);

@@ -1,4 +1,4 @@
-"""The page behind a proxy that serves it below a path, and pages of other sites that try to use this server."""
+"""The page behind a proxy that serves it below a path; pages of other sites that try to use this server; signing in."""
 
 import http.server
 import threading
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from redis import Redis
 
 from chorale.client import Client
+from chorale.data_folder import DataFolder
+from chorale.key_records import KeyRecords
 from chorale.local import LocalStack
 from tests.browser.reverse_proxy import reverse_proxy
 from tests.browser.visitor import SHORT, ask, await_deep_zoom, job_of
@@ -33,6 +36,33 @@ ATTACK = """async ([url, live]) => {
   const read = await fetch(`${url}/v1/jobs`).then((got) => got.ok, () => false);
   return { read, socket: await socketOpens(live) };
 }"""
+
+# With the cookie of a visitor who has signed in: another port is of the same site.
+ATTACK_WITH_COOKIE = """async ([url, job]) => {
+  const asks = (path, options) => fetch(url + path, {credentials: "include", ...options}).then((got) => got.ok, () => false);
+  const loads = (element, address) => new Promise((done) => {
+    element.onload = element.onopen = () => done(true);
+    element.onerror = () => done(false);
+    if (address) element.src = address;
+  });
+  return [
+    await asks("/v1/jobs"),
+    await asks(`/v1/jobs/${job}/cancel`, {method: "POST", mode: "no-cors"}),
+    await asks("/v1/session", {method: "DELETE"}),
+    await loads(new Image(), `${url}/v1/jobs/${job}/image`),
+    await loads(new WebSocket(`${url.replace("http", "ws")}/v1/jobs/${job}/ws`)),
+  ];
+}"""
+
+
+@pytest.fixture
+def keys(stack: LocalStack, client: Client) -> Iterator[KeyRecords]:
+    """The stack may have keys for the length of a test, but not while its client tidies up."""
+    with Redis.from_url(f"unix://{DataFolder(stack.folder).socket()}") as redis:
+        records = KeyRecords(redis)
+        yield records
+        for key in records.list_all():
+            records.delete(key.id)
 
 
 @pytest.fixture
@@ -106,3 +136,48 @@ def test_a_page_of_another_site_gets_nothing(
     )
     expect(page.locator("body")).to_contain_text("forbidden")
     assert [job.id for job in client.list(limit=100).data] == [job.id for job in before]
+
+
+def test_a_page_asks_for_a_key_once_and_again_when_that_ends(
+    page: Page, client: Client, stack: LocalStack, keys: KeyRecords, evil: str, tmp_path: Path
+) -> None:
+    key = keys.create("Ann of the studio", frozenset({"create", "read"}))
+    dialog, name = page.locator("#sign-in"), page.locator("#account-name")
+    page.goto(stack.url)
+    expect(dialog).to_be_visible()
+    page.screenshot(path=tmp_path / "asks.png")
+    page.keyboard.press("Escape")
+    page.fill("#key", f"{key[:-1]}{'0' if key[-1] != '0' else '1'}")
+    page.click("#sign-in button")
+    expect(page.locator("#refusal-key")).to_contain_text("no API key of this service")
+    _sign_in(page, f" {key} ")
+    expect(name).to_have_text("Ann of the studio")
+    ask(page, "waves at dusk", width=256, height=256, steps=3)
+    await_deep_zoom(page)
+    (cookie,) = page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/")
+    assert key.split("_")[2] not in str(page.context.storage_state(indexed_db=True))
+    attacker = page.context.new_page()
+    attacker.goto(evil)
+    assert attacker.evaluate(ATTACK_WITH_COOKIE, [stack.url, job_of(page)]) == [False] * 5
+    attacker.close()
+
+    page.reload()
+    expect(name).to_be_visible()  # and nothing is asked again
+    ask(page, "waves at night", width=256, height=256, steps=200)
+    expect(page.locator("#state")).to_contain_text("step")
+    new = keys.rotate("Ann of the studio", overlap_s=0)
+    expect(dialog).to_be_visible()  # since the live stream has ended
+    _sign_in(page, new)
+    page.click("#cancel")
+    expect(page.locator("#state")).to_contain_text("Canceled")
+    page.click("#sign-out")
+    expect(dialog).to_be_visible()
+    assert page.context.cookies() == []
+    expect(page.locator("#title")).to_be_hidden()
+
+
+def _sign_in(page: Page, key: str) -> None:
+    page.fill("#key", key)
+    page.click("#sign-in button")
+    expect(page.locator("#sign-in")).to_be_hidden()

@@ -9,8 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from api_schemas.generation import GenerationRequest
+from chorale.cli import app
 from chorale.client import Client
 from chorale.errors import (
     AddressError,
@@ -18,16 +20,19 @@ from chorale.errors import (
     InvalidRequestError,
     JobEndedError,
     JobRunningError,
+    KeyFormatError,
     NoConnectionError,
     NotFoundError,
     ProblemError,
     TimedOutError,
+    UnauthenticatedError,
     UnexpectedAnswerError,
 )
 from chorale.local import LocalStack
 from chorale.part_file import PartFile
 from chorale.protocol import Preview
 from tests.chorale.cutting_proxy import cutting_proxy
+from tests.chorale.test_keys_commands import make, run
 
 SHORT = GenerationRequest(prompt="waves", width_px=512, height_px=512, steps=3, seed=5)
 LONG = GenerationRequest(prompt="tide", width_px=1024, height_px=1024, steps=150, seed=5)
@@ -202,3 +207,38 @@ def test_a_reader_may_stop_in_the_middle(client: Client) -> None:
     job = client.create(STEPPED)
     assert [event.type for event in islice(client.events(job.id), 2)] == ["job.queued", "job.started"]
     client.wait(job.id)
+
+
+@pytest.fixture
+def key(stack: LocalStack) -> Iterator[str]:
+    """The running stack has keys for the length of a test."""
+    folder = ("--data", str(stack.folder))
+    yield make("create", "ann", *folder)
+    run("delete", "ann", *folder)
+
+
+def test_a_key_goes_with_all_that_a_client_asks(stack: LocalStack, key: str, tmp_path: Path) -> None:
+    with Client(stack.url, api_key=f" {key}\n") as client, Client(stack.url, api_key="") as nobody:
+        job = client.create(SHORT)
+        assert [update.type for update in client.events(job.id)][-1] == "job.succeeded"
+        assert [update for update in client.live(job.id) if not isinstance(update, Preview)]
+        client.download(job.id, tmp_path / "waves.png")
+        client.download_pyramid(job.id, tmp_path / "waves.dzi")
+        assert [each.id for each in client.list().data] == [job.id]  # and none from before there were keys
+        for refused in (
+            nobody.models,
+            lambda: next(nobody.live(job.id)),
+            lambda: next(nobody.events(job.id)),
+        ):
+            with pytest.raises(UnauthenticatedError, match="needs an API key"):
+                refused()
+        assert nobody.readiness().ready
+    with pytest.raises(KeyFormatError):
+        Client(stack.url, api_key="chorale_\x00secret")
+    listed = CliRunner().invoke(
+        app, ["jobs", "--url", stack.url], env={"CHORALE_API_KEY": key, "COLUMNS": "200"}
+    )
+    assert job.id in listed.stdout
+    shown = CliRunner().invoke(app, ["jobs", "--help"], env={"CHORALE_API_KEY": key, "COLUMNS": "200"})
+    assert "CHORALE_API_KEY" in shown.stdout
+    assert key not in shown.stdout

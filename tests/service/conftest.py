@@ -12,8 +12,10 @@ import pytest
 import uvicorn
 from redis import Redis
 
+from chorale.key_records import KeyRecords
 from service.main import create_app, server_config
 from service.settings import ServiceSettings
+from tests.service.tenants import RESULT, Tenants, bearer
 from tests.story import Story
 
 
@@ -88,3 +90,32 @@ def url(settings: ServiceSettings, serve_with: Serve) -> str:
 def api(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture
+def records(redis: Redis) -> KeyRecords:
+    return KeyRecords(redis)
+
+
+@pytest.fixture
+def tenants(url: str, records: KeyRecords) -> Iterator[Tenants]:
+    keys = [
+        records.create("ann", frozenset({"create", "read"})),
+        records.create("bob", frozenset({"create", "read"})),
+        records.create("operator", frozenset({"create", "read", "admin"})),
+    ]
+    clients = [httpx.Client(base_url=url, timeout=30, headers=bearer(key)) for key in keys]
+    nobody = httpx.Client(base_url=url, timeout=30)
+    yield Tenants(*clients, nobody, records)
+    for client in (*clients, nobody):
+        client.close()
+
+
+@pytest.fixture
+def made(tenants: Tenants, story: Story) -> str:
+    """A finished job of ann's."""
+    job_id = "0" * 28
+    story.queue(job_id, key_id=tenants.key_id(tenants.ann))
+    story.start(job_id)
+    story.succeed(job_id, RESULT)
+    return job_id

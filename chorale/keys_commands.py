@@ -1,0 +1,147 @@
+"""`chorale keys`: who may use this service."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+from rich.console import Console
+from typer import Argument, Option
+
+from api_schemas.keys import Scope
+from chorale import installed
+from chorale.data_folder import DataFolder
+from chorale.errors import NoConnectionError
+from chorale.picture_options import OptionError
+from chorale.plain_text import show
+from chorale.server_options import Data, open_notes
+from chorale.tables import lay_keys
+
+if TYPE_CHECKING:  # it needs what a client alone has not
+    from chorale.key_records import KeyRecords
+
+app = typer.Typer(
+    help="Make and revoke API keys: of the stack in a data directory, running or not, or of CHORALE_REDIS_URL.",
+    no_args_is_help=True,
+)
+Name = Annotated[str, Argument(metavar="KEY", help="Name, id, or the visible part of the key: chorale_ID.")]
+_ANSWER_S = 10.0
+
+
+@app.command()
+def create(
+    name: Annotated[str, Argument(help="Whose key it is.")],
+    scope: Annotated[
+        str,
+        Option(
+            help="create: make and cancel jobs; read: jobs, pictures, events, models;"
+            " admin: metrics, and the jobs of all keys."
+        ),
+    ] = "create,read",
+    data: Data = None,
+) -> None:
+    """Make a key and print it, this once: only a digest is stored. From then on the service needs keys."""
+    scopes = _read_scopes(scope)
+    if not name.strip():
+        raise OptionError("NAME: a name, such as that of a person or of a program")
+    with _open_keys(data) as keys:
+        _print_once(keys.create(name.strip(), scopes))
+
+
+@app.command("list")
+def show_keys(data: Data = None) -> None:
+    """List all keys, without their secrets."""
+    with _open_keys(data) as keys:
+        Console().print(lay_keys(keys.list_all()))
+
+
+@app.command()
+def revoke(key: Name, data: Data = None) -> None:
+    """Refuse a key from now on, with its sessions and streams, within about a second. Its jobs stay."""
+    with _open_keys(data) as keys:
+        revoked = keys.revoke(key)
+    print(f"{show(revoked.name)} (chorale_{revoked.id}) is revoked")
+
+
+@app.command()
+def rotate(
+    key: Name,
+    overlap: Annotated[
+        float, Option(min=0, max=30 * 86_400, help="Seconds for which the old secret is accepted too.")
+    ] = 0,
+    data: Data = None,
+) -> None:
+    """Give a key another secret, and print it, this once. Sessions of the old one end with it."""
+    with _open_keys(data) as keys:
+        _print_once(keys.rotate(key, overlap))
+
+
+@app.command()
+def delete(key: Name, data: Data = None) -> None:
+    """Forget a key. After the last one a service that is for this machine alone needs none again."""
+    with _open_keys(data) as keys:
+        key_id = keys.delete(key)
+    print(f"chorale_{key_id} is deleted")
+
+
+@contextmanager
+def _open_keys(data: Path | None) -> Generator["KeyRecords"]:
+    if url := os.environ.get("CHORALE_REDIS_URL"):
+        installed.require(("redis",), "service")
+        with _connect(url) as keys:
+            yield keys
+        return
+    installed.require(installed.STACK, "all")
+    from chorale.data_queue import open_data_queue
+
+    with open_data_queue(DataFolder(data)) as url, _connect(url) as keys:
+        yield keys
+
+
+@contextmanager
+def _connect(url: str) -> Generator["KeyRecords"]:
+    """
+    Raises:
+        OptionError: this is no address; it may hold a password, and is not told.
+        NoConnectionError: no queue server answers there.
+    """
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
+
+    from chorale.key_records import KeyRecords
+
+    try:
+        redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S, retry=Retry(NoBackoff(), 0)
+        )
+    except ValueError as error:
+        allowed = "redis://host:port/number, rediss://… or unix:///path"
+        raise OptionError(f"CHORALE_REDIS_URL: {allowed}") from error
+    try:
+        with redis:
+            yield KeyRecords(redis)
+    except (RedisError, OSError) as error:
+        raise NoConnectionError("the queue server", str(error)) from error
+
+
+def _read_scopes(text: str) -> frozenset[Scope]:
+    """
+    Raises:
+        OptionError: there is no such scope, or none at all.
+    """
+    words, known = [word.strip() for word in text.split(",")], cast(tuple[Scope, ...], get_args(Scope))
+    scopes: frozenset[Scope] = frozenset(scope for scope in known if scope in words)
+    unknown = [word for word in words if word not in known]
+    if unknown or not scopes:
+        raise OptionError(f"--scope {text}: one or several of {', '.join(known)}, with commas between")
+    return scopes
+
+
+def _print_once(key: str) -> None:
+    """The key alone on standard output, so that a script can take it."""
+    open_notes().print("This is the only time the key is shown:", style="dim")
+    print(key)

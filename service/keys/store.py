@@ -1,0 +1,190 @@
+"""The API keys in Redis, as every request needs them: read, and remembered for a second."""
+
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from api_schemas.keys import TICKET_LIFETIME_S, StoredKey, digest_secret, read_key
+from api_schemas.stored import UnreadableRecordError, read_stored
+from api_schemas.wire import KEYS_KEY, api_key_key, session_key, ticket_key
+from service.keys.record import ApiKey
+from service.unreadable import UnreadableRecords, require_wrong_type
+
+SESSION_LIFETIME_S: Final = 7 * 86_400
+_FRESH_S: Final = 1.0  # so long a key may work after it was revoked
+_REMEMBERED: Final = 10_000
+_WORD: Final = re.compile(r"[0-9a-f]{12}\.[0-9a-f]{64}")
+_stored = TypeAdapter(StoredKey)
+Holder = tuple[str, str]  # id of a key, and digest of the secret by which a stream was opened
+_Answer = bytes | RedisError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A secret that was accepted, by its digest, and the key that it is of."""
+
+    key: ApiKey
+    digest: str
+
+    @property
+    def holder(self) -> Holder:
+        return self.key.id, self.digest
+
+    def write_word(self) -> tuple[str, str]:
+        """A word for its holder, as `key id.random digits`, and the digest under which it is stored."""
+        word = f"{self.key.id}.{secrets.token_hex(32)}"
+        return word, digest_secret(word)
+
+
+class KeyStore:
+    """Costs a request at most one round trip, and none for a credential that was seen in the last second.
+
+    Args:
+        always: keys are required even before there is one.
+    """
+
+    def __init__(self, redis: Redis, unreadable: UnreadableRecords, *, always: bool) -> None:
+        self._redis = redis
+        self._unreadable = unreadable
+        self._always = always
+        self._exist = False
+        self._looked_at = -_FRESH_S
+        self._recent: OrderedDict[str, tuple[Credential, float]] = OrderedDict()
+
+    @property
+    def are_required(self) -> bool:
+        """As far as this process knows."""
+        return self._always or self._exist
+
+    async def find_whether_required(self, *, is_given: bool) -> bool:
+        """Once there is a key, keys are required; a look into Redis, at most once a second, while there is none.
+
+        Args:
+            is_given: someone comes with a credential, and so with the first key perhaps.
+        """
+        is_fresh = not is_given and time.monotonic() - self._looked_at < _FRESH_S
+        if not self.are_required and not is_fresh:
+            await self._look()
+        return self.are_required
+
+    async def are_gone(self) -> bool:
+        """Whether, where only keys that exist are required, the last of them was deleted."""
+        if self._always:
+            return False
+        await self._look()
+        return not self._exist
+
+    async def find_by_key(self, text: str) -> Credential | None:
+        """The credential of a key as its owner has it; None if that is not accepted."""
+        parts = read_key(text)
+        if parts is None:
+            return None
+        key_id, digest = parts[0], digest_secret(parts[1])
+        if known := self._recall(f"{key_id} {digest}"):
+            return known
+        (stored,) = await self._read_all([key_id])
+        return self._accept(f"{key_id} {digest}", stored, digest)
+
+    async def find_by_session(self, word: str) -> Credential | None:
+        """The same for a browser that has signed in: its key may not have been revoked, nor its secret replaced."""
+        name = digest_secret(word)
+        return self._recall(name) or await self._find_by_word("GET", session_key(name), word, name)
+
+    async def find_by_ticket(self, word: str, job_id: str) -> Credential | None:
+        """The same for a ticket, which is used up by this, whichever job it was for."""
+        return await self._find_by_word("GETDEL", ticket_key(digest_secret(word)), word, None, f"{job_id} ")
+
+    async def find_ended(self, holders: Collection[Holder]) -> set[Holder]:
+        """Those of them that are accepted no more."""
+        stored = await self._read_all([key_id for key_id, _ in holders])
+        now = time.time()
+        return {
+            holder
+            for holder, present in zip(holders, stored, strict=True)
+            if present is None or not present.accepts(holder[1], now)
+        }
+
+    async def open_session(self, credential: Credential) -> str:
+        """A word for the cookie of a browser; worth as much as the secret that it was opened with, and as long."""
+        word, name = credential.write_word()
+        await self._redis.set(session_key(name), credential.digest, ex=SESSION_LIFETIME_S)
+        return word
+
+    async def close_session(self, word: str) -> None:
+        name = digest_secret(word)
+        self._recent.pop(name, None)
+        await self._redis.delete(session_key(name))
+
+    async def write_ticket(self, credential: Credential, job_id: str) -> str:
+        """A word that opens one stream of this job, once."""
+        word, name = credential.write_word()
+        await self._redis.set(ticket_key(name), f"{job_id} {credential.digest}", ex=TICKET_LIFETIME_S)
+        return word
+
+    async def _look(self) -> None:
+        self._exist = bool(await self._redis.exists(KEYS_KEY))
+        self._looked_at = time.monotonic()
+
+    def _recall(self, name: str) -> Credential | None:
+        credential, until = self._recent.get(name, (None, 0.0))
+        return credential if time.monotonic() < until else None
+
+    def _accept(self, name: str | None, stored: StoredKey | None, digest: str) -> Credential | None:
+        """Remember an accepted one under a name; those that are refused are looked up each time."""
+        if stored is None or not stored.accepts(digest, time.time()):
+            return None
+        credential = Credential(stored.key, digest)
+        if name is not None:
+            self._recent[name] = credential, time.monotonic() + _FRESH_S
+            self._recent.move_to_end(name)
+            if len(self._recent) > _REMEMBERED:
+                self._recent.popitem(last=False)
+        return credential
+
+    async def _find_by_word(
+        self, command: str, place: str, word: str, name: str | None, prefix: str = ""
+    ) -> Credential | None:
+        if not _WORD.fullmatch(word):
+            return None
+        key_id = word.partition(".")[0]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.execute_command(command, place)  # pyright: ignore[reportUnknownMemberType]
+            pipeline.get(api_key_key(key_id))
+            held, stored = cast(list[_Answer], await pipeline.execute(raise_on_error=False))
+        text = self._read_text(place, held)
+        digest = text.removeprefix(prefix) if text.startswith(prefix) else ""
+        return self._accept(name, self._read_stored(key_id, stored), digest)
+
+    async def _read_all(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
+        if not key_ids:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key_id in key_ids:
+                pipeline.get(api_key_key(key_id))
+            answers = cast(list[_Answer], await pipeline.execute(raise_on_error=False))
+        return [self._read_stored(key_id, answer) for key_id, answer in zip(key_ids, answers, strict=True)]
+
+    def _read_stored(self, key_id: str, answer: _Answer) -> StoredKey | None:
+        """None if there is no such key; what cannot be read is skipped, so nobody gets in by it."""
+        try:
+            text = self._read_text(api_key_key(key_id), answer)
+            return read_stored(_stored, text.encode()) if text else None
+        except UnreadableRecordError as error:
+            self._unreadable.tell("key", key_id, error)
+            return None
+
+    def _read_text(self, place: str, answer: _Answer) -> str:
+        """Empty if there is nothing, or nothing of ours."""
+        if isinstance(answer, RedisError):
+            require_wrong_type(answer)
+            self._unreadable.tell("key", place, answer)
+            return ""
+        return (answer or b"").decode("utf-8", "replace")

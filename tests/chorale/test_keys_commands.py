@@ -1,0 +1,85 @@
+"""`chorale keys`, as an operator uses it."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from typer.testing import CliRunner, Result
+
+from api_schemas.keys import StoredKey, digest_secret, read_key
+from api_schemas.wire import api_key_key
+from chorale.cli import app
+from chorale.errors import NoSuchKeyError, TakenNameError
+
+KEY = re.compile(r"chorale_[0-9a-f]{12}_[0-9a-f]{64}\n")
+
+
+def run(*words: str, url: str = "") -> Result:
+    return CliRunner().invoke(app, ["keys", *words], env={"CHORALE_REDIS_URL": url, "COLUMNS": "200"})
+
+
+def make(*words: str, url: str = "") -> str:
+    """The key, which stands alone on standard output."""
+    done = run(*words, url=url)
+    assert KEY.fullmatch(done.stdout), done.output
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def redis(valkey: str) -> Redis:
+    return Redis.from_url(valkey)
+
+
+def read(redis: Redis, key: str) -> StoredKey:
+    return StoredKey.model_validate_json(redis.get(api_key_key(key.split("_")[1])))
+
+
+def test_only_digests_of_secrets_are_stored_and_none_is_shown_again(valkey: str, redis: Redis) -> None:
+    keys = [make("create", name, "--scope", "read,admin", url=valkey) for name in ("ann", "bob")]
+    keys.append(make("rotate", "ann", "--overlap", "60", url=valkey))
+    shown = run("list", url=valkey).output
+    kept = b"".join(redis.dump(place) or b"" for place in redis.scan_iter("*")).decode("latin-1")
+    for key in keys:
+        key_id, secret = read_key(key) or ("", "")
+        assert len(set(secret)) > 4
+        assert f"chorale_{key_id}" in shown
+        assert secret not in shown + kept
+    stored, now = read(redis, keys[0]), time.time()
+    assert stored.key.scopes == {"read", "admin"}
+    assert [stored.accepts(digest_secret(key.split("_")[2]), now) for key in keys] == [True, False, True]
+    assert not stored.accepts(digest_secret(keys[0].split("_")[2]), now + 61)
+
+
+def test_a_name_is_of_one_live_key(valkey: str, redis: Redis) -> None:
+    first = make("create", "ann", url=valkey)
+    assert isinstance(run("create", "ann", url=valkey).exception, TakenNameError)
+    assert "is revoked" in run("revoke", "ann", url=valkey).stdout
+    second = make("create", "ann", url=valkey)
+    assert read(redis, first).key.revoked_at is not None
+    assert read(redis, second).key.revoked_at is None
+    assert isinstance(run("rotate", first.rpartition("_")[0], url=valkey).exception, NoSuchKeyError)
+    assert "is deleted" in run("delete", first.split("_")[1], url=valkey).stdout
+    assert read_key(make("rotate", "ann", url=valkey))[0] == second.split("_")[1]
+    for word in ("revoke", "rotate", "delete"):
+        assert isinstance(run(word, "zoe", url=valkey).exception, NoSuchKeyError)
+
+
+@pytest.mark.parametrize("scope", ["", "write", "read,write", ",", "READ"])
+def test_scopes_that_do_not_exist_are_named(scope: str, valkey: str, redis: Redis) -> None:
+    refused = run("create", "ann", "--scope", scope, url=valkey)
+    assert "create, read, admin" in str(refused.exception)
+    assert redis.keys() == []
+
+
+def test_an_address_with_a_password_is_not_repeated() -> None:
+    for url in ("http://:hush@127.0.0.1:1", "redis://:hush@127.0.0.1:1", "redis://:hush@127.0.0.1:port"):
+        refused = run("list", url=url)
+        assert refused.exception is not None
+        assert "hush" not in f"{refused.output} {refused.exception}"
+
+
+def test_a_data_directory_has_its_keys_while_no_stack_runs(tmp_path: Path) -> None:
+    key = make("create", "ann", "--data", str(tmp_path))
+    assert key.rpartition("_")[0] in run("list", "--data", str(tmp_path)).stdout

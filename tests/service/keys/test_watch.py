@@ -1,0 +1,30 @@
+"""Streams end with the key that opened them."""
+
+import json
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.service.routes.following import JOB, ws_url
+from tests.service.tenants import Tenants, bearer
+from tests.story import Story
+
+
+def test_open_streams_end_with_their_key_and_no_others(tenants: Tenants, story: Story, url: str) -> None:
+    story.queue(JOB, key_id=tenants.key_id(tenants.ann))
+    own, others = bearer(tenants.key(tenants.ann)), bearer(tenants.key(tenants.operator))
+    with (
+        connect(ws_url(url), additional_headers=own) as socket,
+        connect(ws_url(url), additional_headers=others) as other,
+        httpx.stream("GET", f"{url}/v1/jobs/{JOB}/events", headers=own, timeout=30) as events,
+    ):
+        for each in (socket, other):
+            assert json.loads(each.recv(timeout=30))["type"] == "job.queued"
+        tenants.records.rotate("ann", overlap_s=0)
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=10)
+        assert "event: job.queued" in list(events.iter_lines())  # it ends too
+        story.start(JOB)
+        assert json.loads(other.recv(timeout=30))["type"] == "job.started"
