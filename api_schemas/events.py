@@ -26,7 +26,9 @@ class _Data(BaseModel):
 class QueuedData(_Data):
     request: ResolvedRequest
     cost: Cost
-    key_id: str = Field("", description="Id of the API key that created the job; empty where no keys are used.")
+    key_id: str = Field(
+        "", description="Id of the API key that created the job; empty where no keys are used."
+    )
 
 
 class StartedData(_Data):

@@ -100,6 +100,11 @@ def idempotency_key(key: str) -> str:
     return f"chorale:idempotency:{key}"
 
 
+def attempt_key(fingerprint: str) -> str:
+    """Token of the latest request of this content that came without an Idempotency-Key."""
+    return f"chorale:attempt:{fingerprint}"
+
+
 INPUTS_FOLDER: Final = "inputs"
 
 

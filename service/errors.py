@@ -9,11 +9,13 @@ ServiceError
 ├── JobNotFoundError
 ├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
+├── ModelMissingError          no card of this name
 ├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
 ├── NotReadyError              the job has no picture yet
 ├── ResultNeverError           the job ended without a picture
+├── JobFailedError             the job that a request waits for has failed
 ├── ResultExpiredError         the picture is no longer stored
 ├── ResultDamagedError         what is stored is not what the job has made
 ├── RangeNotSatisfiableError
@@ -72,6 +74,9 @@ class JobUnreadableError(ServiceError):
 class FileMissingError(ServiceError): ...
 
 
+class ModelMissingError(ServiceError): ...
+
+
 class ForbiddenError(ServiceError): ...
 
 
@@ -92,6 +97,9 @@ class ResultDamagedError(ServiceError): ...
 
 class ResultNeverError(ServiceError):
     """The job ended without a picture."""
+
+
+class JobFailedError(ServiceError): ...
 
 
 class RangeNotSatisfiableError(ServiceError):
@@ -121,11 +129,13 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     JobNotFoundError: (404, "not_found", False),
     JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
+    ModelMissingError: (404, "model_not_found", False),
     ForbiddenError: (403, "forbidden", False),
     ConflictError: (409, "conflict", True),
     IdempotencyMismatchError: (422, "idempotency_mismatch", False),
     NotReadyError: (409, "not_ready", True),
     ResultNeverError: (409, "not_ready", False),
+    JobFailedError: (500, "engine_failed", False),
     ResultExpiredError: (410, "result_expired", False),
     ResultDamagedError: (410, "result_damaged", False),
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),

@@ -49,7 +49,8 @@ from service.jobs.retention import Retention
 from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.routes import derived, events, images, jobs, models, system, viewer
+from service.openai_api.attempts import Attempts
+from service.routes import derived, events, images, jobs, models, openai_images, system, viewer
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
@@ -213,6 +214,8 @@ def _build_services(
         jobs=store,
         queue=queue,
         catalog=catalog,
+        admission=admission,
+        attempts=Attempts(client, unreadable),
         intake=Intake(admission, idempotency, uploads, store, queue, metrics),
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=follower,
@@ -235,7 +238,7 @@ def _build_background(
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
-    for routes in (jobs, derived, events, images, models, system, viewer):
+    for routes in (jobs, derived, events, images, models, openai_images, system, viewer):
         app.include_router(routes.router)
         _answer_head(app, routes.router)
     viewer.mount(app)

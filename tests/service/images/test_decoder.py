@@ -162,7 +162,7 @@ def test_every_kind_of_transparency_is_alpha_and_without_any_there_is_none() -> 
 
 def keep(file: bytes) -> np.ndarray:
     target = BytesIO()
-    clean(file, 1.0, target, alpha=True)
+    clean(file, 1.0, target, alpha="kept")
     with Image.open(target) as picture:
         return np.asarray(picture)
 
