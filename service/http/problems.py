@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http import HTTPStatus
+from types import NoneType
 from typing import cast, get_args
 
 from asgi_correlation_id import correlation_id
@@ -241,7 +242,8 @@ def _allowed(failure: dict[str, object], location: list[str], model: type[BaseMo
     for name in location[1:-1]:
         field = model.model_fields.get(name)  # else it is the number of an item
         model = next(_find_models(field and field.annotation), model)
-    return f"{UNKNOWN_FIELD}; known are " + ", ".join(model.model_fields)
+    known = [name for name, field in model.model_fields.items() if field.annotation is not NoneType]
+    return f"{UNKNOWN_FIELD}; known are {', '.join(known)}"
 
 
 def _shorten(value: object) -> str:

@@ -40,11 +40,18 @@ from service.openapi import EDIT_BODY, Responses, openai_failures
 from service.routes.jobs import IdempotencyKey
 
 router = APIRouter(tags=["openai"])
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _RESPONSES: Responses = {
     200: {
         "model": ImagesAnswer,
         "description": "All pictures. With `stream`, server-sent events, of which the last of each picture holds it.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     },
     **openai_failures(
         BadRequestError,
