@@ -39,7 +39,7 @@ class OpenAiFailure(BaseModel):
     error: OpenAiError
 
 
-def speaks_openai(scope: Scope) -> bool:
+def is_openai(scope: Scope) -> bool:
     """Whether this request is for a route of OpenAI's."""
     path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
     return scope["type"] == "http" and path.startswith(_PATHS)

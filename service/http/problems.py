@@ -35,8 +35,8 @@ from service.http.openai_errors import (
     UNKNOWN_FIELD,
     OpenAiFailure,
     describe_failure,
+    is_openai,
     lower_status,
-    speaks_openai,
 )
 from service.outages import explain_queue, explain_store, is_disk_full
 
@@ -167,7 +167,7 @@ def _respond(
     headers: dict[str, str],
 ) -> Response:
     request_id, detail = correlation_id.get() or "-", _printable(detail)
-    if speaks_openai(scope):
+    if is_openai(scope):
         failure = describe_failure(status, code, detail, errors)
         headers = {"Cache-Control": "no-store", RETRY: str(retryable).lower()} | headers
         return Response(

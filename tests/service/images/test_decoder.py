@@ -167,6 +167,20 @@ def keep(file: bytes) -> np.ndarray:
         return np.asarray(picture)
 
 
+def test_a_mask_by_alpha_is_white_where_it_is_transparent() -> None:
+    """OpenAI's rule: of any kind of transparency, whatever the colours are; what is opaque all over marks nothing."""
+    pixels = noise(channels=4)
+    target, summary = BytesIO(), BytesIO()
+    clean(encode(Image.fromarray(pixels)), 1.0, target, summary, alpha="marks")
+    with Image.open(target) as marks:
+        assert (np.asarray(marks) == 255 - pixels[..., 3:]).all()
+    with Image.open(summary) as reduced:
+        assert (np.asarray(reduced) == 255 - pixels[..., 3]).all()
+    for opaque in (noise(), np.dstack([noise(), np.full((12, 20, 1), 255, np.uint8)])):
+        with pytest.raises(RefusedError, match="transparent where it is to be painted"):
+            clean(encode(Image.fromarray(opaque)), 1.0, BytesIO(), BytesIO(), alpha="marks")
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF", "TIFF"])
 def test_of_several_pictures_the_first_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ((250, 0, 0), (0, 250, 0))]

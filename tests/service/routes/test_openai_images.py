@@ -35,8 +35,8 @@ SOURCE = ("a.png", draw())
 
 @pytest.fixture
 def brisk(settings: ServiceSettings, serve_with: Serve) -> str:
-    """A server whose answers are begun after 0.15 s."""
-    return serve_with(settings.model_copy(update={"ping_interval_s": 0.05}))
+    """A server whose answers are begun after 0.15 s, and that works on one request at a time."""
+    return serve_with(settings.model_copy(update={"ping_interval_s": 0.05, "max_requests": 1}))
 
 
 @pytest.fixture
@@ -190,11 +190,13 @@ def test_a_job_that_fails_is_the_clients_exception_and_is_not_made_again(
 def test_what_takes_long_is_kept_alive_and_whole(
     brisk: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Also for who reads no more than 0.3 s without a byte."""
+    """Also for who reads no more than 0.3 s without a byte; others are answered meanwhile."""
     asked = pool.submit(connect(brisk, timeout=0.3).images.generate, prompt="x", n=3)
     pictures = [bytes([index]) * size for index, size in enumerate((1, 1 << 20, (5 << 20) + 1))]
     jobs = find_jobs(story, 3)
-    time.sleep(0.7)
+    for _ in range(3):
+        assert len(httpx.get(f"{brisk}/v1/jobs").json()["data"]) == 3
+        time.sleep(0.2)
     for job_id, picture in reversed(list(zip(jobs, pictures, strict=True))):
         finish(story, store_dir, job_id, picture)
     answer = asked.result(timeout=30)
@@ -325,6 +327,10 @@ def test_links_are_absolute_as_the_client_sees_the_server(
     assert (raw.headers["Chorale-Model"], raw.headers["Chorale-Jobs"]) == ("glow", job_id)
     assert raw.headers["Chorale-Prompt-Cut"] == "2000 of 2001 characters were read"
     assert len(story.job(job_id).request.prompt) == 2000
+    stream = client.images.generate(prompt="x", size="8192x8192", response_format="url", stream=True)
+    finish(story, store_dir, find_jobs(story, 2)[1], b"picture")
+    (event,) = stream
+    assert (event.url[:20], event.b64_json) == (link[:20], "")
 
 
 def test_a_list_of_models_is_also_openais(api: httpx.Client, url: str, story: Story) -> None:
