@@ -219,6 +219,22 @@ def test_a_repeated_request_makes_no_second_picture(
     assert len(find_jobs(story, 2)) == 2
 
 
+def test_nobody_waits_for_a_client_that_left(
+    settings: ServiceSettings, serve_with: Serve, story: Story
+) -> None:
+    """Though every 20 ms the queue server is asked, where a cancellation may get lost."""
+    url = serve_with(settings.model_copy(update={"ping_interval_s": 0.02}))
+    for index in range(12):
+        body = {"prompt": "x", "stream": index % 4 == 0}
+        with httpx.stream("POST", f"{url}/v1/images/generations", json=body, timeout=10) as answer:
+            next(answer.iter_raw())
+    deadline = time.monotonic() + 10
+    while "\nchorale_live_readers 0.0" not in httpx.get(f"{url}/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert {story.job(job_id).status for job_id in find_jobs(story, 12)} == {"queued"}
+
+
 def test_an_idempotency_key_is_honoured(url: str, story: Story, store_dir: Path) -> None:
     for _ in range(2):
         with suppress(openai.APITimeoutError):
