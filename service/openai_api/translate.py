@@ -3,6 +3,7 @@
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from math import ceil
 from typing import Final
 
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.fields import MAX_SEED
-from api_schemas.generation import GenerationRequest, PicturePart
+from api_schemas.generation import DEFAULT_STRENGTH, GenerationRequest, PicturePart
 from service.errors import InvalidRequestError
 from service.images.received import ReceivedPicture
 from service.jobs.submission import Submission
@@ -19,7 +20,7 @@ from service.openai_api.parameters import EditParameters, ImageParameters, Quali
 
 MOST_PIXELS: Final = 4 << 20  # of a picture in JSON: 2048x2048 as PNG is up to 17 MB of base64
 _STEPS: Final[dict[Quality, float]] = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
-_FAITHFUL: Final = 0.35  # img2img strength of input_fidelity high; low is the service's own default
+_FAITHFUL: Final = 0.35  # img2img strength of input_fidelity high
 _URL: Final = "url: a picture of more than four megapixels is not sent in JSON"
 # In place of words about fields that OpenAI's clients cannot send.
 _ALLOWED: Final = {
@@ -60,7 +61,7 @@ def write_submissions(
     """
     with explained():
         _check_answer(asked)
-        choices = _choose(asked, card) | _choose_source(asked, files)
+        choices = _choose(asked, card) | _choose_source(asked, card, files)
         first = Submission(
             GenerationRequest.model_validate(choices),
             dict(files),
@@ -88,7 +89,7 @@ def explained() -> Generator[None]:
 
 def choose_steps(card: ModelCard, quality: Quality) -> int:
     """Of the first stage: the model's own, as many times as the quality says, within what it takes."""
-    return min(max(round(card.default_steps * _STEPS[quality]), card.min_steps), card.max_steps)
+    return min(max(ceil(card.default_steps * _STEPS[quality]), card.min_steps), card.max_steps)
 
 
 def _rename(error: FieldError) -> FieldError:
@@ -119,7 +120,9 @@ def _choose(asked: ImageParameters, card: ModelCard) -> dict[str, object]:
     }
 
 
-def _choose_source(asked: ImageParameters, files: Mapping[PicturePart, ReceivedPicture]) -> dict[str, object]:
+def _choose_source(
+    asked: ImageParameters, card: ModelCard, files: Mapping[PicturePart, ReceivedPicture]
+) -> dict[str, object]:
     """The first picture is what is edited, the second its style. A mask lies on the picture as it was sent."""
     if not isinstance(asked, EditParameters):
         return {}
@@ -129,9 +132,15 @@ def _choose_source(asked: ImageParameters, files: Mapping[PicturePart, ReceivedP
         choices["mask"] = {}
     if styled:
         choices["style"] = {"style_image": True}
-    if asked.input_fidelity == "high" and not masked and not styled:
-        choices["strength"] = _FAITHFUL
+    if not masked and not styled:
+        choices["strength"] = _choose_strength(asked, card)
     return choices
+
+
+def _choose_strength(asked: EditParameters, card: ModelCard) -> float:
+    """At least one step is run: else the picture would come back as it was."""
+    wanted = _FAITHFUL if asked.input_fidelity == "high" else DEFAULT_STRENGTH
+    return max(wanted, 1 / choose_steps(card, asked.chosen_quality))
 
 
 def _draw_other(first: Submission, index: int) -> Submission:

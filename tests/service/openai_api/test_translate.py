@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.openai_api.parameters import ImageParameters, Quality
+from service.openai_api.parameters import EditParameters, ImageParameters, Quality
 from service.openai_api.translate import choose_steps, write_submissions
 from tests.story import CARD
 
@@ -27,6 +27,19 @@ def test_seeds_count_on_from_the_one_asked_for(seed: int, count: int) -> None:
     asked = ImageParameters.model_validate({"prompt": "x", "n": count, "chorale": {"seed": seed}})
     seeds = [each.request.seed for each in write_submissions(asked, CARD, {}, "")]
     assert seeds == [(seed + index) % 2**63 for index in range(count)]
+
+
+@given(st.sampled_from(QUALITIES), st.sampled_from(["low", "high"]), st.integers(1, 60))
+def test_an_edit_runs_a_step_and_more_the_less_it_keeps(quality: Quality, fidelity: str, own: int) -> None:
+    card = CARD.model_copy(update={"default_steps": own})
+    asked = {"prompt": "x", "quality": quality, "size": "512x512"}
+    run: list[int] = []
+    for choice in ("high", fidelity):
+        edit = EditParameters.model_validate(asked | {"input_fidelity": choice})
+        (submission,) = write_submissions(edit, card, {}, "")
+        (stage,) = card.lay_stages(submission.request)
+        run.append(stage.steps)
+    assert 1 <= run[0] <= run[1]
 
 
 def test_null_is_the_same_as_left_out_and_former_qualities_have_their_own() -> None:
