@@ -75,7 +75,8 @@ class ResultWriter:
         pyramid.mkdir(exist_ok=True)
         metadata = describe_picture(self._request) if self._request.embed_metadata else None
         stays = self._generated.changed is not None
-        self._pictures.write_picture(image, kind, metadata, lossless=stays)
+        quality = self._request.output_quality
+        self._pictures.write_picture(image, kind, metadata, lossless=stays, quality=quality)
         if not self._pictures.is_stopped():
             self._pictures.write_pyramid(pyramid / "image")
         with image.open("rb") as file:
@@ -179,12 +180,19 @@ class PictureWriter:
         return self._stopped.is_set()
 
     def write_picture(
-        self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None, *, lossless: bool = False
+        self,
+        path: Path,
+        kind: OutputFormat,
+        metadata: PictureMetadata | None,
+        *,
+        lossless: bool = False,
+        quality: int | None = None,
     ) -> None:
         """Write the picture as a client downloads it: sRGB, as many bits as its rows have.
 
         Args:
             lossless: a WebP too, since a part of it is another picture's.
+            quality: of JPEG and WebP, 1 to 100; None: the usual one.
 
         Raises:
             ResourceError: the work folder is full or cannot be written.
@@ -196,7 +204,7 @@ class PictureWriter:
             if kind == "png":
                 _write_png(image, path, b"" if metadata is None else png_chunks(metadata))
             else:
-                _write_with_blobs(image, path, kind, metadata, lossless)
+                _write_with_blobs(image, path, kind, metadata, lossless, quality)
         except pyvips.Error as error:
             raise _translate(error) from error
 
@@ -292,13 +300,20 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _write_with_blobs(
-    image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None, lossless: bool
+    image: pyvips.Image,
+    path: Path,
+    kind: OutputFormat,
+    metadata: PictureMetadata | None,
+    lossless: bool,
+    quality: int | None,
 ) -> None:
     if kind in ("jpeg", "webp"):
         _set_blob(image, "exif-data", exif_block(metadata))
     if metadata is not None:
         _set_blob(image, "xmp-data", xmp_packet(metadata))
-    options = {"bigtiff": True} if kind == "tiff" and needs_bigtiff(image) else {}
+    options: dict[str, object] = {"bigtiff": True} if kind == "tiff" and needs_bigtiff(image) else {}
+    if quality is not None:
+        options["Q"] = quality
     if kind == "webp" and lossless:
         options = {"lossless": True, "exact": True}
     image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}", **options)
