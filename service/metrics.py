@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
 OUTCOMES: Final = ("succeeded", "failed", "canceled")
 
-_PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "storage_unavailable")
+_PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "signing_unavailable", "storage_unavailable")
 
 
 class Metrics:
