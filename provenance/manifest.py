@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import c2pa
+import c2pa  # pyright: ignore[reportMissingTypeStubs]
 
 from provenance.credentials import Credentials, load_credentials
 from provenance.errors import SigningError
@@ -26,7 +26,11 @@ _SPILL_MB: Final = 32  # copies above this go to the system's folder for tempora
 _SETTINGS: Final[dict[str, Any]] = {
     "version": 1,
     "core": {"backing_store_memory_threshold_in_mb": _SPILL_MB},
-    "builder": {"thumbnail": {"enabled": False}},  # of 8192 px it would take longer than all else
+    "builder": {
+        "thumbnail": {"enabled": False},  # of 8192 px it would take longer than all else
+        # What the signer says itself, not what it was given by others (C2PA 2.2, 10.3.2.1: created_assertions).
+        "created_assertion_labels": ["c2pa.actions", "c2pa.ingredient", GENERATION],
+    },
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},  # nothing calls out unasked
 }
 
@@ -133,7 +137,7 @@ def make_context(trust_pem: str | None = None) -> c2pa.Context:
         trust_pem: authorities that are trusted; there are no others.
     """
     trust: dict[str, Any] = {} if trust_pem is None else {"trust": {"user_anchors": trust_pem}}
-    return c2pa.Context(c2pa.Settings.from_dict(_SETTINGS | trust))
+    return c2pa.Context(c2pa.Settings.from_json(json.dumps(_SETTINGS | trust)))
 
 
 def _open_signer(credentials: Credentials, timestamp_url: str | None) -> c2pa.Signer:
@@ -162,4 +166,4 @@ def _describe(claim: Claim) -> dict[str, Any]:
 def _add_parent(builder: c2pa.Builder, path: Path) -> None:
     ingredient = {"label": _PARENT, "title": "picture that this one was made of", "relationship": "parentOf"}
     with path.open("rb") as file:
-        builder.add_ingredient(json.dumps(ingredient), find_media_type(path), file)
+        builder.add_ingredient(json.dumps(ingredient), find_media_type(path), file)  # pyright: ignore[reportUnknownMemberType]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 from xml.etree import ElementTree
 
-import c2pa
+import c2pa  # pyright: ignore[reportMissingTypeStubs]
 import pyvips
 
 from provenance.errors import CredentialsError, UnreadableFileError
@@ -93,7 +93,7 @@ def _read_manifest(path: Path, media_type: str, trust_pem: str | None) -> Manife
             return _describe(
                 cast(dict[str, Any], json.loads(reader.json())), str(reader.get_validation_state())
             )
-    except c2pa.C2paError.ManifestNotFound:
+    except c2pa.C2paError.ManifestNotFound:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # set after the class
         return Manifest("none")
     except c2pa.C2paError as error:
         return Manifest("invalid", (str(error),))
@@ -129,7 +129,8 @@ def _name_generator(manifest: dict[str, Any]) -> str:
 
 
 def _find_source_type(assertions: dict[str, Any]) -> str:
-    actions = next((assertions[label]["actions"] for label in _ACTIONS if label in assertions), [])
+    found = [assertions[label]["actions"] for label in _ACTIONS if label in assertions]
+    actions = cast(list[dict[str, object]], found[0] if found else [])
     return next((str(each["digitalSourceType"]) for each in actions if "digitalSourceType" in each), "")
 
 

@@ -31,7 +31,7 @@ _SEEN_PX: Final = 2048  # side of the middle part that is looked at
 _SMALLEST_PERIOD_PX: Final = 64
 _HIGHEST: Final = 0.42  # cycles per pixel, that a scaled picture still shows
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.float64]
 
 
 def add_watermark(image: pyvips.Image, share: pyvips.Image | None = None) -> pyvips.Image:
@@ -77,7 +77,7 @@ def _draw_pattern() -> Plane:
     inside = (radius >= _BAND[0]) & (radius <= _BAND[1])
     flat = np.where(inside, spectrum / np.maximum(np.abs(spectrum), 1e-9), 0)
     noise = np.fft.ifft2(flat).real
-    return (noise / noise.std()).astype(np.float32)
+    return noise / noise.std()
 
 
 def _measure_radius(side: int) -> NDArray[np.float64]:
@@ -93,7 +93,7 @@ def _tile_pattern(width: int, height: int) -> pyvips.Image:
 
 
 def _find_luma(image: pyvips.Image) -> pyvips.Image:
-    return image.recomb([list(_LUMA)]) if image.bands >= 3 else image.extract_band(0).cast("float")
+    return image.recomb(pyvips.Image.new_from_array([list(_LUMA)]))
 
 
 def _blur(image: pyvips.Image) -> pyvips.Image:
@@ -107,7 +107,7 @@ def _read_middle(path: Path) -> Plane:
         width, height = min(image.width, _SEEN_PX), min(image.height, _SEEN_PX)
         image = image.crop((image.width - width) // 2, (image.height - height) // 2, width, height)
         if image.hasalpha():
-            image = image.flatten(background=255)
+            image = image.flatten(background=[255.0])
         luma = _find_luma(image.colourspace("srgb")).cast("float")
         return cast(Plane, luma.numpy()).reshape(height, width)
     except pyvips.Error as error:
@@ -122,7 +122,8 @@ def _shorten(error: Any) -> str:
 def _find_residual(luma: Plane) -> Plane:
     """What is finer than 7 px, divided by how strong it is around there, so that edges do not outweigh the rest."""
     fine = luma - _average(luma, 7)
-    return fine / (np.sqrt(np.maximum(_average(fine * fine, 28), 0)) + 1)
+    around = np.sqrt(np.maximum(_average(fine * fine, 28), 0)) + 1
+    return fine / around
 
 
 def _average(plane: Plane, window: int) -> Plane:

@@ -2,9 +2,11 @@
 
 from collections import Counter as Counts
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from api_schemas.events import WarningCode
 
 PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
 OUTCOMES: Final = ("succeeded", "failed", "canceled")
@@ -112,6 +114,14 @@ class Metrics:
             registry=self.registry,
         )
         self.tiles = Counter("chorale_tiles", "Tile predictions made by workers.", registry=self.registry)
+        self.jobs_warned = Counter(
+            "chorale_jobs_warned",
+            "Warnings of jobs that went on, such as a picture that could not be signed.",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in get_args(WarningCode):
+            self.jobs_warned.labels(code)
         self.worker_memory = Gauge(
             "chorale_worker_resident_memory_bytes",
             "Main memory of a worker and its engine.",

@@ -195,7 +195,8 @@ class PictureWriter:
     ) -> None:
         self._rows, self._dpi = rows, dpi
         self._colors, self._open_alpha = colors, open_alpha
-        self._mark, self._source_type = mark, source_type
+        self._mark = mark
+        self._source_type: SourceType = source_type
         self._stopped = Event()
 
     def stop(self) -> None:
