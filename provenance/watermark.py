@@ -4,7 +4,7 @@ It says that a picture was made here, and no more. JAWS (T. Kalker, G. Depovere,
 watermarking system for broadcast monitoring", SPIE 3657, 1999): noise is added tile by tile, and found by folding the
 picture into one tile and a phase-only correlation with the pattern, which needs no original and no position. Here the
 noise is band-limited, so that it is still there after halving, and follows the picture's local contrast, so that it
-is hidden, and not quantised away by JPEG. benchmarks/watermark.py measures what it survives.
+is hidden, and not quantised away by JPEG. benchmarks/provenance.py measures what it survives.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What the mark survives, that it cannot be seen, and that nothing else is taken for it. Real pictures: benchmarks/watermark.py."""
+"""What the mark survives, that it cannot be seen, and that nothing else is taken for it. Real pictures: benchmarks/provenance.py."""
 
 from pathlib import Path
 
