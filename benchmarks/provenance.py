@@ -23,9 +23,10 @@ import numpy as np
 import pyvips
 from PIL import Image
 
+from provenance.detection import LEAST_SCORE, score_watermark
 from provenance.manifest import Claim, ManifestSigner
 from provenance.trial import make_trial
-from provenance.watermark import LEAST_SCORE, add_watermark, score_watermark
+from provenance.watermark import add_watermark
 from worker.marking import Marking
 from worker.process.files import ImageFile
 from worker.result import PictureWriter

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import c2pa  # pyright: ignore[reportMissingTypeStubs]
 import pyvips
 
+from provenance.detection import LEAST_SCORE, score_watermark
 from provenance.errors import CredentialsError, UnreadableFileError
 from provenance.formats import find_media_type
 from provenance.manifest import GENERATION, make_context
-from provenance.watermark import LEAST_SCORE, score_watermark
 
 State = Literal["none", "invalid", "untrusted", "trusted"]
 
