@@ -7,7 +7,7 @@
   written from its rows with and without the mark. Each in a process of its own: seconds, and the most memory that it had.
 - `survival`: each photo is cut (or enlarged, and cut) to a square, marked, and looked for again: as it is, as JPEG 80,
   halved (Lanczos), halved as JPEG 80, at 70 % as JPEG 80, a quarter of its area cut out as JPEG 80, and not marked at all.
-  Worst and middle score over all photos, in standard deviations; from 8 on it counts as found.
+  Worst and middle score over all photos, in standard deviations; from 9 on it counts as found.
 """
 
 import argparse

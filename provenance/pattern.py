@@ -29,11 +29,16 @@ def draw_pattern() -> Plane:
 
 def scale_pattern(period: int) -> NDArray[np.complex128]:
     """Spectrum of the pattern scaled to that period: the same coefficients, less those that it cannot show."""
-    spectrum = np.fft.fftshift(np.fft.fft2(draw_pattern()))
     first = PERIOD_PX // 2 - period // 2
-    inner = np.fft.ifftshift(spectrum[first : first + period, first : first + period])
+    inner = np.fft.ifftshift(_transform()[first : first + period, first : first + period])
     limit = _HIGHEST if period < PERIOD_PX else 1.0
     return np.where(_measure_radius(period) <= limit, inner, 0)
+
+
+@cache
+def _transform() -> NDArray[np.complex128]:
+    """The pattern's spectrum, frequency 0 in the middle."""
+    return np.fft.fftshift(np.fft.fft2(draw_pattern()))
 
 
 def _measure_radius(side: int) -> NDArray[np.float64]:

@@ -50,14 +50,12 @@ def test_it_survives_jpeg_halving_and_cropping_and_cannot_be_seen(
         assert score_watermark(tmp_path / name) >= LEAST_SCORE, name
 
 
-@pytest.mark.parametrize("kind", ["clouds", "black", "stripes", "repeated", "tiny"])
+@pytest.mark.parametrize("kind", ["clouds", "black", "repeated", "tiny"])
 def test_it_is_not_found_where_it_is_not(tmp_path: Path, kind: str) -> None:
     """Also not in what has the pattern's period, as seamless textures may."""
-    stripes = np.indices((SIDE, SIDE)).sum(0) % 16 * 16
     pictures = {
         "clouds": draw_clouds(1.0, 45.0),
         "black": np.zeros((SIDE, SIDE, 3), np.uint8),
-        "stripes": np.stack([stripes] * 3, -1).astype(np.uint8),
         "repeated": np.tile(draw_clouds(1.0, 45.0, PERIOD_PX), (3, 3, 1)),
         "tiny": draw_clouds(1.0, 45.0, 40),
     }
