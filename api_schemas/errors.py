@@ -34,6 +34,7 @@ ErrorCode = Literal[
     "storage_unavailable",
     "disk_full",
     "disk_unwritable",
+    "signing_unavailable",
     "timeout",
     "too_many_attempts",
 ]

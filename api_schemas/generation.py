@@ -86,7 +86,8 @@ class GenerationRequest(RequestPart):
         description="Resolution in the metadata of the file, pixels per inch; it does not change the pixels.",
     )
     embed_metadata: bool = Field(
-        default=True, description="Write prompt, seed, model and settings into the file."
+        default=True,
+        description="Write prompt, seed, model and settings into the file. That a model made it, files always say.",
     )
     loras: list[LoraChoice] = Field(
         default=[],
