@@ -115,6 +115,46 @@ class Readiness(_Answer):
     )
 
 
+class CountUse(_Answer):
+    """Use of one limit of an API key."""
+
+    used: int
+    limit: int | None = Field(description="null: unlimited.")
+
+
+class WorkUse(_Answer):
+    """Use of megapixel-steps."""
+
+    used: float = Field(
+        description="Of jobs created within the window; canceled before they began, they do not count."
+    )
+    limit: float | None = Field(description="null: unlimited.")
+    window_s: int = Field(description="The window ends now: what is used counts for so many seconds.")
+    free_at: float | None = Field(
+        description="Unix time when all that is used now will be free again; null if nothing is used."
+    )
+
+
+class CallUse(CountUse):
+    """Use of calls. They are a bucket that is refilled one by one, `limit` in a window; not counted while unlimited."""
+
+    window_s: int
+    free_at: float | None = Field(
+        description="Unix time when all that is used now will be free again; null if nothing is used."
+    )
+
+
+class Usage(_Answer):
+    """What an API key has used, and its limits."""
+
+    key_id: str
+    calls: CallUse
+    concurrent_jobs: CountUse = Field(description="Jobs that workers have; those over the limit wait.")
+    queued_jobs: CountUse = Field(description="Jobs that wait.")
+    megapixel_steps: WorkUse
+    store_bytes: CountUse = Field(description="Files of all jobs that are kept.")
+
+
 class Snapshot(_Answer):
     """The current state of a job, sent in place of events that are no longer stored.
 

@@ -18,6 +18,8 @@ ErrorCode = Literal[
     "record_unreadable",
     "range_not_satisfiable",
     "queue_full",
+    "rate_limited",
+    "quota_exceeded",
     "no_model",
     "service_unavailable",
     "forbidden",

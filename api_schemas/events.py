@@ -121,6 +121,10 @@ class Result(_Data):
     width_px: int
     height_px: int
     size_bytes: int
+    stored_bytes: int = Field(
+        default=0,
+        description="Size of all its files in the store: picture, deep zoom and final state; 0 where none was counted.",
+    )
     sha256: str
     engine_s: float = Field(description="Engine time in seconds, summed over all attempts.")
 

@@ -249,6 +249,7 @@ class SentPicture(BaseModel):
     sha256: str = Field(description="Digest of the file as it was sent.")
     width_px: int
     height_px: int
+    size_bytes: int = Field(default=0, description="Of the PNG; 0 where none was counted.")
 
 
 class ResolvedRequest(GenerationRequest):

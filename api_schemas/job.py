@@ -50,7 +50,9 @@ class Job(BaseModel):
     status: JobStatus
     request: ResolvedRequest
     cost: Cost
-    key_id: str = Field("", description="Id of the API key that created it; empty where no keys are used.")
+    key_id: str = Field(
+        default="", description="Id of the API key that created it; empty where no keys are used."
+    )
     attempt: int = 0
     created_at: float = Field(description="Unix time in seconds, like `started_at` and `finished_at`.")
     started_at: float | None = None

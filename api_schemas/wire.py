@@ -31,6 +31,7 @@ chorale:deliveries:{id} hash   `event/endpoint` -> attempts of a job's delivery 
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
 chorale:unreadable:{k}  any    what was found at key k and is of another type
+chorale:usage:…         what the jobs of each API key use: see usage.py
 
 jobs/{id}/{execution}/  picture, deep zoom, and the final state that the picture was decoded from
 inputs/{id}/            pictures that came with the request, as PNG
@@ -49,6 +50,7 @@ from api_schemas.events import DurableEvent, Result, TilePreviewed
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 from api_schemas.stored import RECORD_VERSION, UnreadableRecordError, read_stored
+from api_schemas.usage import COUNT_USAGE, USAGE_KEY, changes_usage, count_arguments
 from api_schemas.webhook import (
     ALL_EVENTS,
     DUE_KEY,
@@ -175,12 +177,13 @@ def job_folders(job_id: str) -> tuple[str, ...]:
 
 # KEYS: job, events, live, due deliveries, webhooks of the job and of its API key.  ARGV: seq the writer
 # folded from, fence token of the writer ("" for the service), token to install ("" to keep), job JSON, event
-# JSON, job id, two stream lengths, event type if webhooks may want it, else "".
+# JSON, job id, two stream lengths, event type if webhooks may want it, else ""; and, where the event changes what an
+# API key uses, the arguments of `count`. No fault of that accounting keeps an event from being written.
 # Answers the new stream id, "stale" when another writer came first (read again and retry) or
 # "fenced" when a newer attempt owns the job (give up). A key of another type is moved out of the way.
 # What is due is written with the event, so that no crash comes between the two.
-APPEND_EVENT: Final = f"""
-for i, wanted in pairs({{[2] = 'stream', [3] = 'stream', [4] = 'zset'}}) do
+APPEND_BODY: Final = f"""
+for i, wanted in pairs({{[2] = "stream", [3] = "stream", [4] = "zset"}}) do
   local kind = redis.call('TYPE', KEYS[i]).ok
   if kind ~= 'none' and kind ~= wanted then redis.call('RENAME', KEYS[i], '{UNREADABLE_PREFIX}' .. KEYS[i]) end
 end
@@ -192,14 +195,16 @@ redis.call('HSET', KEYS[1], 'seq', seq, 'job', ARGV[4], 'version', '{RECORD_VERS
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'execution', ARGV[3]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*',
   'job', ARGV[6], 'seq', seq, 'prev', ARGV[1], 'event', ARGV[5])
-for i, endpoint in ipairs(ARGV[9] ~= '' and {{'job', 'key'}} or {{}}) do
-  local told = redis.pcall('HMGET', KEYS[4 + i], 'events', 'disabled')
-  if not told.err and told[1] and not told[2] and string.find(told[1] .. ' ', ARGV[9] .. ' ', 1, true) then
-    redis.call('ZADD', KEYS[4], 0, ARGV[6] .. '/' .. ARGV[9] .. '/' .. endpoint)
+for i, endpoint in ipairs(ARGV[9] ~= "" and {{"job", "key"}} or {{}}) do
+  local told = redis.pcall("HMGET", KEYS[4 + i], "events", "disabled")
+  if not told.err and told[1] and not told[2] and string.find(told[1] .. " ", ARGV[9] .. " ", 1, true) then
+    redis.call("ZADD", KEYS[4], 0, ARGV[6] .. "/" .. ARGV[9] .. "/" .. endpoint)
   end
 end
+if ARGV[10] then pcall(count, unpack(ARGV, 10, 16)) end
 return seq
 """
+APPEND_EVENT: Final = COUNT_USAGE + APPEND_BODY
 
 # KEYS: any.  ARGV: the type that each should have.  Moves those of another type out of the way; answers their names.
 SET_ASIDE: Final = f"""
@@ -252,7 +257,7 @@ def index_types(queues: Iterable[str]) -> dict[str, str]:
     """The type of every key that is no single record, and of those that RQ has for these queues."""
     types = {
         JOBS_KEY: "zset", ACTIVE_KEY: "set", LIVE_KEY: "stream", MODELS_KEY: "hash", WORKERS_KEY: "set",
-        PAUSED_KEY: "set", "rq:queues": "set", "rq:workers": "set",
+        PAUSED_KEY: "set", USAGE_KEY: "set", "rq:queues": "set", "rq:workers": "set",
         DUE_KEY: "zset", WEBHOOK_WORKERS_KEY: "zset", OUTCOMES_KEY: "hash",
     }  # fmt: skip
     for queue in queues:
@@ -264,7 +269,7 @@ def index_types(queues: Iterable[str]) -> dict[str, str]:
 
 def append_event(
     job: Job, event: DurableEvent, *, after: str, holder: str = "", install: str = ""
-) -> tuple[list[str], list[str | int]]:
+) -> tuple[list[str], list[str | int | float]]:
     """KEYS and ARGV of the script.
 
     Args:
@@ -279,7 +284,8 @@ def append_event(
     keys = [job_key(job.id), events_key(job.id), LIVE_KEY, DUE_KEY, *webhooks]
     record, text = job.model_dump_json(exclude={"seq"}), event.model_dump_json()
     told = event.type if event.type in ALL_EVENTS else ""
-    return keys, [after, holder, install, record, text, job.id, EVENTS_MAXLEN, LIVE_MAXLEN, told]
+    counted = count_arguments(job) if changes_usage(event, job) else []
+    return keys, [after, holder, install, record, text, job.id, EVENTS_MAXLEN, LIVE_MAXLEN, told, *counted]
 
 
 PREVIEW_FRAME_TYPE: Final = 4

@@ -73,7 +73,7 @@ class InvalidRequestError(ProblemError):
 
 
 class UnavailableError(ProblemError):
-    """Full queue, no model, or a part that cannot be reached."""
+    """Full queue, a limit of the API key, no model, or a part that cannot be reached."""
 
 
 class NoConnectionError(ChoraleError):

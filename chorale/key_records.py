@@ -9,7 +9,16 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.client import Pipeline
 
-from api_schemas.keys import ApiKey, Scope, StoredKey, digest_secret, draw_key_id, draw_secret, write_key
+from api_schemas.keys import (
+    ApiKey,
+    Quota,
+    Scope,
+    StoredKey,
+    digest_secret,
+    draw_key_id,
+    draw_secret,
+    write_key,
+)
 from api_schemas.wire import KEYS_KEY, api_key_key
 from chorale.errors import NoSuchKeyError, TakenNameError, UnreadableKeyError
 
@@ -20,7 +29,7 @@ class KeyRecords:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def create(self, name: str, scopes: frozenset[Scope]) -> str:
+    def create(self, name: str, scopes: frozenset[Scope], quota: Quota | None = None) -> str:
         """Store a new key, and give it as its owner gets it, which nobody can a second time.
 
         Raises:
@@ -28,7 +37,9 @@ class KeyRecords:
         """
         if any(key.name == name and key.revoked_at is None for key in self.list_all()):
             raise TakenNameError(name)
-        key = ApiKey(id=draw_key_id(), name=name, scopes=scopes, created_at=time.time())
+        key = ApiKey(
+            id=draw_key_id(), name=name, scopes=scopes, quota=quota or Quota(), created_at=time.time()
+        )
         secret = draw_secret()
         stored = StoredKey(key=key, digest=digest_secret(secret))
         with self._redis.pipeline(transaction=True) as transaction:  # pyright: ignore[reportUnknownMemberType]

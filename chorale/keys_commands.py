@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from api_schemas.keys import Scope
+from api_schemas.keys import Quota, Scope
+from api_schemas.quota_text import read_quota
 from chorale import installed
 from chorale.data_folder import DataFolder
 from chorale.errors import NoConnectionError
@@ -40,14 +41,21 @@ def create(
             " admin: metrics, and the jobs of all keys."
         ),
     ] = "create,read",
+    quota: Annotated[
+        str,
+        Option(
+            help="Limits, as calls=600/min,concurrent=2,queued=100,megapixel_steps=5000/day,store=50GB;"
+            " what is left out is unlimited."
+        ),
+    ] = "",
     data: Data = None,
 ) -> None:
     """Make a key and print it, this once: only a digest is stored. From then on the service needs keys."""
-    scopes = _read_scopes(scope)
+    scopes, limits = _read_scopes(scope), _read_limits(quota)
     if not name.strip():
         raise OptionError("NAME: a name, such as that of a person or of a program")
     with _open_keys(data) as keys:
-        _print_once(keys.create(name.strip(), scopes))
+        _print_once(keys.create(name.strip(), scopes, limits))
 
 
 @app.command("list")
@@ -139,6 +147,17 @@ def _read_scopes(text: str) -> frozenset[Scope]:
     if unknown or not scopes:
         raise OptionError(f"--scope {text}: one or several of {', '.join(known)}, with commas between")
     return scopes
+
+
+def _read_limits(text: str) -> Quota:
+    """
+    Raises:
+        OptionError: a part of it is no limit.
+    """
+    try:
+        return read_quota(text)
+    except ValueError as error:
+        raise OptionError(f"--quota {error}") from error
 
 
 def _print_once(key: str) -> None:

@@ -10,6 +10,7 @@ from api_schemas.allow_list import AllowList
 from api_schemas.answers import JobView
 from api_schemas.catalog import ModelCard
 from api_schemas.keys import ApiKey
+from api_schemas.quota_text import write_quota
 from chorale.plain_text import show
 
 _STYLES = {"succeeded": "green", "failed": "red", "processing": "cyan", "canceled": "dim", "expired": "dim"}
@@ -70,13 +71,14 @@ def lay_allowed(allow_list: AllowList) -> Table:
 
 def lay_keys(keys: Iterable[ApiKey]) -> Table:
     """One line a key."""
-    table = Table("key", "name", "scopes", "made", "revoked", box=None, header_style="dim")
+    table = Table("key", "name", "scopes", "quota", "made", "revoked", box=None, header_style="dim")
     now = time.time()
     for key in keys:
         table.add_row(
             f"chorale_{key.id}",
             Text(show(key.name)),
             ", ".join(sorted(key.scopes)),
+            write_quota(key.quota).replace(",", ", "),
             _ago(now - key.created_at),
             "" if key.revoked_at is None else _ago(now - key.revoked_at),
         )

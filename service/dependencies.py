@@ -28,6 +28,8 @@ from service.keys.store import KeyStore
 from service.messages import parse
 from service.metrics import Metrics
 from service.openai_api.attempts import Attempts
+from service.quotas.known import KnownKeys
+from service.quotas.usage import UsageStore
 from service.settings import ServiceSettings
 from service.webhooks.deliveries import Deliveries
 from service.webhooks.endpoints import Endpoints
@@ -50,6 +52,8 @@ class Services:
     events: EventStream
     images: ImageStore
     space: DiskSpace
+    known_keys: KnownKeys
+    usage: UsageStore
     previews: PreviewCanvas
     links: LinkSigner
     webhooks: Endpoints

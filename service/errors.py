@@ -23,6 +23,8 @@ ServiceError
 ├── ResultDamagedError         what is stored is not what the job has made
 ├── RangeNotSatisfiableError
 ├── QueueFullError
+├── RateLimitedError           more calls than the API key may make
+├── QuotaExceededError         more work or bytes than the API key may have
 ├── NoModelError
 ├── NoSpaceError                the store's disk has no space for the job
 └── UnavailableError           Redis or the object store is away, or the machine too busy
@@ -137,6 +139,25 @@ class RangeNotSatisfiableError(ServiceError):
 class QueueFullError(_RetryLaterError): ...
 
 
+class _LimitError(ServiceError):
+    """A limit of an API key.
+
+    Args:
+        error: names the limit, what is used and what is allowed.
+        retry_after_s: None where no time can be told.
+    """
+
+    def __init__(self, detail: str, error: FieldError, *, retry_after_s: int | None) -> None:
+        super().__init__(detail, headers={} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
+        self.errors = [error]
+
+
+class RateLimitedError(_LimitError): ...
+
+
+class QuotaExceededError(_LimitError): ...
+
+
 class NoModelError(_RetryLaterError): ...
 
 
@@ -170,6 +191,8 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     ResultDamagedError: (410, "result_damaged", False),
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),
     QueueFullError: (503, "queue_full", True),
+    RateLimitedError: (429, "rate_limited", True),
+    QuotaExceededError: (429, "quota_exceeded", True),
     NoModelError: (503, "no_model", True),
     NoSpaceError: (503, "disk_full", True),
     UnavailableError: (503, "service_unavailable", True),

@@ -111,15 +111,18 @@ class ImageStore:
         )
         return [folder.rstrip("/").rpartition("/")[2] for folder in found["common_prefixes"]]
 
-    async def copy_missing(self, source: str, target: str) -> None:
-        """Copy each object below a folder to another folder, unless one of its name is there."""
-        own, there = await self._list_names(source), await self._list_names(target)
-        for name in sorted(own - there):
+    async def copy_missing(self, source: str, target: str) -> int:
+        """Copy each object below a folder to another folder, unless one of its name is there; answers their bytes."""
+        own, there = await self._list_sizes(source), await self._list_sizes(target)
+        missing = sorted(own.keys() - there.keys())
+        for name in missing:
             await obstore.copy_async(self._store, f"{source}/{name}", f"{target}/{name}")
+        return sum(own[name] for name in missing)
 
-    async def _list_names(self, prefix: str) -> set[str]:
+    async def _list_sizes(self, prefix: str) -> dict[str, int]:
         found = obstore.list(self._store, f"{prefix}/")  # pyright: ignore[reportUnknownMemberType]
-        return {entry["path"].removeprefix(f"{prefix}/") for entry in await found.collect_async()}
+        entries = await found.collect_async()
+        return {entry["path"].removeprefix(f"{prefix}/"): entry["size"] for entry in entries}
 
     async def delete_folder(self, prefix: str) -> None:
         """Delete every object below a folder; nothing happens if there is none."""

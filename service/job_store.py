@@ -10,6 +10,7 @@ from redis.typing import EncodableT, FieldT
 
 from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
 from api_schemas.job import TERMINAL, Job, apply, begin
+from api_schemas.keys import Quota
 from api_schemas.stored import UnreadableRecordError
 from api_schemas.webhook import deliveries_key, webhook_key
 from api_schemas.wire import (
@@ -30,6 +31,7 @@ from api_schemas.wire import (
     read_job,
 )
 from service.errors import JobNotFoundError, JobUnreadableError
+from service.quotas.places import APPEND_IF_PLACE, Lack, read_lack, write_limits
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
@@ -44,11 +46,19 @@ class JobStore:
         self.unreadable = unreadable
         self.lost_children: set[str] = set()  # of these jobs; to be found again in all records
 
-    async def create(self, event: JobQueued, webhook: Mapping[FieldT, EncodableT] | None = None) -> Job:
+    async def create(
+        self,
+        event: JobQueued,
+        webhook: Mapping[FieldT, EncodableT] | None = None,
+        quota: Quota | None = None,
+        places: int = 1,
+    ) -> Job | Lack:
         """Write a new record with its first event, whole or not at all.
 
         Args:
             webhook: that the request named, as it is stored.
+            quota: of the key that asks for it; answers what lacks if that has no place for the job.
+            places: jobs like this that must have one, this one included.
         """
         job = begin(event)
         async with self._redis.pipeline(transaction=True) as transaction:
@@ -64,9 +74,18 @@ class JobStore:
             if job.request.parent is not None:  # one of another type is found out when it is read
                 transaction.eval(CHANGE_SET, 1, children_key(job.request.parent), "SADD", job.id)
             keys, arguments = append_event(job, event, after="")
-            transaction.eval(APPEND_EVENT, len(keys), *keys, *arguments)
-            *_, seq = cast(list[bytes], await transaction.execute())
-        return job.model_copy(update={"seq": seq.decode()})
+            if job.key_id:
+                limits = write_limits(quota or Quota())
+                transaction.eval(APPEND_IF_PLACE, len(keys), *keys, *arguments, places, *limits)
+            else:
+                transaction.eval(APPEND_EVENT, len(keys), *keys, *arguments)
+            *_, answer = cast(list[bytes | list[bytes]], await transaction.execute())
+        if isinstance(answer, list):
+            await self.delete(job.id, job.request.parent, job.key_id)
+            return read_lack(answer)
+        if answer == b"stale":  # written already: the connection broke before the answer came
+            return await self._reread(job)
+        return job.model_copy(update={"seq": answer.decode()})
 
     async def get(self, job_id: str) -> Job | None:
         """The record of a job, None if there is none.

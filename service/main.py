@@ -34,6 +34,7 @@ from service.http.connections import (
     fit_connections,
     raise_descriptor_limit,
 )
+from service.http.rate_limits import RateLimitMiddleware
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
@@ -42,6 +43,7 @@ from service.indexes import Indexes
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
+from service.jobs.allowance import Allowance
 from service.jobs.idempotency import IdempotencyStore
 from service.jobs.intake import Intake
 from service.jobs.reconciler import Reconciler
@@ -54,6 +56,9 @@ from service.keys.watch import KeyWatch
 from service.live.hub import LiveHub
 from service.metrics import Metrics
 from service.openai_api.attempts import Attempts
+from service.quotas.known import KnownKeys
+from service.quotas.rate import RateLimiter
+from service.quotas.usage import UsageStore
 from service.routes import (
     derived,
     events,
@@ -63,6 +68,7 @@ from service.routes import (
     openai_images,
     session,
     system,
+    usage,
     viewer,
     webhooks,
 )
@@ -228,6 +234,11 @@ def _build_services(
     admission = Admission(catalog, queue, throughput, space, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
     endpoints = Endpoints(client, settings.webhook_networks, unreadable)
+    known_keys, counts = KnownKeys(keys.find_key), UsageStore(client)
+    kept_s = (
+        settings.retention_days * _DAY_S + settings.reconcile_interval_s if settings.retention_days else None
+    )
+    allowance = Allowance(known_keys, counts, catalog, throughput, metrics, kept_s)
     uploads = Uploads(images, settings.max_picture_megapixels, settings.work_dir / "uploads")
     return Services(
         settings=settings,
@@ -238,11 +249,13 @@ def _build_services(
         catalog=catalog,
         admission=admission,
         attempts=Attempts(client, unreadable),
-        intake=Intake(admission, idempotency, uploads, store, queue, endpoints, metrics),
+        intake=Intake(admission, idempotency, uploads, store, queue, endpoints, metrics, allowance),
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=follower,
         images=images,
         space=space,
+        known_keys=known_keys,
+        usage=counts,
         previews=PreviewCanvas(client, unreadable),
         links=links,
         webhooks=endpoints,
@@ -255,8 +268,10 @@ def _build_background(
     settings: ServiceSettings, services: Services, hub: LiveHub, indexes: Indexes, recovery: Recovery
 ) -> Background:
     interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
-    reconciler = Reconciler(services.jobs, services.queue, indexes, recovery, services.metrics, interval_s)
-    retention = Retention(services.jobs, services.queue, services.images, keep_s, interval_s)
+    reconciler = Reconciler(
+        services.jobs, services.queue, indexes, recovery, services.usage, services.metrics, interval_s
+    )
+    retention = Retention(services.jobs, services.queue, services.images, services.usage, keep_s, interval_s)
     tasks = {
         "live": hub.run,
         "reconciler": reconciler.run,
@@ -266,16 +281,22 @@ def _build_background(
     return Background(services.metrics, tasks)
 
 
+_DOORS = (jobs, derived, events, images, models, openai_images, webhooks, session, usage, system, viewer)
+
+
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics, keys: KeyStore) -> None:
-    for routes in (jobs, derived, events, images, models, openai_images, webhooks, session, system, viewer):
+    for routes in _DOORS:
         app.include_router(routes.router)
         _answer_head(app, routes.router)
     viewer.mount(app)
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(
-        KeyMiddleware, keys=keys
-    )  # innermost: a refusal is counted, has its id and is told to other sites
+    # The innermost of all: it counts the calls of whom the next one has let in.
+    services: Services = app.state.services
+    limiter = RateLimiter(services.redis)
+    app.add_middleware(RateLimitMiddleware, keys=services.known_keys, limiter=limiter, metrics=metrics)
+    # Around it, and inside of all others: a refusal is counted, has its id and is told to other sites.
+    app.add_middleware(KeyMiddleware, keys=keys)
     # Of all pictures of a body: masks of regions are small.
     upload_limit = settings.max_body_bytes + 4 * settings.max_picture_bytes
     middleware.install(app, metrics, settings, body_limit=settings.max_body_bytes, upload_limit=upload_limit)

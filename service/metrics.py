@@ -14,6 +14,8 @@ PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
 OUTCOMES: Final = ("succeeded", "failed", "canceled")
 DELIVERED: Final = ("delivered", "failed", "given_up", "disabled")
 
+LIMITS: Final = ("calls", "queued_jobs", "megapixel_steps", "store_bytes")
+
 _PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "signing_unavailable", "storage_unavailable")
 
 
@@ -129,6 +131,15 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+
+        self.quota_refusals = Counter(
+            "chorale_quota_refusals",
+            "Requests refused because their API key has reached a limit.",
+            ["limit"],
+            registry=self.registry,
+        )
+        for limit in LIMITS:
+            self.quota_refusals.labels(limit)
 
         self.jobs_ended = Counter("chorale_jobs_ended", "Ended jobs.", ["outcome"], registry=self.registry)
         self.phase_s = Histogram(

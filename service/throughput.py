@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
@@ -16,7 +16,22 @@ _STARTS = frozenset({"job.started", "job.resumed"})
 @dataclass(slots=True)
 class _Followed:
     model: str
+    key_id: str
+    queued_at: float
     started_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Drain:
+    """How the queue of one key drains: times between two starts, where the second job waited already at the first."""
+
+    gaps_s: deque[float] = field(default_factory=lambda: deque[float](maxlen=_KEPT))
+    last_start: float = float("inf")
+
+    def note(self, queued_at: float, ts: float) -> None:
+        if queued_at <= self.last_start <= ts:
+            self.gaps_s.append(ts - self.last_start)
+        self.last_start = ts
 
 
 class Throughput:
@@ -25,6 +40,7 @@ class Throughput:
     def __init__(self) -> None:
         self._durations_s: dict[str, deque[float]] = {}
         self._jobs: OrderedDict[str, _Followed] = OrderedDict()
+        self._drains: OrderedDict[str, _Drain] = OrderedDict()
 
     def observe(self, event: EventMessage) -> None:
         """Take an event in; jobs that were queued before this process began are not measured."""
@@ -33,8 +49,10 @@ class Throughput:
         body = json.loads(event.text)
         job_id, ts = str(body["job_id"]), float(body["ts"])
         if event.type == "job.queued":
-            self._follow(job_id, str(body["data"]["request"]["model"]))
+            self._follow(job_id, str(body["data"]["request"]["model"]), body["data"].get("key_id", ""), ts)
         elif event.type in _STARTS and (job := self._jobs.get(job_id)) is not None:
+            if job.started_at is None and job.key_id:
+                self._drain(job.key_id).note(job.queued_at, ts)
             job.started_at = job.started_at or ts
         elif event.is_terminal and (job := self._jobs.pop(job_id, None)) and job.started_at is not None:
             durations_s = self._durations_s.setdefault(job.model, deque(maxlen=_KEPT))
@@ -45,7 +63,19 @@ class Throughput:
         durations_s = self._durations_s.get(model)
         return median(durations_s) if durations_s else None
 
-    def _follow(self, job_id: str, model: str) -> None:
-        self._jobs[job_id] = _Followed(model)
+    def seconds_per_start(self, key_id: str) -> float | None:
+        """Seconds from one start of a job of this key to the next, while more of them wait; None if not measured."""
+        drain = self._drains.get(key_id)
+        return median(drain.gaps_s) if drain and drain.gaps_s else None
+
+    def _drain(self, key_id: str) -> _Drain:
+        drain = self._drains.setdefault(key_id, _Drain())
+        self._drains.move_to_end(key_id)
+        if len(self._drains) > _FOLLOWED:
+            self._drains.popitem(last=False)
+        return drain
+
+    def _follow(self, job_id: str, model: str, key_id: str, ts: float) -> None:
+        self._jobs[job_id] = _Followed(model, key_id, ts)
         while len(self._jobs) > _FOLLOWED:
             self._jobs.popitem(last=False)

@@ -119,6 +119,7 @@ class ResultWriter:
         inherited = self._list_inherited()
         paths = [path for path in files.pyramid.rglob("*") if path.is_file()]
         paths = [path for path in paths if not inherited or self._has_changed(path)]
+        stored = [files.image, self._generated.state, *paths]
         self._storage.put_files(self._prefix, paths, files.pyramid, _PYRAMID_TYPES, self._pictures.is_stopped)
         return Result(
             image_key=image_key,
@@ -128,6 +129,7 @@ class ResultWriter:
             width_px=self._request.width_px,
             height_px=self._request.height_px,
             size_bytes=files.image.stat().st_size,
+            stored_bytes=sum(path.stat().st_size for path in stored),
             sha256=files.sha256,
             engine_s=round(self._generated.engine_s, 3),
         )

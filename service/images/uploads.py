@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from subprocess import PIPE
 from typing import IO, Final
@@ -50,6 +50,10 @@ class CleanPicture:
         self.file.seek(0)
         width_px, height_px = _PNG_SIZE.unpack(self.file.read(_PNG_SIZE.size))
         return width_px, height_px
+
+    @property
+    def size_bytes(self) -> int:
+        return self.file.seek(0, SEEK_END)
 
 
 class Uploads:
@@ -145,7 +149,12 @@ class Uploads:
         for part, picture in cleaned.items():
             await self._images.put(input_key(job_id, part), picture.file)
             width_px, height_px = picture.size
-            sent[part] = SentPicture(sha256=files[part].sha256, width_px=width_px, height_px=height_px)
+            sent[part] = SentPicture(
+                sha256=files[part].sha256,
+                width_px=width_px,
+                height_px=height_px,
+                size_bytes=picture.size_bytes,
+            )
         return sent
 
     async def _clean(self, part: PicturePart, picture: ReceivedPicture, opened: ExitStack) -> CleanPicture:

@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from PIL import Image
@@ -19,10 +20,12 @@ from service.images.uploads import CleanPicture, Uploads
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
+from service.jobs.allowance import Allowance
 from service.jobs.idempotency import IdempotencyStore
 from service.jobs.sources import FoundSource, find_source, settle_source
 from service.jobs.submission import Submission, require_pictures
 from service.metrics import Metrics
+from service.quotas.places import Lack
 from service.webhooks.endpoints import Endpoints
 
 _RETRY_S: Final = 1
@@ -41,7 +44,9 @@ class Intake:
         queue: JobQueue,
         webhooks: Endpoints,
         metrics: Metrics,
+        allowance: Allowance,
     ) -> None:
+        self._allowance = allowance
         self._admission = admission
         self._idempotency = idempotency
         self._uploads = uploads
@@ -81,7 +86,8 @@ class Intake:
             token: makes the same jobs once.
         """
         await self._admission.expect(submissions[0].request, len(submissions))
-        return [await self.take(each, f"variation {index} {token}") for index, each in enumerate(submissions)]
+        waiting = [replace(each, places=len(submissions) - index) for index, each in enumerate(submissions)]
+        return [await self.take(each, f"variation {index} {token}") for index, each in enumerate(waiting)]
 
     async def _create_claimed(self, job_id: str, submission: Submission, key: str) -> Job:
         try:
@@ -98,8 +104,11 @@ class Intake:
         data = await self._admit(job_id, submission)
         data = _change_request(data, parent=submission.parent_id)
         data = data.model_copy(update={"key_id": submission.key_id})
+        quota = await self._allowance.find_quota(submission, data.cost)
         event = JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
-        job = await self._jobs.create(event, webhook and webhook.write())
+        job = await self._jobs.create(event, webhook and webhook.write(), quota, submission.places)
+        if isinstance(job, Lack):
+            raise await self._allowance.explain(job, submission, quota, data.request.model)
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
         size = job.request.width_px, job.request.height_px
@@ -133,6 +142,7 @@ class Intake:
         source: FoundSource | None = None,
     ) -> QueuedData:
         """Decode and store the pictures. Masks change the cost, and a source decides everything."""
+        await self._allowance.expect(submission)
         parent, inherited = submission.parent, submission.list_inherited()
         async with self._uploads.clean(submission.files) as cleaned:
             masks = read_masks(_list_masks(cleaned))

@@ -9,10 +9,12 @@ from redis.exceptions import RedisError
 
 from api_schemas.job import TERMINAL, Job
 from api_schemas.stored import UnreadableRecordError
+from api_schemas.wire import read_id
 from service.indexes import Indexes
 from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
 from service.metrics import Metrics
+from service.quotas.usage import UsageStore
 from service.webhooks.recovery import Recovery
 
 # A record is written shortly after its id is listed; for a younger id it may not be there yet.
@@ -30,9 +32,11 @@ class Reconciler:
         queue: JobQueue,
         indexes: Indexes,
         recovery: Recovery,
+        usage: UsageStore,
         metrics: Metrics,
         interval_s: float,
     ) -> None:
+        self._usage = usage
         self._jobs = jobs
         self._queue = queue
         self._indexes = indexes
@@ -57,11 +61,14 @@ class Reconciler:
         suspects: set[str] = set()
         for start in range(0, len(active), _PAGE):
             page = active[start : start + _PAGE]
-            for job_id, job in zip(page, await self._jobs.get_many(page), strict=True):
+            jobs = await self._jobs.get_many(page)
+            await self._usage.settle(job for job in jobs if isinstance(job, Job))
+            for job_id, job in zip(page, jobs, strict=True):
                 if await self._check(job_id, job):
                     suspects.add(job_id)
         self._suspects = suspects
         await self._remove_orphans()
+        await self._recount(set(active))
 
     async def _check(self, job_id: str, job: Job | UnreadableRecordError | None) -> bool:
         """Check one job; True if it looks lost and must be checked again."""
@@ -92,6 +99,17 @@ class Reconciler:
             log.warning("job %s was %s in the queue and is enqueued again", job_id, presence)
             self._metrics.jobs_revived.inc()
         return False
+
+    async def _recount(self, active: set[str]) -> None:
+        """What is counted as an open job of a key and is none that was just settled."""
+        for key_id in await self._usage.list_keys():
+            others = await self._usage.list_open(key_id) - {job_id.encode() for job_id in active}
+            ids = [job_id for member in others if (job_id := read_id(member)) is not None]
+            jobs = await self._jobs.get_many(ids)
+            await self._usage.settle(job for job in jobs if isinstance(job, Job))
+            gone = [job_id for job_id, job in zip(ids, jobs, strict=True) if job is None]
+            garbage = [member for member in others if read_id(member) is None]
+            await self._usage.forget(key_id, [*gone, *garbage])
 
     async def _remove_orphans(self) -> None:
         waiting = await self._queue.list_waiting()

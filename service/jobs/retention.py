@@ -14,6 +14,7 @@ from api_schemas.wire import INPUTS_FOLDER, PYRAMID_FOLDER, job_folders, result_
 from service.image_store import ImageStore
 from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
+from service.quotas.usage import UsageStore
 
 _PAGE: Final = 200
 # A picture is stored before its job's record; without a record after this time it is orphaned.
@@ -29,8 +30,15 @@ class Retention:
     """
 
     def __init__(
-        self, jobs: JobStore, queue: JobQueue, images: ImageStore, keep_s: float, interval_s: float
+        self,
+        jobs: JobStore,
+        queue: JobQueue,
+        images: ImageStore,
+        usage: UsageStore,
+        keep_s: float,
+        interval_s: float,
     ) -> None:
+        self._usage = usage
         self._jobs = jobs
         self._queue = queue
         self._images = images
@@ -68,11 +76,12 @@ class Retention:
         if any(child.status not in TERMINAL for child in known):
             return False
         own = f"{result_folder(job_id)}/"
-        for result in (child.result for child in known if child.result):
+        for child, result in ((child, child.result) for child in known if child.result):
             for inherited in (each for each in result.inherited_pyramids if each.startswith(own)):
-                await self._images.copy_missing(
+                copied = await self._images.copy_missing(
                     f"{inherited}/{PYRAMID_FOLDER}", f"{result.pyramid_key}/{PYRAMID_FOLDER}"
                 )
+                await self._usage.add_bytes(child, copied)
         return True
 
     async def drop_stranded_pictures(self) -> None:
@@ -90,8 +99,11 @@ class Retention:
         await self._delete_files(job_id)
         await self._queue.forget(job_id)
         if job is None:
+            await self._usage.forget_anywhere(job_id)
             await self._jobs.delete(job_id)
         else:
+            if job.key_id:
+                await self._usage.forget(job.key_id, [job_id])
             await self._jobs.delete(job_id, job.request.parent, job.key_id)
 
     async def _delete_files(self, job_id: str) -> None:

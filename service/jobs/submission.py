@@ -37,6 +37,7 @@ class Submission:
         parent: the job that it was derived from, whose pictures it has too.
         siblings: how many were asked for at once, this one included.
         key_id: of the API key that asks; empty where no keys are used.
+        places: jobs that its key must have a place for, this one and those that follow it.
         reaches_all: whether it may begin with a job of another key.
         most_pixels: of the picture, where a larger one could not be answered.
     """
@@ -46,6 +47,7 @@ class Submission:
     parent: Job | None = None
     siblings: int = 1
     key_id: str = ""
+    places: int = 1
     reaches_all: bool = False
     most_pixels: int | None = None
 

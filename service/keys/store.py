@@ -102,6 +102,11 @@ class KeyStore:
         """The same for a ticket, which is used up by this, whichever job it was for."""
         return await self._find_by_word("GETDEL", ticket_key(digest_secret(word)), word, None, f"{job_id} ")
 
+    async def find_key(self, key_id: str) -> ApiKey | None:
+        """The key of this id, revoked or not; None if there is none."""
+        (stored,) = await self._read_all([key_id])
+        return stored.key if stored else None
+
     async def find_ended(self, holders: Collection[Holder]) -> set[Holder]:
         """Those of them that are accepted no more."""
         stored = await self._read_all([key_id for key_id, _ in holders])

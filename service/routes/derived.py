@@ -22,6 +22,7 @@ from service.errors import (
     NoModelError,
     NotReadyError,
     QueueFullError,
+    QuotaExceededError,
     ResultNeverError,
 )
 from service.jobs.submission import Submission
@@ -39,6 +40,7 @@ _PROBLEMS = problems(
     IdempotencyMismatchError,
     ConflictError,
     QueueFullError,
+    QuotaExceededError,
     NoModelError,
 )
 

@@ -24,6 +24,7 @@ from service.errors import (
     NoModelError,
     NoSpaceError,
     QueueFullError,
+    QuotaExceededError,
 )
 from service.http.bodies import release_body
 from service.jobs.submission import Submission, read_submission
@@ -85,6 +86,7 @@ def submit_as(caller: ApiKey | None, submission: Submission) -> Submission:
             IdempotencyMismatchError,
             JobUnreadableError,
             QueueFullError,
+            QuotaExceededError,
             NoModelError,
             NoSpaceError,
         ),

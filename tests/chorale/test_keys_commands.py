@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner, Result
 
-from api_schemas.keys import StoredKey, digest_secret, read_key
+from api_schemas.keys import Quota, StoredKey, digest_secret, read_key
 from api_schemas.wire import api_key_key
 from chorale.cli import app
 from chorale.errors import NoSuchKeyError, TakenNameError
@@ -64,6 +64,15 @@ def test_a_name_is_of_one_live_key(valkey: str, redis: Redis) -> None:
     assert read_key(make("rotate", "ann", url=valkey))[0] == second.split("_")[1]
     for word in ("revoke", "rotate", "delete"):
         assert isinstance(run(word, "zoe", url=valkey).exception, NoSuchKeyError)
+
+
+def test_a_key_has_its_quota_and_a_wrong_one_makes_no_key(valkey: str, redis: Redis) -> None:
+    key = make("create", "ann", "--quota", "calls=600/min, store=50GB", url=valkey)
+    assert read(redis, key).key.quota == Quota(calls_per_minute=600, store_bytes=50 * 10**9)
+    assert "calls=600/min, store=50000000000B" in run("list", url=valkey).output
+    refused = run("create", "bob", "--quota", "calls=600", url=valkey)
+    assert "--quota 'calls=600': allowed for calls" in str(refused.exception)
+    assert len(redis.keys("chorale:key:*")) == 1
 
 
 @pytest.mark.parametrize("scope", ["", "write", "read,write", ",", "READ"])

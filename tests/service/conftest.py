@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from redis import Redis
 
 from chorale.key_records import KeyRecords
@@ -20,12 +21,18 @@ from tests.story import Story
 
 
 @contextmanager
-def serve(settings: ServiceSettings) -> Iterator[str]:
-    """Run the API in a thread until the end of the `with` block; gives its address."""
+def serve(settings: ServiceSettings, surround: Callable[[FastAPI], None] = lambda _: None) -> Iterator[str]:
+    """Run the API in a thread until the end of the `with` block; gives its address.
+
+    Args:
+        surround: adds what is before it, such as who calls.
+    """
     # asyncio turns Nagle's algorithm off only where the protocol is named; it costs 40 ms a request.
     server_socket = socket.socket(proto=socket.IPPROTO_TCP)
     server_socket.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(create_app(settings), settings))
+    app = create_app(settings)
+    surround(app)
+    server = uvicorn.Server(server_config(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [server_socket]})
     thread.start()
     try:

@@ -19,6 +19,7 @@ from service.job_store import JobStore
 from service.jobs.intake import draw_job_id
 from service.jobs.retention import Retention
 from service.metrics import Metrics
+from service.quotas.usage import UsageStore
 from service.settings import ServiceSettings
 from service.unreadable import UnreadableRecords
 from tests.conftest import S3Server
@@ -27,6 +28,7 @@ from tests.service.jobs.test_reconciler import eventually
 from tests.story import Story
 
 KEEP_S = 0.6
+KEY_ID = "0123456789ab"
 
 
 @pytest.fixture
@@ -161,7 +163,9 @@ def remove_older(settings: ServiceSettings, keep_s: float) -> None:
                 unreadable = UnreadableRecords(Metrics())
                 queue = JobQueue(client, blocking, unreadable, timeout_s=1, retries=1)
                 images = ImageStore.open(settings)
-                await Retention(JobStore(client, unreadable), queue, images, keep_s, 1).remove_expired()
+                usage = UsageStore(client)
+                jobs = JobStore(client, unreadable)
+                await Retention(jobs, queue, images, usage, keep_s, 1).remove_expired()
 
     asyncio.run(do())
 
@@ -174,12 +178,13 @@ def wrap_as_jpeg(text: str) -> bytes:
 def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_last(
     api: httpx.Client, settings: ServiceSettings, story: Story, redis: Redis, store_dir: Path
 ) -> None:
-    """Three generations: tile 0_0 is the first one's, 1_0 the second's own."""
+    """Three generations: tile 0_0 is the first one's, 1_0 the second's own. Their key has what is stored, no more."""
     jobs = [draw_job_id() for _ in range(3)]
     prefixes = [f"jobs/{job_id}/one" for job_id in jobs]
     ended: list[float] = []
     for number, job_id in enumerate(jobs):
-        story.queue(job_id, parent=jobs[number - 1] if number else None, width_px=600)
+        parent = jobs[number - 1] if number else None
+        story.queue(job_id, key_id=KEY_ID, parent=parent, width_px=600)
         if number:
             redis.sadd(children_key(jobs[number - 1]), job_id)
         story.start(job_id)
@@ -191,8 +196,8 @@ def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_
             tile.write_bytes(wrap_as_jpeg(f"{name} of {number}"))
         result = Result(
             image_key=f"{prefixes[number]}/image.png", pyramid_key=prefixes[number], media_type="image/png",
-            width_px=600, height_px=1024, size_bytes=1, sha256="0" * 64, engine_s=1.0,
-            inherited_pyramids=prefixes[:number][::-1],
+            width_px=600, height_px=1024, size_bytes=0, sha256="0" * 64, engine_s=1.0,
+            stored_bytes=count_bytes(store_dir / prefixes[number]), inherited_pyramids=prefixes[:number][::-1],
         )  # fmt: skip
         story.succeed(job_id, result)
         ended.append(story.job(job_id).finished_at or 0.0)
@@ -200,10 +205,26 @@ def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_
     for gone in range(3):
         tiles = [api.get(f"/v1/jobs/{jobs[2]}/image_files/10/{name}.jpg").content for name in ("0_0", "1_0")]
         assert tiles == [wrap_as_jpeg("0_0 of 0"), wrap_as_jpeg("1_0 of 1")]
+        assert read_stored_bytes(settings) == count_bytes(store_dir / "jobs") > 0
         remove_older(settings, time.time() - ended[gone] - 0.01)
         assert api.get(f"/v1/jobs/{jobs[gone]}").status_code == 404
         assert not (store_dir / "jobs" / jobs[gone]).exists()
     assert not list((store_dir / "jobs").glob("**/*.jpg"))
+    assert read_stored_bytes(settings) == 0
+
+
+def read_stored_bytes(settings: ServiceSettings) -> int:
+    """What the key has in the store, as it is counted."""
+
+    async def do() -> int:
+        async with AsyncRedis.from_url(settings.redis_url) as client:
+            return (await UsageStore(client).read(KEY_ID)).store_bytes
+
+    return asyncio.run(do())
+
+
+def count_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_tiles_of_a_grandparent_that_outlives_the_parent_are_kept_too(

@@ -11,6 +11,7 @@ from redis import Redis
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from api_schemas.keys import Quota
 from api_schemas.wire import api_key_key
 from chorale.key_records import KeyRecords
 from service.settings import ServiceSettings
@@ -278,3 +279,18 @@ def test_a_ticket_opens_one_stream_of_one_job_once(
     revoked = draw()
     tenants.records.revoke("ann")
     refuse_socket(f"{ws_url(url)}?ticket={revoked}", 401)
+
+
+def test_the_quota_of_a_key_is_counted_from_its_first_call(
+    api: httpx.Client, records: KeyRecords, story: Story
+) -> None:
+    operator = bearer(records.create("operator", frozenset({"admin", "read"})))
+    limits = Quota(calls_per_minute=3, queued_jobs=1)
+    key = bearer(records.create("ann", frozenset({"create", "read"}), limits))
+    answers = [api.post("/v1/jobs", json={}, headers=key) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [202, 429, 429, 429]
+    assert [answer.json().get("code") for answer in answers[1:]] == ["quota_exceeded"] * 2 + ["rate_limited"]
+    key_id = key["Authorization"].split("_")[1]
+    used = api.get("/v1/usage", params={"key_id": key_id}, headers=operator).json()
+    assert (used["key_id"], used["queued_jobs"]) == (key_id, {"used": 1, "limit": 1})
+    assert (used["calls"]["used"], used["calls"]["limit"]) == (3, 3)
