@@ -9,6 +9,7 @@ ServiceError
 ├── JobNotFoundError
 ├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
+├── WebhookNotFoundError       no such webhook or delivery
 ├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── UnauthenticatedError       no API key, or none that is accepted
 ├── ScopeMissingError          the key is not for this; names the scope
@@ -74,6 +75,9 @@ class JobUnreadableError(ServiceError):
 
 
 class FileMissingError(ServiceError): ...
+
+
+class WebhookNotFoundError(ServiceError): ...
 
 
 class ForbiddenError(ServiceError): ...
@@ -144,6 +148,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     JobNotFoundError: (404, "not_found", False),
     JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
+    WebhookNotFoundError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),
     UnauthenticatedError: (401, "unauthenticated", False),
     ScopeMissingError: (403, "scope_missing", False),

@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api_schemas.errors import Problem
 from api_schemas.generation import GenerationRequest
+from api_schemas.webhook import ALL_EVENTS
 from service.errors import (
     INTERNAL_ERROR,
     STATUS,
@@ -41,6 +42,30 @@ _SCHEMES = {
     },
     "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
     "ticket": {"type": "apiKey", "in": "query", "name": TICKET},
+}
+_WEBHOOK: dict[str, object] = {
+    "summary": "A job has ended, or has begun",
+    "description": "Sent by the service, signed as Standard Webhooks has it: receivers verify the headers `webhook-id`,"
+    " `webhook-timestamp` and `webhook-signature` with one of its libraries. The job is as the event has left it,"
+    " without `urls.download`. Any status from 200 to 299 takes it; 410 ends all further ones.",
+    "tags": ["webhooks"],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "type": {"enum": list(ALL_EVENTS)},
+                        "timestamp": {"type": "string", "format": "date-time"},
+                        "data": {"$ref": "#/components/schemas/JobView"},
+                    },
+                    "required": ["type", "timestamp", "data"],
+                }
+            }
+        },
+    },
+    "responses": {"2XX": {"description": "It was taken."}},
 }
 Responses = dict[int | str, dict[str, object]]
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
@@ -126,6 +151,7 @@ def _complete(schema: dict[str, object]) -> dict[str, object]:
     for path, operations in cast(dict[str, dict[str, dict[str, object]]], schema["paths"]).items():
         for method, operation in operations.items():
             operation["security"] = _name_credentials(method.upper(), path)
+    schema["webhooks"] = {"job": {"post": _WEBHOOK}}
     return schema
 
 

@@ -8,7 +8,19 @@ from redis.exceptions import ResponseError
 
 from service.metrics import Metrics
 
-Kind = Literal["job", "event", "preview", "model", "heartbeat", "idempotency", "index", "queued", "key"]
+Kind = Literal[
+    "job",
+    "event",
+    "preview",
+    "model",
+    "heartbeat",
+    "idempotency",
+    "index",
+    "queued",
+    "key",
+    "webhook",
+    "delivery",
+]
 _REMEMBERED: Final = 10_000
 log = logging.getLogger(__name__)
 

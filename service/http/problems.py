@@ -20,7 +20,8 @@ from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
 from api_schemas.generation import GenerationRequest
-from api_schemas.keys import hide_secrets
+from api_schemas.keys import hide_keys
+from api_schemas.webhook import hide_secrets
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -208,7 +209,7 @@ def _field_error(failure: dict[str, object], body: type[BaseModel]) -> FieldErro
     field = ".".join(location[1:] or location)
     return FieldError(
         field=_printable(field)[:_VALUE_LENGTH],
-        value=_shorten(failure.get("input")),
+        value=_shorten(hide_secrets(failure.get("input"), location)),
         allowed=_printable(_allowed(failure, location, body)),
     )
 
@@ -225,10 +226,10 @@ def _allowed(failure: dict[str, object], location: list[str], model: type[BaseMo
 def _shorten(value: object) -> str:
     """What was sent but for secrets, as ASCII JSON: lone surrogates could not be encoded otherwise."""
     try:
-        return hide_secrets(json.dumps(value))[:_VALUE_LENGTH]
+        return hide_keys(json.dumps(value))[:_VALUE_LENGTH]
     except (TypeError, ValueError, RecursionError):
         return ascii(value)[:_VALUE_LENGTH]
 
 
 def _printable(text: str) -> str:
-    return hide_secrets(text.encode("utf-8", "backslashreplace").decode())
+    return hide_keys(text.encode("utf-8", "backslashreplace").decode())
