@@ -1,5 +1,6 @@
 """Who gets in: by whose key, through which door, and for how long."""
 
+import asyncio
 import json
 import re
 import time
@@ -8,12 +9,16 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from api_schemas.wire import api_key_key
+from api_schemas.wire import api_key_key, jobs_of_key
 from chorale.key_records import KeyRecords
+from service.job_store import JobStore
+from service.metrics import Metrics
 from service.settings import ServiceSettings
+from service.unreadable import UnreadableRecords
 from tests.poison import NO_TEXT
 from tests.service.conftest import Serve
 from tests.service.routes.following import JOB, ws_url
@@ -281,3 +286,26 @@ def test_a_ticket_opens_one_stream_of_one_job_once(
     revoked = draw()
     tenants.records.revoke("ann")
     refuse_socket(f"{ws_url(url)}?ticket={revoked}", 401)
+
+
+def test_the_list_of_a_key_is_made_again_after_it_was_lost_and_loses_what_is_deleted(
+    tenants: Tenants, story: Story, redis: Redis, settings: ServiceSettings
+) -> None:
+    posted = [tenants.ann.post("/v1/jobs", json={"prompt": "lava"}).json()["id"] for _ in range(2)]
+    tenants.bob.post("/v1/jobs", json={"prompt": "lava"})
+    index = jobs_of_key(tenants.key_id(tenants.ann))
+    redis.set(index, "no list")
+    deadline = time.monotonic() + 20
+    while (answer := tenants.ann.get("/v1/jobs")).status_code != 200 or len(answer.json()["data"]) < 2:
+        assert answer.status_code in (200, 503)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [job["id"] for job in answer.json()["data"]] == posted[::-1]
+
+    async def delete() -> None:
+        async with AsyncRedis.from_url(settings.redis_url) as client:
+            jobs = JobStore(client, UnreadableRecords(Metrics()))
+            await jobs.delete(posted[0], None, tenants.key_id(tenants.ann))
+
+    asyncio.run(delete())
+    assert redis.zrange(index, 0, -1) == [posted[1].encode()]
