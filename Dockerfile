@@ -68,6 +68,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install ${TORCH_INDEX:+--inde
 COPY pyproject.toml README.md LICENSE ./
 COPY api_schemas api_schemas
 COPY chorale chorale
+COPY provenance provenance
 COPY worker worker
 # hadolint ignore=DL3013
 RUN --mount=type=cache,target=/root/.cache/pip pip install '.[worker]'

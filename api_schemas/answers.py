@@ -63,8 +63,18 @@ class JobPage(_Answer):
     next: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
+class ModelView(ModelCard):
+    """A card with what OpenAI's clients read of a model."""
+
+    id: str = Field(description="Its name.")
+    object: Literal["model"] = "model"
+    created: int = Field(default=0, description="Unix time; 0, since cards do not tell it.")
+    owned_by: str = "chorale"
+
+
 class ModelList(_Answer):
-    data: list[ModelCard]
+    object: Literal["list"] = "list"
+    data: list[ModelView]
 
 
 Reach = Literal["ok", "unreachable", "unwritable", "full"]

@@ -8,6 +8,7 @@ ErrorCode = Literal[
     "invalid_json",
     "invalid_request",
     "not_found",
+    "model_not_found",
     "method_not_allowed",
     "conflict",
     "idempotency_mismatch",
@@ -33,6 +34,7 @@ ErrorCode = Literal[
     "storage_unavailable",
     "disk_full",
     "disk_unwritable",
+    "signing_unavailable",
     "timeout",
     "too_many_attempts",
 ]

@@ -16,6 +16,8 @@ WarningCode = Literal[
     "mask_scaled",
     "prompt_cut",
     "region_faint",
+    "unsigned",
+    "untimed",
 ]
 
 

@@ -33,6 +33,7 @@ Seamless = Literal["none", "x", "y", "both"]
 OutputFormat = Literal["png", "jpeg", "webp", "tiff"]
 BitDepth = Literal[8, 16]
 DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
+LOSSY_FORMATS: tuple[OutputFormat, ...] = ("jpeg", "webp")
 # Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
 PicturePart = Literal["control_image", "ip_adapter_image", "source_image", "style_image", MaskPart]
 
@@ -72,6 +73,12 @@ class GenerationRequest(RequestPart):
     )
     output_format: OutputFormat = "png"
     bit_depth: BitDepth = Field(default=8, description="Bits per channel of the file; 16 needs png or tiff.")
+    output_quality: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="Quality of a JPEG or a lossy WebP; 92 and 90 if left out.",
+    )
     dpi: int = Field(
         default=300,
         ge=MIN_DPI,
@@ -79,7 +86,8 @@ class GenerationRequest(RequestPart):
         description="Resolution in the metadata of the file, pixels per inch; it does not change the pixels.",
     )
     embed_metadata: bool = Field(
-        default=True, description="Write prompt, seed, model and settings into the file."
+        default=True,
+        description="Write prompt, seed, model and settings into the file. That a model made it, files always say.",
     )
     loras: list[LoraChoice] = Field(
         default=[],
@@ -215,6 +223,14 @@ class GenerationRequest(RequestPart):
                 f"png, jpeg or tiff: webp ends at {WEBP_MAX_SIDE_PX} px a side, the picture has {longest_px}"
             )
         return output_format
+
+    @field_validator("output_quality")
+    @classmethod
+    def _check_format_is_lossy(cls, output_quality: int | None, info: ValidationInfo) -> int | None:
+        output_format = info.data.get("output_format", "jpeg")
+        if output_quality is not None and output_format not in LOSSY_FORMATS:
+            raise ValueError(f"for output_format {' or '.join(LOSSY_FORMATS)}, not {output_format}")
+        return output_quality
 
     @field_validator("bit_depth")
     @classmethod

@@ -109,6 +109,6 @@ def digest_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def hide_keys(text: str) -> str:
+def hide_secrets(text: str) -> str:
     """The text without the secrets of keys and tickets in it."""
     return _SECRETS.sub(lambda match: f"{match[1] or match[2]}...", text)

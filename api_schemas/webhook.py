@@ -162,7 +162,7 @@ class DeliveryList(_Answer):
     data: list[Delivery]
 
 
-def hide_secrets(value: object, location: Sequence[str] = ()) -> object:
+def hide_webhook_secrets(value: object, location: Sequence[str] = ()) -> object:
     """What a client has sent, as it may be shown: secrets of webhooks are left out, wherever they stand.
 
     Args:
@@ -173,9 +173,9 @@ def hide_secrets(value: object, location: Sequence[str] = ()) -> object:
     match value:
         case dict():
             items = cast(dict[str, object], value).items()
-            return {name: hide_secrets(each, (name,)) for name, each in items}
+            return {name: hide_webhook_secrets(each, (name,)) for name, each in items}
         case list():
-            return [hide_secrets(each) for each in cast(list[object], value)]
+            return [hide_webhook_secrets(each) for each in cast(list[object], value)]
         case str() if value.startswith(SECRET_PREFIX):
             return _HIDDEN
         case _:

@@ -137,6 +137,11 @@ def ticket_key(digest: str) -> str:
     return f"chorale:ticket:{digest}"
 
 
+def attempt_key(fingerprint: str) -> str:
+    """Token of the latest request of this content that came without an Idempotency-Key."""
+    return f"chorale:attempt:{fingerprint}"
+
+
 INPUTS_FOLDER: Final = "inputs"
 
 

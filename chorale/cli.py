@@ -12,7 +12,15 @@ from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.job import JobStatus
-from chorale import derived_commands, installed, keys_commands, models_command, region_options, source_options
+from chorale import (
+    derived_commands,
+    installed,
+    keys_commands,
+    models_command,
+    provenance_commands,
+    region_options,
+    source_options,
+)
 from chorale import picture_options as options
 from chorale.client import Client
 from chorale.data_folder import DataFolder
@@ -35,6 +43,7 @@ app = typer.Typer(
 app.add_typer(models_command.app, name="models")
 app.add_typer(keys_commands.app, name="keys")
 derived_commands.add_to(app)
+provenance_commands.add_to(app)
 RootPath = Annotated[
     str | None,
     Option(

@@ -18,6 +18,7 @@ ChoraleError
 ├── JobEndedError            the job ended without a picture; carries the job
 ├── JobRunningError          the job has no picture yet
 ├── DownloadError            size or checksum differ from the job's result
+├── OriginError              a file cannot be examined, or no trial certificate made; the message says why
 ├── AllowListError           the operator's list, or a new entry for it, is invalid
 ├── KeyRecordError           an API key of this service
 │   ├── NoSuchKeyError
@@ -140,6 +141,10 @@ class JobRunningError(ChoraleError):
 
 class DownloadError(ChoraleError):
     """Wrong size or checksum."""
+
+
+class OriginError(ChoraleError):
+    """A file cannot be examined, or no trial certificate made."""
 
 
 class AllowListError(ChoraleError):

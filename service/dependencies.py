@@ -20,12 +20,14 @@ from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
 from service.job_queue import JobQueue
 from service.job_store import JobStore
+from service.jobs.admission import Admission
 from service.jobs.intake import Intake
 from service.jobs.views import JobViews
 from service.keys.caller import CallerDep, reaches
 from service.keys.store import KeyStore
 from service.messages import parse
 from service.metrics import Metrics
+from service.openai_api.attempts import Attempts
 from service.settings import ServiceSettings
 from service.webhooks.deliveries import Deliveries
 from service.webhooks.endpoints import Endpoints
@@ -41,7 +43,9 @@ class Services:
     jobs: JobStore
     queue: JobQueue
     catalog: ModelCatalog
+    admission: Admission
     intake: Intake
+    attempts: Attempts
     views: JobViews
     events: EventStream
     images: ImageStore

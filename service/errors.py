@@ -10,6 +10,7 @@ ServiceError
 ├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
 ├── WebhookNotFoundError       no such webhook or delivery
+├── ModelMissingError          no card of this name
 ├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── UnauthenticatedError       no API key, or none that is accepted
 ├── ScopeMissingError          the key is not for this; names the scope
@@ -17,6 +18,7 @@ ServiceError
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
 ├── NotReadyError              the job has no picture yet
 ├── ResultNeverError           the job ended without a picture
+├── JobFailedError             the job that a request waits for has failed
 ├── ResultExpiredError         the picture is no longer stored
 ├── ResultDamagedError         what is stored is not what the job has made
 ├── RangeNotSatisfiableError
@@ -80,6 +82,9 @@ class FileMissingError(ServiceError): ...
 class WebhookNotFoundError(ServiceError): ...
 
 
+class ModelMissingError(ServiceError): ...
+
+
 class ForbiddenError(ServiceError): ...
 
 
@@ -121,6 +126,9 @@ class ResultNeverError(ServiceError):
     """The job ended without a picture."""
 
 
+class JobFailedError(ServiceError): ...
+
+
 class RangeNotSatisfiableError(ServiceError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the picture has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
@@ -149,6 +157,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
     WebhookNotFoundError: (404, "not_found", False),
+    ModelMissingError: (404, "model_not_found", False),
     ForbiddenError: (403, "forbidden", False),
     UnauthenticatedError: (401, "unauthenticated", False),
     ScopeMissingError: (403, "scope_missing", False),
@@ -156,6 +165,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     IdempotencyMismatchError: (422, "idempotency_mismatch", False),
     NotReadyError: (409, "not_ready", True),
     ResultNeverError: (409, "not_ready", False),
+    JobFailedError: (500, "engine_failed", False),
     ResultExpiredError: (410, "result_expired", False),
     ResultDamagedError: (410, "result_damaged", False),
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),

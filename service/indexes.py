@@ -50,10 +50,8 @@ class Indexes:
         """Move keys of a wrong type aside; list all jobs again if one of their lists was among them."""
         orphaned = self._jobs.lost_children.copy()
         of_keys = await self._name_indexes_of_keys()
-        types = index_types([*await self._queue.names(), WEBHOOKS_QUEUE]) | dict.fromkeys(
-            map(children_key, orphaned), "set"
-        )
-        types |= dict.fromkeys(of_keys, "zset")
+        types = index_types([*await self._queue.names(), WEBHOOKS_QUEUE])
+        types |= dict.fromkeys(map(children_key, orphaned), "set") | dict.fromkeys(of_keys, "zset")
         moved = await cast(
             Awaitable[list[bytes]], self._redis.eval(SET_ASIDE, len(types), *types, *types.values())
         )

@@ -4,12 +4,14 @@ import json
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final, cast, get_args
 
+from api_schemas.events import WarningCode
 from service.messages import EventMessage
 from service.metrics import PHASES, Metrics
 
 _FOLLOWED: Final = 10_000
+_WARNINGS: Final = get_args(WarningCode)
 _BEGINS: Final = {"job.started": "loading", "job.resumed": "loading", "job.preempted": "queued"}
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class JobMeter:
     def _observe(self, event: EventMessage, job_id: str, ts: float, data: dict[str, object]) -> None:
         if event.type == "step.completed":
             self._metrics.tiles.inc(cast(int, data["tiles"]))
+        elif event.type == "job.warned" and data["code"] in _WARNINGS:
+            self._metrics.jobs_warned.labels(data["code"]).inc()
         elif event.type == "job.queued":
             self._follow(job_id, ts)
         elif event.is_terminal:

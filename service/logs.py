@@ -11,7 +11,7 @@ from typing import Final, cast
 
 from asgi_correlation_id import correlation_id
 
-from api_schemas.keys import hide_keys
+from api_schemas.keys import hide_secrets
 
 SCOPE: Final[ContextVar[Mapping[str, object] | None]] = ContextVar("scope", default=None)
 """The ASGI scope of the present request; its route has put the job's id there."""
@@ -37,7 +37,7 @@ class _OneLineFormatter(logging.Formatter):
     """What clients send can make no lines of its own, and shows no secrets; tracebacks keep their lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return hide_keys(super().format(record))
+        return hide_secrets(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return super().formatMessage(record).translate(_CONTROL)

@@ -53,7 +53,19 @@ from service.keys.store import KeyStore
 from service.keys.watch import KeyWatch
 from service.live.hub import LiveHub
 from service.metrics import Metrics
-from service.routes import derived, events, images, jobs, models, session, system, viewer, webhooks
+from service.openai_api.attempts import Attempts
+from service.routes import (
+    derived,
+    events,
+    images,
+    jobs,
+    models,
+    openai_images,
+    session,
+    system,
+    viewer,
+    webhooks,
+)
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
@@ -224,6 +236,8 @@ def _build_services(
         jobs=store,
         queue=queue,
         catalog=catalog,
+        admission=admission,
+        attempts=Attempts(client, unreadable),
         intake=Intake(admission, idempotency, uploads, store, queue, endpoints, metrics),
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=follower,
@@ -253,7 +267,7 @@ def _build_background(
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics, keys: KeyStore) -> None:
-    for routes in (jobs, derived, events, images, models, webhooks, session, system, viewer):
+    for routes in (jobs, derived, events, images, models, openai_images, webhooks, session, system, viewer):
         app.include_router(routes.router)
         _answer_head(app, routes.router)
     viewer.mount(app)

@@ -2,17 +2,19 @@
 
 from collections import Counter as Counts
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from api_schemas.events import WarningCode
+
 PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
 OUTCOMES: Final = ("succeeded", "failed", "canceled")
 DELIVERED: Final = ("delivered", "failed", "given_up", "disabled")
 
-_PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "storage_unavailable")
+_PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "signing_unavailable", "storage_unavailable")
 
 
 class SharedCounter(Collector):
@@ -137,6 +139,14 @@ class Metrics:
             registry=self.registry,
         )
         self.tiles = Counter("chorale_tiles", "Tile predictions made by workers.", registry=self.registry)
+        self.jobs_warned = Counter(
+            "chorale_jobs_warned",
+            "Warnings of jobs that went on, such as a picture that could not be signed.",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in get_args(WarningCode):
+            self.jobs_warned.labels(code)
         self.worker_memory = Gauge(
             "chorale_worker_resident_memory_bytes",
             "Main memory of a worker and its engine.",

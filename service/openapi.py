@@ -19,30 +19,14 @@ from service.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from service.http.openai_errors import OpenAiFailure, lower_status
 from service.http.problems import MEDIA_TYPE
 from service.images.formats import name_formats, readable_formats
 from service.jobs.submission import PICTURE_PARTS, REQUEST_PART
 from service.keys.doors import find_followed_job, find_needed_scope
 from service.keys.middleware import COOKIE, TICKET
+from service.openai_api.parameters import ChoraleOptions, EditParameters
 
-_ANYWHERE = (
-    BodyTooLargeError,
-    BodyTooSlowError,
-    ForbiddenError,
-    ScopeMissingError,
-    UnauthenticatedError,
-    UnavailableError,
-)
-# Where keys are required, one of them is: a key, the cookie of a page that has signed in, or a ticket for one stream.
-_SCHEMES = {
-    "key": {
-        "type": "http",
-        "scheme": "bearer",
-        "description": "An API key; where the service has none, nothing is needed.",
-    },
-    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
-    "ticket": {"type": "apiKey", "in": "query", "name": TICKET},
-}
 _WEBHOOK: dict[str, object] = {
     "summary": "A job has ended, or has begun",
     "description": "Sent by the service, signed as Standard Webhooks has it: receivers verify the headers `webhook-id`,"
@@ -67,6 +51,24 @@ _WEBHOOK: dict[str, object] = {
     },
     "responses": {"2XX": {"description": "It was taken."}},
 }
+_ANYWHERE = (
+    BodyTooLargeError,
+    BodyTooSlowError,
+    ForbiddenError,
+    ScopeMissingError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+# Where keys are required, one of them is: a key, the cookie of a page that has signed in, or a ticket for one stream.
+_SCHEMES = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key; where the service has none, nothing is needed.",
+    },
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+    "ticket": {"type": "apiKey", "in": "query", "name": TICKET},
+}
 Responses = dict[int | str, dict[str, object]]
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
 _REQUEST_REFERENCE = {"$ref": "#/components/schemas/GenerationRequest"}
@@ -85,6 +87,26 @@ _PICTURE_TYPES = ", ".join(each.media_type for each in readable_formats())
 
 def _describe_parts() -> dict[str, object]:
     return {part: _MASK if part.startswith("region_mask") else _PICTURE for part in PICTURE_PARTS}
+
+
+def _describe_edit() -> dict[str, object]:
+    """The fields as they are in a form, where an object's are `chorale[seed]`."""
+    schema = EditParameters.model_json_schema()
+    fields = cast(dict[str, object], schema["properties"])
+    options = cast(dict[str, object], ChoraleOptions.model_json_schema()["properties"])
+    del fields["chorale"]
+    fields |= {f"chorale[{name}]": option for name, option in options.items()}
+    fields |= {
+        "image": _PICTURE | {"description": "The picture that is edited, if it is the only one."},
+        "image[]": {
+            "type": "array",
+            "items": _PICTURE,
+            "maxItems": 2,
+            "description": "The picture that is edited, and one for its style.",
+        },
+        "mask": _PICTURE | {"description": "Is painted where it is transparent; needs an alpha channel."},
+    }
+    return {"type": "object", "properties": fields, "required": ["prompt"], "additionalProperties": False}
 
 
 # A route that reads its body itself declares it here.
@@ -108,6 +130,12 @@ SUBMISSION_BODY: dict[str, object] = {
 }
 
 
+EDIT_BODY: dict[str, object] = {
+    "required": True,
+    "content": {"multipart/form-data": {"schema": _describe_edit()}},
+}
+
+
 def problems(*errors: type[ServiceError]) -> Responses:
     """Responses for these errors and for those that any route can give."""
     codes: dict[int, list[str]] = {INTERNAL_ERROR[0]: [INTERNAL_ERROR[1]]}
@@ -115,6 +143,17 @@ def problems(*errors: type[ServiceError]) -> Responses:
         status, code, _ = STATUS[error]
         codes.setdefault(status, []).append(code)
     return {status: _declare(sorted(set(names))) for status, names in sorted(codes.items())}
+
+
+def openai_failures(*errors: type[ServiceError]) -> Responses:
+    """The same where OpenAI's clients call."""
+    codes: dict[int, list[str]] = {}
+    for status, response in problems(*errors).items():
+        codes.setdefault(lower_status(int(status)), []).append(str(response["description"]))
+    return {
+        status: {"model": OpenAiFailure, "description": " or ".join(names)}
+        for status, names in sorted(codes.items())
+    }
 
 
 def install(app: FastAPI) -> None:
@@ -147,11 +186,12 @@ def _complete(schema: dict[str, object]) -> dict[str, object]:
     parts = cast(dict[str, object], asked.pop("$defs", {}))
     schemas.update({f"{name}-Input": part for name, part in parts.items()})
     schemas["GenerationRequest"] = asked
+    schema["webhooks"] = {"job": {"post": _WEBHOOK}}
     components["securitySchemes"] = dict(_SCHEMES)
     for path, operations in cast(dict[str, dict[str, dict[str, object]]], schema["paths"]).items():
         for method, operation in operations.items():
             operation["security"] = _name_credentials(method.upper(), path)
-    schema["webhooks"] = {"job": {"post": _WEBHOOK}}
+    _leave_out_framework_failures(cast(dict[str, dict[str, dict[str, object]]], schema["paths"]))
     return schema
 
 
@@ -162,3 +202,11 @@ def _name_credentials(method: str, path: str) -> list[dict[str, list[str]]]:
         return []
     schemes = ("key", "session", "ticket") if find_followed_job(path) else ("key", "session")
     return [{scheme: [scope]} for scheme in schemes]
+
+
+def _leave_out_framework_failures(paths: dict[str, dict[str, dict[str, object]]]) -> None:
+    """FastAPI adds its own form of a refused value where we declare no 422."""
+    for operation in (each for methods in paths.values() for each in methods.values()):
+        responses = cast(dict[str, dict[str, object]], operation["responses"])
+        if responses.get("422", {}).get("description") == "Validation Error":
+            del responses["422"]

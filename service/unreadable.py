@@ -17,9 +17,9 @@ Kind = Literal[
     "idempotency",
     "index",
     "queued",
-    "key",
     "webhook",
     "delivery",
+    "key",
 ]
 _REMEMBERED: Final = 10_000
 log = logging.getLogger(__name__)

@@ -53,10 +53,11 @@ def test_links_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_curl_bodies_and_python_snippet_work_on_a_running_server(tmp_path: Path, valkey: str) -> None:
+def test_curl_bodies_and_python_snippets_work_on_a_running_server(tmp_path: Path, valkey: str) -> None:
     body = json.loads(re.search(r"-d '(\{.*?\})'", TEXT, re.DOTALL).group(1))
     small = {name: 256 if name.endswith("_px") else value for name, value in body.items()}
-    snippet = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1).replace("4096", "256")
+    snippets = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(snippets) == 2
     with running_stack(tmp_path, valkey, "toy") as stack:
         answer = subprocess.run(
             [
@@ -72,8 +73,9 @@ def test_curl_bodies_and_python_snippet_work_on_a_running_server(tmp_path: Path,
             timeout=30,
         )
         assert json.loads(answer.stdout)["status"] == "queued"
-        script = snippet.replace("http://localhost:8000", stack.url).replace(
-            "cobbles.png", str(tmp_path / "cobbles.png")
-        )
-        exec(compile(script, "README.md", "exec"), {})
-    assert (tmp_path / "cobbles.png").read_bytes().startswith(b"\x89PNG")
+        for snippet in snippets:
+            script = re.sub("4096|2048", "256", snippet).replace("http://localhost:8000", stack.url)
+            script = re.sub(r"(\w+\.png)", rf"{tmp_path}/\1", script)
+            exec(compile(script, "README.md", "exec"), {})
+    for name in ("cobbles.png", "lake.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("api_schemas", "service", "chorale", "deploy", "worker", "training", "benchmarks", "tests")
+FOLDERS = (
+    "api_schemas",
+    "provenance",
+    "service",
+    "chorale",
+    "deploy",
+    "worker",
+    "training",
+    "benchmarks",
+    "tests",
+)
 FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "docker-compose.yml", "Dockerfile")
 _SUFFIXES = frozenset({".css", ".html", ".js", ".md", ".py", ".svg", ".toml", ".yml"})
 _FOREIGN = frozenset({"vendor", "__pycache__"})

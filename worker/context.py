@@ -11,6 +11,7 @@ from redis import Redis
 
 from api_schemas.catalog import ModelCard
 from worker.machine import Machine
+from worker.marking import UNMARKED, Marking
 from worker.process.protocol import Command, Report
 from worker.storage import Storage
 
@@ -81,6 +82,7 @@ class JobContext:
         stop: set when the worker is to shut down.
         cancel: set when an operator stops this job through RQ.
         renew_lease: keeps the job from being given to another worker; cheap to call often.
+        marking: of finished pictures.
     """
 
     redis: "Redis"
@@ -95,6 +97,7 @@ class JobContext:
     stop: Event
     cancel: Event
     renew_lease: Callable[[], None]
+    marking: Marking = UNMARKED
 
 
 JOB_CONTEXT: ContextVar[JobContext] = ContextVar("job_context")

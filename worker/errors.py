@@ -9,6 +9,7 @@ WorkerError
 ├── DamagedFileError         a stored file is not what was written
 ├── ResourceError            something outside is missing; waiting may help
 │   ├── StorageUnavailableError
+│   ├── SigningUnavailableError
 │   ├── DiskFullError
 │   └── DiskUnwritableError
 ├── FencedError              a newer attempt owns the job, or it has ended
@@ -66,6 +67,12 @@ class StorageUnavailableError(ResourceError):
     """The object store does not answer or refuses."""
 
     code: ErrorCode = "storage_unavailable"
+
+
+class SigningUnavailableError(ResourceError):
+    """The certificate that pictures are to be signed with is not valid now."""
+
+    code: ErrorCode = "signing_unavailable"
 
 
 class DiskFullError(ResourceError):

@@ -1,4 +1,4 @@
-"""Whether this machine can run jobs: its work folder and the store can be written, and have space."""
+"""Whether this machine can run jobs: its work folder and the store can be written, and have space; what is signed can be."""
 
 import logging
 import os
@@ -13,6 +13,7 @@ from threading import Event
 from api_schemas.disk import DiskNeed, describe_bytes
 from worker.disk_faults import WORK_FOLDER, blame_work_folder
 from worker.errors import DiskFullError, DiskUnwritableError, ResourceError
+from worker.marking import UNMARKED, Marking
 from worker.storage import Storage
 
 _STORE = "the object store"
@@ -29,12 +30,16 @@ class Machine:
     Args:
         work_dir: scratch folder of the worker.
         reserve_bytes: that jobs leave free on each disk.
+        marking: of the pictures that are made here.
     """
 
-    def __init__(self, work_dir: Path, storage: Storage, reserve_bytes: int) -> None:
+    def __init__(
+        self, work_dir: Path, storage: Storage, reserve_bytes: int, marking: Marking = UNMARKED
+    ) -> None:
         self._work_dir = work_dir
         self._storage = storage
         self._reserve_bytes = reserve_bytes
+        self._marking = marking
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="machine")
         self._paused_until = 0.0
         self.fault: ResourceError | None = None
@@ -87,7 +92,7 @@ class Machine:
             return lack or fault
         except OSError as error:
             return DiskUnwritableError(f"a disk cannot be measured: {error.strerror}")
-        return None
+        return self._marking.find_fault()
 
     def find_misfit(self, need: DiskNeed) -> str | None:
         """Why a job can never run here, however much is deleted; None if it can, or nobody knows."""

@@ -23,12 +23,15 @@ from api_schemas import wire
 from api_schemas.catalog import ModelCard
 from api_schemas.settings import describe_refused, refuse, spare_loopback, tell_doubts
 from api_schemas.stored import UnreadableRecordError, read_card, write_card
+from provenance.errors import ProvenanceError
+from provenance.manifest import ManifestSigner
 from worker.consumer import EngineWorker
 from worker.context import JobContext, Limits, Pace
 from worker.disk_faults import blame_work_folder
 from worker.errors import EngineLostError, ModelRefusedError, ResourceError, WorkerError
 from worker.janitor import set_aside
 from worker.machine import Machine
+from worker.marking import Marking
 from worker.patience import PatientRetry
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelLoaded, ModelRefused
@@ -55,10 +58,31 @@ def main() -> int:
     except ValidationError as error:
         return refuse(describe_refused(error))
     tell_doubts(settings)
+    try:
+        _try_signer(settings)
+    except ProvenanceError as error:
+        return refuse(f"pictures cannot be signed: {error}")
     stop = _handle_signals()
     with ExitStack() as closing:
         scratch = _await_scratch(settings, stop, closing)
         return 0 if scratch is None else _serve(settings, scratch, stop)
+
+
+def _open_signer(settings: WorkerSettings) -> ManifestSigner | None:
+    certificate, key = settings.provenance_certificate, settings.provenance_key
+    if certificate is None or key is None:
+        return None
+    return ManifestSigner(certificate, key, settings.provenance_timestamp_url)
+
+
+def _try_signer(settings: WorkerSettings) -> None:
+    """Sign a picture of one pixel, without asking for the time.
+
+    Raises:
+        ProvenanceError: certificate and key cannot sign; a restart would not help.
+    """
+    if (signer := _open_signer(settings)) is not None:
+        signer.try_out()
 
 
 def _await_scratch(settings: WorkerSettings, stop: Event, closing: ExitStack) -> Path | None:
@@ -159,7 +183,7 @@ def _work(
         try:
             set_aside(redis, wire.index_types([wire.queue_name(loaded.card.name)]))
             card = _publish(redis, loaded)
-            context = _make_context(settings, redis, name, engine, card, pace, stop, scratch)
+            context = _make_context(settings, redis, name, engine, card, pace, stop, scratch, loaded.digest)
             _log.info("takes jobs of %s", card.name)
             EngineWorker(context, engine, settings.lease_s).work(logging_level="WARNING")
         except (RedisError, WorkerError):
@@ -236,15 +260,18 @@ def _make_context(
     pace: Pace,
     stop: Event,
     scratch: Path,
+    digest: str,
 ) -> JobContext:
     storage = Storage.open(settings)
+    marking = Marking(_open_signer(settings), settings.watermark, digest)
     return JobContext(
         redis=redis,
         storage=storage,
-        machine=Machine(scratch, storage, settings.disk_reserve_bytes),
+        machine=Machine(scratch, storage, settings.disk_reserve_bytes, marking),
         engine=engine,
         card=card,
         pace=pace,
+        marking=marking,
         limits=Limits(
             settings.stall_timeout_s,
             settings.storage_patience_s,

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from xml.sax.saxutils import escape, quoteattr
@@ -11,11 +12,13 @@ from PIL.Image import Exif
 from PIL.PngImagePlugin import PngInfo, putchunk
 
 from api_schemas.generation import ResolvedRequest
+from provenance.source_types import SourceType, name_term
 
 _NAMESPACE = "urn:chorale:picture:1"
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2: Char
 _PLAIN = re.compile("[\n\x20-\x7e]*")  # other control characters have no place in a tEXt chunk
 _SRGB = 1  # EXIF 3.0, ColorSpace
+_PNG_XMP = "XML:com.adobe.xmp"  # keyword, as ISO 16684-1, 7.6, has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +69,30 @@ def _quote(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\r\n]', value) else value
 
 
-def png_chunks(metadata: PictureMetadata) -> bytes:
-    """Text chunks: plain ones where possible, since some readers know no other.
+def png_chunks(metadata: PictureMetadata | None, source_type: SourceType) -> bytes:
+    """Text chunks: plain ones where possible, since some readers know no other; and where the pixels come from, as XMP.
 
     PNG specification, third edition, 11.3.3. No key is `prompt` or `workflow`: readers of node graphs
     expect JSON there.
     """
-    texts = {
-        "parameters": metadata.parameters,
-        "Software": "Chorale",
-        "Description": metadata.prompt,
-        "negative_prompt": metadata.negative_prompt,
-        "seed": str(metadata.seed),
-        "model": metadata.model,
-        "settings": metadata.settings,
-    }
     info, chunks = PngInfo(), BytesIO()
-    for key, text in texts.items():
+    for key, text in () if metadata is None else _list_texts(metadata):
         add = info.add_text if _PLAIN.fullmatch(text) else info.add_itxt
         add(key, text)
+    info.add_itxt(_PNG_XMP, xmp_packet(None, source_type).decode())
     for kind, body, _ in info.chunks:
         putchunk(chunks, kind, body)
     return chunks.getvalue()
+
+
+def _list_texts(metadata: PictureMetadata) -> Iterator[tuple[str, str]]:
+    yield "parameters", metadata.parameters
+    yield "Software", "Chorale"
+    yield "Description", metadata.prompt
+    yield "negative_prompt", metadata.negative_prompt
+    yield "seed", str(metadata.seed)
+    yield "model", metadata.model
+    yield "settings", metadata.settings
 
 
 def exif_block(metadata: PictureMetadata | None) -> bytes:
@@ -101,17 +106,28 @@ def exif_block(metadata: PictureMetadata | None) -> bytes:
     return block.tobytes()
 
 
-def xmp_packet(metadata: PictureMetadata) -> bytes:
-    """XMP for JPEG, WebP and TIFF (ISO 16684-1)."""
+def xmp_packet(metadata: PictureMetadata | None, source_type: SourceType) -> bytes:
+    """XMP (ISO 16684-1): where the pixels come from, and how the picture was made.
+
+    Args:
+        metadata: None for nothing but the first, which no file lacks.
+    """
     return f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+ Iptc4xmpExt:DigitalSourceType="{name_term(source_type)}"{"/>" if metadata is None else _describe_making(metadata)}
+</rdf:RDF></x:xmpmeta>
+<?xpacket end="w"?>""".encode()
+
+
+def _describe_making(metadata: PictureMetadata) -> str:
+    """The rest of the description."""
+    return f""" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
  xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:chorale="{_NAMESPACE}"
  xmp:CreatorTool="Chorale" chorale:seed="{metadata.seed}" chorale:model={_attribute(metadata.model)}
  chorale:negative_prompt={_attribute(metadata.negative_prompt)} chorale:settings={_attribute(metadata.settings)}>
 <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{_content(metadata.prompt)}</rdf:li></rdf:Alt></dc:description>
-</rdf:Description></rdf:RDF></x:xmpmeta>
-<?xpacket end="w"?>""".encode()
+</rdf:Description>"""
 
 
 def _attribute(text: str) -> str:

@@ -9,14 +9,16 @@ from threading import Event
 
 import pyvips
 
-from api_schemas.events import Result
+from api_schemas.events import Result, WarnedData
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from api_schemas.pyramid import Pyramid
 from api_schemas.wire import STATE_FILE, result_folder
+from provenance.source_types import SourceType
 from worker.alpha import find_most, open_alpha
 from worker.colors import ColorFix
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
+from worker.marking import UNMARKED, Marking, find_source_type
 from worker.metadata import PictureMetadata, describe_picture, exif_block, png_chunks, xmp_packet
 from worker.process.protocol import Generated
 from worker.storage import Storage
@@ -27,11 +29,16 @@ _PYRAMID_TYPES = {".dzi": "application/xml", ".jpg": "image/jpeg"}
 
 @dataclass(frozen=True, slots=True)
 class ResultFiles:
-    """Files on disk as they will be stored."""
+    """Files on disk as they will be stored.
+
+    Args:
+        warnings: of what could not be done as asked.
+    """
 
     image: Path
     pyramid: Path
     sha256: str
+    warnings: tuple[WarnedData, ...] = ()
 
 
 class ResultWriter:
@@ -49,13 +56,21 @@ class ResultWriter:
         prefix: str,
         generated: Generated,
         source: Path | None = None,
+        marking: Marking = UNMARKED,
     ) -> None:
         self._storage = storage
         self._request = request
         self._prefix = prefix
         self._generated = generated
+        self._source = source
+        self._marking = marking
         self._pictures = PictureWriter(
-            generated.path, request.dpi, generated.colors, lambda: open_alpha(request, source)
+            generated.path,
+            request.dpi,
+            generated.colors,
+            lambda: open_alpha(request, source),
+            lambda rows: marking.mark(rows, generated.levels),
+            find_source_type(generated),
         )
 
     def stop(self) -> None:
@@ -66,7 +81,7 @@ class ResultWriter:
         """Write the picture and its pyramid.
 
         Raises:
-            ResourceError: the work folder is full or cannot be written.
+            ResourceError: the work folder is full or cannot be written, or the certificate is not valid now.
         """
         kind = self._request.output_format
         image, pyramid = folder / f"image.{SUFFIXES[kind]}", folder / "pyramid"
@@ -75,11 +90,19 @@ class ResultWriter:
         pyramid.mkdir(exist_ok=True)
         metadata = describe_picture(self._request) if self._request.embed_metadata else None
         stays = self._generated.changed is not None
-        self._pictures.write_picture(image, kind, metadata, lossless=stays)
+        quality = self._request.output_quality
+        self._pictures.write_picture(image, kind, metadata, lossless=stays, quality=quality)
+        warnings = () if self._pictures.is_stopped() else self._sign(image)
         if not self._pictures.is_stopped():
             self._pictures.write_pyramid(pyramid / "image")
         with image.open("rb") as file:
-            return ResultFiles(image, pyramid, hashlib.file_digest(file, "sha256").hexdigest())
+            return ResultFiles(image, pyramid, hashlib.file_digest(file, "sha256").hexdigest(), warnings)
+
+    def _sign(self, image: Path) -> tuple[WarnedData, ...]:
+        try:
+            return tuple(self._marking.sign(image, self._request, self._generated, self._source))
+        except OSError as error:
+            raise _translate(error) from error
 
     def upload(self, files: ResultFiles) -> Result:
         """Store the files.
@@ -158,6 +181,8 @@ class PictureWriter:
     Args:
         colors: that its rows are corrected by.
         open_alpha: one band of alpha for them, or None.
+        mark: what is done to them before that.
+        source_type: that the file tells.
     """
 
     def __init__(
@@ -166,9 +191,13 @@ class PictureWriter:
         dpi: int,
         colors: ColorFix | None = None,
         open_alpha: Callable[[], pyvips.Image | None] = lambda: None,
+        mark: Callable[[pyvips.Image], pyvips.Image] = lambda rows: rows,
+        source_type: SourceType = "trainedAlgorithmicMedia",
     ) -> None:
         self._rows, self._dpi = rows, dpi
         self._colors, self._open_alpha = colors, open_alpha
+        self._mark = mark
+        self._source_type: SourceType = source_type
         self._stopped = Event()
 
     def stop(self) -> None:
@@ -179,12 +208,19 @@ class PictureWriter:
         return self._stopped.is_set()
 
     def write_picture(
-        self, path: Path, kind: OutputFormat, metadata: PictureMetadata | None, *, lossless: bool = False
+        self,
+        path: Path,
+        kind: OutputFormat,
+        metadata: PictureMetadata | None,
+        *,
+        lossless: bool = False,
+        quality: int | None = None,
     ) -> None:
         """Write the picture as a client downloads it: sRGB, as many bits as its rows have.
 
         Args:
             lossless: a WebP too, since a part of it is another picture's.
+            quality: of JPEG and WebP, 1 to 100; None: the usual one.
 
         Raises:
             ResourceError: the work folder is full or cannot be written.
@@ -194,9 +230,10 @@ class PictureWriter:
         _set_blob(image, "icc-profile-data", pyvips.Operation.call("profile_load", "srgb"))
         try:
             if kind == "png":
-                _write_png(image, path, b"" if metadata is None else png_chunks(metadata))
+                _write_png(image, path, png_chunks(metadata, self._source_type))
             else:
-                _write_with_blobs(image, path, kind, metadata, lossless)
+                _set_blob(image, "xmp-data", xmp_packet(metadata, self._source_type))
+                _write_with_blobs(image, path, kind, metadata, lossless, quality)
         except pyvips.Error as error:
             raise _translate(error) from error
 
@@ -227,6 +264,7 @@ class PictureWriter:
         image = pyvips.Image.new_from_file(str(self._rows), access="sequential")
         if self._colors is not None:
             image = _correct(image, self._colors)
+        image = self._mark(image)
         alpha = self._open_alpha()
         if alpha is not None:
             image = image.bandjoin(alpha)
@@ -292,13 +330,18 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _write_with_blobs(
-    image: pyvips.Image, path: Path, kind: OutputFormat, metadata: PictureMetadata | None, lossless: bool
+    image: pyvips.Image,
+    path: Path,
+    kind: OutputFormat,
+    metadata: PictureMetadata | None,
+    lossless: bool,
+    quality: int | None,
 ) -> None:
     if kind in ("jpeg", "webp"):
         _set_blob(image, "exif-data", exif_block(metadata))
-    if metadata is not None:
-        _set_blob(image, "xmp-data", xmp_packet(metadata))
-    options = {"bigtiff": True} if kind == "tiff" and needs_bigtiff(image) else {}
+    options: dict[str, object] = {"bigtiff": True} if kind == "tiff" and needs_bigtiff(image) else {}
+    if quality is not None:
+        options["Q"] = quality
     if kind == "webp" and lossless:
         options = {"lossless": True, "exact": True}
     image.write_to_file(f"{path}{_SAVERS[kind].removeprefix(path.suffix)}", **options)

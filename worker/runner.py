@@ -173,8 +173,12 @@ class _Run:
         self._log.append(PhaseStartedData(phase="store", total=FILES))
         request = self._log.job.request
         prefix = f"{result_folder(self._log.job_id)}/{self._log.token}"
-        writer = ResultWriter(self._context.storage, request, prefix, generated, source)
+        writer = ResultWriter(
+            self._context.storage, request, prefix, generated, source, self._context.marking
+        )
         files = self._watch.run(lambda: writer.write(self._folder), writer.stop)
+        for warning in files.warnings:
+            self._log.append(warning)
         result = self._upload(writer, files)
         self._log.append(SucceededData(result=result))
         megapixels = result.width_px * result.height_px / 1e6

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api_schemas.settings import SharedSettings
@@ -46,6 +46,19 @@ class WorkerSettings(SharedSettings, BaseSettings):
         ge=64,
         description="Device memory for decoding before it spills; by default, by the memory that is free.",
     )
+    provenance_certificate: Path | None = Field(
+        default=None,
+        description="PEM chain of the certificate that pictures are signed with, C2PA; needs the key.",
+    )
+    provenance_key: Path | None = Field(
+        default=None, validate_default=True, description="PEM file of its private key, without a passphrase."
+    )
+    provenance_timestamp_url: str | None = Field(
+        default=None,
+        pattern="^https?://.",
+        description="Authority (RFC 3161) that is asked for the time of signing.",
+    )
+    watermark: bool = Field(default=False, description="Mark the pixels of pictures, invisibly.")
     lease_s: int = Field(default=15, ge=2, le=60, description="A dead worker's job is taken over after this.")
     stall_timeout_s: float = Field(
         default=300, gt=0, description="Seconds without progress after which the engine is killed."
@@ -61,6 +74,13 @@ class WorkerSettings(SharedSettings, BaseSettings):
         le=45,  # `chorale up` kills after 60 s
         description="How long a stopped worker waits for the end of a step; its job then goes on from the one before.",
     )
+
+    @field_validator("provenance_key")
+    @classmethod
+    def _check_pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("provenance_certificate") is None):
+            raise ValueError("set both or none of CHORALE_PROVENANCE_CERTIFICATE and CHORALE_PROVENANCE_KEY")
+        return key
 
 
 _ALLOWED = "auto, cpu, mps, cuda:N or N; several of one kind with commas between, as in 0,1 or cpu,cpu"

@@ -1,9 +1,10 @@
-"""Turns every failure into application/problem+json (RFC 9457)."""
+"""Turns every failure into application/problem+json (RFC 9457); where OpenAI's clients call, into their form."""
 
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http import HTTPStatus
+from types import NoneType
 from typing import cast, get_args
 
 from asgi_correlation_id import correlation_id
@@ -20,8 +21,8 @@ from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
 from api_schemas.generation import GenerationRequest
-from api_schemas.keys import hide_keys
-from api_schemas.webhook import hide_secrets
+from api_schemas.keys import hide_secrets
+from api_schemas.webhook import hide_webhook_secrets
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -31,6 +32,14 @@ from service.errors import (
     ServiceError,
     UnavailableError,
 )
+from service.http.openai_errors import (
+    RETRY,
+    UNKNOWN_FIELD,
+    OpenAiFailure,
+    describe_failure,
+    is_openai,
+    lower_status,
+)
 from service.outages import explain_queue, explain_store, is_disk_full
 
 MEDIA_TYPE = "application/problem+json"
@@ -38,6 +47,7 @@ REQUEST_ID = "X-Request-ID"
 _RETRY_AFTER_S = 5
 _CLIENT_LEFT = 499
 _VALUE_LENGTH = 200
+_INTERNAL = "an error of the service; the log holds the request_id"
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +71,19 @@ def answer_unavailable(scope: Scope, error: Exception) -> Response:
     log.warning("%s: %s", _describe(scope), str(error).partition("\n")[0])
     outage = explain_store(error) if isinstance(error, StoreError) else explain_queue(error)
     return answer(scope, UnavailableError(outage.message, retry_after_s=_RETRY_AFTER_S))
+
+
+def describe_for_openai(error: Exception) -> OpenAiFailure:
+    """In OpenAI's words, where an answer was begun and can have no other status."""
+    if isinstance(error, StoreError | RedisError):
+        outage = explain_store(error) if isinstance(error, StoreError) else explain_queue(error)
+        error = UnavailableError(outage.message, retry_after_s=_RETRY_AFTER_S)
+    if isinstance(error, ServiceError):
+        status, code, _ = STATUS[type(error)]
+        return describe_failure(status, code, _printable(error.detail), error.errors)
+    log.error("request %s failed: %r", correlation_id.get(), error)
+    status, code, _ = INTERNAL_ERROR
+    return describe_failure(status, code, _INTERNAL, [])
 
 
 async def _answer_service_error(request: Request, error: Exception) -> Response:
@@ -135,7 +158,7 @@ async def _answer_internal_error(request: Request, error: Exception) -> Response
     log.error("request %s failed: %r", correlation_id.get(), error)
     status, code, retryable = INTERNAL_ERROR
     # What went wrong inside stays in the log: it may hold paths or addresses.
-    detail = "an error of the service; the log holds the request_id"
+    detail = _INTERNAL
     # Made outside the middleware that gives all other answers their id.
     headers = {REQUEST_ID: correlation_id.get() or "-"}
     return _respond(request.scope, status, code, detail, retryable, [], headers)
@@ -150,11 +173,17 @@ def _respond(
     errors: list[FieldError],
     headers: dict[str, str],
 ) -> Response:
-    request_id = correlation_id.get() or "-"
+    request_id, detail = correlation_id.get() or "-", _printable(detail)
+    if is_openai(scope):
+        failure = describe_failure(status, code, detail, errors)
+        headers = {"Cache-Control": "no-store", RETRY: str(retryable).lower()} | headers
+        return Response(
+            failure.model_dump_json(), lower_status(status), headers, media_type="application/json"
+        )
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=_printable(detail),
+        detail=detail,
         code=code,
         errors=errors,
         request_id=request_id,
@@ -209,7 +238,7 @@ def _field_error(failure: dict[str, object], body: type[BaseModel]) -> FieldErro
     field = ".".join(location[1:] or location)
     return FieldError(
         field=_printable(field)[:_VALUE_LENGTH],
-        value=_shorten(hide_secrets(failure.get("input"), location)),
+        value=_shorten(hide_webhook_secrets(failure.get("input"), location)),
         allowed=_printable(_allowed(failure, location, body)),
     )
 
@@ -220,16 +249,17 @@ def _allowed(failure: dict[str, object], location: list[str], model: type[BaseMo
     for name in location[1:-1]:
         field = model.model_fields.get(name)  # else it is the number of an item
         model = next(_find_models(field and field.annotation), model)
-    return "no such field; known are " + ", ".join(model.model_fields)
+    known = [name for name, field in model.model_fields.items() if field.annotation is not NoneType]
+    return f"{UNKNOWN_FIELD}; known are {', '.join(known)}"
 
 
 def _shorten(value: object) -> str:
     """What was sent but for secrets, as ASCII JSON: lone surrogates could not be encoded otherwise."""
     try:
-        return hide_keys(json.dumps(value))[:_VALUE_LENGTH]
+        return hide_secrets(json.dumps(value))[:_VALUE_LENGTH]
     except (TypeError, ValueError, RecursionError):
-        return ascii(value)[:_VALUE_LENGTH]
+        return hide_secrets(ascii(value))[:_VALUE_LENGTH]
 
 
 def _printable(text: str) -> str:
-    return hide_keys(text.encode("utf-8", "backslashreplace").decode())
+    return hide_secrets(text.encode("utf-8", "backslashreplace").decode())

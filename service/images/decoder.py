@@ -1,8 +1,9 @@
-"""`python -m service.images.decoder MEGAPIXELS MEMORY_BYTES CPU_S TURN [alpha | MASK]`: decodes an untrusted picture to a PNG.
+"""`python -m service.images.decoder MEGAPIXELS MEMORY_BYTES CPU_S TURN [alpha | MASK [by-alpha]]`: decodes an untrusted picture to a PNG.
 
 It has no more memory and time than it was given, whatever the file claims to be: decoders are where
 malformed files do harm. TURN is the descriptor of a file by which large pictures wait for one another,
-MASK that of a file for the summary of a mask; with `alpha` the picture's alpha is kept. Exit code 1: refused; what is allowed is the last line on
+MASK that of a file for the summary of a mask; with `alpha` the picture's alpha is kept, with `by-alpha` a mask is white
+where it is transparent, and black elsewhere. Exit code 1: refused; what is allowed is the last line on
 standard error. Exit code 2: the result cannot be written.
 """
 
@@ -15,10 +16,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageChops, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from api_schemas.generation import MAX_SIDE_PX
@@ -28,6 +29,7 @@ from service.images.formats import explain_refusal, readable_formats
 from service.images.masks import MaskSummary
 from service.images.png_rows import PngRows
 
+Alpha = Literal["kept", "black", "marks"]
 _LARGE_PIXELS = 16_000_000  # several smaller ones may be in memory at the same time
 _STRIP_PIXELS = 1_000_000
 # By EXIF's orientation: what undoes it.
@@ -66,8 +68,9 @@ def main() -> int:
     _set_up_plugins()
     asked = sys.argv[5] if len(sys.argv) > 5 else ""
     mask = os.fdopen(int(asked), "wb") if asked.isdigit() else None
+    alpha: Alpha = "kept" if asked == "alpha" else "marks" if "by-alpha" in sys.argv else "black"
     try:
-        clean(sys.stdin.buffer.read(), megapixels, sys.stdout.buffer, mask, turn, alpha=asked == "alpha")
+        clean(sys.stdin.buffer.read(), megapixels, sys.stdout.buffer, mask, turn, alpha=alpha)
         sys.stdout.buffer.flush()
     except RefusedError as error:
         sys.stderr.write(f"\n{error}")
@@ -100,14 +103,14 @@ def clean(
     mask: IO[bytes] | None = None,
     turn: int | None = None,
     *,
-    alpha: bool = False,
+    alpha: Alpha = "black",
 ) -> None:
     """Decode and encode again: upright, sRGB, 8 bits, and nothing but pixels.
 
     Args:
         mask: gets the summary of a mask.
         turn: descriptor of a file that is locked while a large picture is in memory.
-        alpha: whether it is kept; else what is transparent is black.
+        alpha: kept; or what is transparent is black; or that is white, and all else black.
 
     Raises:
         RefusedError: with what is allowed.
@@ -116,8 +119,13 @@ def clean(
     with _in_words(file):
         picture = _open(file, megapixels, turn)
     width_px, height_px = picture.size
-    alpha = alpha and picture.has_alpha
-    png, summary = PngRows(target, width_px, height_px, alpha=alpha), MaskSummary(width_px, height_px)
+    if not picture.has_alpha:
+        _require_no_marks(alpha)
+        alpha = "black"
+    png, summary = (
+        PngRows(target, width_px, height_px, alpha=alpha == "kept"),
+        MaskSummary(width_px, height_px),
+    )
     rows = summary.factor * max(1, _STRIP_PIXELS // width_px // summary.factor)
     for top_px in range(0, height_px, rows):
         with _in_words(file):
@@ -127,8 +135,15 @@ def clean(
             summary.add(strip)
     png.finish()
     if mask is not None:
+        if summary.is_black:
+            _require_no_marks(alpha)
         summary.write(mask)
         mask.flush()
+
+
+def _require_no_marks(alpha: Alpha) -> None:
+    if alpha == "marks":
+        raise RefusedError("a picture that is transparent where it is to be painted; this one is opaque")
 
 
 @contextmanager
@@ -165,14 +180,16 @@ class _Picture:
     def has_alpha(self) -> bool:
         return _split_alpha(self.image.crop((0, 0, 1, 1)))[1] is not None
 
-    def cut(self, top_px: int, bottom_px: int, *, alpha: bool) -> Image.Image:
-        """Rows of the upright picture, in sRGB, as RGB before black, or with its alpha."""
+    def cut(self, top_px: int, bottom_px: int, *, alpha: Alpha) -> Image.Image:
+        """Rows of the upright picture, in sRGB, as RGB before black, or with its alpha; or what that marks, as RGB."""
         strip = self.image.crop(self._find(top_px, bottom_px))
         strip, shown = _split_alpha(strip if self.turn is None else strip.transpose(self.turn))
         strip = to_srgb(strip, self.declared)
         if shown is None:
             return strip
-        if alpha:
+        if alpha == "marks":
+            return ImageChops.invert(shown).convert("RGB")
+        if alpha == "kept":
             strip.putalpha(shown)
             return strip
         # What is transparent shows nothing, whatever colour hides there.

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from math import ceil
 from typing import Final, cast
 
@@ -49,16 +49,24 @@ class PreviewCanvas:
                 self._tiles.popitem(last=False)
         return await asyncio.shield(task)  # others wait for it too
 
-    async def _render(self, job_id: str, window: Window) -> bytes:
-        tile = np.full((window.height, window.width, 3), _BACKGROUND, np.uint8)
+    async def draw(self, job_id: str, window: Window) -> Pixels | None:
+        """The window as RGB (height, width, 3); None without any preview."""
         keys = await self._find_cells(job_id, window)
+        return await self._compose(job_id, window, keys) if keys else None
+
+    async def _render(self, job_id: str, window: Window) -> bytes:
+        keys = await self._find_cells(job_id, window)
+        return await to_thread.run_sync(_encode, await self._compose(job_id, window, keys))
+
+    async def _compose(self, job_id: str, window: Window, keys: Sequence[str]) -> Pixels:
+        tile = np.full((window.height, window.width, 3), _BACKGROUND, np.uint8)
         for start in range(0, len(keys), _PAGE):
             frames = await cast(
                 Awaitable[list[bytes | None]],
                 self._redis.hmget(previews_key(job_id), keys[start : start + _PAGE]),
             )
             await to_thread.run_sync(self._paint_all, tile, window, [frame for frame in frames if frame])
-        return await to_thread.run_sync(_encode, tile)
+        return tile
 
     async def _find_cells(self, job_id: str, window: Window) -> list[str]:
         try:

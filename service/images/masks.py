@@ -37,9 +37,14 @@ class MaskSummary:
         self._reduced.paste(piece, (0, self._top))
         self._top += piece.height
 
+    @property
+    def is_black(self) -> bool:
+        """All over, so far."""
+        return self._brightest < _BLACK
+
     def write(self, target: IO[bytes]) -> None:
         """As PNG; nothing for a picture that is black all over."""
-        if self._brightest >= _BLACK:
+        if not self.is_black:
             self._reduced.save(target, "PNG")
 
 

@@ -8,11 +8,16 @@ from typing import BinaryIO
 
 @dataclass(frozen=True, slots=True)
 class ReceivedPicture:
-    """A file as it was sent, not yet decoded."""
+    """A file as it was sent, not yet decoded.
+
+    Args:
+        marks_by_alpha: of a mask: what is transparent counts as white, and all else as black.
+    """
 
     file: BinaryIO
     size_bytes: int
     sha256: str
+    marks_by_alpha: bool = False
 
 
 def open_scratch(folder: Path) -> BinaryIO:

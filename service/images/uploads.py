@@ -171,6 +171,7 @@ class Uploads:
         self._turn = self._turn or open_scratch(self._folder)
         memory_bytes = _INTERPRETER_BYTES + int(_BYTES_PER_PIXEL * self._megapixels * 1e6)
         asked = ["alpha"] if part == "source_image" else [mask.fileno()] if part in MASK_PARTS else []
+        asked += ["by-alpha"] if picture.marks_by_alpha else []
         command = [sys.executable, "-m", "service.images.decoder"]
         command += map(str, (self._megapixels, memory_bytes, _CPU_S, self._turn.fileno(), *asked))
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}

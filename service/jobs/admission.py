@@ -65,6 +65,17 @@ class Admission:
         await self._space.require(estimate_disk(data.request, card).store_bytes)
         return data
 
+    async def find_card(self, model: str | None) -> ModelCard:
+        """The card of that name, or that of the default model.
+
+        Raises:
+            NoModelError: no worker has announced a model yet.
+        """
+        offer = await self._catalog.read_recent()
+        if not offer.cards:
+            offer = await self._read_offer()
+        return offer.find(model or "") or offer.cards[0]
+
     async def expect(self, request: GenerationRequest, count: int = 1) -> None:
         """Whether so many like this request could be admitted, before the size of its picture is known.
 

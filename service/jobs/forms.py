@@ -8,26 +8,31 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from service.errors import UnavailableError
 from service.images.received import open_scratch
 
+_RETRY_AFTER_S: Final = 60
 _MOST_FILES: Final = 30  # more than are ever valid, so that the part that is too much can be named
 _MOST_FIELDS: Final = 4  # they are held in memory, and one is ever valid
 
 
-async def read_form(request: Request, folder: Path, max_field_bytes: int) -> FormData:
+async def read_form(
+    request: Request, folder: Path, max_field_bytes: int, most_fields: int = _MOST_FIELDS
+) -> FormData:
     """
     Args:
         folder: where the files are, without names.
+        most_fields: that are no files.
 
     Raises:
         HTTPException: 400, the form is broken, or has too many parts.
-        OSError: the disk is full, or the folder cannot be written.
+        UnavailableError: the disk is full, or the folder cannot be written.
     """
     parser = _DiskParser(
         request.headers,
         request.stream(),
         max_files=_MOST_FILES,
-        max_fields=_MOST_FIELDS,
+        max_fields=most_fields,
         max_part_size=max_field_bytes,
     )
     parser.folder = folder
@@ -35,6 +40,9 @@ async def read_form(request: Request, folder: Path, max_field_bytes: int) -> For
         return await parser.parse()
     except MultiPartException as error:
         raise HTTPException(400, error.message) from error
+    except OSError as error:
+        why = f"pictures cannot be taken in: {error.strerror}"
+        raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
 
 
 class _DiskParser(MultiPartParser):

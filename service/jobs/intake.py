@@ -119,6 +119,7 @@ class Intake:
             else None
         )
         data = await self._admission.admit(settle_source(request, source.size) if source else request, source)
+        submission.check_pixels(data.request)
         require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
         if submission.files or submission.list_inherited():
             return await self._admit_with_pictures(job_id, submission, data, source)
@@ -140,6 +141,7 @@ class Intake:
             if data is None:
                 source = FoundSource(self._find_size(submission, cleaned))
                 data = await self._admission.admit(settle_source(submission.request, source.size), source)
+                submission.check_pixels(data.request)
             pictures = await self._uploads.keep(job_id, submission.files, cleaned)
         if parent is not None:
             pictures |= await self._uploads.inherit(job_id, parent, inherited)

@@ -19,14 +19,13 @@ from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import Job
 from api_schemas.regions import name_masks
 from api_schemas.webhook import write_webhook
-from service.errors import BadRequestError, InvalidRequestError, UnavailableError
+from service.errors import BadRequestError, InvalidRequestError
 from service.images.formats import name_formats
 from service.images.received import ReceivedPicture
 from service.jobs.forms import read_form
 
 REQUEST_PART: Final = "request"
 PICTURE_PARTS: Final[tuple[PicturePart, ...]] = get_args(PicturePart)
-_RETRY_AFTER_S: Final = 60
 _PIECE_BYTES: Final = 1 << 20
 
 
@@ -39,6 +38,7 @@ class Submission:
         siblings: how many were asked for at once, this one included.
         key_id: of the API key that asks; empty where no keys are used.
         reaches_all: whether it may begin with a job of another key.
+        most_pixels: of the picture, where a larger one could not be answered.
     """
 
     request: GenerationRequest
@@ -47,6 +47,7 @@ class Submission:
     siblings: int = 1
     key_id: str = ""
     reaches_all: bool = False
+    most_pixels: int | None = None
 
     @property
     def parent_id(self) -> str | None:
@@ -73,6 +74,16 @@ class Submission:
         """The pictures of its parent that it needs too."""
         kept = self.parent.request.pictures if self.parent else {}
         return [part for part in kept if is_taken(self.request, part)]
+
+    def check_pixels(self, request: GenerationRequest) -> None:
+        """Check the size of the picture, once it is known.
+
+        Raises:
+            InvalidRequestError: it has more than `most_pixels`.
+        """
+        size = f"{request.width_px}x{request.height_px}"
+        if self.most_pixels is not None and request.width_px * request.height_px > self.most_pixels:
+            raise _refuse("most_pixels", size, f"at most {self.most_pixels} pixels; this picture has {size}")
 
     def close(self) -> None:
         """Free the disk; may be repeated."""
@@ -106,11 +117,7 @@ async def read_submission(
 async def _read_upload(
     request: Request, max_json_bytes: int, max_picture_bytes: int, folder: Path
 ) -> Submission:
-    try:
-        form = await read_form(request, folder, max_json_bytes)
-    except OSError as error:
-        why = f"pictures cannot be taken in: {error.strerror}"
-        raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
+    form = await read_form(request, folder, max_json_bytes)
     try:
         return await _read_form(form, max_json_bytes, max_picture_bytes)
     except BaseException:
@@ -127,7 +134,7 @@ async def _read_form(form: FormData, max_json_bytes: int, max_picture_bytes: int
     files: dict[PicturePart, ReceivedPicture] = {}
     for part in PICTURE_PARTS:
         if part in form:
-            files[part] = await _read_picture(part, form[part], max_picture_bytes)
+            files[part] = await read_picture(part, form[part], max_picture_bytes)
     return Submission(_note_style(_parse(body), files), files)
 
 
@@ -140,7 +147,12 @@ def _note_style(
     return request.model_copy(update={"style": request.style.model_copy(update={"style_image": True})})
 
 
-async def _read_picture(name: str, part: UploadFile | str, max_bytes: int) -> ReceivedPicture:
+async def read_picture(name: str, part: UploadFile | str, max_bytes: int) -> ReceivedPicture:
+    """A part of a form as a file.
+
+    Raises:
+        InvalidRequestError: it is none, or too large.
+    """
     if isinstance(part, str):
         raise _refuse(name, "a field", "a file, as in filename=picture.png")
     if (part.size or 0) > max_bytes:

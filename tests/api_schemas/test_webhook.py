@@ -12,7 +12,7 @@ from api_schemas.catalog import Cost
 from api_schemas.events import CanceledData, JobCanceled, JobQueued, JobStarted, QueuedData, StartedData
 from api_schemas.generation import GenerationRequest, ResolvedRequest
 from api_schemas.job import apply, begin
-from api_schemas.webhook import DUE_KEY, Webhook, hide_secrets, webhook_key, write_webhook
+from api_schemas.webhook import DUE_KEY, Webhook, hide_webhook_secrets, webhook_key, write_webhook
 from api_schemas.wire import APPEND_EVENT, append_event
 
 SECRET = f"whsec_{base64.b64encode(b'k' * 24).decode()}"
@@ -91,12 +91,12 @@ def test_a_secret_that_the_library_would_not_know_is_refused_without_being_told(
         Webhook(url="https://a.example", secret=secret)
     (error,) = caught.value.errors()
     assert error["msg"].startswith("Value error, whsec_ and the base64 of 24 to 64 random bytes")
-    assert hide_secrets(error["input"], [str(part) for part in error["loc"]]) == "**********"
+    assert hide_webhook_secrets(error["input"], [str(part) for part in error["loc"]]) == "**********"
 
 
 def test_secrets_are_hidden_wherever_they_stand() -> None:
     sent = {
         "webhook": {"url": "u", "secret": "s1", "former_secrets": ["s2"], "other": [SECRET, {"x": SECRET}]}
     }
-    assert json.dumps(hide_secrets(sent)).count("*" * 10) == 4
-    assert hide_secrets({"prompt": "a secret garden"}) == {"prompt": "a secret garden"}
+    assert json.dumps(hide_webhook_secrets(sent)).count("*" * 10) == 4
+    assert hide_webhook_secrets({"prompt": "a secret garden"}) == {"prompt": "a secret garden"}

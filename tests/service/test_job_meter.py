@@ -85,6 +85,17 @@ def test_an_event_of_another_form_does_no_harm() -> None:
     assert metrics.registry.get_sample_value("chorale_tiles_total") == 0
 
 
+def test_warnings_are_counted_by_their_code_and_no_event_adds_a_series() -> None:
+    meter = JobMeter(metrics := Metrics())
+    for code in ("unsigned", "unsigned", "invented"):
+        tell(meter, "job.warned", 1, code=code, message="")
+    counts = [
+        metrics.registry.get_sample_value("chorale_jobs_warned_total", {"code": code})
+        for code in ("unsigned", "untimed", "invented")
+    ]
+    assert counts == [2, 0, None]
+
+
 def test_metrics_tell_of_jobs_tiles_and_memory(api: httpx.Client, story: Story, redis: Redis) -> None:
     redis.set(f"{MEMORY_KEY_PREFIX}w1", 123_456_789)
     redis.set(f"{MEMORY_KEY_PREFIX}gone", 1)

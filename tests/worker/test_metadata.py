@@ -22,6 +22,7 @@ from worker.result import SUFFIXES, PictureWriter
 LI = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 DESCRIPTION = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
 CHORALE = "{urn:chorale:picture:1}"
+MADE = "trainedAlgorithmicMedia"
 # All that JSON can bring, but for U+0000, which is refused.
 PROMPTS = st.text(
     st.one_of(
@@ -53,7 +54,7 @@ def read_parameters(text: str) -> dict[str, str]:
 @given(PROMPTS, PROMPTS)
 @settings(max_examples=60, deadline=None)
 def test_xmp_is_well_formed_for_every_prompt(prompt: str, negative: str) -> None:
-    packet = xmp_packet(describe(prompt=prompt, negative_prompt=negative, model=f"a{prompt[:100]}"))
+    packet = xmp_packet(describe(prompt=prompt, negative_prompt=negative, model=f"a{prompt[:100]}"), MADE)
     (description,) = ElementTree.fromstring(packet).iter(DESCRIPTION)
     told = "".join(entry.text or "" for entry in description.iter(LI))
     assert told == replace_what_xml_lacks(prompt)
@@ -73,7 +74,7 @@ def replace_what_xml_lacks(text: str) -> str:
 @given(PROMPTS)
 @settings(max_examples=40, deadline=None)
 def test_any_prompt_survives_in_a_png(prompt: str) -> None:
-    data = PIXEL[:33] + png_chunks(describe(prompt=prompt)) + PIXEL[33:]
+    data = PIXEL[:33] + png_chunks(describe(prompt=prompt), MADE) + PIXEL[33:]
     with Image.open(io.BytesIO(data)) as image:
         assert image.info["Description"] == prompt
         assert image.info["parameters"].startswith(prompt.strip()[:1])
@@ -84,7 +85,7 @@ def test_any_prompt_survives_in_a_png(prompt: str) -> None:
 @settings(max_examples=40, deadline=None)
 def test_plain_chunks_hold_no_control_characters(prompt: str) -> None:
     """PNG specification, third edition, 11.3.3.2; `pngcheck` calls such a file broken."""
-    data = PIXEL[:33] + png_chunks(describe(prompt=prompt)) + PIXEL[33:]
+    data = PIXEL[:33] + png_chunks(describe(prompt=prompt), MADE) + PIXEL[33:]
     with Image.open(io.BytesIO(data)) as image:
         plain = [text for text in image.text.values() if not isinstance(text, PngImagePlugin.iTXt)]
     assert "Chorale" in plain

@@ -102,6 +102,17 @@ def test_every_file_says_its_colours_and_its_resolution(
     assert colors == (1 if kind in ("jpeg", "webp") else None)
 
 
+@pytest.mark.parametrize("quality", [1, 40, 100])
+def test_a_jpeg_has_the_quality_that_was_asked_for(tmp_path: Path, quality: int) -> None:
+    """By its quantization tables, which are those of Pillow's encoder."""
+    write_rows(tmp_path / "rows.tif", 64, 64)
+    path, same = tmp_path / "image.jpg", io.BytesIO()
+    PictureWriter(tmp_path / "rows.tif", 300).write_picture(path, "jpeg", None, quality=quality)
+    with Image.open(path) as image:
+        image.save(same, "JPEG", quality=quality)
+        assert image.quantization == Image.open(same).quantization
+
+
 @pytest.mark.parametrize("bit_depth", [8, 16])
 def test_a_tiff_is_one_that_every_program_opens(tmp_path: Path, bit_depth: BitDepth) -> None:
     pixels = write_rows(tmp_path / "rows.tif", 256, 512, bit_depth)

@@ -214,6 +214,12 @@ def _require_digest(actual: str | None, expected: str, shown: str) -> None:
         raise DamagedModelError(f"{shown} has SHA-256 {actual}, expected {expected}: damaged or changed")
 
 
+def digest_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file that is read of a model's folder, by its name below it."""
+    names = set(choose_model_files(Folder.on_disk(folder)).values())
+    return {name: _digest(folder / name) for name in names}
+
+
 def is_ours(path: Path) -> bool:
     """Whether root and this user alone can change the file, or what lies at its path.
 

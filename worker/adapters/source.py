@@ -1,5 +1,6 @@
 """From the model that the operator names to its folder, and to the add-ons that fit it."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from api_schemas.allow_list import HUB_NAME, AllowedModel, AllowList
 from api_schemas.catalog import AddOnKind
 from api_schemas.generation import MAX_LORAS
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.integrity import Snapshot, snapshot_listed
+from worker.adapters.integrity import Snapshot, digest_files, snapshot_listed
 
 Stamp = tuple[tuple[str, int, int, int, int], ...]  # name, file, size, times of the last change
 _log = logging.getLogger(__name__)
@@ -102,6 +103,14 @@ class FoundModel:
     entry: AllowedModel | None
     allow_list: AllowList
     scratch: Path | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of what `sha256sum` prints of the files that are read, in the order of their names; "" for `toy`."""
+        if self.address.partition(":")[0] == "toy":
+            return ""
+        files = self.entry.files if self.entry else digest_files(Path(self.address))
+        lines = (f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def add_ons(self, family: str) -> AddOns:
         """Those that fit; one that is gone from the disk is left out, loudly."""

@@ -193,4 +193,11 @@ def _run(pipe: Connection, settings: WorkerSettings, devices: list[str], scratch
     from worker.process.server import serve
 
     source = ModelSource(settings.model, settings.models_file, scratch)
-    serve(pipe, source, devices, settings.decode_memory_mb, settings.checkpoint_interval_s)
+    serve(
+        pipe,
+        source,
+        devices,
+        settings.decode_memory_mb,
+        settings.checkpoint_interval_s,
+        digested=settings.provenance_certificate is not None,
+    )

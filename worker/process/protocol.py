@@ -57,11 +57,13 @@ class ModelLoaded:
     Args:
         tile_s: seconds per tile prediction.
         decode_s: seconds to decode one megapixel.
+        digest: of its files, if the settings ask for it.
     """
 
     card: ModelCard
     tile_s: float
     decode_s: float
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,15 @@ class CheckpointWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class Levels:
+    """How much of each pixel was inpainted, 0 to 255: one byte each, (height, width); the picture is its top left part."""
+
+    path: Path
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """The picture is made.
 
@@ -137,6 +148,7 @@ class Generated:
         engine_s: seconds of all attempts.
         colors: that its rows are still to be corrected by.
         changed: (left, top, right, bottom) outside of which it is the picture that it begins with; None: it is another.
+        levels: what of it was inpainted, where `changed` is known.
     """
 
     path: Path
@@ -144,6 +156,7 @@ class Generated:
     engine_s: float
     colors: ColorFix | None = None
     changed: tuple[int, int, int, int] | None = None
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,14 @@ def serve(
     devices: Sequence[str],
     decode_memory_mb: int | None,
     checkpoint_interval_s: float,
+    *,
+    digested: bool = False,
 ) -> None:
     """Answer commands until the consumer is gone; this process is the leader of all ranks."""
     die_with_parent()
     with RankProcesses(source, devices) as ranks:
         try:
-            ready = _load(pipe, source, devices[0], decode_memory_mb, ranks)
+            ready = _load(pipe, source, devices[0], decode_memory_mb, ranks, digested=digested)
             while ready is not None:
                 command = pipe.recv()
                 if isinstance(command, Generate):  # any other belongs to a job that has ended
@@ -38,10 +40,16 @@ def serve(
 
 
 def _load(
-    pipe: Connection, source: ModelSource, device: str, decode_memory_mb: int | None, ranks: RankProcesses
+    pipe: Connection,
+    source: ModelSource,
+    device: str,
+    decode_memory_mb: int | None,
+    ranks: RankProcesses,
+    *,
+    digested: bool,
 ) -> Ready | None:
     try:
-        ready = make_ready(source, device, decode_memory_mb)
+        ready = make_ready(source, device, decode_memory_mb, digested=digested)
         ranks.assemble(ready.device)
     except RankLostError:
         raise
@@ -50,7 +58,7 @@ def _load(
             raise  # no space to copy the model: another attempt may find some
         pipe.send(ModelRefused(explain(error)))
         return None
-    pipe.send(ModelLoaded(ready.card, ready.tile_s / ranks.size, ready.decode_s / ranks.size))
+    pipe.send(ModelLoaded(ready.card, ready.tile_s / ranks.size, ready.decode_s / ranks.size, ready.digest))
     return ready
 
 

@@ -20,7 +20,7 @@ from worker.process.files import CheckpointWriter, ImageFile
 from worker.process.generation import complete_plan, generate_job, prepare_source
 from worker.process.preview_sender import PreviewSender
 from worker.process.previews import PreviewCanvas
-from worker.process.protocol import Generate, Generated, PreviewsPublished, StillWorking, Stop
+from worker.process.protocol import Generate, Generated, Levels, PreviewsPublished, StillWorking, Stop
 from worker.process.ranks import RankJob, RankProcesses
 from worker.process.reports import ProgressReports, warn
 from worker.process.warmup import Ready
@@ -77,7 +77,8 @@ def run_session(
     assert session.final is not None
     write_final_state(state, session.final, colors or inherit_colors(request, source))
     session.send_last_previews()
-    return Generated(path, state, session.engine_s, colors, _find_changed(plan, scale))
+    levels = Levels(source.levels, *source.size) if source and source.levels else None
+    return Generated(path, state, session.engine_s, colors, _find_changed(plan, scale), levels)
 
 
 def _find_changed(plan: GenerationPlan, scale: int) -> tuple[int, int, int, int] | None:

@@ -145,6 +145,7 @@ class Ready:
         card: with what was measured.
         tile_s: seconds, as in `WarmUp`; so is `decode_s`.
         decode_memory: bytes that decoding may hold.
+        digest: of the model's files, as `FoundModel.digest` says, if it was asked for.
     """
 
     model: LoadedModel
@@ -153,9 +154,12 @@ class Ready:
     tile_s: float
     decode_s: float
     decode_memory: int
+    digest: str = ""
 
 
-def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | None = None) -> Ready:
+def make_ready(
+    source: ModelSource, device_name: str, decode_memory_mb: int | None = None, *, digested: bool = False
+) -> Ready:
     """Load and warm up, if the device exists and has enough memory.
 
     Raises:
@@ -174,7 +178,8 @@ def make_ready(source: ModelSource, device_name: str, decode_memory_mb: int | No
     card = describe_needs(model.card, weights, measured, available.free, needs)
     if device.type == "cuda":
         warm_up_every_shape(model, card, memory)
-    return Ready(model, card, device, measured.tile_s, measured.decode_s, memory)
+    digest = found.digest() if digested else ""
+    return Ready(model, card, device, measured.tile_s, measured.decode_s, memory, digest)
 
 
 def _try_warm_up(model: LoadedModel, device: torch.device) -> WarmUp:

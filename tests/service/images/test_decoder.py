@@ -162,9 +162,23 @@ def test_every_kind_of_transparency_is_alpha_and_without_any_there_is_none() -> 
 
 def keep(file: bytes) -> np.ndarray:
     target = BytesIO()
-    clean(file, 1.0, target, alpha=True)
+    clean(file, 1.0, target, alpha="kept")
     with Image.open(target) as picture:
         return np.asarray(picture)
+
+
+def test_a_mask_by_alpha_is_white_where_it_is_transparent() -> None:
+    """OpenAI's rule: of any kind of transparency, whatever the colours are; what is opaque all over marks nothing."""
+    pixels = noise(channels=4)
+    target, summary = BytesIO(), BytesIO()
+    clean(encode(Image.fromarray(pixels)), 1.0, target, summary, alpha="marks")
+    with Image.open(target) as marks:
+        assert (np.asarray(marks) == 255 - pixels[..., 3:]).all()
+    with Image.open(summary) as reduced:
+        assert (np.asarray(reduced) == 255 - pixels[..., 3]).all()
+    for opaque in (noise(), np.dstack([noise(), np.full((12, 20, 1), 255, np.uint8)])):
+        with pytest.raises(RefusedError, match="transparent where it is to be painted"):
+            clean(encode(Image.fromarray(opaque)), 1.0, BytesIO(), BytesIO(), alpha="marks")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF", "TIFF"])

@@ -109,6 +109,8 @@ def test_a_list_tells_the_same_places_and_times_as_each_job(api: httpx.Client, s
         ({"bit_depth": 16, "output_format": "jpeg"}, "bit_depth", "png or tiff, not jpeg"),
         ({"bit_depth": 16, "output_format": "webp"}, "bit_depth", "png or tiff, not webp"),
         ({"width_px": 16_384, "output_format": "webp"}, "output_format", "the picture has 16384"),
+        ({"output_quality": 101, "output_format": "jpeg"}, "output_quality", "100"),
+        ({"output_quality": 90}, "output_quality", "jpeg or webp, not png"),
         ({"dpi": 0}, "dpi", "1"),
         ({"dpi": 2401}, "dpi", "2400"),
         ({"dpi": 72.5}, "dpi", "integer"),

@@ -1,5 +1,6 @@
 """What is on the allow-list is what is loaded: links followed, nothing beside it found, nothing exchanged meanwhile."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -102,6 +103,18 @@ def models_file(folder: Path) -> Path:
 
 def load(folder: Path) -> LoadedModel:
     return load_found(find_model(ModelSource("mine", models_file(folder))), torch.device("cpu"))
+
+
+def test_a_models_digest_is_of_the_files_that_are_read_listed_or_not(folder: Path) -> None:
+    """As `sha256sum` makes it, of itself."""
+    entry = enter(folder)
+    (folder / "notes.txt").write_text("not read")
+    names = sorted(entry.files)
+    lines = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True).stdout
+    listed, bare = (find_model(ModelSource(name, models_file(folder))) for name in ("mine", str(folder)))
+    assert listed.digest() == bare.digest() == hashlib.sha256(lines).hexdigest()
+    (folder / UNET).write_bytes(b"other")
+    assert bare.digest() != listed.digest()
 
 
 @each_layout

@@ -1,0 +1,1 @@
+"""What a picture says of its origin: how that is written, and how it is read."""

@@ -1,0 +1,1 @@
+"""OpenAI's Images API over the jobs of this service: its parameters, answers and events."""

@@ -1,0 +1,354 @@
+"""OpenAI's Images API with its own client: what is refused, what fails late, and what is asked for again."""
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from obstore.store import LocalStore
+from openai import OpenAI
+from PIL import Image
+
+from api_schemas.events import Result
+from api_schemas.wire import JOBS_KEY
+from service.settings import ServiceSettings
+from tests.service.conftest import Serve
+from tests.story import CARD, Story
+
+
+def draw(mode: str = "RGB", size: tuple[int, int] = (320, 256), kind: str = "PNG") -> bytes:
+    file = BytesIO()
+    Image.new(mode, size).save(file, kind)
+    return file.getvalue()
+
+
+SOURCE = ("a.png", draw())
+
+
+@pytest.fixture
+def brisk(settings: ServiceSettings, serve_with: Serve) -> str:
+    """A server whose answers are begun after 0.15 s, and that works on one request at a time."""
+    return serve_with(settings.model_copy(update={"ping_interval_s": 0.05, "max_requests": 1}))
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def connect(url: str, **choices: object) -> OpenAI:
+    return OpenAI(**({"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0} | choices))
+
+
+def find_jobs(story: Story, count: int = 1) -> list[str]:
+    """Wait for so many jobs, oldest first."""
+    deadline = time.monotonic() + 20
+    while len(found := story.redis.zrange(JOBS_KEY, 0, -1)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return [job_id.decode() for job_id in found]
+
+
+def finish(story: Story, store_dir: Path, job_id: str, picture: bytes) -> None:
+    key, request = f"jobs/{job_id}/one", story.job(job_id).request
+    LocalStore(store_dir).put(f"{key}/image.png", picture)
+    result = Result(
+        image_key=f"{key}/image.png",
+        pyramid_key=key,
+        media_type="image/png",
+        width_px=request.width_px,
+        height_px=request.height_px,
+        size_bytes=len(picture),
+        sha256=hashlib.sha256(picture).hexdigest(),
+        engine_s=1.0,
+    )
+    story.start(job_id)
+    story.succeed(job_id, result)
+
+
+REFUSED: list[tuple[str, dict[str, object], str, str]] = [
+    ("generate", {"output_format": "gif"}, "output_format", "invalid_value"),
+    ("generate", {"output_format": "svg"}, "output_format", "invalid_value"),
+    ("generate", {"frame_count": 3}, "frame_count", "invalid_value"),
+    ("generate", {"svg": {"model": "x"}}, "svg", "invalid_value"),
+    ("generate", {"complexity": "high"}, "complexity", "invalid_value"),
+    ("generate", {"background": "transparent"}, "background", "invalid_value"),
+    ("generate", {"size": "4096x4096"}, "response_format", "invalid_value"),
+    (
+        "generate",
+        {"size": "4096x4096", "response_format": "url", "output_format": "tiff"},
+        "output_format",
+        "invalid_value",
+    ),
+    ("generate", {"size": "63x64"}, "size", "invalid_value"),
+    ("generate", {"size": "large"}, "size", "invalid_value"),
+    (
+        "generate",
+        {"size": "16384x64", "response_format": "url", "output_format": "webp"},
+        "output_format",
+        "invalid_value",
+    ),
+    ("generate", {"n": 11}, "n", "invalid_value"),
+    ("generate", {"partial_images": 4, "stream": True}, "partial_images", "invalid_value"),
+    ("generate", {"prompt": "x" * 32_001}, "prompt", "invalid_value"),
+    ("generate", {"prompt": "\0"}, "prompt", "invalid_value"),
+    ("generate", {"prompt": None}, "prompt", "missing_required_parameter"),
+    ("generate", {"extra_body": {"cfg": 1}}, "cfg", "unknown_parameter"),
+    ("generate", {"extra_body": {"chorale": {"cfg": 1}}}, "chorale.cfg", "unknown_parameter"),
+    ("generate", {"extra_body": {"chorale": {"seed": -1}}}, "chorale.seed", "invalid_value"),
+    ("generate", {"extra_headers": {"Idempotency-Key": "x" * 300}}, "Idempotency-Key", "invalid_value"),
+    ("edit", {"image": [SOURCE] * 3}, "image", "invalid_value"),
+    ("edit", {"image": [SOURCE] * 2}, "image", "invalid_value"),  # this model takes no style from a picture
+    ("edit", {"image": ("a.png", draw(size=(2100, 2100)))}, "response_format", "invalid_value"),
+    ("edit", {"mask": SOURCE, "image": [SOURCE] * 2}, "mask", "invalid_value"),
+    ("edit", {"markup": SOURCE}, "markup", "invalid_value"),
+    ("edit", {"n": "many"}, "n", "invalid_value"),
+    ("edit", {"input_fidelity": "medium"}, "input_fidelity", "invalid_value"),
+    ("edit", {"extra_body": {"image": "text"}, "image": SOURCE}, "image", "invalid_value"),
+]
+
+
+def test_what_cannot_be_done_is_refused_by_its_parameter(api: httpx.Client, url: str, story: Story) -> None:
+    client = connect(url)
+    for name, choices, param, code in REFUSED:
+        usual = {"prompt": "x"} | ({"image": SOURCE} if name == "edit" else {})
+        with pytest.raises(openai.BadRequestError) as refusal:
+            getattr(client.images, name)(**(usual | choices))
+        said = refusal.value
+        assert (said.param, said.code, said.type) == (param, code, "invalid_request_error"), choices
+        assert said.body["message"].startswith(f"{param}: ")
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_middleware_and_router_refuse_in_the_same_form(
+    settings: ServiceSettings, serve_with: Serve, story: Story
+) -> None:
+    url = serve_with(settings.model_copy(update={"max_body_bytes": 50_000, "max_queued": 1}))
+    story.redis.rpush("rq:queue:x", "1")
+    raw = {"content": b"{", "headers": {"Content-Type": "application/json"}}
+    answers = {
+        400: httpx.post(f"{url}/v1/images/generations", **raw),
+        403: httpx.post(f"{url}/v1/images/generations", json={}, headers={"Host": "evil.example"}),
+        404: httpx.post(f"{url}/v1/images/variations"),
+        405: httpx.get(f"{url}/v1/images/generations"),
+        413: httpx.post(f"{url}/v1/images/generations", json={"prompt": "x" * 60_000}),
+        503: httpx.post(f"{url}/v1/images/generations", json={"prompt": "x", "n": 2}),
+    }
+    for status, answer in answers.items():
+        assert (answer.status_code, list(answer.json())) == (status, ["error"]), answer.text
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answers[503].json()["error"]["code"] == "queue_full"
+    assert answers[503].headers["Retry-After"]
+    with pytest.raises(openai.NotFoundError) as missing:
+        connect(url).models.retrieve("a/b")
+    assert missing.value.code == "model_not_found"
+    assert "code" in httpx.get(f"{url}/v1/jobs/1").json()  # our own routes keep theirs
+    assert story.redis.zcard(JOBS_KEY) == 0
+
+
+def end_in_failure(story: Story, job_id: str) -> None:
+    story.start(job_id)
+    story.fail(job_id)
+
+
+@pytest.mark.parametrize(
+    ("late", "end", "kind"),
+    [
+        (True, end_in_failure, openai.InternalServerError),
+        (False, lambda story, job_id: story.cancel(job_id), openai.ConflictError),
+    ],
+)
+def test_a_job_that_fails_is_the_clients_exception_and_is_not_made_again(
+    brisk: str,
+    story: Story,
+    pool: ThreadPoolExecutor,
+    late: bool,
+    end: Callable[[Story, str], object],
+    kind: type[Exception],
+) -> None:
+    """Late, its answer has begun with blanks: it breaks off, and the client, asking again, is told."""
+    asked = pool.submit(connect(brisk, max_retries=2).images.generate, prompt="x")
+    (job_id,) = find_jobs(story)
+    time.sleep(0.4 if late else 0)
+    end(story, job_id)
+    with pytest.raises(kind) as failure:
+        asked.result(timeout=30)
+    assert job_id in str(failure.value)
+    assert find_jobs(story) == [job_id]
+
+
+def test_what_takes_long_is_kept_alive_and_whole(
+    brisk: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Also for who reads no more than 0.3 s without a byte; others are answered meanwhile."""
+    asked = pool.submit(connect(brisk, timeout=0.3).images.generate, prompt="x", n=3)
+    pictures = [bytes([index]) * size for index, size in enumerate((1, 1 << 20, (5 << 20) + 1))]
+    jobs = find_jobs(story, 3)
+    for _ in range(3):
+        assert len(httpx.get(f"{brisk}/v1/jobs").json()["data"]) == 3
+        time.sleep(0.2)
+    for job_id, picture in reversed(list(zip(jobs, pictures, strict=True))):
+        finish(story, store_dir, job_id, picture)
+    answer = asked.result(timeout=30)
+    assert [base64.b64decode(each.b64_json) for each in answer.data] == pictures
+    assert len({story.job(job_id).request.seed for job_id in jobs}) == 3
+
+
+def test_a_repeated_request_makes_no_second_picture(
+    url: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Nor does a client that leaves cancel it."""
+    asked = pool.submit(connect(url, max_retries=3, timeout=0.5).images.edit, image=SOURCE, prompt="x")
+    (job_id,) = find_jobs(story)
+    time.sleep(1.2)  # it has asked for the second time
+    finish(story, store_dir, job_id, b"picture")
+    assert base64.b64decode(asked.result(timeout=30).data[0].b64_json) == b"picture"
+    assert find_jobs(story) == [job_id]
+
+
+def test_nobody_waits_for_a_client_that_left(
+    settings: ServiceSettings, serve_with: Serve, story: Story
+) -> None:
+    """Though every 20 ms the queue server is asked, where a cancellation may get lost."""
+    url = serve_with(settings.model_copy(update={"ping_interval_s": 0.02}))
+    for index in range(8):
+        body = {"prompt": "x", "stream": index % 4 == 0}
+        with httpx.stream("POST", f"{url}/v1/images/generations", json=body, timeout=10) as answer:
+            next(answer.iter_raw())
+    deadline = time.monotonic() + 10
+    while "\nchorale_live_readers 0.0" not in httpx.get(f"{url}/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert {story.job(job_id).status for job_id in find_jobs(story, 8)} == {"queued"}
+
+
+def test_an_idempotency_key_is_honoured(url: str, story: Story, store_dir: Path) -> None:
+    for _ in range(2):
+        with suppress(openai.APITimeoutError):
+            connect(url, timeout=0.3).images.generate(prompt="x", extra_headers={"Idempotency-Key": "k"})
+    (job_id,) = find_jobs(story)
+    assert story.job(job_id).status == "queued"
+    with pytest.raises(openai.BadRequestError) as refusal:
+        connect(url).images.generate(prompt="y", extra_headers={"Idempotency-Key": "k"})
+    assert refusal.value.code == "idempotency_mismatch"
+    finish(story, store_dir, job_id, b"picture")
+    answer = connect(url).images.generate(prompt="x", extra_headers={"Idempotency-Key": "k"})
+    assert base64.b64decode(answer.data[0].b64_json) == b"picture"
+
+
+def test_events_are_partial_pictures_of_the_canvas_then_the_picture(
+    brisk: str, story: Story, store_dir: Path
+) -> None:
+    stream = connect(brisk).images.generate(
+        prompt="x", size="2048x1024", stream=True, partial_images=2, output_format="png", quality="high"
+    )
+    (job_id,) = find_jobs(story)
+    assert story.job(job_id).request.steps == 18
+    story.start(job_id)
+    for step in (1, 4, 5):  # of 12: the first is due at the fourth
+        story.step(job_id, step)
+    time.sleep(0.2)  # comments keep the connection open
+    for left_px in range(0, 2048, 512):
+        for top_px in (0, 512):
+            story.preview(job_id, left_px, top_px, level=left_px // 8)
+    story.step(job_id, 6)
+    first = next(stream)
+    assert (first.type, first.partial_image_index, first.size) == (
+        "image_generation.partial_image",
+        0,
+        "2048x1024",
+    )
+    with Image.open(BytesIO(base64.b64decode(first.b64_json))) as partial:
+        assert (partial.format, partial.size) == ("PNG", (1024, 512))
+        levels = [partial.getpixel((x, 500))[0] for x in (128, 384, 640, 896)]
+        assert levels == pytest.approx([0, 64, 128, 192], abs=3)
+    for step in range(7, 13):
+        story.step(job_id, step)
+    assert next(stream).partial_image_index == 1
+    finish(story, store_dir, job_id, b"picture" * 100_000)
+    (last,) = stream
+    assert (last.type, last.quality, last.output_format) == ("image_generation.completed", "high", "png")
+    assert base64.b64decode(last.b64_json) == b"picture" * 100_000
+    assert last.usage.total_tokens == last.usage.input_tokens + last.usage.output_tokens > 1000
+
+
+def test_a_failure_amid_events_is_raised(brisk: str, story: Story) -> None:
+    stream = connect(brisk).images.generate(prompt="x", stream=True)
+    (job_id,) = find_jobs(story)
+    end_in_failure(story, job_id)
+    with pytest.raises(openai.APIError, match=f"{job_id} has failed: no luck") as failure:
+        list(stream)
+    assert (failure.value.code, failure.value.type) == ("engine_failed", "server_error")
+
+
+def test_the_second_picture_gives_the_style(
+    url: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
+) -> None:
+    story.publish(CARD.model_copy(update={"style_image": True}))
+    asked: Future[object] = pool.submit(
+        connect(url).images.edit,
+        image=[SOURCE, ("b.webp", draw(size=(640, 64), kind="WEBP"))],
+        prompt="x",
+        extra_body={"chorale": {"seed": 5, "negative_prompt": "fog"}},
+    )
+    (job_id,) = find_jobs(story)
+    request = story.job(job_id).request
+    assert (request.width_px, request.height_px, request.seed, request.negative_prompt) == (
+        320,
+        256,
+        5,
+        "fog",
+    )
+    assert request.style is not None
+    assert request.style.style_image
+    assert (request.source_px, request.style_px) == ((320, 256), (640, 64))
+    finish(story, store_dir, job_id, draw("RGBA"))
+    answer = asked.result(timeout=30)
+    assert answer.background == "transparent"
+    assert answer.usage.input_tokens_details.image_tokens == 10 * 8 + 20 * 2
+
+
+def test_links_are_absolute_as_the_client_sees_the_server(
+    settings: ServiceSettings, serve_with: Serve, story: Story, store_dir: Path, pool: ThreadPoolExecutor
+) -> None:
+    url = serve_with(settings.model_copy(update={"root_path": "/chorale", "allowed_hosts": ("art.example",)}))
+    proxied = {"X-Forwarded-Host": "art.example", "X-Forwarded-Proto": "https"}
+    client = connect(f"{url}/chorale", default_headers=proxied)
+    asked = pool.submit(
+        client.images.with_raw_response.generate,
+        prompt="x" * 2001,
+        model="dall-e-3",
+        size="8192x8192",
+        response_format="url",
+    )
+    (job_id,) = find_jobs(story)
+    finish(story, store_dir, job_id, b"picture")
+    raw = asked.result(timeout=30)
+    link = raw.parse().data[0].url
+    assert link.startswith(f"https://art.example/chorale/v1/files/{job_id}?")
+    assert httpx.get(link.replace("https://art.example", url)).content == b"picture"
+    assert (raw.headers["Chorale-Model"], raw.headers["Chorale-Jobs"]) == ("glow", job_id)
+    assert raw.headers["Chorale-Prompt-Cut"] == "2000 of 2001 characters were read"
+    assert len(story.job(job_id).request.prompt) == 2000
+    stream = client.images.generate(prompt="x", size="8192x8192", response_format="url", stream=True)
+    finish(story, store_dir, find_jobs(story, 2)[1], b"picture")
+    (event,) = stream
+    assert (event.url[:20], event.b64_json) == (link[:20], "")
+
+
+def test_a_list_of_models_is_also_openais(api: httpx.Client, url: str, story: Story) -> None:
+    story.publish(CARD.model_copy(update={"name": "some/model", "is_default": False}), worker="w2")
+    client = connect(url)
+    assert [each.id for each in client.models.list()] == ["glow", "some/model"]
+    found = client.models.retrieve("some/model")
+    assert (found.id, found.object, found.owned_by) == ("some/model", "model", "chorale")
+    assert found.to_dict() == json.loads(api.get("/v1/models").text)["data"][1]
