@@ -258,7 +258,7 @@ def _shorten(value: object) -> str:
     try:
         return hide_secrets(json.dumps(value))[:_VALUE_LENGTH]
     except (TypeError, ValueError, RecursionError):
-        return ascii(value)[:_VALUE_LENGTH]
+        return hide_secrets(ascii(value))[:_VALUE_LENGTH]
 
 
 def _printable(text: str) -> str:

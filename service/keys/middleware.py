@@ -20,7 +20,7 @@ TICKET: Final = "ticket"
 _TOLD_MORE: Final = frozenset({"/readyz", "/v1/session"})
 _NEEDED: Final = (
     "this service needs an API key, as in `Authorization: Bearer chorale_...`;"
-    " its operator makes one by `chorale keys create`"
+    " its operator makes one by `chorale keys create`, and clients of chorale read CHORALE_API_KEY"
 )
 _REFUSED: Final = "this API key, session or ticket is not accepted: it is unknown, revoked, used up or over"
 
