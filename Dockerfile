@@ -30,6 +30,7 @@ FROM ${PYTHON_BASE} AS service
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin chorale
 COPY --from=service-build /opt/chorale /opt/chorale
 COPY deploy/health/service.py /home/chorale/health.py
+COPY deploy/health/webhooks.py /home/chorale/webhooks_health.py
 RUN install -d -o 10001 -g 10001 /work
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \

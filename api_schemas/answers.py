@@ -1,5 +1,6 @@
 """Response bodies, built from a job, its queue position and its URLs."""
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,24 @@ class JobUrls(_Answer):
     result: str = Field(description="The finished picture, once the job has succeeded.")
     deep_zoom: str = Field(description="Deep Zoom descriptor; available while the job runs.")
     download: str | None = Field(None, description="Expiring link to the picture; needs no credentials.")
+
+    @classmethod
+    def below(cls, prefix: str, job_id: str, download: str | None = None) -> "JobUrls":
+        """Those of a job.
+
+        Args:
+            prefix: path, or scheme, host and path, below which the service is.
+        """
+        base = f"{prefix}/v1/jobs/{job_id}"
+        return cls(
+            self=base,
+            cancel=f"{base}/cancel",
+            events=f"{base}/events",
+            ws=re.sub("^http", "ws", base) + "/ws",
+            result=f"{base}/image",
+            deep_zoom=f"{base}/image.dzi",
+            download=download,
+        )
 
 
 class JobView(Job):

@@ -10,6 +10,7 @@ from api_schemas.fields import MAX_SEED, Prompt, RequestPart
 from api_schemas.generation import MAX_DRAWN_SEED, MAX_SIDE_PX, GenerationRequest, ResolvedRequest
 from api_schemas.regions import MAX_FEATHER_PX
 from api_schemas.source import MAX_VARIATIONS, SourceMask
+from api_schemas.webhook import AskedWebhook
 
 
 class _Change(RequestPart):
@@ -20,6 +21,7 @@ class _Change(RequestPart):
     seed: int | None = Field(
         default=None, ge=0, le=MAX_SEED, description="If left out, the service draws one below 2^53."
     )
+    webhook: AskedWebhook = None
 
     def _apply(self, parent: ResolvedRequest, **changes: object) -> GenerationRequest:
         """The parent's request with these changes; how it began, and its stages, are not asked for again."""
@@ -34,7 +36,7 @@ class _Change(RequestPart):
             kept["ip_adapter"] = None
         kept["advanced"]["stages"] = []
         own = {name: value for name, value in own.items() if value is not None or name == "seed"}
-        return GenerationRequest.model_validate(kept | own | changes)
+        return GenerationRequest.model_validate(kept | own | changes | {"webhook": self.webhook})
 
 
 _BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "style", "layout"}
@@ -116,6 +118,7 @@ class VariationsRequest(RequestPart):
         allow_inf_nan=False,
         description="How far from the job's own noise: this share of the way to another seed's.",
     )
+    webhook: AskedWebhook = None
 
     def derive(self, parent: ResolvedRequest, token: str) -> Iterator[GenerationRequest]:
         """The requests of the jobs that do it.
@@ -128,4 +131,5 @@ class VariationsRequest(RequestPart):
         for index in range(self.count):
             digest = blake2b(f"{token}/{index}".encode(), digest_size=8).digest()
             variation = {"seed": int.from_bytes(digest, "big") & MAX_DRAWN_SEED, "amount": self.amount}
-            yield GenerationRequest.model_validate(kept | {"variations": [*kept["variations"], variation]})
+            changed = {"variations": [*kept["variations"], variation], "webhook": self.webhook}
+            yield GenerationRequest.model_validate(kept | changed)

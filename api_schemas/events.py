@@ -27,7 +27,7 @@ class QueuedData(_Data):
     request: ResolvedRequest
     cost: Cost
     key_id: str = Field(
-        "", description="Id of the API key that created the job; empty where no keys are used."
+        default="", description="Id of the API key that created the job; empty where no keys are used."
     )
 
 

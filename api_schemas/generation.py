@@ -17,6 +17,7 @@ from api_schemas.fields import MAX_PROMPT, MAX_SEED, Prompt, RequestPart
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
 from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
 from api_schemas.style import Style
+from api_schemas.webhook import AskedWebhook
 
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 16_384
@@ -147,6 +148,7 @@ class GenerationRequest(RequestPart):
         description="Steps from the seed's initial noise to a neighbouring one, in turn.",
     )
     advanced: AdvancedSettings = AdvancedSettings()
+    webhook: AskedWebhook = None
 
     @property
     def chosen_fidelity(self) -> float:

@@ -17,6 +17,12 @@ chorale:paused          set    names of workers that take no jobs
 chorale:memory:{name}   string bytes of main memory that the worker holds; expires with its heartbeat
 chorale:workers         set    names of workers with recent heartbeats, so that no scan of all keys is needed
 chorale:probe           string written by readiness, to see whether the server takes it
+chorale:webhook:job:{id} hash  webhook that a request named: url, events, secrets in the clear, disabled
+chorale:webhook:key:{id} hash  the same of an API key; the id is empty where no keys are used
+chorale:webhooks:due    zset   deliveries, `job/event/endpoint`, by the Unix time in ms of their next attempt
+chorale:webhooks:workers zset  processes that deliver, by the Unix time of their last sign of life
+chorale:webhooks:outcomes hash what became of attempts -> how many
+chorale:deliveries:{id} hash   `event/endpoint` -> attempts of a job's delivery (JSON)
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
 chorale:unreadable:{k}  any    what was found at key k and is of another type
@@ -38,6 +44,14 @@ from api_schemas.events import DurableEvent, Result, TilePreviewed
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 from api_schemas.stored import RECORD_VERSION, UnreadableRecordError, read_stored
+from api_schemas.webhook import (
+    ALL_EVENTS,
+    DUE_KEY,
+    ENDPOINTS,
+    OUTCOMES_KEY,
+    WEBHOOK_WORKERS_KEY,
+    webhook_key,
+)
 
 QUEUE_PREFIX: Final = "chorale:"
 RUN_JOB: Final = "worker.runner.run_job"
@@ -136,14 +150,16 @@ def job_folders(job_id: str) -> tuple[str, ...]:
     return result_folder(job_id), f"{INPUTS_FOLDER}/{job_id}", checkpoint_folder(job_id)
 
 
-# KEYS: job, events, live.  ARGV: seq the writer folded from, fence token of the writer ("" for the
-# service), token to install ("" to keep), job JSON, event JSON, job id, two stream lengths.
+# KEYS: job, events, live, due deliveries, webhooks of the job and of its API key.  ARGV: seq the writer
+# folded from, fence token of the writer ("" for the service), token to install ("" to keep), job JSON, event
+# JSON, job id, two stream lengths, event type if webhooks may want it, else "".
 # Answers the new stream id, "stale" when another writer came first (read again and retry) or
-# "fenced" when a newer attempt owns the job (give up). A stream that is none is moved out of the way.
+# "fenced" when a newer attempt owns the job (give up). A key of another type is moved out of the way.
+# What is due is written with the event, so that no crash comes between the two.
 APPEND_EVENT: Final = f"""
-for i = 2, 3 do
+for i, wanted in pairs({{[2] = 'stream', [3] = 'stream', [4] = 'zset'}}) do
   local kind = redis.call('TYPE', KEYS[i]).ok
-  if kind ~= 'none' and kind ~= 'stream' then redis.call('RENAME', KEYS[i], '{UNREADABLE_PREFIX}' .. KEYS[i]) end
+  if kind ~= 'none' and kind ~= wanted then redis.call('RENAME', KEYS[i], '{UNREADABLE_PREFIX}' .. KEYS[i]) end
 end
 local state = redis.call('HMGET', KEYS[1], 'seq', 'execution')
 if ARGV[2] ~= '' and ARGV[3] == '' and state[2] ~= ARGV[2] then return 'fenced' end
@@ -153,6 +169,12 @@ redis.call('HSET', KEYS[1], 'seq', seq, 'job', ARGV[4], 'version', '{RECORD_VERS
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'execution', ARGV[3]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], '*',
   'job', ARGV[6], 'seq', seq, 'prev', ARGV[1], 'event', ARGV[5])
+for i, endpoint in ipairs(ARGV[9] ~= '' and {{'job', 'key'}} or {{}}) do
+  local told = redis.pcall('HMGET', KEYS[4 + i], 'events', 'disabled')
+  if not told.err and told[1] and not told[2] and string.find(told[1] .. ' ', ARGV[9] .. ' ', 1, true) then
+    redis.call('ZADD', KEYS[4], 0, ARGV[6] .. '/' .. ARGV[9] .. '/' .. endpoint)
+  end
+end
 return seq
 """
 
@@ -208,6 +230,7 @@ def index_types(queues: Iterable[str]) -> dict[str, str]:
     types = {
         JOBS_KEY: "zset", ACTIVE_KEY: "set", LIVE_KEY: "stream", MODELS_KEY: "hash", WORKERS_KEY: "set",
         PAUSED_KEY: "set", "rq:queues": "set", "rq:workers": "set",
+        DUE_KEY: "zset", WEBHOOK_WORKERS_KEY: "zset", OUTCOMES_KEY: "hash",
     }  # fmt: skip
     for queue in queues:
         types |= {f"rq:queue:{queue}": "list", f"rq:queue:{queue}:intermediate": "list"}
@@ -227,9 +250,13 @@ def append_event(
         holder: fence token of the writer, "" for the service.
         install: token that owns the job from now on, "" for no change.
     """
-    keys = [job_key(job.id), events_key(job.id), LIVE_KEY]
+    webhooks = [
+        webhook_key(endpoint, owner) for endpoint, owner in zip(ENDPOINTS, (job.id, job.key_id), strict=True)
+    ]
+    keys = [job_key(job.id), events_key(job.id), LIVE_KEY, DUE_KEY, *webhooks]
     record, text = job.model_dump_json(exclude={"seq"}), event.model_dump_json()
-    return keys, [after, holder, install, record, text, job.id, EVENTS_MAXLEN, LIVE_MAXLEN]
+    told = event.type if event.type in ALL_EVENTS else ""
+    return keys, [after, holder, install, record, text, job.id, EVENTS_MAXLEN, LIVE_MAXLEN, told]
 
 
 PREVIEW_FRAME_TYPE: Final = 4

@@ -19,6 +19,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import TERMINAL, JobStatus
+from api_schemas.webhook import Delivery, Webhook, WebhookView
 from chorale import calls
 from chorale.calls import Answer, Call
 from chorale.errors import NoConnectionError, NoWebSocketError, TimedOutError, UnavailableError
@@ -144,6 +145,18 @@ class AsyncClient:
     async def cancel(self, job_id: str) -> JobView:
         """Stop a job; it ends within one step. Canceling twice changes nothing."""
         return await self._do(calls.cancel_job(job_id))
+
+    async def set_webhook(self, webhook: Webhook) -> WebhookView:
+        """Name an endpoint that is told of the ends of all jobs of this API key.
+
+        >>> view = await chorale.set_webhook(Webhook(url="https://receiver.example/hook"))
+        >>> view.secret  # for `standardwebhooks`; it is told this once
+        """
+        return await self._do(calls.set_webhook(webhook))
+
+    async def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
+        """What webhooks were told of a job, and what they answered."""
+        return await self._do(calls.list_deliveries(job_id))
 
     async def models(self) -> tuple[ModelCard, ...]:
         """The models that are served, with their limits."""

@@ -1,5 +1,6 @@
 """Requests and how their responses are read, shared by both clients."""
 
+import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import JobStatus
+from api_schemas.webhook import Delivery, DeliveryList, Webhook, WebhookView, write_webhook
 from chorale.protocol import check, job_path, read, read_readiness
 
 Answer = TypeVar("Answer")
@@ -36,8 +38,7 @@ def create_job(
     request: GenerationRequest, pictures: Mapping[PicturePart, Path] | None, idempotency_key: str | None
 ) -> Call[JobView]:
     """JSON, or a multipart form if there are pictures. Every creation has a key, so that it can be retried."""
-    # Only the fields that were set: the server chooses the rest.
-    body = request.model_dump_json(exclude_unset=True).encode()
+    body = _write(request)
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
     if not pictures:
         headers["Content-Type"] = "application/json"
@@ -65,7 +66,15 @@ def _derive(
     asked: RerollRequest | ExtendRequest | VariationsRequest, idempotency_key: str | None
 ) -> tuple[dict[str, str], bytes]:
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": "application/json"}
-    return headers, asked.model_dump_json(exclude_unset=True).encode()
+    return headers, _write(asked)
+
+
+def _write(asked: GenerationRequest | RerollRequest | ExtendRequest | VariationsRequest) -> bytes:
+    """Only the fields that were set: the server chooses the rest. A webhook is in no dump, for its secrets."""
+    body = asked.model_dump(mode="json", exclude_unset=True)
+    if asked.webhook is not None:
+        body["webhook"] = write_webhook(asked.webhook)
+    return json.dumps(body).encode()
 
 
 def get_job(job_id: str) -> Call[JobView]:
@@ -80,6 +89,18 @@ def list_jobs(status: JobStatus | None, limit: int, cursor: str | None) -> Call[
 
 def cancel_job(job_id: str) -> Call[JobView]:
     return Call("POST", job_path(job_id, "cancel"), _read_job)
+
+
+def set_webhook(webhook: Webhook) -> Call[WebhookView]:
+    headers, body = {"Content-Type": "application/json"}, json.dumps(write_webhook(webhook)).encode()
+    return Call(
+        "PUT", "/v1/webhook", lambda response: read(response, WebhookView), headers=headers, content=body
+    )
+
+
+def list_deliveries(job_id: str) -> Call[tuple[Delivery, ...]]:
+    path = job_path(job_id, "deliveries")
+    return Call("GET", path, lambda response: tuple(read(response, DeliveryList).data))
 
 
 def list_models() -> Call[tuple[ModelCard, ...]]:

@@ -90,7 +90,7 @@ def up(
     workers: Annotated[int, Option(min=1, max=64, help="Worker processes for each model.")] = 1,
     root_path: RootPath = None,
 ) -> None:
-    """Run queue, API and worker on this machine until Ctrl-C. Queued jobs survive a restart."""
+    """Run queue, API, worker and webhooks on this machine until Ctrl-C. Queued jobs survive a restart."""
     installed.require(installed.STACK, "all")
     from chorale.local import StackOptions
     from chorale.start import start_stack
@@ -133,6 +133,13 @@ def serve(root_path: RootPath = None) -> None:
     installed.require(installed.SERVICE, "service")
     chosen = {} if root_path is None else {"CHORALE_ROOT_PATH": root_path}
     os.execve(sys.executable, [sys.executable, "-m", "service.main"], os.environ | chosen)
+
+
+@app.command()
+def webhooks() -> None:
+    """Deliver webhooks; CHORALE_* in the environment configures the queue. `chorale up` runs one."""
+    installed.require(installed.SERVICE, "service")
+    os.execve(sys.executable, [sys.executable, "-m", "service.webhooks.main"], os.environ)
 
 
 @app.command()

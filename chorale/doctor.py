@@ -8,8 +8,9 @@ from pathlib import Path
 
 from chorale.allow_list import AllowListFile
 from chorale.append_only_file import find_damage
+from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import AllowListError, AlreadyRunningError
+from chorale.errors import AllowListError, AlreadyRunningError, ChoraleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,21 @@ def examine(folder: DataFolder, *, repair: bool) -> Iterator[Finding]:
         if repair:
             raise
         yield Finding("queue", f"not looked at, since {error}", True)
+        yield from _examine_server(error.url)
     yield _examine_allow_list(folder)
+
+
+def _examine_server(url: str | None) -> Iterator[Finding]:
+    """What a running one says of itself."""
+    if url is None:
+        return
+    try:
+        with Client(url) as client:
+            parts = client.readiness().parts
+    except ChoraleError as error:
+        yield Finding("server", str(error), False)
+        return
+    yield from (Finding(part.name, part.message, False) for part in parts if not part.ready)
 
 
 def _examine_access(folder: DataFolder) -> Iterator[Finding]:

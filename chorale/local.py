@@ -1,4 +1,4 @@
-"""The whole stack on one machine: queue server, API and workers, as supervised processes."""
+"""The whole stack on one machine: queue server, API, webhooks and workers, as supervised processes."""
 
 import errno
 import os
@@ -23,6 +23,7 @@ _LOOK_S = 0.2
 _READY_S = (
     3600.0  # for downloading a large model, or reading it from a slow disk; a failed part is noticed earlier
 )
+_WEBHOOKS_IN_S = 3.0
 _MOST_DEATHS = 5  # in a row, of one part
 _STOP_S = 90.0  # longer than any part gives itself
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -138,6 +139,9 @@ class LocalStack:
         lock = ("--lock", str(self._folder.parts_lock))
         probe = ("--probe", f"{self.url}/healthz")
         self._add("service", ("service.main",), environment, (*lock, *probe))
+        webhooks = ("service.webhooks.main",)
+        # Later than the parts that a job waits for: while it starts, it takes the cores from them.
+        self._add("webhooks", webhooks, environment, lock, start_in_s=_WEBHOOKS_IN_S)
         chosen = self._models() * self._options.workers
         environment |= self._share_cores(len(chosen))
         for number, model in enumerate(chosen, start=1):
@@ -171,10 +175,14 @@ class LocalStack:
         arguments: tuple[str, ...],
         environment: Mapping[str, str],
         guard: tuple[str, ...] | None,
+        start_in_s: float = 0.0,
     ) -> Part:
         part = Part(name, arguments, environment, self._folder.log(name), guard)
         self._parts.append(part)
-        part.start()
+        if start_in_s:
+            part.start_in(start_in_s)
+        else:
+            part.start()
         return part
 
     def _environment(self) -> Mapping[str, str]:
@@ -266,7 +274,8 @@ def _ask(client: Client) -> Readiness | None:
 def _describe(readiness: Readiness | None) -> str:
     if readiness is None:
         return "starting the API"
-    wrong = [part.message for part in readiness.parts if not part.ready and part.name != "workers"]
+    started_here = ("workers", "webhooks")
+    wrong = [part.message for part in readiness.parts if not part.ready and part.name not in started_here]
     if wrong or readiness.paused:
         return "; ".join([*wrong, *dict.fromkeys(readiness.paused.values())])
     return "loading the model"

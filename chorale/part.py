@@ -78,6 +78,10 @@ class Part:
         self._health = Health(self._process.pid)
         self._started_at = time.monotonic()
 
+    def start_in(self, seconds: float) -> None:
+        """Have `look_after` start it then."""
+        self._again_at = time.monotonic() + seconds
+
     def look_after(self) -> Death | None:
         """Start it again, after a pause, if it died; a stopped guard is killed, for it guards nothing."""
         rotate(self.log)

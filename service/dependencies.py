@@ -27,6 +27,8 @@ from service.messages import parse
 from service.metrics import Metrics
 from service.openai_api.attempts import Attempts
 from service.settings import ServiceSettings
+from service.webhooks.deliveries import Deliveries
+from service.webhooks.endpoints import Endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Services:
     space: DiskSpace
     previews: PreviewCanvas
     links: LinkSigner
+    webhooks: Endpoints
+    deliveries: Deliveries
     metrics: Metrics
 
 

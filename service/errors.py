@@ -10,6 +10,7 @@ ServiceError
 ├── JobUnreadableError         the stored record of the job is damaged, or of a later version
 ├── FileMissingError           no such tile or page
 ├── ModelMissingError          no card of this name
+├── WebhookNotFoundError       no such webhook or delivery
 ├── ForbiddenError             wrong host or origin, or a link that was altered or is over
 ├── ConflictError              the first request with this Idempotency-Key is still in flight
 ├── IdempotencyMismatchError   same Idempotency-Key, other body
@@ -77,6 +78,9 @@ class FileMissingError(ServiceError): ...
 class ModelMissingError(ServiceError): ...
 
 
+class WebhookNotFoundError(ServiceError): ...
+
+
 class ForbiddenError(ServiceError): ...
 
 
@@ -130,6 +134,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     JobUnreadableError: (410, "record_unreadable", False),
     FileMissingError: (404, "not_found", False),
     ModelMissingError: (404, "model_not_found", False),
+    WebhookNotFoundError: (404, "not_found", False),
     ForbiddenError: (403, "forbidden", False),
     ConflictError: (409, "conflict", True),
     IdempotencyMismatchError: (422, "idempotency_mismatch", False),

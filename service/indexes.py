@@ -6,6 +6,7 @@ from typing import Final, cast
 from redis.asyncio import Redis
 
 from api_schemas.job import TERMINAL, Job
+from api_schemas.webhook import DUE_KEY, WEBHOOKS_QUEUE
 from api_schemas.wire import (
     ACTIVE_KEY,
     JOBS_KEY,
@@ -19,24 +20,35 @@ from api_schemas.wire import (
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.unreadable import UnreadableRecords
+from service.webhooks.recovery import Recovery
 
 _PAGE: Final = 500
-_REBUILT: Final = (JOBS_KEY, ACTIVE_KEY)
+_REBUILT: Final = (JOBS_KEY, ACTIVE_KEY, DUE_KEY)
 
 
 class Indexes:
     """Idempotent: any number of services may do it."""
 
-    def __init__(self, redis: Redis, jobs: JobStore, queue: JobQueue, unreadable: UnreadableRecords) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        jobs: JobStore,
+        queue: JobQueue,
+        recovery: Recovery,
+        unreadable: UnreadableRecords,
+    ) -> None:
         self._redis = redis
         self._jobs = jobs
         self._queue = queue
+        self._recovery = recovery
         self._unreadable = unreadable
 
     async def repair(self) -> None:
         """Move keys of a wrong type aside; list all jobs again if one of their lists was among them."""
         orphaned = self._jobs.lost_children.copy()
-        types = index_types(await self._queue.names()) | dict.fromkeys(map(children_key, orphaned), "set")
+        types = index_types([*await self._queue.names(), WEBHOOKS_QUEUE]) | dict.fromkeys(
+            map(children_key, orphaned), "set"
+        )
         moved = await cast(
             Awaitable[list[bytes]], self._redis.eval(SET_ASIDE, len(types), *types, *types.values())
         )
@@ -63,6 +75,7 @@ class Indexes:
             await self._redis.sadd(ACTIVE_KEY, job.id)
         if parent is not None and parent in orphaned:
             await self._redis.sadd(children_key(parent), job.id)
+        await self._recovery.restore(job)
 
     async def _scan(self) -> AsyncIterator[list[str]]:
         """Ids of all jobs that have a record, a page at a time."""

@@ -1,15 +1,17 @@
 """The records of all jobs in Redis: each is a log of events and the state folded from it."""
 
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Final, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.typing import EncodableT, FieldT
 
 from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
 from api_schemas.job import TERMINAL, Job, apply, begin
 from api_schemas.stored import UnreadableRecordError
+from api_schemas.webhook import deliveries_key, webhook_key
 from api_schemas.wire import (
     ACTIVE_KEY,
     APPEND_EVENT,
@@ -41,13 +43,19 @@ class JobStore:
         self.unreadable = unreadable
         self.lost_children: set[str] = set()  # of these jobs; to be found again in all records
 
-    async def create(self, event: JobQueued) -> Job:
-        """Write a new record with its first event, whole or not at all."""
+    async def create(self, event: JobQueued, webhook: Mapping[FieldT, EncodableT] | None = None) -> Job:
+        """Write a new record with its first event, whole or not at all.
+
+        Args:
+            webhook: that the request named, as it is stored.
+        """
         job = begin(event)
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.eval(SET_ASIDE, 2, ACTIVE_KEY, JOBS_KEY, "set", "zset")
             transaction.sadd(ACTIVE_KEY, job.id)
             transaction.zadd(JOBS_KEY, {job.id: event.ts})
+            if webhook is not None:
+                transaction.hset(webhook_key("job", job.id), mapping=webhook)
             if job.request.parent is not None:  # one of another type is found out when it is read
                 transaction.eval(CHANGE_SET, 1, children_key(job.request.parent), "SADD", job.id)
             keys, arguments = append_event(job, event, after="")
@@ -128,11 +136,11 @@ class JobStore:
         Args:
             parent: that it was derived from; its children are that one's from now on, as they share its files.
         """
-        own = (job_key, events_key, previews_key, cancel_key, children_key)
+        own = (job_key, events_key, previews_key, cancel_key, children_key, deliveries_key)
         (heir,) = await self.get_many([parent]) if parent else (None,)
         children = await self.list_children(job_id) if isinstance(heir, Job) else []
         async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.delete(*(key(job_id) for key in own))
+            transaction.delete(*(key(job_id) for key in own), webhook_key("job", job_id))
             if parent is not None:
                 transaction.eval(CHANGE_SET, 1, children_key(parent), "SREM", job_id)
                 for child in children:

@@ -50,10 +50,13 @@ from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
 from service.openai_api.attempts import Attempts
-from service.routes import derived, events, images, jobs, models, openai_images, system, viewer
+from service.routes import derived, events, images, jobs, models, openai_images, system, viewer, webhooks
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
+from service.webhooks.deliveries import Deliveries
+from service.webhooks.endpoints import Endpoints
+from service.webhooks.recovery import Recovery
 
 # For an answer of the queue server, twice on a new connection; reads of streams wait for events on purpose.
 _ANSWER_TIMEOUT_S = 1.0
@@ -86,8 +89,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     records = JobStore(stream_client, unreadable)
     follower = EventStream(stream_client, hub, records, settings.ping_interval_s)
     services = _build_services(settings, client, blocking_client, follower, metrics, throughput, unreadable)
-    indexes = Indexes(client, services.jobs, services.queue, unreadable)
-    background = _build_background(settings, services, hub, indexes)
+    recovery = Recovery(services.webhooks, services.deliveries)
+    indexes = Indexes(client, services.jobs, services.queue, recovery, unreadable)
+    background = _build_background(settings, services, hub, indexes, recovery)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncGenerator[None]:
@@ -207,6 +211,7 @@ def _build_services(
     space = DiskSpace(images.folder, settings.disk_reserve_bytes)
     admission = Admission(catalog, queue, throughput, space, settings.max_queued)
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
+    endpoints = Endpoints(client, settings.webhook_networks, unreadable)
     uploads = Uploads(images, settings.max_picture_megapixels, settings.work_dir / "uploads")
     return Services(
         settings=settings,
@@ -216,29 +221,31 @@ def _build_services(
         catalog=catalog,
         admission=admission,
         attempts=Attempts(client, unreadable),
-        intake=Intake(admission, idempotency, uploads, store, queue, metrics),
+        intake=Intake(admission, idempotency, uploads, store, queue, endpoints, metrics),
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=follower,
         images=images,
         space=space,
         previews=PreviewCanvas(client, unreadable),
         links=links,
+        webhooks=endpoints,
+        deliveries=Deliveries(client, unreadable),
         metrics=metrics,
     )
 
 
 def _build_background(
-    settings: ServiceSettings, services: Services, hub: LiveHub, indexes: Indexes
+    settings: ServiceSettings, services: Services, hub: LiveHub, indexes: Indexes, recovery: Recovery
 ) -> Background:
     interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
-    reconciler = Reconciler(services.jobs, services.queue, indexes, services.metrics, interval_s)
+    reconciler = Reconciler(services.jobs, services.queue, indexes, recovery, services.metrics, interval_s)
     retention = Retention(services.jobs, services.queue, services.images, keep_s, interval_s)
     tasks = {"live": hub.run, "reconciler": reconciler.run, "retention": retention.run}
     return Background(services.metrics, tasks)
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:
-    for routes in (jobs, derived, events, images, models, openai_images, system, viewer):
+    for routes in (jobs, derived, events, images, models, openai_images, webhooks, system, viewer):
         app.include_router(routes.router)
         _answer_head(app, routes.router)
     viewer.mount(app)

@@ -1,15 +1,40 @@
 """Prometheus metrics. Each app has its own registry, so that two in one process don't collide."""
 
 from collections import Counter as Counts
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
 OUTCOMES: Final = ("succeeded", "failed", "canceled")
+DELIVERED: Final = ("delivered", "failed", "given_up", "disabled")
 
 _PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "storage_unavailable")
+
+
+class SharedCounter(Collector):
+    """Counts that all processes keep together in Redis, as they were when they were last read."""
+
+    def __init__(
+        self, name: str, documentation: str, label: str, values: Iterable[str], registry: CollectorRegistry
+    ) -> None:
+        self._family = name, documentation, label
+        self._counts = dict.fromkeys(values, 0)
+        registry.register(self)
+
+    def set_all(self, counts: Mapping[str, int]) -> None:
+        """Others than were named before are left out."""
+        self._counts |= {value: counts.get(value, 0) for value in self._counts}
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        name, documentation, label = self._family
+        family = CounterMetricFamily(name, documentation, labels=[label])
+        for value, count in self._counts.items():
+            family.add_metric([value], count)
+        yield family
 
 
 class Metrics:
@@ -117,6 +142,15 @@ class Metrics:
             "Main memory of a worker and its engine.",
             ["worker"],
             registry=self.registry,
+        )
+        self.webhooks_waiting = Gauge(
+            "chorale_webhooks_waiting", "Deliveries that wait for an attempt.", registry=self.registry
+        )
+        self.webhook_workers = Gauge(
+            "chorale_webhook_workers", "Processes that deliver webhooks.", registry=self.registry
+        )
+        self.webhook_attempts = SharedCounter(
+            "chorale_webhook_attempts", "Attempts to deliver webhooks.", "outcome", DELIVERED, self.registry
         )
         for outcome in OUTCOMES:  # so that each is there before its first job
             self.jobs_ended.labels(outcome)

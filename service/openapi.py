@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api_schemas.errors import Problem
 from api_schemas.generation import GenerationRequest
+from api_schemas.webhook import ALL_EVENTS
 from service.errors import (
     INTERNAL_ERROR,
     STATUS,
@@ -22,6 +23,30 @@ from service.images.formats import name_formats, readable_formats
 from service.jobs.submission import PICTURE_PARTS, REQUEST_PART
 from service.openai_api.parameters import ChoraleOptions, EditParameters
 
+_WEBHOOK: dict[str, object] = {
+    "summary": "A job has ended, or has begun",
+    "description": "Sent by the service, signed as Standard Webhooks has it: receivers verify the headers `webhook-id`,"
+    " `webhook-timestamp` and `webhook-signature` with one of its libraries. The job is as the event has left it,"
+    " without `urls.download`. Any status from 200 to 299 takes it; 410 ends all further ones.",
+    "tags": ["webhooks"],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "type": {"enum": list(ALL_EVENTS)},
+                        "timestamp": {"type": "string", "format": "date-time"},
+                        "data": {"$ref": "#/components/schemas/JobView"},
+                    },
+                    "required": ["type", "timestamp", "data"],
+                }
+            }
+        },
+    },
+    "responses": {"2XX": {"description": "It was taken."}},
+}
 Responses = dict[int | str, dict[str, object]]
 _REFERENCE = {"$ref": "#/components/schemas/Problem"}
 _REQUEST_REFERENCE = {"$ref": "#/components/schemas/GenerationRequest"}
@@ -140,6 +165,7 @@ def _complete(schema: dict[str, object]) -> dict[str, object]:
     schemas.update({f"{name}-Input": part for name, part in parts.items()})
     schemas["GenerationRequest"] = asked
     _leave_out_framework_failures(cast(dict[str, dict[str, dict[str, object]]], schema["paths"]))
+    schema["webhooks"] = {"job": {"post": _WEBHOOK}}
     return schema
 
 

@@ -14,6 +14,7 @@ from service.dependencies import Services
 from service.outages import explain_queue, explain_store
 
 _TIMEOUT_S: Final = 3.0
+_NOT_FOR_JOBS: Final = ("webhooks",)  # without which they run all the same
 log = logging.getLogger(__name__)
 
 
@@ -33,10 +34,11 @@ async def examine(services: Services) -> Readiness:
         "store": lambda: _check_store(services),
         "disk": lambda: _check_disk(services),
         "workers": workers.run,
+        "webhooks": lambda: _check_webhooks(services),
     }
     found = dict(zip(checks, await asyncio.gather(*map(_limit, checks.values())), strict=True))
     return Readiness(
-        ready=not any(finding.message for finding in found.values()),
+        ready=not any(finding.message for part, finding in found.items() if part not in _NOT_FOR_JOBS),
         queue=found["queue"].reach,
         store=found["store"].reach,
         workers=list(workers.alive),
@@ -79,6 +81,16 @@ async def _check_store(services: Services) -> Finding:
 
 async def _check_disk(services: Services) -> Finding:
     return Finding(await services.space.describe_lack(0))
+
+
+async def _check_webhooks(services: Services) -> Finding:
+    try:
+        waiting, workers, _ = await services.deliveries.measure()
+    except (RedisError, OSError):
+        return Finding("not known without the queue")
+    if waiting and not workers:
+        return Finding(f"deliveries that wait: {waiting}; nobody makes them: start `chorale webhooks`")
+    return Finding()
 
 
 @dataclass(slots=True)

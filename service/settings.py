@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api_schemas.settings import SharedSettings
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _SAFE_LENGTH: Final = 16
 _ORIGIN: Final = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
@@ -53,7 +54,25 @@ def _check_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _check_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
+    try:
+        return tuple(map(ipaddress.ip_network, texts))
+    except ValueError as error:
+        raise ValueError(f"{error}; allowed are networks, as in 10.0.0.0/8 or fd00::/8") from error
+
+
+def _check_public_url(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ValueError("scheme, host and path, as in https://pictures.example/chorale")
+    return text and text.rstrip("/")
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)]
+Networks = Annotated[
+    tuple[Network, ...],
+    NoDecode,
+    BeforeValidator(lambda value: _check_networks(cast(tuple[str, ...], _split_words(value)))),
+]
 Origins = Annotated[
     tuple[str, ...],
     NoDecode,
@@ -133,6 +152,18 @@ class ServiceSettings(SharedSettings, BaseSettings):
         gt=0,
         allow_inf_nan=False,
         description="A client that receives nothing for so long is disconnected.",
+    )
+
+    webhook_networks: Networks = Field(
+        default=(),
+        description="Networks to which webhooks may go beside public addresses, and without TLS: 10.0.0.0/8, fd00::/8.",
+    )
+    webhook_timeout_s: float = Field(
+        default=15.0, gt=0, le=60, description="How long one delivery of a webhook may take."
+    )
+    public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
+        default=None,
+        description="Address of this server for others, with its path, if any: URLs in webhooks begin with it.",
     )
 
     @model_validator(mode="before")

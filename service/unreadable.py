@@ -8,7 +8,9 @@ from redis.exceptions import ResponseError
 
 from service.metrics import Metrics
 
-Kind = Literal["job", "event", "preview", "model", "heartbeat", "idempotency", "index", "queued"]
+Kind = Literal[
+    "job", "event", "preview", "model", "heartbeat", "idempotency", "index", "queued", "webhook", "delivery"
+]
 _REMEMBERED: Final = 10_000
 log = logging.getLogger(__name__)
 

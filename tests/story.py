@@ -36,13 +36,13 @@ from api_schemas.generation import ResolvedRequest
 from api_schemas.job import Job, apply, begin
 from api_schemas.wire import (
     APPEND_EVENT,
-    EVENTS_MAXLEN,
     JOBS_KEY,
     LIVE_KEY,
     LIVE_MAXLEN,
     MODELS_KEY,
     WORKER_KEY_PREFIX,
     WORKERS_KEY,
+    append_event,
     events_key,
     job_key,
     pack_preview,
@@ -174,19 +174,6 @@ class Story:
         ]
 
     def _write(self, seq: str, job: Job, event: DurableEvent, token: str, install: str) -> str:
-        answer = self.redis.eval(
-            APPEND_EVENT,
-            3,
-            job_key(job.id),
-            events_key(job.id),
-            self.live_key,
-            seq,
-            token,
-            install,
-            job.model_dump_json(),
-            event.model_dump_json(),
-            job.id,
-            EVENTS_MAXLEN,
-            LIVE_MAXLEN,
-        )
-        return answer.decode()
+        keys, arguments = append_event(job, event, after=seq, holder=token, install=install)
+        keys[2] = self.live_key
+        return self.redis.eval(APPEND_EVENT, len(keys), *keys, *arguments).decode()

@@ -64,14 +64,23 @@ def _load(picture: Picture) -> Tensor:
         return torch.as_tensor(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def balance(pictures: list[Picture]) -> list[float]:
+def balance(pictures: list[Picture], views: float | None = None) -> list[float]:
     """Sampling weights: a category counts by its size to the power of 0.7, so landscapes don't drown 8 roofs.
 
     Under its square root landscapes, the hardest and every fifth picture, were a tenth of the crops. A painted
     picture counts half: things without a named colour shall have their own.
+
+    Args:
+        views: share of all crops that shall be of what has an up and a down.
     """
     counts = Counter(picture.category for picture in pictures)
-    return [counts[picture.category] ** -0.3 * (0.5 if picture.tint else 1.0) for picture in pictures]
+    weights = [counts[picture.category] ** -0.3 * (0.5 if picture.tint else 1.0) for picture in pictures]
+    if views is None:
+        return weights
+    upright = [picture.category in UPRIGHT for picture in pictures]
+    seen = sum(weight for weight, is_view in zip(weights, upright, strict=True) if is_view)
+    shares = {True: views / seen, False: (1 - views) / (sum(weights) - seen)}
+    return [weight * shares[is_view] for weight, is_view in zip(weights, upright, strict=True)]
 
 
 def sample_crop(image: Tensor, picture: Picture, side_px: int, zoom: CropRange, rng: random.Random) -> Tensor:

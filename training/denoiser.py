@@ -45,6 +45,7 @@ class DenoiserOptions:
     large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many
     empty_share: float = 0.1
     tints: int = 1  # painted versions of each picture of a made thing
+    views: float | None = None  # share of the crops that shall have an up and a down
     peak_rate: float = 8e-4
     compile: bool = False
     layout: torch.memory_format = torch.channels_last  # which one is faster depends on the kernels of the day
@@ -95,12 +96,12 @@ def _encode_lessons(
     folders: list[Path], encoders: Path, options: DenoiserOptions, device: torch.device, seed: int
 ) -> Lessons:
     vae, text, tokenizer = load_encoders(encoders, device)
-    real = [picture for picture in read_folders(folders) if not picture.held_out]
+    real = [picture for picture in read_folders(folders) if picture.for_training]
     pictures = add_tints(real, options.tints, random.Random(seed))
     images = load_images(pictures, device)
     counts = {512: options.crops // count_ranks(), 1024: options.crops // 8 // count_ranks()}
     banks = {
-        side: encode_bank(vae, images, pictures, side, max(1, count), seed + side)
+        side: encode_bank(vae, images, pictures, side, max(1, count), seed + side, options.views)
         for side, count in counts.items()
     }
     return Lessons(banks, encode_captions(text, tokenizer, pictures, device, seed))

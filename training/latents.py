@@ -19,6 +19,7 @@ from training.text_encoder import embed_text
 # 512 px crops are mostly native. There are no native 1024 px crops: those are enlarged, so that a tileable
 # picture of 512 px does not simply repeat inside of one.
 ZOOMS = {512: CropRange(low=0.7, high=1.0, native=0.8), 1024: CropRange(low=0.5, high=0.8, native=0.0)}
+_LARGE_PX = 1024  # the short side of a photograph that was not reduced
 # Of each caption: as it is, three versions, three names of the category or words near them, and the best known name.
 PHRASINGS = 8
 _KNOWN_AS = (0, 0, 0, 0, 7, 7, 7, 7)  # the phrasing that a denoiser knows best of those that mean the same
@@ -76,20 +77,37 @@ class Captions:
 
 @torch.no_grad()
 def encode_bank(
-    vae: AutoencoderTiny, images: list[Tensor], pictures: list[Picture], side_px: int, count: int, seed: int
+    vae: AutoencoderTiny,
+    images: list[Tensor],
+    pictures: list[Picture],
+    side_px: int,
+    count: int,
+    seed: int,
+    views: float | None = None,
 ) -> Bank:
-    """Encode `count` random crops, categories balanced."""
+    """Encode `count` random crops, categories balanced; `views` as of `balance`."""
     rng = random.Random(seed)
-    owners = rng.choices(range(len(pictures)), weights=balance(pictures), k=count)
+    owners = rng.choices(range(len(pictures)), weights=balance(pictures, views), k=count)
     batch = max(1, 64 * 512**2 // side_px**2)
     latents: list[Tensor] = []
     for start in range(0, count, batch):
         chosen = owners[start : start + batch]
         crops = torch.stack(
-            [sample_crop(images[i], pictures[i], side_px, ZOOMS[side_px], rng) for i in chosen]
+            [
+                sample_crop(images[i], pictures[i], side_px, _choose_zoom(images[i], side_px), rng)
+                for i in chosen
+            ]
         )
         latents.append(encode_pixels(vae, crops).bfloat16())
     return Bank(torch.cat(latents).clone(), torch.tensor(owners, device=latents[0].device))
+
+
+def _choose_zoom(image: Tensor, side_px: int) -> CropRange:
+    """Of a large photograph, anything up to the whole: its native crops show no scene."""
+    shortest = min(image.shape[1:])
+    if shortest <= _LARGE_PX:
+        return ZOOMS[side_px]
+    return CropRange(low=1.0, high=shortest / side_px, native=0.0)
 
 
 def encode_pixels(vae: AutoencoderTiny, crops: Tensor) -> Tensor:

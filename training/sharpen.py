@@ -43,6 +43,7 @@ class SharpenOptions:
 
     learned_steps: int = 5  # the last ones of the recipe
     anchor: float = 20.0  # weight of staying near the known predictions
+    view_anchor: float = 20.0  # the same, of what has an up and a down
     coarse: float = 0.3  # of that, what colours and layout weigh
     empty_share: float = 0.1  # of the anchor's captions
     classifier: float = 0.01  # weight of being classified as the caption's category
@@ -71,12 +72,14 @@ class Batch:
         text: states of their captions in some phrasing; the same captions are generated.
         known: states of the phrasing that the denoiser knew best before, (B, tokens, width) both.
         owners: (B,), the pictures that the captions are of.
+        views: (B,), whether these have an up and a down.
     """
 
     real: Tensor
     text: Tensor
     known: Tensor
     owners: Tensor
+    views: Tensor
 
 
 class Sharpening(AdversarialTraining):
@@ -108,7 +111,7 @@ class Sharpening(AdversarialTraining):
         scores = self._score(generated, batch.text).mean()
         distance = self._measure_distance(batch, empty)
         classified = self.classifier.measure_loss(generated, batch.owners)
-        loss = generator_loss(scores) + self.options.anchor * distance + self.options.classifier * classified
+        loss = generator_loss(scores) + distance + self.options.classifier * classified
         self._step_generator(loss)
         losses = {"critic": critic, "scores": scores, "distance": distance, "classifier": classified}
         return {name: loss.detach() for name, loss in losses.items()}
@@ -118,7 +121,7 @@ class Sharpening(AdversarialTraining):
         return denoise(self.generator, self.recipe, noise, batch.text, empty, self.options.learned_steps)
 
     def _measure_distance(self, batch: Batch, empty: Tensor) -> Tensor:
-        """Mean squared distance from the known predictions, on noisy real latents.
+        """Mean squared distance from the known predictions, on noisy real latents, each as heavy as its anchor.
 
         A caption in another phrasing shall mean what the known one does.
         """
@@ -131,8 +134,9 @@ class Sharpening(AdversarialTraining):
             with torch.no_grad():
                 wanted = self.known(noisy, timestep, known, return_dict=False)[0].float()
         moved = velocity - wanted
-        coarse = functional.avg_pool2d(moved, COARSE_PX).square().mean()
-        return moved.square().mean() - (1 - self.options.coarse) * coarse
+        coarse = functional.avg_pool2d(moved, COARSE_PX).square().mean(dim=(1, 2, 3))
+        distance = moved.square().mean(dim=(1, 2, 3)) - (1 - self.options.coarse) * coarse
+        return (torch.where(batch.views, self.options.view_anchor, self.options.anchor) * distance).mean()
 
 
 def sharpen(
@@ -148,13 +152,22 @@ def sharpen(
 def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions) -> Batch:
     side, count = choose_crops(step, sizes)
     latent, owners = lessons.banks[side].draw(count)
-    return Batch(latent.float(), *lessons.captions.draw_pairs(owners), owners)
+    captions = lessons.captions
+    return Batch(latent.float(), *captions.draw_pairs(owners), owners, captions.views[owners])
 
 
-def _build_critic(vae: AutoencoderTiny, denoiser: UNet2DConditionModel, device: torch.device) -> Critic:
-    """As many maps of latents as of pictures: a critic of pictures alone leaves woven patterns."""
+def _build_critic(
+    vae: AutoencoderTiny, denoiser: UNet2DConditionModel, device: torch.device, *, reduced: bool
+) -> Critic:
+    """As many maps of latents as of pictures: a critic of pictures alone leaves woven patterns.
+
+    Args:
+        reduced: whether the pictures are also seen at half their size, where forms are seen.
+    """
     latent_backbones = (LatentBackbone(copy_denoiser(denoiser), build_noising(device)) for _ in range(2))
-    return Critic([PictureBackbone(vae), *latent_backbones], denoiser.config["cross_attention_dim"])
+    return Critic(
+        [PictureBackbone(vae, reduced=reduced), *latent_backbones], denoiser.config["cross_attention_dim"]
+    )
 
 
 def main() -> None:
@@ -171,6 +184,11 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=16_000)
     parser.add_argument("--anchor", type=float, default=usual.anchor)
     parser.add_argument(
+        "--view-anchor", type=float, help="of what has an up and a down; --anchor if left out"
+    )
+    parser.add_argument("--views", type=float, help="share of the crops that shall have an up and a down")
+    parser.add_argument("--reduced", action="store_true", help="let the critic see the pictures reduced, too")
+    parser.add_argument(
         "--classifier", type=float, default=usual.classifier, help="weight of the auxiliary classifier"
     )
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
@@ -178,15 +196,19 @@ def main() -> None:
     chosen = parser.parse_args()
     rank, device = join_ranks(), choose_device()
     variant, seed = VARIANTS[chosen.variant], chosen.seed + 1000 * rank
-    sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops)
+    sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops, views=chosen.views)
     denoiser, vae = load_denoiser(chosen.parts / variant.folder), load_autoencoder(chosen.parts / "vae")
     lessons = build_lessons(chosen.shards, chosen.parts, sizes, device, seed)
     options = SharpenOptions(
-        variant.learned_steps, chosen.anchor, classifier=chosen.classifier, peak_rate=chosen.peak_rate
+        variant.learned_steps,
+        chosen.anchor,
+        chosen.anchor if chosen.view_anchor is None else chosen.view_anchor,
+        classifier=chosen.classifier,
+        peak_rate=chosen.peak_rate,
     )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     set_seed(chosen.seed)  # the same critic on every rank
-    critic = _build_critic(vae, denoiser, device)
+    critic = _build_critic(vae, denoiser, device, reduced=chosen.reduced)
     classifier = build_classifier(vae, lessons.banks[512], lessons.captions)
     sharpening = Sharpening(denoiser, critic, classifier, recipe, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from training.adversarial import AdversarialTraining, Losses, run_adversarial
 from training.critic import Critic, LatentBackbone, PictureBackbone, generator_loss
 from training.diffusion import build_noising
+from training.features import FeaturePair, perceptual_distance
 from training.latents import decode_latents, decode_to_learn
 from training.painted import SCALE, PaintedLeads, PaintedWindows, paint_leads
 from training.pairs import SCALES, Pairs
@@ -47,6 +48,7 @@ class UpscalerSharpenOptions:
     anchor: float = 5.0  # weight of staying near the known predictions
     coarse: float = 5.0  # weight of what the real window is when reduced
     fidelity: float = 30.0  # weight of what the decoded window is when reduced to its lead's size
+    perceptual: float = 0.0  # weight of the perceptual distance of the real windows
     painted_share: float = 0.5  # of a step's leads
     painted: int = 2_000  # pictures
     peak_rate: float = 5e-5
@@ -66,6 +68,7 @@ class UpscalerSharpening(AdversarialTraining):
     ) -> None:
         super().__init__(upscaler, critic, (options.peak_rate, options.critic_rate), device)
         self.options, self.vae = options, vae
+        self.features = place(FeaturePair(), device)
         self.known = place(copy_denoiser(upscaler), device).requires_grad_(False)
         self.noising = build_noising(device)
         self.timesteps = list_timesteps(RECIPE, device)
@@ -87,15 +90,17 @@ class UpscalerSharpening(AdversarialTraining):
         scores = self._score(generated, asked).mean()
         coarse = functional.avg_pool2d(generated[:count] - shown.latents, _COARSE).square().mean()
         distance = self._measure_distance(shown, leads[:count], text[:count])
-        fidelity = self._measure_fidelity(generated, shown, painted)
+        fidelity, perceptual = self._measure_fidelity(generated, shown, painted)
         self._step_generator(
             generator_loss(scores)
             + self.options.coarse * coarse
             + self.options.anchor * distance
             + self.options.fidelity * fidelity
+            + self.options.perceptual * perceptual
         )
         losses = {
             "critic": critic, "scores": scores, "coarse": coarse, "distance": distance, "fidelity": fidelity,
+            "perceptual": perceptual,
         }  # fmt: skip
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -114,8 +119,15 @@ class UpscalerSharpening(AdversarialTraining):
                 wanted = Conditioned(self.known, leads)(noisy, timestep, text)[0].float()
         return (velocity - wanted).square().mean()
 
-    def _measure_fidelity(self, generated: Tensor, shown: Pairs, painted: PaintedWindows) -> Tensor:
-        """Mean squared and absolute error of the decoded windows, reduced: to the lead's size, or to a part of it where that is painted."""
+    def _measure_fidelity(
+        self, generated: Tensor, shown: Pairs, painted: PaintedWindows
+    ) -> tuple[Tensor, Tensor]:
+        """Of the decoded windows.
+
+        Returns:
+            mean squared and absolute error of what is reduced to the lead's size, or to a part of it where that is
+            painted; and the perceptual distance of what is real.
+        """
         with half_precision(self.device):
             made = decode_to_learn(self.vae, generated).float()
         real, count = decode_latents(self.vae, shown.latents), len(shown.latents)
@@ -126,7 +138,9 @@ class UpscalerSharpening(AdversarialTraining):
         coarse = functional.avg_pool2d(made[count:], SCALE * _FREEDOM)
         misses.append((coarse - functional.avg_pool2d(painted.pictures, _FREEDOM)).flatten())
         every = torch.stack([miss.square().mean() + 0.1 * miss.abs().mean() for miss in misses if len(miss)])
-        return every.mean()
+        with half_precision(self.device):
+            distance = perceptual_distance(self.features, made[:count], real).mean()
+        return every.mean(), distance
 
 
 def sharpen(
@@ -175,6 +189,9 @@ def main() -> None:
     parser.add_argument("--coarse", type=float, default=usual.coarse)
     parser.add_argument("--fidelity", type=float, default=usual.fidelity)
     parser.add_argument(
+        "--perceptual", type=float, default=usual.perceptual, help="weight of the perceptual distance"
+    )
+    parser.add_argument(
         "--painted", type=int, default=usual.painted, help="pictures that the denoiser paints"
     )
     parser.add_argument("--peak-rate", type=float, default=usual.peak_rate)
@@ -186,6 +203,7 @@ def main() -> None:
         chosen.anchor,
         chosen.coarse,
         chosen.fidelity,
+        chosen.perceptual,
         painted=chosen.painted,
         peak_rate=chosen.peak_rate,
     )

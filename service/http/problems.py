@@ -21,6 +21,7 @@ from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
 from api_schemas.generation import GenerationRequest
+from api_schemas.webhook import hide_secrets
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -231,7 +232,7 @@ def _field_error(failure: dict[str, object], body: type[BaseModel]) -> FieldErro
     field = ".".join(location[1:] or location)
     return FieldError(
         field=_printable(field)[:_VALUE_LENGTH],
-        value=_shorten(failure.get("input")),
+        value=_shorten(hide_secrets(failure.get("input"), location)),
         allowed=_printable(_allowed(failure, location, body)),
     )
 

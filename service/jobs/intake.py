@@ -23,6 +23,7 @@ from service.jobs.idempotency import IdempotencyStore
 from service.jobs.sources import FoundSource, find_source, settle_source
 from service.jobs.submission import Submission, require_pictures
 from service.metrics import Metrics
+from service.webhooks.endpoints import Endpoints
 
 _RETRY_S: Final = 1
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Intake:
         uploads: Uploads,
         jobs: JobStore,
         queue: JobQueue,
+        webhooks: Endpoints,
         metrics: Metrics,
     ) -> None:
         self._admission = admission
@@ -45,6 +47,7 @@ class Intake:
         self._uploads = uploads
         self._jobs = jobs
         self._queue = queue
+        self._webhooks = webhooks
         self._metrics = metrics
 
     async def take(self, submission: Submission, key: str | None) -> Job:
@@ -89,10 +92,12 @@ class Intake:
         return job
 
     async def _create(self, job_id: str, submission: Submission) -> Job:
+        webhook = await self._webhooks.accept(submission.request.webhook, submission.key_id)
         data = await self._admit(job_id, submission)
         data = _change_request(data, parent=submission.parent_id)
         data = data.model_copy(update={"key_id": submission.key_id})
-        job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
+        event = JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
+        job = await self._jobs.create(event, webhook and webhook.write())
         await self._queue.enqueue(job_id, job.request.model)
         self._metrics.jobs_created.inc()
         size = job.request.width_px, job.request.height_px

@@ -13,6 +13,7 @@ from service.indexes import Indexes
 from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
 from service.metrics import Metrics
+from service.webhooks.recovery import Recovery
 
 # A record is written shortly after its id is listed; for a younger id it may not be there yet.
 _SETTLED_S: Final = 60
@@ -24,11 +25,18 @@ class Reconciler:
     """Enqueues jobs that should be in a queue and are not; removes those without a record. Idempotent."""
 
     def __init__(
-        self, jobs: JobStore, queue: JobQueue, indexes: Indexes, metrics: Metrics, interval_s: float
+        self,
+        jobs: JobStore,
+        queue: JobQueue,
+        indexes: Indexes,
+        recovery: Recovery,
+        metrics: Metrics,
+        interval_s: float,
     ) -> None:
         self._jobs = jobs
         self._queue = queue
         self._indexes = indexes
+        self._recovery = recovery
         self._metrics = metrics
         self._interval_s = interval_s
         self._suspects: set[str] = set()
@@ -64,6 +72,7 @@ class Reconciler:
         if isinstance(job, UnreadableRecordError):
             return False  # another version may read it
         if job.status in TERMINAL:
+            await self._recovery.restore(job)
             await self._jobs.forget_active([job_id])
             return False
         return await self._revive(job_id, job.request.model)

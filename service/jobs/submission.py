@@ -18,6 +18,7 @@ from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import Job
 from api_schemas.regions import name_masks
+from api_schemas.webhook import write_webhook
 from service.errors import BadRequestError, InvalidRequestError
 from service.images.formats import name_formats
 from service.images.received import ReceivedPicture
@@ -59,7 +60,9 @@ class Submission:
         parent = f"parent:{self.parent.id}" if self.parent else ""
         request = self.request.model_dump_json(exclude_defaults=True)
         siblings = f"siblings:{self.siblings}" if self.siblings > 1 else ""
-        return hashlib.sha256((request + digests + parent + siblings).encode()).hexdigest()
+        asked = self.request.webhook
+        webhook = f"webhook:{json.dumps(write_webhook(asked))}" if asked else ""
+        return hashlib.sha256((request + digests + parent + siblings + webhook).encode()).hexdigest()
 
     def list_inherited(self) -> list[PicturePart]:
         """The pictures of its parent that it needs too."""

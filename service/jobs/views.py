@@ -57,16 +57,8 @@ class JobViews:
         return round(position * per_job_s / workers + (own_s or per_job_s), 1)
 
     def _urls(self, job: Job) -> JobUrls:
-        base = f"{self._root_path}/v1/jobs/{job.id}"
-        return JobUrls(
-            self=base,
-            cancel=f"{base}/cancel",
-            events=f"{base}/events",
-            ws=f"{base}/ws",
-            result=f"{base}/image",
-            deep_zoom=f"{base}/image.dzi",
-            download=self._root_path + self._links.sign(job.id) if job.result else None,
-        )
+        download = self._root_path + self._links.sign(job.id) if job.result else None
+        return JobUrls.below(self._root_path, job.id, download)
 
 
 def _own_seconds(job: Job, card: ModelCard | None) -> float | None:

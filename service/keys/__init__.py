@@ -1,1 +1,1 @@
-"""Who calls, and what they may."""
+"""API keys: who calls, and what he may."""

@@ -1,6 +1,6 @@
-"""The key that a request was sent with."""
+"""Who calls: the API key of a request, as the middleware has found it."""
 
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -9,8 +9,8 @@ from service.keys.record import ApiKey
 
 
 def get_caller(connection: HTTPConnection) -> ApiKey | None:
-    """The caller's key; None where the service runs without keys."""
-    return cast("ApiKey | None", connection.scope.get("caller"))
+    """The key of this request; None where the service runs without keys."""
+    return connection.scope.get("caller")
 
 
 CallerDep = Annotated[ApiKey | None, Depends(get_caller)]

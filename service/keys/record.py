@@ -20,11 +20,11 @@ class Quota(BaseModel):
 
 
 class ApiKey(BaseModel):
-    """A key as it is stored, without its secret."""
+    """All of a key but its secret."""
 
     model_config = ConfigDict(frozen=True)
 
-    id: str  # 12 lower-case hex digits; shown, never secret
+    id: str
     name: str
     scopes: frozenset[Scope]
     quota: Quota = Quota()

@@ -1,6 +1,7 @@
 """Health, readiness and metrics."""
 
 from collections import Counter
+from contextlib import suppress
 from math import nan
 from typing import Literal
 
@@ -56,6 +57,7 @@ async def show_metrics(services: ServicesDep) -> Response:
         services.metrics.queue_up.set(1)
     except (RedisError, OSError):
         services.metrics.queue_up.set(0)
+    await _measure_webhooks(services)
     services.metrics.queue_writable.set(await _is_queue_writable(services))
     free = await services.space.measure()
     services.metrics.store_free_bytes.set(nan if free is None else free)
@@ -76,6 +78,14 @@ async def _measure_queues(services: Services) -> None:
         services.metrics.jobs_waiting.labels(model).set(line.waiting)
         services.metrics.jobs_running.labels(model).set(line.running)
         services.metrics.workers.labels(model).set(workers[model])
+
+
+async def _measure_webhooks(services: Services) -> None:
+    with suppress(RedisError, OSError):
+        waiting, workers, outcomes = await services.deliveries.measure()
+        services.metrics.webhooks_waiting.set(waiting)
+        services.metrics.webhook_workers.set(workers)
+        services.metrics.webhook_attempts.set_all(outcomes)
 
 
 async def _is_queue_writable(services: Services) -> bool:

@@ -1,7 +1,8 @@
 """`python -m tests.chaos.storm [--kills 200] [--jobs 100]`: kill everything under `chorale up` but itself.
 
-API, workers, engines, queue server and guards get SIGKILL at random while jobs arrive. At the end
-`chorale up` must run as it did, and every job must have succeeded once, with the bytes of an undisturbed one.
+API, workers, engines, queue server, the delivery of webhooks and guards get SIGKILL at random while jobs arrive. At the end
+`chorale up` must run as it did, and every job must have succeeded once, with the bytes of an undisturbed one,
+and its webhook must have been told so, by one id.
 """
 
 import argparse
@@ -22,15 +23,18 @@ from threading import Event, Thread
 
 from api_schemas.answers import JobView
 from api_schemas.generation import GenerationRequest
+from api_schemas.webhook import Webhook
 from chorale.client import Client
 from chorale.errors import ChoraleError
 from tests.local_stack import find_all
+from tests.service.webhooks.receiver import Receiver, receive
 from tests.worker.processes import command_of, find_children, is_running
 
 MODEL = "toy:delay_ms=30"
 KINDS = (
     "service.main",
     "worker.main",
+    "service.webhooks.main",
     "spawn_main",
     "valkey-server",
     "chorale.queue_server",
@@ -80,7 +84,11 @@ class Storm:
 def chorale_up(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`chorale up` as a user starts it, and its address."""
     command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(folder), "--port", "0"]
-    patient = {"CHORALE_MAX_ATTEMPTS": PATIENT, "CHORALE_JOB_RETRIES": PATIENT}
+    patient = {
+        "CHORALE_MAX_ATTEMPTS": PATIENT,
+        "CHORALE_JOB_RETRIES": PATIENT,
+        "CHORALE_WEBHOOK_NETWORKS": "127.0.0.0/8",
+    }
     with (folder / "up.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--devices", "cpu", "--model", MODEL, *options],
@@ -123,6 +131,20 @@ def await_end(client: Client, job_id: str) -> JobView:
         time.sleep(0.2)
 
 
+def require_told(client: Client, receiver: Receiver, jobs: list[str]) -> None:
+    """Each job's end was told once or more, always by the same id."""
+    for job in jobs:
+        while True:
+            with suppress(ChoraleError):
+                if [each.status for each in client.deliveries(job)] == ["delivered"]:
+                    break
+            time.sleep(0.2)
+    ids: dict[object, set[str]] = {}
+    for call in receiver.calls:
+        ids.setdefault(call.read()["data"]["id"], set()).add(call.id)
+    assert [len(ids[job]) for job in jobs] == [1] * len(jobs)
+
+
 def digest(client: Client, job_id: str, folder: Path) -> str:
     """Of the job's picture."""
     path = client.download(job_id, folder / "picture.png")
@@ -155,7 +177,12 @@ def main() -> None:
     print(given, flush=True)
     with tempfile.TemporaryDirectory(prefix="storm-") as name:
         folder = Path(name)
-        with chorale_up(folder, "--workers", str(given.workers)) as (up, url), Client(url) as client:
+        with (
+            receive() as receiver,
+            chorale_up(folder, "--workers", str(given.workers)) as (up, url),
+            Client(url) as client,
+        ):
+            client.set_webhook(Webhook(url=receiver.url))
             wanted = [
                 digest(client, await_end(client, create(client, each)).id, folder)
                 for each in requests(given.steps)
@@ -171,9 +198,12 @@ def main() -> None:
                 assert digest(client, job, folder) == wanted[number % PICTURES], (
                     f"job {number} has other bytes"
                 )
+            require_told(client, receiver, jobs)
         left = [command_of(pid) for pid in find_all(name) if is_running(pid)]
         assert left == [], left
-    print("chorale up stayed up; nothing was lost; one result each; bytes equal; no process left")
+    print(
+        "chorale up stayed up; nothing was lost; one result each; bytes equal; each webhook told; no process left"
+    )
 
 
 def _let_loose(given: argparse.Namespace, up: int, url: str, client: Client) -> tuple[list[str], Storm]:

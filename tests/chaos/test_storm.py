@@ -5,16 +5,19 @@ import random
 import signal
 from pathlib import Path
 
+from api_schemas.webhook import Webhook
 from chorale.client import Client
-from tests.chaos.storm import KINDS, Storm, await_end, chorale_up, create, digest, requests
+from tests.chaos.storm import KINDS, Storm, await_end, chorale_up, create, digest, requests, require_told
 from tests.local_stack import find_all, find_part
+from tests.service.webhooks.receiver import receive
 
 
 def test_up_outlives_all_of_its_parts(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"storm seed {seed}")
     request, *_ = requests(steps=40)
-    with chorale_up(tmp_path) as (up, url), Client(url) as client:
+    with receive() as receiver, chorale_up(tmp_path) as (up, url), Client(url) as client:
+        client.set_webhook(Webhook(url=receiver.url))
         undisturbed = digest(client, await_end(client, create(client, request)).id, tmp_path)
         jobs = [create(client, request) for _ in range(2)]
         os.kill(find_part(up.pid, "service.main"), signal.SIGSTOP)
@@ -27,8 +30,10 @@ def test_up_outlives_all_of_its_parts(tmp_path: Path) -> None:
         assert [digest(client, job, tmp_path) for job in jobs] == [undisturbed] * 2
         for job in jobs:
             assert [event.type for event in client.events(job)].count("job.succeeded") == 1
+        require_told(client, receiver, jobs)
     told = (tmp_path / "up.log").read_text()
     assert "service gave no answer to 3 probes" in told
     assert "queue was killed by SIGKILL; starts again in" in told
     assert "worker-1 was killed by SIGKILL; starts again in" in told
+    assert "webhooks was killed by SIGKILL; starts again in" in told
     assert find_all(str(tmp_path)) == []

@@ -1,5 +1,6 @@
 """The stack of one machine: started, looked after, stopped, and leaving nothing behind."""
 
+import hashlib
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ import pytest
 from redis import Redis
 
 from api_schemas.generation import GenerationRequest
+from api_schemas.webhook import Webhook
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import AlreadyRunningError, PartFailedError, PortTakenError, StackError, UnavailableError
 from chorale.local import LocalStack, StackOptions
 from tests.disks import Disk
 from tests.local_stack import find_all, find_part, toy_stack
+from tests.service.webhooks.receiver import SECRET, receive
 
 SHORT = GenerationRequest(prompt="waves", width_px=512, height_px=512, steps=3)
 LONG = GenerationRequest(prompt="tide", width_px=512, height_px=512, steps=60, seed=1)
@@ -58,10 +61,26 @@ def chorale_up(folder: Path, *models: str) -> Iterator[tuple[subprocess.Popen[st
             process.wait(90)
 
 
-def test_a_stack_makes_pictures_and_leaves_no_process(tmp_path: Path) -> None:
-    with toy_stack(tmp_path) as stack, Client(stack.url) as client:
-        job = client.wait(client.create(SHORT).id)
-        assert client.download(job.id, tmp_path / "waves.png").stat().st_size > 100
+def test_a_stack_makes_pictures_tells_webhooks_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHORALE_WEBHOOK_NETWORKS", "127.0.0.0/8")
+    monkeypatch.setenv("CHORALE_PUBLIC_URL", "https://pictures.example/here/")
+    with receive() as receiver, toy_stack(tmp_path) as stack, Client(stack.url) as client:
+        drawn = client.set_webhook(Webhook(url=receiver.url + "/key")).secret
+        webhook = Webhook.model_validate({"url": receiver.url + "/job", "secret": SECRET})
+        job = client.wait(client.create(SHORT.model_copy(update={"webhook": webhook})).id)
+        picture = client.download(job.id, tmp_path / "waves.png").read_bytes()
+        assert len(picture) > 100
+        assert SECRET.encode() not in picture
+        for path, secret in (("/key", drawn), ("/job", SECRET)):
+            (call,) = receiver.wait(path)
+            told = call.verify(secret)
+            assert (told["type"], told["data"]["id"]) == ("job.succeeded", job.id)
+            assert told["data"]["result"]["sha256"] == hashlib.sha256(picture).hexdigest()
+            assert told["data"]["urls"]["result"] == f"https://pictures.example/here/v1/jobs/{job.id}/image"
+            assert told["data"]["urls"]["ws"] == f"wss://pictures.example/here/v1/jobs/{job.id}/ws"
+        await_true(lambda: [each.status for each in client.deliveries(job.id)] == ["delivered"] * 2)
         with pytest.raises(AlreadyRunningError, match=stack.url):
             LocalStack(DataFolder(tmp_path), StackOptions(models=("toy",))).__enter__()
         assert DataFolder(tmp_path).find_running() == stack.url

@@ -12,6 +12,7 @@ from rq import Queue
 from websockets.sync.client import connect
 
 from api_schemas.events import Result
+from api_schemas.webhook import DUE_KEY, OUTCOMES_KEY, WEBHOOK_WORKERS_KEY, deliveries_key
 from api_schemas.wire import (
     cancel_key,
     children_key,
@@ -39,12 +40,21 @@ class Scene:
     def __init__(self, api: httpx.Client, redis: Redis, story: Story) -> None:
         self._api, self._redis, self._story = api, redis, story
         story.publish(OTHER, worker="w2")
+        webhook = {"url": "https://receiver.example", "secret": f"whsec_{'A' * 32}"}
+        api.put("/v1/webhook", json=webhook)
         posted = [
-            api.post("/v1/jobs", json={"prompt": "lava"}, headers={"Idempotency-Key": key}) for key in "ab"
+            api.post(
+                "/v1/jobs", json={"prompt": "lava", "webhook": webhook}, headers={"Idempotency-Key": key}
+            )
+            for key in "ab"
         ]
         self.spoilt, self.running = (answer.json()["id"] for answer in posted)
         story.preview(self.spoilt, 0, 0, level=1)
         redis.set(cancel_key(self.spoilt), "1")
+        redis.hset(deliveries_key(self.spoilt), "job.started/job", '{"tries": 1}')
+        redis.zadd(DUE_KEY, {f"{self.spoilt}/job.started/job": 0})
+        redis.hset(OUTCOMES_KEY, "delivered", 3)
+        redis.zadd(WEBHOOK_WORKERS_KEY, {"w": time.time()})
         story.start(self.running)
         story.step(self.running, 1)
         story.queue(CHILD, parent=self.running)
@@ -84,9 +94,13 @@ class Scene:
         answers["job"] = api.get(f"/v1/jobs/{self.running}")
         answers["post"] = api.post("/v1/jobs", json={"prompt": "lava"})
         answers["spoilt"] = api.get(f"/v1/jobs/{self.spoilt}")
+        answers["webhook"] = api.get("/v1/webhook")
+        answers["deliveries"] = api.get(f"/v1/jobs/{self.spoilt}/deliveries")
         answers["tile"] = api.get(f"/v1/jobs/{self.spoilt}/tiles/0/0_0")
         assert all(answer.status_code != 500 for answer in answers.values()), answers
-        expected = {"post": (202,), "spoilt": (200, 404, 410), "tile": (200, 404, 410)}
+        expected = {"post": (202,), "webhook": (200, 404)} | dict.fromkeys(
+            ("spoilt", "tile", "deliveries"), (200, 404, 410)
+        )
         faults = [
             name for name, answer in answers.items() if answer.status_code not in expected.get(name, (200,))
         ]

@@ -156,7 +156,12 @@ def build_sharpening(steps: int, weight: float = 0.01) -> Sharpening:
 
 
 def draw_batch() -> Batch:
-    return Batch(torch.randn(2, 4, 16, 16), *torch.randn(2, 2, 8, 16), torch.tensor([0, 1]))
+    return Batch(
+        torch.randn(2, 4, 16, 16),
+        *torch.randn(2, 2, 8, 16),
+        torch.tensor([0, 1]),
+        torch.tensor([True, False]),
+    )
 
 
 def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:

@@ -62,10 +62,8 @@ class Bench:
         event = JobQueued(
             job_id=job_id, attempt=0, ts=time.time(), data=QueuedData(request=request, cost=cost)
         )
-        self.redis.eval(
-            wire.APPEND_EVENT, 3, wire.job_key(job_id), wire.events_key(job_id), wire.LIVE_KEY,
-            "", "", "", begin(event).model_dump_json(), event.model_dump_json(), job_id, 2000, 5000,
-        )  # fmt: skip
+        keys, arguments = wire.append_event(begin(event), event, after="")
+        self.redis.eval(wire.APPEND_EVENT, len(keys), *keys, *arguments)
         queue = Queue(wire.queue_name(queue_of or request.model), connection=self.redis, serializer="json")
         queue.enqueue(
             wire.RUN_JOB, job_id, job_id=job_id, retry=Retry(max=retries), result_ttl=0, job_timeout=60

@@ -62,8 +62,11 @@ def finish(story: Story, store_dir: Path, job_id: str) -> list[Path]:
 def test_an_ended_job_leaves_with_all_that_belongs_to_it(
     forgetful: httpx.Client, story: Story, redis: Redis, store_dir: Path
 ) -> None:
-    job_id = forgetful.post("/v1/jobs", json={}).json()["id"]
+    webhook = {"url": "https://receiver.example", "secret": f"whsec_{'A' * 32}"}
+    job_id = forgetful.post("/v1/jobs", json={"webhook": webhook}).json()["id"]
     files = finish(story, store_dir, job_id)
+    redis.hset(f"chorale:deliveries:{job_id}", "job.succeeded/job", '{"outcome": "given_up"}')
+    redis.delete("chorale:webhooks:due")
     ended = story.job(job_id).finished_at or 0.0
     assert eventually(lambda: forgetful.get(f"/v1/jobs/{job_id}").status_code == 404)
     assert time.time() - ended >= KEEP_S

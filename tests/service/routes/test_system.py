@@ -35,7 +35,8 @@ def test_readiness_names_what_is_missing(api: httpx.Client, redis: Redis) -> Non
             "degraded": {},
             "paused": {},
             "parts": [
-                {"name": part, "ready": True, "message": ""} for part in ("queue", "store", "disk", "workers")
+                {"name": part, "ready": True, "message": ""}
+                for part in ("queue", "store", "disk", "workers", "webhooks")
             ],
             "background": {},
         },

@@ -1,0 +1,48 @@
+"""One host gets a few at a time, whatever it does, and no other notices."""
+
+import asyncio
+
+from service.webhooks.slots import MOST_AT_ONCE, HostSlots
+
+
+def test_to_one_host_few_go_at_once_and_all_in_turn() -> None:
+    slots, running, most = HostSlots(), 0, 0
+
+    async def use() -> bool:
+        nonlocal running, most
+        async with slots.take("a.example") as taken:
+            running += taken
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= taken
+            return taken
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(*(use() for _ in range(4 * MOST_AT_ONCE)))
+
+    assert asyncio.run(run()) == [True] * 4 * MOST_AT_ONCE
+    assert (most, running) == (MOST_AT_ONCE, 0)
+
+
+def test_a_host_that_hangs_holds_few_and_no_other_host() -> None:
+    async def run() -> None:
+        slots, hanging = HostSlots(), asyncio.Event()
+
+        async def hang() -> bool:
+            async with slots.take("hanging.example") as taken:
+                await hanging.wait()
+                return taken
+
+        tasks = [asyncio.create_task(hang()) for _ in range(20 * MOST_AT_ONCE)]
+        await asyncio.sleep(0.01)
+        async with slots.take("other.example") as taken:
+            assert taken
+        async with slots.take("hanging.example") as taken:  # at once, for too many wait already
+            assert not taken
+        hanging.set()
+        taken = await asyncio.gather(*tasks)
+        assert MOST_AT_ONCE <= sum(taken) < len(tasks) // 2
+        async with slots.take("hanging.example") as again:
+            assert again
+
+    asyncio.run(run())
