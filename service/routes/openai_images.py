@@ -22,6 +22,7 @@ from service.errors import (
     NoModelError,
     NoSpaceError,
     QueueFullError,
+    QuotaExceededError,
     ResultExpiredError,
     ResultNeverError,
 )
@@ -64,6 +65,7 @@ _RESPONSES: Responses = {
         JobFailedError,
         JobUnreadableError,
         QueueFullError,
+        QuotaExceededError,
         NoModelError,
         NoSpaceError,
     ),
