@@ -33,6 +33,8 @@ ErrorCode = Literal[
     "disk_unwritable",
     "timeout",
     "too_many_attempts",
+    # reported by job.expired events
+    "deadline_missed",
 ]
 
 

@@ -26,7 +26,9 @@ class _Data(BaseModel):
 class QueuedData(_Data):
     request: ResolvedRequest
     cost: Cost
-    key_id: str = Field("", description="Id of the API key that created the job; empty where no keys are used.")
+    key_id: str = Field(
+        default="", description="Id of the API key that created the job; empty where no keys are used."
+    )
 
 
 class StartedData(_Data):
@@ -133,6 +135,10 @@ class CanceledData(_Data):
     reason: str
 
 
+class ExpiredData(_Data):
+    error: JobError
+
+
 class Event(BaseModel):
     """Fields of every event. `seq` is empty in previews, and until the event is stored."""
 
@@ -217,6 +223,11 @@ class JobCanceled(Event):
     data: CanceledData
 
 
+class JobExpired(Event):
+    type: Literal["job.expired"] = "job.expired"
+    data: ExpiredData
+
+
 DurableEvent = Annotated[
     JobQueued
     | JobStarted
@@ -229,9 +240,10 @@ DurableEvent = Annotated[
     | BandFinished
     | JobSucceeded
     | JobFailed
-    | JobCanceled,
+    | JobCanceled
+    | JobExpired,
     Field(discriminator="type"),
 ]
 
 durable_event = TypeAdapter[DurableEvent](DurableEvent)
-TERMINAL_TYPES = frozenset({"job.succeeded", "job.failed", "job.canceled"})
+TERMINAL_TYPES = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})

@@ -20,6 +20,7 @@ from service.image_store import ImageStore
 from service.images.deep_zoom import PreviewCanvas
 from service.job_queue import JobQueue
 from service.job_store import JobStore
+from service.jobs.dispatcher import Dispatcher
 from service.jobs.intake import Intake
 from service.jobs.views import JobViews
 from service.messages import parse
@@ -36,6 +37,7 @@ class Services:
     jobs: JobStore
     queue: JobQueue
     catalog: ModelCatalog
+    dispatcher: Dispatcher
     intake: Intake
     views: JobViews
     events: EventStream

@@ -7,13 +7,15 @@ from typing import Final, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
-from api_schemas.job import TERMINAL, Job, apply, begin
+from api_schemas.events import CanceledData, DurableEvent, ExpiredData, JobCanceled, JobExpired, JobQueued
+from api_schemas.job import TERMINAL, Job, apply, begin, explain_expiry, find_deadline
 from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import (
     ACTIVE_KEY,
     APPEND_EVENT,
     CHANGE_SET,
+    DEADLINES_KEY,
+    EXPIRED,
     JOBS_KEY,
     RECORD,
     SET_ASIDE,
@@ -30,6 +32,7 @@ from service.errors import JobNotFoundError, JobUnreadableError
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
+_DUE_AT_ONCE: Final = 100
 _Row = list[bytes | None] | RedisError
 
 
@@ -45,8 +48,10 @@ class JobStore:
         """Write a new record with its first event, whole or not at all."""
         job = begin(event)
         async with self._redis.pipeline(transaction=True) as transaction:
-            transaction.eval(SET_ASIDE, 2, ACTIVE_KEY, JOBS_KEY, "set", "zset")
+            transaction.eval(SET_ASIDE, 3, ACTIVE_KEY, JOBS_KEY, DEADLINES_KEY, "set", "zset", "zset")
             transaction.sadd(ACTIVE_KEY, job.id)
+            if (deadline := find_deadline(job)) is not None:
+                transaction.zadd(DEADLINES_KEY, {job.id: deadline})
             transaction.zadd(JOBS_KEY, {job.id: event.ts})
             if job.request.parent is not None:  # one of another type is found out when it is read
                 transaction.eval(CHANGE_SET, 1, children_key(job.request.parent), "SADD", job.id)
@@ -87,6 +92,43 @@ class JobStore:
                 break
             job = await self._reread(job)
         return await self._reread(job)
+
+    async def expire(self, job: Job) -> Job:
+        """End a job that has missed its deadline and that no worker has, unless one has just taken it."""
+        status = job.status
+        while job.status == status:
+            event = _expired(job)
+            if await self._append(job, event):
+                break
+            job = await self._reread(job)
+        return await self._reread(job)
+
+    async def ask_to_expire(self, job: Job) -> None:
+        """Ask the worker that has a job to stop it, since it has missed its deadline."""
+        await self._redis.set(cancel_key(job.id), EXPIRED, ex=_CANCEL_LIFETIME_S, nx=True)
+
+    async def list_due(self) -> list[str]:
+        """Jobs whose deadline has passed, as it was told last; some of them at a time."""
+        try:
+            members = cast(
+                list[bytes],
+                await self._redis.zrangebyscore(  # pyright: ignore[reportUnknownMemberType]
+                    DEADLINES_KEY, "-inf", time.time(), start=0, num=_DUE_AT_ONCE
+                ),
+            )
+        except RedisError as error:  # it is rebuilt from the records
+            require_wrong_type(error)
+            return []
+        if unknown := [member for member in members if self._read_id(member) is None]:
+            await self._redis.zrem(DEADLINES_KEY, *unknown)
+        return list(filter(None, map(read_id, members)))
+
+    async def set_deadline(self, job_id: str, deadline: float | None) -> None:
+        """Look at the job again then, or never."""
+        if deadline is None:
+            await self._redis.zrem(DEADLINES_KEY, job_id)
+        else:
+            await self._redis.zadd(DEADLINES_KEY, {job_id: deadline})
 
     async def list_active(self) -> list[str]:
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(ACTIVE_KEY))
@@ -139,6 +181,7 @@ class JobStore:
                     transaction.eval(CHANGE_SET, 1, children_key(parent), "SADD", child)
             transaction.zrem(JOBS_KEY, job_id)
             transaction.srem(ACTIVE_KEY, job_id)
+            transaction.zrem(DEADLINES_KEY, job_id)
             await transaction.execute()
 
     async def _scan(
@@ -203,3 +246,8 @@ def read_time(job_id: str) -> float:
 
 def _canceled(job: Job, reason: str) -> JobCanceled:
     return JobCanceled(job_id=job.id, attempt=job.attempt, ts=time.time(), data=CanceledData(reason=reason))
+
+
+def _expired(job: Job) -> JobExpired:
+    data = ExpiredData(error=explain_expiry(job))
+    return JobExpired(job_id=job.id, attempt=job.attempt, ts=time.time(), data=data)

@@ -42,6 +42,8 @@ from service.indexes import Indexes
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
+from service.jobs.deadlines import Deadlines
+from service.jobs.dispatcher import Dispatcher
 from service.jobs.idempotency import IdempotencyStore
 from service.jobs.intake import Intake
 from service.jobs.reconciler import Reconciler
@@ -50,6 +52,7 @@ from service.jobs.views import JobViews
 from service.live.hub import LiveHub
 from service.metrics import Metrics
 from service.routes import derived, events, images, jobs, models, system, viewer
+from service.rq_queues import RqQueues
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
@@ -193,13 +196,9 @@ def _build_services(
     unreadable: UnreadableRecords,
 ) -> Services:
     store = JobStore(client, unreadable)
-    queue = JobQueue(
-        client,
-        blocking_client,
-        unreadable,
-        timeout_s=settings.job_timeout_s,
-        retries=settings.job_retries,
-    )
+    retries, timeout_s = settings.job_retries, settings.job_timeout_s
+    queue = JobQueue(client, RqQueues(blocking_client, unreadable, timeout_s=timeout_s, retries=retries))
+    dispatcher = Dispatcher(queue, _find_quota)
     catalog = ModelCatalog(client, unreadable)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     images = ImageStore.open(settings)
@@ -213,7 +212,8 @@ def _build_services(
         jobs=store,
         queue=queue,
         catalog=catalog,
-        intake=Intake(admission, idempotency, uploads, store, queue, metrics),
+        dispatcher=dispatcher,
+        intake=Intake(admission, idempotency, uploads, store, dispatcher, metrics),
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=follower,
         images=images,
@@ -228,10 +228,21 @@ def _build_background(
     settings: ServiceSettings, services: Services, hub: LiveHub, indexes: Indexes
 ) -> Background:
     interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
-    reconciler = Reconciler(services.jobs, services.queue, indexes, services.metrics, interval_s)
-    retention = Retention(services.jobs, services.queue, services.images, keep_s, interval_s)
-    tasks = {"live": hub.run, "reconciler": reconciler.run, "retention": retention.run}
+    jobs, queue, dispatcher = services.jobs, services.queue, services.dispatcher
+    reconciler = Reconciler(jobs, queue, dispatcher, indexes, services.metrics, interval_s)
+    retention = Retention(jobs, queue, services.images, keep_s, interval_s)
+    tasks = {
+        "live": hub.run,
+        "reconciler": reconciler.run,
+        "retention": retention.run,
+        "dispatcher": dispatcher.run,
+        "deadlines": Deadlines(jobs, queue).run,
+    }
     return Background(services.metrics, tasks)
+
+
+async def _find_quota(_: str) -> None:
+    """There are no API keys, so nothing is limited."""
 
 
 def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics) -> None:

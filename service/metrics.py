@@ -7,7 +7,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
-OUTCOMES: Final = ("succeeded", "failed", "canceled")
+OUTCOMES: Final = ("succeeded", "failed", "canceled", "expired")
 
 _PAUSE_CODES: Final = ("disk_full", "disk_unwritable", "storage_unavailable")
 

@@ -16,9 +16,9 @@ from api_schemas.source import Size
 from service.errors import ConflictError
 from service.images.masks import MASK_PARTS, read_masks
 from service.images.uploads import CleanPicture, Uploads
-from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
+from service.jobs.dispatcher import Dispatcher
 from service.jobs.idempotency import IdempotencyStore
 from service.jobs.sources import FoundSource, find_source, settle_source
 from service.jobs.submission import Submission, require_pictures
@@ -37,14 +37,14 @@ class Intake:
         idempotency: IdempotencyStore,
         uploads: Uploads,
         jobs: JobStore,
-        queue: JobQueue,
+        dispatcher: Dispatcher,
         metrics: Metrics,
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
         self._uploads = uploads
         self._jobs = jobs
-        self._queue = queue
+        self._dispatcher = dispatcher
         self._metrics = metrics
 
     async def take(self, submission: Submission, key: str | None) -> Job:
@@ -93,7 +93,7 @@ class Intake:
         data = _change_request(data, parent=submission.parent_id)
         data = data.model_copy(update={"key_id": submission.key_id})
         job = await self._jobs.create(JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data))
-        await self._queue.enqueue(job_id, job.request.model)
+        await self._dispatcher.enqueue(job)
         self._metrics.jobs_created.inc()
         size = job.request.width_px, job.request.height_px
         log.info("job %s queued: model %s, %dx%d px", job_id, job.request.model, *size)
