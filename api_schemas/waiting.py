@@ -46,8 +46,8 @@ local function join(key, order, level)
   if served then redis.call('ZADD', TURNS, served, key) else come_in(key, order, level) end
 end
 
--- All turns begin anew, from the jobs that wait: what was stored of them is lost or is no number.
-local function begin_anew()
+-- From the jobs that wait, where what was stored of turns is lost or is no number.
+local function rebuild_turns()
   redis.call('DEL', TURNS, SERVED)
   local low = '-'
   while true do
@@ -82,7 +82,7 @@ local function mend()
   redis.call('ZREMRANGEBYSCORE', WAITING, '-inf', '(0')
   redis.call('ZREMRANGEBYSCORE', WAITING, '(0', '+inf')
   local turns_are_lost = redis.call('ZCARD', WAITING) > 0 and redis.call('ZCARD', TURNS) == 0
-  if turns_are_lost or last_turn() >= 2^52 then begin_anew() end
+  if turns_are_lost or last_turn() >= 2^52 then rebuild_turns() end
 end
 
 local function read(...)
@@ -93,12 +93,15 @@ end
 -- Ids of jobs that workers of a queue have taken: those that are started, as long as their leases run, and those that are not yet.
 local function find_held(queue)
   local held, now = {{}}, redis.call('TIME')[1]
+  -- One that was canceled while it was taken has no hash, and its id stays where it is until a janitor comes along.
+  local function note(id)
+    if id and redis.call('EXISTS', 'rq:job:' .. id) == 1 then held[id] = true end
+  end
   for _, lease in ipairs(read('ZRANGEBYSCORE', 'rq:wip:' .. queue, now, '+inf')) do
-    local id = string.match(lease, '^(%w+):%w+$')
-    if id then held[id] = true end
+    note(string.match(lease, '^(%w+):%w+$'))
   end
   for _, id in ipairs(read('LRANGE', 'rq:queue:' .. queue .. ':intermediate', 0, -1)) do
-    if string.match(id, '^%w+$') then held[id] = true end
+    note(string.match(id, '^%w+$'))
   end
   return held
 end
