@@ -1,9 +1,10 @@
-"""Where jobs wait until a worker has a place for them, and the scripts that move them (deploy/decisions/0008).
+"""Where jobs wait until a worker has a place for them, and the scripts that move them (deploy/decisions/0010).
 
 chorale:waiting:{queue}  zset  `API key:order:level:job`, all of score 0: the jobs of a key side by side, the next one first
 chorale:turns:{queue}    zset  keys that have jobs waiting; the one whose turn is next has the lowest score
 chorale:served:{queue}   zset  keys that had a turn lately: its number
 chorale:limits:{queue}   hash  key -> how many jobs it may have in RQ's queues and at workers; of keys that have jobs waiting
+chorale:sizes:{queue}    hash  key -> how many jobs it has waiting
 
 RQ's queue holds about one job for each worker: the one that it runs. The next one is put there when a job
 comes while a worker is idle, and by each worker that looks for a job. RQ's hash of a job is there from the
@@ -19,9 +20,9 @@ from api_schemas.wire import UNREADABLE_PREFIX, WORKER_KEY_PREFIX, WORKERS_KEY, 
 _LEVELS: Final = {"high": 0, "normal": 1, "low": 2}
 _HEAD_START_US: Final = 86_400 * 1_000_000  # of each level over the one below
 
-# KEYS: waiting, turns, served, limits, RQ's queue.  ARGV: name of the queue, its model, then each script's own.
+# KEYS: waiting, turns, served, limits, sizes, RQ's queue.  ARGV: name of the queue, its model, then each script's own.
 _FUNCTIONS: Final = f"""
-local WAITING, TURNS, SERVED, LIMITS, LISTED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local WAITING, TURNS, SERVED, LIMITS, SIZES, LISTED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local QUEUE, MODEL = ARGV[1], ARGV[2]
 
 local function parse(member) return string.match(member, '^([^:]*):(%d+):([012]):(%w+)$') end
@@ -31,6 +32,19 @@ local function range_of(key) return '[' .. key .. ':', '(' .. key .. ';' end
 local function first_of(key)
   local low, high = range_of(key)
   return redis.call('ZRANGEBYLEX', WAITING, low, high, 'LIMIT', 0, 1)[1]
+end
+
+-- After each change of a key's jobs: how many it has now.
+local function count(key)
+  local size = redis.call('ZLEXCOUNT', WAITING, range_of(key))
+  if size > 0 then
+    redis.call('HSET', SIZES, key, size)
+  else
+    redis.call('ZREM', TURNS, key)
+    redis.call('HDEL', LIMITS, key)
+    redis.call('HDEL', SIZES, key)
+  end
+  return size
 end
 
 -- Of a key that had no turn lately: before all that had one; by the level of its job, then by when that came.
@@ -48,7 +62,7 @@ end
 
 -- From the jobs that wait, where what was stored of turns is lost or is no number.
 local function rebuild_turns()
-  redis.call('DEL', TURNS, SERVED)
+  redis.call('DEL', TURNS, SERVED, SIZES)
   local low = '-'
   while true do
     local member = redis.call('ZRANGEBYLEX', WAITING, low, '+', 'LIMIT', 0, 1)[1]
@@ -56,6 +70,7 @@ local function rebuild_turns()
     local key, order, level = parse(member)
     if key then
       come_in(key, order, level)
+      count(key)
       low = '[' .. key .. ';'
     else
       redis.call('ZREM', WAITING, member)
@@ -73,7 +88,7 @@ end
 
 -- Keys of other types are moved out of the way, and what is no job of ours is dropped.
 local function mend()
-  for number, kind in ipairs({{'zset', 'zset', 'zset', 'hash', 'list'}}) do
+  for number, kind in ipairs({{'zset', 'zset', 'zset', 'hash', 'hash', 'list'}}) do
     local found = redis.call('TYPE', KEYS[number]).ok
     if found ~= 'none' and found ~= kind then
       redis.call('RENAME', KEYS[number], '{UNREADABLE_PREFIX}' .. KEYS[number])
@@ -136,11 +151,6 @@ local function is_at_limit(key)
   return (shares[key] or 0) >= limit
 end
 
-local function leave(key)
-  redis.call('ZREM', TURNS, key)
-  redis.call('HDEL', LIMITS, key)
-end
-
 -- The next job: of the key whose turn it is, or of the first one behind it that is not at its limit.
 local function find_next()
   local place = 0
@@ -149,7 +159,7 @@ local function find_next()
     if not key then return end
     local member = first_of(key)
     if not member then
-      leave(key)
+      count(key)
     elseif not parse(member) then
       redis.call('ZREM', WAITING, member)
     elseif is_at_limit(key) then
@@ -164,7 +174,7 @@ end
 local function pass_turn(key)
   local number = last_turn() + 1
   redis.call('ZADD', SERVED, number, key)
-  if first_of(key) then redis.call('ZADD', TURNS, number, key) else leave(key) end
+  if count(key) > 0 then redis.call('ZADD', TURNS, number, key) end
   local lowest = redis.call('ZRANGE', TURNS, 0, 0, 'WITHSCORES')[2]
   if lowest and tonumber(lowest) > 0 then redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', '(' .. lowest) end
 end
@@ -182,8 +192,8 @@ local function release(places)
       released[#released + 1] = id
       if shares then shares[key] = (shares[key] or 0) + 1 end
       pass_turn(key)
-    elseif not first_of(key) then
-      leave(key)  -- what RQ had of the job is lost: the reconciler puts both back
+    else
+      count(key)  -- what RQ had of the job is lost: the reconciler puts both back
     end
   end
   return released
@@ -201,6 +211,7 @@ redis.call('HSET', 'rq:job:' .. id, unpack(ARGV, 5))
 redis.pcall('SADD', 'rq:queues', LISTED)
 redis.call('ZADD', WAITING, 0, ARGV[3])
 join(key, order, level)
+count(key)
 if ARGV[4] ~= '' then redis.call('HSET', LIMITS, key, ARGV[4]) end
 release(count_places())
 return 1
@@ -233,8 +244,10 @@ REMOVE: Final = (
 mend()
 if redis.call('ZREM', WAITING, ARGV[3]) == 0 then return 0 end
 local key, _, _, id = parse(ARGV[3])
-if key then redis.call('DEL', 'rq:job:' .. id) end
-if key and not first_of(key) then leave(key) end
+if key then
+  redis.call('DEL', 'rq:job:' .. id)
+  count(key)
+end
 return 1
 """
 )
@@ -244,14 +257,14 @@ FIND_POSITIONS: Final = (
     + """
 -- ARGV: members. Answers for each how many jobs will start before it, -1 if it is in no queue.
 local listed, sizes, positions = redis.call('LLEN', LISTED), {}, {}
-local keys = redis.call('ZRANGE', TURNS, 0, -1)
-for number, key in ipairs(keys) do sizes[number] = redis.call('ZLEXCOUNT', WAITING, range_of(key)) end
+local keys, counted = redis.call('ZRANGE', TURNS, 0, -1), redis.call('HGETALL', SIZES)
+for number = 1, #counted, 2 do sizes[counted[number]] = tonumber(counted[number + 1]) end
 local function count_before(member)
   local own = parse(member)
   local rank = redis.call('ZLEXCOUNT', WAITING, range_of(own), '(' .. member)
   local before, turns = rank, rank + 1  -- in so many turns: those before it in a round have one more than those after it
-  for number, key in ipairs(keys) do
-    if key == own then turns = rank else before = before + math.min(sizes[number], turns) end
+  for _, key in ipairs(keys) do
+    if key == own then turns = rank else before = before + math.min(sizes[key] or 0, turns) end
   end
   return before
 end

@@ -19,7 +19,7 @@ chorale:workers         set    names of workers with recent heartbeats, so that 
 chorale:probe           string written by readiness, to see whether the server takes it
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
-chorale:waiting:{queue} zset   jobs that are not yet in RQ's queue; with turns, served and limits: see waiting.py
+chorale:waiting:{queue} zset   jobs that are not yet in RQ's queue; with turns, served, limits, sizes: see waiting.py
 chorale:deadlines       zset   jobs that may expire: when
 chorale:unreadable:{k}  any    what was found at key k and is of another type
 
@@ -206,7 +206,7 @@ def read_id(member: bytes) -> str | None:
 
 def waiting_types(queue: str) -> dict[str, str]:
     """The keys of the jobs that wait for a place in this queue, in the order of the scripts in waiting.py, and their types."""
-    types = {"waiting": "zset", "turns": "zset", "served": "zset", "limits": "hash"}
+    types = {"waiting": "zset", "turns": "zset", "served": "zset", "limits": "hash", "sizes": "hash"}
     return {f"chorale:{name}:{queue}": kind for name, kind in types.items()}
 
 

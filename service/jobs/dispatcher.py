@@ -1,4 +1,4 @@
-"""Which job is next: API keys take turns (deploy/decisions/0008)."""
+"""Which job is next: API keys take turns (deploy/decisions/0010)."""
 
 import asyncio
 import logging

@@ -276,7 +276,7 @@ def test_a_job_that_is_known_is_not_queued_twice_wherever_it_is(play: Play) -> N
 
 def test_jobs_start_though_the_keys_beside_them_are_garbage_or_gone(play: Play) -> None:
     """What lies under `waiting` itself is put back from the records, by the reconciler."""
-    names = [f"chorale:{name}:{QUEUE}" for name in ("turns", "served", "limits")]
+    names = [f"chorale:{name}:{QUEUE}" for name in ("turns", "served", "limits", "sizes")]
 
     async def scene(line: Line) -> None:
         await line.employ(1)
