@@ -6,14 +6,26 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from api_schemas.fields import MAX_SEED, Prompt, RequestPart
+from api_schemas.fields import MAX_SEED, FinishWithin, Priority, Prompt, RequestPart, StartWithin
 from api_schemas.generation import MAX_DRAWN_SEED, MAX_SIDE_PX, GenerationRequest, ResolvedRequest
 from api_schemas.regions import MAX_FEATHER_PX
 from api_schemas.source import MAX_VARIATIONS, SourceMask
 from api_schemas.webhook import AskedWebhook
 
 
-class _Change(RequestPart):
+class _Derivation(RequestPart):
+    """When the new job should be made, whatever was asked of its parent."""
+
+    priority: Priority = "normal"
+    start_within_s: StartWithin = None
+    finish_within_s: FinishWithin = None
+
+    @property
+    def _urgency(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in _Derivation.model_fields}
+
+
+class _Change(_Derivation):
     """What may differ from the parent's request."""
 
     prompt: Prompt | None = Field(default=None, description="If left out, that of the job.")
@@ -36,7 +48,8 @@ class _Change(RequestPart):
             kept["ip_adapter"] = None
         kept["advanced"]["stages"] = []
         own = {name: value for name, value in own.items() if value is not None or name == "seed"}
-        return GenerationRequest.model_validate(kept | own | changes | {"webhook": self.webhook})
+        asked = kept | own | self._urgency | changes | {"webhook": self.webhook}
+        return GenerationRequest.model_validate(asked)
 
 
 _BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "style", "layout"}
@@ -107,7 +120,7 @@ class ExtendRequest(_Change):
         )
 
 
-class VariationsRequest(RequestPart):
+class VariationsRequest(_Derivation):
     """Make pictures from neighbouring noise."""
 
     count: int = Field(default=4, ge=1, le=MAX_VARIATIONS)
@@ -132,4 +145,4 @@ class VariationsRequest(RequestPart):
             digest = blake2b(f"{token}/{index}".encode(), digest_size=8).digest()
             variation = {"seed": int.from_bytes(digest, "big") & MAX_DRAWN_SEED, "amount": self.amount}
             changed = {"variations": [*kept["variations"], variation], "webhook": self.webhook}
-            yield GenerationRequest.model_validate(kept | changed)
+            yield GenerationRequest.model_validate(kept | self._urgency | changed)

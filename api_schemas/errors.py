@@ -39,6 +39,8 @@ ErrorCode = Literal[
     "signing_unavailable",
     "timeout",
     "too_many_attempts",
+    # reported by job.expired events
+    "deadline_missed",
 ]
 
 

@@ -141,6 +141,10 @@ class CanceledData(_Data):
     reason: str
 
 
+class ExpiredData(_Data):
+    error: JobError
+
+
 class Event(BaseModel):
     """Fields of every event. `seq` is empty in previews, and until the event is stored."""
 
@@ -225,6 +229,11 @@ class JobCanceled(Event):
     data: CanceledData
 
 
+class JobExpired(Event):
+    type: Literal["job.expired"] = "job.expired"
+    data: ExpiredData
+
+
 DurableEvent = Annotated[
     JobQueued
     | JobStarted
@@ -237,9 +246,10 @@ DurableEvent = Annotated[
     | BandFinished
     | JobSucceeded
     | JobFailed
-    | JobCanceled,
+    | JobCanceled
+    | JobExpired,
     Field(discriminator="type"),
 ]
 
 durable_event = TypeAdapter[DurableEvent](DurableEvent)
-TERMINAL_TYPES = frozenset({"job.succeeded", "job.failed", "job.canceled"})
+TERMINAL_TYPES = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})

@@ -1,11 +1,12 @@
 """What all parts of a request share: how they are checked, and the texts in them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 2000  # characters
+MAX_DEADLINE_S = 30 * 86_400
 
 
 def refuse_nul(text: str) -> str:
@@ -15,6 +16,33 @@ def refuse_nul(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(refuse_nul)]
+
+
+Priority = Annotated[
+    Literal["low", "normal", "high"],
+    Field(
+        description="Of the jobs of one API key, those of higher priority start first, unless others have waited a day longer for"
+        " each level. API keys take turns; there it only decides who is first of those that had no turn lately."
+    ),
+]
+StartWithin = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=MAX_DEADLINE_S,
+        allow_inf_nan=False,
+        description="Seconds after its creation by which the job must have started; else its status becomes `expired`.",
+    ),
+]
+FinishWithin = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=MAX_DEADLINE_S,
+        allow_inf_nan=False,
+        description="Seconds after its creation by which the job must have ended; else it stops, and its status becomes `expired`.",
+    ),
+]
 
 
 class RequestPart(BaseModel):

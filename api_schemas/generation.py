@@ -13,7 +13,15 @@ from pydantic import (
 
 from api_schemas.add_ons import ControlSettings, IpAdapterSettings, LoraChoice
 from api_schemas.advanced import AdvancedSettings
-from api_schemas.fields import MAX_PROMPT, MAX_SEED, Prompt, RequestPart
+from api_schemas.fields import (
+    MAX_PROMPT,
+    MAX_SEED,
+    FinishWithin,
+    Priority,
+    Prompt,
+    RequestPart,
+    StartWithin,
+)
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
 from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
 from api_schemas.style import Style
@@ -148,6 +156,9 @@ class GenerationRequest(RequestPart):
         max_length=MAX_VARIATIONS,
         description="Steps from the seed's initial noise to a neighbouring one, in turn.",
     )
+    priority: Priority = "normal"
+    start_within_s: StartWithin = None
+    finish_within_s: FinishWithin = None
     advanced: AdvancedSettings = AdvancedSettings()
     webhook: AskedWebhook = None
 

@@ -11,6 +11,7 @@ from api_schemas.events import (
     BandFinished,
     DurableEvent,
     JobCanceled,
+    JobExpired,
     JobFailed,
     JobPreempted,
     JobQueued,
@@ -95,6 +96,8 @@ def _changes(job: Job, event: DurableEvent) -> dict[str, object]:
             return _ending("failed", event.ts) | {"error": event.data.error}
         case JobCanceled():
             return _ending("canceled", event.ts)
+        case JobExpired():
+            return _ending("expired", event.ts) | {"error": event.data.error}
         case _:
             return _progress(job, event)
 
@@ -127,12 +130,35 @@ def _progress(job: Job, event: DurableEvent) -> dict[str, object]:
             return {}
 
 
+def find_deadline(job: Job) -> float | None:
+    """Unix time at which the job expires, unless it has started or ended by then; None: it does not."""
+    start_s, finish_s = _list_limits(job)
+    limits = [limit for limit in (start_s, finish_s) if limit is not None]
+    return job.created_at + min(limits) if limits else None
+
+
+def explain_expiry(job: Job) -> JobError:
+    """Which deadline the job has missed, once `find_deadline` has passed."""
+    start_s, finish_s = _list_limits(job)
+    if finish_s is None or (start_s is not None and start_s <= finish_s):
+        message = f"it had not started within {start_s:g} s (start_within_s)"
+    else:
+        message = f"it had not ended within {finish_s:g} s (finish_within_s)"
+    return JobError(code="deadline_missed", message=message, retryable=True)
+
+
+def _list_limits(job: Job) -> tuple[float | None, float | None]:
+    """Of its start, once it has started None, and of its end, in seconds after its creation."""
+    return (job.request.start_within_s if job.started_at is None else None), job.request.finish_within_s
+
+
 def rebuild_end(job: Job) -> DurableEvent | None:
     """The last event of a job that has ended, where the stored one cannot be read; None if it has not ended."""
     told: dict[JobStatus, object] = {
         "succeeded": {"result": job.result},
         "failed": {"error": job.error},
         "canceled": {"reason": "its event cannot be read"},
+        "expired": {"error": job.error},
     }
     if job.status not in told:
         return None

@@ -30,6 +30,8 @@ chorale:webhooks:outcomes hash what became of attempts -> how many
 chorale:deliveries:{id} hash   `event/endpoint` -> attempts of a job's delivery (JSON)
 chorale:janitor:{queue} string the worker that cleans the queue, for as long as the others need not
 chorale:idempotency:{k} string fingerprint of the body and job id
+chorale:waiting:{queue} zset   jobs that are not yet in RQ's queue; with turns, served, limits, sizes: see waiting.py
+chorale:deadlines       zset   jobs that may expire: when
 chorale:unreadable:{k}  any    what was found at key k and is of another type
 chorale:usage:…         what the jobs of each API key use: see usage.py
 
@@ -66,6 +68,7 @@ RUN_JOB: Final = "worker.runner.run_job"
 JOBS_KEY: Final = "chorale:jobs"
 KEYS_KEY: Final = "chorale:keys"
 ACTIVE_KEY: Final = "chorale:active"
+DEADLINES_KEY: Final = "chorale:deadlines"
 LIVE_KEY: Final = "chorale:live"
 MODELS_KEY: Final = "chorale:models"
 WORKER_KEY_PREFIX: Final = "chorale:worker:"
@@ -112,6 +115,9 @@ def children_key(job_id: str) -> str:
 
 def cancel_key(job_id: str) -> str:
     return f"chorale:cancel:{job_id}"
+
+
+EXPIRED: Final = "expired"  # instead of "1": the job has missed its deadline
 
 
 def janitor_key(queue: str) -> str:
@@ -253,10 +259,16 @@ def read_id(member: bytes) -> str | None:
     return member.decode() if member.isascii() and member.isalnum() else None
 
 
+def waiting_types(queue: str) -> dict[str, str]:
+    """The keys of the jobs that wait for a place in this queue, in the order of the scripts in waiting.py, and their types."""
+    types = {"waiting": "zset", "turns": "zset", "served": "zset", "limits": "hash", "sizes": "hash"}
+    return {f"chorale:{name}:{queue}": kind for name, kind in types.items()}
+
+
 def index_types(queues: Iterable[str]) -> dict[str, str]:
     """The type of every key that is no single record, and of those that RQ has for these queues."""
     types = {
-        JOBS_KEY: "zset", ACTIVE_KEY: "set", LIVE_KEY: "stream", MODELS_KEY: "hash", WORKERS_KEY: "set",
+        JOBS_KEY: "zset", ACTIVE_KEY: "set", DEADLINES_KEY: "zset", LIVE_KEY: "stream", MODELS_KEY: "hash", WORKERS_KEY: "set",
         PAUSED_KEY: "set", USAGE_KEY: "set", "rq:queues": "set", "rq:workers": "set",
         DUE_KEY: "zset", WEBHOOK_WORKERS_KEY: "zset", OUTCOMES_KEY: "hash",
     }  # fmt: skip
@@ -264,6 +276,7 @@ def index_types(queues: Iterable[str]) -> dict[str, str]:
         types |= {f"rq:queue:{queue}": "list", f"rq:queue:{queue}:intermediate": "list"}
         types |= {f"rq:{name}:{queue}": "zset" for name in ("wip", "finished", "failed", "deferred", "ready")}
         types[f"rq:workers:{queue}"] = "set"
+        types |= waiting_types(queue)
     return types
 
 

@@ -206,6 +206,9 @@ def generate(
     style_strength: source_options.StyleStrength = None,
     bit_depth: options.BitDepth = None,
     dpi: options.Dpi = None,
+    priority: options.PriorityLevel = None,
+    start_within: options.StartWithin = None,
+    finish_within: options.FinishWithin = None,
     dzi: options.DeepZoom = False,
     url: Url = None,
     key: Key = None,
@@ -236,6 +239,7 @@ def generate(
             "output_format": options.find_format(path),
             "bit_depth": bit_depth,
             "dpi": dpi,
+            **options.name_urgency(priority, start_within, finish_within),
             **begun,
             **styled,
         }

@@ -11,7 +11,14 @@ from typer import Argument, Option
 from api_schemas.derived import MAX_VARIATIONS, ExtendRequest, RerollRequest, VariationsRequest
 from chorale.client import Client
 from chorale.follow import follow_job
-from chorale.picture_options import OptionError, describe_refused
+from chorale.picture_options import (
+    FinishWithin,
+    OptionError,
+    PriorityLevel,
+    StartWithin,
+    describe_refused,
+    name_urgency,
+)
 from chorale.region_options import parse_shape
 from chorale.server_options import Data, Key, Url, find_server
 
@@ -36,6 +43,9 @@ def reroll(
     seed: Seed = None,
     strength: Annotated[float, Option(help="Below 1, the part begins with what it was.")] = 1.0,
     feather: Annotated[int, Option(help="Softness of the border, inwards, pixels.")] = 32,
+    priority: PriorityLevel = None,
+    start_within: StartWithin = None,
+    finish_within: FinishWithin = None,
     url: Url = None,
     key: Key = None,
     data: Data = None,
@@ -45,7 +55,7 @@ def reroll(
     if shape is None:
         raise OptionError(f"--region {region}: LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
     given = {"region": shape | {"feather_px": feather}, "prompt": prompt, "seed": seed, "strength": strength}
-    asked = _read(RerollRequest, given)
+    asked = _read(RerollRequest, given | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
         follow_job(client, client.reroll(job_id, asked), output)
 
@@ -60,13 +70,17 @@ def extend(
     prompt: Prompt = None,
     seed: Seed = None,
     feather: Annotated[int, Option(help="How far what is new fades into the picture, pixels.")] = 0,
+    priority: PriorityLevel = None,
+    start_within: StartWithin = None,
+    finish_within: FinishWithin = None,
     url: Url = None,
     key: Key = None,
     data: Data = None,
 ) -> None:
     """Make more picture around a job's, whose own pixels stay."""
     sides = {"left_px": left, "right_px": right, "top_px": top, "bottom_px": bottom}
-    asked = _read(ExtendRequest, sides | {"prompt": prompt, "seed": seed, "feather_px": feather})
+    given = sides | {"prompt": prompt, "seed": seed, "feather_px": feather}
+    asked = _read(ExtendRequest, given | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
         follow_job(client, client.extend(job_id, asked), output)
 
@@ -76,12 +90,16 @@ def vary(
     output: Annotated[Path, Option("-o", "--output", help="File to write; several get a number.")],
     count: Annotated[int, Option(min=1, max=MAX_VARIATIONS)] = 4,
     amount: Annotated[float, Option(help="How far from the job's own noise, up to 1.")] = 0.2,
+    priority: PriorityLevel = None,
+    start_within: StartWithin = None,
+    finish_within: FinishWithin = None,
     url: Url = None,
     key: Key = None,
     data: Data = None,
 ) -> None:
     """Make pictures from noise beside a job's own."""
-    asked = _read(VariationsRequest, {"count": count, "amount": amount})
+    given = {"count": count, "amount": amount} | name_urgency(priority, start_within, finish_within)
+    asked = _read(VariationsRequest, given)
     with Client(find_server(url, data), api_key=key) as client:
         for number, job in enumerate(client.vary(job_id, asked).data, start=1):
             path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")

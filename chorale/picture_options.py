@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ValidationError
 from typer import Argument, Option
@@ -48,6 +48,18 @@ BitDepth = Annotated[
 Dpi = Annotated[
     int | None,
     Option(help="Resolution in the metadata of the file, pixels per inch.", show_default="300"),
+]
+PriorityLevel = Annotated[
+    Literal["low", "normal", "high"] | None,
+    Option("--priority", help="Among the jobs of the same API key.", show_default="normal"),
+]
+StartWithin = Annotated[
+    float | None,
+    Option(help="Seconds by which the job must have started; else it expires.", show_default="no limit"),
+]
+FinishWithin = Annotated[
+    float | None,
+    Option(help="Seconds by which the job must have ended; else it is stopped.", show_default="no limit"),
 ]
 DeepZoom = Annotated[bool, Option("--dzi", help="Also write the deep zoom, beside the picture.")]
 
@@ -124,6 +136,13 @@ def name_add_on(
     if name is None or image is None:
         raise OptionError(f"--{option} NAME and --{option}-image FILE come together")
     return {"name": name} if scale is None else {"name": name, "scale": scale}
+
+
+def name_urgency(
+    priority: str | None, start_within: float | None, finish_within: float | None
+) -> dict[str, object]:
+    """When the job should be made."""
+    return {"priority": priority, "start_within_s": start_within, "finish_within_s": finish_within}
 
 
 def name_pictures(control_image: Path | None, ip_adapter_image: Path | None) -> dict[PicturePart, Path]:

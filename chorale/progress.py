@@ -8,6 +8,7 @@ from api_schemas.events import (
     BandFinished,
     JobCanceled,
     JobDelayed,
+    JobExpired,
     JobFailed,
     JobPreempted,
     JobQueued,
@@ -78,7 +79,7 @@ class JobProgress:
                 self.eta_s = data.eta_s
             case JobSucceeded():
                 self.label, self.fraction, self.eta_s = "done", 1.0, 0.0
-            case JobFailed() | JobCanceled():
+            case JobFailed() | JobCanceled() | JobExpired():
                 self.label, self.eta_s = update.type.removeprefix("job."), None
             case JobWarned():
                 pass  # the job continues

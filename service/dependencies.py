@@ -21,6 +21,7 @@ from service.images.deep_zoom import PreviewCanvas
 from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
+from service.jobs.dispatcher import Dispatcher
 from service.jobs.intake import Intake
 from service.jobs.views import JobViews
 from service.keys.caller import CallerDep, reaches
@@ -46,6 +47,7 @@ class Services:
     queue: JobQueue
     catalog: ModelCatalog
     admission: Admission
+    dispatcher: Dispatcher
     intake: Intake
     attempts: Attempts
     views: JobViews

@@ -8,8 +8,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
-from api_schemas.events import CanceledData, DurableEvent, JobCanceled, JobQueued
-from api_schemas.job import TERMINAL, Job, apply, begin
+from api_schemas.events import CanceledData, DurableEvent, ExpiredData, JobCanceled, JobExpired, JobQueued
+from api_schemas.job import TERMINAL, Job, apply, begin, explain_expiry, find_deadline
 from api_schemas.keys import Quota
 from api_schemas.stored import UnreadableRecordError
 from api_schemas.webhook import deliveries_key, webhook_key
@@ -17,6 +17,8 @@ from api_schemas.wire import (
     ACTIVE_KEY,
     APPEND_EVENT,
     CHANGE_SET,
+    DEADLINES_KEY,
+    EXPIRED,
     JOBS_KEY,
     RECORD,
     SET_ASIDE,
@@ -35,6 +37,7 @@ from service.quotas.places import APPEND_IF_PLACE, Lack, read_lack, write_limits
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
+_DUE_AT_ONCE: Final = 100
 _Row = list[bytes | None] | RedisError
 
 
@@ -62,13 +65,15 @@ class JobStore:
         """
         job = begin(event)
         async with self._redis.pipeline(transaction=True) as transaction:
-            indexes = sorted({JOBS_KEY, jobs_of_key(job.key_id)})
+            indexes = sorted({JOBS_KEY, DEADLINES_KEY, jobs_of_key(job.key_id)})
             transaction.eval(
                 SET_ASIDE, 1 + len(indexes), ACTIVE_KEY, *indexes, "set", *("zset" for _ in indexes)
             )
             transaction.sadd(ACTIVE_KEY, job.id)
-            for index in indexes:
+            for index in {JOBS_KEY, jobs_of_key(job.key_id)}:
                 transaction.zadd(index, {job.id: event.ts})
+            if (deadline := find_deadline(job)) is not None:
+                transaction.zadd(DEADLINES_KEY, {job.id: deadline})
             if webhook is not None:
                 transaction.hset(webhook_key("job", job.id), mapping=webhook)
             if job.request.parent is not None:  # one of another type is found out when it is read
@@ -119,6 +124,43 @@ class JobStore:
                 break
             job = await self._reread(job)
         return await self._reread(job)
+
+    async def expire(self, job: Job) -> Job:
+        """End a job that has missed its deadline and that no worker has, unless one has just taken it."""
+        status = job.status
+        while job.status == status:
+            event = _expired(job)
+            if await self._append(job, event):
+                break
+            job = await self._reread(job)
+        return await self._reread(job)
+
+    async def ask_to_expire(self, job: Job) -> None:
+        """Ask the worker that has a job to stop it, since it has missed its deadline."""
+        await self._redis.set(cancel_key(job.id), EXPIRED, ex=_CANCEL_LIFETIME_S, nx=True)
+
+    async def list_due(self) -> list[str]:
+        """Jobs whose deadline has passed, as it was told last; some of them at a time."""
+        try:
+            members = cast(
+                list[bytes],
+                await self._redis.zrangebyscore(  # pyright: ignore[reportUnknownMemberType]
+                    DEADLINES_KEY, "-inf", time.time(), start=0, num=_DUE_AT_ONCE
+                ),
+            )
+        except RedisError as error:  # it is rebuilt from the records
+            require_wrong_type(error)
+            return []
+        if unknown := [member for member in members if self._read_id(member) is None]:
+            await self._redis.zrem(DEADLINES_KEY, *unknown)
+        return list(filter(None, map(read_id, members)))
+
+    async def set_deadline(self, job_id: str, deadline: float | None) -> None:
+        """Look at the job again then, or never."""
+        if deadline is None:
+            await self._redis.zrem(DEADLINES_KEY, job_id)
+        else:
+            await self._redis.zadd(DEADLINES_KEY, {job_id: deadline})
 
     async def list_active(self) -> list[str]:
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(ACTIVE_KEY))
@@ -178,6 +220,7 @@ class JobStore:
             for index in {JOBS_KEY, jobs_of_key(key_id)}:
                 transaction.zrem(index, job_id)
             transaction.srem(ACTIVE_KEY, job_id)
+            transaction.zrem(DEADLINES_KEY, job_id)
             await transaction.execute()
 
     async def _scan(
@@ -249,3 +292,8 @@ def read_time(job_id: str) -> float:
 
 def _canceled(job: Job, reason: str) -> JobCanceled:
     return JobCanceled(job_id=job.id, attempt=job.attempt, ts=time.time(), data=CanceledData(reason=reason))
+
+
+def _expired(job: Job) -> JobExpired:
+    data = ExpiredData(error=explain_expiry(job))
+    return JobExpired(job_id=job.id, attempt=job.attempt, ts=time.time(), data=data)

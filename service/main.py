@@ -44,6 +44,8 @@ from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
 from service.jobs.allowance import Allowance
+from service.jobs.deadlines import Deadlines
+from service.jobs.dispatcher import Dispatcher
 from service.jobs.idempotency import IdempotencyStore
 from service.jobs.intake import Intake
 from service.jobs.reconciler import Reconciler
@@ -72,6 +74,7 @@ from service.routes import (
     viewer,
     webhooks,
 )
+from service.rq_queues import RqQueues
 from service.settings import ServiceSettings
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
@@ -219,13 +222,8 @@ def _build_services(
     unreadable: UnreadableRecords,
 ) -> Services:
     store = JobStore(client, unreadable)
-    queue = JobQueue(
-        client,
-        blocking_client,
-        unreadable,
-        timeout_s=settings.job_timeout_s,
-        retries=settings.job_retries,
-    )
+    retries, timeout_s = settings.job_retries, settings.job_timeout_s
+    queue = JobQueue(client, RqQueues(blocking_client, unreadable, timeout_s=timeout_s, retries=retries))
     catalog = ModelCatalog(client, unreadable)
     links = LinkSigner(settings.link_secret, settings.link_lifetime_s)
     images = ImageStore.open(settings)
@@ -235,6 +233,7 @@ def _build_services(
     idempotency = IdempotencyStore(client, settings.retention_days * _DAY_S, unreadable)
     endpoints = Endpoints(client, settings.webhook_networks, unreadable)
     known_keys, counts = KnownKeys(keys.find_key), UsageStore(client)
+    dispatcher = Dispatcher(queue, known_keys.find_quota)
     kept_s = (
         settings.retention_days * _DAY_S + settings.reconcile_interval_s if settings.retention_days else None
     )
@@ -247,9 +246,10 @@ def _build_services(
         jobs=store,
         queue=queue,
         catalog=catalog,
+        dispatcher=dispatcher,
         admission=admission,
         attempts=Attempts(client, unreadable),
-        intake=Intake(admission, idempotency, uploads, store, queue, endpoints, metrics, allowance),
+        intake=Intake(admission, idempotency, uploads, store, dispatcher, endpoints, metrics, allowance),
         views=JobViews(queue, catalog, throughput, links, settings.root_path),
         events=follower,
         images=images,
@@ -268,15 +268,16 @@ def _build_background(
     settings: ServiceSettings, services: Services, hub: LiveHub, indexes: Indexes, recovery: Recovery
 ) -> Background:
     interval_s, keep_s = settings.reconcile_interval_s, settings.retention_days * _DAY_S
-    reconciler = Reconciler(
-        services.jobs, services.queue, indexes, recovery, services.usage, services.metrics, interval_s
-    )
-    retention = Retention(services.jobs, services.queue, services.images, services.usage, keep_s, interval_s)
+    jobs, queue, dispatcher, usage = services.jobs, services.queue, services.dispatcher, services.usage
+    reconciler = Reconciler(jobs, queue, dispatcher, indexes, recovery, usage, services.metrics, interval_s)
+    retention = Retention(jobs, queue, services.images, usage, keep_s, interval_s)
     tasks = {
         "live": hub.run,
         "reconciler": reconciler.run,
         "retention": retention.run,
         "keys": KeyWatch(services.keys, hub).run,
+        "dispatcher": dispatcher.run,
+        "deadlines": Deadlines(jobs, queue).run,
     }
     return Background(services.metrics, tasks)
 

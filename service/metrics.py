@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from api_schemas.events import WarningCode
 
 PHASES: Final = ("queued", "loading", "denoise", "decode", "store")
-OUTCOMES: Final = ("succeeded", "failed", "canceled")
+OUTCOMES: Final = ("succeeded", "failed", "canceled", "expired")
 DELIVERED: Final = ("delivered", "failed", "given_up", "disabled")
 
 LIMITS: Final = ("calls", "queued_jobs", "megapixel_steps", "store_bytes")

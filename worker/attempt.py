@@ -54,7 +54,7 @@ class Attempt:
             EngineStalledError: it makes no progress.
             HopelessJobError: it reported an error.
             DiskFullError, DiskUnwritableError: it could not write to the work folder.
-            CanceledError, PreemptedError, FencedError: the job may not continue here.
+            CanceledError, ExpiredError, PreemptedError, FencedError: the job may not continue here.
         """
         self._context.engine.send(job)
         while True:

@@ -8,6 +8,7 @@ from typing import cast
 
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout
@@ -20,6 +21,7 @@ from rq.worker import WorkerStatus
 from api_schemas import wire
 from api_schemas.disk import DiskNeed, estimate_disk
 from api_schemas.stored import UnreadableRecordError
+from api_schemas.waiting import RELEASE, name_keys, release_arguments
 from worker.context import JOB_CONTEXT, JobContext
 from worker.errors import FencedError, ResourceError
 from worker.events import EventLog
@@ -73,6 +75,7 @@ class EngineWorker(SimpleWorker):
             context.redis, self.queues[0], context.worker, cleaning_s, start_timeout_s=lease_s
         )
         self._life = SignOfLife(context.redis, context.worker, lease_s)
+        self._run_release = context.redis.register_script(RELEASE)
         self._current: tuple[RqJob, Execution] | None = None
         self._renewed_at = 0.0
         self._said_fault: ResourceError | None = None
@@ -121,6 +124,7 @@ class EngineWorker(SimpleWorker):
         while not self._context.stop.is_set():
             try:
                 self._maintain()
+                self._release_next()
                 if not self._is_machine_fit():
                     self._context.stop.wait(_POLL_S)
                     continue
@@ -173,6 +177,14 @@ class EngineWorker(SimpleWorker):
         self._keep_alive()
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
+
+    def _release_next(self) -> None:
+        """Let the next of the waiting jobs into the queue, if there is none for this worker; the service may be away."""
+        keys = name_keys(self.queues[0].name)
+        try:
+            self._run_release(keys, release_arguments(self._context.card.name, is_idle=True))
+        except ResponseError as error:  # the server is full, say
+            _log.warning("no job is released: %s", error)
 
     def _is_machine_fit(self) -> bool:
         """Whether work folder and store would take the next job."""

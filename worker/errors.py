@@ -14,6 +14,7 @@ WorkerError
 │   └── DiskUnwritableError
 ├── FencedError              a newer attempt owns the job, or it has ended
 ├── CanceledError            a client or an operator has canceled the job
+├── ExpiredError             the job has missed its deadline
 └── PreemptedError           the worker shuts down; another has to continue the job
 """
 
@@ -93,6 +94,10 @@ class FencedError(WorkerError):
 
 class CanceledError(WorkerError):
     """A client or an operator has canceled the job."""
+
+
+class ExpiredError(WorkerError):
+    """The job has not started, or not ended, by the time that was asked for."""
 
 
 class PreemptedError(WorkerError):

@@ -15,6 +15,7 @@ from api_schemas.events import (
     CanceledData,
     DelayedData,
     DurableEvent,
+    ExpiredData,
     FailedData,
     JobDelayed,
     JobPreempted,
@@ -48,6 +49,7 @@ DurableData = (
     | SucceededData
     | FailedData
     | CanceledData
+    | ExpiredData
 )
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 _TYPES: dict[type[DurableData], str] = {
@@ -62,6 +64,7 @@ _TYPES: dict[type[DurableData], str] = {
     SucceededData: "job.succeeded",
     FailedData: "job.failed",
     CanceledData: "job.canceled",
+    ExpiredData: "job.expired",
 }
 _log = logging.getLogger(__name__)
 _PREVIEWS_TTL_S = 3600  # long after the picture itself can be seen
@@ -113,8 +116,13 @@ class EventLog:
             _log.warning("event %s of job %s is skipped: %s", seq.decode(), self.job_id, error)
             return None
 
-    def is_cancel_asked(self) -> bool:
-        return bool(self._redis.exists(wire.cancel_key(self.job_id)))
+    def read_cancel(self) -> str | None:
+        """What is asked for, if the job is to stop: `wire.EXPIRED`, or something else if it is to be canceled."""
+        try:
+            asked = cast(bytes | None, self._redis.get(wire.cancel_key(self.job_id)))
+        except ResponseError:  # whatever is there, somebody has asked
+            return ""
+        return None if asked is None else asked.decode(errors="replace")
 
     def publish_previews(self, cells: Iterable[PreviewCell]) -> None:
         """Send previews to live readers, and keep them for late ones."""

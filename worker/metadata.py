@@ -19,6 +19,11 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  
 _PLAIN = re.compile("[\n\x20-\x7e]*")  # other control characters have no place in a tEXt chunk
 _SRGB = 1  # EXIF 3.0, ColorSpace
 _PNG_XMP = "XML:com.adobe.xmp"  # keyword, as ISO 16684-1, 7.6, has it
+# What is told apart from the settings, and what does not change the picture.
+_NO_SETTINGS = {
+    "prompt", "negative_prompt", "seed", "model", "embed_metadata", "layout_reason",
+    "priority", "start_within_s", "finish_within_s",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,7 @@ class PictureMetadata:
 
 def describe_picture(request: ResolvedRequest) -> PictureMetadata:
     """All that is needed to make the same picture again."""
-    settings = request.model_dump(
-        mode="json", exclude={"prompt", "negative_prompt", "seed", "model", "embed_metadata", "layout_reason"}
-    )
+    settings = request.model_dump(mode="json", exclude=_NO_SETTINGS)
     return PictureMetadata(
         request.prompt,
         request.negative_prompt,

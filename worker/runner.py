@@ -12,6 +12,7 @@ from rq import Retry
 from api_schemas.errors import JobError
 from api_schemas.events import (
     CanceledData,
+    ExpiredData,
     FailedData,
     PhaseStartedData,
     PreemptedData,
@@ -22,7 +23,7 @@ from api_schemas.events import (
     WarnedData,
 )
 from api_schemas.generation import PicturePart
-from api_schemas.job import TERMINAL
+from api_schemas.job import TERMINAL, explain_expiry
 from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import result_folder
 from worker.attempt import Attempt
@@ -33,6 +34,7 @@ from worker.errors import (
     CanceledError,
     EngineLostError,
     EngineStalledError,
+    ExpiredError,
     FencedError,
     JobFailedError,
     PreemptedError,
@@ -105,6 +107,8 @@ class _Run:
             return RELEASED
         except CanceledError as error:
             return self._end(CanceledData(reason=str(error)), "canceled")
+        except ExpiredError:
+            return self._end(ExpiredData(error=explain_expiry(self._log.job)), "expired")
         except RedisError:
             self._context.engine.stop_job(_STOP_TIMEOUT_S)
             raise  # no event can be written; the lease runs out and the job continues from its checkpoint
@@ -113,6 +117,7 @@ class _Run:
             return self._end(FailedData(error=_describe(error)), "failed")
 
     def _run_until_done(self) -> str:
+        self._watch.tick()  # its deadline may have passed in the queue
         self._wait.require_space()
         while True:
             try:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from api_schemas.job import find_deadline
+from api_schemas.wire import EXPIRED
 from worker.context import JobContext
-from worker.errors import CanceledError, PreemptedError
+from worker.errors import CanceledError, ExpiredError, PreemptedError
 from worker.events import EventLog
 
 _TICK_S = 0.1
@@ -31,15 +33,23 @@ class Watch:
 
         Raises:
             CanceledError: a client or an operator has canceled the job.
+            ExpiredError: it has missed its deadline.
             PreemptedError: the worker is shutting down and has waited long enough.
         """
         self._context.renew_lease()
         if self._context.cancel.is_set():
             raise CanceledError("stopped by an operator")
-        if self._log.is_cancel_asked():
-            raise CanceledError("canceled by request")
+        self._require_time()
         if self._context.stop.is_set():
             self._require_end_of_step()
+
+    def _require_time(self) -> None:
+        """Whether the service has asked for an end, or the deadline has passed by this machine's clock."""
+        asked, deadline = self._log.read_cancel(), find_deadline(self._log.job)
+        if asked is not None and asked != EXPIRED:
+            raise CanceledError("canceled by request")
+        if asked is not None or (deadline is not None and time.time() >= deadline):
+            raise ExpiredError
 
     def sleep(self, seconds: float, step: int) -> None:
         """Wait, unless the worker shuts down.
@@ -48,7 +58,7 @@ class Watch:
             step: steps that are done, for the event.
 
         Raises:
-            CanceledError: a client or an operator has canceled the job.
+            CanceledError, ExpiredError: as from `tick`.
             PreemptedError: the worker is shutting down.
         """
         deadline = time.monotonic() + seconds
@@ -64,7 +74,7 @@ class Watch:
             abort: makes the work end soon; its result is then dropped.
 
         Raises:
-            CanceledError, PreemptedError: as from `tick`; the work has ended by then.
+            CanceledError, ExpiredError, PreemptedError: as from `tick`; the work has ended by then.
         """
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(work)

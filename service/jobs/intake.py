@@ -17,10 +17,10 @@ from api_schemas.source import Size
 from service.errors import ConflictError
 from service.images.masks import MASK_PARTS, read_masks
 from service.images.uploads import CleanPicture, Uploads
-from service.job_queue import JobQueue
 from service.job_store import JobStore
 from service.jobs.admission import Admission
 from service.jobs.allowance import Allowance
+from service.jobs.dispatcher import Dispatcher
 from service.jobs.idempotency import IdempotencyStore
 from service.jobs.sources import FoundSource, find_source, settle_source
 from service.jobs.submission import Submission, require_pictures
@@ -41,7 +41,7 @@ class Intake:
         idempotency: IdempotencyStore,
         uploads: Uploads,
         jobs: JobStore,
-        queue: JobQueue,
+        dispatcher: Dispatcher,
         webhooks: Endpoints,
         metrics: Metrics,
         allowance: Allowance,
@@ -51,7 +51,7 @@ class Intake:
         self._idempotency = idempotency
         self._uploads = uploads
         self._jobs = jobs
-        self._queue = queue
+        self._dispatcher = dispatcher
         self._webhooks = webhooks
         self._metrics = metrics
 
@@ -109,7 +109,7 @@ class Intake:
         job = await self._jobs.create(event, webhook and webhook.write(), quota, submission.places)
         if isinstance(job, Lack):
             raise await self._allowance.explain(job, submission, quota, data.request.model)
-        await self._queue.enqueue(job_id, job.request.model)
+        await self._dispatcher.enqueue(job)
         self._metrics.jobs_created.inc()
         size = job.request.width_px, job.request.height_px
         log.info("job %s queued: model %s, %dx%d px", job_id, job.request.model, *size)

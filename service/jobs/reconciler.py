@@ -7,12 +7,13 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
-from api_schemas.job import TERMINAL, Job
+from api_schemas.job import TERMINAL, Job, find_deadline
 from api_schemas.stored import UnreadableRecordError
 from api_schemas.wire import read_id
 from service.indexes import Indexes
 from service.job_queue import JobQueue
 from service.job_store import JobStore, read_time
+from service.jobs.dispatcher import Dispatcher
 from service.metrics import Metrics
 from service.quotas.usage import UsageStore
 from service.webhooks.recovery import Recovery
@@ -30,6 +31,7 @@ class Reconciler:
         self,
         jobs: JobStore,
         queue: JobQueue,
+        dispatcher: Dispatcher,
         indexes: Indexes,
         recovery: Recovery,
         usage: UsageStore,
@@ -39,6 +41,7 @@ class Reconciler:
         self._usage = usage
         self._jobs = jobs
         self._queue = queue
+        self._dispatcher = dispatcher
         self._indexes = indexes
         self._recovery = recovery
         self._metrics = metrics
@@ -82,21 +85,23 @@ class Reconciler:
             await self._recovery.restore(job)
             await self._jobs.forget_active([job_id])
             return False
-        return await self._revive(job_id, job.request.model)
+        if (deadline := find_deadline(job)) is not None:
+            await self._jobs.set_deadline(job_id, deadline)
+        return await self._revive(job)
 
-    async def _revive(self, job_id: str, model: str) -> bool:
-        presence = await self._queue.presence(job_id, model)
+    async def _revive(self, job: Job) -> bool:
+        presence = await self._queue.presence(job)
         if presence == "present":
             return False
         # RQ moves jobs between lists, so one may briefly be in none: it is lost if it still is at the next check.
-        if presence == "unlisted" and job_id not in self._suspects:
+        if presence == "unlisted" and job.id not in self._suspects:
             return True
         # A worker records the end of a job before RQ deletes it: by now it may have done both.
-        job = await self._jobs.get(job_id)
-        if job is None or job.status in TERMINAL:
+        current = await self._jobs.get(job.id)
+        if current is None or current.status in TERMINAL:
             return False
-        if await self._queue.revive(job_id, model):
-            log.warning("job %s was %s in the queue and is enqueued again", job_id, presence)
+        if await self._dispatcher.revive(job):
+            log.warning("job %s was %s in the queue and is enqueued again", job.id, presence)
             self._metrics.jobs_revived.inc()
         return False
 
@@ -113,6 +118,7 @@ class Reconciler:
 
     async def _remove_orphans(self) -> None:
         waiting = await self._queue.list_waiting()
-        for job_id, job in zip(waiting, await self._jobs.get_many(waiting), strict=True):
+        jobs = await self._jobs.get_many([entry.job_id for entry in waiting])
+        for entry, job in zip(waiting, jobs, strict=True):
             if job is None or (isinstance(job, Job) and job.status in TERMINAL):
-                await self._queue.remove(job_id)
+                await self._queue.drop(entry)

@@ -34,7 +34,7 @@ class JobViews:
     async def show_all(self, jobs: Sequence[Job]) -> list[JobView]:
         """However many there are, their positions take one call, and what is served another once a second."""
         queued = [job for job in jobs if job.status == "queued"]
-        found = await self._queue.find_positions([(job.id, job.request.model) for job in queued])
+        found = await self._queue.find_positions(queued)
         positions = {job.id: position for job, position in zip(queued, found, strict=True)}
         offer = await self._catalog.read_recent() if queued else None
         return [self._view(job, positions.get(job.id), offer) for job in jobs]

@@ -160,7 +160,7 @@ async def cancel_job(job: LoadedJob, response: Response, services: ServicesDep) 
     log.info("job %s, %s, is to be canceled", job.id, job.status)
     job = await services.jobs.cancel(job, "canceled by a client")
     if job.status in TERMINAL:
-        await services.queue.remove(job.id)
+        await services.queue.remove(job)
     else:
         response.status_code = 202
     return await services.views.show(job)

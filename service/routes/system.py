@@ -12,10 +12,10 @@ from redis.exceptions import RedisError
 
 from api_schemas.answers import Readiness
 from service.dependencies import BackgroundDep, Services, ServicesDep
-from service.job_queue import Load
 from service.keys.caller import is_operator
 from service.openapi import problems
 from service.readiness import examine
+from service.rq_queues import Load
 
 router = APIRouter(tags=["system"])
 

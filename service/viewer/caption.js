@@ -17,9 +17,10 @@ export class Caption {
     byId("title").textContent = job.request.prompt || "No prompt";
     byId("facts").textContent = words.facts(job);
     byId("cancel").hidden = job.isOver;
-    byId("progress").hidden = job.status === "succeeded" || job.status === "failed";
-    byId("failure").hidden = job.status !== "failed";
-    byId("failure").textContent = job.error ? `Generation failed: ${job.error.message}` : "";
+    const failure = words.failure(job);
+    byId("progress").hidden = job.status === "succeeded" || failure !== "";
+    byId("failure").hidden = failure === "";
+    byId("failure").textContent = failure;
     byId("counts").textContent = words.counts(job);
     this.setState(words.state(job));
     this.drawTime(job);

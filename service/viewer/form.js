@@ -50,7 +50,8 @@ export class RequestForm {
     for (const name of ["seed", "model", "negative_prompt"]) {
       if (elements[name].value.trim()) request[name] = elements[name].value.trim();
     }
-    for (const name of ["steps", "guidance_scale", "dpi"]) {
+    if (elements.priority.value !== "normal") request.priority = elements.priority.value;
+    for (const name of ["steps", "guidance_scale", "dpi", "start_within_s", "finish_within_s"]) {
       if (elements[name].value) request[name] = Number(elements[name].value);
     }
     const advanced = this.readAdvanced();
@@ -98,6 +99,9 @@ export class RequestForm {
     elements.layout.value = request.layout;
     elements.steps.value = request.steps;
     elements.guidance_scale.value = request.guidance_scale;
+    elements.priority.value = request.priority;
+    elements.start_within_s.value = request.start_within_s ?? "";
+    elements.finish_within_s.value = request.finish_within_s ?? "";
     elements["advanced.num_modules"].value = request.advanced.num_modules ?? "";
     this.regions.fill(request);
     this.source.fill(request);

@@ -114,6 +114,10 @@ export class JobState {
       case "job.canceled":
         this.end("canceled", ts);
         break;
+      case "job.expired":
+        this.end("expired", ts);
+        this.error = data.error;
+        break;
     }
   }
 

@@ -3,7 +3,7 @@
 import { liveUrl, readJson } from "./api.js";
 import { unpackPreviews } from "./frames.js";
 
-const TERMINAL = new Set(["job.succeeded", "job.failed", "job.canceled"]);
+const TERMINAL = new Set(["job.succeeded", "job.failed", "job.canceled", "job.expired"]);
 const LONGEST_DELAY_MS = 8000;
 // Without a message for so long, the connection may be lost without a close event: it is replaced.
 const TIMEOUT_MS = 45000;

@@ -46,7 +46,7 @@ export function state(job) {
     case "failed":
       return "Failed";
     default:
-      return "No longer stored";
+      return "Expired";
   }
 }
 
@@ -62,6 +62,11 @@ function phase({ phase: name, step, steps, done, total, level, levels, canvas })
   if (name === "decode") return done ? `Decoding, band ${done} of ${total}` : "Decoding";
   if (name === "store") return "Storing";
   return "Starting";
+}
+
+export function failure({ status, error }) {
+  if (!error) return "";
+  return status === "expired" ? `Expired: ${error.message}` : `Generation failed: ${error.message}`;
 }
 
 export function counts({ tiles, tilesExpected }) {
@@ -91,4 +96,4 @@ export function ago(seconds) {
   return `${Math.floor(seconds / 86400)} d ago`;
 }
 
-export const short = { queued: "queued", processing: "running", succeeded: "", failed: "failed", canceled: "canceled", expired: "no longer stored" };
+export const short = { queued: "queued", processing: "running", succeeded: "", failed: "failed", canceled: "canceled", expired: "expired" };

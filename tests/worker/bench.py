@@ -22,6 +22,7 @@ from api_schemas.catalog import Cost
 from api_schemas.events import DurableEvent, JobQueued, QueuedData, Result, durable_event
 from api_schemas.generation import PicturePart, ResolvedRequest
 from api_schemas.job import TERMINAL, Job, begin, fold
+from api_schemas.waiting import ENQUEUE, name_keys, name_member
 from tests.worker.processes import find_children
 
 
@@ -41,13 +42,15 @@ class Bench:
         retries: int = 10,
         stored: dict[PicturePart, bytes] | None = None,
         queue_of: str | None = None,
+        key_id: str | None = None,
         **changes: object,
     ) -> str:
-        """Record and enqueue a job as the service does.
+        """Record a job, and put it into RQ's queue.
 
         Args:
             stored: pictures that came with it.
             queue_of: another model, whose queue it gets into.
+            key_id: it waits for the turn of this API key.
         """
         job_id = uuid.uuid4().hex
         for part, png in (stored or {}).items():
@@ -60,14 +63,23 @@ class Bench:
         )
         cost = Cost(tiles=4, megapixel_steps=1, vram_gib=1)
         event = JobQueued(
-            job_id=job_id, attempt=0, ts=time.time(), data=QueuedData(request=request, cost=cost)
+            job_id=job_id,
+            attempt=0,
+            ts=time.time(),
+            data=QueuedData(request=request, cost=cost, key_id=key_id or ""),
         )
         keys, arguments = wire.append_event(begin(event), event, after="")
         self.redis.eval(wire.APPEND_EVENT, len(keys), *keys, *arguments)
         queue = Queue(wire.queue_name(queue_of or request.model), connection=self.redis, serializer="json")
-        queue.enqueue(
-            wire.RUN_JOB, job_id, job_id=job_id, retry=Retry(max=retries), result_ttl=0, job_timeout=60
+        queued = queue.create_job(
+            wire.RUN_JOB, (job_id,), job_id=job_id, retry=Retry(max=retries), result_ttl=0, timeout=60
         )
+        if key_id is None:
+            queue.enqueue_job(queued)
+        else:
+            words = [word for pair in queued.to_dict().items() for word in pair]
+            told = [queue.name, request.model, name_member(begin(event)), "", *words]
+            self.redis.register_script(ENQUEUE)(name_keys(queue.name), told)
         return job_id
 
     def start_worker(

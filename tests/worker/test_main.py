@@ -14,6 +14,7 @@ import pyvips
 from api_schemas import wire
 from api_schemas.events import BandFinished, JobWarned, StepCompleted
 from api_schemas.stored import read_card
+from api_schemas.waiting import name_keys
 from tests.conftest import S3Server, free_ports
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench, result_of
@@ -57,6 +58,17 @@ def test_the_same_request_gives_the_same_bytes(shared_bench: Bench) -> None:
     picture = shared_bench.make()
     assert shared_bench.make() == picture
     assert shared_bench.make(prompt="other") != picture
+
+
+def test_jobs_start_in_the_turns_of_their_keys_without_a_service(shared_bench: Bench) -> None:
+    jobs = [shared_bench.submit(key_id=key_id, steps=8) for key_id in ("a", "a", "a", "b", "b")]
+    ended = [shared_bench.await_end(job_id) for job_id in jobs]
+    assert [job.status for job in ended] == ["succeeded"] * 5
+    first, *others = sorted(ended, key=lambda job: job.started_at or 0)
+    assert first.id == jobs[0]
+    assert [job.key_id for job in others] == ["b", "a", "b", "a"]
+    waiting, turns, _, limits, sizes, listed = name_keys(wire.queue_name("toy"))
+    assert shared_bench.redis.exists(waiting, turns, limits, sizes, listed) == 0
 
 
 def test_nothing_is_left_but_the_result(shared_bench: Bench) -> None:

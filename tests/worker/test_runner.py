@@ -1,6 +1,7 @@
 """One job from the queue to its last event, with an engine that does as a test says."""
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,32 @@ def test_a_canceled_job_stops_the_engine(bench: Bench, tmp_path: Path) -> None:
     job_id, engine = bench.submit(), ScriptedEngine(cancel)
     assert run(make_context(bench, engine, tmp_path), job_id) == "canceled"
     assert (bench.job(job_id).status, engine.stops) == ("canceled", 1)
+
+
+def test_a_job_that_misses_its_deadline_stops_the_engine_or_is_not_started(
+    bench: Bench, tmp_path: Path
+) -> None:
+    def linger(_: Generate) -> Iterator[Report]:
+        time.sleep(0.2)
+        yield complete_step(1)
+
+    def ask(_: Generate) -> Iterator[Report]:
+        bench.redis.set(wire.cancel_key(asked), wire.EXPIRED)  # by the service, whose clock is ahead
+        yield complete_step(1)
+
+    late = bench.submit(start_within_s=0.001)
+    time.sleep(0.01)
+    slow, asked = bench.submit(finish_within_s=0.2), bench.submit(start_within_s=1, finish_within_s=60)
+    for job_id, engine in (
+        (late, ScriptedEngine()), (slow, ScriptedEngine(linger)), (asked, ScriptedEngine(ask)),
+    ):  # fmt: skip
+        assert run(make_context(bench, engine, tmp_path), job_id) == "expired"
+        job = bench.job(job_id)
+        assert job.error is not None
+        assert (job.status, job.error.code, job.error.retryable) == ("expired", "deadline_missed", True)
+        assert engine.stops == 1
+    assert bench.types(late) == ["job.queued", "job.expired"]
+    assert bench.job(slow).attempt == 1
 
 
 def test_a_job_of_another_model_is_refused_before_the_engine_gets_it(bench: Bench, tmp_path: Path) -> None:

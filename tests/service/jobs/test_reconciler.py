@@ -32,6 +32,12 @@ def eventually(true: Callable[[], bool], timeout_s: float = 30) -> bool:
     return False
 
 
+def list_queued(queue: Queue) -> list[str]:
+    """Ids of jobs that wait: one for the worker, then the others."""
+    waiting = queue.connection.zrange(f"chorale:waiting:{queue.name}", 0, -1)
+    return queue.get_job_ids() + [member.decode().rpartition(":")[2] for member in waiting]
+
+
 def post(api: httpx.Client) -> str:
     return api.post("/v1/jobs", json={"prompt": "lava"}).json()["id"]
 
@@ -43,7 +49,7 @@ def test_a_recorded_job_that_the_queue_lost_is_queued_again(
     story.start(running)
     for job_id in (waiting, running):
         QueuedJob.fetch(job_id, connection=queue.connection, serializer="json").delete()
-    assert eventually(lambda: sorted(queue.get_job_ids()) == sorted([waiting, running]))
+    assert eventually(lambda: sorted(list_queued(queue)) == sorted([waiting, running]))
     revived = queue.fetch_job(waiting)
     assert revived is not None
     assert (revived.func_name, revived.retries_left) == (RUN_JOB, ServiceSettings().job_retries)
@@ -53,6 +59,7 @@ def test_a_job_that_is_known_but_in_no_list_is_queued_again(
     api: httpx.Client, story: Story, queue: Queue, redis: Redis
 ) -> None:
     job_id = post(api)
+    assert queue.get_job_ids() == [job_id]
     redis.delete(queue.key)  # popped by a worker that died in that moment, and its intermediate list lost
     assert eventually(lambda: queue.get_job_ids() == [job_id])
 
@@ -75,7 +82,7 @@ def test_an_ended_job_is_not_queued_again(
     story.fail(job_id)
     QueuedJob.fetch(job_id, connection=redis, serializer="json").delete()
     assert eventually(lambda: redis.smembers("chorale:active") == set())
-    assert queue.get_job_ids() == []
+    assert list_queued(queue) == []
 
 
 def test_a_running_job_is_left_alone(api: httpx.Client, story: Story, queue: Queue, redis: Redis) -> None:
@@ -88,16 +95,30 @@ def test_a_running_job_is_left_alone(api: httpx.Client, story: Story, queue: Que
         pipeline.execute()
     story.start(job_id)
     time.sleep(1)  # five passes
-    assert queue.get_job_ids() == []
+    assert list_queued(queue) == []
     assert QueuedJob.fetch(job_id, connection=redis, serializer="json").is_started
 
 
 def test_a_queued_job_without_a_record_is_dropped(
     api: httpx.Client, story: Story, queue: Queue, redis: Redis
 ) -> None:
-    kept, lost = post(api), post(api)
-    redis.delete(job_key(lost))
-    assert eventually(lambda: queue.get_job_ids() == [kept])
+    first, kept, lost = post(api), post(api), post(api)
+    redis.delete(job_key(first), job_key(lost))
+    assert eventually(lambda: list_queued(queue) == [kept])
+
+
+def test_jobs_that_wait_are_put_back_from_their_records(
+    api: httpx.Client, story: Story, queue: Queue, redis: Redis
+) -> None:
+    """Into the order in which they came: the queue server lost its last second, say, or a key is of another type."""
+    first, *waiting = [post(api) for _ in range(4)]
+    assert list_queued(queue) == [first, *waiting]
+    redis.delete(*(f"chorale:{name}:{queue.name}" for name in ("waiting", "turns", "served")))
+    assert eventually(lambda: list_queued(queue) == [first, *waiting])
+    redis.delete(f"chorale:waiting:{queue.name}")
+    redis.set(f"chorale:waiting:{queue.name}", "x")
+    assert eventually(lambda: redis.type(f"chorale:waiting:{queue.name}") == b"zset")
+    assert eventually(lambda: list_queued(queue) == [first, *waiting])
 
 
 def test_what_rq_is_just_deleting_stops_neither_cancel_nor_the_others(
@@ -110,8 +131,8 @@ def test_what_rq_is_just_deleting_stops_neither_cancel_nor_the_others(
     answer = api.post(f"/v1/jobs/{canceled}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
     QueuedJob.fetch(lost, connection=redis, serializer="json").delete()
-    assert eventually(lambda: sorted(queue.get_job_ids()) == sorted([fading, lost]))
-    assert QueuedJob.fetch(fading, connection=redis, serializer="json").is_queued
+    assert eventually(lambda: sorted(list_queued(queue)) == sorted([fading, lost]))
+    assert eventually(lambda: redis.hget(QueuedJob.key_for(fading), "status") == b"queued")
     assert api.get("/readyz").json()["background"] == {}
 
 
