@@ -26,6 +26,7 @@ from worker.context import JOB_CONTEXT, JobContext
 from worker.errors import FencedError, ResourceError
 from worker.events import EventLog
 from worker.janitor import Janitor, publish_card, set_aside
+from worker.native_memory import give_back
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelRefused
 from worker.queued_job import QueuedJob
@@ -160,6 +161,7 @@ class EngineWorker(SimpleWorker):
         finally:
             JOB_CONTEXT.reset(token)
             self._current = None
+            give_back()
 
     def _finalize_success(self, job: RqJob, queue: Queue, execution: Execution, return_value: object) -> None:
         if return_value == RELEASED:

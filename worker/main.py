@@ -32,6 +32,7 @@ from worker.errors import EngineLostError, ModelRefusedError, ResourceError, Wor
 from worker.janitor import set_aside
 from worker.machine import Machine
 from worker.marking import Marking
+from worker.native_memory import keep_little
 from worker.patience import PatientRetry
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelLoaded, ModelRefused
@@ -50,6 +51,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """Exit codes: 0 stopped as told, 1 the engine process died while loading, 2 refused settings or model."""
+    keep_little()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
     spare_loopback(os.environ)

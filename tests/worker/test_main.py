@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pyvips
 
 from api_schemas import wire
@@ -18,7 +20,7 @@ from api_schemas.waiting import name_keys
 from tests.conftest import S3Server, free_ports
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.bench import Bench, result_of
-from tests.worker.processes import find_engine, is_running
+from tests.worker.processes import command_of, find_children, find_engine, is_running
 from worker.settings import WorkerSettings
 from worker.storage import Storage
 
@@ -80,6 +82,40 @@ def test_nothing_is_left_but_the_result(shared_bench: Bench) -> None:
         lambda: all(key.startswith(prefix) for key in shared_bench.files(job_id)), "tidy store"
     )
     shared_bench.await_that(lambda: shared_bench.scratch() == [], "tidy scratch folder")
+
+
+def test_little_is_kept_in_memory_of_jobs_that_have_ended(shared_bench: Bench) -> None:
+    png = pyvips.Image.gaussnoise(256, 256).cast("uchar").bandjoin([0, 0]).write_to_buffer(".png")
+    shared_bench.make(
+        **{"width_px": 256, "height_px": 256, "output_format": "jpeg", "source": {}, "mask": MASK},
+        stored={"source_image": png},
+        pictures={"source_image": {"sha256": "5" * 64, "width_px": 256, "height_px": 256}},
+    )
+    shared_bench.await_that(lambda: shared_bench.scratch() == [], "tidy scratch folder")
+    (worker,) = (child for child in find_children(os.getpid()) if "worker.main" in command_of(child))
+    for process in (worker, find_engine(worker)):
+        assert count_heaps(process) == 2  # sixteen held 500 MiB after an hour of mixed pictures
+        assert [file for file in files_below(shared_bench.store.parent, process) if "(deleted)" in file] == []
+
+
+MASK = {"rectangle": {"left_px": 64, "top_px": 96, "width_px": 96, "height_px": 64}, "feather_px": 8}
+
+
+def count_heaps(pid: int) -> int:
+    """Of glibc: the first lies behind the program, others in 64 MiB each at a multiple of that (HEAP_MAX_SIZE)."""
+    maps = psutil.Process(pid).memory_maps(grouped=False)
+    spans = [[int(side, 16) for side in each.addr.split("-")] for each in maps]
+    pairs = pairwise(spans)  # what is used of a heap, and what is not
+    return 1 + sum(start % HEAP == 0 and end < start + HEAP <= last for (start, end), (_, last) in pairs)
+
+
+HEAP = 64 << 20
+
+
+def files_below(folder: Path, pid: int) -> list[str]:
+    """That a process has open, deleted ones too; proc_pid_fd(5)."""
+    names = (os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir())
+    return [name for name in names if name.startswith(str(folder))]
 
 
 def test_previews_of_the_whole_canvas_are_kept_for_late_viewers(shared_bench: Bench) -> None:

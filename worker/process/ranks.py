@@ -25,6 +25,7 @@ from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group, ProcessGroup, SingleRank
 from worker.errors import DeviceRefusedError, JobFailedError
+from worker.native_memory import keep_little
 from worker.process.failures import describe
 from worker.process.generation import complete_plan, generate_job
 from worker.process.protocol import LOST_RANK_EXIT, Failed, Generate, ModelRefused
@@ -68,6 +69,7 @@ class RankReady:
 def serve_rank(pipe: Connection, source: ModelSource, config: RankConfig) -> None:
     """Answer the leader until it is gone."""
     die_with_parent()
+    keep_little()
     try:
         try:
             ready = make_ready(source, config.device)

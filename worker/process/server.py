@@ -8,6 +8,7 @@ from worker.adapters.source import ModelSource
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.engine.errors import RankLostError
 from worker.errors import DiskFullError
+from worker.native_memory import keep_little
 from worker.process.failures import describe
 from worker.process.protocol import Generate, ModelLoaded, ModelRefused, Report, Stopped
 from worker.process.ranks import RankProcesses, die_with_parent
@@ -26,6 +27,7 @@ def serve(
 ) -> None:
     """Answer commands until the consumer is gone; this process is the leader of all ranks."""
     die_with_parent()
+    keep_little()
     with RankProcesses(source, devices) as ranks:
         try:
             ready = _load(pipe, source, devices[0], decode_memory_mb, ranks, digested=digested)
