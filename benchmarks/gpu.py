@@ -39,8 +39,8 @@ from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import StageBegan
 from worker.engine.ranks import ProcessGroup, SingleRank
 from worker.engine.stitch import Band
+from worker.picture_writer import PictureWriter
 from worker.process.files import ImageFile
-from worker.result import PictureWriter
 
 TILE_TFLOP = 6.76  # of SDXL's UNet for one 1024 px tile, one branch
 

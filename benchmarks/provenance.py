@@ -28,8 +28,8 @@ from provenance.manifest import Claim, ManifestSigner
 from provenance.trial import make_trial
 from provenance.watermark import add_watermark
 from worker.marking import Marking
+from worker.picture_writer import PictureWriter
 from worker.process.files import ImageFile
-from worker.result import PictureWriter
 
 _ROWS: Final = 512
 _SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png"})

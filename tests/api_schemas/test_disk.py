@@ -16,8 +16,8 @@ from api_schemas.generation import (
 )
 from worker.adapters.toy import Toy
 from worker.engine.plan import BitDepth
+from worker.picture_writer import SUFFIXES, PictureWriter
 from worker.process.files import ImageFile
-from worker.result import SUFFIXES, PictureWriter
 from worker.source_files import write_source
 
 

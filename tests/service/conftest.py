@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from redis import Redis
 
 from chorale.key_records import KeyRecords
-from service.main import create_app, server_config
+from service.app import create_app
+from service.main import server_config
 from service.settings import ServiceSettings
 from tests.service.tenants import RESULT, Tenants, bearer
 from tests.story import Story

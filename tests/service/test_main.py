@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from chorale.key_records import KeyRecords
-from service.main import create_app
+from service.app import create_app
 from service.settings import ServiceSettings
 from tests.conftest import free_ports
 from tests.service.conftest import Serve

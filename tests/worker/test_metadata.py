@@ -16,8 +16,8 @@ from PIL.ExifTags import IFD, Base
 
 from api_schemas.generation import OutputFormat, ResolvedRequest
 from worker.metadata import PictureMetadata, describe_picture, png_chunks, xmp_packet
+from worker.picture_writer import SUFFIXES, PictureWriter
 from worker.process.files import ImageFile
-from worker.result import SUFFIXES, PictureWriter
 
 LI = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 DESCRIPTION = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"

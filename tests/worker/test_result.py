@@ -17,9 +17,10 @@ from api_schemas.layout import PYRAMID_OVERLAP_PX, PYRAMID_TILE_PX
 from worker.colors import ColorFix
 from worker.engine.plan import BitDepth
 from worker.metadata import PictureMetadata, describe_picture
+from worker.picture_writer import SUFFIXES, PictureWriter, needs_bigtiff
 from worker.process.files import ImageFile
 from worker.process.protocol import Generated
-from worker.result import SUFFIXES, PictureWriter, ResultWriter, needs_bigtiff
+from worker.result import ResultWriter
 from worker.settings import WorkerSettings
 from worker.storage import Storage
 

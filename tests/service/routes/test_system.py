@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from api_schemas.errors import Problem
 from api_schemas.wire import MODELS_KEY
-from service.main import create_app
+from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.story import CARD, Story
