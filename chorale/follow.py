@@ -23,7 +23,8 @@ def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -
         client.wait(job.id)
     except KeyboardInterrupt:
         hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
-        console.print(hint, soft_wrap=True, highlight=False)
+        # A console that is interrupted while it prints may keep back all that follows.
+        open_notes().print(hint, soft_wrap=True, highlight=False)
         raise
     print(client.download(job.id, path))
     if dzi:

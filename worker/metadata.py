@@ -20,10 +20,10 @@ _PLAIN = re.compile("[\n\x20-\x7e]*")  # other control characters have no place 
 _SRGB = 1  # EXIF 3.0, ColorSpace
 _PNG_XMP = "XML:com.adobe.xmp"  # keyword, as ISO 16684-1, 7.6, has it
 # What is told apart from the settings, and what does not change the picture.
-_NO_SETTINGS = {
+_NO_SETTINGS = dict.fromkeys((
     "prompt", "negative_prompt", "seed", "model", "embed_metadata", "layout_reason",
     "priority", "start_within_s", "finish_within_s",
-}  # fmt: skip
+), True) | {"pictures": {"__all__": {"size_bytes"}}}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from service.jobs.intake import draw_job_id
 from service.jobs.retention import Retention
 from service.metrics import Metrics
 from service.quotas.usage import UsageStore
+from service.rq_queues import RqQueues
 from service.settings import ServiceSettings
 from service.unreadable import UnreadableRecords
 from tests.conftest import S3Server
@@ -161,7 +162,7 @@ def remove_older(settings: ServiceSettings, keep_s: float) -> None:
         with Redis.from_url(settings.redis_url) as blocking:
             async with AsyncRedis.from_url(settings.redis_url) as client:
                 unreadable = UnreadableRecords(Metrics())
-                queue = JobQueue(client, blocking, unreadable, timeout_s=1, retries=1)
+                queue = JobQueue(client, RqQueues(blocking, unreadable, timeout_s=1, retries=1))
                 images = ImageStore.open(settings)
                 usage = UsageStore(client)
                 jobs = JobStore(client, unreadable)

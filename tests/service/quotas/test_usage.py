@@ -170,7 +170,7 @@ def test_use_and_refusals_are_those_of_the_rule(
 async def _create(stores: Stores, rule: Rule, age_s: float, steps: float, sent_bytes: int) -> None:
     event = queued(steps, sent_bytes, time.time() - age_s)
     lack = rule.find_lack(steps)
-    made = await stores.jobs.create(event, rule.quota)
+    made = await stores.jobs.create(event, quota=rule.quota)
     if lack is None:
         assert isinstance(made, Job)
         rule.entries.append(Entry(made.id, event.ts, steps, sent_bytes))
@@ -227,7 +227,7 @@ def test_of_many_requests_at_once_none_gets_a_place_that_is_not_there(
         async with AsyncRedis.from_url(valkey) as client:
             other = JobStore(client, UnreadableRecords(Metrics()))
             made = await asyncio.gather(
-                *(store.create(queued(2.0, 100), quota) for store in [stores.jobs, other] * 12)
+                *(store.create(queued(2.0, 100), quota=quota) for store in [stores.jobs, other] * 12)
             )
         kept = [job for job in made if isinstance(job, Job)]
         assert len(kept) == places
@@ -240,7 +240,7 @@ def test_of_many_requests_at_once_none_gets_a_place_that_is_not_there(
             2.0 * places,
             100 * places,
         )
-        assert isinstance(await stores.jobs.create(queued(2.0, 100, key_id=OTHER), quota), Job)
+        assert isinstance(await stores.jobs.create(queued(2.0, 100, key_id=OTHER), quota=quota), Job)
 
     ask(valkey, call)
     assert len(redis.keys("chorale:job:*")) == places + 1
@@ -251,8 +251,8 @@ def test_a_job_that_is_written_twice_is_counted_once(valkey: str) -> None:
 
     async def call(stores: Stores) -> None:
         event, quota = queued(2.0, 100), Quota(queued_jobs=1, megapixel_steps_per_day=2, store_bytes=1)
-        first = await stores.jobs.create(event, quota)
-        assert await stores.jobs.create(event, quota) == first
+        first = await stores.jobs.create(event, quota=quota)
+        assert await stores.jobs.create(event, quota=quota) == first
         used = await stores.usage.read(KEY)
         assert (used.queued_jobs, used.megapixel_steps, used.store_bytes) == (1, 2.0, 100)
 
@@ -301,7 +301,7 @@ def test_garbage_in_an_account_hinders_no_job(valkey: str, redis: Redis, poison:
             story.succeed(ends.id, result(50))
             jobs = [story.job(job.id) for job in (waits, runs, ends)]
             assert [job.status for job in jobs] == ["queued", "processing", "succeeded"]
-            assert isinstance(await stores.jobs.create(queued(), Quota(queued_jobs=1000)), Job)
+            assert isinstance(await stores.jobs.create(queued(), quota=Quota(queued_jobs=1000)), Job)
             await stores.usage.read(KEY)
             await stores.usage.settle(jobs)
             assert {job.id.encode() for job in jobs[:2]} <= await stores.usage.list_open(KEY)
