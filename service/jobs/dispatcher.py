@@ -3,23 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final
 
 from redis.exceptions import RedisError
 
 from api_schemas.job import Job
+from api_schemas.keys import Quota
 from service.job_queue import JobQueue
 
 _INTERVAL_S: Final = 0.5
 log = logging.getLogger(__name__)
-
-
-class Quota(Protocol):
-    """What is asked of the quota of a key; None is unlimited."""
-
-    @property
-    def concurrent_jobs(self) -> int | None: ...
-
 
 QuotaOf = Callable[[str], Awaitable[Quota | None]]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from service.keys.record import ApiKey
+from api_schemas.keys import ApiKey
 
 CALLER: Final = "caller"
 CREDENTIAL: Final = "chorale.credential"

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from service.keys.record import Scope
+from api_schemas.keys import Scope
 
 # The page and its files hold nothing of anybody; signed links are credentials themselves.
 _OPEN: Final = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/session"})

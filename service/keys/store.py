@@ -12,10 +12,9 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api_schemas.keys import TICKET_LIFETIME_S, StoredKey, digest_secret, read_key
+from api_schemas.keys import TICKET_LIFETIME_S, ApiKey, StoredKey, digest_secret, read_key
 from api_schemas.stored import UnreadableRecordError, read_stored
 from api_schemas.wire import KEYS_KEY, api_key_key, session_key, ticket_key
-from service.keys.record import ApiKey
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 SESSION_LIFETIME_S: Final = 7 * 86_400

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from api_schemas.answers import JobPage, JobView
 from api_schemas.errors import FieldError
 from api_schemas.job import TERMINAL, Job, JobStatus
+from api_schemas.keys import ApiKey
 from service.dependencies import LoadedJob, ServicesDep, SlotDep
 from service.errors import (
     BadRequestError,
@@ -29,7 +30,6 @@ from service.errors import (
 from service.http.bodies import release_body
 from service.jobs.submission import Submission, read_submission
 from service.keys.caller import CallerDep, key_id_of, reaches, reaches_all
-from service.keys.record import ApiKey
 from service.openapi import SUBMISSION_BODY, problems
 
 MAX_WAIT_S: Final = 60

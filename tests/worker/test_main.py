@@ -32,7 +32,7 @@ def test_a_job_ends_as_a_picture_with_its_pyramid(shared_bench: Bench) -> None:
     picture = shared_bench.picture(job)
     assert hashlib.sha256(picture).hexdigest() == result.sha256
     assert result.size_bytes == len(picture)
-    stored = [shared_bench.store / key for key in shared_bench.files(job.id)]
+    stored = [shared_bench.store / key for key in shared_bench.files(result.pyramid_key)]
     assert result.stored_bytes == sum(path.stat().st_size for path in stored) > len(picture)
     assert f"{result.pyramid_key}/image.dzi" in shared_bench.files()
     assert f"{result.pyramid_key}/image_files/10/1_1.jpg" in shared_bench.files()
