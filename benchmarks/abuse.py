@@ -28,7 +28,8 @@ import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 
 from api_schemas.events import TilePreviewed, TilePreviewedData
-from api_schemas.wire import pack_preview, previews_key
+from api_schemas.preview_frames import pack_preview
+from api_schemas.wire import previews_key
 from benchmarks.api_process import Api, run_api
 from benchmarks.untrusted import encode_png
 

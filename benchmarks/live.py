@@ -23,14 +23,8 @@ from redis import Redis
 from websockets.asyncio.client import connect
 
 from api_schemas.events import TilePreviewed, TilePreviewedData
-from api_schemas.wire import (
-    LIVE_KEY,
-    LIVE_MAXLEN,
-    PREVIEW_BATCH_TYPE,
-    pack_preview,
-    previews_key,
-    unpack_preview,
-)
+from api_schemas.preview_frames import PREVIEW_BATCH_TYPE, pack_preview, unpack_preview
+from api_schemas.wire import LIVE_KEY, LIVE_MAXLEN, previews_key
 from benchmarks.api_process import run_api
 
 CELL_PX = 512

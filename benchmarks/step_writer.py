@@ -7,16 +7,8 @@ from redis import Redis
 
 from api_schemas.events import StepCompleted, StepCompletedData, TilePreviewed, TilePreviewedData
 from api_schemas.job import Job, apply
-from api_schemas.wire import (
-    APPEND_EVENT,
-    LIVE_KEY,
-    LIVE_MAXLEN,
-    RECORD,
-    append_event,
-    job_key,
-    pack_preview,
-    read_job,
-)
+from api_schemas.preview_frames import pack_preview
+from api_schemas.wire import APPEND_EVENT, LIVE_KEY, LIVE_MAXLEN, RECORD, append_event, job_key, read_job
 
 PREVIEW_BYTES = 2000
 

@@ -11,7 +11,7 @@ import httpx
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from websockets.exceptions import InvalidStatus, ProxyError
 
-from api_schemas import wire
+from api_schemas import preview_frames
 from api_schemas.answers import JobView, Readiness, Snapshot
 from api_schemas.errors import Problem
 from api_schemas.events import TERMINAL_TYPES, DurableEvent, Result, TilePreviewed
@@ -182,7 +182,9 @@ def read_update(text: str) -> Update:
 def read_previews(message: bytes) -> list[Preview]:
     """One binary message of a job's WebSocket."""
     try:
-        return [Preview(*wire.unpack_preview(frame)) for frame in wire.unpack_batch(message)]
+        return [
+            Preview(*preview_frames.unpack_preview(frame)) for frame in preview_frames.unpack_batch(message)
+        ]
     except ValueError as error:
         raise UnexpectedAnswerError(f"unknown binary message: {error}") from error
 

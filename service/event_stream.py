@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api_schemas.job import Job
-from api_schemas.wire import previews_key, unpack_preview
+from api_schemas.preview_frames import unpack_preview
+from api_schemas.wire import previews_key
 from service.job_store import JobStore
 from service.live.hub import LiveHub, join_frames
 from service.live.log import JobLog, LogGapError

@@ -34,6 +34,7 @@ from api_schemas.events import (
 )
 from api_schemas.generation import ResolvedRequest
 from api_schemas.job import Job, apply, begin
+from api_schemas.preview_frames import pack_preview
 from api_schemas.wire import (
     APPEND_EVENT,
     JOBS_KEY,
@@ -46,7 +47,6 @@ from api_schemas.wire import (
     events_key,
     job_key,
     jobs_of_key,
-    pack_preview,
     previews_key,
 )
 

@@ -8,7 +8,7 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from api_schemas import wire
+from api_schemas import preview_frames, wire
 from api_schemas.events import (
     BandFinished,
     BandFinishedData,
@@ -131,7 +131,7 @@ class EventLog:
                 event = TilePreviewed(
                     job_id=self.job_id, attempt=self.job.attempt, ts=time.time(), data=cell.data
                 )
-                frame = wire.pack_preview(event, cell.jpeg)
+                frame = preview_frames.pack_preview(event, cell.jpeg)
                 place = f"{cell.data.left_px},{cell.data.top_px}"
                 pipeline.xadd(
                     wire.LIVE_KEY,

@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 
 from api_schemas.events import TilePreviewedData
 from api_schemas.layout import PREVIEW_CELL_PX
+from api_schemas.preview_frames import unpack_preview
 from api_schemas.pyramid import Window
-from api_schemas.wire import previews_key, unpack_preview
+from api_schemas.wire import previews_key
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 _BACKGROUND: Final = 40

@@ -37,9 +37,7 @@ class Deadlines:
         for job_id, job in zip(due, await self._jobs.get_many(due), strict=True):
             if isinstance(job, Job) and job.status not in TERMINAL:
                 await self._look_at(job)
-            elif not isinstance(
-                job, Exception
-            ):  # it has ended, or was deleted; another version may read the others
+            elif job is None or isinstance(job, Job):  # another version may read the others
                 await self._jobs.set_deadline(job_id, None)
 
     async def _look_at(self, job: Job) -> None:

@@ -10,7 +10,8 @@ from typing import Final, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from api_schemas.wire import LIVE_KEY, pack_batch
+from api_schemas.preview_frames import pack_batch
+from api_schemas.wire import LIVE_KEY
 from service.job_meter import JobMeter
 from service.live.subscription import Subscription
 from service.messages import EventMessage, read_event

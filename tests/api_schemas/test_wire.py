@@ -39,7 +39,8 @@ from api_schemas.events import (
     durable_event,
 )
 from api_schemas.job import TERMINAL, Progress, fold
-from api_schemas.wire import LIVE_KEY, pack_batch, pack_preview, unpack_batch, unpack_preview
+from api_schemas.preview_frames import pack_batch, pack_preview, unpack_batch, unpack_preview
+from api_schemas.wire import LIVE_KEY
 from tests.story import Story
 
 _ids = (f"job{number}" for number in itertools.count())

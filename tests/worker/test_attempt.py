@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from api_schemas import wire
+from api_schemas import preview_frames, wire
 from api_schemas.errors import ErrorCode
 from api_schemas.events import (
     BandFinishedData,
@@ -117,7 +117,7 @@ def test_every_message_of_previews_is_published_and_confirmed_once(bench: Bench,
     engine, job_id = run_script(bench, tmp_path, *reports)
     assert engine.commands[1:] == [PreviewsPublished(), PreviewsPublished()]
     frames = bench.redis.hgetall(wire.previews_key(job_id)).values()
-    events = [wire.unpack_preview(frame)[0] for frame in frames]
+    events = [preview_frames.unpack_preview(frame)[0] for frame in frames]
     assert {(event.data.top_px, event.data.left_px) for event in events} == set(places)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
-from api_schemas import wire
+from api_schemas import preview_frames, wire
 from api_schemas.events import (
     BandFinished,
     BandFinishedData,
@@ -109,7 +109,7 @@ def test_previews_go_to_live_readers_and_late_ones(bench: Bench) -> None:
     data = TilePreviewedData(left_px=512, top_px=0, width_px=512, height_px=256, phase="denoise", step=3)
     log.publish_previews([PreviewCell(data, b"jpeg")])
     (frame,) = bench.redis.hgetall(wire.previews_key(job_id)).values()
-    event, image = wire.unpack_preview(frame)
+    event, image = preview_frames.unpack_preview(frame)
     assert (event.job_id, event.attempt, event.data, image) == (job_id, 1, data, b"jpeg")
     live = [fields for _, fields in bench.redis.xrange(wire.LIVE_KEY) if b"frame" in fields]
     assert live == [{b"job": job_id.encode(), b"frame": frame}]

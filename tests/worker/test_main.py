@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pyvips
 
-from api_schemas import wire
+from api_schemas import preview_frames, wire
 from api_schemas.events import BandFinished, JobWarned, StepCompleted
 from api_schemas.stored import read_card
 from api_schemas.waiting import name_keys
@@ -122,7 +122,7 @@ def test_previews_of_the_whole_canvas_are_kept_for_late_viewers(shared_bench: Be
     job_id = shared_bench.submit(width_px=1280, height_px=1024)
     shared_bench.await_end(job_id)
     frames = shared_bench.redis.hgetall(wire.previews_key(job_id))
-    cells = {key.decode(): wire.unpack_preview(frame) for key, frame in frames.items()}
+    cells = {key.decode(): preview_frames.unpack_preview(frame) for key, frame in frames.items()}
     assert sorted(cells) == ["0,0", "0,512", "1024,0", "1024,512", "512,0", "512,512"]
     event, jpeg = cells["1024,512"]
     assert (event.data.width_px, event.data.height_px, event.data.phase) == (256, 512, "decode")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from api_schemas.wire import LIVE_KEY, unpack_batch
+from api_schemas.preview_frames import unpack_batch
+from api_schemas.wire import LIVE_KEY
 from service.live.hub import MAX_BATCH_BYTES, LiveHub, join_frames
 from service.live.subscription import MAX_EVENTS, MAX_PREVIEW_BYTES, Subscription
 from service.messages import EventMessage

@@ -10,7 +10,7 @@ from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from api_schemas.wire import unpack_batch, unpack_preview
+from api_schemas.preview_frames import unpack_batch, unpack_preview
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.service.routes.following import (
