@@ -141,6 +141,11 @@ def session_key(digest: str) -> str:
     return f"chorale:session:{digest}"
 
 
+def sessions_of_key(key_id: str) -> str:
+    """The digests of its sessions, by when they were opened."""
+    return f"chorale:sessions:{key_id}"
+
+
 def ticket_key(digest: str) -> str:
     return f"chorale:ticket:{digest}"
 

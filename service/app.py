@@ -21,6 +21,7 @@ from service.dependencies import Services
 from service.disk_space import DiskSpace
 from service.event_stream import EventStream
 from service.http import middleware, problems
+from service.http.call_counter import CallCounter
 from service.http.rate_limits import RateLimitMiddleware
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
@@ -164,6 +165,7 @@ def _build_services(
         images=images,
         space=space,
         known_keys=known_keys,
+        calls=CallCounter(RateLimiter(client), metrics),
         usage=counts,
         previews=PreviewCanvas(client, unreadable),
         links=links,
@@ -203,8 +205,7 @@ def _add_doors(app: FastAPI, settings: ServiceSettings, metrics: Metrics, keys: 
     openapi.install(app)
     # The innermost of all: it counts the calls of whom the next one has let in.
     services: Services = app.state.services
-    limiter = RateLimiter(services.redis)
-    app.add_middleware(RateLimitMiddleware, keys=services.known_keys, limiter=limiter, metrics=metrics)
+    app.add_middleware(RateLimitMiddleware, keys=services.known_keys, calls=services.calls)
     # Around it, and inside of all others: a refusal is counted, has its id and is told to other sites.
     app.add_middleware(KeyMiddleware, keys=keys)
     # Of all pictures of a body: masks of regions are small.

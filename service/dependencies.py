@@ -14,6 +14,7 @@ from service.catalog import ModelCatalog
 from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, JobNotFoundError
 from service.event_stream import EventStream
+from service.http.call_counter import CallCounter
 from service.http.shedding import SLOT, Slot
 from service.http.signed_urls import LinkSigner
 from service.image_store import ImageStore
@@ -55,6 +56,7 @@ class Services:
     images: ImageStore
     space: DiskSpace
     known_keys: KnownKeys
+    calls: CallCounter
     usage: UsageStore
     previews: PreviewCanvas
     links: LinkSigner

@@ -14,13 +14,27 @@ from redis.exceptions import RedisError
 
 from api_schemas.keys import TICKET_LIFETIME_S, ApiKey, StoredKey, digest_secret, read_key
 from api_schemas.stored import UnreadableRecordError, read_stored
-from api_schemas.wire import KEYS_KEY, api_key_key, session_key, ticket_key
+from api_schemas.wire import KEYS_KEY, api_key_key, session_key, sessions_of_key, ticket_key
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 SESSION_LIFETIME_S: Final = 7 * 86_400
+_SESSIONS: Final = 20  # of one key; the oldest end
 _FRESH_S: Final = 1.0  # so long a key may work after it was revoked
 _REMEMBERED: Final = 10_000
 _WORD: Final = re.compile(r"[0-9a-f]{12}\.[0-9a-f]{64}")
+# KEYS: a new session, and those of its key.  ARGV: digests of the secret and of the word, lifetime in s, sessions that
+# stay, and what names of sessions begin with. What is no list of sessions makes way for one.
+_OPEN: Final = """
+if redis.call('TYPE', KEYS[2]).ok ~= 'zset' then redis.call('DEL', KEYS[2]) end
+local now = redis.call('TIME')
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
+redis.call('ZADD', KEYS[2], now[1] * 1000000 + now[2], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+for _, name in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1 - ARGV[4])) do
+  redis.call('DEL', ARGV[5] .. name)
+  redis.call('ZREM', KEYS[2], name)
+end
+"""
 _stored = TypeAdapter(StoredKey)
 Holder = tuple[str, str]  # id of a key, and digest of the secret by which a stream was opened
 _Answer = bytes | RedisError | None
@@ -52,6 +66,7 @@ class KeyStore:
 
     def __init__(self, redis: Redis, unreadable: UnreadableRecords, *, always: bool) -> None:
         self._redis = redis
+        self._open = redis.register_script(_OPEN)
         self._unreadable = unreadable
         self._always = always
         self._exist = False
@@ -117,15 +132,26 @@ class KeyStore:
         }
 
     async def open_session(self, credential: Credential) -> str:
-        """A word for the cookie of a browser; worth as much as the secret that it was opened with, and as long."""
+        """A word for the cookie of a browser; worth as much as the secret that it was opened with, and as long.
+
+        The oldest of the key's sessions end if there are more than twenty.
+        """
         word, name = credential.write_word()
-        await self._redis.set(session_key(name), credential.digest, ex=SESSION_LIFETIME_S)
+        await self._open(
+            keys=[session_key(name), sessions_of_key(credential.key.id)],
+            args=[credential.digest, name, SESSION_LIFETIME_S, _SESSIONS, session_key("")],
+        )
         return word
 
     async def close_session(self, word: str) -> None:
+        if not _WORD.fullmatch(word):
+            return
         name = digest_secret(word)
         self._recent.pop(name, None)
-        await self._redis.delete(session_key(name))
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.delete(session_key(name))
+            pipeline.zrem(sessions_of_key(word.partition(".")[0]), name)
+            await pipeline.execute()
 
     async def write_ticket(self, credential: Credential, job_id: str) -> str:
         """A word that opens one stream of this job, once."""

@@ -33,11 +33,15 @@ async def show_session(request: Request, caller: CallerDep) -> Session:
     response_model=Session,
     responses=problems(BadRequestError, InvalidRequestError, UnauthenticatedError),
 )
-async def sign_in(body: SignIn, request: Request, response: Response, services: ServicesDep) -> Session:
-    """Exchange a key for the cookie of a session, which ends after seven days, or with the key."""
+async def sign_in(
+    body: SignIn, request: Request, response: Response, caller: CallerDep, services: ServicesDep
+) -> Session:
+    """Exchange a key for the cookie of a session, which ends after seven days, with the key, or with 20 newer ones."""
     credential = await services.keys.find_by_key(body.key.strip())
     if credential is None:
         raise UnauthenticatedError("this is no API key of this service, or it was revoked", given=True)
+    if caller is None or caller.id != credential.key.id:  # else it was counted on the way in
+        response.headers.update(await services.calls.count(credential.key))
     response.set_cookie(
         COOKIE,
         await services.keys.open_session(credential),
