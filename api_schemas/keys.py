@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Scope = Literal["create", "read", "admin"]
 TICKET_LIFETIME_S: Final = 30
+MAX_FORMER_SECRETS: Final = 5
 
 _KEY = re.compile(r"chorale_([0-9a-f]{12})_([0-9a-f]{64})")
 _SECRETS = re.compile(r"(chorale_[0-9a-f]{12}_)[0-9a-zA-Z]+|([?&]ticket=)[^&\s]+")
@@ -42,25 +43,35 @@ class ApiKey(BaseModel):
     revoked_at: float | None = None
 
 
+class FormerSecret(BaseModel):
+    """One that was replaced, by its digest; accepted until then, Unix time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    until: float
+
+
 class StoredKey(BaseModel):
     """A key at rest.
 
     Args:
         digest: of its secret.
-        former_digest: of the secret before, which is accepted until `former_until`, Unix time.
+        former: secrets before it that clients may still have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: ApiKey
     digest: str
-    former_digest: str = ""
-    former_until: float = 0.0
+    former: tuple[FormerSecret, ...] = ()
 
     def accepts(self, digest: str, now: float) -> bool:
         """Whether a secret with this digest is the key's."""
         is_present = compare_digest(digest, self.digest)
-        is_former = compare_digest(digest, self.former_digest) and now < self.former_until
+        is_former = any(
+            compare_digest(digest, former.digest) and now < former.until for former in self.former
+        )
         return self.key.revoked_at is None and (is_present or is_former)
 
 

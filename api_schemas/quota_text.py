@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Final
 
 from api_schemas.keys import Quota
 
 _WHOLE: Final = r"(\d{1,15})"
 _NUMBER: Final = r"(\d{1,15}(?:\.\d{1,15})?)"
+# The largest first.
 _BYTES: Final[Mapping[str, int]] = {
-    "": 1, "B": 1,
-    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+    "TiB": 2**40, "TB": 10**12, "GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6,
+    "KiB": 2**10, "KB": 10**3, "B": 1,
 }  # fmt: skip
 # name -> (field of Quota, form of its value, what that form is called)
 _FORMS: Final[Mapping[str, tuple[str, str, str]]] = {
@@ -44,10 +45,9 @@ def read_quota(text: str) -> Quota:
 
 def write_quota(quota: Quota) -> str:
     """A text from which `read_quota` makes the same quota."""
-    endings = {"calls": "/min", "megapixel_steps": "/day", "store": "B"}
     values = quota.model_dump(exclude_none=True)
     told = {name: values[field] for name, (field, *_) in _FORMS.items() if field in values}
-    return ",".join(f"{name}={_write_number(value)}{endings.get(name, '')}" for name, value in told.items())
+    return ",".join(f"{name}={_write_value(name, value)}" for name, value in told.items())
 
 
 def _read_part(part: str) -> tuple[str, float]:
@@ -66,9 +66,20 @@ def _count(match: re.Match[str]) -> float | None:
     number, *unit = match.groups()
     if not unit:
         return float(number) if "." in number else int(number)
-    factor = _BYTES.get(unit[0].upper())
-    return None if factor is None else int(float(number) * factor)
+    factors = {name.upper(): factor for name, factor in _BYTES.items()} | {"": 1}
+    factor = factors.get(unit[0].upper())
+    return None if factor is None else int(Decimal(number) * factor)
 
 
-def _write_number(value: float) -> str:
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
+def _write_value(name: str, value: float) -> str:
+    if name == "store":
+        return _write_bytes(int(value))
+    endings = {"calls": "/min", "megapixel_steps": "/day"}
+    number = f"{value:.15g}" if isinstance(value, float) else str(value)
+    return f"{number}{endings.get(name, '')}"
+
+
+def _write_bytes(size: int) -> str:
+    """In the largest unit of which it is a whole number."""
+    unit, factor = next((unit, factor) for unit, factor in _BYTES.items() if size % factor == 0)
+    return f"{size // factor}{unit}"

@@ -23,6 +23,7 @@ ChoraleError
 ├── KeyRecordError           an API key of this service
 │   ├── NoSuchKeyError
 │   ├── TakenNameError       another key in use has this name
+│   ├── FormerSecretsError   too many of its secrets are accepted already
 │   └── UnreadableKeyError   its record is damaged
 ├── TimedOutError            the wait timed out, the job continues
 └── StackError               the stack of this machine
@@ -167,6 +168,16 @@ class TakenNameError(KeyRecordError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is a key {name} already: give another name, or `chorale keys rotate` it")
+
+
+class FormerSecretsError(KeyRecordError):
+    """Too many secrets of a key are accepted already."""
+
+    def __init__(self, name: str, allowed: int, wait_s: float) -> None:
+        super().__init__(
+            f"{name} has {allowed} former secrets that are still accepted, and may have no more: the first ends in"
+            f" {wait_s:.0f} s, and `chorale keys rotate` without --overlap ends all"
+        )
 
 
 class UnreadableKeyError(KeyRecordError):

@@ -10,7 +10,9 @@ from redis import Redis
 from redis.client import Pipeline
 
 from api_schemas.keys import (
+    MAX_FORMER_SECRETS,
     ApiKey,
+    FormerSecret,
     Quota,
     Scope,
     StoredKey,
@@ -19,8 +21,9 @@ from api_schemas.keys import (
     draw_secret,
     write_key,
 )
+from api_schemas.webhook import webhook_key
 from api_schemas.wire import KEYS_KEY, api_key_key
-from chorale.errors import NoSuchKeyError, TakenNameError, UnreadableKeyError
+from chorale.errors import FormerSecretsError, NoSuchKeyError, TakenNameError, UnreadableKeyError
 
 
 class KeyRecords:
@@ -35,17 +38,20 @@ class KeyRecords:
         Raises:
             TakenNameError: a key of this name is in use.
         """
-        if any(key.name == name and key.revoked_at is None for key in self.list_all()):
-            raise TakenNameError(name)
         key = ApiKey(
             id=draw_key_id(), name=name, scopes=scopes, quota=quota or Quota(), created_at=time.time()
         )
         secret = draw_secret()
         stored = StoredKey(key=key, digest=digest_secret(secret))
-        with self._redis.pipeline(transaction=True) as transaction:  # pyright: ignore[reportUnknownMemberType]
+
+        def write(transaction: Pipeline) -> None:
+            if any(other.name == name and other.revoked_at is None for other in self.list_all()):
+                raise TakenNameError(name)
+            transaction.multi()
             transaction.set(api_key_key(key.id), stored.model_dump_json())
             transaction.zadd(KEYS_KEY, {key.id: key.created_at})
-            transaction.execute()
+
+        self._redis.transaction(write, KEYS_KEY)  # pyright: ignore[reportUnknownMemberType]
         return write_key(key.id, secret)
 
     def list_all(self) -> Sequence[ApiKey]:
@@ -57,7 +63,7 @@ class KeyRecords:
         return found
 
     def revoke(self, name: str) -> ApiKey:
-        """Let nobody in by this key any more; revoking twice changes nothing.
+        """Let nobody in by this key any more, and forget its webhook; revoking twice changes nothing.
 
         Raises:
             NoSuchKeyError: there is none of this name.
@@ -70,34 +76,48 @@ class KeyRecords:
 
         return self._change(name, revoke).key
 
-    def rotate(self, name: str, overlap_s: float) -> str:
-        """Give a key another secret.
-
-        Args:
-            overlap_s: how long the one before is accepted too.
+    def limit(self, name: str, quota: Quota) -> ApiKey:
+        """Give a key another quota.
 
         Raises:
             NoSuchKeyError: there is none of this name, or it was revoked.
         """
-        secret, until = draw_secret(), time.time() + overlap_s
+
+        def limit(stored: StoredKey) -> StoredKey:
+            _require_live(stored, name)
+            return stored.model_copy(update={"key": stored.key.model_copy(update={"quota": quota})})
+
+        return self._change(name, limit).key
+
+    def rotate(self, name: str, overlap_s: float) -> str:
+        """Give a key another secret.
+
+        Args:
+            overlap_s: how long the one before is accepted too, besides those that were promised time earlier; with
+                0 all of them end.
+
+        Raises:
+            NoSuchKeyError: there is none of this name, or it was revoked.
+            FormerSecretsError: too many of them are accepted already.
+        """
+        secret, now = draw_secret(), time.time()
 
         def rotate(stored: StoredKey) -> StoredKey:
-            if stored.key.revoked_at is not None:
-                raise NoSuchKeyError(f"{name}, which was revoked")
-            changes = {"digest": digest_secret(secret), "former_digest": stored.digest, "former_until": until}
-            return stored.model_copy(update=changes)
+            _require_live(stored, name)
+            former = _list_former(stored, name, now, overlap_s) if overlap_s else ()
+            return stored.model_copy(update={"digest": digest_secret(secret), "former": former})
 
         return write_key(self._change(name, rotate).key.id, secret)
 
     def delete(self, name: str) -> str:
-        """Forget a key, and give its id. Its jobs stay, for keys with the scope admin.
+        """Forget a key with its webhook, and give its id. Its jobs stay, for keys with the scope admin.
 
         Raises:
             NoSuchKeyError: there is none of this name.
         """
         key_id = self._find(name)
         with self._redis.pipeline(transaction=True) as transaction:  # pyright: ignore[reportUnknownMemberType]
-            transaction.delete(api_key_key(key_id))
+            transaction.delete(api_key_key(key_id), webhook_key("key", key_id))
             transaction.zrem(KEYS_KEY, key_id)
             transaction.execute()
         return key_id
@@ -111,6 +131,8 @@ class KeyRecords:
             changed[:] = [change(self._read(key_id))]
             transaction.multi()
             transaction.set(api_key_key(key_id), changed[0].model_dump_json())
+            if changed[0].key.revoked_at is not None:
+                transaction.delete(webhook_key("key", key_id))
 
         self._redis.transaction(write, api_key_key(key_id))  # pyright: ignore[reportUnknownMemberType]
         return changed[0]
@@ -134,3 +156,25 @@ class KeyRecords:
             return StoredKey.model_validate_json(body or b"", extra="ignore")
         except ValidationError as error:
             raise UnreadableKeyError(key_id) from error
+
+
+def _require_live(stored: StoredKey, name: str) -> None:
+    """
+    Raises:
+        NoSuchKeyError: it was revoked.
+    """
+    if stored.key.revoked_at is not None:
+        raise NoSuchKeyError(f"{name}, which was revoked")
+
+
+def _list_former(stored: StoredKey, name: str, now: float, overlap_s: float) -> tuple[FormerSecret, ...]:
+    """Those whose time has not run out, and the present one.
+
+    Raises:
+        FormerSecretsError: these are too many.
+    """
+    kept = [former for former in stored.former if former.until > now]
+    if len(kept) >= MAX_FORMER_SECRETS:
+        wait_s = min(former.until for former in kept) - now
+        raise FormerSecretsError(name, MAX_FORMER_SECRETS, wait_s)
+    return (*kept, FormerSecret(digest=stored.digest, until=now + overlap_s))

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.keys import Quota, Scope
-from api_schemas.quota_text import read_quota
+from api_schemas.quota_text import read_quota, write_quota
 from chorale import installed
 from chorale.data_folder import DataFolder
 from chorale.errors import NoConnectionError
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 Name = Annotated[str, Argument(metavar="KEY", help="Name, id, or the visible part of the key: chorale_ID.")]
 _ANSWER_S = 10.0
+_UNLIMITED = "none"
 
 
 @app.command()
@@ -67,7 +68,7 @@ def show_keys(data: Data = None) -> None:
 
 @app.command()
 def revoke(key: Name, data: Data = None) -> None:
-    """Refuse a key from now on, with its sessions and streams, within about a second. Its jobs stay."""
+    """Refuse a key from now on, with its sessions and streams, within about a second. Its jobs stay, its webhook goes."""
     with _open_keys(data) as keys:
         revoked = keys.revoke(key)
     print(f"{show(revoked.name)} (chorale_{revoked.id}) is revoked")
@@ -77,13 +78,35 @@ def revoke(key: Name, data: Data = None) -> None:
 def rotate(
     key: Name,
     overlap: Annotated[
-        float, Option(min=0, max=30 * 86_400, help="Seconds for which the old secret is accepted too.")
+        float,
+        Option(
+            min=0,
+            max=30 * 86_400,
+            help="Seconds for which the old secret is accepted too; by 0 earlier ones that still are end as well.",
+        ),
     ] = 0,
     data: Data = None,
 ) -> None:
     """Give a key another secret, and print it, this once. Sessions of the old one end with it."""
     with _open_keys(data) as keys:
         _print_once(keys.rotate(key, overlap))
+
+
+@app.command("quota")
+def change_quota(
+    key: Name,
+    quota: Annotated[
+        str, Option(help="All limits of the key from now on, as of `create`; none is unlimited.")
+    ],
+    data: Data = None,
+) -> None:
+    """Give a key another quota, within about five seconds. It takes the place of all limits that the key had."""
+    if not quota.strip():
+        raise OptionError(f"--quota: limits, as in calls=600/min,store=50GB, or {_UNLIMITED}")
+    limits = _read_limits(quota)
+    with _open_keys(data) as keys:
+        changed = keys.limit(key, limits)
+    print(f"{show(changed.name)} (chorale_{changed.id}): {write_quota(changed.quota) or 'unlimited'}")
 
 
 @app.command()
@@ -155,7 +178,7 @@ def _read_limits(text: str) -> Quota:
         OptionError: a part of it is no limit.
     """
     try:
-        return read_quota(text)
+        return read_quota("" if text == _UNLIMITED else text)
     except ValueError as error:
         raise OptionError(f"--quota {error}") from error
 

@@ -35,6 +35,13 @@ def test_what_is_written_is_read_again(quota: Quota) -> None:
 
 
 @pytest.mark.parametrize(
+    "size", ["50GB", "20GiB", "1500KB", "1TiB", "1001B", "999999999999999B", "98765432123456KiB"]
+)
+def test_sizes_are_written_as_they_were_given(size: str) -> None:
+    assert write_quota(read_quota(f"store={size}")) == f"store={size}"
+
+
+@pytest.mark.parametrize(
     ("size", "expected"),
     [("1", 1), ("7B", 7), ("1.5 kb", 1500), ("2MB", 2 * 10**6), ("3GiB", 3 << 30), ("0.5TiB", 1 << 39)],
 )
