@@ -8,7 +8,6 @@ from io import TextIOWrapper
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.job import JobStatus
@@ -28,7 +27,7 @@ from chorale.errors import ChoraleError
 from chorale.follow import follow_job
 from chorale.plain_text import show
 from chorale.server_options import Data, Key, Url, find_server, open_notes, open_server
-from chorale.tables import lay_jobs
+from chorale.tables import lay_jobs, print_table
 
 _FAILED, _WRONG_OPTION = 1, 2
 
@@ -259,7 +258,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     with Client(find_server(url, data), api_key=key) as client:
-        Console().print(lay_jobs(client.list(status=status, limit=limit).data))
+        print_table(lay_jobs(client.list(status=status, limit=limit).data))
 
 
 @app.command()

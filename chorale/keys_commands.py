@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.keys import Quota, Scope
@@ -18,7 +17,7 @@ from chorale.errors import NoConnectionError
 from chorale.picture_options import OptionError
 from chorale.plain_text import show
 from chorale.server_options import Data, open_notes
-from chorale.tables import lay_keys
+from chorale.tables import lay_keys, print_table
 
 if TYPE_CHECKING:  # it needs what a client alone has not
     from chorale.key_records import KeyRecords
@@ -63,12 +62,12 @@ def create(
 def show_keys(data: Data = None) -> None:
     """List all keys, without their secrets."""
     with _open_keys(data) as keys:
-        Console().print(lay_keys(keys.list_all()))
+        print_table(lay_keys(keys.list_all()))
 
 
 @app.command()
 def revoke(key: Name, data: Data = None) -> None:
-    """Refuse a key from now on, with its sessions and streams, within about a second. Its jobs stay, its webhook goes."""
+    """Refuse a key, its sessions and streams within about a second. Its jobs stay, its webhook goes."""
     with _open_keys(data) as keys:
         revoked = keys.revoke(key)
     print(f"{show(revoked.name)} (chorale_{revoked.id}) is revoked")
@@ -78,12 +77,7 @@ def revoke(key: Name, data: Data = None) -> None:
 def rotate(
     key: Name,
     overlap: Annotated[
-        float,
-        Option(
-            min=0,
-            max=30 * 86_400,
-            help="Seconds for which the old secret is accepted too; by 0 earlier ones that still are end as well.",
-        ),
+        float, Option(min=0, max=30 * 86_400, help="Seconds for which the old secret works too; 0 ends all.")
     ] = 0,
     data: Data = None,
 ) -> None:
@@ -100,7 +94,7 @@ def change_quota(
     ],
     data: Data = None,
 ) -> None:
-    """Give a key another quota, within about five seconds. It takes the place of all limits that the key had."""
+    """Give a key another quota, in place of all its limits, within about five seconds."""
     if not quota.strip():
         raise OptionError(f"--quota: limits, as in calls=600/min,store=50GB, or {_UNLIMITED}")
     limits = _read_limits(quota)

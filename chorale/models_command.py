@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from api_schemas.allow_list import ModelKind
@@ -12,7 +11,7 @@ from chorale.allow_list import AllowListFile
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.server_options import Data, Key, Url, find_server
-from chorale.tables import lay_allowed, lay_models
+from chorale.tables import lay_allowed, lay_models, print_table
 
 app = typer.Typer(help="List served models, or edit the allow-list of this machine.")
 File = Annotated[
@@ -28,7 +27,7 @@ def show_served(context: typer.Context, url: Url = None, key: Key = None, data: 
     """List served models, or edit the allow-list of this machine."""
     if context.invoked_subcommand is None:
         with Client(find_server(url, data), api_key=key) as client:
-            Console().print(lay_models(client.models()))
+            print_table(lay_models(client.models()))
 
 
 @app.command()
@@ -53,7 +52,7 @@ def add(
 def show_allowed(file: File = None, data: Data = None) -> None:
     """List the entries of the allow-list."""
     allow_list = AllowListFile(file or DataFolder(data).models_file)
-    Console().print(lay_allowed(allow_list.read()))
+    print_table(lay_allowed(allow_list.read()))
 
 
 @app.command()

@@ -1,8 +1,10 @@
 """Jobs and models as tables."""
 
+import sys
 import time
 from collections.abc import Iterable
 
+from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -15,6 +17,12 @@ from chorale.plain_text import show
 
 _STYLES = {"succeeded": "green", "failed": "red", "processing": "cyan", "canceled": "dim", "expired": "dim"}
 _PROMPT_LENGTH = 48
+_WHOLE_LINES = 100_000
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; into a file or another program, with whole lines."""
+    Console(width=None if sys.stdout.isatty() else _WHOLE_LINES).print(table)
 
 
 def lay_jobs(jobs: Iterable[JobView]) -> Table:
@@ -71,7 +79,8 @@ def lay_allowed(allow_list: AllowList) -> Table:
 
 def lay_keys(keys: Iterable[ApiKey]) -> Table:
     """One line a key."""
-    table = Table("key", "name", "scopes", "quota", "made", "revoked", box=None, header_style="dim")
+    whole = Column("key", no_wrap=True, min_width=20)
+    table = Table(whole, "name", "scopes", "quota", "made", "revoked", box=None, header_style="dim")
     now = time.time()
     for key in keys:
         table.add_row(

@@ -36,7 +36,8 @@ class EventStream:
         """Everything after event `after`; ends after the terminal event, when the server stops, or with its key.
 
         Args:
-            holder: of the API key that asks: key id and digest of the secret; None where no keys are used.
+            holder: of the API key that asks: key id and digest of the secret, both empty where no keys are required;
+                None for an answer that ends with its job.
         """
         log = JobLog(self._redis, self._jobs, job, after)
         with self._hub.subscribe(job.id, previews=previews, holder=holder) as subscription:

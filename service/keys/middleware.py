@@ -12,7 +12,7 @@ from service.http.problems import answer, answer_unavailable
 from service.http.sites import is_own_page
 from service.keys.caller import CALLER, CREDENTIAL, KEYS_REQUIRED
 from service.keys.doors import find_followed_job, find_needed_scope
-from service.keys.store import Credential, Holder, KeyStore
+from service.keys.store import NOBODY, Credential, Holder, KeyStore
 
 COOKIE: Final = "chorale_session"
 TICKET: Final = "ticket"
@@ -95,10 +95,10 @@ def get_credential(connection: HTTPConnection) -> Credential | None:
     return connection.scope.get(CREDENTIAL)
 
 
-def get_holder(connection: HTTPConnection) -> Holder | None:
+def get_holder(connection: HTTPConnection) -> Holder:
     """Whose key it was, and which of its secrets: when that is accepted no more, streams end."""
     credential = get_credential(connection)
-    return credential.holder if credential else None
+    return credential.holder if credential else NOBODY
 
 
 def name_path(scope: Scope) -> str:

@@ -37,6 +37,7 @@ end
 """
 _stored = TypeAdapter(StoredKey)
 Holder = tuple[str, str]  # id of a key, and digest of the secret by which a stream was opened
+NOBODY: Final[Holder] = "", ""  # of a stream that was opened while no keys were required
 _Answer = bytes | RedisError | None
 
 
@@ -122,14 +123,18 @@ class KeyStore:
         return stored.key if stored else None
 
     async def find_ended(self, holders: Collection[Holder]) -> set[Holder]:
-        """Those of them that are accepted no more."""
-        stored = await self._read_all([key_id for key_id, _ in holders])
+        """Those of them that are accepted no more; nobody is not, once keys are required."""
+        keyed = [holder for holder in holders if holder != NOBODY]
+        stored = await self._read_all([key_id for key_id, _ in keyed])
         now = time.time()
-        return {
+        ended = {
             holder
-            for holder, present in zip(holders, stored, strict=True)
+            for holder, present in zip(keyed, stored, strict=True)
             if present is None or not present.accepts(holder[1], now)
         }
+        if NOBODY in holders and await self.find_whether_required(is_given=True):
+            ended.add(NOBODY)
+        return ended
 
     async def open_session(self, credential: Credential) -> str:
         """A word for the cookie of a browser; worth as much as the secret that it was opened with, and as long.

@@ -1,4 +1,4 @@
-"""Ends the event streams of keys that are accepted no more."""
+"""Ends the event streams of keys that are accepted no more, and without a key once there is one."""
 
 import asyncio
 import logging

@@ -32,7 +32,8 @@ class Subscription:
     """Holds little: what does not fit is dropped and fetched again from Redis when the client is ready.
 
     Args:
-        holder: of the API key by which it was opened, if keys are used: key id and digest of the secret.
+        holder: of the API key by which a client opened it: key id and digest of the secret, both empty where no
+            keys were required; None for the service itself.
     """
 
     def __init__(self, *, previews: bool, holder: tuple[str, str] | None = None) -> None:

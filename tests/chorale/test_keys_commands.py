@@ -1,6 +1,9 @@
 """`chorale keys`, as an operator uses it."""
 
+import os
 import re
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +150,16 @@ def test_a_quota_is_changed_as_a_whole_and_may_be_none(valkey: str, redis: Redis
     for name in ("ann", "zoe"):
         refused = run("quota", name, "--quota", "queued=3", url=valkey).exception
         assert isinstance(refused, NoSuchKeyError)
+
+
+def test_a_list_that_another_program_reads_has_whole_lines(valkey: str) -> None:
+    quota = "calls=600/min,concurrent=2,queued=100,megapixel_steps=5000/day,store=50GB"
+    key = make("create", "the studio on the second floor", "--quota", quota, url=valkey)
+    command = [sys.executable, "-m", "chorale.cli", "keys", "list"]
+    environment = os.environ | {"CHORALE_REDIS_URL": valkey, "COLUMNS": "80"}
+    listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in listed.splitlines() if key.rpartition("_")[0] in line]
+    assert quota.replace(",", ", ") in line
 
 
 @pytest.mark.parametrize("scope", ["", "write", "read,write", ",", "READ"])

@@ -1,12 +1,14 @@
 """Streams end with the key that opened them."""
 
 import json
+from contextlib import ExitStack
 
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from chorale.key_records import KeyRecords
 from tests.service.routes.following import JOB, ws_url
 from tests.service.tenants import Tenants, bearer
 from tests.story import Story
@@ -28,3 +30,21 @@ def test_open_streams_end_with_their_key_and_no_others(tenants: Tenants, story: 
         assert "event: job.queued" in list(events.iter_lines())  # it ends too
         story.start(JOB)
         assert json.loads(other.recv(timeout=30))["type"] == "job.started"
+
+
+def test_streams_of_nobody_end_once_there_is_a_key(
+    api: httpx.Client, records: KeyRecords, story: Story, url: str
+) -> None:
+    story.queue(JOB)
+    with ExitStack() as streams:
+        socket = streams.enter_context(connect(ws_url(url)))
+        events = streams.enter_context(httpx.stream("GET", f"{url}/v1/jobs/{JOB}/events", timeout=30))
+        assert json.loads(socket.recv(timeout=30))["type"] == "job.queued"
+        with pytest.raises(TimeoutError):  # there is none, and they go on
+            socket.recv(timeout=1.2)
+        key = records.create("operator", frozenset({"read", "admin"}))
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=10)
+        assert list(events.iter_lines())[-1] == ""
+    with connect(ws_url(url), additional_headers=bearer(key)) as socket:
+        assert json.loads(socket.recv(timeout=30))["type"] == "job.queued"
