@@ -3,9 +3,9 @@
 from typing import Final
 
 from redis.exceptions import RedisError
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ScopeMissingError, ServiceError, UnauthenticatedError
 from service.http.problems import answer, answer_unavailable
@@ -48,7 +48,7 @@ class KeyMiddleware:
         if refusal is not None:
             return await answer(scope, refusal)(scope, receive, send)
         scope[KEYS_REQUIRED] = self._keys.are_required
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, keep_private(send) if self._keys.are_required else send)
 
     async def _admit(self, scope: Scope, path: str) -> ServiceError | None:
         """Why it is refused, if it is."""
@@ -88,6 +88,19 @@ class KeyMiddleware:
     def _passes_without_queue(self, path: str) -> bool:
         """Readiness and metrics say that the queue server is away."""
         return path == "/readyz" or (path == "/metrics" and not self._keys.are_required)
+
+
+def keep_private(send: Send) -> Send:
+    """Have caches give no answer to the bearer of another key: on the way back browsers ask them first."""
+
+    async def send_marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.add_vary_header("Authorization, Cookie")
+            headers.setdefault("Cache-Control", "no-store")
+        await send(message)
+
+    return send_marked
 
 
 def get_credential(connection: HTTPConnection) -> Credential | None:

@@ -30,7 +30,7 @@ const lineage = new Lineage((id) => go(id));
 const recent = new RecentList(byId("recent"), byId("recent-empty"), (id) => go(id));
 
 addEventListener("popstate", () => openAddress());
-document.addEventListener("visibilitychange", () => document.hidden || recent.refresh());
+document.addEventListener("visibilitychange", () => document.hidden || lookAgain());
 setInterval(() => document.hidden || recent.refresh(), LOOK_MS);
 openAddress();
 // On a phone the keyboard would cover the page.
@@ -38,6 +38,11 @@ if (!location.search && matchMedia("(min-width: 56rem)").matches) byId("prompt")
 recent.refresh();
 loadModels();
 loadAccount();
+
+function lookAgain() {
+  recent.refresh();
+  loadAccount();
+}
 
 async function submit(request, picture) {
   form.setBusy(true);

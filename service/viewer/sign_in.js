@@ -6,6 +6,7 @@ const NO_ANSWER = "The server does not answer.";
 
 let asking = null;
 let signIns = 0;
+let holder = null; // id of the key whose things may be on this page; "" where none is needed
 
 export const countSignIns = () => signIns;
 
@@ -14,14 +15,13 @@ export function askForKey(since) {
   if (signIns > since) return Promise.resolve();
   asking ??= new Promise((resolve) => {
     const signedIn = (session) => {
+      if (isOthers(session)) return leave(); // what waits is not done by another's key
       asking = null;
       signIns += 1;
-      dialog.removeEventListener("cancel", stay);
       dialog.close();
       showAccount(session);
       resolve();
     };
-    dialog.addEventListener("cancel", stay);
     dialog.querySelector("form").onsubmit = (event) => {
       event.preventDefault();
       signIn(signedIn);
@@ -37,14 +37,19 @@ export async function loadAccount() {
   const response = await fetch("v1/session").catch(() => null);
   if (!response?.ok) return;
   const session = await response.json();
+  if (isOthers(session)) return leave(); // signed in in another tab
   if (signIns === since) showAccount(session);
   if (session.keys_required && !session.key) askForKey(since);
 }
 
 byId("sign-out").addEventListener("click", async () => {
   await fetch("v1/session", { method: "DELETE" }).catch(() => null);
-  location.assign("./"); // with nothing of what was shown
+  leave();
 });
+
+// Behind the dialog there is nothing to go back to. Browsers let a second Escape through.
+dialog.addEventListener("cancel", (event) => event.preventDefault());
+dialog.addEventListener("close", () => asking && !dialog.open && dialog.showModal());
 
 async function signIn(signedIn) {
   const field = byId("key");
@@ -68,12 +73,16 @@ function refuse(text) {
   if (text) byId("key").select();
 }
 
-function showAccount({ key }) {
+const isOthers = ({ key }) => holder !== null && key !== null && holder !== key.id;
+
+function showAccount({ key, keys_required }) {
+  if (key || !keys_required) holder = key?.id ?? "";
   byId("account").hidden = !key;
   byId("account-name").textContent = key ? key.name : "";
 }
 
-// Behind the dialog there is nothing to go back to.
-function stay(event) {
-  event.preventDefault();
+// For a page with nothing of what was shown, not even by way back.
+function leave() {
+  addEventListener("pageshow", () => location.reload());
+  location.assign("./");
 }

@@ -85,6 +85,15 @@ def test_a_job_of_another_key_is_nowhere(tenants: Tenants, made: str, url: str) 
     open_socket(ws_url(url), additional_headers=bearer(tenants.key(tenants.ann)))
 
 
+def test_no_cache_gives_what_is_of_one_key_to_another(tenants: Tenants, made: str) -> None:
+    """By RFC 9111: what a cache may keep at all is for requests with the same key or cookie."""
+    for path in ("", "/image", "/tiles/0/0_0"):
+        headers = tenants.ann.get(f"/v1/jobs/{JOB}{path}").headers
+        assert {"authorization", "cookie"} <= set(re.split(r",\s*", headers["Vary"].lower()))
+        assert {"private", "no-store"} & set(re.split(r",\s*", headers["Cache-Control"]))
+    assert tenants.ann.get("/v1/session").headers["Cache-Control"] == "no-store"
+
+
 def test_nobody_begins_with_the_picture_of_another_key(tenants: Tenants, made: str, story: Story) -> None:
     request = {"prompt": "lava", "source": {"job": JOB}}
     refused, unknown = (
