@@ -13,6 +13,7 @@ ErrorCode = Literal[
     "conflict",
     "idempotency_mismatch",
     "not_ready",
+    "job_canceled",
     "result_expired",
     "result_damaged",
     "record_unreadable",

@@ -19,6 +19,7 @@ ServiceError
 ├── NotReadyError              the job has no picture yet
 ├── ResultNeverError           the job ended without a picture
 ├── JobFailedError             the job that a request waits for has failed
+├── JobCanceledError           it was canceled
 ├── ResultExpiredError         the picture is no longer stored
 ├── ResultDamagedError         what is stored is not what the job has made
 ├── RangeNotSatisfiableError
@@ -131,6 +132,9 @@ class ResultNeverError(ServiceError):
 class JobFailedError(ServiceError): ...
 
 
+class JobCanceledError(ServiceError): ...
+
+
 class RangeNotSatisfiableError(ServiceError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the picture has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
@@ -187,6 +191,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     NotReadyError: (409, "not_ready", True),
     ResultNeverError: (409, "not_ready", False),
     JobFailedError: (500, "engine_failed", False),
+    JobCanceledError: (409, "job_canceled", False),
     ResultExpiredError: (410, "result_expired", False),
     ResultDamagedError: (410, "result_damaged", False),
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),

@@ -21,6 +21,7 @@ from api_schemas.events import Result
 from api_schemas.wire import JOBS_KEY
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
+from tests.service.tenants import Tenants
 from tests.story import CARD, Story
 
 
@@ -183,7 +184,25 @@ def test_a_job_that_fails_is_the_clients_exception_and_is_not_made_again(
     with pytest.raises(kind) as failure:
         asked.result(timeout=30)
     assert job_id in str(failure.value)
+    assert failure.value.code == ("engine_failed" if late else "job_canceled")
     assert find_jobs(story) == [job_id]
+
+
+def test_who_waits_is_refused_once_the_key_is_revoked_and_the_jobs_go_on(
+    tenants: Tenants, url: str, story: Story, pool: ThreadPoolExecutor
+) -> None:
+    client = connect(url, api_key=tenants.key(tenants.ann), max_retries=2)
+    asked = pool.submit(client.images.generate, prompt="x")
+    stream = client.images.generate(prompt="x", stream=True)
+    jobs = find_jobs(story, 2)
+    tenants.records.revoke("ann")
+    with pytest.raises(openai.APIError) as ended:
+        list(stream)
+    assert (ended.value.code, ended.value.type) == ("invalid_api_key", "authentication_error")
+    with pytest.raises(openai.AuthenticationError) as refused:
+        asked.result(timeout=30)
+    assert refused.value.code == "invalid_api_key"
+    assert {story.job(job_id).status for job_id in jobs} == {"queued"}
 
 
 def test_what_takes_long_is_kept_alive_and_whole(
