@@ -21,7 +21,9 @@ from service.keys.store import Holder, KeyStore
 from service.messages import Message, Restarting
 
 _RETRY_S: Final = 1
-_ENDED: Final = "this API key is accepted no more: it was revoked, or its secret replaced, while its client waited"
+_ENDED: Final = (
+    "this API key is accepted no more: it was revoked, or its secret replaced, while its client waited"
+)
 
 
 @dataclass(frozen=True, slots=True)
