@@ -69,7 +69,7 @@ def test_verify_tells_files_apart_by_its_exit_code(tmp_path: Path, trial: TrialF
 def test_an_assertion_of_others_is_no_description_of_ours(
     tmp_path: Path, trial: TrialFiles, made: object
 ) -> None:
-    path = sign(tmp_path / "image.png", trial, made)  # pyright: ignore[reportArgumentType]
+    path = sign(tmp_path / "image.png", trial, made)
     code, told = verify(path, "--trust", trial.authority)
     assert (code, "valid, and signed by one that you trust" in told) == (0, True)
 
