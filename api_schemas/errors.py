@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ErrorCode = Literal[
     "invalid_json",
+    "invalid_form",
     "invalid_request",
     "not_found",
     "model_not_found",

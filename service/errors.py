@@ -1,7 +1,8 @@
 """What can go wrong in the service, and the one table that turns it into HTTP.
 
 ServiceError
-├── BadRequestError            the request's form is wrong
+├── BadRequestError            the request's body is no JSON
+├── InvalidFormError           it is no form, where one is announced
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
 ├── AmbiguousLengthError       a body of two lengths
@@ -52,6 +53,9 @@ class _RetryLaterError(ServiceError):
 
 
 class BadRequestError(ServiceError): ...
+
+
+class InvalidFormError(ServiceError): ...
 
 
 class InvalidRequestError(ServiceError):
@@ -174,6 +178,7 @@ class UnavailableError(_RetryLaterError): ...
 # exception -> (status, code, whether the same request may succeed later)
 STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     BadRequestError: (400, "invalid_json", False),
+    InvalidFormError: (400, "invalid_form", False),
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
     AmbiguousLengthError: (400, "invalid_request", False),

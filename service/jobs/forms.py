@@ -5,10 +5,9 @@ from typing import Final
 
 from fastapi import Request
 from starlette.datastructures import FormData
-from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.errors import UnavailableError
+from service.errors import InvalidFormError, UnavailableError
 from service.images.received import open_scratch
 
 _RETRY_AFTER_S: Final = 60
@@ -25,7 +24,7 @@ async def read_form(
         most_fields: that are no files.
 
     Raises:
-        HTTPException: 400, the form is broken, or has too many parts.
+        InvalidFormError: it is broken, or has too many parts.
         UnavailableError: the disk is full, or the folder cannot be written.
     """
     parser = _DiskParser(
@@ -39,7 +38,7 @@ async def read_form(
     try:
         return await parser.parse()
     except MultiPartException as error:
-        raise HTTPException(400, error.message) from error
+        raise InvalidFormError(f"the form cannot be read: {error.message}") from error
     except OSError as error:
         why = f"pictures cannot be taken in: {error.strerror}"
         raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error

@@ -102,7 +102,7 @@ async def read_submission(
         folder: where pictures are meanwhile.
 
     Raises:
-        BadRequestError: it cannot be decoded.
+        BadRequestError, InvalidFormError: it cannot be decoded.
         InvalidRequestError: a part is missing, is too much, or is too large.
         RequestValidationError: a value is refused.
         UnavailableError: pictures cannot be written to the folder.

@@ -15,6 +15,7 @@ from service.errors import (
     BadRequestError,
     ConflictError,
     IdempotencyMismatchError,
+    InvalidFormError,
     InvalidRequestError,
     JobCanceledError,
     JobFailedError,
@@ -58,6 +59,7 @@ _RESPONSES: Responses = {
     },
     **openai_failures(
         BadRequestError,
+        InvalidFormError,
         InvalidRequestError,
         IdempotencyMismatchError,
         ConflictError,

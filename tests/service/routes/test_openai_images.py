@@ -130,6 +130,33 @@ def test_what_cannot_be_done_is_refused_by_its_parameter(api: httpx.Client, url:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+def test_who_names_an_unknown_field_of_a_form_is_told_which_there_are(url: str, story: Story) -> None:
+    schema = httpx.get(f"{url}/openapi.json").json()["paths"]["/v1/images/edits"]["post"]["requestBody"]
+    described = schema["content"]["multipart/form-data"]["schema"]["properties"]
+    for extra in ({"cfg": 1}, {"chorale": {"cfg": 1}}):
+        with pytest.raises(openai.BadRequestError) as refusal:
+            connect(url).images.edit(image=SOURCE, prompt="x", extra_body=extra)
+        known = set(refusal.value.body["message"].partition("known are ")[2].split(", "))
+        assert {"image", "mask", "prompt", "input_fidelity", "chorale[seed]"} <= known <= set(described)
+
+
+BROKEN_FORMS = {
+    "": b"--x--\r\n",
+    "; boundary=x": b"no form",
+    "; boundary=y": b"--y\r\nContent-Disposition: form-data\r\n\r\na\r\n--y--\r\n",
+    "; boundary=z": b"--z\r\nA\x00: b\r\n\r\na\r\n--z--\r\n",
+}
+
+
+def test_a_broken_form_is_called_one(api: httpx.Client) -> None:
+    for path in ("/v1/images/edits", "/v1/jobs"):
+        for boundary, body in BROKEN_FORMS.items():
+            headers = {"Content-Type": f"multipart/form-data{boundary}"}
+            answer = api.post(path, content=body, headers=headers)
+            told = answer.json()
+            assert (answer.status_code, told.get("error", told)["code"]) == (400, "invalid_form")
+
+
 def test_middleware_and_router_refuse_in_the_same_form(
     settings: ServiceSettings, serve_with: Serve, story: Story
 ) -> None:
