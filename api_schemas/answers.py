@@ -126,7 +126,7 @@ class WorkUse(_Answer):
     """Use of megapixel-steps."""
 
     used: float = Field(
-        description="Of jobs created within the window; canceled before they began, they do not count."
+        description="Of jobs created within the window; canceled or expired before they began, they do not count."
     )
     limit: float | None = Field(description="null: unlimited.")
     window_s: int = Field(description="The window ends now: what is used counts for so many seconds.")

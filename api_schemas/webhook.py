@@ -82,7 +82,7 @@ class Webhook(RequestPart):
     secret: Secret | None = Field(
         default=None,
         description=f"`{SECRET_PREFIX}` and the base64 of {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} random bytes."
-        " If left out with a job, those of `PUT /v1/webhook` sign; if left out there, the present ones stay, or one is drawn.",
+        " If left out with a job, those that `PUT /v1/webhook` has set by then sign; if left out there, the present ones stay, or one is drawn.",
     )
     former_secrets: list[Secret] = Field(
         default=[],

@@ -11,12 +11,15 @@ from service.messages import EventMessage
 _KEPT: Final = 50
 _FOLLOWED: Final = 10_000
 _STARTS = frozenset({"job.started", "job.resumed"})
+_PAUSE: Final = "job.preempted"
+_COUNTED: Final = _STARTS | {"job.queued", _PAUSE}
 
 
 @dataclass(slots=True)
 class _Followed:
     model: str
     key_id: str
+    tiles: int
     queued_at: float
     started_at: float | None = None
 
@@ -40,21 +43,28 @@ class Throughput:
     def __init__(self) -> None:
         self._durations_s: dict[str, deque[float]] = {}
         self._jobs: OrderedDict[str, _Followed] = OrderedDict()
+        self._running: dict[str, dict[str, _Followed]] = {}  # by model
         self._drains: OrderedDict[str, _Drain] = OrderedDict()
 
     def observe(self, event: EventMessage) -> None:
         """Take an event in; jobs that were queued before this process began are not measured."""
-        if event.type != "job.queued" and event.type not in _STARTS and not event.is_terminal:
+        if event.type not in _COUNTED and not event.is_terminal:
             return
         body = json.loads(event.text)
         job_id, ts = str(body["job_id"]), float(body["ts"])
         if event.type == "job.queued":
-            self._follow(job_id, str(body["data"]["request"]["model"]), body["data"].get("key_id", ""), ts)
+            data = body["data"]
+            key_id, tiles = data.get("key_id", ""), int(data["cost"]["tiles"])
+            self._follow(job_id, _Followed(str(data["request"]["model"]), key_id, tiles, ts))
         elif event.type in _STARTS and (job := self._jobs.get(job_id)) is not None:
             if job.started_at is None and job.key_id:
                 self._drain(job.key_id).note(job.queued_at, ts)
             job.started_at = job.started_at or ts
+            self._running.setdefault(job.model, {})[job_id] = job
+        elif event.type == _PAUSE and (job := self._jobs.get(job_id)) is not None:
+            self._running.get(job.model, {}).pop(job_id, None)
         elif event.is_terminal and (job := self._jobs.pop(job_id, None)) and job.started_at is not None:
+            self._running.get(job.model, {}).pop(job_id, None)
             durations_s = self._durations_s.setdefault(job.model, deque(maxlen=_KEPT))
             durations_s.append(max(0.0, ts - job.started_at))
 
@@ -62,6 +72,11 @@ class Throughput:
         """Seconds that one worker needs for a typical job; None before the first has ended."""
         durations_s = self._durations_s.get(model)
         return median(durations_s) if durations_s else None
+
+    def list_running(self, model: str) -> list[tuple[int, float]]:
+        """Tiles of each job of a model that has started, and Unix time of when it did."""
+        running = self._running.get(model, {}).values()
+        return [(job.tiles, job.started_at) for job in running if job.started_at is not None]
 
     def seconds_per_start(self, key_id: str) -> float | None:
         """Seconds from one start of a job of this key to the next, while more of them wait; None if not measured."""
@@ -75,7 +90,8 @@ class Throughput:
             self._drains.popitem(last=False)
         return drain
 
-    def _follow(self, job_id: str, model: str, key_id: str, ts: float) -> None:
-        self._jobs[job_id] = _Followed(model, key_id, ts)
+    def _follow(self, job_id: str, job: _Followed) -> None:
+        self._jobs[job_id] = job
         while len(self._jobs) > _FOLLOWED:
-            self._jobs.popitem(last=False)
+            former_id, former = self._jobs.popitem(last=False)
+            self._running.get(former.model, {}).pop(former_id, None)

@@ -1,7 +1,7 @@
 """Deliveries that are due, and the log of what became of each."""
 
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import Final, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -26,6 +26,7 @@ from service.webhooks.notice import Notice, list_notices
 
 WORKER_FRESH_S: Final = 30  # longer than a delivery, for which a worker may have to wait
 _MAX_ATTEMPTS_KEPT: Final = 20
+_PAGE: Final = 500
 # KEYS: due.  ARGV: member, score that the caller knows, new one ("" removes).  Answers whether it was as known.
 _MOVE: Final = """
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or -1) ~= tonumber(ARGV[2]) then return 0 end
@@ -109,12 +110,14 @@ class Deliveries:
         """Send one again, now, with its id; its endpoint gets events again, if it was disabled.
 
         Raises:
-            WebhookNotFoundError: the job has no such delivery.
+            WebhookNotFoundError: the job has no such delivery, or its endpoint was removed.
         """
         known = {each.id: each for each in await self.list(job_id)}
         if delivery_id not in known:
             raise WebhookNotFoundError(f"job {job_id} has no delivery {delivery_id[:64]!a}")
         chosen = next(notice for notice in list_notices(job_id) if notice.id == delivery_id)
+        if not await self._redis.exists(webhook_key(chosen.endpoint, find_owner(chosen, key_id))):
+            raise WebhookNotFoundError(f"the webhook of delivery {delivery_id} was removed")
         async with self._redis.pipeline(transaction=True) as transaction:
             transaction.eval(
                 _ENABLE, 1, webhook_key(chosen.endpoint, find_owner(chosen, key_id)), time.time()
@@ -122,6 +125,23 @@ class Deliveries:
             transaction.zadd(DUE_KEY, {chosen.member: 0})
             await transaction.execute()
         return known[delivery_id].model_copy(update={"status": "waiting", "next_attempt_at": time.time()})
+
+    async def drop(self, notices: Iterable[Notice]) -> None:
+        """Let these wait no longer; those without an outcome have the one of a disabled endpoint."""
+        for notice in notices:
+            score = await self._redis.zscore(DUE_KEY, notice.member)
+            if score is not None:
+                known = await self.read(notice)
+                await self.finish(notice, known.add(None, "disabled"), "disabled", int(score), None)
+
+    async def find_due(self) -> AsyncIterator[Sequence[Notice]]:
+        """All that wait, some at a time."""
+        cursor = -1
+        while cursor:
+            found = self._redis.zscan(DUE_KEY, max(0, cursor), count=_PAGE)  # pyright: ignore[reportUnknownMemberType]
+            cursor, rows = cast(tuple[int, Sequence[tuple[bytes, float]]], await found)
+            members = [member.decode(errors="replace") for member, _ in rows]
+            yield [notice for member in members if (notice := _read_notice(member)) is not None]
 
     async def read(self, notice: Notice) -> Record:
         """What is known of a delivery; one that cannot be read begins again."""
@@ -200,6 +220,13 @@ class Deliveries:
             self._unreadable.tell("index", key, answer)
             return None
         return answer
+
+
+def _read_notice(member: str) -> Notice | None:
+    try:
+        return Notice.read(member)
+    except ValueError:
+        return None
 
 
 def find_owner(notice: Notice, key_id: str) -> str:

@@ -27,6 +27,20 @@ def create(api: httpx.Client, **choices: object) -> JobView:
     return JobView.model_validate_json(answer.content)
 
 
+def test_the_estimate_has_what_is_left_of_running_jobs(api: httpx.Client, story: Story) -> None:
+    running = create(api, width_px=4096, height_px=4096)
+    story.start(running.id)
+    began, waiting = time.monotonic(), create(api)
+    assert waiting.queue_position is not None
+    least_s = 0.01 * (running.cost.tiles + (1 + waiting.queue_position) * waiting.cost.tiles)
+    while (
+        eta_s := api.get(waiting.urls.self).json()["eta_s"]
+    ) < least_s - 3:  # the start is seen after a moment
+        assert time.monotonic() - began < 10
+        time.sleep(0.02)
+    assert least_s - (time.monotonic() - began) - 1 < eta_s <= least_s + 0.1
+
+
 def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: Story, redis: Redis) -> None:
     answer = api.post("/v1/jobs", json={"prompt": "glowing orange lava 🌋", "width_px": 2048})
     job = JobView.model_validate_json(answer.content)
@@ -70,7 +84,11 @@ def test_a_list_tells_the_same_places_and_times_as_each_job(api: httpx.Client, s
     story.start(jobs[0].id)
     api.post(jobs[3].urls.cancel)
     listed = api.get("/v1/jobs").json()["data"]
-    assert listed == [api.get(job.urls.self).json() for job in jobs[::-1]]
+    shown = [api.get(job.urls.self).json() for job in jobs[::-1]]
+    # What is left of the running job is less each time.
+    times = [(one.pop("eta_s"), other.pop("eta_s")) for one, other in zip(listed, shown, strict=True)]
+    assert all(one == other or one == pytest.approx(other, abs=2) for one, other in times)
+    assert listed == shown
     places = {job["id"]: job["queue_position"] for job in listed}
     assert [places[job.id] for job in jobs[1::2]] == [0, None, 1, 2]
     assert places[jobs[0].id] is None  # it runs

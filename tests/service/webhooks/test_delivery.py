@@ -164,6 +164,28 @@ def test_an_api_key_has_a_webhook_for_all_its_jobs_and_changes_its_secret_withou
     end(api, api.post("/v1/jobs", json={}).json()["id"])
     assert api.get("/v1/webhook").status_code == 404
     assert len(receiver.find("/key")) == 2
+    delivered = list_deliveries(api, job_id)
+    again = api.post(f"/v1/jobs/{job_id}/deliveries/{delivered[1]['id']}/redeliver")
+    assert (again.status_code, "was removed" in again.json()["detail"]) == (404, True)
+    assert list_deliveries(api, job_id) == delivered
+
+
+def test_what_waits_for_a_webhook_that_is_removed_goes_to_none_that_comes_after_it(
+    api: httpx.Client, story: Story, receiver: Receiver, redis: Redis
+) -> None:
+    api.put("/v1/webhook", json={"url": receiver.say("/old", 500), "secret": SECRET})
+    job_id = api.post("/v1/jobs", json={}).json()["id"]
+    end(api, job_id)
+    receiver.wait("/old")
+    eventually(lambda: [each for each in list_deliveries(api, job_id) if each["attempts"]])
+    assert api.delete("/v1/webhook").status_code == 204
+    api.put("/v1/webhook", json={"url": receiver.say("/new", 204), "secret": OTHER_SECRET})
+    hasten(redis)
+    (delivery,) = await_status(api, job_id, "disabled")
+    assert len(delivery["attempts"]) == 1
+    end(api, api.post("/v1/jobs", json={}).json()["id"])
+    assert len(receiver.wait("/new")) == 1
+    assert api.delete("/v1/webhook").status_code == 204
 
 
 def test_only_what_was_asked_for_is_told_and_of_each_moment_its_state(
