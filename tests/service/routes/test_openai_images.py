@@ -144,6 +144,7 @@ BROKEN_FORMS = {
     "": b"--x--\r\n",
     "; boundary=x": b"no form",
     "; boundary=y": b"--y\r\nContent-Disposition: form-data\r\n\r\na\r\n--y--\r\n",
+    "; boundary=cut": b'--cut\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na lake',
     "; boundary=z": b"--z\r\nA\x00: b\r\n\r\na\r\n--z--\r\n",
 }
 
@@ -344,9 +345,10 @@ def test_the_second_picture_gives_the_style(
         connect(url).images.edit,
         image=[SOURCE, ("b.webp", draw(size=(640, 64), kind="WEBP"))],
         prompt="x",
+        n=2,
         extra_body={"chorale": {"seed": 5, "negative_prompt": "fog"}},
     )
-    (job_id,) = find_jobs(story)
+    job_id, other = find_jobs(story, 2)
     request = story.job(job_id).request
     assert (request.width_px, request.height_px, request.seed, request.negative_prompt) == (
         320,
@@ -357,10 +359,18 @@ def test_the_second_picture_gives_the_style(
     assert request.style is not None
     assert request.style.style_image
     assert (request.source_px, request.style_px) == ((320, 256), (640, 64))
+    assert read_inputs(store_dir, job_id) == read_inputs(store_dir, other) == [(320, 256), (640, 64)]
     finish(story, store_dir, job_id, draw("RGBA"))
+    finish(story, store_dir, other, draw("RGBA"))
     answer = asked.result(timeout=30)
     assert answer.background == "transparent"
     assert answer.usage.input_tokens_details.image_tokens == 10 * 8 + 20 * 2
+
+
+def read_inputs(store_dir: Path, job_id: str) -> list[tuple[int, int]]:
+    """Sizes of the pictures that a job has, each read to its end."""
+    paths = sorted((store_dir / "inputs" / job_id).iterdir())
+    return [Image.open(path).convert("RGB").size for path in paths]
 
 
 def test_links_are_absolute_as_the_client_sees_the_server(
