@@ -236,13 +236,13 @@ def test_who_waits_is_refused_once_the_key_is_revoked_and_the_jobs_go_on(
 def test_what_takes_long_is_kept_alive_and_whole(
     brisk: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Also for who reads no more than 0.3 s without a byte; others are answered meanwhile."""
-    asked = pool.submit(connect(brisk, timeout=0.3).images.generate, prompt="x", n=3)
+    """Also for who reads no more than a second without a byte; others are answered meanwhile."""
+    asked = pool.submit(connect(brisk, timeout=1).images.generate, prompt="x", n=3)
     pictures = [bytes([index]) * size for index, size in enumerate((1, 1 << 20, (5 << 20) + 1))]
     jobs = find_jobs(story, 3)
     for _ in range(3):
         assert len(httpx.get(f"{brisk}/v1/jobs").json()["data"]) == 3
-        time.sleep(0.2)
+        time.sleep(0.4)
     for job_id, picture in reversed(list(zip(jobs, pictures, strict=True))):
         finish(story, store_dir, job_id, picture)
     answer = asked.result(timeout=30)
@@ -254,7 +254,7 @@ def test_a_repeated_request_makes_no_second_picture(
     url: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Nor does a client that leaves cancel it."""
-    asked = pool.submit(connect(url, max_retries=3, timeout=0.5).images.edit, image=SOURCE, prompt="x")
+    asked = pool.submit(connect(url, max_retries=9, timeout=0.5).images.edit, image=SOURCE, prompt="x")
     (job_id,) = find_jobs(story)
     time.sleep(1.2)  # it has asked for the second time
     finish(story, store_dir, job_id, b"picture")
