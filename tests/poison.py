@@ -35,5 +35,7 @@ def spoil(redis: Redis, key: bytes) -> None:
 def change_type(redis: Redis, key: bytes) -> None:
     """The key is of another type than it should be."""
     of_list = redis.type(key) == b"list"
-    redis.delete(key)
-    redis.set(key, "1") if of_list else redis.rpush(key, "1")
+    with redis.pipeline(transaction=True) as transaction:
+        transaction.delete(key)
+        transaction.set(key, "1") if of_list else transaction.rpush(key, "1")
+        transaction.execute()

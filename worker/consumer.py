@@ -27,6 +27,7 @@ from worker.errors import FencedError, ResourceError
 from worker.events import EventLog
 from worker.janitor import Janitor, publish_card, set_aside
 from worker.native_memory import give_back
+from worker.patience import is_wrong_type
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelRefused
 from worker.queued_job import QueuedJob
@@ -214,6 +215,14 @@ class EngineWorker(SimpleWorker):
         if now - self._renewed_at < self._lease_s / _RENEWALS_PER_LEASE and not is_news:
             return
         self._renewed_at, self._said_fault = now, fault
+        try:
+            self._renew(fault, is_news)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self._renewed_at = 0.0  # a key was changed just now, and the next call sets it aside
+
+    def _renew(self, fault: ResourceError | None, is_news: bool) -> None:
         self._set_aside(self._current and self._current[0].id)
         publish_card(self.connection, self._context.card)
         self._life.give(self._context.card.name, self._engine.trouble)

@@ -35,6 +35,7 @@ from api_schemas.events import (
 from api_schemas.job import TERMINAL, Job, apply
 from api_schemas.stored import UnreadableRecordError, read_event
 from worker.errors import FencedError
+from worker.patience import is_wrong_type
 from worker.process.protocol import PreviewCell
 
 DurableData = (
@@ -147,7 +148,7 @@ class EventLog:
     def _drop_unusable_previews(self, answers: Sequence[object]) -> None:
         """Previews are not worth a job: what lies where they belong is deleted; the next append clears the stream."""
         for error in answers:
-            if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+            if is_wrong_type(error):
                 self._redis.delete(wire.previews_key(self.job_id))
             elif isinstance(error, RedisError):
                 raise error

@@ -1,4 +1,4 @@
-"""Retries of the connection to the queue server."""
+"""Retries of the connection to the queue server, and what its errors mean."""
 
 import logging
 from collections.abc import Callable
@@ -57,6 +57,11 @@ class PatientRetry(Retry):
     def __deepcopy__(self, memo: object) -> "PatientRetry":
         """For each connection; an event cannot be copied."""
         return PatientRetry(*self._given, self._stop)
+
+
+def is_wrong_type(error: object) -> bool:
+    """Whether a command met a key of another type than it is for."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 def _is_refusal(error: ResponseError) -> bool:

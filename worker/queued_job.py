@@ -9,6 +9,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
 from api_schemas.wire import RUN_JOB
+from worker.patience import is_wrong_type
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class QueuedJob(Job):
         try:
             super().refresh()
         except RedisError as error:
-            if "WRONGTYPE" not in str(error):
+            if not is_wrong_type(error):
                 raise
             raise self._refuse(error) from error
 

@@ -11,6 +11,7 @@ from rq.command import send_stop_job_command
 
 from api_schemas import wire
 from api_schemas.events import JobDelayed, JobPreempted
+from tests.poison import change_type
 from tests.worker.bench import Bench
 from tests.worker.processes import find_engine
 
@@ -143,6 +144,19 @@ def test_a_job_survives_a_time_without_redis(bench: Bench, away_s: float) -> Non
 
 def _server_pid(redis: Redis) -> int:
     return int(redis.info("server")["process_id"])
+
+
+def test_keys_of_a_worker_may_change_their_type_at_any_moment(bench: Bench) -> None:
+    """Also between what sets them aside and what writes them: they are changed without a pause."""
+    bench.start_worker("toy:delay_ms=20", lease_s=2)
+    job_id = bench.submit(steps=24)
+    bench.await_event(job_id, "step.completed")
+    (worker,) = bench.redis.smembers("rq:workers")
+    while bench.types(job_id).count("step.completed") < 18:
+        for _ in range(100):
+            change_type(bench.redis, worker)
+    job = bench.await_end(job_id)
+    assert (job.status, job.attempt) == ("succeeded", 1)
 
 
 def test_a_zombie_finds_itself_fenced_and_works_on(bench: Bench) -> None:
