@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ErrorCode = Literal[
     "invalid_json",
+    "invalid_form",
     "invalid_request",
     "not_found",
     "model_not_found",
@@ -13,6 +14,7 @@ ErrorCode = Literal[
     "conflict",
     "idempotency_mismatch",
     "not_ready",
+    "job_canceled",
     "result_expired",
     "result_damaged",
     "record_unreadable",

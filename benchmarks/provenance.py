@@ -24,7 +24,7 @@ import pyvips
 from PIL import Image
 
 from provenance.detection import LEAST_SCORE, score_watermark
-from provenance.manifest import Claim, ManifestSigner
+from provenance.manifest import Claim, ManifestSigner, Parent
 from provenance.trial import make_trial
 from provenance.watermark import add_watermark
 from worker.marking import Marking
@@ -85,7 +85,7 @@ def _write_png(folder: Path, has_watermark: bool) -> None:
 
 
 def _sign(folder: Path, parent: Path | None) -> None:
-    claim = Claim(_CLAIM.version, _CLAIM.source_type, _CLAIM.made, parent)
+    claim = Claim(_CLAIM.version, _CLAIM.source_type, _CLAIM.made, parent and Parent(parent, "parent"))
     ManifestSigner(folder / "certificate.pem", folder / "key.pem").sign(folder / "image.png", claim)
 
 

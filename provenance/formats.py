@@ -1,6 +1,7 @@
 """Which kinds of file carry provenance, told by their first bytes and not by their names."""
 
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
 from provenance.errors import UnreadableFileError
@@ -22,6 +23,8 @@ def find_media_type(path: Path) -> str:
         UnreadableFileError: it is another kind of file, or cannot be read.
     """
     try:
+        if not S_ISREG(path.stat().st_mode):
+            raise UnreadableFileError(f"{path} is no regular file")
         with path.open("rb") as file:
             start = file.read(_LENGTH)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Signs finished pictures: a C2PA manifest in the file, by the c2pa library."""
 
 import base64
+import hashlib
 import json
 from dataclasses import dataclass
 from io import BufferedRandom, FileIO
@@ -22,6 +23,7 @@ _PIXEL: Final = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
 _PARENT: Final = "parent"
+_DIGEST: Final = "chorale.sha256"
 _SPILL_MB: Final = 32  # copies above this go to the system's folder for temporary files, not to memory
 _SETTINGS: Final[dict[str, Any]] = {
     "version": 1,
@@ -36,18 +38,33 @@ _SETTINGS: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """The file of a picture that another was made of.
+
+    Args:
+        title: what is known of it.
+        is_quoted: its own manifest, with all that it says and those of its parents, is kept; else the digest of the
+            file is told.
+    """
+
+    path: Path
+    title: str
+    is_quoted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What is said of a picture.
 
     Args:
         made: how, as JSON values, for our own assertion.
-        parent: file of the picture that it was made of, whose own manifest is kept.
+        parent: of one that begins with another picture.
     """
 
     version: str
     source_type: SourceType
     made: dict[str, object]
-    parent: Path | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +126,8 @@ class ManifestSigner:
             try:
                 builder = c2pa.Builder(json.dumps(_describe(claim)), context=make_context())
                 with builder, _open_signer(credentials, timestamp_url) as signer:
-                    if claim.parent is not None:
-                        _add_parent(builder, claim.parent)
+                    if claim.parent is not None and claim.parent.is_quoted:
+                        _quote_parent(builder, claim.parent)
                     with BufferedRandom(target) as buffered:
                         builder.sign(signer, find_media_type(path), source, buffered)
             except c2pa.C2paError as error:
@@ -154,8 +171,10 @@ def _describe(claim: Claim) -> dict[str, Any]:
     if claim.parent is not None:  # C2PA 2.2, 18.14: what has a parent begins with its being opened
         opened = {"action": "c2pa.opened", "parameters": {"ingredientIds": [_PARENT]}}
         actions = [opened, {"action": "c2pa.edited", **made}]
+    parent = claim.parent
     return {
         "claim_generator_info": [agent],
+        "ingredients": [_name_parent(parent)] if parent is not None and not parent.is_quoted else [],
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": actions}},
             {"label": GENERATION, "data": claim.made},
@@ -163,7 +182,20 @@ def _describe(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _add_parent(builder: c2pa.Builder, path: Path) -> None:
-    ingredient = {"label": _PARENT, "title": "picture that this one was made of", "relationship": "parentOf"}
-    with path.open("rb") as file:
-        builder.add_ingredient(json.dumps(ingredient), find_media_type(path), file)  # pyright: ignore[reportUnknownMemberType]
+def _quote_parent(builder: c2pa.Builder, parent: Parent) -> None:
+    ingredient = {"label": _PARENT, "title": parent.title, "relationship": "parentOf"}
+    with parent.path.open("rb") as file:
+        builder.add_ingredient(json.dumps(ingredient), find_media_type(parent.path), file)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _name_parent(parent: Parent) -> dict[str, Any]:
+    """An ingredient whose file the library does not read, and so finds no manifest in."""
+    with parent.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "label": _PARENT,
+        "title": parent.title,
+        "relationship": "parentOf",
+        "format": find_media_type(parent.path),
+        "metadata": {_DIGEST: digest},
+    }

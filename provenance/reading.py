@@ -3,11 +3,13 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal, cast
 from xml.etree import ElementTree
 
 import c2pa  # pyright: ignore[reportMissingTypeStubs]
 import pyvips
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from provenance.detection import LEAST_SCORE, score_watermark
 from provenance.errors import CredentialsError, UnreadableFileError
@@ -15,6 +17,7 @@ from provenance.formats import find_media_type
 from provenance.manifest import GENERATION, make_context
 
 State = Literal["none", "invalid", "untrusted", "trusted"]
+Json = dict[str, object]
 
 _RDF: Final = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _IPTC: Final = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
@@ -38,7 +41,7 @@ class Manifest:
     signed_at: str = ""
     generator: str = ""
     source_type: str = ""
-    made: dict[str, object] = field(default_factory=dict[str, object])
+    made: Json = field(default_factory=Json)
     parents: tuple[str, ...] = ()
 
 
@@ -76,12 +79,14 @@ def read_claims(path: Path, trust: Path | None = None) -> FileClaims:
 
 def _read_trust(path: Path) -> str:
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CredentialsError(f"{path} cannot be read: {error}") from error
-    if "BEGIN CERTIFICATE" not in text:
-        raise CredentialsError(f"{path} holds no certificates; allowed: PEM")
-    return text
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+    except OSError as error:
+        raise CredentialsError(f"{path} cannot be read: {(error.strerror or 'unknown').lower()}") from error
+    except ValueError as error:
+        raise CredentialsError(
+            f"{path} holds no certificates, or one that is damaged; allowed: PEM, authorities only"
+        ) from error
+    return b"".join(each.public_bytes(Encoding.PEM) for each in certificates).decode()
 
 
 def _read_manifest(path: Path, media_type: str, trust_pem: str | None) -> Manifest:
@@ -90,19 +95,19 @@ def _read_manifest(path: Path, media_type: str, trust_pem: str | None) -> Manife
             path.open("rb") as file,
             c2pa.Reader(media_type, file, context=make_context(trust_pem)) as reader,
         ):
-            return _describe(
-                cast(dict[str, Any], json.loads(reader.json())), str(reader.get_validation_state())
-            )
+            return _describe(_as_object(json.loads(reader.json())), str(reader.get_validation_state()))
     except c2pa.C2paError.ManifestNotFound:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # set after the class
         return Manifest("none")
     except c2pa.C2paError as error:
         return Manifest("invalid", (str(error),))
+    except (ValueError, RecursionError):
+        return Manifest("invalid", ("its assertions cannot be read",))
 
 
-def _describe(store: dict[str, Any], validation: str) -> Manifest:
-    active = cast(dict[str, Any], store["manifests"][store["active_manifest"]])
-    signature = cast(dict[str, Any], active.get("signature_info") or {})
-    found = {each["label"]: each["data"] for each in active.get("assertions", ())}
+def _describe(store: Json, validation: str) -> Manifest:
+    active = _find_manifest(store, store.get("active_manifest"))
+    signature = _as_object(active.get("signature_info"))
+    found = {str(each.get("label")): each.get("data") for each in _list_objects(active.get("assertions"))}
     return Manifest(
         state={"Trusted": "trusted", "Valid": "untrusted"}.get(validation, "invalid"),  # pyright: ignore[reportArgumentType]
         problems=_list_problems(store),
@@ -110,35 +115,49 @@ def _describe(store: dict[str, Any], validation: str) -> Manifest:
         signed_at=str(signature.get("time") or ""),
         generator=_name_generator(active),
         source_type=_find_source_type(found),
-        made=cast(dict[str, object], found.get(GENERATION, {})),
-        parents=tuple(_describe_parent(each, store) for each in active.get("ingredients", ())),
+        made=_as_object(found.get(GENERATION)),
+        parents=tuple(_describe_parent(each, store) for each in _list_objects(active.get("ingredients"))),
     )
 
 
-def _list_problems(store: dict[str, Any]) -> tuple[str, ...]:
+def _as_object(value: object) -> Json:
+    """Empty if it is anything else: whoever signs puts into assertions what they like."""
+    return cast(Json, value) if isinstance(value, dict) else {}
+
+
+def _list_objects(value: object) -> list[Json]:
+    return [_as_object(each) for each in cast(list[object], value)] if isinstance(value, list) else []
+
+
+def _find_manifest(store: Json, label: object) -> Json:
+    return _as_object(_as_object(store.get("manifests")).get(str(label)))
+
+
+def _list_problems(store: Json) -> tuple[str, ...]:
     """Without that nobody is trusted, which the state says."""
-    told = cast(list[dict[str, str]], store.get("validation_status") or [])
     return tuple(
-        f"{each['code']}: {each.get('explanation', '')}" for each in told if each["code"] != _UNTRUSTED
+        f"{each.get('code', '')}: {each.get('explanation', '')}"
+        for each in _list_objects(store.get("validation_status"))
+        if each.get("code") != _UNTRUSTED
     )
 
 
-def _name_generator(manifest: dict[str, Any]) -> str:
-    told = cast(list[dict[str, str]], manifest.get("claim_generator_info") or [{}])[0]
+def _name_generator(manifest: Json) -> str:
+    told = [*_list_objects(manifest.get("claim_generator_info")), {}][0]
     return f"{told.get('name', '')} {told.get('version', '')}".strip()
 
 
-def _find_source_type(assertions: dict[str, Any]) -> str:
-    found = [assertions[label]["actions"] for label in _ACTIONS if label in assertions]
-    actions = cast(list[dict[str, object]], found[0] if found else [])
+def _find_source_type(assertions: Json) -> str:
+    found = [_as_object(assertions[label]) for label in _ACTIONS if label in assertions]
+    actions = _list_objects(found[0].get("actions")) if found else []
     return next((str(each["digitalSourceType"]) for each in actions if "digitalSourceType" in each), "")
 
 
-def _describe_parent(ingredient: dict[str, Any], store: dict[str, Any]) -> str:
-    manifest = cast(dict[str, Any], store["manifests"]).get(ingredient.get("active_manifest", ""))
-    if manifest is None:
+def _describe_parent(ingredient: Json, store: Json) -> str:
+    manifest = _find_manifest(store, ingredient.get("active_manifest"))
+    if not manifest:
         return "a picture without a manifest"
-    signature = cast(dict[str, Any], manifest.get("signature_info") or {})
+    signature = _as_object(manifest.get("signature_info"))
     return f"a picture signed by {_join(signature.get('common_name'), signature.get('issuer'))}"
 
 
@@ -157,7 +176,11 @@ def _read_xmp_source_type(path: Path) -> str:
     packet = cast(bytes, image.get("xmp-data"))
     try:
         root = ElementTree.fromstring(packet.strip(b"\0 \r\n"))
-    except ElementTree.ParseError:
+    except (
+        ElementTree.ParseError,
+        ValueError,
+        LookupError,
+    ):  # the last two: of encodings that it does not take
         return ""
     for description in root.iter(f"{_RDF}Description"):
         element = description.find(_IPTC)

@@ -1,5 +1,6 @@
 """A certificate for trial: whoever made it vouches for it, and nobody else."""
 
+import errno
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -44,6 +45,9 @@ def make_trial(folder: Path, days: float = 365) -> TrialFiles:
         OSError: a file is there already, or cannot be written.
     """
     files = name_trial_files(folder)
+    for path in (files.certificate, files.key, files.authority):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     top, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = _issue(
         "Chorale trial authority", top.public_key(), "Chorale trial authority", top, days, is_authority=True

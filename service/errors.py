@@ -1,7 +1,8 @@
 """What can go wrong in the service, and the one table that turns it into HTTP.
 
 ServiceError
-├── BadRequestError            the request's form is wrong
+├── BadRequestError            the request's body is no JSON
+├── InvalidFormError           it is no form, where one is announced
 ├── InvalidRequestError        a value is refused; names field, value and what is allowed
 ├── BodyTooLargeError
 ├── AmbiguousLengthError       a body of two lengths
@@ -19,6 +20,7 @@ ServiceError
 ├── NotReadyError              the job has no picture yet
 ├── ResultNeverError           the job ended without a picture
 ├── JobFailedError             the job that a request waits for has failed
+├── JobCanceledError           it was canceled
 ├── ResultExpiredError         the picture is no longer stored
 ├── ResultDamagedError         what is stored is not what the job has made
 ├── RangeNotSatisfiableError
@@ -51,6 +53,9 @@ class _RetryLaterError(ServiceError):
 
 
 class BadRequestError(ServiceError): ...
+
+
+class InvalidFormError(ServiceError): ...
 
 
 class InvalidRequestError(ServiceError):
@@ -131,6 +136,9 @@ class ResultNeverError(ServiceError):
 class JobFailedError(ServiceError): ...
 
 
+class JobCanceledError(ServiceError): ...
+
+
 class RangeNotSatisfiableError(ServiceError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the picture has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
@@ -170,6 +178,7 @@ class UnavailableError(_RetryLaterError): ...
 # exception -> (status, code, whether the same request may succeed later)
 STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     BadRequestError: (400, "invalid_json", False),
+    InvalidFormError: (400, "invalid_form", False),
     InvalidRequestError: (422, "invalid_request", False),
     BodyTooLargeError: (413, "invalid_request", False),
     AmbiguousLengthError: (400, "invalid_request", False),
@@ -187,6 +196,7 @@ STATUS: dict[type[ServiceError], tuple[int, ErrorCode, bool]] = {
     NotReadyError: (409, "not_ready", True),
     ResultNeverError: (409, "not_ready", False),
     JobFailedError: (500, "engine_failed", False),
+    JobCanceledError: (409, "job_canceled", False),
     ResultExpiredError: (410, "result_expired", False),
     ResultDamagedError: (410, "result_damaged", False),
     RangeNotSatisfiableError: (416, "range_not_satisfiable", False),

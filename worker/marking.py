@@ -12,7 +12,7 @@ import pyvips
 from api_schemas.events import WarnedData
 from api_schemas.generation import ResolvedRequest
 from provenance.errors import CredentialsError, SigningError
-from provenance.manifest import Claim, ManifestSigner
+from provenance.manifest import Claim, ManifestSigner, Parent
 from provenance.source_types import SourceType
 from provenance.watermark import add_watermark
 from worker.disk_faults import hide_paths
@@ -77,7 +77,8 @@ class Marking:
         made: dict[str, object] = {"model": {"name": request.model} | digest}
         if request.embed_metadata:
             made |= request.model_dump(mode="json", include={"prompt", "negative_prompt", "seed", "steps"})
-        return Claim(version("chorale"), find_source_type(generated), made, source)
+        parent = None if source is None else _describe_parent(source, request)
+        return Claim(version("chorale"), find_source_type(generated), made, parent)
 
 
 UNMARKED: Final = Marking()
@@ -86,6 +87,12 @@ UNMARKED: Final = Marking()
 def find_source_type(generated: Generated) -> SourceType:
     """Whether pixels of another picture stay in this one."""
     return "trainedAlgorithmicMedia" if generated.changed is None else "compositeWithTrainedAlgorithmicMedia"
+
+
+def _describe_parent(source: Path, request: ResolvedRequest) -> Parent:
+    """What was sent is stored as its pixels alone; who wants no metadata does not publish that of a parent either."""
+    title = "uploaded picture" if request.source_job is None else "picture that this one was made of"
+    return Parent(source, title, is_quoted=request.embed_metadata)
 
 
 def _open_share(levels: Levels, rows: pyvips.Image) -> pyvips.Image:

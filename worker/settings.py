@@ -58,7 +58,10 @@ class WorkerSettings(SharedSettings, BaseSettings):
         pattern="^https?://.",
         description="Authority (RFC 3161) that is asked for the time of signing.",
     )
-    watermark: bool = Field(default=False, description="Mark the pixels of pictures, invisibly.")
+    watermark: bool = Field(
+        default=False,
+        description="Mark the pixels of pictures, invisibly; with a side under 256 px they are too small for the mark to be found.",
+    )
     lease_s: int = Field(default=15, ge=2, le=60, description="A dead worker's job is taken over after this.")
     stall_timeout_s: float = Field(
         default=300, gt=0, description="Seconds without progress after which the engine is killed."

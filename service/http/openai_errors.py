@@ -1,8 +1,10 @@
 """Failures as OpenAI's clients read them, on the routes that are OpenAI's."""
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from api_schemas.errors import FieldError
@@ -10,9 +12,17 @@ from api_schemas.errors import FieldError
 UNKNOWN_FIELD: Final = "no such field"
 _MISSING: Final = "Field required"
 _PATHS: Final = ("/v1/images/", "/v1/models/")
+_LIST: Final = "/v1/models"  # ours too, so its failures are OpenAI's for OpenAI's clients alone
+CLIENT: Final = "X-Stainless-Lang"
 _INVALID, _UNPROCESSABLE = 400, 422
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_CODES: Final = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+_CODES: Final = {
+    "unauthenticated": "invalid_api_key",
+    "rate_limited": "rate_limit_exceeded",
+    "quota_exceeded": "insufficient_quota",
+}
+_NO_PARAMETERS: Final = ("calls", "store_bytes")
+_LONGEST_RETRY_S: Final = 60  # its clients obey no longer Retry-After, and would ask again within seconds
 _FIRST_OF_SERVER: Final = 500
 RETRY: Final = "X-Should-Retry"
 ErrorType = Literal[
@@ -41,8 +51,10 @@ class OpenAiFailure(BaseModel):
 
 def is_openai(scope: Scope) -> bool:
     """Whether this request is for a route of OpenAI's."""
+    if scope["type"] != "http":
+        return False
     path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
-    return scope["type"] == "http" and path.startswith(_PATHS)
+    return path.startswith(_PATHS) or (path == _LIST and CLIENT in Headers(scope=scope))
 
 
 def lower_status(status: int) -> int:
@@ -50,15 +62,23 @@ def lower_status(status: int) -> int:
     return _INVALID if status == _UNPROCESSABLE else status
 
 
+def tells_to_retry(retryable: bool, headers: Mapping[str, str]) -> bool:
+    """Whether its clients are to ask again by themselves: only if that helps within a minute."""
+    wait = headers.get("Retry-After", "")
+    return retryable and wait.isdecimal() and int(wait) <= _LONGEST_RETRY_S
+
+
 def describe_failure(status: int, code: str, detail: str, errors: list[FieldError]) -> OpenAiFailure:
     """One of our own failures in its words.
 
     Args:
-        status: ours; `code`, `errors` likewise. The first of the fields is `param`, the message names all.
+        status: ours; `code`, `errors` likewise. The first of the fields is `param`, the message names all;
+            of a limit, what of the request it is about, if anything.
     """
     kind = "server_error" if status >= _FIRST_OF_SERVER else _TYPES.get(status, "invalid_request_error")
-    code = _name_code(errors[0]) if errors else _CODES.get(status, code)
-    error = {"message": detail, "type": kind, "param": errors[0].field if errors else None, "code": code}
+    param = errors[0].field if errors and errors[0].field not in _NO_PARAMETERS else None
+    code = _CODES.get(code) or (_name_code(errors[0]) if errors else code)
+    error = {"message": detail, "type": kind, "param": param, "code": code}
     return OpenAiFailure.model_validate({"error": error})
 
 

@@ -39,6 +39,7 @@ from service.http.openai_errors import (
     describe_failure,
     is_openai,
     lower_status,
+    tells_to_retry,
 )
 from service.outages import explain_queue, explain_store, is_disk_full
 
@@ -176,7 +177,8 @@ def _respond(
     request_id, detail = correlation_id.get() or "-", _printable(detail)
     if is_openai(scope):
         failure = describe_failure(status, code, detail, errors)
-        headers = {"Cache-Control": "no-store", RETRY: str(retryable).lower()} | headers
+        retry = str(tells_to_retry(retryable, headers)).lower()
+        headers = {"Cache-Control": "no-store", RETRY: retry} | headers
         return Response(
             failure.model_dump_json(), lower_status(status), headers, media_type="application/json"
         )

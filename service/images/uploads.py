@@ -6,7 +6,7 @@ import struct
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import SEEK_END, BytesIO
 from pathlib import Path
 from subprocess import PIPE
@@ -56,6 +56,18 @@ class CleanPicture:
         return self.file.seek(0, SEEK_END)
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pictures that jobs which are alike have in common, decoded for the first of them.
+
+    Args:
+        opened: closes their files.
+    """
+
+    opened: ExitStack
+    pictures: dict[PicturePart, CleanPicture] = field(default_factory=dict[PicturePart, CleanPicture])
+
+
 class Uploads:
     """Decodes pictures, encodes them as PNG and stores them for the worker.
 
@@ -77,18 +89,23 @@ class Uploads:
 
     @asynccontextmanager
     async def clean(
-        self, files: Mapping[PicturePart, ReceivedPicture]
+        self, files: Mapping[PicturePart, ReceivedPicture], shared: Decoded | None = None
     ) -> AsyncGenerator[dict[PicturePart, CleanPicture]]:
         """Decode all pictures of a job, and encode them as PNG, which are there until the block ends.
+
+        Args:
+            shared: has them for this job and others; what it lacks is decoded and added.
 
         Raises:
             InvalidRequestError: names the part that is no picture, or too large a one.
             UnavailableError: the machine is too busy to decode it, or its disk full.
         """
-        if self._limiter.statistics().tasks_waiting >= _MOST_WAITING:
-            raise UnavailableError("too many pictures wait to be decoded", retry_after_s=_RETRY_AFTER_S)
         with ExitStack() as opened:
-            yield {part: await self._clean(part, file, opened) for part, file in files.items()}
+            decoded = shared or Decoded(opened)
+            for part, file in files.items():
+                if part not in decoded.pictures:
+                    decoded.pictures[part] = await self._clean(part, file, decoded.opened)
+            yield decoded.pictures
 
     async def inherit(
         self, job_id: str, parent: Job, parts: Sequence[PicturePart]
@@ -158,6 +175,8 @@ class Uploads:
         return sent
 
     async def _clean(self, part: PicturePart, picture: ReceivedPicture, opened: ExitStack) -> CleanPicture:
+        if self._limiter.statistics().tasks_waiting >= _MOST_WAITING:
+            raise UnavailableError("too many pictures wait to be decoded", retry_after_s=_RETRY_AFTER_S)
         try:
             async with self._limiter:
                 png = opened.enter_context(open_scratch(self._folder))

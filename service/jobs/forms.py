@@ -5,10 +5,9 @@ from typing import Final
 
 from fastapi import Request
 from starlette.datastructures import FormData
-from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.errors import UnavailableError
+from service.errors import InvalidFormError, UnavailableError
 from service.images.received import open_scratch
 
 _RETRY_AFTER_S: Final = 60
@@ -25,7 +24,7 @@ async def read_form(
         most_fields: that are no files.
 
     Raises:
-        HTTPException: 400, the form is broken, or has too many parts.
+        InvalidFormError: it is broken, or has too many parts.
         UnavailableError: the disk is full, or the folder cannot be written.
     """
     parser = _DiskParser(
@@ -39,16 +38,31 @@ async def read_form(
     try:
         return await parser.parse()
     except MultiPartException as error:
-        raise HTTPException(400, error.message) from error
+        raise InvalidFormError(f"the form cannot be read: {error.message}") from error
     except OSError as error:
         why = f"pictures cannot be taken in: {error.strerror}"
         raise UnavailableError(why, retry_after_s=_RETRY_AFTER_S) from error
 
 
 class _DiskParser(MultiPartParser):
-    """Starlette's own keeps a megabyte of each file in memory, and the rest in the system's temporary folder."""
+    """Starlette's own keeps a megabyte of each file in memory, and the rest in the system's temporary folder.
+
+    It also leaves out, without a word, what a form that was cut ends with.
+    """
 
     folder: Path
+    _is_whole = False
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._is_whole:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("it ends before its last boundary")
+        return form
+
+    def on_end(self) -> None:
+        self._is_whole = True
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()

@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +17,7 @@ from api_schemas.regions import MaskPart
 from api_schemas.source import Size
 from service.errors import ConflictError
 from service.images.masks import MASK_PARTS, read_masks
-from service.images.uploads import CleanPicture, Uploads
+from service.images.uploads import CleanPicture, Decoded, Uploads
 from service.job_store import JobStore
 from service.jobs.admission import Admission
 from service.jobs.allowance import Allowance
@@ -86,8 +87,10 @@ class Intake:
             token: makes the same jobs once.
         """
         await self._admission.expect(submissions[0].request, len(submissions))
-        waiting = [replace(each, places=len(submissions) - index) for index, each in enumerate(submissions)]
-        return [await self.take(each, f"variation {index} {token}") for index, each in enumerate(waiting)]
+        with ExitStack() as opened:
+            decoded, count = Decoded(opened), len(submissions)
+            alike = [replace(each, places=count - i, decoded=decoded) for i, each in enumerate(submissions)]
+            return [await self.take(each, f"variation {i} {token}") for i, each in enumerate(alike)]
 
     async def _create_claimed(self, job_id: str, submission: Submission, key: str) -> Job:
         try:
@@ -144,7 +147,7 @@ class Intake:
         """Decode and store the pictures. Masks change the cost, and a source decides everything."""
         await self._allowance.expect(submission)
         parent, inherited = submission.parent, submission.list_inherited()
-        async with self._uploads.clean(submission.files) as cleaned:
+        async with self._uploads.clean(submission.files, submission.decoded) as cleaned:
             masks = read_masks(_list_masks(cleaned))
             if parent is not None:
                 masks |= await self._read_inherited(parent, inherited)

@@ -22,6 +22,7 @@ from api_schemas.webhook import write_webhook
 from service.errors import BadRequestError, InvalidRequestError
 from service.images.formats import name_formats
 from service.images.received import ReceivedPicture
+from service.images.uploads import Decoded
 from service.jobs.forms import read_form
 
 REQUEST_PART: Final = "request"
@@ -40,6 +41,7 @@ class Submission:
         places: jobs that its key must have a place for, this one and those that follow it.
         reaches_all: whether it may begin with a job of another key.
         most_pixels: of the picture, where a larger one could not be answered.
+        decoded: the files, where others that are alike have them too.
     """
 
     request: GenerationRequest
@@ -50,6 +52,7 @@ class Submission:
     places: int = 1
     reaches_all: bool = False
     most_pixels: int | None = None
+    decoded: Decoded | None = None
 
     @property
     def parent_id(self) -> str | None:
@@ -102,7 +105,7 @@ async def read_submission(
         folder: where pictures are meanwhile.
 
     Raises:
-        BadRequestError: it cannot be decoded.
+        BadRequestError, InvalidFormError: it cannot be decoded.
         InvalidRequestError: a part is missing, is too much, or is too large.
         RequestValidationError: a value is refused.
         UnavailableError: pictures cannot be written to the folder.

@@ -4,23 +4,27 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Final, cast
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.datastructures import FormData, UploadFile
 
 from api_schemas.errors import FieldError
 from api_schemas.generation import PicturePart
 from service.errors import InvalidRequestError
+from service.http.openai_errors import UNKNOWN_FIELD
 from service.images.received import ReceivedPicture
 from service.jobs.forms import read_form
 from service.jobs.submission import read_picture
-from service.openai_api.parameters import EditParameters
+from service.openai_api.parameters import ChoraleOptions, EditParameters
 
 _MOST_FIELDS: Final = 60  # twice as many as there are
 _IMAGES: Final = ("image", "image[]")
+_FILES: Final = (*_IMAGES, "mask")
 _PARTS: Final[tuple[PicturePart, ...]] = ("source_image", "style_image")
 _MARKUP: Final = (
     "nothing: a picture drawn over the image is not read; a mask, or the prompt, may say what is meant"
@@ -46,7 +50,7 @@ async def read_edit(request: Request, max_field_bytes: int, max_picture_bytes: i
         folder: where pictures are meanwhile.
 
     Raises:
-        HTTPException: 400, the form is broken.
+        InvalidFormError: it is broken.
         InvalidRequestError, RequestValidationError: by the names of their parameters.
         UnavailableError: pictures cannot be written to the folder.
     """
@@ -87,13 +91,22 @@ async def _read_files(form: FormData, max_bytes: int) -> dict[PicturePart, Recei
 
 
 def _read_parameters(form: FormData) -> EditParameters:
-    known = (*_IMAGES, "mask")
-    fields = [(name, value) for name, value in form.multi_items() if name not in known]
+    fields = [(name, value) for name, value in form.multi_items() if name not in _FILES]
     try:
         return EditParameters.model_validate(_nest(fields))
     except ValidationError as error:
-        failures = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-        raise RequestValidationError(failures) from error
+        raise RequestValidationError([_explain(each) for each in error.errors(include_url=False)]) from error
+
+
+def _explain(failure: ErrorDetails) -> dict[str, object]:
+    """By the names of the form, in which an object's fields are `chorale[seed]`."""
+    told: dict[str, object] = {**failure, "loc": ("body", *failure["loc"])}
+    if failure["type"] != "extra_forbidden":
+        return told
+    options = [f"chorale[{name}]" for name in ChoraleOptions.model_fields]
+    fields = [name for name, field in EditParameters.model_fields.items() if field.annotation is not NoneType]
+    known = [*_FILES, *(name for name in fields if name != "chorale"), *options]
+    return told | {"type": "unknown_field", "msg": f"{UNKNOWN_FIELD}; known are {', '.join(known)}"}
 
 
 def _nest(fields: Iterable[tuple[str, str | UploadFile]]) -> Mapping[str, object]:

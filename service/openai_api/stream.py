@@ -17,12 +17,11 @@ from redis.exceptions import RedisError
 from api_schemas.job import Job
 from api_schemas.pyramid import Window
 from service.errors import ServiceError
-from service.event_stream import EventStream
 from service.images.deep_zoom import Pixels, PreviewCanvas
-from service.messages import EventMessage, Restarting
+from service.messages import EventMessage
 from service.openai_api.answers import Answers
 from service.openai_api.usage import count_usage
-from service.openai_api.waiting import Waiting, restarting
+from service.openai_api.waiting import Waiting
 
 Kind = Literal["image_generation", "image_edit"]
 _LONGEST_PX: Final = 1024  # of a picture of the unfinished canvas, whose previews are no sharper
@@ -39,7 +38,6 @@ class ImageEvents:
 
     kind: Kind
     answers: Answers
-    events: EventStream
     previews: PreviewCanvas
     waiting: Waiting
     ping_interval_s: float
@@ -59,6 +57,7 @@ class ImageEvents:
         async for piece in self._write_progress(job):
             yield piece
         ended, result = await self.waiting.read_end(job.id)
+        await self.waiting.require_key()
         said = {
             "type": f"{self.kind}.completed",
             "created_at": int(time.time()),
@@ -75,10 +74,8 @@ class ImageEvents:
     async def _write_progress(self, job: Job) -> AsyncGenerator[bytes]:
         """Until the job has ended: partial pictures, and comments that keep the connection open."""
         sent, reached, told_at = 0, 0, time.monotonic()
-        async with aclosing(self.events.follow(job, None, previews=False)) as messages:
+        async with aclosing(self.waiting.follow(job, None)) as messages:
             async for message in messages:
-                if isinstance(message, Restarting):
-                    raise restarting(job)
                 due = self._count_due(message) if isinstance(message, EventMessage) else 0
                 if due > reached and (partial := await self._draw(job, sent)):
                     sent, reached = sent + 1, due

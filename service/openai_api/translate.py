@@ -13,7 +13,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.fields import MAX_SEED
 from api_schemas.generation import DEFAULT_STRENGTH, GenerationRequest, PicturePart
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, QuotaExceededError
 from service.images.received import ReceivedPicture
 from service.jobs.submission import Submission
 from service.openai_api.parameters import EditParameters, ImageParameters, Quality
@@ -44,6 +44,10 @@ _PARAMETERS: Final = {
     "negative_prompt": "chorale.negative_prompt",
     "guidance_scale": "chorale.guidance_scale",
     "seamless": "chorale.seamless",
+    # Of an API key's limits.
+    "count": "n",
+    "queued_jobs": "n",
+    "megapixel_steps": "size",
 }
 
 
@@ -79,6 +83,9 @@ def explained() -> Generator[None]:
         yield
     except InvalidRequestError as error:
         raise InvalidRequestError([_rename(each) for each in error.errors]) from error
+    except QuotaExceededError as error:
+        error.errors = [_rename(each) for each in error.errors]
+        raise
     except ValidationError as error:
         failures = error.errors(include_url=False)
         for failure in failures:

@@ -19,6 +19,7 @@ from service.errors import (
     BadRequestError,
     ConflictError,
     IdempotencyMismatchError,
+    InvalidFormError,
     InvalidRequestError,
     JobNotFoundError,
     JobUnreadableError,
@@ -81,6 +82,7 @@ def submit_as(caller: ApiKey | None, submission: Submission) -> Submission:
         200: {"model": JobView, "description": "The job ended within the time of `Prefer: wait`."},
         **problems(
             BadRequestError,
+            InvalidFormError,
             ConflictError,
             InvalidRequestError,
             IdempotencyMismatchError,

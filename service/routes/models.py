@@ -15,7 +15,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", response_model=ModelList, responses=problems())
 async def list_models(services: ServicesDep) -> ModelList:
-    """List all models with their limits, the default one first."""
+    """List all models with their limits, the default one first. OpenAI's clients, told by their header `X-Stainless-Lang`, are answered failures in their form."""
     return ModelList(data=[_show(card) for card in await services.catalog.list_cards()])
 
 

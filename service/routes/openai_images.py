@@ -15,7 +15,9 @@ from service.errors import (
     BadRequestError,
     ConflictError,
     IdempotencyMismatchError,
+    InvalidFormError,
     InvalidRequestError,
+    JobCanceledError,
     JobFailedError,
     JobNotFoundError,
     JobUnreadableError,
@@ -30,6 +32,7 @@ from service.http.bodies import release_body
 from service.http.problems import describe_for_openai
 from service.images.received import ReceivedPicture
 from service.keys.caller import CallerDep
+from service.keys.middleware import get_holder
 from service.openai_api.answers import Answers, ImagesAnswer
 from service.openai_api.edit_form import Edit, read_edit
 from service.openai_api.long_response import Body, LongResponse, answer_when_done
@@ -56,10 +59,12 @@ _RESPONSES: Responses = {
     },
     **openai_failures(
         BadRequestError,
+        InvalidFormError,
         InvalidRequestError,
         IdempotencyMismatchError,
         ConflictError,
         ResultNeverError,
+        JobCanceledError,
         ResultExpiredError,
         JobNotFoundError,
         JobFailedError,
@@ -124,14 +129,13 @@ class Door:
         jobs = await self._take(asked, files)
         free()
         release_body(self._request.scope)
-        waiting = Waiting(services.events, services.jobs)
+        waiting = Waiting(services.events, services.jobs, services.keys, get_holder(self._request))
         answers = Answers(services.images, asked, self._link)
         headers = _describe(asked, jobs)
         if asked.stream:
             events = ImageEvents(
                 kind,
                 answers,
-                services.events,
                 services.previews,
                 waiting,
                 services.settings.ping_interval_s,

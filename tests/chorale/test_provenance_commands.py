@@ -1,5 +1,6 @@
 """`chorale verify` and `chorale provenance init`, as commands."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,40 @@ def test_verify_tells_files_apart_by_its_exit_code(tmp_path: Path, trial: TrialF
     assert "C2PA manifest: none" in told
 
 
+@pytest.mark.parametrize("made", [["a", "list"], "a text", 7, None])
+def test_an_assertion_of_others_is_no_description_of_ours(
+    tmp_path: Path, trial: TrialFiles, made: object
+) -> None:
+    path = sign(tmp_path / "image.png", trial, made)
+    code, told = verify(path, "--trust", trial.authority)
+    assert (code, "valid, and signed by one that you trust" in told) == (0, True)
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "utf-7", "idna", "punycode", "hex", "none-such"])
+def test_xmp_in_any_encoding_is_read_or_left(tmp_path: Path, encoding: str) -> None:
+    packet = f"<?xml version='1.0' encoding='{encoding}'?><a>\xff</a>".encode("latin-1")
+    Image.fromarray(PIXELS).save(tmp_path / "image.jpg", xmp=packet)
+    code, told = verify(tmp_path / "image.jpg")
+    assert (code, "XMP: no source type" in told) == (4, True)
+
+
+def test_what_is_no_regular_file_is_refused_and_so_are_authorities_that_are_none(
+    tmp_path: Path, trial: TrialFiles
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        result = CliRunner().invoke(app, ["verify", str(path)])
+        assert result.exit_code == 1
+        assert str(result.exception) == f"{path} is no regular file"
+    path, broken = sign(tmp_path / "image.png", trial, {}), tmp_path / "broken.pem"
+    lines = trial.authority.read_text().splitlines()
+    for text in ("no PEM", "\n".join([lines[0], *lines[3:]]), "\n".join(lines[:-1])):
+        broken.write_text(f"{text}\n")
+        result = CliRunner().invoke(app, ["verify", str(path), "--trust", str(broken)])
+        assert result.exit_code == 1
+        assert str(result.exception).startswith(f"{broken} holds no certificates, or one that is damaged")
+
+
 def test_a_file_that_is_no_picture_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("no picture")
     command = [Path(sys.executable).with_name("chorale"), "verify", tmp_path / "note.png"]
@@ -87,3 +122,10 @@ def test_init_makes_a_certificate_once_and_says_that_nobody_trusts_it(tmp_path: 
     assert again.exit_code == 1
     assert "is there already" in str(again.exception)
     assert files.key.read_bytes() == before
+    for kept in (files.certificate, files.authority, files.key):  # whichever is there, no other is written
+        folder = tmp_path / kept.stem
+        folder.mkdir()
+        (folder / kept.name).write_text("mine")
+        again = CliRunner().invoke(app, ["provenance", "init", "--out", str(folder)])
+        assert f"{folder / kept.name} is there already" in str(again.exception)
+        assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(kept.name, "mine")]

@@ -1,5 +1,6 @@
 """Signed files, verified by the c2pa library, with the trial's authority as the only one that it trusts."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from provenance.errors import SigningError
-from provenance.manifest import Claim, ManifestSigner
+from provenance.manifest import Claim, ManifestSigner, Parent
 from provenance.trial import TrialFiles
 
 TERMS = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -48,7 +49,9 @@ def test_every_format_is_signed_and_a_childs_parent_keeps_its_manifest(
     parent, child = draw(tmp_path / f"parent.{kind}"), draw(tmp_path / f"child.{kind}")
     before = np.asarray(Image.open(child))
     signer.sign(parent, Claim("1", "trainedAlgorithmicMedia", {"model": {"name": "m", "sha256": "ab"}}))
-    signer.sign(child, Claim("1", "compositeWithTrainedAlgorithmicMedia", {"seed": 7}, parent))
+    signer.sign(
+        child, Claim("1", "compositeWithTrainedAlgorithmicMedia", {"seed": 7}, Parent(parent, "a cave"))
+    )
     assert np.array_equal(before, np.asarray(Image.open(child)))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"child.{kind}", f"parent.{kind}"]
 
@@ -68,8 +71,28 @@ def test_every_format_is_signed_and_a_childs_parent_keeps_its_manifest(
     assert list_actions(manifest)[1]["digitalSourceType"] == f"{TERMS}compositeWithTrainedAlgorithmicMedia"
     (ingredient,) = manifest["ingredients"]
     assert (ingredient["relationship"], ingredient["active_manifest"]) == ("parentOf", parents_label)
+    assert ingredient["title"] == "a cave"
     assert all(each.get("created") for each in manifest["assertions"])
     assert "thumbnail" not in json.dumps(store)
+
+
+def test_of_a_parent_that_is_not_quoted_the_digest_is_told_and_nothing_of_its_manifest(
+    tmp_path: Path, trial: TrialFiles
+) -> None:
+    signer = ManifestSigner(trial.certificate, trial.key)
+    parent, child = draw(tmp_path / "parent.png"), draw(tmp_path / "child.png")
+    signer.sign(parent, Claim("1", "trainedAlgorithmicMedia", {"prompt": "a secret cave"}))
+    told = Parent(parent, "a picture", is_quoted=False)
+    signer.sign(child, Claim("1", "trainedAlgorithmicMedia", {}, told))
+    store, state = read(child, trial)
+    assert (state, list(store["manifests"])) == ("Trusted", [store["active_manifest"]])
+    manifest = store["manifests"][store["active_manifest"]]
+    assert [each["action"] for each in list_actions(manifest)] == ["c2pa.opened", "c2pa.edited"]
+    (ingredient,) = manifest["ingredients"]
+    assert ingredient["relationship"] == "parentOf"
+    assert hashlib.sha256(parent.read_bytes()).hexdigest() in ingredient["metadata"].values()
+    assert b"secret" in parent.read_bytes()
+    assert b"secret" not in child.read_bytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -31,7 +31,9 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> TrialFiles:
     return make_trial(tmp_path_factory.mktemp("trial"))
 
 
-def write(folder: Path, marking: Marking, *, is_child: bool = False, **changes: object) -> ResultFiles:
+def write(
+    folder: Path, marking: Marking, *, is_child: bool = False, source: Path | None = None, **changes: object
+) -> ResultFiles:
     """The files of one job, of grey noise."""
     pixels = np.random.default_rng(2).integers(60, 200, (SIDE, SIDE, 3), np.uint8)
     with ImageFile(folder / "image.tif", SIDE, SIDE) as rows:
@@ -45,7 +47,7 @@ def write(folder: Path, marking: Marking, *, is_child: bool = False, **changes: 
     fields = {"model": "m", "steps": 1, "guidance_scale": 1.0, "seed": 1, "prompt": "a cave"}
     request = ResolvedRequest.model_validate(fields | {"width_px": SIDE, "height_px": SIDE} | changes)
     storage = Storage.open(WorkerSettings(store_url=(folder / "store").as_uri()))
-    return ResultWriter(storage, request, "a", generated, None, marking).write(folder)
+    return ResultWriter(storage, request, "a", generated, source, marking).write(folder)
 
 
 def draw_levels() -> np.ndarray:
@@ -84,6 +86,20 @@ def test_the_manifest_tells_the_prompt_only_where_metadata_is_wanted(
     assert made[True]["prompt"] == "a cave"
     assert made[True].items() > made[False].items()
     assert b"a cave" not in (tmp_path / "False" / "image.png").read_bytes()
+
+
+def test_a_parent_is_told_as_far_as_it_is_known_and_without_its_prompt_if_its_child_has_none(
+    tmp_path: Path, trial: TrialFiles
+) -> None:
+    marking = Marking(ManifestSigner(trial.certificate, trial.key))
+    parent = write(make(tmp_path / "parent"), marking, prompt="a secret cave").image
+    job = {"image_key": "x", "sha256": "x", "width_px": SIDE, "height_px": SIDE}
+    for made_by, told in ((job, True), (job, False), (None, True)):
+        folder = make(tmp_path / f"{made_by is None}-{told}")
+        child = write(folder, marking, source=parent, source_job=made_by, embed_metadata=told).image
+        assert (b"secret" in child.read_bytes()) == told
+        assert (b"uploaded picture" in child.read_bytes()) == (made_by is None)
+        assert len(read_claims(child, trial.authority).manifest.parents) == 1
 
 
 def read_made(files: ResultFiles, trial: TrialFiles) -> dict[str, object]:

@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 import zlib
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from service.errors import UnavailableError
 from service.image_store import ImageStore
 from service.images.formats import name_formats
 from service.images.received import ReceivedPicture, open_scratch
-from service.images.uploads import Uploads
+from service.images.uploads import Decoded, Uploads
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.service.images.test_colors import profile, with_chunks
@@ -225,6 +226,30 @@ def test_a_key_is_bound_to_the_pictures_too(api: httpx.Client) -> None:
     refused = post(api, key="two", control_image=b"no picture")
     assert refused.status_code == 422
     assert post(api, key="two", control_image=encode()).status_code == 202
+
+
+def test_what_jobs_that_are_alike_have_in_common_is_decoded_once(
+    settings: ServiceSettings, store_dir: Path
+) -> None:
+    """Its file is read no second time, and each job has it whole."""
+
+    async def keep(picture: ReceivedPicture) -> None:
+        files = {"source_image": picture}
+        with ExitStack() as opened:
+            shared = Decoded(opened)
+            for job_id in ("one", "two"):
+                async with uploads.clean(files, shared) as cleaned:
+                    await uploads.keep(job_id, files, cleaned)
+                picture.file.close()
+
+    uploads = Uploads(ImageStore.open(settings), 1.0, store_dir.parent / "uploads")
+    file = open_scratch(store_dir.parent)
+    file.write(encode())
+    file.flush()
+    anyio.run(keep, ReceivedPicture(file, size_bytes=0, sha256=""))
+    for job_id in ("one", "two"):
+        with Image.open(store_dir / "inputs" / job_id / "source_image.png") as picture:
+            assert picture.convert("L").tobytes() == Image.open(BytesIO(encode())).convert("L").tobytes()
 
 
 def test_a_machine_without_time_says_so(settings: ServiceSettings, store_dir: Path) -> None:

@@ -21,6 +21,7 @@ from api_schemas.events import Result
 from api_schemas.wire import JOBS_KEY
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
+from tests.service.tenants import Tenants
 from tests.story import CARD, Story
 
 
@@ -129,6 +130,34 @@ def test_what_cannot_be_done_is_refused_by_its_parameter(api: httpx.Client, url:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+def test_who_names_an_unknown_field_of_a_form_is_told_which_there_are(url: str, story: Story) -> None:
+    schema = httpx.get(f"{url}/openapi.json").json()["paths"]["/v1/images/edits"]["post"]["requestBody"]
+    described = schema["content"]["multipart/form-data"]["schema"]["properties"]
+    for extra in ({"cfg": 1}, {"chorale": {"cfg": 1}}):
+        with pytest.raises(openai.BadRequestError) as refusal:
+            connect(url).images.edit(image=SOURCE, prompt="x", extra_body=extra)
+        known = set(refusal.value.body["message"].partition("known are ")[2].split(", "))
+        assert {"image", "mask", "prompt", "input_fidelity", "chorale[seed]"} <= known <= set(described)
+
+
+BROKEN_FORMS = {
+    "": b"--x--\r\n",
+    "; boundary=x": b"no form",
+    "; boundary=y": b"--y\r\nContent-Disposition: form-data\r\n\r\na\r\n--y--\r\n",
+    "; boundary=cut": b'--cut\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na lake',
+    "; boundary=z": b"--z\r\nA\x00: b\r\n\r\na\r\n--z--\r\n",
+}
+
+
+def test_a_broken_form_is_called_one(api: httpx.Client) -> None:
+    for path in ("/v1/images/edits", "/v1/jobs"):
+        for boundary, body in BROKEN_FORMS.items():
+            headers = {"Content-Type": f"multipart/form-data{boundary}"}
+            answer = api.post(path, content=body, headers=headers)
+            told = answer.json()
+            assert (answer.status_code, told.get("error", told)["code"]) == (400, "invalid_form")
+
+
 def test_middleware_and_router_refuse_in_the_same_form(
     settings: ServiceSettings, serve_with: Serve, story: Story
 ) -> None:
@@ -183,19 +212,37 @@ def test_a_job_that_fails_is_the_clients_exception_and_is_not_made_again(
     with pytest.raises(kind) as failure:
         asked.result(timeout=30)
     assert job_id in str(failure.value)
+    assert failure.value.code == ("engine_failed" if late else "job_canceled")
     assert find_jobs(story) == [job_id]
+
+
+def test_who_waits_is_refused_once_the_key_is_revoked_and_the_jobs_go_on(
+    tenants: Tenants, url: str, story: Story, pool: ThreadPoolExecutor
+) -> None:
+    client = connect(url, api_key=tenants.key(tenants.ann), max_retries=2)
+    asked = pool.submit(client.images.generate, prompt="x")
+    stream = client.images.generate(prompt="x", stream=True)
+    jobs = find_jobs(story, 2)
+    tenants.records.revoke("ann")
+    with pytest.raises(openai.APIError) as ended:
+        list(stream)
+    assert (ended.value.code, ended.value.type) == ("invalid_api_key", "authentication_error")
+    with pytest.raises(openai.AuthenticationError) as refused:
+        asked.result(timeout=30)
+    assert refused.value.code == "invalid_api_key"
+    assert {story.job(job_id).status for job_id in jobs} == {"queued"}
 
 
 def test_what_takes_long_is_kept_alive_and_whole(
     brisk: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Also for who reads no more than 0.3 s without a byte; others are answered meanwhile."""
-    asked = pool.submit(connect(brisk, timeout=0.3).images.generate, prompt="x", n=3)
+    """Also for who reads no more than a second without a byte; others are answered meanwhile."""
+    asked = pool.submit(connect(brisk, timeout=1).images.generate, prompt="x", n=3)
     pictures = [bytes([index]) * size for index, size in enumerate((1, 1 << 20, (5 << 20) + 1))]
     jobs = find_jobs(story, 3)
     for _ in range(3):
         assert len(httpx.get(f"{brisk}/v1/jobs").json()["data"]) == 3
-        time.sleep(0.2)
+        time.sleep(0.4)
     for job_id, picture in reversed(list(zip(jobs, pictures, strict=True))):
         finish(story, store_dir, job_id, picture)
     answer = asked.result(timeout=30)
@@ -207,7 +254,7 @@ def test_a_repeated_request_makes_no_second_picture(
     url: str, story: Story, store_dir: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Nor does a client that leaves cancel it."""
-    asked = pool.submit(connect(url, max_retries=3, timeout=0.5).images.edit, image=SOURCE, prompt="x")
+    asked = pool.submit(connect(url, max_retries=9, timeout=0.5).images.edit, image=SOURCE, prompt="x")
     (job_id,) = find_jobs(story)
     time.sleep(1.2)  # it has asked for the second time
     finish(story, store_dir, job_id, b"picture")
@@ -298,9 +345,10 @@ def test_the_second_picture_gives_the_style(
         connect(url).images.edit,
         image=[SOURCE, ("b.webp", draw(size=(640, 64), kind="WEBP"))],
         prompt="x",
+        n=2,
         extra_body={"chorale": {"seed": 5, "negative_prompt": "fog"}},
     )
-    (job_id,) = find_jobs(story)
+    job_id, other = find_jobs(story, 2)
     request = story.job(job_id).request
     assert (request.width_px, request.height_px, request.seed, request.negative_prompt) == (
         320,
@@ -311,10 +359,18 @@ def test_the_second_picture_gives_the_style(
     assert request.style is not None
     assert request.style.style_image
     assert (request.source_px, request.style_px) == ((320, 256), (640, 64))
+    assert read_inputs(store_dir, job_id) == read_inputs(store_dir, other) == [(320, 256), (640, 64)]
     finish(story, store_dir, job_id, draw("RGBA"))
+    finish(story, store_dir, other, draw("RGBA"))
     answer = asked.result(timeout=30)
     assert answer.background == "transparent"
     assert answer.usage.input_tokens_details.image_tokens == 10 * 8 + 20 * 2
+
+
+def read_inputs(store_dir: Path, job_id: str) -> list[tuple[int, int]]:
+    """Sizes of the pictures that a job has, each read to its end."""
+    paths = sorted((store_dir / "inputs" / job_id).iterdir())
+    return [Image.open(path).convert("RGB").size for path in paths]
 
 
 def test_links_are_absolute_as_the_client_sees_the_server(

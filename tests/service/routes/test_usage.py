@@ -8,6 +8,7 @@ from pathlib import Path
 
 import http_sf
 import httpx
+import openai
 import pytest
 from redis import Redis
 from websockets.exceptions import InvalidStatus
@@ -300,6 +301,36 @@ def test_reads_work_while_the_queue_server_refuses_writes_and_its_absence_is_tol
         away = httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {RATED}"})
     assert (away.status_code, away.json()["code"]) == (503, "service_unavailable")
     assert away.headers["Retry-After"] == "5"
+
+
+def test_openais_clients_read_the_same_refusals_in_its_words(call: Call, address: str, story: Story) -> None:
+    def ask(key: str, **choices: object) -> tuple[int, object, object, str]:
+        with (
+            pytest.raises(openai.APIStatusError) as refused,
+            openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=5) as client,
+        ):
+            client.images.generate(prompt="x", **choices)
+        said = refused.value
+        return said.status_code, said.code, said.param, said.response.headers["X-Should-Retry"]
+
+    for key in (QUEUED, WORKED, STORED, RATED):
+        for _ in range(3 if key == RATED else 2):
+            last = post(call(key)).json()["id"]
+        if key == STORED:
+            finish(story, last, 1000)
+    assert ask(QUEUED) == (429, "insufficient_quota", "n", "true")  # half a minute
+    assert ask(QUEUED, n=3) == (400, "invalid_value", "n", "false")
+    assert ask(WORKED) == (429, "insufficient_quota", "size", "false")  # a day
+    assert ask(WORKED, quality="max") == (400, "invalid_value", "size", "false")
+    assert ask(STORED) == (429, "insufficient_quota", None, "false")
+    assert ask(RATED) == (429, "rate_limit_exceeded", None, "true")
+    with (
+        pytest.raises(openai.RateLimitError) as refused,
+        openai.OpenAI(base_url=f"{address}/v1", api_key=RATED, max_retries=0) as client,
+    ):
+        client.models.list()
+    assert refused.value.code == "rate_limit_exceeded"
+    assert require_refusal(call(RATED).get("/v1/models"), "calls", "rate_limited")
 
 
 def test_usage_of_another_key_is_for_admins(call: Call) -> None:
