@@ -130,7 +130,7 @@ class Viewer:
         self._api, self._watchers = api, list[Watcher]()
 
     async def connect(self) -> None:
-        """Anew, after the last event that it has."""
+        """Again, if it was connected, after the last event that it has."""
         for watcher in self._watchers[-1:]:
             watcher.break_off()
         seqs = self.seqs()

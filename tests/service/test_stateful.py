@@ -20,7 +20,7 @@ from tests.service.tenants import RESULT, Tenants, bearer
 from tests.service.test_openapi import CHECKS
 from tests.story import Story
 
-SCENARIOS = 15
+SCENARIOS = 30
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 # What is drawn is hardly ever a request that can be met, and from one that is refused nothing follows.
 CORNER = {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 128, "height_px": 128}}
