@@ -1,6 +1,7 @@
 """One API process on one core under load that does not wait for it: POST, GET of queued jobs, lists, sockets, too much.
 
     .venv/bin/python -m benchmarks.load
+    .venv/bin/python -m benchmarks.load --keys 100
     .venv/bin/python -m benchmarks.load --against ../before --rounds 3
 
 Each call is timed from when it was due. The API has core 0 for itself, clients and queue server have the others.
@@ -9,27 +10,24 @@ With --against the API of a second checkout is measured in turns with this one, 
 
 import argparse
 import asyncio
-import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import httpx
 
-from benchmarks.api_process import Api, run_api
-from benchmarks.open_loop import Tally, Watcher, call_steadily, get, pin, post
-from benchmarks.step_writer import Writer
+from benchmarks.api_process import Api, Figures, run_api
+from benchmarks.following import Made, create, follow_apart, follow_one, stall, tear
+from benchmarks.open_loop import Tally, call_steadily, get, pin, post
 
 BODY = b'{"prompt": "benchmark", "width_px": 256, "height_px": 256}'
 WAITING = 500
 
-
-Figures = dict[str, float]
 Scenario = Callable[[Api, argparse.Namespace], Figures]
 
 
@@ -43,54 +41,50 @@ def main() -> None:
         found: dict[str, list[Figures]] = {}
         for _ in range(options.rounds):
             for label, folder in folders.items():
-                with api_of(folder) as api:
+                with api_of(folder, options.keys) as api:
                     found.setdefault(label, []).append(SCENARIOS[name](api, options))
         for label, rounds in found.items():
             show(f"{name} {label}".strip(), rounds)
 
 
-def create(api: Api, count: int) -> list[str]:
-    tally = asyncio.run(call_steadily(api.url, 50, count / 50, lambda _: post("/v1/jobs", BODY)))
-    return [json.loads(body)["id"] for body in tally.bodies]
-
-
-def api_of(folder: Path) -> AbstractContextManager[Api]:
+def api_of(folder: Path, keys: int) -> AbstractContextManager[Api]:
     """The API of a checkout, by its own environment if it has one, on the first core."""
     python = folder / ".venv" / "bin" / "python"
     command = (str(python) if python.exists() else sys.executable,)
-    return run_api(command, {"CHORALE_MAX_QUEUED": "1000000"}, folder, pin({0}))
+    return run_api(command, {"CHORALE_MAX_QUEUED": "1000000"}, folder, pin({0}), keys)
 
 
 def post_jobs(api: Api, options: argparse.Namespace) -> Figures:
-    with cpu_of(api) as used:
-        tally = call(api, options.posts, options.seconds, lambda _: post("/v1/jobs", BODY))
+    with api.count_cpu() as used:
+        tally = call(api, options.posts, options.seconds, lambda n: post("/v1/jobs", BODY, api.key(n)))
     return describe(tally) | used
 
 
 def get_queued(api: Api, options: argparse.Namespace) -> Figures:
-    ids = create(api, WAITING)
-    with cpu_of(api) as used:
-        tally = call(api, options.gets, options.seconds, lambda n: get(f"/v1/jobs/{ids[n % WAITING]}"))
+    jobs = create(api, WAITING)
+    with api.count_cpu() as used:
+        tally = call(api, options.gets, options.seconds, lambda n: read_one(jobs, n))
     return describe(tally) | used
 
 
 def list_queued(api: Api, options: argparse.Namespace) -> Figures:
     create(api, WAITING)
-    with cpu_of(api) as used:
-        tally = call(api, options.lists, options.seconds, lambda _: get("/v1/jobs"))
+    with api.count_cpu() as used:
+        tally = call(api, options.lists, options.seconds, lambda n: get("/v1/jobs", api.key(n)))
     return describe(tally) | used
 
 
 def overload(api: Api, options: argparse.Namespace) -> Figures:
     """Reads and writes at many times what one core can answer."""
-    ids = create(api, WAITING)
+    jobs = create(api, WAITING)
 
     def request(number: int) -> bytes:
-        return get(f"/v1/jobs/{ids[number % WAITING]}") if number % 2 else post("/v1/jobs", BODY)
+        return read_one(jobs, number) if number % 2 else post("/v1/jobs", BODY, api.key(number))
 
     tally = call(api, options.overload, options.seconds, request)
     began = time.perf_counter()
-    httpx.get(f"{api.url}/v1/jobs/{ids[0]}", timeout=60)
+    headers = {"Authorization": f"Bearer {jobs[0].key}"} if jobs[0].key else {}
+    httpx.get(f"{api.url}/v1/jobs/{jobs[0].id}", headers=headers, timeout=60).raise_for_status()
     after_ms = (time.perf_counter() - began) * 1000
     return describe(tally) | {
         "503 p50 ms": tally.percentile(50, 503),
@@ -101,53 +95,10 @@ def overload(api: Api, options: argparse.Namespace) -> Figures:
     }
 
 
-def follow_apart(api: Api, options: argparse.Namespace) -> Figures:
-    """Twenty viewers of each job; each job has a step and a preview a second."""
-    return follow(api, options, jobs=max(1, options.sockets // 20), rate=1.0)
-
-
-def follow_one(api: Api, options: argparse.Namespace) -> Figures:
-    """All viewers of one job, which has a step and a preview each half second."""
-    return follow(api, options, jobs=1, rate=2.0)
-
-
-def follow(api: Api, options: argparse.Namespace, jobs: int, rate: float) -> Figures:
-    ids = create(api, jobs)
-    watchers, used = asyncio.run(watch(api, ids, options, Writer(api.redis, ids, rate)))
-    lags_ms = [
-        (at - event["ts"]) * 1000
-        for watcher in watchers
-        for at, text in watcher.texts()
-        if (event := json.loads(text))["type"] == "step.completed"
-    ]
-    cuts = quantiles(lags_ms, n=100)
-    return {
-        "events": len(lags_ms),
-        "lost sockets": sum(watcher.closed for watcher in watchers),
-        "lag p50 ms": cuts[49],
-        "lag p99 ms": cuts[98],
-        "MiB": api.process.memory_info().rss / 2**20,
-    } | used
-
-
-async def watch(
-    api: Api, ids: list[str], options: argparse.Namespace, writer: Writer
-) -> tuple[list[Watcher], Figures]:
-    """Connect all, then let the writer begin."""
-    watchers = [await connect(api, ids[number % len(ids)]) for number in range(options.sockets)]
-    for watcher in watchers:
-        await watcher.first_text.wait()
-    with cpu_of(api) as used:
-        writer.start()
-        await asyncio.sleep(options.seconds)
-        writer.done = True
-    await asyncio.sleep(2)
-    return watchers, used
-
-
-async def connect(api: Api, job_id: str) -> Watcher:
-    port, path = int(api.url.rpartition(":")[2]), f"/v1/jobs/{job_id}/ws"
-    return (await asyncio.get_running_loop().create_connection(lambda: Watcher(path), "127.0.0.1", port))[1]
+def read_one(jobs: list[Made], number: int) -> bytes:
+    """By the key that made it."""
+    job = jobs[number % len(jobs)]
+    return get(f"/v1/jobs/{job.id}", job.key)
 
 
 def call(api: Api, rate: float, seconds: float, request: Callable[[int], bytes]) -> Tally:
@@ -157,16 +108,6 @@ def call(api: Api, rate: float, seconds: float, request: Callable[[int], bytes])
 def describe(tally: Tally) -> Figures:
     percents = {f"p{percent} ms": tally.percentile(percent) for percent in (50, 95, 99)}
     return percents | {f"status {status}": float(count) for status, count in tally.counts().items()}
-
-
-@contextmanager
-def cpu_of(api: Api) -> Generator[Figures]:
-    """Fills in the share of a core that the API used within the block."""
-    used: Figures = {}
-    before, began = api.process.cpu_times(), time.perf_counter()
-    yield used
-    after, seconds = api.process.cpu_times(), time.perf_counter() - began
-    used["% of a core"] = (after.user + after.system - before.user - before.system) / seconds * 100
 
 
 def show(title: str, rounds: list[Figures]) -> None:
@@ -184,6 +125,8 @@ SCENARIOS: dict[str, Scenario] = {
     "list": list_queued,
     "apart": follow_apart,
     "one": follow_one,
+    "stalled": stall,
+    "torn": tear,
     "overload": overload,
 }
 
@@ -192,6 +135,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS))
     parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
+    parser.add_argument("--keys", type=int, default=0, help="API keys that call in turn, each with a quota")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--posts", type=int, default=200, help="a second")

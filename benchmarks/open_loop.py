@@ -60,13 +60,17 @@ async def call_steadily(url: str, rate: float, seconds: float, request: Callable
     return tally
 
 
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+def get(path: str, key: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{_bearer(key)}\r\n".encode()
 
 
-def post(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+def post(path: str, body: bytes, key: str = "") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{_bearer(key)}"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def _bearer(key: str) -> str:
+    return f"Authorization: Bearer {key}\r\n" if key else ""
 
 
 @dataclass
@@ -99,8 +103,8 @@ class _Connection:
 class Watcher(asyncio.Protocol):
     """A WebSocket that notes when bytes came, and reads them only when all is over."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, key: str = "") -> None:
+        self._path, self._key = path, key
         self.arrivals: list[tuple[float, bytes]] = []
         self.first_text = asyncio.Event()
         self.closed = False
@@ -111,8 +115,8 @@ class Watcher(asyncio.Protocol):
         head = (
             f"GET {self._path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         )
-        key = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        transport.write((head + key).encode())
+        rest = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        transport.write((head + _bearer(self._key) + rest).encode())
 
     def data_received(self, data: bytes) -> None:
         self.arrivals.append((time.time(), data))
@@ -123,6 +127,16 @@ class Watcher(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+
+    def stop_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def read_on(self) -> None:
+        self._transport.resume_reading()
+
+    def break_off(self) -> None:
+        """Without a word, as a network that is gone."""
+        self._transport.abort()
 
     def texts(self) -> Iterator[tuple[float, bytes]]:
         """Each text message and when its last byte came."""

@@ -16,7 +16,8 @@ from service.job_store import JobStore
 from service.messages import START, EventMessage, before, order, read_event, show_event
 from service.unreadable import require_wrong_type
 
-_PAGE: Final = 500
+# A client that stops reading holds one: of 500 entries 100 of them held 45 MiB.
+_PAGE: Final = 100
 Row = tuple[bytes, dict[bytes, bytes]]
 
 

@@ -15,6 +15,7 @@ from api_schemas.errors import FieldError
 from api_schemas.job import Job
 from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
+    BadRequestError,
     ConflictError,
     IdempotencyMismatchError,
     InvalidRequestError,
@@ -36,6 +37,7 @@ _PROBLEMS = problems(
     JobNotFoundError,
     NotReadyError,
     ResultNeverError,
+    BadRequestError,
     InvalidRequestError,
     IdempotencyMismatchError,
     ConflictError,

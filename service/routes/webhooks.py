@@ -8,6 +8,7 @@ from api_schemas.job import Job
 from api_schemas.webhook import Delivery, DeliveryList, Webhook, WebhookView
 from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
+    BadRequestError,
     ForbiddenError,
     InvalidRequestError,
     JobNotFoundError,
@@ -46,14 +47,18 @@ _JOB_PROBLEMS = (JobNotFoundError, JobUnreadableError, InvalidRequestError)
 
 
 @router.get(
-    "/v1/webhook", response_model=WebhookView, responses=problems(ForbiddenError, WebhookNotFoundError)
+    "/v1/webhook",
+    response_model=WebhookView,
+    responses=problems(ForbiddenError, InvalidRequestError, WebhookNotFoundError),
 )
 async def get_webhook(services: ServicesDep, owner: Owner) -> WebhookView:
     """The webhook of this API key, which is told of all its jobs."""
     return await services.webhooks.show(owner)
 
 
-@router.put("/v1/webhook", response_model=WebhookView, responses=problems(InvalidRequestError))
+@router.put(
+    "/v1/webhook", response_model=WebhookView, responses=problems(BadRequestError, InvalidRequestError)
+)
 async def set_webhook(
     body: Webhook, response: Response, services: ServicesDep, caller: CallerDep
 ) -> WebhookView:
@@ -62,7 +67,7 @@ async def set_webhook(
     return await services.webhooks.set(body, caller.id if caller else "")
 
 
-@router.delete("/v1/webhook", status_code=204, responses=problems(ForbiddenError))
+@router.delete("/v1/webhook", status_code=204, responses=problems(ForbiddenError, InvalidRequestError))
 async def delete_webhook(services: ServicesDep, owner: Owner) -> None:
     """Remove the webhook of this API key; what is not yet delivered to it is not sent."""
     await services.webhooks.remove(owner)

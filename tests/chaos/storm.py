@@ -1,12 +1,12 @@
 """`python -m tests.chaos.storm [--kills 200] [--jobs 100]`: kill everything under `chorale up` but itself.
 
-API, workers, engines, queue server, the delivery of webhooks and guards get SIGKILL at random while jobs arrive. At the end
-`chorale up` must run as it did, and every job must have succeeded once, with the bytes of an undisturbed one,
-and its webhook must have been told so, by one id.
+API, workers, engines, queue server, the delivery of webhooks and guards get SIGKILL at random while jobs of two API
+keys arrive: from words, with regions, and children of finished ones. At the end `chorale up` must run as it did, and
+every job must have succeeded once, with the bytes of an undisturbed one; its key's webhook must have been told so, by
+one id; and each key must see its own jobs, have used what they cost, and see no other's.
 """
 
 import argparse
-import hashlib
 import os
 import random
 import signal
@@ -18,16 +18,18 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from threading import Event, Thread
 
 from api_schemas.answers import JobView
 from api_schemas.generation import GenerationRequest
-from api_schemas.webhook import Webhook
 from chorale.client import Client
 from chorale.errors import ChoraleError
+from tests.chaos.outcome import Undisturbed, require_counted, require_made, require_private, require_told
+from tests.chaos.tenants import Tenant, await_end, open_tenants, persist
 from tests.local_stack import find_all
-from tests.service.webhooks.receiver import Receiver, receive
+from tests.service.webhooks.receiver import receive
 from tests.worker.processes import command_of, find_children, is_running
 
 MODEL = "toy:delay_ms=30"
@@ -40,7 +42,6 @@ KINDS = (
     "chorale.queue_server",
     "chorale.guard",
 )
-PICTURES = 5  # different ones; jobs repeat them
 PATIENT = "1000"  # so many kills before a first checkpoint are bad luck, not poison
 
 
@@ -117,45 +118,7 @@ def find_descendants(pid: int) -> list[int]:
 def create(client: Client, request: GenerationRequest) -> str:
     """Post a job until it is acknowledged, once."""
     key = uuid.uuid4().hex
-    while True:
-        with suppress(ChoraleError):
-            return client.create(request, idempotency_key=key).id
-        time.sleep(0.2)
-
-
-def await_end(client: Client, job_id: str) -> JobView:
-    """Wait through any number of lost connections."""
-    while True:
-        with suppress(ChoraleError):
-            return client.wait(job_id, timeout_s=600)
-        time.sleep(0.2)
-
-
-def require_told(client: Client, receiver: Receiver, jobs: list[str]) -> None:
-    """Each job's end was told once or more, always by the same id."""
-    for job in jobs:
-        while True:
-            with suppress(ChoraleError):
-                if [each.status for each in client.deliveries(job)] == ["delivered"]:
-                    break
-            time.sleep(0.2)
-    ids: dict[object, set[str]] = {}
-    for call in receiver.calls:
-        ids.setdefault(call.read()["data"]["id"], set()).add(call.id)
-    assert [len(ids[job]) for job in jobs] == [1] * len(jobs)
-
-
-def digest(client: Client, job_id: str, folder: Path) -> str:
-    """Of the job's picture."""
-    path = client.download(job_id, folder / "picture.png")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def requests(steps: int) -> list[GenerationRequest]:
-    return [
-        GenerationRequest(prompt="storm", width_px=512, height_px=512, steps=steps, seed=seed)
-        for seed in range(PICTURES)
-    ]
+    return persist(lambda: client.create(request, idempotency_key=key)).id
 
 
 def _kind_of(pid: int) -> str | None:
@@ -180,57 +143,59 @@ def main() -> None:
         with (
             receive() as receiver,
             chorale_up(folder, "--workers", str(given.workers)) as (up, url),
-            Client(url) as client,
+            open_tenants(folder, url, receiver.url, given.steps, "calm", "ann", "bob") as (calm, *tenants),
         ):
-            client.set_webhook(Webhook(url=receiver.url))
-            wanted = [
-                digest(client, await_end(client, create(client, each)).id, folder)
-                for each in requests(given.steps)
-            ]
-            jobs, storm = _let_loose(given, up.pid, url, client)
-            ended = [await_end(client, job) for job in jobs]
-            _report(given, storm, ended)
+            undisturbed = Undisturbed(calm, folder)
+            storm = _let_loose(given, up.pid, url, tenants)
+            ended = {
+                order.job_id: await_end(tenant.client, order.job_id)
+                for tenant in tenants
+                for order in tenant.orders
+            }
+            _report(storm, tenants, list(ended.values()))
             assert up.poll() is None, "`chorale up` has ended"
-            assert all(job.status == "succeeded" for job in ended), Counter(job.status for job in ended)
-            for number, job in enumerate(jobs):
-                types = [event.type for event in client.events(job)]
-                assert types.count("job.succeeded") == 1, types
-                assert digest(client, job, folder) == wanted[number % PICTURES], (
-                    f"job {number} has other bytes"
-                )
-            require_told(client, receiver, jobs)
+            for tenant in tenants:
+                own = tenant.list_own()
+                require_made(tenant, ended, undisturbed, folder)
+                require_told(tenant.client, receiver, own, tenant.hook_path)
+                require_private(tenant, {*ended, *calm.list_own()} - {*own})
+                require_counted(tenant)
         left = [command_of(pid) for pid in find_all(name) if is_running(pid)]
         assert left == [], left
     print(
-        "chorale up stayed up; nothing was lost; one result each; bytes equal; each webhook told; no process left"
+        "chorale up stayed up; nothing was lost; one result each; bytes equal; each webhook told; no key sees another's;"
+        " all is counted; no process left"
     )
 
 
-def _let_loose(given: argparse.Namespace, up: int, url: str, client: Client) -> tuple[list[str], Storm]:
-    """Jobs arrive evenly over the storm."""
-    chance, jobs, began = random.Random(given.seed), list[str](), time.monotonic()
-    wanted = requests(given.steps)
+def _let_loose(given: argparse.Namespace, up: int, url: str, tenants: list[Tenant]) -> Storm:
+    """Jobs arrive evenly over the storm, of each key in turn."""
+    chance, began, turns = random.Random(given.seed), time.monotonic(), cycle(tenants)
+
+    def ask_until(count: float) -> None:
+        while sum(len(tenant.orders) for tenant in tenants) < count:
+            next(turns).ask()
+
     with Storm(up, url, chance) as storm:
         for number in range(given.kills):
-            while len(jobs) * given.kills <= number * given.jobs and len(jobs) < given.jobs:
-                jobs.append(create(client, wanted[len(jobs) % PICTURES]))
+            ask_until((number + 1) * given.jobs / given.kills)
             storm.kill_one()
             time.sleep(chance.uniform(0.2, 2 * given.pause_s - 0.2))
             if number % 20 == 19:
                 print(f"{number + 1} kills after {time.monotonic() - began:.0f} s", flush=True)
-        while len(jobs) < given.jobs:
-            jobs.append(create(client, wanted[len(jobs) % PICTURES]))
-        for job in jobs:
-            await_end(client, job)
+        for tenant in tenants:
+            for order in tenant.orders:
+                await_end(tenant.client, order.job_id)
         print(f"all ended after {time.monotonic() - began:.0f} s", flush=True)
-    return jobs, storm
+    return storm
 
 
-def _report(given: argparse.Namespace, storm: Storm, ended: list[JobView]) -> None:
+def _report(storm: Storm, tenants: list[Tenant], ended: list[JobView]) -> None:
     print(f"kills {dict(storm.kills)}, {storm.kills.total()} in all")
     print(
         f"{len(ended)} jobs: {Counter(job.status for job in ended)}, {sum(job.attempt for job in ended)} attempts"
     )
+    print(f"kinds {dict(Counter(order.kind for tenant in tenants for order in tenant.orders))}")
     print(f"longest time without readiness {storm.longest_away_s:.1f} s")
 
 

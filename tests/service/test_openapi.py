@@ -27,6 +27,9 @@ CHECKS = (
     response_schema_conformance,
 )
 
+# What the schema of a parameter that takes any text may say.
+UNLIMITED = {"type", "title", "description", "default"}
+
 
 def test_no_server_error_and_no_undeclared_answer(api: httpx.Client, url: str, story: Story) -> None:
     ended = "4" * 28
@@ -89,3 +92,14 @@ def test_every_route_declares_what_can_fail_anywhere(api: httpx.Client) -> None:
     for path, operations in paths.items():
         for method, operation in operations.items():
             assert {"413", "500", "503"} <= set(operation["responses"]), (method, path)
+
+
+def test_every_route_declares_that_its_body_or_a_parameter_may_be_refused(api: httpx.Client) -> None:
+    """What is no JSON is 400, a value out of its limits 422, or 400 where OpenAI's clients call."""
+    for path, operations in api.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            declared = set(operation["responses"])
+            schemas = [each["schema"] for each in operation.get("parameters", [])]
+            limited = [each for each in schemas if each.get("type") != "string" or set(each) - UNLIMITED]
+            assert "requestBody" not in operation or "400" in declared, (method, path)
+            assert not limited or declared & {"400", "422"}, (method, path)
