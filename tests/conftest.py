@@ -37,7 +37,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take half a minute or more where seven processes share two cores: some compute, most wait.
 _LONGEST = (
-    "tests/conformance/test_configuration_fields.py",
+    "tests/conformance/test_unet_fields.py",
+    "tests/conformance/test_transformer_fields.py",
     "tests/worker/test_recovery.py",
     "tests/conformance/test_schedulers.py",
     "tests/worker/test_main.py",
