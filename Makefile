@@ -7,6 +7,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 
+# Tests start some hundred processes: none should compile our own modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test browser check format clean
 
 demo: .venv/.installed
@@ -15,7 +18,7 @@ demo: .venv/.installed
 test:
 	@$(MAKE) --no-print-directory -j 2 .venv/.installed-dev browser
 	$(BIN)/python -m tests.browser.chromium
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder  # they mostly wait for leases, kills and browsers
+	$(BIN)/python -m pytest -n 7 --dist loadfile --no-loadscope-reorder  # they mostly wait for leases, kills and browsers
 
 # Debian's package needs none of ours and comes while pip installs; what fails here is tried, and told, again.
 browser:

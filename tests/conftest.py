@@ -35,15 +35,31 @@ os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files that take a minute or more where five processes share two cores.
+# Files that take half a minute or more where seven processes share two cores: some compute, most wait.
 _LONGEST = (
-    "tests/conformance/test_configuration_fields.py",
+    "tests/conformance/test_unet_fields.py",
+    "tests/conformance/test_transformer_fields.py",
     "tests/worker/test_recovery.py",
-    "tests/worker/test_outages.py",
-    "tests/browser/test_page.py",
-    "tests/test_request_to_viewer.py",
     "tests/conformance/test_schedulers.py",
     "tests/worker/test_main.py",
+    "tests/worker/test_outages.py",
+    "tests/chorale/test_cli.py",
+    "tests/chorale/test_allow_list.py",
+    "tests/chorale/test_local.py",
+    "tests/chaos/test_kills.py",
+    "tests/conformance/test_add_on_files.py",
+    "tests/chorale/test_refusals.py",
+    "tests/test_request_to_viewer.py",
+    "tests/browser/test_page.py",
+    "tests/chaos/test_storm.py",
+    "tests/worker/adapters/attention/test_forms.py",
+    "tests/worker/test_faults.py",
+    "tests/benchmarks/quality/test_figures.py",
+    "tests/worker/adapters/attention/test_sharing.py",
+    "tests/worker/adapters/families/test_regions.py",
+    "tests/worker/process/test_ranks.py",
+    "tests/browser/test_regions.py",
+    "tests/browser/test_usability.py",
 )
 
 

