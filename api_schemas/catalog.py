@@ -25,6 +25,7 @@ from api_schemas.scenes import SceneWords
 _FREEST, _MOST_FAITHFUL = 0.6, 0.1
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Cost(BaseModel):
@@ -112,6 +113,9 @@ class ModelCard(BaseModel):
     negative_prompt: bool = Field(default=True, description="Whether the model uses `negative_prompt`.")
     guidance: bool = Field(
         default=True, description="Whether the model supports a `guidance_scale` other than 1."
+    )
+    dtype: Dtype | None = Field(
+        default=None, description="Type of weights and predictions on the worker that published the card."
     )
     weights_gib: float = Field(default=0.0, description="Weights held on the device at the same time.")
     tile_gib: float = Field(default=0.0, description="Memory that one module needs while it denoises.")

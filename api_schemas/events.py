@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
-from api_schemas.catalog import Cost
+from api_schemas.catalog import Cost, Dtype
 from api_schemas.errors import JobError
 from api_schemas.generation import ResolvedRequest
 
@@ -13,6 +13,7 @@ WarningCode = Literal[
     "checkpoint_damaged",
     "compiling",
     "decode_widened",
+    "dtype_changed",
     "mask_scaled",
     "prompt_cut",
     "region_faint",
@@ -127,6 +128,10 @@ class Result(_Data):
     )
     sha256: str
     engine_s: float = Field(description="Engine time in seconds, summed over all attempts.")
+    dtype: Dtype | None = Field(
+        default=None,
+        description="Type that the model's predictions and the decoder computed in; null in records older than it.",
+    )
 
 
 class SucceededData(_Data):

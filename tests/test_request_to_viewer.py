@@ -133,6 +133,7 @@ def test_a4_at_300_dpi_is_the_corner_of_a_canvas_that_fits_the_model(stack: Stac
         path = client.download(job.id, tmp_path / "a4.png")
     assert job.result is not None
     assert (job.result.width_px, job.result.height_px) == (2480, 3508)
+    assert job.result.dtype == "float32"
     whole = expected_picture(request.model_copy(update={"height_px": 3512}))
     assert np.array_equal(open_picture(path.read_bytes()), whole[:3508])
 

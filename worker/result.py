@@ -125,6 +125,7 @@ class ResultWriter:
             stored_bytes=sum(path.stat().st_size for path in stored),
             sha256=files.sha256,
             engine_s=round(self._generated.engine_s, 3),
+            dtype=self._generated.dtype,
         )
 
     def _list_inherited(self) -> list[str]:

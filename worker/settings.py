@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api_schemas.catalog import Dtype
 from api_schemas.settings import SharedSettings
 
 
@@ -39,6 +40,9 @@ class WorkerSettings(SharedSettings, BaseSettings):
     models_file: Path | None = Field(default=None, description="The allow-list that `chorale models` writes.")
     devices: Devices = Field(
         default="auto", description="`cpu`, `cuda:0`, or several: `0,1`; auto takes a GPU where there is one."
+    )
+    dtype: Dtype | None = Field(
+        default=None, description="Type of weights and predictions; by default, as the model's folder says."
     )
     work_dir: Path = Field(default_factory=_default_work_dir, description="Scratch space for running jobs.")
     decode_memory_mb: int | None = Field(

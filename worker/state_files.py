@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from api_schemas.catalog import Dtype
 from worker.checksums import NO_CHECKSUM, verify_checksum, write_checksum
 from worker.colors import ColorFix
 from worker.engine.denoise import Checkpoint
@@ -21,9 +22,18 @@ from worker.errors import DamagedFileError
 _VERSION = 1
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint, engine_s: float) -> None:
-    """Write atomically: at `path` there is a whole checkpoint or none."""
-    state: dict[str, object] = {"step": checkpoint.step, "scalars": checkpoint.scalars, "engine_s": engine_s}
+def write_checkpoint(path: Path, checkpoint: Checkpoint, engine_s: float, dtype: Dtype | None = None) -> None:
+    """Write atomically: at `path` there is a whole checkpoint or none.
+
+    Args:
+        dtype: that its predictions were computed in: in another the picture is another, by little.
+    """
+    state: dict[str, object] = {
+        "step": checkpoint.step,
+        "scalars": checkpoint.scalars,
+        "engine_s": engine_s,
+        "dtype": dtype,
+    }
     partial = path.with_suffix(".partial")
     _write(partial, checkpoint.tensors, state)
     os.replace(partial, path)
@@ -42,6 +52,15 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, float]:
         )
     except KeyError as error:
         raise DamagedFileError(f"{path.name} is no checkpoint: it has no {error}") from error
+
+
+def read_dtype(path: Path) -> Dtype | None:
+    """What a checkpoint's predictions were computed in, if it tells.
+
+    Raises:
+        DamagedFileError: as `read_checkpoint`.
+    """
+    return cast(Dtype | None, _read(path)[1].get("dtype"))
 
 
 def write_final_state(path: Path, state: FinalState, colors: ColorFix | None = None) -> None:

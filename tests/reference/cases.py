@@ -79,7 +79,9 @@ def _list_subjects() -> Iterator[Subject]:
     for case in transformers.CASES:
         told = Conditions(transformers.PROMPT, case.negative_prompt, case.guidance_scales[-1])
         yield Subject(case.name, _loader(case.name, case.build), told, case.noise[1] // 2)
-    yield Subject("bundled", cache(lambda: load_model(str(_BUNDLED), "cpu")), Conditions("lava"), 16)
+    yield Subject(
+        "bundled", cache(lambda: load_model(str(_BUNDLED), "cpu", "float32")), Conditions("lava"), 16
+    )
 
 
 def _loader(name: str, build: Callable[[Path], object]) -> Callable[[], LoadedModel]:

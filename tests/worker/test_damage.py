@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from api_schemas.catalog import Dtype
 from api_schemas.events import JobWarned, WarnedData
 from api_schemas.generation import ResolvedRequest
 from tests.tiny_models import tiny_stable_diffusion
@@ -58,13 +59,13 @@ class Engine:
             reports = gathered.result(60)
         return hashlib.sha256((folder / "image.tif").read_bytes()).hexdigest(), reports
 
-    def write_checkpoints(self, folder: Path) -> list[CheckpointWritten]:
+    def write_checkpoints(self, folder: Path, dtype: Dtype = "float32") -> list[CheckpointWritten]:
         """After every step but the last."""
         plan = plan_generation(REQUEST, self._ready.card, self._ready.decode_memory, folder)
         job, written = self._make_job(folder, None), list[CheckpointWritten]()
         for event in generate_job(self._ready.model, job, plan, None, SingleRank()):
             if isinstance(event, Step) and event.index + 1 < event.steps:
-                written.append(CheckpointWriter(folder, 0).write(event.checkpoint, 0.0))
+                written.append(CheckpointWriter(folder, 0, 0, dtype).write(event.checkpoint, 0.0))
         return written
 
     def _make_job(self, folder: Path, checkpoint: Path | None) -> Generate:
@@ -134,6 +135,16 @@ def test_an_engine_that_gets_a_damaged_checkpoint_starts_over_and_says_so(
     (warned,) = [report for report in reports if isinstance(report, WarnedData)]
     assert warned.code == "checkpoint_damaged"
     assert again == engine.undisturbed
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [("float32", []), ("bfloat16", ["dtype_changed"])])
+def test_a_checkpoint_of_another_type_is_gone_on_from_and_told(
+    engine: Engine, tmp_path: Path, dtype: Dtype, warned: list[str]
+) -> None:
+    path = engine.write_checkpoints(tmp_path / "first", dtype)[1].path
+    again, reports = engine.run(tmp_path / "second", path)
+    assert [report.code for report in reports if isinstance(report, WarnedData)] == warned
+    assert again == engine.undisturbed  # what it holds was computed in float32
 
 
 def test_the_job_tells_of_a_damaged_checkpoint(bench: Bench, tmp_path: Path) -> None:

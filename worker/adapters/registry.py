@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from api_schemas.catalog import Dtype
 from worker.adapters.errors import UnknownFamilyError
 from worker.adapters.integrity import snapshot_folder, snapshot_model
 from worker.adapters.model import LoadedModel
 from worker.adapters.model_index import read_index
-from worker.adapters.settings import read_settings
+from worker.adapters.settings import choosing, read_settings
 from worker.adapters.source import FoundModel, ModelSource, find_model
 
 if TYPE_CHECKING:
@@ -34,13 +35,16 @@ _FAMILIES = {
 }
 
 
-def load_model(address: str, device: str) -> LoadedModel:
+def load_model(address: str, device: str, dtype: Dtype | None = None) -> LoadedModel:
     """Load a diffusers folder, or the closed-form model `toy` (`toy:delay_ms=50` for a slow one).
+
+    Args:
+        dtype: that takes the place of the folder's.
 
     Raises:
         ModelError: the folder cannot be served; the message says why.
     """
-    return load_found(find_model(ModelSource(address)), torch.device(device))
+    return load_found(find_model(ModelSource(address, dtype=dtype)), torch.device(device))
 
 
 def load_found(found: FoundModel, device: torch.device) -> LoadedModel:
@@ -58,7 +62,7 @@ def load_found(found: FoundModel, device: torch.device) -> LoadedModel:
         checked = snapshot_model(found.name, found.entry, found.scratch)
     else:
         checked = snapshot_folder(folder, found.scratch)
-    with checked as snapshot:
+    with checked as snapshot, choosing(found.dtype):
         return _load_folder(found, snapshot, device, folder.resolve().name)
 
 

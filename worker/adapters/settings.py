@@ -1,17 +1,19 @@
 """What a model folder may say about itself beside diffusers' own files: `chorale.json`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from api_schemas.advanced import MAX_TILE_SIZE_PX
+from api_schemas.catalog import Dtype
 from api_schemas.layout import Cascade
 from api_schemas.scenes import SceneWords
 from worker.adapters.errors import ModelFolderError
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 Offload = Literal["none", "model", "sequential", "group"]
 Quantization = Literal["none", "int8", "float8"]
 
@@ -30,6 +32,7 @@ class FolderSettings(BaseModel):
 
     Args:
         dtype: of weights and predictions; bfloat16 on a GPU and float32 on a CPU if left out.
+        cpu_bfloat16: without `dtype`, bfloat16 on CPUs that have instructions for it, too.
         offload: what waits in main memory until the GPU needs it: nothing, whole networks, or single
             layers (`sequential` slowest and smallest).
         quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
@@ -52,6 +55,7 @@ class FolderSettings(BaseModel):
     default_num_modules: PositiveInt | None = None
     latent_rgb: LatentRgb | None = None
     dtype: Dtype | None = None
+    cpu_bfloat16: bool = False
     offload: Offload = "none"
     quantization: Quantization = "none"
     compile: bool = False
@@ -75,13 +79,31 @@ class FolderSettings(BaseModel):
 _PARTS = {"": FolderSettings, "cascade": Cascade, "latent_rgb": LatentRgb, "scene_words": SceneWords}
 
 
+_chosen: ContextVar[Dtype | None] = ContextVar("chosen", default=None)
+
+
+@contextmanager
+def choosing(dtype: Dtype | None) -> Generator[None]:
+    """Within this context folders are read as if their `chorale.json` asked for this type; None: for what it does."""
+    token = _chosen.set(dtype)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 def read_settings(folder: Path) -> FolderSettings:
-    """Read `chorale.json`, if the folder has one.
+    """Read `chorale.json`, if the folder has one; its type is the operator's, if that was chosen.
 
     Raises:
         ModelFolderError: a field is unknown, or of the wrong kind.
     """
-    path = folder / "chorale.json"
+    settings = _read(folder / "chorale.json")
+    dtype = _chosen.get()
+    return settings if dtype is None else settings.model_copy(update={"dtype": dtype})
+
+
+def _read(path: Path) -> FolderSettings:
     if not path.is_file():
         return FolderSettings()
     try:

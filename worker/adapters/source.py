@@ -10,7 +10,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from api_schemas.allow_list import HUB_NAME, AllowedModel, AllowList
-from api_schemas.catalog import AddOnKind
+from api_schemas.catalog import AddOnKind, Dtype
 from api_schemas.generation import MAX_LORAS
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.integrity import Snapshot, digest_files, snapshot_listed
@@ -30,11 +30,13 @@ class ModelSource:
     Args:
         models_file: the allow-list; there need not be one.
         scratch: folder for copies of files that others could change; None for the system's.
+        dtype: that the operator chose; None: as the folder says.
     """
 
     model: str
     models_file: Path | None = None
     scratch: Path | None = None
+    dtype: Dtype | None = None
 
 
 class AddOns:
@@ -96,6 +98,7 @@ class FoundModel:
     Args:
         address: its folder, or `toy` with its options.
         name: what it is called on the allow-list or the hub; None for a bare folder.
+        dtype: as in `ModelSource`.
     """
 
     address: str
@@ -103,6 +106,7 @@ class FoundModel:
     entry: AllowedModel | None
     allow_list: AllowList
     scratch: Path | None = None
+    dtype: Dtype | None = None
 
     def digest(self) -> str:
         """SHA-256 of what `sha256sum` prints of the files that are read, in the order of their names; "" for `toy`."""
@@ -131,15 +135,16 @@ def find_model(source: ModelSource) -> FoundModel:
     Raises:
         ModelFolderError: none has it, or the allow-list cannot be read.
     """
-    allow_list, scratch = _read(source.models_file), source.scratch
+    allow_list = _read(source.models_file)
+    scratch, dtype = source.scratch, source.dtype
     entry = allow_list.models.get(source.model)
     if entry is not None and entry.kind == "model":
-        return FoundModel(str(entry.path), source.model, entry, allow_list, scratch)
+        return FoundModel(str(entry.path), source.model, entry, allow_list, scratch, dtype)
     if source.model.partition(":")[0] == "toy" or Path(source.model).is_dir():
-        return FoundModel(source.model, None, None, allow_list, scratch)
+        return FoundModel(source.model, None, None, allow_list, scratch, dtype)
     if HUB_NAME.fullmatch(source.model):
         name = source.model.partition("/")[2]
-        return FoundModel(str(_fetch(source.model)), name, None, allow_list, scratch)
+        return FoundModel(str(_fetch(source.model)), name, None, allow_list, scratch, dtype)
     known = _join(name for name, each in allow_list.models.items() if each.kind == "model")
     raise ModelFolderError(
         f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"

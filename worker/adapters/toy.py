@@ -192,6 +192,7 @@ class Toy:
             tile_sizes_px=[128, 256, 512],
             default_steps=8,
             default_guidance_scale=1.0,
+            dtype="float32",
         ).model_copy(update=self.add_ons.announce())
 
     @property

@@ -192,7 +192,7 @@ def _run(pipe: Connection, settings: WorkerSettings, devices: list[str], scratch
     from worker.adapters.source import ModelSource
     from worker.process.server import serve
 
-    source = ModelSource(settings.model, settings.models_file, scratch)
+    source = ModelSource(settings.model, settings.models_file, scratch, settings.dtype)
     serve(
         pipe,
         source,

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 import tifffile
 
+from api_schemas.catalog import Dtype
 from worker.engine.denoise import Checkpoint
 from worker.engine.plan import BitDepth
 from worker.process.protocol import CheckpointWritten
@@ -23,10 +24,12 @@ class CheckpointWriter:
     Args:
         interval_s: least time between two checkpoints, seconds.
         step: of the checkpoint that the job continues from, or 0.
+        dtype: that predictions are computed in.
     """
 
-    def __init__(self, folder: Path, interval_s: float, step: int = 0) -> None:
+    def __init__(self, folder: Path, interval_s: float, step: int = 0, dtype: Dtype | None = None) -> None:
         self._folder = folder
+        self._dtype: Dtype | None = dtype
         self._interval_s = self._wait_s = interval_s
         self._written_at = time.monotonic()
         self._step = step
@@ -43,7 +46,7 @@ class CheckpointWriter:
     def write(self, checkpoint: Checkpoint, engine_s: float) -> CheckpointWritten:
         """Write a checkpoint, due or not."""
         started_at, path = time.monotonic(), self._folder / f"checkpoint-{checkpoint.step:04d}.safetensors"
-        write_checkpoint(path, checkpoint, engine_s)
+        write_checkpoint(path, checkpoint, engine_s, self._dtype)
         self._written_at, self._step = time.monotonic(), checkpoint.step
         self._wait_s = max(self._interval_s, (self._written_at - started_at) / _LARGEST_SHARE)
         return CheckpointWritten(checkpoint.step, path)

@@ -6,7 +6,7 @@ What clients read is made once, as the schemas' data; a report around it adds wh
 from dataclasses import dataclass
 from pathlib import Path
 
-from api_schemas.catalog import ModelCard
+from api_schemas.catalog import Dtype, ModelCard
 from api_schemas.errors import ErrorCode
 from api_schemas.events import (
     BandFinishedData,
@@ -149,6 +149,7 @@ class Generated:
         colors: that its rows are still to be corrected by.
         changed: (left, top, right, bottom) outside of which it is the picture that it begins with; None: it is another.
         levels: what of it was inpainted, where `changed` is known.
+        dtype: that predictions were computed in.
     """
 
     path: Path
@@ -157,6 +158,7 @@ class Generated:
     colors: ColorFix | None = None
     changed: tuple[int, int, int, int] | None = None
     levels: Levels | None = None
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True, slots=True)

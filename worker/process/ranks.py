@@ -25,7 +25,7 @@ from worker.engine.errors import DismissedError, RankLostError
 from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group, ProcessGroup, SingleRank
 from worker.errors import DeviceRefusedError, JobFailedError
-from worker.native_memory import keep_little
+from worker.native_memory import give_back, keep_little, keep_spare
 from worker.process.failures import describe
 from worker.process.generation import complete_plan, generate_job
 from worker.process.protocol import LOST_RANK_EXIT, Failed, Generate, ModelRefused
@@ -70,6 +70,7 @@ def serve_rank(pipe: Connection, source: ModelSource, config: RankConfig) -> Non
     """Answer the leader until it is gone."""
     die_with_parent()
     keep_little()
+    keep_spare()
     try:
         try:
             ready = make_ready(source, config.device)
@@ -81,6 +82,7 @@ def serve_rank(pipe: Connection, source: ModelSource, config: RankConfig) -> Non
         group = ProcessGroup(config.rank, config.size, ready.device, config.rendezvous)
         while True:
             pipe.send(RankReady(_run_job(ready.model, pipe.recv(), group)))
+            give_back()
     except (EOFError, BrokenPipeError, ConnectionResetError, RankLostError):
         return  # the leader is gone, or will not get far
 

@@ -8,7 +8,7 @@ from worker.adapters.source import ModelSource
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.engine.errors import RankLostError
 from worker.errors import DiskFullError
-from worker.native_memory import keep_little
+from worker.native_memory import give_back, keep_little, keep_spare
 from worker.process.failures import describe
 from worker.process.protocol import Generate, ModelLoaded, ModelRefused, Report, Stopped
 from worker.process.ranks import RankProcesses, die_with_parent
@@ -28,6 +28,7 @@ def serve(
     """Answer commands until the consumer is gone; this process is the leader of all ranks."""
     die_with_parent()
     keep_little()
+    keep_spare()
     with RankProcesses(source, devices) as ranks:
         try:
             ready = _load(pipe, source, devices[0], decode_memory_mb, ranks, digested=digested)
@@ -35,6 +36,7 @@ def serve(
                 command = pipe.recv()
                 if isinstance(command, Generate):  # any other belongs to a job that has ended
                     pipe.send(_run_job(ready, command, pipe, ranks, checkpoint_interval_s))
+                    give_back()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the consumer is gone
         except RankLostError:

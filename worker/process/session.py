@@ -6,6 +6,7 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from api_schemas.catalog import Dtype
 from api_schemas.events import WarnedData
 from worker.color_sums import ColorSums, count_colors, fit_colors
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
@@ -25,7 +26,7 @@ from worker.process.ranks import RankJob, RankProcesses
 from worker.process.reports import ProgressReports, warn
 from worker.process.warmup import Ready
 from worker.source import inherit_colors
-from worker.state_files import read_checkpoint, write_final_state
+from worker.state_files import read_checkpoint, read_dtype, write_final_state
 
 _log = logging.getLogger(__name__)
 _LAST_PREVIEWS_S = 2.0
@@ -52,7 +53,7 @@ def run_session(
     bare = plan_generation(request, ready.card, ready.decode_memory, job.folder)
     source = prepare_source(job, ready.card)
     plan = complete_plan(bare, job, source)
-    resume, spent_s = _read_checkpoint(job.checkpoint, pipe)
+    resume, spent_s = _read_checkpoint(job.checkpoint, pipe, ready.card.dtype)
     scale, shown = ready.card.vae_scale, (request.height_px, request.width_px)
     canvas = PreviewCanvas(plan.canvas.height, plan.canvas.width, scale, model.preview_map, shown)
     path, state = job.folder / "image.tif", job.folder / "state.safetensors"
@@ -63,7 +64,9 @@ def run_session(
             ColorSums(shown, request.bit_depth) if request.upscale else None,
             ProgressReports(plan, scale, request.height_px),
             PreviewSender(canvas, pipe),
-            CheckpointWriter(job.folder, checkpoint_interval_s, resume.step if resume else 0),
+            CheckpointWriter(
+                job.folder, checkpoint_interval_s, resume.step if resume else 0, ready.card.dtype
+            ),
             spent_s,
         )
         part = RankJob(job, bare, job.checkpoint if resume else None, source)
@@ -78,7 +81,9 @@ def run_session(
     write_final_state(state, session.final, colors or inherit_colors(request, source))
     session.send_last_previews()
     levels = Levels(source.levels, *source.size) if source and source.levels else None
-    return Generated(path, state, session.engine_s, colors, _find_changed(plan, scale), levels)
+    return Generated(
+        path, state, session.engine_s, colors, _find_changed(plan, scale), levels, ready.card.dtype
+    )
 
 
 def _find_changed(plan: GenerationPlan, scale: int) -> tuple[int, int, int, int] | None:
@@ -90,12 +95,20 @@ def _find_changed(plan: GenerationPlan, scale: int) -> tuple[int, int, int, int]
     return left, top, right, bottom
 
 
-def _read_checkpoint(path: Path | None, pipe: Connection) -> tuple[Checkpoint | None, float]:
-    """A checkpoint that cannot be read costs time, not the picture."""
+def _read_checkpoint(
+    path: Path | None, pipe: Connection, dtype: Dtype | None
+) -> tuple[Checkpoint | None, float]:
+    """A checkpoint that cannot be read costs time, not the picture; one of another type is told."""
     if path is None:
         return None, 0.0
     try:
-        return read_checkpoint(path)
+        read, before = read_checkpoint(path), read_dtype(path)
+        if None not in (before, dtype) and before != dtype:
+            message = (
+                f"going on in {dtype} after {read[0].step} steps in {before}: pixels may differ a little"
+            )
+            pipe.send(WarnedData(code="dtype_changed", message=message))
+        return read
     except DamagedFileError as error:
         _log.warning("starting over: %s", error)
         pipe.send(WarnedData(code="checkpoint_damaged", message=f"starting over: {error}"))

@@ -21,7 +21,13 @@ from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
 from worker.errors import DamagedFileError
 from worker.process.files import ImageFile
-from worker.state_files import read_checkpoint, read_final_state, write_checkpoint, write_final_state
+from worker.state_files import (
+    read_checkpoint,
+    read_dtype,
+    read_final_state,
+    write_checkpoint,
+    write_final_state,
+)
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -31,9 +37,10 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
         "scheduler.sigmas": torch.tensor([0.1, float("inf"), float("nan")], dtype=torch.float64),
     }
     kept = Checkpoint(7, tensors, {"order": 2, "lower": None, "ratio": 0.1, "name": "é"})
-    write_checkpoint(tmp_path / "a.safetensors", kept, 12.5)
+    write_checkpoint(tmp_path / "a.safetensors", kept, 12.5, "bfloat16")
     found, engine_s = read_checkpoint(tmp_path / "a.safetensors")
     assert (found.step, found.scalars, engine_s) == (7, kept.scalars, 12.5)
+    assert read_dtype(tmp_path / "a.safetensors") == "bfloat16"
     assert found.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert found.tensors[name].dtype == tensor.dtype
