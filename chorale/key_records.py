@@ -1,7 +1,7 @@
 """The API keys of a service, as its operator makes and revokes them. The service itself only reads them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import cast
 
@@ -22,7 +22,7 @@ from api_schemas.keys import (
     write_key,
 )
 from api_schemas.webhook import webhook_key
-from api_schemas.wire import KEYS_KEY, api_key_key
+from api_schemas.wire import KEYS_KEY, UNREADABLE_PREFIX, api_key_key
 from chorale.errors import FormerSecretsError, NoSuchKeyError, TakenNameError, UnreadableKeyError
 
 
@@ -147,8 +147,19 @@ class KeyRecords:
         raise NoSuchKeyError(name)
 
     def _list_ids(self) -> list[str]:
+        if self._redis.type(KEYS_KEY) not in (b"zset", b"none"):
+            self._list_again()
         members = self._redis.zrange(KEYS_KEY, 0, -1)  # pyright: ignore[reportUnknownMemberType]
         return [member.decode() for member in cast(list[bytes], members)]
+
+    def _list_again(self) -> None:
+        """What lies where the list belongs is set aside, and the list made of the keys that can be read."""
+        self._redis.rename(KEYS_KEY, UNREADABLE_PREFIX + KEYS_KEY)  # pyright: ignore[reportUnknownMemberType]
+        first = api_key_key("")
+        for name in cast(Iterator[bytes], self._redis.scan_iter(f"{first}*")):  # pyright: ignore[reportUnknownMemberType]
+            with suppress(UnreadableKeyError):
+                key = self._read(name.decode(errors="replace").removeprefix(first)).key
+                self._redis.zadd(KEYS_KEY, {key.id: key.created_at})
 
     def _read(self, key_id: str) -> StoredKey:
         body = cast(bytes | None, self._redis.get(api_key_key(key_id)))

@@ -45,9 +45,9 @@ def create(
         str,
         Option(
             help="Limits, as calls=600/min,concurrent=2,queued=100,megapixel_steps=5000/day,store=50GB;"
-            " what is left out is unlimited."
+            f" what is left out is unlimited, as is {_UNLIMITED}."
         ),
-    ] = "",
+    ] = _UNLIMITED,
     data: Data = None,
 ) -> None:
     """Make a key and print it, this once: only a digest is stored. From then on the service needs keys."""
@@ -95,8 +95,6 @@ def change_quota(
     data: Data = None,
 ) -> None:
     """Give a key another quota, in place of all its limits, within about five seconds."""
-    if not quota.strip():
-        raise OptionError(f"--quota: limits, as in calls=600/min,store=50GB, or {_UNLIMITED}")
     limits = _read_limits(quota)
     with _open_keys(data) as keys:
         changed = keys.limit(key, limits)
@@ -169,8 +167,10 @@ def _read_scopes(text: str) -> frozenset[Scope]:
 def _read_limits(text: str) -> Quota:
     """
     Raises:
-        OptionError: a part of it is no limit.
+        OptionError: a part of it is no limit, or there is none.
     """
+    if not text.strip():  # a variable that is not set, say
+        raise OptionError(f"--quota: limits, as in calls=600/min,store=50GB, or {_UNLIMITED}")
     try:
         return read_quota("" if text == _UNLIMITED else text)
     except ValueError as error:

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -60,7 +59,9 @@ class SiteMiddleware:
     def _check(self, scope: Scope) -> str | None:
         """Why it is refused, if it is; else `Host` is the one that the browser has in its address bar."""
         headers = Headers(scope=scope)
-        hosts = [headers.get("host", "")]
+        hosts = headers.getlist("host") or [""]
+        if len(hosts) > 1:  # who reads the other one sees another server; RFC 9112, 3.2
+            return "a request has one Host"
         if "x-forwarded-host" in headers and (scope.get("client") or ("",))[0] in self._proxied.trusted_hosts:
             hosts.append(headers["x-forwarded-host"].partition(",")[0].strip())
         for host in hosts:  # both: a page of a rebound name may send any header
@@ -118,9 +119,8 @@ def is_same_origin(origin: str, host: str) -> bool:
 
     The scheme may differ: a proxy in front may end TLS and not say so.
     """
-    page, here = urlsplit(origin.lower()), _HOST.fullmatch(host.lower())
-    there = _HOST.fullmatch(page.netloc)
-    port = _DEFAULT_PORTS.get(page.scheme)
+    scheme, _, page = origin.lower().partition("://")  # urlsplit raises ValueError for some
+    here, there, port = _HOST.fullmatch(host.lower()), _HOST.fullmatch(page), _DEFAULT_PORTS.get(scheme)
     if here is None or there is None or port is None:
         return False
     return (here[1], here[2] or port) == (there[1], there[2] or port)

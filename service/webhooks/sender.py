@@ -16,7 +16,7 @@ from service.webhooks.message import Message
 from service.webhooks.network import WebhookClient
 from service.webhooks.notice import Notice
 from service.webhooks.schedule import find_delay_s
-from service.webhooks.slots import WAIT_S, HostSlots
+from service.webhooks.slots import WAIT_S, HostSlots, name_host
 
 _MARGIN_S: Final = 5.0  # for what is neither the POST nor the wait for a slot
 _UNREADABLE_WAIT_S: Final = 60.0
@@ -62,7 +62,7 @@ class Sender:
         if webhook is None or webhook.disabled:
             await self._record(notice, None, "disabled", lease_ms)
             return
-        async with self._slots.take(_name_host(webhook.url)) as taken:
+        async with self._slots.take(name_host(webhook.url)) as taken:
             if taken:
                 message = Message.write(notice, job, self._prefix)
                 await self._attempt(notice, job.key_id, webhook, message, lease_ms)
@@ -108,10 +108,6 @@ class Sender:
         await self._deliveries.finish(notice, known.add(attempt, outcome), outcome, lease_ms, again_ms)
         why = "" if attempt is None or attempt.error is None else f": {attempt.error}"
         log.info("webhook %s of job %s for %s: %s%s", notice.id, notice.job_id, notice.name, outcome, why)
-
-
-def _name_host(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0].lower()
 
 
 def _in(seconds: float) -> int:

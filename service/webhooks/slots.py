@@ -5,10 +5,16 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 MOST_AT_ONCE: Final = 8
 WAIT_S: Final = 5.0
 _MOST_WAITING: Final = 32
+
+
+def name_host(url: str) -> str:
+    """Of an http URL, whatever its port and however it goes on: one name for each host."""
+    return (urlsplit(url).hostname or "").rstrip(".")
 
 
 class HostSlots:

@@ -15,10 +15,11 @@ from typer.testing import CliRunner, Result
 
 from api_schemas.keys import Quota, StoredKey, digest_secret, read_key
 from api_schemas.webhook import webhook_key
-from api_schemas.wire import api_key_key
+from api_schemas.wire import KEYS_KEY, api_key_key
 from chorale.cli import app
 from chorale.errors import NoSuchKeyError, TakenNameError
 from chorale.key_records import KeyRecords
+from tests.poison import change_type
 
 KEY = re.compile(r"chorale_[0-9a-f]{12}_[0-9a-f]{64}\n")
 
@@ -111,6 +112,20 @@ def test_the_webhook_of_a_key_goes_with_it(word: str, valkey: str, redis: Redis)
     assert [redis.exists(webhook_key("key", key_id)) for key_id in ids] == [0, 1]
 
 
+def test_keys_come_back_where_their_list_is_of_another_type(valkey: str, redis: Redis) -> None:
+    for name in ("ann", "bob"):
+        make("create", name, url=valkey)
+    redis.set(api_key_key("0123456789ab"), "garbage")
+    order = redis.zrange(KEYS_KEY, 0, -1)
+    change_type(redis, KEYS_KEY.encode())
+    assert isinstance(run("create", "ann", url=valkey).exception, TakenNameError)
+    assert redis.zrange(KEYS_KEY, 0, -1) == order
+    redis.delete(*redis.keys("chorale:key:*"))
+    change_type(redis, KEYS_KEY.encode())
+    assert run("list", url=valkey).exit_code == 0
+    assert not redis.exists(KEYS_KEY)
+
+
 def test_a_name_is_of_one_live_key(valkey: str, redis: Redis) -> None:
     first = make("create", "ann", url=valkey)
     assert isinstance(run("create", "ann", url=valkey).exception, TakenNameError)
@@ -131,6 +146,7 @@ def test_a_key_has_its_quota_and_a_wrong_one_makes_no_key(valkey: str, redis: Re
     assert "calls=600/min, store=50GB" in run("list", url=valkey).output
     refused = run("create", "bob", "--quota", "calls=600", url=valkey)
     assert "--quota 'calls=600': allowed for calls" in str(refused.exception)
+    assert "--quota: limits" in str(run("create", "bob", "--quota", "", url=valkey).exception)
     assert len(redis.keys("chorale:key:*")) == 1
 
 

@@ -99,6 +99,12 @@ def test_a_star_allows_every_host() -> None:
         ("http://evil.example?127.0.0.1:8000", "127.0.0.1:8000", False),
         ("http://127.0.0.1:8000.evil.example", "127.0.0.1:8000", False),
         ("http://127.0.0.1:8000@evil.example", "127.0.0.1:8000", False),
+        ("http://127.0.0.1:8000/", "127.0.0.1:8000", False),
+        ("http://[::1", "127.0.0.1:8000", False),
+        ("http://]", "127.0.0.1:8000", False),
+        ("http://[v1.a]", "127.0.0.1:8000", False),
+        ("http://\u2100.example", "127.0.0.1:8000", False),
+        ("", "127.0.0.1:8000", False),
     ],
 )
 def test_an_origin_is_a_host_and_a_port(origin: str, host: str, same: bool) -> None:
@@ -133,6 +139,7 @@ def _dial(host: str) -> socket.socket:
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
         {"Origin": "http://127.0.0.1:1"},  # another server of this machine
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},

@@ -2,7 +2,14 @@
 
 import asyncio
 
-from service.webhooks.slots import MOST_AT_ONCE, HostSlots
+import pytest
+
+from service.webhooks.slots import MOST_AT_ONCE, HostSlots, name_host
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/a/b", "?a", "?a/b", "#a", ":443/", ":8443?a", "./", ".:443#a"])
+def test_a_host_has_one_name_however_its_url_goes_on(ending: str) -> None:
+    assert name_host(f"https://Hooks.Example{ending}") == "hooks.example"
 
 
 def test_to_one_host_few_go_at_once_and_all_in_turn() -> None:
