@@ -94,7 +94,7 @@ def test_little_is_kept_in_memory_of_jobs_that_have_ended(shared_bench: Bench) -
     shared_bench.await_that(lambda: shared_bench.scratch() == [], "tidy scratch folder")
     (worker,) = (child for child in find_children(os.getpid()) if "worker.main" in command_of(child))
     for process in (worker, find_engine(worker)):
-        assert count_heaps(process) == 2  # sixteen held 500 MiB after an hour of mixed pictures
+        assert count_heaps(process) <= 2  # sixteen held 500 MiB after an hour of mixed pictures
         assert [file for file in files_below(shared_bench.store.parent, process) if "(deleted)" in file] == []
 
 
@@ -105,8 +105,11 @@ def count_heaps(pid: int) -> int:
     """Of glibc: the first lies behind the program, others in 64 MiB each at a multiple of that (HEAP_MAX_SIZE)."""
     maps = psutil.Process(pid).memory_maps(grouped=False)
     spans = [[int(side, 16) for side in each.addr.split("-")] for each in maps]
-    pairs = pairwise(spans)  # what is used of a heap, and what is not
-    return 1 + sum(start % HEAP == 0 and end < start + HEAP <= last for (start, end), (_, last) in pairs)
+    pairs = pairwise(spans)  # what is used of a heap, and what is not; all of one may be
+    return 1 + sum(
+        start % HEAP == 0 and (end == start + HEAP or end < start + HEAP <= last)
+        for (start, end), (_, last) in pairs
+    )
 
 
 HEAP = 64 << 20
