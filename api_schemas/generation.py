@@ -198,6 +198,14 @@ class GenerationRequest(RequestPart):
             )
 
     @property
+    def goes_by_source(self) -> bool:
+        """Whether the source decides the large forms: they are made anew where a part is inpainted, and at strength 1."""
+        if self.source is None:
+            return False
+        inpaints = self.mask is not None or self.strength in (None, 1.0)
+        return self.upscale is not None or self.style is not None or not inpaints
+
+    @property
     def active_style(self) -> Style | None:
         """The style, if it counts."""
         return self.style if self.style is not None and self.style.strength else None

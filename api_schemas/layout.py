@@ -140,7 +140,7 @@ class Stage:
     Args:
         skipped: steps of the whole schedule that are left out, from its beginning: it starts from a picture under noise.
         conditioned: whether its network sees a smaller picture instead.
-        given: (width, height) at which that picture is the request's source; None: it is what the stage before has made.
+        given: (width, height) at which it is given the request's source; None: it has what the stage before has made alone.
     """
 
     width_px: int

@@ -139,8 +139,10 @@ def _find_reference(
     ensemble: Ensemble, low_band: LowBand | None, inpainting: Inpainting | None
 ) -> Tensor | None:
     """The picture that a stage goes by, which a checkpoint keeps."""
-    guides = inpainting or low_band
-    return ensemble.enlarged if guides is None else guides.reference
+    if ensemble.enlarged is not None:
+        return ensemble.enlarged
+    guides = low_band or inpainting
+    return guides and guides.reference
 
 
 def _look_around(

@@ -159,10 +159,13 @@ class Upscale:
         augmentation: standard deviation of the noise that is added to that latent, as in its model's training
             (Ho et al., "Cascaded Diffusion Models", 2021, section 4.2).
         given: the picture; None: what the stage before has made.
+        skipped: steps of the whole schedule that are left out, from its beginning: it starts from `StagePlan.kept` under
+            noise in place of pure noise.
     """
 
     augmentation: float = 0.0
     given: Given | None = None
+    skipped: int = 0
 
 
 Start = Noise | Picture | Upscale
@@ -180,6 +183,9 @@ class StagePlan:
         shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
         sync_strength: how far local statistics are moved towards those of the whole canvas, in [0, 1]; 0 is off.
         style: a picture whose style the stage takes, if it does.
+        kept: beside what the stage before has made, the picture at this stage's size that stays where the mask makes nothing.
+        keeps_detail: whether the stage begins with that picture where it is made, too, and goes by the stage before only in
+            the large forms.
     """
 
     denoise: DenoisePlan
@@ -190,6 +196,8 @@ class StagePlan:
     shown: tuple[float, float] = (1.0, 1.0)
     sync_strength: float = 0.0
     style: GivenPixels | None = None
+    kept: Given | None = None
+    keeps_detail: bool = False
 
     @property
     def canvas(self) -> Plane:
@@ -203,9 +211,13 @@ class StagePlan:
     @property
     def whole(self) -> "StagePlan":
         """The same from pure noise on: what a scheduler must be set to, so that `steps` are its tail."""
-        if not isinstance(self.start, Picture):
-            return self
-        return replace(self, steps=self.steps + self.start.skipped, start=Noise())
+        match self.start:
+            case Noise():
+                return self
+            case Picture(skipped):
+                return replace(self, steps=self.steps + skipped, start=Noise())
+            case Upscale(skipped=skipped):
+                return replace(self, steps=self.steps + skipped, start=replace(self.start, skipped=0))
 
 
 @dataclass(frozen=True, slots=True)
