@@ -13,6 +13,7 @@ from api_schemas.layout import (
     Cascade,
     Stage,
     StageAttention,
+    choose_resampled,
     choose_tiling,
     fit_conductor,
     fit_one_tile,
@@ -200,7 +201,9 @@ class ModelCard(BaseModel):
         first, *later = (
             self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)
         )
-        stages = [replace(first, steps=run, skipped=skipped), *(_cut(stage, strength) for stage in later)]
+        again = choose_resampled(run, skipped)
+        first = replace(first, steps=run, skipped=skipped, resampled=again)
+        stages = [first, *(_cut(stage, strength) for stage in later)]
         return [replace(stage, given=size) for stage, size in zip(stages, sizes, strict=True)]
 
     def _lay_enlarging(self, request: GenerationRequest, times: int) -> list[Stage]:

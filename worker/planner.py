@@ -80,6 +80,7 @@ def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> De
         seed=request.seed,
         outer_shares=tiling.outer_shares,
         attention=stage.attention and _plan_attention(card, stage.attention),
+        resampled=stage.resampled,
     )
 
 

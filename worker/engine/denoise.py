@@ -108,16 +108,20 @@ def denoise(
     for index in range(first_step, steps):
         done = span.before + index
         tiles = plan.tiles_at(index, steps)
-        fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
-        scaled = scheduler.scale_input(latent, index)
-        views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked, style)
-        for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles, views):
-            fusion.add(tile, prediction)
-            predictions.append((tile, prediction))
-            clean = scheduler.estimate_clean(plan.canvas.gather(latent, tile), prediction, index)
-            yield TilePredicted(done, tile, clean)
-        yield from ensemble.take_warnings()
-        prediction = fusion.mean()
+        rounds = plan.count_rounds(index)
+        for again in reversed(range(rounds)):
+            fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
+            scaled = scheduler.scale_input(latent, index)
+            views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked, style)
+            for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles, views):
+                fusion.add(tile, prediction)
+                predictions.append((tile, prediction))
+                clean = scheduler.estimate_clean(plan.canvas.gather(latent, tile), prediction, index)
+                yield TilePredicted(done, tile, clean)
+            yield from ensemble.take_warnings()
+            prediction = fusion.mean()
+            if again and inpainting is not None:
+                latent = inpainting.resample(prediction, latent, scheduler, index)
         if sync is not None:
             prediction = sync.guide(prediction, latent, scheduler, index)
         if low_band is not None:
@@ -131,7 +135,7 @@ def denoise(
             )
         reference = _find_reference(ensemble, low_band, inpainting)
         checkpoint = _capture(done + 1, latent, scheduler, generator, reference)
-        yield Step(done, total, plan.count_predictions(tiles), checkpoint)
+        yield Step(done, total, rounds * plan.count_predictions(tiles), checkpoint)
     return latent
 
 

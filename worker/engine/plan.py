@@ -32,6 +32,7 @@ class DenoisePlan:
         outer_shares: how much of the steps is outer, at the (beginning, end).
         regions: with prompts of their own, if there are any.
         mask: what is made, if not all; tiles that it does not touch are left out.
+        resampled: the step that is predicted twice, so that what is made fits what stays; None: none is.
         attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it,
             except for a style picture.
     """
@@ -46,6 +47,11 @@ class DenoisePlan:
     regions: Regions | None = None
     mask: Mask | None = None
     attention: AttentionPlan | None = None
+    resampled: int | None = None
+
+    def count_rounds(self, index: int) -> int:
+        """How often the tiles of step `index` are predicted."""
+        return 2 if self.mask is not None and self.resampled == index else 1
 
     def tiles_at(self, index: int, steps: int) -> list[Rectangle]:
         """The tiles that are predicted at step `index` of `steps`, in the order in which they are fused."""
@@ -78,7 +84,10 @@ class DenoisePlan:
 
     def count_tiles(self, steps: int) -> list[int]:
         """Tile predictions of each step, as `count_predictions` counts them."""
-        return [self.count_predictions(self.tiles_at(index, steps)) for index in range(steps)]
+        return [
+            self.count_rounds(index) * self.count_predictions(self.tiles_at(index, steps))
+            for index in range(steps)
+        ]
 
     def count_predictions(self, tiles: Sequence[Rectangle]) -> int:
         """One for each tile, and under each prompt that counts in it. Branches of guidance are not counted."""
