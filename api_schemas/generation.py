@@ -199,10 +199,11 @@ class GenerationRequest(RequestPart):
 
     @property
     def goes_by_source(self) -> bool:
-        """Whether the source decides the large forms: they are made anew where a part is inpainted, and at strength 1."""
+        """Whether the source decides the large forms: not where a part is inpainted, or may be."""
         if self.source is None:
             return False
-        inpaints = self.mask is not None or self.strength in (None, 1.0)
+        leaves_free = self.source.offset is not None or self.source.fit in ("fit", "crop")
+        inpaints = self.mask is not None or leaves_free
         return self.upscale is not None or self.style is not None or not inpaints
 
     @property
