@@ -13,6 +13,7 @@ from api_schemas.layout import (
     Cascade,
     Stage,
     StageAttention,
+    choose_resampled,
     choose_tiling,
     fit_conductor,
     fit_one_tile,
@@ -153,7 +154,7 @@ class ModelCard(BaseModel):
 
     def choose_layout(self, request: GenerationRequest) -> tuple[Literal["cascade", "flat"], str]:
         """The layout of this request, and why `auto` selects it; empty where the request names it."""
-        if request.source is not None:
+        if request.goes_by_source:
             return "flat", "the picture begins with a source"
         if request.layout != "auto":
             return request.layout, ""
@@ -184,27 +185,43 @@ class ModelCard(BaseModel):
 
         A resolved request has the same stages as the one that it was made from.
         """
-        if request.source is not None:
-            return self._lay_from_source(request)
+        if request.upscale is not None:
+            return self._lay_enlarging(request, request.upscale)
         whole = self.fit_canvas(request)
         layout, _ = self.choose_layout(request)
         sizes = [whole]
         if layout == "cascade":
             sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px, self.cascade.enlarges)
+        if request.source is not None:
+            return self._lay_from_source(request, sizes)
         return [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
 
-    def _lay_from_source(self, request: GenerationRequest) -> list[Stage]:
-        """One stage of the picture's size, or those that enlarge the source to that size."""
+    def _lay_from_source(self, request: GenerationRequest, sizes: list[tuple[int, int]]) -> list[Stage]:
+        """Each begins at the tail of its schedule, with the source reduced to its size."""
+        strength = 1.0 if request.strength is None else request.strength
+        run, skipped = split_steps(self.choose_steps(request), strength)
+        if len(sizes) == 1 or run == 0:  # where the first changes nothing, neither do others
+            return [self._make_stage(request, sizes[-1], run, skipped, given=sizes[-1])]
+        first, *later = (
+            self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)
+        )
+        again = choose_resampled(run, skipped)
+        first = replace(first, steps=run, skipped=skipped, resampled=again)
+        stages = [first, *(_cut(stage, strength) for stage in later)]
+        return [replace(stage, given=size) for stage, size in zip(stages, sizes, strict=True)]
+
+    def _lay_enlarging(self, request: GenerationRequest, times: int) -> list[Stage]:
+        """Those that enlarge the source to the picture's size."""
         whole = self.fit_canvas(request)
-        if request.upscale is None:
-            strength = 1.0 if request.strength is None else request.strength
-            split = split_steps(self.choose_steps(request), strength)
-            return [self._make_stage(request, whole, *split, given=whole)]
-        least = min(whole) / request.upscale
-        _, *larger = lay_sizes(*whole, least, self.alignment_px, self.cascade.enlarges)
+        _, *larger = lay_sizes(*whole, min(whole) / times, self.alignment_px, self.cascade.enlarges)
         sizes = larger or [whole]  # a source may be so small that its canvas is as large
         stages = [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
         return [replace(stages[0], given=sizes[0]), *stages[1:]]
+
+    def fit_source(self, request: GenerationRequest) -> tuple[int, int] | None:
+        """(width, height) of the canvas that the source is scaled to: the first it is enlarged to, else the picture's."""
+        stages = self.lay_stages(request)
+        return (stages[-1] if request.upscale is None else stages[0]).given
 
     def choose_steps(self, request: GenerationRequest) -> int:
         """Steps of the first stage; with a source that is not enlarged, of its whole schedule."""
@@ -318,3 +335,9 @@ class ModelCard(BaseModel):
         smaller = [need.gib for need in self.decode_needs if need.side_px <= side_px]
         larger = [need.gib for need in self.decode_needs if need.side_px >= side_px]
         return max([*smaller[-1:], *larger[:1]], default=0.0)
+
+
+def _cut(stage: Stage, strength: float) -> Stage:
+    """A later stage of which no more than this share of the schedule is run, but one step is."""
+    steps = min(stage.steps, max(int(stage.schedule_steps * strength), 1))
+    return replace(stage, steps=steps, skipped=stage.schedule_steps - steps)

@@ -36,7 +36,7 @@ class _Change(_Derivation):
     webhook: AskedWebhook = None
 
     def _apply(self, parent: ResolvedRequest, **changes: object) -> GenerationRequest:
-        """The parent's request with these changes; how it began, and its stages, are not asked for again."""
+        """The parent's request with these changes; how it began, and its stages' settings, are not asked for again."""
         own = {"seed": self.seed, "prompt": self.prompt, "negative_prompt": self.negative_prompt}
         kept = parent.model_dump(include=set(GenerationRequest.model_fields) - _BEGINNING)
         kept["prompt"] = parent.styled_prompt
@@ -47,6 +47,8 @@ class _Change(_Derivation):
         if "ip_adapter_image" not in parent.pictures:  # it was given the style picture
             kept["ip_adapter"] = None
         kept["advanced"]["stages"] = []
+        # A part is made as the whole was, whatever its own prompt says.
+        kept["layout"] = "auto" if parent.goes_by_source else parent.layout
         own = {name: value for name, value in own.items() if value is not None or name == "seed"}
         asked = kept | own | self._urgency | changes | {"webhook": self.webhook}
         return GenerationRequest.model_validate(asked)

@@ -198,6 +198,15 @@ class GenerationRequest(RequestPart):
             )
 
     @property
+    def goes_by_source(self) -> bool:
+        """Whether the source decides the large forms: not where a part is inpainted, or may be."""
+        if self.source is None:
+            return False
+        leaves_free = self.source.offset is not None or self.source.fit in ("fit", "crop")
+        inpaints = self.mask is not None or leaves_free
+        return self.upscale is not None or self.style is not None or not inpaints
+
+    @property
     def active_style(self) -> Style | None:
         """The style, if it counts."""
         return self.style if self.style is not None and self.style.strength else None

@@ -21,6 +21,9 @@ _SLACK = 1.1  # a stage enlarges by so much more rather than leave a little for 
 # Of the bundled model's five steps the first two have all the effect of the conductor: lava, cobbles and bricks at
 # 2048² drift in tone by 3.78 of 255 for 3.76 with all five, and 3.96 without it.
 _SHARED_STEPS = 0.4
+# An inpainted part is made to fit the rest so far into the schedule, once: from pure noise, the first step sees nothing of
+# the rest. Without it the bundled model's parts have borders that one sees; with three times they are blurred.
+_RESAMPLED_AT = 0.2
 
 
 class Cascade(BaseModel):
@@ -140,7 +143,8 @@ class Stage:
     Args:
         skipped: steps of the whole schedule that are left out, from its beginning: it starts from a picture under noise.
         conditioned: whether its network sees a smaller picture instead.
-        given: (width, height) at which that picture is the request's source; None: it is what the stage before has made.
+        resampled: the step that is predicted twice where a part is inpainted, so that it fits the rest.
+        given: (width, height) at which it is given the request's source; None: it has what the stage before has made alone.
     """
 
     width_px: int
@@ -151,6 +155,11 @@ class Stage:
     conditioned: bool = False
     given: tuple[int, int] | None = None
     attention: StageAttention | None = None
+    resampled: int | None = None
+
+    def count_rounds(self, index: int) -> int:
+        """How often the tiles of step `index` are predicted."""
+        return 2 if self.resampled == index else 1
 
     def count_predictions(self, tiles: int) -> int:
         """Over all steps, of which those of tiles are so many; the conductor is about as large as a tile."""
@@ -171,6 +180,11 @@ def split_steps(steps: int, strength: float) -> tuple[int, int]:
     """(run, skipped) of a whole schedule, as diffusers' img2img pipelines of Stable Diffusion round them."""
     run = min(int(steps * strength), steps)
     return run, steps - run
+
+
+def choose_resampled(steps: int, skipped: int) -> int | None:
+    """For a stage from pure noise; what begins with the source fits the rest."""
+    return None if skipped or steps < 2 else ceil(steps * _RESAMPLED_AT)
 
 
 def lay_sizes(

@@ -48,23 +48,24 @@ def _plan_stage(
     return StagePlan(
         _plan_denoise(request, card, stage),
         stage.steps,
-        _plan_start(card, stage, request) if stage.given or not first else Noise(),
+        _plan_start(card, stage, request, first=first) if stage.given or not first else Noise(),
         modules=request.advanced.num_modules or card.default_num_modules,
         even=request.advanced.num_modules is None,
         shown=shown,
         sync_strength=request.advanced.sync_strength or 0.0,
+        keeps_detail=not first and (request.strength or 1.0) < 1,
     )
 
 
-def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest) -> Picture | Upscale:
+def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest, *, first: bool) -> Picture | Upscale:
     """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
-        return Upscale(card.choose_augmentation(request))
+        return Upscale(card.choose_augmentation(request), skipped=stage.skipped)
     style = request.active_style
     if style is not None:
         return Picture(stage.skipped, _LOW_BAND_OF_PICTURE if style.has_picture else _LOW_BAND_OF_WORDS)
-    keeps = request.source is None or request.upscale is not None
-    share = card.cascade.low_band if keeps else 0.0
+    guided = not first or request.upscale is not None
+    share = card.cascade.low_band if guided else 0.0
     return Picture(stage.skipped, LowBandPlan(share) if share else None)
 
 
@@ -79,6 +80,7 @@ def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> De
         seed=request.seed,
         outer_shares=tiling.outer_shares,
         attention=stage.attention and _plan_attention(card, stage.attention),
+        resampled=stage.resampled,
     )
 
 

@@ -35,14 +35,18 @@ def lay_source(plan: GenerationPlan, request: ResolvedRequest, files: SourceFile
     plan = replace(plan, variations=variations)
     if files is None:
         return plan
-    first, *later = plan.stages
-    begun, colors = _begin_with(first, files), inherit_colors(request, files)
+    colors = inherit_colors(request, files)
+    if request.upscale is not None:
+        first, *later = plan.stages
+        return replace(plan, stages=(_begin_with(first, files), *later))
+    first, *later = zip(plan.stages, (*files.smaller, files), strict=True)
+    stages = (_begin_with(*first), *(replace(stage, kept=_give(stage, own)) for stage, own in later))
     if files.levels is None:
         paste = colors and Paste(_Recolor(colors, files.bit_depth))
-        return replace(plan, stages=(begun, *later), paste=paste)
-    mask = _lay_mask(files, begun.canvas)
-    begun = replace(begun, denoise=replace(begun.denoise, mask=mask))
-    return replace(plan, stages=(begun, *later), paste=_lay_paste(files, mask, colors))
+        return replace(plan, stages=stages, paste=paste)
+    mask = _lay_mask(files, plan.canvas)
+    stages = tuple(_mask(stage, mask) for stage in stages)
+    return replace(plan, stages=stages, paste=_lay_paste(files, mask, colors))
 
 
 def inherit_colors(request: ResolvedRequest, files: SourceFiles | None) -> ColorFix | None:
@@ -54,11 +58,14 @@ def inherit_colors(request: ResolvedRequest, files: SourceFiles | None) -> Color
 
 def _begin_with(stage: StagePlan, files: SourceFiles) -> StagePlan:
     assert not isinstance(stage.start, Noise)
-    canvas = stage.canvas.resized(*(side // files.scale for side in files.size))
-    given: Given = GivenPixels(_Painted(files, canvas.scaled(files.scale)), canvas)
+    return replace(stage, start=replace(stage.start, given=_give(stage, files)))
+
+
+def _give(stage: StagePlan, files: SourceFiles) -> Given:
     if files.state is not None:
-        given = GivenLatent(_KeptLatent(files.state))
-    return replace(stage, start=replace(stage.start, given=given))
+        return GivenLatent(_KeptLatent(files.state))
+    canvas = stage.canvas.resized(*(side // files.scale for side in files.size))
+    return GivenPixels(_Painted(files, canvas.scaled(files.scale)), canvas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,14 @@ class _KeptLatent:
 
     def __call__(self) -> Tensor:
         return read_final_state(self.state).latent
+
+
+def _mask(stage: StagePlan, mask: Mask) -> StagePlan:
+    """Of a smaller canvas a latent pixel is inpainted if any is that it covers."""
+    if stage.canvas != mask.canvas:
+        weights = torch.nn.functional.adaptive_max_pool2d(mask.weights[None], stage.canvas.size)[0]
+        mask = Mask.lay(weights, stage.canvas)
+    return replace(stage, denoise=replace(stage.denoise, mask=mask))
 
 
 def _lay_mask(files: SourceFiles, canvas: Plane) -> Mask:

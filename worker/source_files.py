@@ -4,7 +4,7 @@ Pictures are read from the top in strips by libvips, and never held whole.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ class SourceFiles:
         shown: what of it the picture covers, from the top left corner on.
         levels: what is inpainted, (height, width), 0 to 255; None: all of it.
         state: kept final state of the picture, where the canvas may begin with it.
+        smaller: the pixels alone, reduced to the canvas of each stage before the last.
     """
 
     pixels: Path
@@ -43,6 +44,7 @@ class SourceFiles:
     bit_depth: BitDepth
     levels: Path | None = None
     state: Path | None = None
+    smaller: tuple["SourceFiles", ...] = ()
 
     def open_pixels(self) -> Levels:
         """(height, width, 3), mapped: what is read of it counts as memory until it is dropped."""
@@ -71,7 +73,7 @@ def write_source(
     """
     assert request.source is not None
     assert request.source_px is not None
-    canvas = card.lay_stages(request)[0].given
+    canvas = card.fit_source(request)
     assert canvas is not None
     picture = _fit_picture(request, card, canvas)
     place = Placement(0, 0, *picture)  # enlarged as a whole
@@ -83,7 +85,20 @@ def write_source(
     if masked:
         _write_levels(request, inputs.get("mask_image"), place, picture, canvas, levels)
     size, shown = (canvas[1], canvas[0]), (picture[1], picture[0])
-    return SourceFiles(pixels, size, shown, card.vae_scale, request.bit_depth, levels if masked else None)
+    files = SourceFiles(pixels, size, shown, card.vae_scale, request.bit_depth, levels if masked else None)
+    sizes = (
+        [] if request.upscale else [(stage.width_px, stage.height_px) for stage in card.lay_stages(request)]
+    )
+    return replace(files, smaller=tuple(_reduce(files, size) for size in sizes[:-1]))
+
+
+def _reduce(files: SourceFiles, canvas: Size) -> SourceFiles:
+    (height, width), path = files.size, files.pixels.with_suffix(f".{canvas[0]}x{canvas[1]}")
+    kind = "uchar" if files.bit_depth == 8 else "ushort"
+    image = pyvips.Image.rawload(str(files.pixels), width, height, 3, format=kind)
+    scale_to(image, *canvas).rawsave(str(path))
+    size = canvas[1], canvas[0]
+    return SourceFiles(path, size, size, files.scale, files.bit_depth)
 
 
 def _fit_picture(request: ResolvedRequest, card: ModelCard, canvas: Size) -> Size:

@@ -71,7 +71,10 @@ def _count_stage(
         crossed &= inpainted
     counter = _Counter.lay(crossed, coarseness)
     axes = _Axes(latent, stage.tiling, scale, request.seed)
-    return sum(counter.count(*axes.lay(index, stage.steps)) for index in range(stage.steps))
+    return sum(
+        stage.count_rounds(index) * counter.count(*axes.lay(index, stage.steps))
+        for index in range(stage.steps)
+    )
 
 
 def find_inpainted(

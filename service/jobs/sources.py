@@ -41,7 +41,7 @@ class FoundSource:
             return None
         result, own = self.job.result, self.job.request
         fits = own.model == card.name and self._lies_as_it_was(request)
-        fits = fits and card.lay_stages(request)[0].given == card.fit_canvas(own)
+        fits = fits and card.fit_source(request) == card.fit_canvas(own)
         return SourceJob(
             image_key=result.image_key,
             width_px=result.width_px,

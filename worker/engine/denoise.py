@@ -1,6 +1,6 @@
 """The denoising loop: the canvas owns the state, and every tile is predicted from it at every step (decision 0001)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -108,16 +108,21 @@ def denoise(
     for index in range(first_step, steps):
         done = span.before + index
         tiles = plan.tiles_at(index, steps)
-        fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
-        scaled = scheduler.scale_input(latent, index)
-        views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked, style)
-        for tile, prediction in ensemble.predict(scaled, timesteps[index], tiles, views):
-            fusion.add(tile, prediction)
-            predictions.append((tile, prediction))
-            clean = scheduler.estimate_clean(plan.canvas.gather(latent, tile), prediction, index)
-            yield TilePredicted(done, tile, clean)
-        yield from ensemble.take_warnings()
-        prediction = fusion.mean()
+        rounds = plan.count_rounds(index)
+        predict = partial(
+            _predict,
+            plan=plan,
+            tiles=tiles,
+            ensemble=ensemble,
+            scheduler=scheduler,
+            index=index,
+            done=done,
+            style=style,
+        )
+        prediction, predictions = yield from predict(latent)
+        if rounds > 1 and inpainting is not None:
+            latent = inpainting.resample(prediction, latent, scheduler, index)
+            prediction, predictions = yield from predict(latent)
         if sync is not None:
             prediction = sync.guide(prediction, latent, scheduler, index)
         if low_band is not None:
@@ -131,16 +136,41 @@ def denoise(
             )
         reference = _find_reference(ensemble, low_band, inpainting)
         checkpoint = _capture(done + 1, latent, scheduler, generator, reference)
-        yield Step(done, total, plan.count_predictions(tiles), checkpoint)
+        yield Step(done, total, rounds * plan.count_predictions(tiles), checkpoint)
     return latent
+
+
+def _predict(
+    latent: Tensor,
+    plan: DenoisePlan,
+    tiles: Sequence[Rectangle],
+    ensemble: Ensemble,
+    scheduler: Scheduler,
+    index: int,
+    done: int,
+    style: Style | None,
+) -> Generator[TilePredicted | Warned, None, tuple[Tensor, list[tuple[Rectangle, Tensor]]]]:
+    """The fused prediction of step `index`, and those of its tiles."""
+    fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
+    scaled, steps = scheduler.scale_input(latent, index), len(scheduler.timesteps)
+    views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked, style)
+    for tile, prediction in ensemble.predict(scaled, scheduler.timesteps[index], tiles, views):
+        fusion.add(tile, prediction)
+        predictions.append((tile, prediction))
+        clean = scheduler.estimate_clean(plan.canvas.gather(latent, tile), prediction, index)
+        yield TilePredicted(done, tile, clean)
+    yield from ensemble.take_warnings()
+    return fusion.mean(), predictions
 
 
 def _find_reference(
     ensemble: Ensemble, low_band: LowBand | None, inpainting: Inpainting | None
 ) -> Tensor | None:
     """The picture that a stage goes by, which a checkpoint keeps."""
-    guides = inpainting or low_band
-    return ensemble.enlarged if guides is None else guides.reference
+    if ensemble.enlarged is not None:
+        return ensemble.enlarged
+    guides = low_band or inpainting
+    return guides and guides.reference
 
 
 def _look_around(

@@ -9,12 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.engine.beginning import Begun, go_by, lay_over, see
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble, Replica
-from worker.engine.guidance import LowBand
-from worker.engine.inpaint import Inpainting
 from worker.engine.noise import initial_noise
-from worker.engine.plan import GenerationPlan, Noise, Picture, StagePlan, Upscale
+from worker.engine.plan import GenerationPlan, Noise, StagePlan, Upscale
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
@@ -94,16 +93,6 @@ class _ScheduledStage:
     began: StageBegan
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """What the next step of a stage is given: the noisy canvas, and what the stage before has made, as it is used."""
-
-    latent: Tensor
-    low_band: LowBand | None = None
-    enlarged: Tensor | None = None
-    inpainting: Inpainting | None = None
-
-
 def generate(
     plan: GenerationPlan,
     prepared: PreparedModel,
@@ -129,7 +118,7 @@ def generate(
         yield stage.began
         style = yield from _read_style(plan, stage.plan, prepared, group)
         if resume and resume.step > before:
-            begun = _resume(resume, plan, stage, generator, prepared)
+            begun = yield from _resume(resume, plan, stage, generator, prepared, group)
         else:
             begun = yield from _start(plan, stage, latent, style, prepared, group)
         masked = None
@@ -215,40 +204,40 @@ def _start(
     style: Style | None,
     prepared: PreparedModel,
     group: Group,
-) -> Generator[Warned | Heartbeat, None, _Begun]:
+) -> Generator[Warned | Heartbeat, None, Begun]:
     """Pure noise, or a picture under as much noise as the first step expects."""
     canvas, scheduler, start = stage.plan.canvas, stage.scheduler, stage.plan.start
     noise = _draw_noise(plan, stage).to(prepared.device)
     pure = noise * scheduler.initial_scale
     if isinstance(start, Noise):
-        return _Begun(pure)
+        return Begun(pure)
     if start.given is not None:
         before = yield from read_given(start.given, prepared, plan.decode, group)
     assert before is not None
     encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
     # An encoder may leave its channels last; a resumed canvas never has them so.
     reference = encoded.contiguous()
+    kept = yield from _read_kept(plan, stage.plan, prepared, group)
     if isinstance(start, Upscale):
-        return _Begun(pure, enlarged=augment(reference, start.augmentation, plan.seed, stage.began.level))
+        enlarged = augment(reference, start.augmentation, plan.seed, stage.began.level)
+        latent = pure if kept is None or not start.skipped else scheduler.add_noise(kept, noise)
+        return see(enlarged, kept, latent, noise, stage.plan)
     if style is not None:  # the low band would keep the source's tones
         reference = tint(reference, style.latent, style.strength)
     # At a schedule's first step a given picture must not shine through the noise.
     whole = start.given is not None and not start.skipped
-    latent = pure if whole else scheduler.add_noise(reference, noise)
-    return _go_by(reference, latent, noise, stage.plan, prepared)
+    latent = pure if whole else scheduler.add_noise(lay_over(kept, reference, stage.plan), noise)
+    return go_by(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)
 
 
-def _go_by(
-    reference: Tensor, latent: Tensor, noise: Tensor, stage: StagePlan, prepared: PreparedModel
-) -> _Begun:
-    """A canvas that is carried on by a picture."""
-    mask, start = stage.denoise.mask and stage.denoise.mask.on(reference.device), stage.start
-    low_band = start.low_band if isinstance(start, Picture) else None
-    return _Begun(
-        latent,
-        low_band and LowBand(low_band, reference, stage.canvas, mask and mask.weights),
-        inpainting=mask and Inpainting(mask, reference, noise, prepared.sees_masks),
-    )
+def _read_kept(
+    plan: GenerationPlan, stage: StagePlan, prepared: PreparedModel, group: Group
+) -> Generator[Heartbeat, None, Tensor | None]:
+    """A resumed job encodes it again: the encoder gives the same bytes."""
+    if stage.kept is None:
+        return None
+    latent = yield from read_given(stage.kept, prepared, plan.decode, group)
+    return latent.contiguous()
 
 
 def _make_sync(stage: StagePlan) -> Sync | None:
@@ -282,18 +271,18 @@ def _resume(
     stage: _ScheduledStage,
     generator: torch.Generator,
     prepared: PreparedModel,
-) -> _Begun:
+    group: Group,
+) -> Generator[Heartbeat, None, Begun]:
     device = prepared.device
     generator.set_state(checkpoint.tensors["generator"])
-    kept = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
-    latent, reference = kept.pop("latent").to(device), kept.pop("reference", None)
-    del kept["generator"]
-    stage.scheduler.restore(kept, checkpoint.scalars)
-    match stage.plan.start:
-        case Picture() if reference is not None:
-            noise = _draw_noise(plan, stage).to(device)
-            return _go_by(reference.to(device), latent, noise, stage.plan, prepared)
-        case Upscale() if reference is not None:
-            return _Begun(latent, enlarged=reference.to(device))
-        case _:
-            return _Begun(latent)
+    found = {name.removeprefix("scheduler."): tensor for name, tensor in checkpoint.tensors.items()}
+    latent, reference = found.pop("latent").to(device), found.pop("reference", None)
+    del found["generator"]
+    stage.scheduler.restore(found, checkpoint.scalars)
+    if reference is None or isinstance(stage.plan.start, Noise):
+        return Begun(latent)
+    reference, noise = reference.to(device), _draw_noise(plan, stage).to(device)
+    kept = yield from _read_kept(plan, stage.plan, prepared, group)
+    if isinstance(stage.plan.start, Upscale):
+        return see(reference, kept, latent, noise, stage.plan)
+    return go_by(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)

@@ -67,8 +67,8 @@ def _find_span(crossed: Tensor) -> tuple[int, int]:
 class Inpainting:
     """Puts the given picture back after every step, under as much noise as the next one expects.
 
-    Lugmayr et al., "RePaint" (2022), eq. 8, without its resampling, as diffusers' inpainting pipelines do it for
-    models that were not trained for it.
+    Lugmayr et al., "RePaint" (2022), eq. 8, as diffusers' inpainting pipelines do it for models that were not trained
+    for it; with its resampling (section 4.2) only where a plan asks for that.
 
     Args:
         reference: clean latent (C, H, W) of the given picture.
@@ -90,6 +90,16 @@ class Inpainting:
         """
         kept = scheduler.add_noise(self.reference, self.noise, index)
         return torch.lerp(kept, latent, self._cover(tiles) if self.trained else self.mask.weights)
+
+    def resample(self, prediction: Tensor, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
+        """The canvas (C, H, W) before step `index` once more: its clean estimate beside what stays, under other noise.
+
+        Other noise, since predicting from the same again, or that of the next pixels, adds up its errors.
+        """
+        estimate = scheduler.estimate_clean(latent, prediction, index)
+        height, width = self.noise.shape[-2:]
+        noise = self.noise.roll((height // 4, width // 4), (-2, -1))
+        return scheduler.add_noise(torch.lerp(self.reference, estimate, self.mask.weights), noise, index)
 
     def _cover(self, tiles: Sequence[Rectangle]) -> Tensor:
         """1 where a tile lies, else 0; (H, W)."""

@@ -32,6 +32,7 @@ class DenoisePlan:
         outer_shares: how much of the steps is outer, at the (beginning, end).
         regions: with prompts of their own, if there are any.
         mask: what is made, if not all; tiles that it does not touch are left out.
+        resampled: the step that is predicted twice, so that what is made fits what stays; None: none is.
         attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it,
             except for a style picture.
     """
@@ -46,6 +47,11 @@ class DenoisePlan:
     regions: Regions | None = None
     mask: Mask | None = None
     attention: AttentionPlan | None = None
+    resampled: int | None = None
+
+    def count_rounds(self, index: int) -> int:
+        """How often the tiles of step `index` are predicted."""
+        return 2 if self.mask is not None and self.resampled == index else 1
 
     def tiles_at(self, index: int, steps: int) -> list[Rectangle]:
         """The tiles that are predicted at step `index` of `steps`, in the order in which they are fused."""
@@ -78,7 +84,10 @@ class DenoisePlan:
 
     def count_tiles(self, steps: int) -> list[int]:
         """Tile predictions of each step, as `count_predictions` counts them."""
-        return [self.count_predictions(self.tiles_at(index, steps)) for index in range(steps)]
+        return [
+            self.count_rounds(index) * self.count_predictions(self.tiles_at(index, steps))
+            for index in range(steps)
+        ]
 
     def count_predictions(self, tiles: Sequence[Rectangle]) -> int:
         """One for each tile, and under each prompt that counts in it. Branches of guidance are not counted."""
@@ -159,10 +168,13 @@ class Upscale:
         augmentation: standard deviation of the noise that is added to that latent, as in its model's training
             (Ho et al., "Cascaded Diffusion Models", 2021, section 4.2).
         given: the picture; None: what the stage before has made.
+        skipped: steps of the whole schedule that are left out, from its beginning: it starts from `StagePlan.kept` under
+            noise in place of pure noise.
     """
 
     augmentation: float = 0.0
     given: Given | None = None
+    skipped: int = 0
 
 
 Start = Noise | Picture | Upscale
@@ -180,6 +192,9 @@ class StagePlan:
         shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
         sync_strength: how far local statistics are moved towards those of the whole canvas, in [0, 1]; 0 is off.
         style: a picture whose style the stage takes, if it does.
+        kept: beside what the stage before has made, the picture at this stage's size that stays where the mask makes nothing.
+        keeps_detail: whether the stage begins with that picture where it is made, too, and goes by the stage before only in
+            the large forms.
     """
 
     denoise: DenoisePlan
@@ -190,6 +205,8 @@ class StagePlan:
     shown: tuple[float, float] = (1.0, 1.0)
     sync_strength: float = 0.0
     style: GivenPixels | None = None
+    kept: Given | None = None
+    keeps_detail: bool = False
 
     @property
     def canvas(self) -> Plane:
@@ -203,9 +220,13 @@ class StagePlan:
     @property
     def whole(self) -> "StagePlan":
         """The same from pure noise on: what a scheduler must be set to, so that `steps` are its tail."""
-        if not isinstance(self.start, Picture):
-            return self
-        return replace(self, steps=self.steps + self.start.skipped, start=Noise())
+        match self.start:
+            case Noise():
+                return self
+            case Picture(skipped):
+                return replace(self, steps=self.steps + skipped, start=Noise())
+            case Upscale(skipped=skipped):
+                return replace(self, steps=self.steps + skipped, start=replace(self.start, skipped=0))
 
 
 @dataclass(frozen=True, slots=True)
