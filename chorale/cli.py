@@ -130,10 +130,11 @@ def doctor(
     installed.require(installed.STACK, "all")
     from chorale.doctor import examine
 
-    findings = list(examine(DataFolder(data), repair=repair))
-    for finding in findings:
-        print(f"{'ok  ' if finding.is_well else 'BAD '} {finding.part}: {finding.text}")
-    sys.exit(0 if all(finding.is_well for finding in findings) else _FAILED)
+    is_well = True
+    for finding in examine(DataFolder(data), repair=repair):
+        print(f"{'ok  ' if finding.is_well else 'BAD '} {finding.part}: {finding.text}", flush=True)
+        is_well &= finding.is_well
+    sys.exit(0 if is_well else _FAILED)
 
 
 @app.command()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from chorale.disk_space import writing
 from chorale.errors import AlreadyRunningError, StackError
 
+_LOCK_BYTES = 512  # the same with and without an address, so that a full disk takes one, too
 _SOCKET_PATH_LIMIT = 100  # macOS ends a Unix socket's path at 104 bytes, Linux at 108
 
 
@@ -65,13 +67,18 @@ class DataFolder:
         return folder / "queue.sock"
 
     def link_secret(self) -> str:
-        """Key that signs download links, the same after a restart."""
+        """Key that signs download links, the same after a restart.
+
+        Raises:
+            UnwritableError: there is none yet.
+        """
         path = self.path / "link-secret"
         if not path.exists() or not path.read_text().strip():  # a crash may leave it empty
             new = path.with_suffix(".new")  # so that who is killed here leaves no empty secret
-            new.touch(mode=0o600)
-            new.write_text(secrets.token_hex(32))
-            new.rename(path)
+            with writing(path, 64):
+                new.touch(mode=0o600)
+                new.write_text(secrets.token_hex(32))
+                new.rename(path)
         return path.read_text()
 
     def find_running(self) -> str | None:
@@ -87,16 +94,15 @@ class DataFolder:
 
         Raises:
             AlreadyRunningError: another one is using the folder.
+            UnwritableError: it cannot be written, or not be made.
         """
         self._prepare()
-        with self._lock.open("a+") as file:
+        with self._open_lock() as file:
             if not _take(file):
                 raise AlreadyRunningError(self.path, _read_url(file))
-            file.truncate(0)
-            file.write(json.dumps({"url": url, "pid": os.getpid()}))
-            file.flush()
+            _overwrite(file, json.dumps({"url": url, "pid": os.getpid()}))
             yield
-            file.truncate(0)
+            _overwrite(file, "")
         self._leave_short_place()
 
     def _leave_short_place(self) -> None:
@@ -106,11 +112,14 @@ class DataFolder:
                 place.rmdir()
 
     def _prepare(self) -> None:
-        try:
-            for folder in (self.path, self.queue, self.store, self.work, self.log("").parent):
+        for folder in (self.path, self.queue, self.store, self.work, self.log("").parent):
+            with writing(folder):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StackError(f"{self.path} cannot be the data directory: {error.strerror}") from error
+
+    def _open_lock(self) -> TextIOWrapper:
+        with writing(self._lock):
+            self._lock.touch()
+            return self._lock.open("r+")
 
 
 def _take(file: TextIOWrapper) -> bool:
@@ -121,7 +130,17 @@ def _take(file: TextIOWrapper) -> bool:
     return True
 
 
+def _overwrite(file: TextIOWrapper, text: str) -> None:
+    """The text is a convenience for others: where a full disk does not take it, the lock holds all the same."""
+    size = max(_LOCK_BYTES, os.fstat(file.fileno()).st_size)
+    with suppress(OSError):
+        os.pwrite(file.fileno(), text.ljust(size).encode(), 0)
+
+
 def _read_url(file: TextIOWrapper) -> str | None:
+    """None also of what was written in part."""
     file.seek(0)
-    text = file.read()
-    return json.loads(text)["url"] if text else None
+    try:
+        return json.loads(file.read())["url"]
+    except ValueError:
+        return None

@@ -10,7 +10,7 @@ from chorale.allow_list import AllowListFile
 from chorale.append_only_file import find_damage
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import AllowListError, AlreadyRunningError, ChoraleError
+from chorale.errors import AllowListError, AlreadyRunningError, ChoraleError, StackError, UnwritableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ def examine(folder: DataFolder, *, repair: bool) -> Iterator[Finding]:
     try:
         with folder.hold(""):
             yield from _examine_queue(folder.queue, repair=repair)
+    except UnwritableError as error:
+        yield Finding("queue", f"not looked at, since {error}", False)
     except AlreadyRunningError as error:
         if repair:
             raise
@@ -86,12 +88,23 @@ def _find_obstacle(path: Path) -> str | None:
 
 
 def _examine_queue(queue: Path, *, repair: bool) -> Iterator[Finding]:
+    try:
+        yield from _mend_queue(queue, repair=repair)
+    except StackError as error:
+        yield Finding("queue", str(error), False)
+
+
+def _mend_queue(queue: Path, *, repair: bool) -> Iterator[Finding]:
     while damage := find_damage(queue, is_tried=True):
         if not repair:
             remedy = "is mended at the next start" if damage.is_safe else "needs `chorale doctor --repair`"
             yield Finding("queue", f"{damage.what}: this {remedy}, which costs {damage.loss}", False)
             return
-        damage.mend()
+        try:
+            damage.mend()
+        except UnwritableError as error:
+            yield Finding("queue", f"{damage.what}, and cannot be mended yet: {error}", False)
+            return
         kept = "; what was taken away is kept beside it, in damaged-*"
         yield Finding("queue", f"{damage.what}: mended, which cost {damage.loss}{kept}", True)
     yield Finding("queue", "a queue server starts with its log", True)

@@ -31,6 +31,7 @@ ChoraleError
     ├── NotInstalledError    a part is missing from this environment
     ├── PortTakenError
     ├── DamagedQueueError    the queue's log lost more than a crash can take
+    ├── UnwritableError      the data directory takes nothing more: its disk is full, or read-only
     └── PartFailedError      a process of the stack does not stay up
 """
 
@@ -225,6 +226,10 @@ class DamagedQueueError(StackError):
             f"{what}: `chorale doctor --repair` lets the queue start again, which costs {loss};"
             " a copy of what it takes away is kept"
         )
+
+
+class UnwritableError(StackError):
+    """A path of the data directory cannot be written; says which, why and how much is free."""
 
 
 class PartFailedError(StackError):

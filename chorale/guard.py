@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -50,7 +51,7 @@ def main() -> int:
     try:
         return as_exit_code(child.wait(_GRACE_S))
     except subprocess.TimeoutExpired:
-        print(f"did not end within {_GRACE_S:.0f} s of being told to, and was killed", file=sys.stderr)
+        say(f"did not end within {_GRACE_S:.0f} s of being told to, and was killed")
         os.killpg(0, signal.SIGKILL)
         raise
 
@@ -61,9 +62,15 @@ def await_end(child: subprocess.Popen[bytes], stop: Event, health: Health) -> bo
         if trouble := health.look():
             child.kill()
             child.wait()
-            print(f"{trouble}, and was killed", file=sys.stderr)
+            say(f"{trouble}, and was killed")
             return True
     return False
+
+
+def say(line: str) -> None:
+    """Write to the log, unless its disk is full: whoever guards goes on without a word."""
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{line}\n".encode(errors="backslashreplace"))
 
 
 def start_bound(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
@@ -15,8 +16,8 @@ from api_schemas.answers import Readiness
 from chorale.append_only_file import mend_for_start, remember_run
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, PartFailedError, PortTakenError, StackError
-from chorale.part import Death, Part
+from chorale.errors import ChoraleError, PartFailedError, PortTakenError, StackError, UnwritableError
+from chorale.part import Death, Part, find_pause
 from chorale.queue_server import answers
 
 _LOOK_S = 0.2
@@ -61,6 +62,7 @@ class LocalStack:
         PortTakenError: the port is in use.
         DamagedQueueError: the queue's log is damaged, and its operator has to decide.
         PartFailedError: the queue server was given up.
+        UnwritableError: the data directory has no space for a start.
 
     Args:
         report: told of each part that died, and when it starts again.
@@ -131,7 +133,7 @@ class LocalStack:
         if not os.environ.get("CHORALE_REDIS_URL"):
             path = self._folder.socket()
             if not answers(path):
-                mend_for_start(self._folder.queue, self._report)
+                self._mend_queue()
             environment["CHORALE_REDIS_URL"] = f"unix://{path}"
             arguments = (str(self._folder.queue), str(path), str(self._folder.parts_lock))
             self._await_queue(self._add("queue", ("chorale.queue_server", *arguments), {}, None), path)
@@ -147,6 +149,17 @@ class LocalStack:
         for number, model in enumerate(chosen, start=1):
             self._add(f"worker-{number}", ("worker.main",), environment | model, lock)
         self._watcher.start()
+
+    def _mend_queue(self) -> None:
+        """For ever, where the stack is to run for ever: somebody may make space."""
+        for tried in count(1):
+            try:
+                return mend_for_start(self._folder.queue, self._report)
+            except UnwritableError as error:
+                if not self._options.for_ever:
+                    raise
+                self._report(f"{error}; tried again in {find_pause(tried):g} s")
+                time.sleep(find_pause(tried))
 
     def _await_queue(self, queue: Part, path: Path) -> None:
         while not answers(path):

@@ -23,7 +23,7 @@ def rotate(log: Path, largest_bytes: int = _LARGEST_BYTES) -> None:
             if (older := _name(log, number - 1)).is_file():
                 older.replace(_name(log, number))
         shutil.copyfile(log, _name(log, 1))
-    with log.open("r+b") as file:
+    with suppress(OSError), log.open("r+b") as file:  # read-only
         file.truncate()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from api_schemas.settings import REFUSED_EXIT
+from chorale.disk_space import describe_space
 from chorale.guard import HUNG_EXIT, SIGNAL_EXIT
 from chorale.health import Health
 from chorale.log_files import rotate
@@ -58,6 +59,7 @@ class Part:
     _started_at: float = 0.0
     _deaths: int = 0
     _again_at: float = 0.0
+    _log_bytes: int = 0
 
     def start(self) -> None:
         """Start the process; standard output and error go to the log."""
@@ -66,6 +68,7 @@ class Part:
         if self.guard is not None:
             command = [sys.executable, "-m", "chorale.guard", *self.guard, *command]
         with self.log.open("ab") as log:
+            self._log_bytes = log.tell()
             # In its own session: Ctrl-C in the terminal reaches only this process, which stops parts in order.
             self._process = subprocess.Popen(
                 command,
@@ -86,9 +89,7 @@ class Part:
         """Start it again, after a pause, if it died; a stopped guard is killed, for it guards nothing."""
         rotate(self.log)
         if self._process is None:
-            if time.monotonic() >= self._again_at:
-                self.start()
-            return None
+            return self._start_again() if time.monotonic() >= self._again_at else None
         code = self._process.poll()
         if code is None:
             if self._health and self._health.look():
@@ -96,14 +97,22 @@ class Part:
             return None
         self._kill_group(self._process)  # if the guard was killed, it may have left something
         self._forget(self._process)
-        return self._note_death(code)
+        return self._note_death(self._describe_end(code), refused=code == REFUSED_EXIT)
 
-    def _note_death(self, code: int) -> Death:
+    def _start_again(self) -> Death | None:
+        try:
+            self.start()
+        except OSError as error:
+            self._started_at = time.monotonic()
+            return self._note_death(f"cannot be started: {error}{describe_space(self.log)}", refused=False)
+        return None
+
+    def _note_death(self, how: str, *, refused: bool) -> Death:
         now = time.monotonic()
         self._deaths = 1 if now - self._started_at > self.healthy_s else self._deaths + 1
-        pause_s = min(2.0 ** min(self._deaths, 10) / 4, _LONGEST_PAUSE_S)
+        pause_s = find_pause(self._deaths)
         self._again_at = now + pause_s
-        return Death(f"{self.name} {self._describe_end(code)}", code == REFUSED_EXIT, self._deaths, pause_s)
+        return Death(f"{self.name} {how}", refused, self._deaths, pause_s)
 
     def ask_to_stop(self) -> None:
         if self._process is not None:
@@ -149,7 +158,16 @@ class Part:
         return self._refusal.read_text(errors="replace").strip() if self._refusal.is_file() else None
 
     def _find_last_line(self) -> str:
+        """Of this life; it leaves none where its log has no space."""
         with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _LAST_BYTES))
+            size = self.log.stat().st_size
+            begun = self._log_bytes if self._log_bytes <= size else 0  # rotated since
+            file.seek(max(begun, size - _LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), None)
+        return said or f"no output{describe_space(self.log)}"
+
+
+def find_pause(deaths: int) -> float:
+    """Seconds until the next try, after so many in a row that failed."""
+    return min(2.0 ** min(deaths, 10) / 4, _LONGEST_PAUSE_S)

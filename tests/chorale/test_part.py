@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from chorale.part import Death, Part
+from tests.disks import small_disk
 
 
 def await_death(part: Part) -> Death:
@@ -24,3 +25,13 @@ def test_pauses_grow_with_each_death_in_a_row(tmp_path: Path) -> None:
 def test_a_healthy_life_is_a_new_beginning(tmp_path: Path) -> None:
     part = Part("broken", ("no_such_module",), {}, tmp_path / "log", guard=None, healthy_s=0)
     assert [await_death(part).pause_s for _ in range(2)] == [0.5, 0.5]
+
+
+def test_a_part_whose_log_has_no_space_tells_what_is_free_and_no_older_reason(tmp_path: Path) -> None:
+    with small_disk() as disk:
+        part = Part("broken", ("no_such_module",), {}, disk.folder / "log", guard=None)
+        part.log.write_text("an older reason".ljust(4096, "\n"))  # a whole block
+        with disk.filled():
+            deaths = [await_death(part) for _ in range(2)]
+        assert all("bytes are free" in death.text and "older" not in death.text for death in deaths)
+        assert "no_such_module" in await_death(part).text

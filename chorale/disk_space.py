@@ -1,0 +1,38 @@
+"""What cannot be written on a disk, and how much is free there."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chorale.errors import UnwritableError
+
+
+@contextmanager
+def writing(path: Path, *sizes: int) -> Generator[None]:
+    """
+    Args:
+        path: what the block writes, or makes.
+        sizes: bytes of each file and folder that is new, where known.
+
+    Raises:
+        UnwritableError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnwritableError(
+            f"{path} cannot be written: {error.strerror or error}{describe_space(path, *sizes)}"
+        ) from error
+
+
+def describe_space(path: Path, *sizes: int) -> str:
+    """What is free on the disk of a path, which need not exist, and what files of these sizes take there."""
+    try:
+        disk = os.statvfs(next(each for each in (path, *path.parents) if each.exists()))
+    except OSError:
+        return ""
+    free, needed = disk.f_bavail * disk.f_frsize, sum(-(-size // disk.f_frsize) for size in sizes)
+    inodes = "no inodes and " if disk.f_files and not disk.f_favail else ""
+    asked = f", {needed * disk.f_frsize} are needed" if needed else ""
+    return f"; {inodes}{free} bytes are free on its disk{asked}"
