@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,13 @@ from api_schemas.generation import MAX_DRAWN_SEED, MAX_SIDE_PX, GenerationReques
 from api_schemas.regions import MAX_FEATHER_PX
 from api_schemas.source import MAX_VARIATIONS, SourceMask
 from api_schemas.webhook import AskedWebhook
+
+EmbedMetadata = Annotated[
+    bool | None,
+    Field(
+        description="Write prompt, seed, model and settings into the file; if left out, as the job's request says."
+    ),
+]
 
 
 class _Derivation(RequestPart):
@@ -33,11 +40,17 @@ class _Change(_Derivation):
     seed: int | None = Field(
         default=None, ge=0, le=MAX_SEED, description="If left out, the service draws one below 2^53."
     )
+    embed_metadata: EmbedMetadata = None
     webhook: AskedWebhook = None
 
     def _apply(self, parent: ResolvedRequest, **changes: object) -> GenerationRequest:
         """The parent's request with these changes; how it began, and its stages' settings, are not asked for again."""
-        own = {"seed": self.seed, "prompt": self.prompt, "negative_prompt": self.negative_prompt}
+        own = {
+            "seed": self.seed,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "embed_metadata": self.embed_metadata,
+        }
         kept = parent.model_dump(include=set(GenerationRequest.model_fields) - _BEGINNING)
         kept["prompt"] = parent.styled_prompt
         for region, described in zip(
@@ -133,6 +146,7 @@ class VariationsRequest(_Derivation):
         allow_inf_nan=False,
         description="How far from the job's own noise: this share of the way to another seed's.",
     )
+    embed_metadata: EmbedMetadata = None
     webhook: AskedWebhook = None
 
     def derive(self, parent: ResolvedRequest, token: str) -> Iterator[GenerationRequest]:
@@ -143,6 +157,8 @@ class VariationsRequest(_Derivation):
         """
         left_out = {"width_px", "height_px"} if parent.upscale else set[str]()
         kept = parent.model_dump(include=set(GenerationRequest.model_fields) - left_out)
+        if self.embed_metadata is not None:
+            kept["embed_metadata"] = self.embed_metadata
         for index in range(self.count):
             digest = blake2b(f"{token}/{index}".encode(), digest_size=8).digest()
             variation = {"seed": int.from_bytes(digest, "big") & MAX_DRAWN_SEED, "amount": self.amount}

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 2000  # characters
 MAX_DEADLINE_S = 30 * 86_400
+_BOOLS: tuple[object, ...] = bool, bool | None
 
 
 def refuse_nul(text: str) -> str:
@@ -55,6 +56,6 @@ class RequestPart(BaseModel):
     def _refuse_bool(cls, value: object, info: ValidationInfo) -> object:
         """Pydantic takes true for 1."""
         field = cls.model_fields.get(info.field_name or "")
-        if isinstance(value, bool) and field is not None and field.annotation is not bool:
+        if isinstance(value, bool) and field is not None and field.annotation not in _BOOLS:
             raise ValueError(f"true and false are no values of {info.field_name}")
         return value

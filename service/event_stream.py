@@ -31,13 +31,12 @@ class EventStream:
         self._ping_interval_s = ping_interval_s
 
     async def follow(
-        self, job: Job, after: str | None, *, previews: bool, holder: tuple[str, str] | None = None
+        self, job: Job, after: str | None, *, previews: bool, holder: tuple[str, str]
     ) -> AsyncGenerator[Message]:
         """Everything after event `after`; ends after the terminal event, when the server stops, or with its key.
 
         Args:
-            holder: of the API key that asks: key id and digest of the secret, both empty where no keys are required;
-                None for an answer that ends with its job.
+            holder: of the API key that asks: key id and digest of the secret, both empty where no keys are required.
         """
         log = JobLog(self._redis, self._jobs, job, after)
         with self._hub.subscribe(job.id, previews=previews, holder=holder) as subscription:
@@ -55,12 +54,12 @@ class EventStream:
                     yield Restarting()
                     return
 
-    async def wait(self, job: Job, timeout_s: float) -> None:
-        """Return when the job has ended, or after `timeout_s`."""
+    async def wait(self, job: Job, timeout_s: float, holder: tuple[str, str]) -> None:
+        """Return when the job has ended, its key is accepted no more, the server stops, or after `timeout_s`."""
         with suppress(TimeoutError):
             async with (
                 asyncio.timeout(timeout_s),
-                aclosing(self.follow(job, job.seq, previews=False)) as news,
+                aclosing(self.follow(job, job.seq, previews=False, holder=holder)) as news,
             ):
                 async for _ in news:
                     pass

@@ -103,7 +103,11 @@ def make_sure(api: httpx.Client, job_id: str) -> str:
 
 
 def test_parent_and_children_know_each_other(api: httpx.Client, parent: str) -> None:
-    child = wait(api, api.post(f"/v1/jobs/{parent}/extend", json={"top_px": 8}))
+    """Though the child's file may say nothing of how it was made."""
+    asked = {"top_px": 8, "embed_metadata": False}
+    child = wait(api, api.post(f"/v1/jobs/{parent}/extend", json=asked))
+    files = [api.get(f"/v1/jobs/{each}/image").content for each in (parent, child)]
+    assert [b"grey cobblestones" in file for file in files] == [True, False]
     assert api.get(f"/v1/jobs/{child}").json()["request"]["parent"] == parent
     assert child in api.get(f"/v1/jobs/{parent}").json()["children"]
 

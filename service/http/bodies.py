@@ -10,12 +10,13 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import STATUS, BodyTooSlowError, UnavailableError
+from service.errors import STATUS, BodyTooLargeError, BodyTooSlowError, UnavailableError
 from service.http.problems import answer
 from service.metrics import Metrics
 
 _LEAST_RATE: Final = 16 * 1024  # bytes a second, after the first seconds: 128 kbit/s, as of a weak phone
 _MOST_JSON_BYTES: Final = 64 << 20  # of all bodies that are held in memory
+_MOST_KEYLESS_BYTES: Final = 4096  # a key that signs in has 85 characters
 _RETRY_AFTER_S: Final = 10
 _BUSY: Final = "too much is being uploaded at the moment"
 _HELD: Final = "chorale.held"
@@ -36,23 +37,23 @@ class _Budget:
 
 @dataclass(slots=True)
 class _Held:
-    """Bytes that one request holds."""
+    """Bytes that one request holds; without a budget they are too few to count."""
 
-    budget: _Budget
+    budget: _Budget | None
     received: int = 0
     began: float = field(default_factory=time.monotonic)
     is_answered: bool = False
 
     def fits(self, size: int) -> bool:
-        return self.budget.used + size <= self.budget.limit
+        return self.budget is None or self.budget.used + size <= self.budget.limit
 
     def add(self, size: int) -> None:
         self.received += size
-        self.budget.change(size)
+        if self.budget:
+            self.budget.change(size)
 
     def release(self) -> None:
-        self.budget.change(-self.received)
-        self.received = 0
+        self.add(-self.received)
 
 
 class BodyPaceMiddleware:
@@ -127,6 +128,24 @@ def release_body(scope: Scope) -> None:
     """Count the body of this request no longer: it was worked off, though the answer may take a while."""
     if held := scope.get(_HELD):
         held.release()
+
+
+def bound_keyless(scope: Scope, receive: Receive) -> Receive:
+    """How the body of a request without a key is received: it is small, and takes no space of those who have one."""
+    if held := scope.get(_HELD):
+        held.budget = None
+    received = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > _MOST_KEYLESS_BYTES:
+            why = f"without an API key a body may have {_MOST_KEYLESS_BYTES} bytes"
+            raise HTTPException(STATUS[BodyTooLargeError][0], why)
+        return message
+
+    return receive_bounded
 
 
 def is_upload(headers: Headers) -> bool:

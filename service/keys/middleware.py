@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ScopeMissingError, ServiceError, UnauthenticatedError
+from service.http.bodies import bound_keyless
 from service.http.problems import answer, answer_unavailable
 from service.http.sites import is_own_page
 from service.keys.caller import CALLER, CREDENTIAL, KEYS_REQUIRED
@@ -48,7 +49,10 @@ class KeyMiddleware:
         if refusal is not None:
             return await answer(scope, refusal)(scope, receive, send)
         scope[KEYS_REQUIRED] = self._keys.are_required
-        await self._app(scope, receive, keep_private(send) if self._keys.are_required else send)
+        if not self._keys.are_required:
+            return await self._app(scope, receive, send)
+        bounded = receive if CALLER in scope else bound_keyless(scope, receive)
+        await self._app(scope, bounded, keep_private(send))
 
     async def _admit(self, scope: Scope, path: str) -> ServiceError | None:
         """Why it is refused, if it is."""

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from api_schemas.keys import TICKET_LIFETIME_S, ApiKey, StoredKey, digest_secret, read_key
 from api_schemas.stored import UnreadableRecordError, read_stored
 from api_schemas.wire import KEYS_KEY, api_key_key, session_key, sessions_of_key, ticket_key
+from service.errors import UnauthenticatedError
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 SESSION_LIFETIME_S: Final = 7 * 86_400
@@ -38,6 +39,9 @@ end
 _stored = TypeAdapter(StoredKey)
 Holder = tuple[str, str]  # id of a key, and digest of the secret by which a stream was opened
 NOBODY: Final[Holder] = "", ""  # of a stream that was opened while no keys were required
+_ENDED: Final = (
+    "this API key is accepted no more: it was revoked, or its secret replaced, while its client waited"
+)
 _Answer = bytes | RedisError | None
 
 
@@ -135,6 +139,15 @@ class KeyStore:
         if NOBODY in holders and await self.find_whether_required(is_given=True):
             ended.add(NOBODY)
         return ended
+
+    async def require(self, holder: Holder) -> None:
+        """Before what was waited for is answered.
+
+        Raises:
+            UnauthenticatedError: it is accepted no more.
+        """
+        if await self.find_ended([holder]):
+            raise UnauthenticatedError(_ENDED, given=True)
 
     async def open_session(self, credential: Credential) -> str:
         """A word for the cookie of a browser; worth as much as the secret that it was opened with, and as long.

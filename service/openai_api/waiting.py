@@ -12,7 +12,6 @@ from service.errors import (
     JobFailedError,
     JobNotFoundError,
     ResultNeverError,
-    UnauthenticatedError,
     UnavailableError,
 )
 from service.event_stream import EventStream
@@ -21,9 +20,6 @@ from service.keys.store import Holder, KeyStore
 from service.messages import Message, Restarting
 
 _RETRY_S: Final = 1
-_ENDED: Final = (
-    "this API key is accepted no more: it was revoked, or its secret replaced, while its client waited"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +27,13 @@ class Waiting:
     """Waits for the ends of jobs, and holds no connection to the queue server meanwhile.
 
     Args:
-        holder: of the API key that asks, with which the wait ends; None where no keys are used.
+        holder: of the API key that asks, with which the wait ends.
     """
 
     events: EventStream
     jobs: JobStore
     keys: KeyStore
-    holder: Holder | None
+    holder: Holder
 
     async def await_all(self, jobs: Sequence[Job]) -> list[tuple[Job, Result]]:
         """Each with its picture, once all have ended.
@@ -72,8 +68,7 @@ class Waiting:
         Raises:
             UnauthenticatedError: the key is accepted no more.
         """
-        if self.holder is not None and await self.keys.find_ended([self.holder]):
-            raise UnauthenticatedError(_ENDED, given=True)
+        await self.keys.require(self.holder)
 
     async def _await_end(self, job: Job) -> tuple[Job, Result]:
         if job.status not in TERMINAL:

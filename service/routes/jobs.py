@@ -31,6 +31,7 @@ from service.errors import (
 from service.http.bodies import release_body
 from service.jobs.submission import Submission, read_submission
 from service.keys.caller import CallerDep, key_id_of, reaches, reaches_all
+from service.keys.middleware import get_holder
 from service.openapi import SUBMISSION_BODY, problems
 
 MAX_WAIT_S: Final = 60
@@ -107,10 +108,11 @@ async def create_job(
     job = await services.intake.take(submission, idempotency_key)
     submission.close()  # not only after the wait
     release_body(request.scope)
-    wait_s = _read_wait(prefer)
+    wait_s, holder = _read_wait(prefer), get_holder(request)
     if wait_s:
         with slot.lent():
-            await services.events.wait(job, wait_s)
+            await services.events.wait(job, wait_s, holder)
+        await services.keys.require(holder)
         job = await services.jobs.get(job.id) or job
         response.headers["Preference-Applied"] = f"wait={wait_s}"
         response.status_code = 200 if job.status in TERMINAL else 202

@@ -1,6 +1,8 @@
-"""Streams end with the key that opened them."""
+"""Streams and waits end with the key that opened them."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
@@ -48,3 +50,28 @@ def test_streams_of_nobody_end_once_there_is_a_key(
         assert list(events.iter_lines())[-1] == ""
     with connect(ws_url(url), additional_headers=bearer(key)) as socket:
         assert json.loads(socket.recv(timeout=30))["type"] == "job.queued"
+
+
+def test_who_waits_for_a_job_is_refused_once_the_key_is_accepted_no_more(
+    api: httpx.Client, records: KeyRecords, story: Story
+) -> None:
+    """So is nobody, once there is a key; what was taken stays."""
+
+    def wait(key: dict[str, str]) -> httpx.Response:
+        return api.post("/v1/jobs", json={"prompt": "lava"}, headers=key | {"Prefer": "wait=20"})
+
+    def await_jobs(count: int, key: dict[str, str]) -> None:
+        while len(api.get("/v1/jobs", headers=key).json()["data"]) < count:
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(1) as pool:
+        nobodys = pool.submit(wait, {})
+        await_jobs(1, {})
+        operator = bearer(records.create("operator", frozenset({"read", "admin"})))
+        answers = [nobodys.result()]
+        anns = pool.submit(wait, bearer(records.create("ann", frozenset({"create", "read"}))))
+        await_jobs(2, operator)
+        records.revoke("ann")
+        answers.append(anns.result())
+    assert [(each.status_code, each.json()["code"]) for each in answers] == [(401, "unauthenticated")] * 2
+    assert {job["status"] for job in api.get("/v1/jobs", headers=operator).json()["data"]} == {"queued"}

@@ -68,7 +68,7 @@ def test_a_session_ends_when_it_is_left_with_its_secret_and_with_its_key(
     assert 0 < redis.ttl(place) <= 7 * 86_400
 
 
-@pytest.mark.parametrize("key", ["", "chorale_", "chorale_000000000000_" + "0" * 64, "x" * 5000, "\ud800"])
+@pytest.mark.parametrize("key", ["", "chorale_", "chorale_000000000000_" + "0" * 64, "x" * 4000, "\ud800"])
 def test_no_other_key_signs_in(tenants: Tenants, key: str) -> None:
     body = json.dumps({"key": key})
     answer = tenants.nobody.post("/v1/session", content=body, headers={"Content-Type": "application/json"})
