@@ -23,7 +23,9 @@ def test_a_lock_without_an_address_holds_too() -> None:
     """As a full disk leaves it where an older version had emptied the file, or cuts it."""
     with small_disk() as disk:
         folder, lock = DataFolder(disk.folder), disk.folder / "stack.lock"
-        lock.touch()
+        with folder.hold("http://before"):
+            pass
+        lock.write_text("")
         with disk.filled(), folder.hold("http://one"), pytest.raises(AlreadyRunningError):
             DataFolder(disk.folder).hold("http://two").__enter__()
         with folder.hold("http://three"):

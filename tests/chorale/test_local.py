@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,9 @@ from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import AlreadyRunningError, PartFailedError, PortTakenError, StackError, UnavailableError
 from chorale.local import LocalStack, StackOptions
-from tests.disks import Disk
+from chorale.queue_server import answers
+from tests.chorale.test_append_only_file import count_keys, cut, serving
+from tests.disks import Disk, small_disk
 from tests.local_stack import find_all, find_part, toy_stack
 from tests.service.webhooks.receiver import SECRET, receive
 
@@ -149,6 +152,33 @@ def test_a_start_that_waits_says_for_what_and_so_does_the_server(disk: Disk) -> 
             client.create(SHORT)
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def test_a_log_that_there_is_no_space_to_mend_is_waited_for() -> None:
+    """As after a loss of power, where the disk has filled up meanwhile."""
+    with small_disk() as disk:
+        folder = DataFolder(disk.folder)
+        with folder.hold("http://before"), serving(folder.queue) as (server, redis):
+            folder.link_secret()
+            redis.set("job", "kept")
+            redis.set("last", "cut")
+            server.terminate()
+        cut(folder.queue)
+        command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(disk.folder), "--port", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr
+            with disk.filled():
+                for pause in ("0.5", "1"):
+                    said = process.stderr.readline()
+                    assert "incr.aof is damaged at byte" in said
+                    assert re.search(rf"; \d+ bytes are free .*needed; tried again in {pause} s$", said)
+                assert folder.find_running()
+                assert list(folder.queue.glob("damaged-*")) == []
+            assert any(": mended, which cost " in line for line in process.stderr)
+            await_true(lambda: answers(folder.socket()))
+            process.send_signal(signal.SIGINT)
+            assert "Traceback" not in process.stderr.read()
+        assert count_keys(folder.queue) >= 1
 
 
 def test_a_worker_that_refuses_its_model_says_why(tmp_path: Path) -> None:
