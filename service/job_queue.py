@@ -2,23 +2,20 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import cast
 
 from anyio import to_thread
 from redis.asyncio import Redis
 
 from api_schemas.job import Job
-from api_schemas.waiting import name_keys, name_member
-from api_schemas.wire import queue_name
+from api_schemas.waiting import name_member
 from service.rq_queues import Entry, Load, Presence, RqQueues
-from service.waiting import Limits, WaitingJobs
+from service.waiting import Crowd, Limits, WaitingJobs
 
 
 class JobQueue:
     """What RQ does runs in a thread; scripts and lists are read directly."""
 
     def __init__(self, redis: Redis, rq: RqQueues) -> None:
-        self._redis = redis
         self._rq = rq
         self._waiting = WaitingJobs(redis)
 
@@ -61,13 +58,9 @@ class JobQueue:
         """Delete what RQ still stores about an ended job."""
         await to_thread.run_sync(self._rq.forget, job_id)
 
-    async def count(self, model: str) -> int:
-        """Jobs that wait for this model."""
-        waiting, *_, listed = name_keys(queue_name(model))
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.zcard(waiting)
-            pipeline.llen(listed)
-            return sum(cast(list[int], await pipeline.execute()))
+    async def count(self, model: str, key_id: str) -> Crowd:
+        """How many wait for this model, as this API key finds it."""
+        return await self._waiting.count(model, key_id)
 
     async def measure(self) -> dict[str, Load]:
         """What waits and runs, by model."""

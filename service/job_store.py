@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
 from api_schemas.events import CanceledData, DurableEvent, ExpiredData, JobCanceled, JobExpired, JobQueued
-from api_schemas.job import TERMINAL, Job, apply, begin, explain_expiry, find_deadline
+from api_schemas.job import TERMINAL, Job, apply, begin, explain_expiry
 from api_schemas.keys import Quota
 from api_schemas.stored import UnreadableRecordError
 from api_schemas.webhook import deliveries_key, webhook_key
@@ -21,7 +21,6 @@ from api_schemas.wire import (
     EXPIRED,
     JOBS_KEY,
     RECORD,
-    SET_ASIDE,
     append_event,
     cancel_key,
     children_key,
@@ -33,7 +32,8 @@ from api_schemas.wire import (
     read_job,
 )
 from service.errors import JobNotFoundError, JobUnreadableError
-from service.quotas.places import APPEND_IF_PLACE, Lack, read_lack, write_limits
+from service.new_jobs import write_all
+from service.quotas.places import Lack
 from service.unreadable import UnreadableRecords, require_wrong_type
 
 _CANCEL_LIFETIME_S: Final = 7 * 86_400
@@ -54,43 +54,30 @@ class JobStore:
         event: JobQueued,
         webhook: Mapping[FieldT, EncodableT] | None = None,
         quota: Quota | None = None,
-        places: int = 1,
     ) -> Job | Lack:
-        """Write a new record with its first event, whole or not at all.
+        """`create_all` of one job."""
+        made = await self.create_all([event], webhook, quota)
+        return made if isinstance(made, Lack) else made[0]
+
+    async def create_all(
+        self,
+        events: Sequence[JobQueued],
+        webhook: Mapping[FieldT, EncodableT] | None = None,
+        quota: Quota | None = None,
+    ) -> list[Job] | Lack:
+        """Write new records of one key with their first events, all of them whole, or none.
 
         Args:
             webhook: that the request named, as it is stored.
-            quota: of the key that asks for it; answers what lacks if that has no place for the job.
-            places: jobs like this that must have one, this one included.
+            quota: of the key that asks for them; answers what lacks if that has no place for all jobs.
         """
-        job = begin(event)
-        async with self._redis.pipeline(transaction=True) as transaction:
-            indexes = sorted({JOBS_KEY, DEADLINES_KEY, jobs_of_key(job.key_id)})
-            transaction.eval(
-                SET_ASIDE, 1 + len(indexes), ACTIVE_KEY, *indexes, "set", *("zset" for _ in indexes)
-            )
-            transaction.sadd(ACTIVE_KEY, job.id)
-            for index in {JOBS_KEY, jobs_of_key(job.key_id)}:
-                transaction.zadd(index, {job.id: event.ts})
-            if (deadline := find_deadline(job)) is not None:
-                transaction.zadd(DEADLINES_KEY, {job.id: deadline})
-            if webhook is not None:
-                transaction.hset(webhook_key("job", job.id), mapping=webhook)
-            if job.request.parent is not None:  # one of another type is found out when it is read
-                transaction.eval(CHANGE_SET, 1, children_key(job.request.parent), "SADD", job.id)
-            keys, arguments = append_event(job, event, after="")
-            if job.key_id:
-                limits = write_limits(quota or Quota())
-                transaction.eval(APPEND_IF_PLACE, len(keys), *keys, *arguments, places, *limits)
-            else:
-                transaction.eval(APPEND_EVENT, len(keys), *keys, *arguments)
-            *_, answer = cast(list[bytes | list[bytes]], await transaction.execute())
-        if isinstance(answer, list):
-            await self.delete(job.id, job.request.parent, job.key_id)
-            return read_lack(answer)
-        if answer == b"stale":  # written already: the connection broke before the answer came
-            return await self._reread(job)
-        return job.model_copy(update={"seq": answer.decode()})
+        jobs = [begin(event) for event in events]
+        answer = await write_all(self._redis, jobs, events, webhook, quota or Quota())
+        if isinstance(answer, Lack):
+            for job in jobs:
+                await self.delete(job.id, job.request.parent, job.key_id)
+            return answer
+        return [await self._finish(*each) for each in zip(jobs, answer, strict=True)]
 
     async def get(self, job_id: str) -> Job | None:
         """The record of a job, None if there is none.
@@ -274,6 +261,11 @@ class JobStore:
         keys, arguments = append_event(apply(job, event), event, after=job.seq)
         answer = await cast(Awaitable[bytes], self._redis.eval(APPEND_EVENT, len(keys), *keys, *arguments))
         return answer not in (b"stale", b"fenced")
+
+    async def _finish(self, job: Job, answer: bytes) -> Job:
+        if answer == b"stale":  # written already: the connection broke before the answer came
+            return await self._reread(job)
+        return job.model_copy(update={"seq": answer.decode()})
 
     async def _reread(self, job: Job) -> Job:
         current = await self.get(job.id)

@@ -1,6 +1,7 @@
 """The jobs that wait until a worker has a place for them. Whatever changes them is one script, so that any process may die."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from redis.asyncio import Redis
@@ -22,10 +23,28 @@ from service.unreadable import require_wrong_type
 Limits = Iterable[tuple[str, int | None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many wait for a model.
+
+    Args:
+        listed: jobs in RQ's queue, about one for each worker.
+        waiting: jobs before it.
+        own: those of the API key that asks.
+        keys: that have jobs before it, the one that asks included.
+    """
+
+    listed: int
+    waiting: int
+    own: int
+    keys: int
+
+
 class WaitingJobs:
     """Of each model, by API key."""
 
     def __init__(self, redis: Redis) -> None:
+        self._redis = redis
         self._enqueue = redis.register_script(ENQUEUE)
         self._release = redis.register_script(RELEASE)
         self._remove = redis.register_script(REMOVE)
@@ -55,6 +74,17 @@ class WaitingJobs:
     async def remove(self, model: str, member: str | bytes) -> bool:
         """Remove a job, also what RQ keeps of it; False if it does not wait."""
         return bool(await self._remove(*_address(model, [member])))
+
+    async def count(self, model: str, key_id: str) -> Crowd:
+        """As this key finds it; in one round trip, and of what the scripts keep in any case."""
+        waiting, turns, *_, listed = name_keys(queue_name(model))
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.llen(listed)
+            pipeline.zcard(waiting)
+            pipeline.zlexcount(waiting, f"[{key_id}:", f"({key_id};")
+            pipeline.zcard(turns)
+            placed, waits, own, keys = cast(list[int], await pipeline.execute())
+        return Crowd(placed, waits, own, keys if own else keys + 1)
 
     async def find_positions(self, model: str, jobs: Sequence[Job]) -> list[int | None]:
         """Number of jobs of the model that will start before each of these, None where it is in no queue."""

@@ -22,6 +22,7 @@ from service.jobs.query_count import count_queries
 from service.jobs.sources import FoundSource
 from service.jobs.validation import find_misfits
 from service.throughput import Throughput
+from service.waiting import Crowd
 
 _NO_MODEL_RETRY_S: Final = 5
 _UNMEASURED_JOB_S: Final = 30.0
@@ -44,10 +45,18 @@ class Admission:
         self._space = space
         self._max_queued = max_queued
 
-    async def admit(self, request: GenerationRequest, source: FoundSource | None = None) -> QueuedData:
+    async def admit(
+        self,
+        request: GenerationRequest,
+        key_id: str,
+        count: int,
+        source: FoundSource | None = None,
+    ) -> QueuedData:
         """The first event of a new job.
 
         Args:
+            key_id: of the API key that asks; empty where no keys are used.
+            count: jobs like it that must have a place, this one included.
             source: the picture that it begins with, which has decided its size.
 
         Raises:
@@ -61,7 +70,7 @@ class Admission:
         # Masks on a large canvas take up to a second.
         masked = request.regions or request.source
         data = await to_thread.run_sync(resolve, request, card, source) if masked else resolve(request, card)
-        await self._check_capacity(card.name, offer)
+        await self._check_capacity(card.name, offer, key_id, count)
         await self._space.require(estimate_disk(data.request, card).store_bytes)
         return data
 
@@ -76,14 +85,14 @@ class Admission:
             offer = await self._read_offer()
         return offer.find(model or "") or offer.cards[0]
 
-    async def expect(self, request: GenerationRequest, count: int = 1) -> None:
+    async def expect(self, request: GenerationRequest, key_id: str, count: int) -> None:
         """Whether so many like this request could be admitted, before the size of its picture is known.
 
         Raises:
             NoModelError, InvalidRequestError, QueueFullError: as `admit`.
         """
         offer = await self._read_offer()
-        await self._check_capacity(_choose(request, offer.cards).name, offer, count)
+        await self._check_capacity(_choose(request, offer.cards).name, offer, key_id, count)
 
     async def recount(
         self, data: QueuedData, masks: Mapping[MaskPart, Image], source: FoundSource | None
@@ -105,17 +114,35 @@ class Admission:
         message = f"no worker has announced a model yet{why and f'; paused: {why}'}"
         raise NoModelError(message, retry_after_s=_NO_MODEL_RETRY_S)
 
-    async def _check_capacity(self, model: str, offer: Offer, count: int = 1) -> None:
-        waiting = await self._queue.count(model)
-        if waiting + count <= self._max_queued:
+    async def _check_capacity(self, model: str, offer: Offer, key_id: str, count: int) -> None:
+        crowd, most = await self._queue.count(model, key_id), self._max_queued
+        excess = find_excess(crowd, most, count, shared=bool(key_id))
+        if excess <= 0:
             return
         per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
         workers = max(1, offer.count_workers(model))
-        excess = waiting + count - self._max_queued
         raise QueueFullError(
-            f"{waiting} jobs are waiting for {model}, at most {self._max_queued} may",
+            # One key is not told what others do.
+            f"the queue of {model} is full: at most {most} jobs may wait, shared among the API keys that have some"
+            if key_id
+            else f"{crowd.listed + crowd.waiting} jobs are waiting for {model}, at most {most} may",
             retry_after_s=max(1, math.ceil(excess * per_job_s / workers)),
         )
+
+
+def find_excess(crowd: Crowd, most: int, count: int, *, shared: bool) -> int:
+    """Jobs that must leave the queue before `count` more may come, 0 or less if they may at once.
+
+    Args:
+        shared: among API keys: one with less than an even share has a place beyond `most`, up to twice as many, so
+            that no key fills the queue for all.
+    """
+    excess = crowd.listed + crowd.waiting + count - most
+    if not shared:
+        return excess
+    share = max(1, (most - crowd.listed) // crowd.keys)
+    own_excess = (crowd.own + count - share) * crowd.keys  # keys take turns
+    return min(excess, max(own_excess, excess - most))
 
 
 def resolve(request: GenerationRequest, card: ModelCard, source: FoundSource | None = None) -> QueuedData:

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image
@@ -62,67 +62,96 @@ class Intake:
         Raises:
             ConflictError: another request with this key is still being taken in.
         """
-        job_id = draw_job_id()
-        if key is None:
-            return await self._create(job_id, submission)
-        if submission.key_id:  # those of each API key are its own
-            key = f"{submission.key_id} {key}"
-        owner = await self._idempotency.claim(key, submission.fingerprint(), job_id)
-        if owner == job_id:
-            return await self._create_claimed(job_id, submission, key)
-        earlier = await self._jobs.get(owner)
-        if earlier is None:
-            raise ConflictError(
-                "the first request with this Idempotency-Key is still in flight", retry_after_s=_RETRY_S
-            )
-        await self._idempotency.keep(
-            key
-        )  # the process that recorded it may have died before it confirmed the key
-        return earlier
+        (job,) = await self._take([_Draft(draw_job_id(), submission, key)])
+        return job
 
     async def take_all(self, submissions: Sequence[Submission], token: str) -> list[Job]:
-        """A job for each of these, which are alike: none, unless the queue has a place for every one.
+        """A job for each of these, which are alike: none, unless there is a place for every one.
 
         Args:
             token: makes the same jobs once.
         """
-        await self._admission.expect(submissions[0].request, len(submissions))
+        ids = sorted(draw_job_id() for _ in submissions)
         with ExitStack() as opened:
-            decoded, count = Decoded(opened), len(submissions)
-            alike = [replace(each, places=count - i, decoded=decoded) for i, each in enumerate(submissions)]
-            return [await self.take(each, f"variation {i} {token}") for i, each in enumerate(alike)]
+            decoded = Decoded(opened)
+            alike = [replace(each, decoded=decoded) for each in submissions]
+            keys = [f"variation {i} {token}" for i in range(len(alike))]
+            return await self._take([_Draft(*each) for each in zip(ids, alike, keys, strict=True)])
 
-    async def _create_claimed(self, job_id: str, submission: Submission, key: str) -> Job:
+    async def _take(self, drafts: Sequence["_Draft"]) -> list[Job]:
+        found: dict[str, Job] = {}
+        new: list[_Draft] = []
         try:
-            job = await self._create(job_id, submission)
+            for draft in drafts:
+                if earlier := await self._find_earlier(draft):
+                    found[draft.job_id] = earlier
+                else:
+                    new.append(draft)
+            found |= {job.id: job for job in await self._create(new)}
         except Exception:
-            if await self._jobs.get(job_id) is None:
-                await self._idempotency.release(key)
+            await self._release(new)
             raise
-        await self._idempotency.keep(key)
-        return job
+        # Also those of earlier jobs: the process that recorded one may have died before it confirmed the key.
+        for draft in drafts:
+            if draft.name is not None:
+                await self._idempotency.keep(draft.name)
+        return [found[draft.job_id] for draft in drafts]
 
-    async def _create(self, job_id: str, submission: Submission) -> Job:
-        webhook = await self._webhooks.accept(submission.request.webhook, submission.key_id)
+    async def _find_earlier(self, draft: "_Draft") -> Job | None:
+        """The job that its Idempotency-Key made before; None: it is this one's from now on."""
+        if draft.name is None:
+            return None
+        owner = await self._idempotency.claim(draft.name, draft.submission.fingerprint(), draft.job_id)
+        if owner == draft.job_id:
+            return None
+        if earlier := await self._jobs.get(owner):
+            return earlier
+        raise ConflictError(
+            "the first request with this Idempotency-Key is still in flight", retry_after_s=_RETRY_S
+        )
+
+    async def _release(self, drafts: Sequence["_Draft"]) -> None:
+        """The keys of those that were not recorded."""
+        named = {draft.job_id: draft.name for draft in drafts if draft.name is not None}
+        for name, job in zip(named.values(), await self._jobs.get_many(list(named)), strict=True):
+            if job is None:
+                await self._idempotency.release(name)
+
+    async def _create(self, drafts: Sequence["_Draft"]) -> list[Job]:
+        """All are recorded at once, and none is enqueued before."""
+        if not drafts:
+            return []
+        submissions = [replace(draft.submission, places=len(drafts)) for draft in drafts]
+        first, events = submissions[0], list[JobQueued]()
+        webhook = await self._webhooks.accept(first.request.webhook, first.key_id)
+        for draft, submission in zip(drafts, submissions, strict=True):
+            events.append(await self._begin(draft.job_id, submission))
+        quota = await self._allowance.find_quota(first, events[0].data.cost)
+        jobs = await self._jobs.create_all(events, webhook and webhook.write(), quota)
+        if isinstance(jobs, Lack):
+            raise await self._allowance.explain(jobs, first, quota, events[0].data.request.model)
+        for job in jobs:
+            await self._enqueue(job)
+        return jobs
+
+    async def _begin(self, job_id: str, submission: Submission) -> JobQueued:
         data = await self._admit(job_id, submission)
         data = _change_request(data, parent=submission.parent_id)
         data = data.model_copy(update={"key_id": submission.key_id})
-        quota = await self._allowance.find_quota(submission, data.cost)
-        event = JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
-        job = await self._jobs.create(event, webhook and webhook.write(), quota, submission.places)
-        if isinstance(job, Lack):
-            raise await self._allowance.explain(job, submission, quota, data.request.model)
+        await self._allowance.find_quota(submission, data.cost)  # before pictures of the next are stored
+        return JobQueued(job_id=job_id, attempt=0, ts=time.time(), data=data)
+
+    async def _enqueue(self, job: Job) -> None:
         await self._dispatcher.enqueue(job)
         self._metrics.jobs_created.inc()
         size = job.request.width_px, job.request.height_px
-        log.info("job %s queued: model %s, %dx%d px", job_id, job.request.model, *size)
-        return job
+        log.info("job %s queued: model %s, %dx%d px", job.id, job.request.model, *size)
 
     async def _admit(self, job_id: str, submission: Submission) -> QueuedData:
         """Everything that can be refused; the pictures are stored before the record, so that every recorded job has them."""
-        request = submission.request
+        request, asks = submission.request, (submission.key_id, submission.places)
         if request.source is not None and request.source.job is None:
-            await self._admission.expect(request)  # its size is the picture's
+            await self._admission.expect(request, *asks)  # its size is the picture's
             require_pictures(submission)
             return await self._admit_with_pictures(job_id, submission)
         source = (
@@ -130,7 +159,8 @@ class Intake:
             if request.source and request.source.job
             else None
         )
-        data = await self._admission.admit(settle_source(request, source.size) if source else request, source)
+        settled = settle_source(request, source.size) if source else request
+        data = await self._admission.admit(settled, *asks, source)
         submission.check_pixels(data.request)
         require_pictures(submission)  # only now: no picture is decoded for a request that is rejected anyway
         if submission.files or submission.list_inherited():
@@ -153,7 +183,8 @@ class Intake:
                 masks |= await self._read_inherited(parent, inherited)
             if data is None:
                 source = FoundSource(self._find_size(submission, cleaned))
-                data = await self._admission.admit(settle_source(submission.request, source.size), source)
+                settled = settle_source(submission.request, source.size)
+                data = await self._admission.admit(settled, submission.key_id, submission.places, source)
                 submission.check_pixels(data.request)
             pictures = await self._uploads.keep(job_id, submission.files, cleaned)
         if parent is not None:
@@ -173,6 +204,25 @@ class Intake:
         assert submission.parent is not None
         sent = submission.parent.request.pictures["source_image"]
         return sent.width_px, sent.height_px
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A job that may come to be.
+
+    Args:
+        key: the Idempotency-Key of its request; None if that has none.
+    """
+
+    job_id: str
+    submission: Submission
+    key: str | None
+
+    @property
+    def name(self) -> str | None:
+        """The key among all; those of each API key are its own."""
+        own = self.submission.key_id
+        return f"{own} {self.key}" if self.key is not None and own else self.key
 
 
 def _list_masks(cleaned: Mapping[PicturePart, CleanPicture]) -> dict[PicturePart, bytes]:

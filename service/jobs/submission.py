@@ -38,7 +38,7 @@ class Submission:
         parent: the job that it was derived from, whose pictures it has too.
         siblings: how many were asked for at once, this one included.
         key_id: of the API key that asks; empty where no keys are used.
-        places: jobs that its key must have a place for, this one and those that follow it.
+        places: jobs that there must be a place for, this one and those that are made with it.
         reaches_all: whether it may begin with a job of another key.
         most_pixels: of the picture, where a larger one could not be answered.
         decoded: the files, where others that are alike have them too.

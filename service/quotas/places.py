@@ -49,13 +49,16 @@ end
 FIND_LACK: Final = f"""{_FIND_LACK}
 return find_lack(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]))
 """
-# KEYS and ARGV: as APPEND_EVENT, whose event makes a job of a key, and after them how many jobs like it must have a
-# place, this one included, and the limits that `find_lack` takes.
-# Answers what `find_lack` does, and has written nothing; or as APPEND_EVENT does. A job that is there has its place.
+# KEYS and ARGV: as APPEND_EVENT, whose event makes a job of a key, and after them the record of the first of the jobs
+# like it that are made in one transaction, their number, and the limits that `find_lack` takes.
+# Answers what `find_lack` does, and has written nothing; or as APPEND_EVENT does. The first asks for all: the others
+# are written if it is, and answer an empty list if not. A job that is there has its place.
 APPEND_IF_PLACE: Final = f"""{_FIND_LACK}
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  local places, steps = tonumber(ARGV[17]), tonumber(ARGV[13])
-  local lack = find_lack(ARGV[10], places, places * steps, tonumber(ARGV[18]), tonumber(ARGV[19]), tonumber(ARGV[20]))
+if ARGV[17] ~= KEYS[1] then
+  if redis.call('EXISTS', ARGV[17]) == 0 then return {{}} end
+elseif redis.call('EXISTS', KEYS[1]) == 0 then
+  local places, steps = tonumber(ARGV[18]), tonumber(ARGV[13])
+  local lack = find_lack(ARGV[10], places, places * steps, tonumber(ARGV[19]), tonumber(ARGV[20]), tonumber(ARGV[21]))
   if lack then return lack end
 end
 {APPEND_BODY}

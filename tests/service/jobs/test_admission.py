@@ -8,7 +8,8 @@ from api_schemas.advanced import AdvancedSettings, StageSettings
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import GenerationRequest, Layout
 from api_schemas.scenes import SceneWords
-from service.jobs.admission import resolve
+from service.jobs.admission import find_excess, resolve
+from service.waiting import Crowd
 
 CARD = ModelCard(
     name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
@@ -78,3 +79,31 @@ def test_textures_alone_are_synced_unless_a_client_says_otherwise(
     resolved = resolve(GenerationRequest.model_validate(asked), card).request
     assert resolved.advanced.sync_strength == strength
     assert card.choose_sync_strength(resolved) == strength
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 3)), min_size=1, max_size=150),
+)
+def test_a_key_with_few_jobs_has_a_place_until_there_are_twice_as_many(
+    most: int, listed: int, requests: list[tuple[int, int]]
+) -> None:
+    """Of seven keys that come in any order, and none of whose jobs leaves."""
+    waiting = [0] * 7
+    for key, count in requests:
+        others = sum(jobs > 0 for jobs in waiting[:key] + waiting[key + 1 :])
+        total = listed + sum(waiting) + count
+        crowd = Crowd(listed, sum(waiting), waiting[key], others + 1)
+        excess = find_excess(crowd, most, count, shared=True)
+        if total <= most:
+            assert excess <= 0
+        elif excess <= 0:
+            assert total <= 2 * most
+            assert waiting[key] + count <= max(1, most / (others + 1))
+        else:
+            assert 0 < excess <= total - most
+            assert waiting[key] > 0 or count > 1 or total > 2 * most
+        assert find_excess(crowd, most, count, shared=False) == total - most
+        if excess <= 0:
+            waiting[key] += count

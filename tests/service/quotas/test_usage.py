@@ -246,6 +246,35 @@ def test_of_many_requests_at_once_none_gets_a_place_that_is_not_there(
     assert len(redis.keys("chorale:job:*")) == places + 1
 
 
+def test_jobs_that_are_made_together_are_all_made_or_none(valkey: str, redis: Redis) -> None:
+    """From two processes, which get what fits and no part of what does not."""
+
+    async def call(stores: Stores) -> None:
+        async with AsyncRedis.from_url(valkey) as client:
+            other = JobStore(client, UnreadableRecords(Metrics()))
+            asked = [[queued() for _ in range(size)] for size in (8, 8, 3, 8, 5)]
+            made = await asyncio.gather(
+                *(
+                    store.create_all(events, quota=Quota(queued_jobs=15))
+                    for store, events in zip([stores.jobs, other] * 3, asked, strict=False)
+                )
+            )
+        whole = [jobs for jobs in made if not isinstance(jobs, Lack)]
+        kept = [job.id for jobs in whole for job in jobs]
+        assert {len(jobs) for jobs in whole} <= {8, 3, 5}
+        assert 8 <= len(kept) <= 15
+        assert await stores.jobs.list_active() == sorted(kept)
+        assert len(await stores.jobs.list_older(None, 100)) == len(kept)
+        used = await stores.usage.read(KEY)
+        assert (used.queued_jobs, used.megapixel_steps) == (len(kept), len(kept))
+        again = await stores.jobs.create_all(asked[made.index(whole[0])], quota=Quota(queued_jobs=1))
+        assert again == whole[0]  # sent again, as where the connection broke before the answer
+
+    ask(valkey, call)
+    events = redis.xrange("chorale:live", "-", "+")
+    assert len(events) == len(redis.keys("chorale:job:*"))
+
+
 def test_a_job_that_is_written_twice_is_counted_once(valkey: str) -> None:
     """As where the connection breaks before the answer: the client library sends the transaction again."""
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from api_schemas.answers import Usage
 from api_schemas.errors import Problem
 from api_schemas.events import JobStarted, Result, StartedData
 from api_schemas.usage import calls_key, running_key
-from api_schemas.wire import input_key
+from api_schemas.wire import JOBS_KEY, input_key
 from service.settings import ServiceSettings
 from tests.service.callers import admit, make_key
 from tests.service.conftest import serve
@@ -36,10 +37,11 @@ KEYS = {
         make_key("d" * 12, store_bytes=1000),
         make_key("e" * 12),
         make_key("0" * 11 + "1", queued_jobs=3),
+        make_key("0" * 11 + "2", queued_jobs=15),
         make_key("f" * 12, "admin", "read", "create"),
     )
 }
-RATED, QUEUED, WORKED, STORED, FREE, DRAINED, ADMIN = KEYS
+RATED, QUEUED, WORKED, STORED, FREE, DRAINED, BURSTING, ADMIN = KEYS
 Call = Callable[[str], httpx.Client]
 
 
@@ -217,6 +219,59 @@ def test_variations_count_each_and_are_made_all_or_none(call: Call, story: Story
     crowd.post(f"/v1/jobs/{ids[0][0]}/cancel")
     require_refusal(crowd.post(path, json={"count": 2}), "queued_jobs")
     assert use(crowd).queued_jobs.used == 1
+
+
+def test_of_requests_for_several_jobs_at_once_a_refused_one_leaves_none(call: Call, story: Story) -> None:
+    client = call(BURSTING)
+    parent = post(client).json()["id"]
+    finish(story, parent, 10)
+
+    def vary(word: str) -> httpx.Response:
+        headers = {"Idempotency-Key": word}
+        return client.post(f"/v1/jobs/{parent}/variations", json={"count": 8}, headers=headers)
+
+    def draw(word: str) -> httpx.Response:
+        body, headers = {"prompt": "lava", "n": 8, "stream": True}, {"Idempotency-Key": word}
+        with client.stream("POST", "/v1/images/generations", json=body, headers=headers) as answer:
+            return answer  # the first event would come with the first picture
+
+    for ask, taken in ((vary, 202), (draw, 200)):
+        with ThreadPoolExecutor(3) as pool:
+            answers = dict(zip("abc", pool.map(ask, "abc"), strict=True))
+        assert sorted(answer.status_code for answer in answers.values()) == [taken, 429, 429]
+        made = client.get("/v1/jobs", params={"status": "queued", "limit": 100}).json()["data"]
+        assert (len(made), use(client).queued_jobs.used) == (8, 8)
+        assert story.redis.zcard(JOBS_KEY) == len(client.get("/v1/jobs?limit=100").json()["data"])
+        for job in made:
+            assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "canceled"
+        for word, answer in answers.items():
+            assert ask(word).status_code == taken  # a repetition, or what was refused before
+            count = use(client).queued_jobs.used
+            assert count == (0 if answer.status_code == taken else 8)
+            for job in client.get("/v1/jobs", params={"status": "queued"}).json()["data"]:
+                client.post(f"/v1/jobs/{job['id']}/cancel")
+
+
+def test_a_key_that_fills_the_queue_fills_it_for_itself(
+    call: Call, story: Story, module_settings: ServiceSettings
+) -> None:
+    full = module_settings.model_copy(update={"max_queued": 6})
+    with serve(full, lambda app: admit(app, KEYS)) as url:
+
+        def fill(key: str) -> int:
+            """Post until the queue is full; how many jobs the key could have."""
+            count, headers = 0, {"Authorization": f"Bearer {key}"}
+            while (answer := httpx.post(f"{url}/v1/jobs", json={}, headers=headers)).status_code == 202:
+                count += 1
+            assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
+            assert "at most 6 jobs may wait" in answer.json()["detail"]
+            assert int(answer.headers["Retry-After"]) > 0
+            return count
+
+        assert fill(FREE) == 6
+        late = [fill(key) for key in (ADMIN, BURSTING, WORKED)]
+        assert late == [2, 1, 1]  # one job of the first is at the worker's door: 5 places among 2, 3 and 4
+        assert fill(FREE) == 0
 
 
 def test_megapixel_steps_are_used_up_and_given_back_by_a_job_that_never_began(
