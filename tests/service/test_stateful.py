@@ -15,7 +15,7 @@ from schemathesis.engine.events import NonFatalError, ScenarioFinished
 from schemathesis.engine.recorder import ScenarioRecorder
 
 from api_schemas.wire import JOBS_KEY
-from tests.service.routes.test_openai_images import draw
+from tests.service.routes.openai_client import draw
 from tests.service.tenants import RESULT, Tenants, bearer
 from tests.service.test_openapi import CHECKS
 from tests.story import Story

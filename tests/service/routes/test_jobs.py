@@ -5,7 +5,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
@@ -26,20 +25,6 @@ def create(api: httpx.Client, **choices: object) -> JobView:
     answer = api.post("/v1/jobs", json={"prompt": "lava", **choices})
     assert answer.status_code == 202, answer.text
     return JobView.model_validate_json(answer.content)
-
-
-def test_the_estimate_has_what_is_left_of_running_jobs(api: httpx.Client, story: Story) -> None:
-    running = create(api, width_px=4096, height_px=4096)
-    story.start(running.id)
-    began, waiting = time.monotonic(), create(api)
-    assert waiting.queue_position is not None
-    least_s = 0.01 * (running.cost.tiles + (1 + waiting.queue_position) * waiting.cost.tiles)
-    while (
-        eta_s := api.get(waiting.urls.self).json()["eta_s"]
-    ) < least_s - 3:  # the start is seen after a moment
-        assert time.monotonic() - began < 10
-        time.sleep(0.02)
-    assert least_s - (time.monotonic() - began) - 1 < eta_s <= least_s + 0.1
 
 
 def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: Story, redis: Redis) -> None:
@@ -70,36 +55,6 @@ def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
     seeds = [resolve(GenerationRequest(), CARD).request.seed for _ in range(64)]
     assert all(float(seed) == seed <= 2**53 - 1 for seed in seeds)
     assert max(seeds) > 2**50
-
-
-def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Story) -> None:
-    jobs = [create(api) for _ in range(4)]
-    assert [job.queue_position for job in jobs] == [0, 1, 2, 3]
-    api.post(jobs[1].urls.cancel)
-    assert [api.get(job.urls.self).json()["queue_position"] for job in jobs] == [0, None, 1, 2]
-
-
-def list_jobs(api: httpx.Client) -> list[dict[str, Any]]:
-    return api.get("/v1/jobs").json()["data"]
-
-
-def test_a_list_tells_the_same_places_and_times_as_each_job(api: httpx.Client, story: Story) -> None:
-    story.publish(CARD.model_copy(update={"name": "slow/one:2", "is_default": False}), worker="w2")
-    jobs = [create(api, model=("glow", "slow/one:2")[number % 2]) for number in range(8)]
-    story.start(jobs[0].id)
-    api.post(jobs[3].urls.cancel)
-    before, shown, listed = (
-        list_jobs(api),
-        [api.get(job.urls.self).json() for job in jobs[::-1]],
-        list_jobs(api),
-    )
-    # That one runs is noticed in between, perhaps, and what is left of it is less each time.
-    times = [[view.pop("eta_s") or 0 for view in views] for views in zip(before, shown, listed, strict=True)]
-    assert all(min(first, last) - 2 <= time_s <= max(first, last) + 2 for first, time_s, last in times)
-    assert listed == shown
-    places = {job["id"]: job["queue_position"] for job in listed}
-    assert [places[job.id] for job in jobs[1::2]] == [0, None, 1, 2]
-    assert places[jobs[0].id] is None  # it runs
 
 
 @pytest.mark.parametrize(
@@ -218,19 +173,6 @@ def test_without_a_model_the_client_is_told_to_come_back(api: httpx.Client, redi
     assert answer.json()["detail"].endswith("; paused: disk_unwritable: the work folder cannot be written")
 
 
-def test_a_full_queue_says_when_to_come_back(
-    serve_with: Serve, settings: ServiceSettings, story: Story
-) -> None:
-    with httpx.Client(base_url=serve_with(settings.model_copy(update={"max_queued": 2}))) as api:
-        create(api)
-        create(api)
-        answer = api.post("/v1/jobs", json={"prompt": "lava"})
-        assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
-        assert answer.json()["retryable"]
-        assert 1 <= int(answer.headers["Retry-After"]) <= 60
-        assert len(api.get("/v1/jobs").json()["data"]) == 2  # nothing was recorded for the refused one
-
-
 def test_variations_are_made_all_or_none_and_a_key_is_for_so_many(
     serve_with: Serve, settings: ServiceSettings, story: Story
 ) -> None:
@@ -256,19 +198,6 @@ def test_variations_are_made_all_or_none_and_a_key_is_for_so_many(
             pass  # until the queue is full
         assert api.post(url, json={"count": 2}).status_code == 503
         assert api.post(url, json={"count": 2}, headers=key).status_code == 202  # they are there
-
-
-def test_each_model_has_its_own_line(serve_with: Serve, settings: ServiceSettings, story: Story) -> None:
-    story.publish(CARD.model_copy(update={"name": "slow/one:2", "is_default": False}), worker="w2")
-    with httpx.Client(base_url=serve_with(settings.model_copy(update={"max_queued": 2}))) as api:
-        slow = [create(api, model="slow/one:2") for _ in range(2)]
-        other = create(api)
-        assert [job.queue_position for job in (*slow, other)] == [0, 1, 0]
-        refused = api.post("/v1/jobs", json={"model": "slow/one:2"})
-        assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
-        assert 'chorale_jobs_waiting{model="slow/one:2"} 2.0' in api.get("/metrics").text
-        assert api.post(slow[0].urls.cancel).json()["status"] == "canceled"
-        assert api.get(slow[1].urls.self).json()["queue_position"] == 0
 
 
 def test_unknown_jobs_are_404_everywhere(api: httpx.Client) -> None:

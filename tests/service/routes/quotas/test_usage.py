@@ -1,10 +1,7 @@
-"""Limits of API keys over HTTP: what is refused, what it says, and what is told of what was used."""
+"""Limits of API keys over HTTP: calls, megapixel-steps, stored bytes, and what is told of what was used."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import http_sf
@@ -15,99 +12,29 @@ from redis import Redis
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from api_schemas.answers import Usage
-from api_schemas.errors import Problem
-from api_schemas.events import JobStarted, Result, StartedData
 from api_schemas.usage import calls_key, running_key
-from api_schemas.wire import JOBS_KEY, input_key
+from api_schemas.wire import input_key
 from service.settings import ServiceSettings
-from tests.service.callers import admit, make_key
+from tests.service.callers import admit
 from tests.service.conftest import serve
 from tests.service.images.test_uploads import encode
 from tests.service.images.test_uploads import post as post_pictures
 from tests.service.jobs.test_reconciler import eventually
+from tests.service.routes.quotas.asking import (
+    ADMIN,
+    FREE,
+    KEYS,
+    QUEUED,
+    RATED,
+    STORED,
+    WORKED,
+    Call,
+    finish,
+    post,
+    require_refusal,
+    use,
+)
 from tests.story import CARD, Story
-
-KEYS = {
-    each.id: each
-    for each in (
-        make_key("a" * 12, calls_per_minute=3),
-        make_key("b" * 12, queued_jobs=2, concurrent_jobs=1),
-        make_key("c" * 12, megapixel_steps_per_day=30),
-        make_key("d" * 12, store_bytes=1000),
-        make_key("e" * 12),
-        make_key("0" * 11 + "1", queued_jobs=3),
-        make_key("0" * 11 + "2", queued_jobs=15),
-        make_key("f" * 12, "admin", "read", "create"),
-    )
-}
-RATED, QUEUED, WORKED, STORED, FREE, DRAINED, BURSTING, ADMIN = KEYS
-Call = Callable[[str], httpx.Client]
-
-
-@pytest.fixture(scope="module")
-def module_settings(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
-    folder = tmp_path_factory.mktemp("usage")
-    return ServiceSettings(
-        redis_url=valkey,
-        store_url=(folder / "store").as_uri(),
-        work_dir=folder / "work",
-        reconcile_interval_s=0.2,
-    )
-
-
-@pytest.fixture(scope="module")
-def address(module_settings: ServiceSettings) -> Iterator[str]:
-    """One service for all tests here, each of which begins with an empty queue server."""
-    with serve(module_settings, lambda app: admit(app, KEYS)) as url:
-        yield url
-
-
-@pytest.fixture
-def call(address: str, story: Story) -> Iterator[Call]:
-    """A client with one of the keys, or none."""
-    with ExitStack() as opened:
-
-        def open_client(key: str) -> httpx.Client:
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
-            return opened.enter_context(httpx.Client(base_url=address, timeout=30, headers=headers))
-
-        yield open_client
-
-
-def post(client: httpx.Client, idempotency_key: str = "", **choices: object) -> httpx.Response:
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    return client.post("/v1/jobs", json={"prompt": "lava", **choices}, headers=headers)
-
-
-def use(client: httpx.Client, key_id: str | None = None) -> Usage:
-    answer = client.get("/v1/usage", params={"key_id": key_id} if key_id else {})
-    assert answer.status_code == 200, answer.text
-    return Usage.model_validate_json(answer.content)
-
-
-def require_refusal(answer: httpx.Response, limit: str, code: str = "quota_exceeded") -> int | None:
-    """A refusal names the limit, what is used and what is allowed; its Retry-After, if it has one."""
-    assert (answer.status_code, answer.headers["Content-Type"]) == (429, "application/problem+json")
-    problem = Problem.model_validate_json(answer.content)
-    (error,) = problem.errors
-    assert (problem.code, problem.retryable, error.field) == (code, True, limit)
-    assert float(error.value) >= 0
-    assert error.allowed.startswith("at most ")
-    wait = answer.headers.get("Retry-After")
-    return None if wait is None else int(wait)
-
-
-def finish(story: Story, job_id: str, stored_bytes: int) -> None:
-    story.start(job_id)
-    key = f"jobs/{job_id}/one"
-    story.succeed(
-        job_id,
-        Result(
-            image_key=f"{key}/image.png", pyramid_key=key, media_type="image/png", width_px=1024, height_px=1024,
-            size_bytes=1, stored_bytes=stored_bytes, sha256="0" * 64, engine_s=1.0,
-        ),
-    )  # fmt: skip
 
 
 def read_list(header: str) -> list[tuple[str, dict[str, int]]]:
@@ -157,121 +84,6 @@ def test_without_a_key_or_a_limit_nothing_is_counted(call: Call, redis: Redis) -
     assert redis.keys("chorale:usage:*:calls") == []
     assert call("").get("/v1/usage").status_code == 404
     assert use(call(FREE)).queued_jobs.used == 1
-
-
-def test_jobs_that_wait_are_limited_and_places_come_back(call: Call, story: Story) -> None:
-    client = call(QUEUED)
-    first, second = post(client, "one"), post(client, "two")
-    assert [first.status_code, second.status_code] == [202, 202]
-    assert require_refusal(post(client, "three"), "queued_jobs")
-    assert post(client, "one").json()["id"] == first.json()["id"]  # a repetition is no other job
-    assert use(client).queued_jobs.model_dump() == {"used": 2, "limit": 2}
-    client.post(f"/v1/jobs/{second.json()['id']}/cancel")
-    third = post(client, "three")  # refused before, so it was not used up
-    assert third.status_code == 202
-    assert require_refusal(post(client), "queued_jobs")
-    story.start(first.json()["id"])
-    used = use(client)
-    assert (used.queued_jobs.used, used.concurrent_jobs.used, used.concurrent_jobs.limit) == (1, 1, 1)
-    assert post(client).status_code == 202
-    assert [job["status"] for job in client.get("/v1/jobs").json()["data"]].count("queued") == 2
-
-
-def test_the_wait_for_a_place_is_as_long_as_the_last_ones_took(call: Call, story: Story) -> None:
-    client = call(DRAINED)
-    ids = [post(client).json()["id"] for _ in range(3)]
-    began = time.time()
-    for number, job_id in enumerate(ids):  # one every seven seconds
-        data = StartedData(worker="w1", execution="one")
-        start = JobStarted(job_id=job_id, attempt=1, ts=began + 7 * number, data=data)
-        story.append(start, install="one")
-
-    def refill() -> int | None:
-        while (answer := post(client)).status_code == 202:
-            pass
-        return require_refusal(answer, "queued_jobs")
-
-    assert eventually(lambda: refill() == 7)
-
-
-def test_variations_count_each_and_are_made_all_or_none(call: Call, story: Story) -> None:
-    client = call(WORKED)
-    parent = post(client).json()["id"]
-    finish(story, parent, 10)
-    path = f"/v1/jobs/{parent}/variations"
-    cost = use(client).megapixel_steps.used
-    wait_s = require_refusal(client.post(path, json={"count": 2}), "megapixel_steps")
-    assert wait_s == pytest.approx(86_400, abs=5)
-    assert len(client.get("/v1/jobs").json()["data"]) == 1
-    assert client.post(path, json={"count": 1}).status_code == 202
-    assert use(client).megapixel_steps.used == pytest.approx(2 * cost)
-    crowd = call(QUEUED)
-    parent = post(crowd).json()["id"]
-    finish(story, parent, 10)
-    path = f"/v1/jobs/{parent}/variations"
-    never = crowd.post(path, json={"count": 3})
-    assert (never.status_code, never.json()["errors"][0]["field"]) == (422, "count")
-    made, again = (crowd.post(path, json={"count": 2}, headers={"Idempotency-Key": "two"}) for _ in range(2))
-    assert (made.status_code, again.status_code) == (202, 202)  # though there are no more places
-    ids = [[job["id"] for job in answer.json()["data"]] for answer in (made, again)]
-    assert ids[0] == ids[1]
-    assert use(crowd).queued_jobs.used == 2
-    crowd.post(f"/v1/jobs/{ids[0][0]}/cancel")
-    require_refusal(crowd.post(path, json={"count": 2}), "queued_jobs")
-    assert use(crowd).queued_jobs.used == 1
-
-
-def test_of_requests_for_several_jobs_at_once_a_refused_one_leaves_none(call: Call, story: Story) -> None:
-    client = call(BURSTING)
-    parent = post(client).json()["id"]
-    finish(story, parent, 10)
-
-    def vary(word: str) -> httpx.Response:
-        headers = {"Idempotency-Key": word}
-        return client.post(f"/v1/jobs/{parent}/variations", json={"count": 8}, headers=headers)
-
-    def draw(word: str) -> httpx.Response:
-        body, headers = {"prompt": "lava", "n": 8, "stream": True}, {"Idempotency-Key": word}
-        with client.stream("POST", "/v1/images/generations", json=body, headers=headers) as answer:
-            return answer  # the first event would come with the first picture
-
-    for ask, taken in ((vary, 202), (draw, 200)):
-        with ThreadPoolExecutor(3) as pool:
-            answers = dict(zip("abc", pool.map(ask, "abc"), strict=True))
-        assert sorted(answer.status_code for answer in answers.values()) == [taken, 429, 429]
-        made = client.get("/v1/jobs", params={"status": "queued", "limit": 100}).json()["data"]
-        assert (len(made), use(client).queued_jobs.used) == (8, 8)
-        assert story.redis.zcard(JOBS_KEY) == len(client.get("/v1/jobs?limit=100").json()["data"])
-        for job in made:
-            assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "canceled"
-        for word, answer in answers.items():
-            assert ask(word).status_code == taken  # a repetition, or what was refused before
-            count = use(client).queued_jobs.used
-            assert count == (0 if answer.status_code == taken else 8)
-            for job in client.get("/v1/jobs", params={"status": "queued"}).json()["data"]:
-                client.post(f"/v1/jobs/{job['id']}/cancel")
-
-
-def test_a_key_that_fills_the_queue_fills_it_for_itself(
-    call: Call, story: Story, module_settings: ServiceSettings
-) -> None:
-    full = module_settings.model_copy(update={"max_queued": 6})
-    with serve(full, lambda app: admit(app, KEYS)) as url:
-
-        def fill(key: str) -> int:
-            """Post until the queue is full; how many jobs the key could have."""
-            count, headers = 0, {"Authorization": f"Bearer {key}"}
-            while (answer := httpx.post(f"{url}/v1/jobs", json={}, headers=headers)).status_code == 202:
-                count += 1
-            assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
-            assert "at most 6 jobs may wait" in answer.json()["detail"]
-            assert int(answer.headers["Retry-After"]) > 0
-            return count
-
-        assert fill(FREE) == 6
-        late = [fill(key) for key in (ADMIN, BURSTING, WORKED)]
-        assert late == [2, 1, 1]  # one job of the first is at the worker's door: 5 places among 2, 3 and 4
-        assert fill(FREE) == 0
 
 
 def test_megapixel_steps_are_used_up_and_given_back_by_a_job_that_never_began(
