@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from api_schemas.job import Job
 from api_schemas.waiting import name_member
 from service.rq_queues import Entry, Load, Presence, RqQueues
-from service.waiting import Crowd, Limits, WaitingJobs
+from service.waiting import Limits, WaitingCounts, WaitingJobs
 
 
 class JobQueue:
@@ -58,7 +58,7 @@ class JobQueue:
         """Delete what RQ still stores about an ended job."""
         await to_thread.run_sync(self._rq.forget, job_id)
 
-    async def count(self, model: str, key_id: str) -> Crowd:
+    async def count(self, model: str, key_id: str) -> WaitingCounts:
         """How many wait for this model, as this API key finds it."""
         return await self._waiting.count(model, key_id)
 

@@ -24,7 +24,7 @@ Limits = Iterable[tuple[str, int | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class WaitingCounts:
     """How many wait for a model.
 
     Args:
@@ -75,7 +75,7 @@ class WaitingJobs:
         """Remove a job, also what RQ keeps of it; False if it does not wait."""
         return bool(await self._remove(*_address(model, [member])))
 
-    async def count(self, model: str, key_id: str) -> Crowd:
+    async def count(self, model: str, key_id: str) -> WaitingCounts:
         """As this key finds it; in one round trip, and of what the scripts keep in any case."""
         waiting, turns, *_, listed = name_keys(queue_name(model))
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -84,7 +84,7 @@ class WaitingJobs:
             pipeline.zlexcount(waiting, f"[{key_id}:", f"({key_id};")
             pipeline.zcard(turns)
             placed, waits, own, keys = cast(list[int], await pipeline.execute())
-        return Crowd(placed, waits, own, keys if own else keys + 1)
+        return WaitingCounts(placed, waits, own, keys if own else keys + 1)
 
     async def find_positions(self, model: str, jobs: Sequence[Job]) -> list[int | None]:
         """Number of jobs of the model that will start before each of these, None where it is in no queue."""

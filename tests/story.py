@@ -118,10 +118,9 @@ class Story:
         data = WarnedData(code="batch_halved", message=message)
         return self.append(JobWarned(job_id=job_id, attempt=1, ts=time.time(), data=data))
 
-    def succeed(self, job_id: str, result: Result) -> str:
-        return self.append(
-            JobSucceeded(job_id=job_id, attempt=1, ts=time.time(), data=SucceededData(result=result))
-        )
+    def succeed(self, job_id: str, result: Result, ago_s: float = 0.0) -> str:
+        ts = time.time() - ago_s
+        return self.append(JobSucceeded(job_id=job_id, attempt=1, ts=ts, data=SucceededData(result=result)))
 
     def fail(self, job_id: str) -> str:
         error = JobError(code="engine_failed", message="no luck", retryable=False)

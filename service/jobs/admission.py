@@ -22,7 +22,7 @@ from service.jobs.query_count import count_queries
 from service.jobs.sources import FoundSource
 from service.jobs.validation import find_misfits
 from service.throughput import Throughput
-from service.waiting import Crowd
+from service.waiting import WaitingCounts
 
 _NO_MODEL_RETRY_S: Final = 5
 _UNMEASURED_JOB_S: Final = 30.0
@@ -115,8 +115,8 @@ class Admission:
         raise NoModelError(message, retry_after_s=_NO_MODEL_RETRY_S)
 
     async def _check_capacity(self, model: str, offer: Offer, key_id: str, count: int) -> None:
-        crowd, most = await self._queue.count(model, key_id), self._max_queued
-        excess = find_excess(crowd, most, count, shared=bool(key_id))
+        counts, most = await self._queue.count(model, key_id), self._max_queued
+        excess = find_excess(counts, most, count, shared=bool(key_id))
         if excess <= 0:
             return
         per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
@@ -125,23 +125,23 @@ class Admission:
             # One key is not told what others do.
             f"the queue of {model} is full: at most {most} jobs may wait, shared among the API keys that have some"
             if key_id
-            else f"{crowd.listed + crowd.waiting} jobs are waiting for {model}, at most {most} may",
+            else f"{counts.listed + counts.waiting} jobs are waiting for {model}, at most {most} may",
             retry_after_s=max(1, math.ceil(excess * per_job_s / workers)),
         )
 
 
-def find_excess(crowd: Crowd, most: int, count: int, *, shared: bool) -> int:
+def find_excess(counts: WaitingCounts, most: int, count: int, *, shared: bool) -> int:
     """Jobs that must leave the queue before `count` more may come, 0 or less if they may at once.
 
     Args:
         shared: among API keys: one with less than an even share has a place beyond `most`, up to twice as many, so
             that no key fills the queue for all.
     """
-    excess = crowd.listed + crowd.waiting + count - most
+    excess = counts.listed + counts.waiting + count - most
     if not shared:
         return excess
-    share = max(1, (most - crowd.listed) // crowd.keys)
-    own_excess = (crowd.own + count - share) * crowd.keys  # keys take turns
+    share = max(1, (most - counts.listed) // counts.keys)
+    own_excess = (counts.own + count - share) * counts.keys  # keys take turns
     return min(excess, max(own_excess, excess - most))
 
 

@@ -11,7 +11,7 @@ from worker.adapters.errors import UnknownFamilyError
 from worker.adapters.integrity import snapshot_folder, snapshot_model
 from worker.adapters.model import LoadedModel
 from worker.adapters.model_index import read_index
-from worker.adapters.settings import choosing, read_settings
+from worker.adapters.settings import overriding_dtype, read_settings
 from worker.adapters.source import FoundModel, ModelSource, find_model
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def load_found(found: FoundModel, device: torch.device) -> LoadedModel:
         checked = snapshot_model(found.name, found.entry, found.scratch)
     else:
         checked = snapshot_folder(folder, found.scratch)
-    with checked as snapshot, choosing(found.dtype):
+    with checked as snapshot, overriding_dtype(found.dtype):
         return _load_folder(found, snapshot, device, folder.resolve().name)
 
 

@@ -83,7 +83,7 @@ _chosen: ContextVar[Dtype | None] = ContextVar("chosen", default=None)
 
 
 @contextmanager
-def choosing(dtype: Dtype | None) -> Generator[None]:
+def overriding_dtype(dtype: Dtype | None) -> Generator[None]:
     """Within this context folders are read as if their `chorale.json` asked for this type; None: for what it does."""
     token = _chosen.set(dtype)
     try:

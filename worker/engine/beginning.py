@@ -20,7 +20,7 @@ class Begun:
     inpainting: Inpainting | None = None
 
 
-def lay_over(kept: Tensor | None, reference: Tensor, stage: StagePlan) -> Tensor:
+def blend(kept: Tensor | None, reference: Tensor, stage: StagePlan) -> Tensor:
     """What a stage from a picture begins with, clean: what stays, and where it is made what the stage before has made.
 
     Args:
@@ -32,7 +32,9 @@ def lay_over(kept: Tensor | None, reference: Tensor, stage: StagePlan) -> Tensor
     return reference if mask is None else torch.lerp(kept, reference, mask.weights.to(kept.device))
 
 
-def see(enlarged: Tensor, kept: Tensor | None, latent: Tensor, noise: Tensor, stage: StagePlan) -> Begun:
+def begin_conditioned(
+    enlarged: Tensor, kept: Tensor | None, latent: Tensor, noise: Tensor, stage: StagePlan
+) -> Begun:
     """A canvas whose model sees a smaller picture."""
     mask = stage.denoise.mask
     if mask is None or kept is None:
@@ -40,7 +42,7 @@ def see(enlarged: Tensor, kept: Tensor | None, latent: Tensor, noise: Tensor, st
     return Begun(latent, enlarged=enlarged, inpainting=Inpainting(mask.on(kept.device), kept, noise))
 
 
-def go_by(
+def begin_from_picture(
     reference: Tensor, kept: Tensor | None, latent: Tensor, noise: Tensor, stage: StagePlan, *, trained: bool
 ) -> Begun:
     """A canvas that is carried on by a picture.

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.beginning import Begun, go_by, lay_over, see
+from worker.engine.beginning import Begun, begin_conditioned, begin_from_picture, blend
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.noise import initial_noise
@@ -221,13 +221,13 @@ def _start(
     if isinstance(start, Upscale):
         enlarged = augment(reference, start.augmentation, plan.seed, stage.began.level)
         latent = pure if kept is None or not start.skipped else scheduler.add_noise(kept, noise)
-        return see(enlarged, kept, latent, noise, stage.plan)
+        return begin_conditioned(enlarged, kept, latent, noise, stage.plan)
     if style is not None:  # the low band would keep the source's tones
         reference = tint(reference, style.latent, style.strength)
     # At a schedule's first step a given picture must not shine through the noise.
     whole = start.given is not None and not start.skipped
-    latent = pure if whole else scheduler.add_noise(lay_over(kept, reference, stage.plan), noise)
-    return go_by(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)
+    latent = pure if whole else scheduler.add_noise(blend(kept, reference, stage.plan), noise)
+    return begin_from_picture(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)
 
 
 def _read_kept(
@@ -284,5 +284,5 @@ def _resume(
     reference, noise = reference.to(device), _draw_noise(plan, stage).to(device)
     kept = yield from _read_kept(plan, stage.plan, prepared, group)
     if isinstance(stage.plan.start, Upscale):
-        return see(reference, kept, latent, noise, stage.plan)
-    return go_by(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)
+        return begin_conditioned(reference, kept, latent, noise, stage.plan)
+    return begin_from_picture(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)

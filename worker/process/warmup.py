@@ -16,7 +16,7 @@ from worker.adapters.errors import ModelError, ModelFolderError
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_found
-from worker.adapters.settings import choosing
+from worker.adapters.settings import overriding_dtype
 from worker.adapters.source import ModelSource, find_model
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Step
@@ -168,7 +168,7 @@ def make_ready(
     """
     device = find_device(device_name)
     found = find_model(source)
-    with choosing(source.dtype):
+    with overriding_dtype(source.dtype):
         weights = weigh(found.address, device)
     needed = weights + _WORK_BYTES.get(device.type, _WORK_ELSEWHERE_BYTES)
     require_device_memory(measure_device_memory(device), needed, f"model {source.model}")

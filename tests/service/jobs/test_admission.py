@@ -9,7 +9,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import GenerationRequest, Layout
 from api_schemas.scenes import SceneWords
 from service.jobs.admission import find_excess, resolve
-from service.waiting import Crowd
+from service.waiting import WaitingCounts
 
 CARD = ModelCard(
     name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
@@ -94,7 +94,7 @@ def test_a_key_with_few_jobs_has_a_place_until_there_are_twice_as_many(
     for key, count in requests:
         others = sum(jobs > 0 for jobs in waiting[:key] + waiting[key + 1 :])
         total = listed + sum(waiting) + count
-        crowd = Crowd(listed, sum(waiting), waiting[key], others + 1)
+        crowd = WaitingCounts(listed, sum(waiting), waiting[key], others + 1)
         excess = find_excess(crowd, most, count, shared=True)
         if total <= most:
             assert excess <= 0

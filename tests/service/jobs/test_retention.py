@@ -12,7 +12,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from api_schemas.events import Result
-from api_schemas.wire import children_key, input_key
+from api_schemas.wire import JOBS_KEY, children_key, input_key
 from service.image_store import ImageStore
 from service.job_queue import JobQueue
 from service.job_store import JobStore
@@ -171,6 +171,9 @@ def remove_older(settings: ServiceSettings, keep_s: float) -> None:
     asyncio.run(do())
 
 
+HOUR_S = 3600.0
+
+
 def wrap_as_jpeg(text: str) -> bytes:
     """Between the marks that begin and end a picture."""
     return b"\xff\xd8" + text.encode() + b"\xff\xd9"
@@ -182,7 +185,6 @@ def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_
     """Three generations: tile 0_0 is the first one's, 1_0 the second's own. Their key has what is stored, no more."""
     jobs = [draw_job_id() for _ in range(3)]
     prefixes = [f"jobs/{job_id}/one" for job_id in jobs]
-    ended: list[float] = []
     for number, job_id in enumerate(jobs):
         parent = jobs[number - 1] if number else None
         story.queue(job_id, key_id=KEY_ID, parent=parent, width_px=600)
@@ -200,14 +202,13 @@ def test_tiles_that_a_child_has_in_common_outlive_its_parent_and_leave_with_the_
             width_px=600, height_px=1024, size_bytes=0, sha256="0" * 64, engine_s=1.0,
             stored_bytes=count_bytes(store_dir / prefixes[number]), inherited_pyramids=prefixes[:number][::-1],
         )  # fmt: skip
-        story.succeed(job_id, result)
-        ended.append(story.job(job_id).finished_at or 0.0)
-        time.sleep(0.02)
+        redis.zadd(JOBS_KEY, {job_id: number + 1})  # made long ago
+        story.succeed(job_id, result, ago_s=(3 - number) * HOUR_S)
     for gone in range(3):
         tiles = [api.get(f"/v1/jobs/{jobs[2]}/image_files/10/{name}.jpg").content for name in ("0_0", "1_0")]
         assert tiles == [wrap_as_jpeg("0_0 of 0"), wrap_as_jpeg("1_0 of 1")]
         assert read_stored_bytes(settings) == count_bytes(store_dir / "jobs") > 0
-        remove_older(settings, time.time() - ended[gone] - 0.01)
+        remove_older(settings, (2.5 - gone) * HOUR_S)
         assert api.get(f"/v1/jobs/{jobs[gone]}").status_code == 404
         assert not (store_dir / "jobs" / jobs[gone]).exists()
     assert not list((store_dir / "jobs").glob("**/*.jpg"))
@@ -235,31 +236,28 @@ def test_tiles_of_a_grandparent_that_outlives_the_parent_are_kept_too(
     first, second, third, other = (draw_job_id() for _ in range(4))
     prefixes = {job_id: f"jobs/{job_id}/one" for job_id in (first, second, third)}
     inherited = {first: [], second: [prefixes[first]], third: [prefixes[second], prefixes[first]]}
-    for job_id, parent in ((first, None), (second, first), (third, second)):
+    for number, (job_id, parent) in enumerate(((first, None), (second, first), (third, second))):
         story.queue(job_id, parent=parent, width_px=600)
         if parent:
             redis.sadd(children_key(parent), job_id)
         story.start(job_id)
-        tile = put(
-            store_dir, f"{prefixes[job_id]}/image_files/10/{(first, second, third).index(job_id)}_0.jpg"
-        )
+        tile = put(store_dir, f"{prefixes[job_id]}/image_files/10/{number}_0.jpg")
         tile.write_bytes(wrap_as_jpeg(job_id))
-        time.sleep(0.02)
         result = Result(
             image_key=f"{prefixes[job_id]}/image.png", pyramid_key=prefixes[job_id], media_type="image/png",
             width_px=600, height_px=1024, size_bytes=1, sha256="0" * 64, engine_s=1.0,
             inherited_pyramids=inherited[job_id],
         )  # fmt: skip
-        story.succeed(job_id, result)
+        redis.zadd(JOBS_KEY, {job_id: number + 1})  # made long ago
+        story.succeed(job_id, result, ago_s=(3 - number) * HOUR_S)
     story.queue(other, parent=first)
     redis.sadd(children_key(first), other)
-    last = (story.job(second).finished_at or 0.0) + 0.01
-    remove_older(settings, time.time() - last)
+    remove_older(settings, 1.5 * HOUR_S)
     gone = [api.get(f"/v1/jobs/{job_id}").status_code for job_id in (first, second, third)]
     assert gone == [200, 404, 200]
     story.start(other)
     story.cancel(other)
-    remove_older(settings, time.time() - last)
+    remove_older(settings, 1.5 * HOUR_S)
     assert api.get(f"/v1/jobs/{first}").status_code == 404
     for number, job_id in enumerate((first, second)):
         answer = api.get(f"/v1/jobs/{third}/image_files/10/{number}_0.jpg")

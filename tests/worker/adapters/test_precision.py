@@ -13,7 +13,7 @@ from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.precision import choose_dtypes, multiplies_bfloat16
 from worker.adapters.registry import load_model
-from worker.adapters.settings import FolderSettings, choosing, read_settings
+from worker.adapters.settings import FolderSettings, overriding_dtype, read_settings
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import generate
@@ -58,9 +58,9 @@ def test_only_a_cpu_with_the_instructions_is_asked_to() -> None:
 
 
 def test_what_the_operator_chooses_goes_before_what_the_folder_says() -> None:
-    with choosing("float32"):
+    with overriding_dtype("float32"):
         assert read_settings(BUNDLED).dtype == "float32"
-    with choosing(None):
+    with overriding_dtype(None):
         assert read_settings(BUNDLED).dtype is None
 
 
