@@ -79,6 +79,7 @@ class JobProgress:
                 self.eta_s = data.eta_s
             case JobSucceeded():
                 self.label, self.fraction, self.eta_s = "done", 1.0, 0.0
+                self.tiles_expected = self.tiles  # the other was an estimate
             case JobFailed() | JobCanceled() | JobExpired():
                 self.label, self.eta_s = update.type.removeprefix("job."), None
             case JobWarned():

@@ -10,16 +10,19 @@ from api_schemas.events import (
     DurableEvent,
     JobQueued,
     JobResumed,
+    JobSucceeded,
     PhaseStarted,
     PhaseStartedData,
     QueuedData,
     ResumedData,
     StepCompleted,
     StepCompletedData,
+    SucceededData,
     TilePreviewedData,
 )
 from api_schemas.generation import ResolvedRequest
 from chorale.progress import JobProgress
+from tests.service.tenants import RESULT
 
 STEPS = 10
 TILES = 4
@@ -82,6 +85,16 @@ def test_steps_that_are_run_again_after_a_kill_are_counted_once() -> None:
     for event in (queued(), step(1), step(2), step(3), resumed(1), step(2), step(3), step(4)):
         progress.apply(event)
     assert (progress.step, progress.tiles) == (4, 4 * TILES)
+
+
+def test_at_the_end_there_are_as_many_tiles_as_there_were() -> None:
+    """How many a moving grid needs was an estimate."""
+    progress = JobProgress()
+    for event in (queued(), step(1)):
+        progress.apply(event)
+    assert progress.tiles_expected > TILES
+    progress.apply(JobSucceeded(job_id="j", attempt=1, ts=0, data=SucceededData(result=RESULT)))
+    assert (progress.tiles, progress.tiles_expected) == (TILES, TILES)
 
 
 def test_a_step_is_shown_while_it_runs() -> None:
