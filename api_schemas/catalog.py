@@ -1,7 +1,6 @@
 """The model card that a worker publishes, and the estimated cost of a request."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import ceil, sqrt
 from typing import Literal
 
@@ -12,18 +11,9 @@ from api_schemas.generation import DEFAULT_FIDELITY, MIN_SIDE_PX, GenerationRequ
 from api_schemas.layout import (
     Cascade,
     Stage,
-    StageAttention,
-    choose_resampled,
-    choose_tiling,
-    fit_conductor,
-    fit_one_tile,
-    lay_sizes,
-    split_steps,
 )
 from api_schemas.scenes import SceneWords
 
-# Img2img strength of stages that enlarge a source, at fidelity 0 and 1.
-_FREEST, _MOST_FAITHFUL = 0.6, 0.1
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -180,49 +170,6 @@ class ModelCard(BaseModel):
         is_scene = request.layout == "flat" and words is not None and words.judge(request.prompt)[0]
         return self.sync_strength if layout == "flat" and not (is_scene or request.regions) else 0.0
 
-    def lay_stages(self, request: GenerationRequest) -> list[Stage]:
-        """The stages that this request needs, from the smallest canvas to the largest.
-
-        A resolved request has the same stages as the one that it was made from.
-        """
-        if request.upscale is not None:
-            return self._lay_enlarging(request, request.upscale)
-        whole = self.fit_canvas(request)
-        layout, _ = self.choose_layout(request)
-        sizes = [whole]
-        if layout == "cascade":
-            sizes = lay_sizes(*whole, self.native_size_px, self.alignment_px, self.cascade.enlarges)
-        if request.source is not None:
-            return self._lay_from_source(request, sizes)
-        return [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
-
-    def _lay_from_source(self, request: GenerationRequest, sizes: list[tuple[int, int]]) -> list[Stage]:
-        """Each begins at the tail of its schedule, with the source reduced to its size."""
-        strength = 1.0 if request.strength is None else request.strength
-        run, skipped = split_steps(self.choose_steps(request), strength)
-        if len(sizes) == 1 or run == 0:  # where the first changes nothing, neither do others
-            return [self._make_stage(request, sizes[-1], run, skipped, given=sizes[-1])]
-        first, *later = (
-            self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)
-        )
-        again = choose_resampled(run, skipped)
-        first = replace(first, steps=run, skipped=skipped, resampled=again)
-        stages = [first, *(_cut(stage, strength) for stage in later)]
-        return [replace(stage, given=size) for stage, size in zip(stages, sizes, strict=True)]
-
-    def _lay_enlarging(self, request: GenerationRequest, times: int) -> list[Stage]:
-        """Those that enlarge the source to the picture's size."""
-        whole = self.fit_canvas(request)
-        _, *larger = lay_sizes(*whole, min(whole) / times, self.alignment_px, self.cascade.enlarges)
-        sizes = larger or [whole]  # a source may be so small that its canvas is as large
-        stages = [self._lay_stage(request, index, size, len(sizes)) for index, size in enumerate(sizes)]
-        return [replace(stages[0], given=sizes[0]), *stages[1:]]
-
-    def fit_source(self, request: GenerationRequest) -> tuple[int, int] | None:
-        """(width, height) of the canvas that the source is scaled to: the first it is enlarged to, else the picture's."""
-        stages = self.lay_stages(request)
-        return (stages[-1] if request.upscale is None else stages[0]).given
-
     def choose_steps(self, request: GenerationRequest) -> int:
         """Steps of the first stage; with a source that is not enlarged, of its whole schedule."""
         default = self.default_steps
@@ -230,45 +177,9 @@ class ModelCard(BaseModel):
             default = max(1, round(default * self.cascade.share(1)))
         return request.advanced.stage(0).steps or request.steps or default
 
-    def _lay_stage(self, request: GenerationRequest, index: int, size: tuple[int, int], stages: int) -> Stage:
-        """The stage `index`, counted from 0; to enlarge a source is to begin with a cascade's second one."""
-        level = index if request.upscale is None else index + 1
-        asked, conditioned = request.advanced.stage(index), level > 0 and self.cascade.conditioned
-        share = self.cascade.share(level) / self.cascade.share(level - index)
-        steps = asked.steps or max(1, round(self.choose_steps(request) * share))
-        strength = 1.0 if level == 0 or conditioned else asked.strength or self._choose_strength(request)
-        tile_px = request.advanced.tile_size_px
-        if tile_px is None and level == 0 and stages > 1:
-            tile_px = fit_one_tile(*size, self.native_size_px, self.max_tile_size_px)
-        skipped = ceil(steps / strength - 1e-6) - steps
-        return self._make_stage(request, size, steps, skipped, tile_px, conditioned=conditioned)
-
-    def _choose_strength(self, request: GenerationRequest) -> float:
-        """Of a stage that starts from a picture; when a source is enlarged, what its fidelity leaves open."""
-        if request.upscale is None:
-            return self.cascade.strength
-        return _FREEST + (_MOST_FAITHFUL - _FREEST) * request.chosen_fidelity
-
     def choose_augmentation(self, request: GenerationRequest) -> float:
         """Of conditioned stages: at fidelity 1 none, at 0 twice the model's own."""
         return self.cascade.augmentation * (1 - request.chosen_fidelity) / (1 - DEFAULT_FIDELITY)
-
-    def _make_stage(
-        self,
-        request: GenerationRequest,
-        size: tuple[int, int],
-        steps: int,
-        skipped: int,
-        tile_px: int | None = None,
-        *,
-        conditioned: bool = False,
-        given: tuple[int, int] | None = None,
-    ) -> Stage:
-        tile_px = tile_px or request.advanced.tile_size_px or self.native_size_px
-        tiling = choose_tiling(request, tile_px, anchored=skipped > 0 or conditioned)
-        # The network of a conditioned stage shares no attention: it sees the whole of the smaller picture in its place.
-        attention = None if conditioned else self._plan_attention(request, size, tiling.tile_size_px)
-        return Stage(*size, tiling, steps, skipped, conditioned, given, attention)
 
     def choose_attention(self, request: GenerationRequest) -> Attention:
         """What `auto` comes to; a style picture is attended to in the conductor's place."""
@@ -277,27 +188,6 @@ class ModelCard(BaseModel):
             return "conductor"
         asked = request.advanced.attention
         return self.auto_attention if asked == "auto" else asked
-
-    def _plan_attention(
-        self, request: GenerationRequest, size: tuple[int, int], tile_px: int
-    ) -> StageAttention | None:
-        style = request.active_style
-        if style is not None and style.has_picture:
-            return self._attend_to_style(request.style_px or (1, 1), style.strength)
-        kind, asked = self.choose_attention(request), request.advanced.attention_strength
-        strength = self.attention_strength if asked is None else asked
-        if kind == "off" or strength == 0 or max(size) <= tile_px:
-            return None
-        conductor = fit_conductor(*size, tile_px, self.alignment_px, self.max_tile_size_px)
-        # On a canvas of two tiles a side the conductor shows as much as neighbourhoods do.
-        neighbours = kind == "conductor+neighbours" and max(size) > 2 * tile_px
-        return StageAttention(*conductor, strength, neighbours)
-
-    def _attend_to_style(self, size: tuple[int, int], strength: float) -> StageAttention:
-        """A style picture of that (width, height), seen at the size that the model knows, in all steps."""
-        native_px = self.native_size_px
-        conductor = fit_conductor(*size, native_px, self.alignment_px, self.max_tile_size_px)
-        return StageAttention(*conductor, strength, share=1.0, styled=True)
 
     def estimate(
         self, request: GenerationRequest, stages: Sequence[Stage], queries: Sequence[int] | None = None
@@ -335,9 +225,3 @@ class ModelCard(BaseModel):
         smaller = [need.gib for need in self.decode_needs if need.side_px <= side_px]
         larger = [need.gib for need in self.decode_needs if need.side_px >= side_px]
         return max([*smaller[-1:], *larger[:1]], default=0.0)
-
-
-def _cut(stage: Stage, strength: float) -> Stage:
-    """A later stage of which no more than this share of the schedule is run, but one step is."""
-    steps = min(stage.steps, max(int(stage.schedule_steps * strength), 1))
-    return replace(stage, steps=steps, skipped=stage.schedule_steps - steps)

@@ -5,18 +5,11 @@ from pathlib import Path
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from api_schemas.layout import Stage, StageAttention
+from api_schemas.stages import lay_stages
 from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane
-from worker.engine.plan import (
-    DecodePlan,
-    DenoisePlan,
-    GenerationPlan,
-    LowBandPlan,
-    Noise,
-    Picture,
-    StagePlan,
-    Upscale,
-)
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import LowBandPlan, Noise, Picture, Upscale
 
 # Words leave the source's tones to what is made; with a picture the source has that picture's from the start, and what is
 # made may go its own way in the end. benchmarks/style.py measures both.
@@ -28,7 +21,7 @@ def plan_generation(
     request: ResolvedRequest, card: ModelCard, decode_memory_bytes: int, spill_dir: Path
 ) -> GenerationPlan:
     """Decide all that the request leaves open."""
-    stages = card.lay_stages(request)
+    stages = lay_stages(card, request)
     canvas = stages[-1]
     shown = request.height_px / canvas.height_px, request.width_px / canvas.width_px
     return GenerationPlan(

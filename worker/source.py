@@ -13,16 +13,8 @@ from worker.color_sums import recolor
 from worker.colors import ColorFix
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.inpaint import Mask
-from worker.engine.plan import (
-    GenerationPlan,
-    Given,
-    GivenLatent,
-    GivenPixels,
-    Noise,
-    Paste,
-    StagePlan,
-    Variation,
-)
+from worker.engine.plan import GenerationPlan, Paste, StagePlan, Variation
+from worker.engine.start import Given, GivenLatent, GivenPixels, Noise
 from worker.source_files import SourceFiles
 from worker.state_files import read_colors, read_final_state
 

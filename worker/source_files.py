@@ -15,6 +15,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import BitDepth, PicturePart, ResolvedRequest
 from api_schemas.region_masks import fill_polygon
 from api_schemas.source import Placement, Size, SourceMask, place_source
+from api_schemas.stages import fit_source, lay_stages
 from worker.alpha import find_most, keeps_alpha, put_on_canvas, set_bits
 from worker.color_sums import Levels
 from worker.scaling import scale_to
@@ -73,7 +74,7 @@ def write_source(
     """
     assert request.source is not None
     assert request.source_px is not None
-    canvas = card.fit_source(request)
+    canvas = fit_source(card, request)
     assert canvas is not None
     picture = _fit_picture(request, card, canvas)
     place = Placement(0, 0, *picture)  # enlarged as a whole
@@ -87,7 +88,7 @@ def write_source(
     size, shown = (canvas[1], canvas[0]), (picture[1], picture[0])
     files = SourceFiles(pixels, size, shown, card.vae_scale, request.bit_depth, levels if masked else None)
     sizes = (
-        [] if request.upscale else [(stage.width_px, stage.height_px) for stage in card.lay_stages(request)]
+        [] if request.upscale else [(stage.width_px, stage.height_px) for stage in lay_stages(card, request)]
     )
     return replace(files, smaller=tuple(_reduce(files, size) for size in sizes[:-1]))
 

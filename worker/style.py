@@ -11,7 +11,8 @@ from torch import Tensor
 
 from api_schemas.generation import PicturePart
 from worker.engine.canvas import Plane, Rectangle
-from worker.engine.plan import GenerationPlan, GivenPixels, StagePlan
+from worker.engine.plan import GenerationPlan, StagePlan
+from worker.engine.start import GivenPixels
 
 
 def lay_style(plan: GenerationPlan, inputs: Mapping[PicturePart, Path], scale: int) -> GenerationPlan:

@@ -14,6 +14,7 @@ from api_schemas.errors import FieldError
 from api_schemas.events import QueuedData
 from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
 from api_schemas.regions import MaskPart
+from api_schemas.stages import lay_stages
 from service.catalog import ModelCatalog, Offer
 from service.disk_space import DiskSpace
 from service.errors import InvalidRequestError, NoModelError, QueueFullError
@@ -100,7 +101,7 @@ class Admission:
         """The same with the cost of regions, and of what is inpainted, whose masks have been decoded since."""
         request = data.request
         card = _choose(request, (await self._read_offer()).cards)
-        stages = card.lay_stages(request)
+        stages = lay_stages(card, request)
         size = source and source.size
         queries = await to_thread.run_sync(count_queries, request, card, stages, size, masks)
         return data.model_copy(update={"cost": card.estimate(request, stages, queries)})
@@ -151,7 +152,7 @@ def resolve(request: GenerationRequest, card: ModelCard, source: FoundSource | N
     Raises:
         InvalidRequestError: names each field, its value and what is allowed.
     """
-    stages = card.lay_stages(request)
+    stages = lay_stages(card, request)
     misfits = find_misfits(request, card, stages)
     if misfits:
         raise InvalidRequestError(misfits)

@@ -15,6 +15,7 @@ from api_schemas.generation import (
 )
 from api_schemas.job import Job
 from api_schemas.source import Size, Source, SourceJob, place_source
+from api_schemas.stages import fit_source
 from api_schemas.wire import state_key
 from service.errors import InvalidRequestError
 from service.job_store import JobStore
@@ -41,7 +42,7 @@ class FoundSource:
             return None
         result, own = self.job.result, self.job.request
         fits = own.model == card.name and self._lies_as_it_was(request)
-        fits = fits and card.fit_source(request) == card.fit_canvas(own)
+        fits = fits and fit_source(card, request) == card.fit_canvas(own)
         return SourceJob(
             image_key=result.image_key,
             width_px=result.width_px,

@@ -10,6 +10,7 @@ from api_schemas.advanced import AdvancedSettings, StageSettings
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import GenerationRequest
 from api_schemas.layout import Cascade, lay_sizes
+from api_schemas.stages import lay_stages
 
 CARD = ModelCard(
     name="m", family="f", native_size_px=1024, alignment_px=64, latent_channels=4, vae_scale=8,
@@ -45,38 +46,38 @@ def test_no_stage_is_there_for_a_few_pixels_more() -> None:
 
 def test_steps_and_strengths_are_the_cards_unless_asked() -> None:
     plain = GenerationRequest(width_px=4096, height_px=4096)
-    assert [(stage.steps, stage.schedule_steps) for stage in CARD.lay_stages(plain)] == [
+    assert [(stage.steps, stage.schedule_steps) for stage in lay_stages(CARD, plain)] == [
         (30, 30),
         (15, 38),
         (12, 30),
     ]
     few = plain.model_copy(update={"steps": 4})
-    assert [stage.steps for stage in CARD.lay_stages(few)] == [4, 2, 2]
+    assert [stage.steps for stage in lay_stages(CARD, few)] == [4, 2, 2]
     asked = AdvancedSettings(stages=[StageSettings(), StageSettings(steps=7, strength=0.5)])
-    stages = CARD.lay_stages(plain.model_copy(update={"advanced": asked}))
+    stages = lay_stages(CARD, plain.model_copy(update={"advanced": asked}))
     assert [(stage.steps, stage.schedule_steps) for stage in stages] == [(30, 30), (7, 14), (12, 30)]
 
 
 def test_the_smallest_stage_is_one_tile_where_that_is_no_panorama() -> None:
     for size, tile in (((3072, 4608), 1536), ((2048, 8192), 1024)):
-        first, *_, last = CARD.lay_stages(GenerationRequest(width_px=size[0], height_px=size[1]))
+        first, *_, last = lay_stages(CARD, GenerationRequest(width_px=size[0], height_px=size[1]))
         assert (first.tiling.tile_size_px, last.tiling.tile_size_px) == (tile, 1024)
     asked = GenerationRequest(width_px=2048, height_px=2048, advanced=AdvancedSettings(tile_size_px=512))
-    assert {stage.tiling.tile_size_px for stage in CARD.lay_stages(asked)} == {512}
+    assert {stage.tiling.tile_size_px for stage in lay_stages(CARD, asked)} == {512}
 
 
 @pytest.mark.parametrize("layout", ["flat", "cascade"])
 def test_a_request_says_it_before_the_card(layout: str) -> None:
     request = GenerationRequest.model_validate({"width_px": 2048, "height_px": 2048, "layout": layout})
     other = CARD.model_copy(update={"layout": "flat" if layout == "cascade" else "cascade"})
-    assert len(other.lay_stages(request)) == (1 if layout == "flat" else 2)
+    assert len(lay_stages(other, request)) == (1 if layout == "flat" else 2)
 
 
 def test_the_cost_counts_all_stages() -> None:
     bare = AdvancedSettings(overlap_px=0)
     request = GenerationRequest(width_px=4096, height_px=4096, seamless="both", advanced=bare)
     requests = (request.model_copy(update={"layout": each}) for each in ("auto", "flat"))
-    cascade, flat = (CARD.estimate(each, CARD.lay_stages(each)) for each in requests)
+    cascade, flat = (CARD.estimate(each, lay_stages(CARD, each)) for each in requests)
     assert (cascade.steps, cascade.tiles) == (57, 30 + 4 * 15 + 16 * 12)
     assert (flat.steps, flat.tiles) == (30, 16 * 30)
     assert cascade.megapixel_steps < flat.megapixel_steps
@@ -103,7 +104,7 @@ CONDITIONED = ModelCard(
 def test_conditioned_stages_are_up_to_four_times_larger_each(
     size: tuple[int, int], expected: list[tuple[int, int]]
 ) -> None:
-    stages = CONDITIONED.lay_stages(GenerationRequest(width_px=size[0], height_px=size[1]))
+    stages = lay_stages(CONDITIONED, GenerationRequest(width_px=size[0], height_px=size[1]))
     assert [(stage.width_px, stage.height_px) for stage in stages] == expected
     assert [stage.steps for stage in stages] == [5, *[4] * (len(stages) - 1)]
     assert [stage.conditioned for stage in stages] == [False, *[True] * (len(stages) - 1)]
@@ -112,7 +113,7 @@ def test_conditioned_stages_are_up_to_four_times_larger_each(
 
 def test_a_lead_and_its_full_size_stage_cost_less_than_a_flat_picture() -> None:
     requests = (GenerationRequest(width_px=2048, height_px=2048, layout=each) for each in ("auto", "flat"))
-    cascade, flat = (CONDITIONED.estimate(each, CONDITIONED.lay_stages(each)) for each in requests)
+    cascade, flat = (CONDITIONED.estimate(each, lay_stages(CONDITIONED, each)) for each in requests)
     assert cascade.tiles < flat.tiles
 
 
@@ -120,7 +121,7 @@ def test_a_source_begins_with_the_tail_of_the_schedule_as_diffusers_rounds_it() 
     """`get_timesteps` of StableDiffusionImg2ImgPipeline: min(int(steps * strength), steps) of them are run."""
     for steps, strength, run in ((30, 0.6, 18), (10, 0.35, 3), (4, 0.2, 0), (4, 1.0, 4)):
         request = GenerationRequest.model_validate({"source": {}, "steps": steps, "strength": strength})
-        (stage,) = CARD.lay_stages(request)
+        (stage,) = lay_stages(CARD, request)
         assert (stage.steps, stage.schedule_steps, stage.given) == (run, steps, (1024, 1024))
 
 
@@ -143,7 +144,7 @@ def test_a_source_is_enlarged_from_its_own_size_on(
     request = GenerationRequest.model_validate(
         {"source": {}, "upscale": times, "width_px": side, "height_px": side}
     )
-    stages = card.lay_stages(request)
+    stages = lay_stages(card, request)
     assert [stage.width_px for stage in stages] == sizes
     assert [stage.given for stage in stages] == [given, *[None] * (len(sizes) - 1)]
     assert [stage.steps for stage in stages] == [15, 12][: len(sizes)]
@@ -152,14 +153,14 @@ def test_a_source_is_enlarged_from_its_own_size_on(
 def test_a_source_whose_canvas_is_as_large_as_the_pictures_has_one_stage() -> None:
     card = CARD.model_copy(update={"cascade": Cascade(conditioned=True, enlarges=4)})
     asked = {"source": {}, "upscale": 8, "width_px": 64, "height_px": 64}
-    stages = card.lay_stages(GenerationRequest.model_validate(asked))
+    stages = lay_stages(card, GenerationRequest.model_validate(asked))
     assert [(stage.width_px, stage.height_px) for stage in stages] == [(64, 64)]
 
 
 def test_fidelity_is_what_strength_leaves() -> None:
     asked = {"source": {}, "upscale": 2, "width_px": 2048, "height_px": 2048}
     strengths = [
-        CARD.lay_stages(GenerationRequest.model_validate(asked | {"fidelity": fidelity}))[0].strength
+        lay_stages(CARD, GenerationRequest.model_validate(asked | {"fidelity": fidelity}))[0].strength
         for fidelity in (0, 0.5, 1)
     ]
     assert strengths == pytest.approx([0.6, 0.35, 0.1], abs=0.02)

@@ -147,7 +147,8 @@ def test_a_start_that_waits_says_for_what_and_so_does_the_server(disk: Disk) -> 
     with disk.unwritable() as code, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         reason = f" is not ready yet: {code}: the work folder cannot be written: "
-        said = next(line for line in process.stderr if reason in line)  # on a busy machine the API is waited for first
+        # A busy machine is waited for before, and says so.
+        said = next(line for line in process.stderr if reason in line)
         with Client(said.split()[1]) as client, pytest.raises(UnavailableError, match=f"paused: {code}: the"):
             client.create(SHORT)
         process.send_signal(signal.SIGINT)

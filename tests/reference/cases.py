@@ -17,7 +17,8 @@ from worker.adapters.registry import load_model
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import PreparedModel, generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, Picture, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import LowBandPlan, Picture
 from worker.engine.stitch import Band
 
 _SEED = 3

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import GenerationRequest, ResolvedRequest, SentPicture
+from api_schemas.stages import lay_stages
 from service.jobs.admission import resolve
 from service.jobs.query_count import count_queries
 from tests.tiny_upscaler import tiny_upscaling_model
@@ -78,13 +79,13 @@ def test_a_part_has_the_stages_of_the_whole_and_only_its_tiles(
     cascade = model.card.cascade.model_copy(update={"conditioned": conditioned})
     card = model.card.model_copy(update={"cascade": cascade})
     request = ask(card, strength=strength)
-    whole = card.lay_stages(request.model_copy(update={"source": None, "mask": None, "strength": None}))
+    whole = lay_stages(card, request.model_copy(update={"source": None, "mask": None, "strength": None}))
     laid = plan(card, request, source, tmp_path)
     assert [stage.canvas.size for stage in laid.stages] == [
         (each.height_px // card.vae_scale, each.width_px // card.vae_scale) for each in whole
     ]
     counts = [stage.denoise.count_tiles(stage.steps) for stage in laid.stages]
-    assert count_queries(request, card, card.lay_stages(request), (SIDE, SIDE)) == list(map(sum, counts))
+    assert count_queries(request, card, lay_stages(card, request), (SIDE, SIDE)) == list(map(sum, counts))
     prepared = model.prepare(Conditions(request.prompt))
     events = list(generate(laid, prepared))
     tiles = [event.tile for event in events if isinstance(event, TilePredicted)]

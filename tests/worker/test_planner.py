@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from api_schemas.layout import Cascade
+from api_schemas.stages import lay_stages
 from worker.engine.attention import AttentionPlan
-from worker.engine.plan import GenerationPlan, Noise, Upscale
+from worker.engine.plan import GenerationPlan
+from worker.engine.start import Noise, Upscale
 from worker.planner import plan_generation
 
 CARD = ModelCard(
@@ -96,7 +98,7 @@ def test_a_conditioned_stage_starts_from_noise_and_runs_all_of_its_schedule() ->
     assert [(stage.steps, stage.whole.steps) for stage in found] == [(5, 5), (4, 4)]
     assert [stage.whole.start for stage in found] == [stage.start for stage in found]
     counted = sum(sum(stage.denoise.count_tiles(stage.steps)) for stage in found)
-    assert card.estimate(request, card.lay_stages(request)).tiles == pytest.approx(counted, rel=0.1)
+    assert card.estimate(request, lay_stages(card, request)).tiles == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize(("fidelity", "augmentation"), [(None, 0.2), (1.0, 0.0), (0.5, 0.2), (0.0, 0.4)])
@@ -115,7 +117,7 @@ SEAMLESS = ("none", "x", "y", "both")
 
 def estimate_tiles(card: ModelCard = CARD, **changes: object) -> int:
     request = ask(**changes)
-    return card.estimate(request, card.lay_stages(request)).tiles
+    return card.estimate(request, lay_stages(card, request)).tiles
 
 
 @pytest.mark.parametrize("layout", ["flat", "cascade"])
@@ -208,7 +210,7 @@ def test_a_region_is_counted_with_what_it_attends_to() -> None:
     """Twice the tiles and their neighbourhoods, but one conductor a step."""
     large = {"width_px": 2048, "height_px": 2048, "layout": "flat", "steps": 10}
     request = ask(**large, advanced={"attention": "conductor+neighbours"})
-    assert ATTENTIVE.estimate(request, ATTENTIVE.lay_stages(request), [400]).tiles == 400 + 160 + 4
+    assert ATTENTIVE.estimate(request, lay_stages(ATTENTIVE, request), [400]).tiles == 400 + 160 + 4
 
 
 def test_a_conditioned_stage_attends_to_nothing_else() -> None:

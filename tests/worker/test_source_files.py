@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import PicturePart, ResolvedRequest, SentPicture
+from api_schemas.stages import lay_stages
 from worker.alpha import open_alpha
 from worker.source_files import SourceFiles, write_source
 
@@ -168,7 +169,7 @@ def test_a_source_is_written_at_the_size_of_the_first_canvas_that_it_is_enlarged
     )  # fmt: skip
     paint(70, 60).save(tmp_path / "in.png")
     files = write_source(request, card, {"source_image": tmp_path / "in.png"}, tmp_path)
-    first = card.lay_stages(request)[0]
+    first = lay_stages(card, request)[0]
     assert files.size == (first.height_px, first.width_px) == (240, 280)
 
 

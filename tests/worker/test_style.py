@@ -9,7 +9,8 @@ from PIL import Image
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest, SentPicture
 from worker.engine.canvas import Rectangle
-from worker.engine.plan import GenerationPlan, LowBandPlan, Picture
+from worker.engine.plan import GenerationPlan
+from worker.engine.start import LowBandPlan, Picture
 from worker.planner import plan_generation
 from worker.style import lay_style
 

@@ -10,7 +10,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from api_schemas.model_files import UPSCALER
-from worker.engine.plan import StagePlan, Upscale
+from worker.engine.plan import StagePlan
+from worker.engine.start import Upscale
 
 # Residual blocks are no "repeated blocks" to diffusers, but half of a UNet's time.
 _ALWAYS = frozenset(["ResnetBlock2D"])

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from worker.engine.guidance import LowBand
 from worker.engine.inpaint import Inpainting
-from worker.engine.plan import Picture, StagePlan
+from worker.engine.plan import StagePlan
+from worker.engine.start import Picture
 
 
 @dataclass(frozen=True, slots=True)

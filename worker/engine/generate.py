@@ -13,10 +13,11 @@ from worker.engine.beginning import Begun, begin_conditioned, begin_from_picture
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble, Replica
 from worker.engine.noise import initial_noise
-from worker.engine.plan import GenerationPlan, Noise, StagePlan, Upscale
+from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
+from worker.engine.start import Noise, Upscale
 from worker.engine.stitch import Band, fill_up, stitch
 from worker.engine.style import Style, tint
 from worker.engine.sync import Sync

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from worker.engine.canvas import Plane
-from worker.engine.plan import LowBandPlan
 from worker.engine.scheduler import Scheduler
+from worker.engine.start import LowBandPlan
 from worker.engine.style import tint
 
 _ORDER = 4  # of the Butterworth filter, as in FreeInit (Wu et al. 2024) and HiFlow

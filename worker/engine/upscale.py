@@ -9,9 +9,10 @@ from torch import Tensor
 from worker.engine.canvas import Paint, Plane, Rectangle
 from worker.engine.inpaint import Inpainting, Mask
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, Given, GivenLatent, GivenPixels, Picture, StagePlan
+from worker.engine.plan import DecodePlan, StagePlan
 from worker.engine.ranks import Group
 from worker.engine.resample import enlarge
+from worker.engine.start import Given, GivenLatent, GivenPixels, Picture
 from worker.engine.stitch import Band, stitch
 from worker.engine.vae.decode import decode
 from worker.engine.vae.encode import encode_in_steps

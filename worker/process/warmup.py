@@ -23,7 +23,8 @@ from worker.engine.denoise import Step
 from worker.engine.ensemble import Ensemble
 from worker.engine.errors import EngineError
 from worker.engine.generate import PreparedModel, generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan, Upscale
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import Upscale
 from worker.engine.vae.decode import predict_held
 from worker.engine.warned import Warned
 from worker.errors import DeviceRefusedError

@@ -8,6 +8,7 @@ from api_schemas.advanced import AdvancedSettings, StageSettings
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import GenerationRequest, Layout
 from api_schemas.scenes import SceneWords
+from api_schemas.stages import lay_stages
 from service.jobs.admission import find_excess, resolve
 from service.waiting import WaitingCounts
 
@@ -35,8 +36,8 @@ def test_the_worker_generates_the_stages_that_were_checked_and_counted(
         advanced=AdvancedSettings(stages=stages),
     )
     data = resolve(request, CARD)
-    laid = CARD.lay_stages(data.request)
-    assert laid == CARD.lay_stages(request)
+    laid = lay_stages(CARD, data.request)
+    assert laid == lay_stages(CARD, request)
     assert data.request.steps == laid[0].steps == (first or request.steps or CARD.default_steps)
     assert data.cost.steps == sum(stage.steps for stage in laid)
 
@@ -52,8 +53,8 @@ def test_the_job_says_which_layout_it_has_and_why(
     card = CARD.model_copy(update={"scene_words": words})
     request = GenerationRequest(prompt=prompt, layout=layout, width_px=2048, height_px=2048)
     data = resolve(request, card)
-    assert data.request.layout == ("cascade" if len(card.lay_stages(request)) > 1 else "flat")
-    assert card.lay_stages(data.request) == card.lay_stages(request)
+    assert data.request.layout == ("cascade" if len(lay_stages(card, request)) > 1 else "flat")
+    assert lay_stages(card, data.request) == lay_stages(card, request)
     assert (data.request.layout_reason == "") == (layout != "auto")
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest, SentPicture
+from api_schemas.stages import lay_stages
 from service.jobs.query_count import count_queries
 from worker.planner import plan_generation
 from worker.regions import lay_regions
@@ -28,7 +29,7 @@ def ask(width_px: int, height_px: int, **changes: object) -> ResolvedRequest:
 
 
 def count(request: ResolvedRequest) -> list[int]:
-    return count_queries(request, CARD, CARD.lay_stages(request))
+    return count_queries(request, CARD, lay_stages(CARD, request))
 
 
 def count_in_engine(request: ResolvedRequest, folder: Path = Path("none")) -> list[int]:
@@ -79,7 +80,7 @@ def test_it_is_what_the_engine_predicts(request: ResolvedRequest) -> None:
 def test_a_region_that_covers_all_costs_what_the_plain_picture_costs() -> None:
     whole = {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 1600, "height_px": 832}}
     request = ask(1600, 832, regions=[{"prompt": "", "shape": whole}], advanced={"tile_grid": "fixed"})
-    assert count(request) == [CARD.estimate(request, CARD.lay_stages(request)).tiles]
+    assert count(request) == [CARD.estimate(request, lay_stages(CARD, request)).tiles]
 
 
 def test_on_a_large_canvas_masks_are_coarser_and_the_count_nearly_right() -> None:
@@ -95,7 +96,7 @@ def test_a_mask_that_nobody_has_seen_counts_everywhere(tmp_path: Path) -> None:
     picture.save(tmp_path / "region_mask_1.png")
     masked = {"prompt": "", "shape": {"mask": "region_mask_1"}}
     request = ask(1024, 1024, regions=[masked], advanced={"tile_grid": "fixed"})
-    stages = CARD.lay_stages(request)
+    stages = lay_stages(CARD, request)
     seen = count_queries(request, CARD, stages, masks={"region_mask_1": picture.reduce(2)})
     assert seen == pytest.approx(count_in_engine(request, tmp_path), rel=0.05)
     assert count(request) == [2 * CARD.estimate(request, stages).tiles] > seen
@@ -121,7 +122,7 @@ def sources(draw: st.DrawFn) -> ResolvedRequest:
 @settings(max_examples=20, deadline=None)
 @given(sources())
 def test_what_is_inpainted_costs_the_tiles_that_it_touches(request: ResolvedRequest) -> None:
-    stages = CARD.lay_stages(request)
+    stages = lay_stages(CARD, request)
     found = count_queries(request, CARD, stages, request.source_px)
     with tempfile.TemporaryDirectory() as folder:
         sent = Path(folder) / "source_image.png"

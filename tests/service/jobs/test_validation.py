@@ -8,6 +8,7 @@ from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
 from api_schemas.regions import RectangleShape, Region, RegionShape
+from api_schemas.stages import lay_stages
 from service.jobs.validation import find_misfits
 
 CARD = ModelCard(
@@ -25,7 +26,7 @@ REGION = Region(
 
 
 def find(request: GenerationRequest, card: ModelCard) -> list[FieldError]:
-    return find_misfits(request, card, card.lay_stages(request))
+    return find_misfits(request, card, lay_stages(card, request))
 
 
 def ask(*stages: dict[str, float], **changes: object) -> GenerationRequest:
@@ -152,6 +153,6 @@ def test_a_style_that_the_model_cannot_take_is_named(
 def test_a_style_costs_a_prediction_a_step_where_it_is_a_picture(style: dict[str, object]) -> None:
     request, plain = ask(source={}, style=style, steps=8, strength=1.0), ask(source={}, steps=8, strength=1.0)
     assert find(request, STYLED) == []
-    tiles, alone = (STYLED.estimate(each, STYLED.lay_stages(each)).tiles for each in (request, plain))
+    tiles, alone = (STYLED.estimate(each, lay_stages(STYLED, each)).tiles for each in (request, plain))
     assert tiles - alone == (0 if style == {"prompt": "ink"} else 8)
     assert CARD.style_image or find(ask(source={}, style={"prompt": "ink"}), CARD) == []

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api_schemas.stages import lay_stages
 from service.openai_api.parameters import EditParameters, ImageParameters, Quality
 from service.openai_api.translate import choose_steps, write_submissions
 from tests.story import CARD
@@ -37,7 +38,7 @@ def test_an_edit_runs_a_step_and_more_the_less_it_keeps(quality: Quality, fideli
     for choice in ("high", fidelity):
         edit = EditParameters.model_validate(asked | {"input_fidelity": choice})
         (submission,) = write_submissions(edit, card, {}, "")
-        (stage,) = card.lay_stages(submission.request)
+        (stage,) = lay_stages(card, submission.request)
         run.append(stage.steps)
     assert 1 <= run[0] <= run[1]
 

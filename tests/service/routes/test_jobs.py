@@ -14,6 +14,7 @@ from rq import Queue
 from api_schemas.answers import JobView
 from api_schemas.events import Result
 from api_schemas.generation import GenerationRequest
+from api_schemas.stages import lay_stages
 from api_schemas.wire import RUN_JOB, cancel_key, job_key, queue_name
 from service.jobs.admission import resolve
 from service.settings import ServiceSettings
@@ -34,7 +35,7 @@ def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: 
     assert answer.headers["Location"] == job.urls.self == f"/v1/jobs/{job.id}"
     assert (job.status, job.queue_position) == ("queued", 0)
     assert (job.request.model, job.request.steps, job.request.guidance_scale) == ("glow", 12, 5.0)
-    assert job.cost.tiles == CARD.estimate(job.request, CARD.lay_stages(job.request)).tiles
+    assert job.cost.tiles == CARD.estimate(job.request, lay_stages(CARD, job.request)).tiles
     assert job.eta_s == pytest.approx(job.cost.tiles * 0.01, abs=0.1)
     queued = Queue(queue_name("glow"), connection=redis, serializer="json").fetch_job(job.id)
     assert queued is not None

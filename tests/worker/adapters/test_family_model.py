@@ -17,7 +17,8 @@ from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
 from worker.engine.canvas import Plane
 from worker.engine.generate import PreparedModel, Progress, generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, Picture, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import Picture
 from worker.engine.stitch import Band
 
 IMAGE = torch.randint(256, (3, 50, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

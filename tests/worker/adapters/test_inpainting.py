@@ -38,15 +38,8 @@ from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, generate
 from worker.engine.inpaint import Mask
 from worker.engine.noise import initial_noise
-from worker.engine.plan import (
-    DecodePlan,
-    DenoisePlan,
-    GenerationPlan,
-    GivenLatent,
-    GivenPixels,
-    Picture,
-    StagePlan,
-)
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import GivenLatent, GivenPixels, Picture
 
 PROMPT, NEGATIVE, SEED, STEPS, SCALE = "brick wall", "moss", 9, 4, 4
 CANVAS = Plane(16, 12)

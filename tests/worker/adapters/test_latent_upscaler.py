@@ -35,7 +35,8 @@ from worker.engine.denoise import Step
 from worker.engine.ensemble import Batch, Query
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan, Upscale
+from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import Upscale
 
 WEIGHTS = "latent_upscaler/diffusion_pytorch_model.safetensors"
 SEED, PROMPT = 9, Conditions("brick wall")

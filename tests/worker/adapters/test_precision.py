@@ -17,7 +17,8 @@ from worker.adapters.settings import FolderSettings, overriding_dtype, read_sett
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import generate
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan, Upscale
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import Upscale
 from worker.engine.stitch import Band
 
 BUNDLED = Path(__file__).parents[3] / "worker" / "bundled"

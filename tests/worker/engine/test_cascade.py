@@ -20,8 +20,9 @@ from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import PreparedModel, Progress, StageBegan, generate
 from worker.engine.guidance import low_pass
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, Picture, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.scheduler import Scheduler
+from worker.engine.start import LowBandPlan, Picture
 from worker.engine.stitch import Band
 
 SMALL = DenoisePlan(Plane(12, 16, (True, False)), 16, 0, 4, moving=True, seed=11, outer_shares=(0.2, 0.2))

@@ -21,20 +21,9 @@ from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Step
 from worker.engine.generate import FinalState, PreparedModel, Progress, generate
 from worker.engine.noise import initial_noise
-from worker.engine.plan import (
-    BitDepth,
-    DecodePlan,
-    DenoisePlan,
-    GenerationPlan,
-    GivenLatent,
-    GivenPixels,
-    Noise,
-    Paste,
-    Picture,
-    StagePlan,
-    Variation,
-)
+from worker.engine.plan import BitDepth, DecodePlan, DenoisePlan, GenerationPlan, Paste, StagePlan, Variation
 from worker.engine.regions import Regions
+from worker.engine.start import GivenLatent, GivenPixels, Noise, Picture
 from worker.engine.stitch import Band
 
 CANVAS = Plane(24, 32, (True, False))

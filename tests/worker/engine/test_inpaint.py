@@ -19,16 +19,8 @@ from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
 from worker.engine.generate import FinalState, Progress, generate
 from worker.engine.inpaint import Mask
-from worker.engine.plan import (
-    DecodePlan,
-    DenoisePlan,
-    GenerationPlan,
-    GivenLatent,
-    GivenPixels,
-    LowBandPlan,
-    Picture,
-    StagePlan,
-)
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import GivenLatent, GivenPixels, LowBandPlan, Picture
 from worker.engine.stitch import Band
 
 CANVAS = Plane(24, 32, (True, False))

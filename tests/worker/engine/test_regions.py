@@ -23,9 +23,10 @@ from worker.engine.ensemble import Batch, Ensemble, Query
 from worker.engine.generate import FinalState, PreparedModel, generate
 from worker.engine.grid import TileGrid
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, Picture, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
 from worker.engine.regions import Regions
+from worker.engine.start import LowBandPlan, Picture
 
 CANVAS = Plane(32, 48)
 

@@ -7,7 +7,7 @@ import torch
 from worker.adapters.toy import FlowEulerScheduler
 from worker.engine.canvas import Plane
 from worker.engine.guidance import LowBand
-from worker.engine.plan import LowBandPlan
+from worker.engine.start import LowBandPlan
 from worker.engine.style import Style, tint
 
 CONTENT = 3 * torch.randn(4, 24, 32, generator=torch.Generator().manual_seed(1)) - 2

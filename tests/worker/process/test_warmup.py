@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from api_schemas.catalog import DecodeNeed
 from api_schemas.generation import GenerationRequest, ResolvedRequest
+from api_schemas.stages import lay_stages
 from tests.tiny_models import tiny_stable_diffusion
 from tests.tiny_upscaler import tiny_upscaling_model
 from worker.adapters.model import Conditions
@@ -59,7 +60,7 @@ def test_the_predicted_peak_is_weights_canvas_and_the_larger_of_batch_and_decode
         GenerationRequest.model_validate({"width_px": 4096, "height_px": 4096, "advanced": advanced})
         for advanced in ({}, {"num_modules": 8})
     )
-    few, many = (card.estimate(request, card.lay_stages(request)) for request in requests)
+    few, many = (card.estimate(request, lay_stages(card, request)) for request in requests)
     assert 12.5 < few.vram_gib < 12.6
     assert many.vram_gib == pytest.approx(few.vram_gib + 2.5)
 
@@ -73,7 +74,7 @@ def test_decoding_is_predicted_by_the_larger_of_the_sizes_around(side_px: int, d
     needs = [DecodeNeed(side_px=side, gib=gib) for side, gib in sizes.items()]
     card = Toy().card.model_copy(update={"decode_needs": needs, "latent_channels": 0})
     request = GenerationRequest(width_px=side_px, height_px=side_px)
-    assert card.estimate(request, card.lay_stages(request)).vram_gib == decode_gib
+    assert card.estimate(request, lay_stages(card, request)).vram_gib == decode_gib
 
 
 def test_warming_up_measures_what_the_card_then_says() -> None:

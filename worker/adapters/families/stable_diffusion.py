@@ -27,7 +27,8 @@ from worker.adapters.unet_pipeline import (
     use_scheduler,
 )
 from worker.engine.ensemble import Replica
-from worker.engine.plan import StagePlan, Upscale
+from worker.engine.plan import StagePlan
+from worker.engine.start import Upscale
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,16 +25,9 @@ from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.ensemble import Ensemble
 from worker.engine.generate import PreparedModel, generate
-from worker.engine.plan import (
-    DecodePlan,
-    DenoisePlan,
-    GenerationPlan,
-    GivenPixels,
-    LowBandPlan,
-    Picture,
-    StagePlan,
-)
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
+from worker.engine.start import GivenPixels, LowBandPlan, Picture
 from worker.engine.stitch import Band
 from worker.engine.style import Style
 

@@ -50,7 +50,8 @@ from worker.engine.canvas import Plane
 from worker.engine.generate import FinalState, PreparedModel, generate
 from worker.engine.inpaint import Mask
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DenoisePlan, GenerationPlan, GivenLatent, Picture, StagePlan
+from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import GivenLatent, Picture
 
 PROMPT, NEGATIVE, SEED = "a brick wall in the evening light", "moss", 9
 # Ours runs min(int(steps * strength), steps) of the schedule's steps, as diffusers' pipelines with a UNet do; its others

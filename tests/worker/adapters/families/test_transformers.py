@@ -24,8 +24,9 @@ from worker.engine.denoise import Checkpoint, Step, TilePredicted, denoise
 from worker.engine.ensemble import Replica
 from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, LowBandPlan, Picture, StagePlan
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
+from worker.engine.start import LowBandPlan, Picture
 from worker.engine.stitch import Band
 
 ASKED = [(case, scale) for case in CASES for scale in case.guidance_scales]
