@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from api_schemas.generation import GenerationRequest, PicturePart
 from chorale.client import Client
 from chorale.errors import InvalidRequestError, JobEndedError
 from chorale.protocol import result_of
-from tests.chorale.test_cli import run
+from tests.chorale.commands import Done, run, run_alone
 from tests.chorale.test_local import chorale_up
 from tests.tiny_add_ons import tiny_control_net
 from tests.tiny_models import tiny_stable_diffusion
@@ -39,7 +38,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def models(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def models(folder: Path, *arguments: str) -> Done:
     return run("models", *arguments, "--data", str(folder / "data"), folder=folder)
 
 
@@ -180,6 +179,8 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
         assert str(tmp_path) not in ended.value.job.error.message
     settings = folder / "unet" / "config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"sample_size": 64}))
-    refused = run("up", "--data", str(tmp_path / "data"), "--port", "0", "--model", "tiny", folder=tmp_path)
+    refused = run_alone(
+        "up", "--data", str(tmp_path / "data"), "--port", "0", "--model", "tiny", folder=tmp_path
+    )
     assert refused.returncode == 1
     assert "unet/config.json has SHA-256" in refused.stderr

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,21 +14,10 @@ from PIL import Image
 from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from chorale.local import LocalStack
+from tests.chorale.commands import run, run_alone
 from tests.local_stack import find_all
 
 SHORT = ("--size", "512x256", "--steps", "3", "--seed", "7")
-
-
-def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CHORALE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "chorale.cli", *arguments],
-        cwd=folder,
-        env={**clean, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def test_generate_writes_the_picture_and_its_deep_zoom(stack: LocalStack, tmp_path: Path) -> None:
@@ -120,7 +108,7 @@ def test_generate_gives_regions_prompts_of_their_own(stack: LocalStack, tmp_path
 
 
 def test_generate_without_a_server_starts_one_and_leaves_nothing(tmp_path: Path) -> None:
-    done = run(
+    done = run_alone(
         "generate", "waves", *SHORT, "-o", "waves.jpg", folder=tmp_path,
         CHORALE_MODEL="toy", XDG_DATA_HOME=str(tmp_path / "share"), TMPDIR=str(tmp_path), HOME=str(tmp_path),
     )  # fmt: skip
@@ -256,10 +244,10 @@ def test_a_terminal_for_ascii_shows_any_prompt(stack: LocalStack, tmp_path: Path
     with Client(stack.url) as client:
         request = GenerationRequest(prompt="Жар-птица 火の鳥", width_px=256, height_px=256, steps=1)
         client.wait(client.create(request).id)
-    shown = run("jobs", "--url", stack.url, folder=tmp_path, PYTHONIOENCODING="ascii")
+    shown = run_alone("jobs", "--url", stack.url, folder=tmp_path, PYTHONIOENCODING="ascii")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "\\u0416\\u0430\\u0440" in shown.stdout
-    made = run(
+    made = run_alone(
         "generate",
         "Жар",
         *SHORT,

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -111,11 +110,9 @@ def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str, kept: d
     bench.await_event(job_id, "step.completed", 3)
     engine = find_engine(first.pid)
     first.kill()
-    killed_at = time.time()
     bench.start_worker(tiny)
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
-    assert resumed.ts - killed_at < 3 + 1 + 40  # lease, time between cleanings; loading a model may take long
     assert resumed.data.step >= 1
     assert bench.picture(job) == undisturbed
     assert not is_running(engine)
