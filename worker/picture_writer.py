@@ -1,6 +1,5 @@
 """From the finished rows to the picture as clients download it, and its pyramid."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -14,10 +13,9 @@ from worker.alpha import find_most
 from worker.colors import ColorFix
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.metadata import PictureMetadata, exif_block, png_chunks, xmp_packet
+from worker.png_file import PngFile
 
-_PNG_HEADER_BYTES = 33  # signature and IHDR; text may follow anywhere after them
 _SAVERS: dict[OutputFormat, str] = {
-    "png": ".png[compression=2,filter=sub,keep=icc]",
     "jpeg": ".jpg[Q=92,keep=icc:exif:xmp]",
     "webp": ".webp[Q=90,keep=icc:exif:xmp]",
     "tiff": ".tif[compression=deflate,predictor=horizontal,tile=true,resunit=inch,keep=icc:xmp]",
@@ -84,15 +82,16 @@ class PictureWriter:
             ResourceError: the work folder is full or cannot be written.
         """
         image = self._open()
-        image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
-        _set_blob(image, "icc-profile-data", pyvips.Operation.call("profile_load", "srgb"))
+        profile: bytes = pyvips.Operation.call("profile_load", "srgb")
         try:
             if kind == "png":
-                _write_png(image, path, png_chunks(metadata, self._source_type))
+                self._write_png(image, path, profile, png_chunks(metadata, self._source_type))
             else:
+                image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
+                _set_blob(image, "icc-profile-data", profile)
                 _set_blob(image, "xmp-data", xmp_packet(metadata, self._source_type))
                 _write_with_blobs(image, path, kind, metadata, lossless, quality)
-        except pyvips.Error as error:
+        except (pyvips.Error, OSError) as error:
             raise _translate(error) from error
 
     def write_pyramid(self, base: Path) -> None:
@@ -111,6 +110,20 @@ class PictureWriter:
             )
         except pyvips.Error as error:
             raise _translate(error) from error
+
+    def _write_png(self, image: pyvips.Image, path: Path, profile: bytes, chunks: bytes) -> None:
+        """libvips computes the rows by its own threads, and hands them over from the top."""
+        bits = 8 if image.format == "uchar" else 16
+        rows = image if bits == 8 else image.byteswap()
+        shape = rows.height, rows.width, rows.bands
+        with path.open("wb") as file, PngFile(file, shape, bits, self._dpi, profile, chunks) as png:
+            receiver, target = _Receiver(png), pyvips.TargetCustom()
+            target.on_write(receiver.write)
+            try:
+                rows.write_to_target(target, ".raw")
+            except pyvips.Error as error:
+                raise receiver.error or error from None
+            png.close()
 
     def _open(self, *, flat: bool = False) -> pyvips.Image:
         """All of it as it is stored, from the top.
@@ -144,47 +157,20 @@ def _correct(image: pyvips.Image, colors: ColorFix) -> pyvips.Image:
     return image.maplut(levels).copy(interpretation=image.interpretation)
 
 
-def _write_png(image: pyvips.Image, path: Path, chunks: bytes) -> None:
-    """libvips 8.18 writes text as Latin-1 and packed, so our chunks are put in after the header."""
-    with path.open("wb") as file:
-        target_file = _PngTarget(file.fileno(), chunks)
-        target = pyvips.TargetCustom()
-        target.on_write(target_file.write)
-        try:
-            image.write_to_target(target, _SAVERS["png"])
-        except pyvips.Error:
-            if target_file.error is not None:
-                raise _translate(target_file.error) from None
-            raise
+class _Receiver:
+    """Gives rows to a file. libvips swallows exceptions, so the first is kept."""
 
-
-class _PngTarget:
-    """A file that gets text chunks after its header. libvips swallows exceptions, so the first is kept."""
-
-    def __init__(self, file: int, chunks: bytes) -> None:
-        self._file, self._chunks = file, chunks
-        self._position = 0
+    def __init__(self, png: PngFile) -> None:
+        self._png = png
         self.error: OSError | None = None
 
     def write(self, buffer: bytes | bytearray | memoryview) -> int:
-        data = bytes(buffer)
-        given, split = len(data), _PNG_HEADER_BYTES - self._position
-        if self._chunks and given >= split:
-            data = data[:split] + self._chunks + data[split:]
-            self._chunks = b""
-        self._position += given
         try:
-            _write_all(self._file, data)
+            self._png.write(buffer)
         except OSError as error:
             self.error = error
             return -1
-        return given
-
-
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
+        return len(buffer)
 
 
 def _write_with_blobs(
