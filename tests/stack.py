@@ -28,7 +28,7 @@ class Stack:
         log = (self.folder / f"{module}.log").open("ab")
         return subprocess.Popen([sys.executable, "-m", module], env=self._environment, stderr=log, stdout=log)
 
-    def await_ready(self, timeout_s: float = 90) -> None:
+    def await_ready(self, timeout_s: float = 240) -> None:
         deadline = time.monotonic() + timeout_s
         with Client(self.url) as client:
             while not _is_ready(client):
