@@ -52,7 +52,7 @@ from worker.watch import Watch
 LARGE = 96 << 20  # takes a moment to store
 MEGAPIXELS = 512 * 512 / 1e6
 DONE = Generated(Path("image.tif"), Path("state.safetensors"), 1.0)
-STEP = StepReport(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), tiles_left=4, seconds=2.0)
+STEP = StepReport(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), work=4, work_left=4, seconds=2.0)
 BAND = BandReport(
     BandFinishedData(top_px=0, height_px=256, bands_done=1, bands=2, eta_s=None),
     decoded_px=1_000_000,
@@ -97,7 +97,7 @@ def test_the_time_left_is_that_of_tiles_decoding_and_storing(bench: Bench, tmp_p
 
 
 def test_a_slower_engine_makes_the_time_left_longer(bench: Bench, tmp_path: Path) -> None:
-    slow = StepReport(STEP.data, tiles_left=4, seconds=40.0)
+    slow = StepReport(STEP.data, work=4, work_left=4, seconds=40.0)
     _, job_id = run_script(bench, tmp_path, *[slow] * 20)
     times = [event.data.eta_s for event in bench.events(job_id)[2:]]
     assert times == sorted(times)
