@@ -96,6 +96,14 @@ def test_the_time_left_is_that_of_tiles_decoding_and_storing(bench: Bench, tmp_p
     assert band.data.eta_s == pytest.approx(MEGAPIXELS * (0.5 * 0.25 + 0.125), abs=0.05)
 
 
+def test_steps_without_guidance_are_half_the_work(bench: Bench, tmp_path: Path) -> None:
+    """Four tiles in 1 s, of which one branch of two was predicted, and as many left under both: 2 s."""
+    report = StepReport(STEP.data, work=2, work_left=4, seconds=1.0)
+    _, job_id = run_script(bench, tmp_path, report)
+    step = bench.events(job_id)[2]
+    assert step.data.eta_s == pytest.approx(4 * 0.5 + MEGAPIXELS * (0.25 + 0.125), abs=0.05)
+
+
 def test_a_slower_engine_makes_the_time_left_longer(bench: Bench, tmp_path: Path) -> None:
     slow = StepReport(STEP.data, work=4, work_left=4, seconds=40.0)
     _, job_id = run_script(bench, tmp_path, *[slow] * 20)
