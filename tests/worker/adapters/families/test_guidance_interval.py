@@ -17,8 +17,9 @@ from tests.tiny_transformers import tiny_flux, tiny_stable_diffusion_3
 from tests.worker.engine.known_answer import finish
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.errors import ModelFolderError
-from worker.adapters.model import Conditions, LoadedModel
+from worker.adapters.model import Conditions, LoadedModel, Prompt
 from worker.adapters.registry import load_model
+from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step, denoise
 from worker.engine.ensemble import Batch, Ensemble, Replica
@@ -26,6 +27,7 @@ from worker.engine.generate import PreparedModel, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.ranks import Group
+from worker.engine.regions import Regions
 from worker.engine.start import Picture
 from worker.engine.stitch import Band
 
@@ -135,6 +137,33 @@ def test_ranks_and_a_resumed_job_make_the_same_bytes(loaded: Loaded) -> None:
         assert torch.equal(alone, make_picture(plan, prepared, resume=checkpoints[step])[0])
     always = tuple(replace(stage, denoise=replace(denoise, guided=(0.0, 1.0))) for stage in stages)
     assert not torch.equal(alone, make_picture(replace(plan, stages=always), prepared)[0])
+
+
+def test_an_empty_interval_is_no_guidance_for_what_tiles_attend_to_either(loaded: Loaded) -> None:
+    channels, side, _ = loaded.case.noise
+    attention = AttentionPlan((side // 2, side // 2), strength=0.5, share=1.0, neighbours=True, unit=4)
+    plain = DenoisePlan(
+        Plane(side, side), side // 2, 0, 0, moving=True, seed=3, attention=attention, regions=lay_halves(side)
+    )
+    asked = replace(ASKED, attention="conductor+neighbours", regions=(Prompt("grey moss", "rust"),))
+
+    def make(plan: DenoisePlan, conditions: Conditions) -> Tensor:
+        whole = GenerationPlan(3, channels, (StagePlan(plan, 2, modules=3),), DecodePlan(tile_size=8))
+        return make_picture(whole, loaded.model.prepare(conditions))[0].int()
+
+    never, off = (
+        make(replace(plain, guided=(0.5, 0.5)), asked),
+        make(plain, replace(asked, guidance_scale=1.0)),
+    )
+    assert (never - off).abs().max() <= 1
+    assert (never - make(plain, asked)).abs().max() > 1
+
+
+def lay_halves(side: int) -> Regions:
+    """The left half has a prompt of its own."""
+    left = torch.zeros(side, side)
+    left[:, : side // 2] = 1
+    return Regions.lay(torch.stack([1 - left, left]), (None, None), Plane(side, side))
 
 
 def make_picture(
