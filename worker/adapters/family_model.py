@@ -280,8 +280,7 @@ def _read_interval(family: Family, settings: FolderSettings) -> tuple[float, flo
     interval, defaults = settings.guidance_interval, family.defaults
     if interval is not None and not (defaults.guidance and defaults.negative_prompt):
         raise ModelFolderError(
-            f"chorale.json: guidance_interval {list(interval)} would have no effect: this {family.name} model is "
-            "not guided by two branches; allowed: null"
+            f"chorale.json: guidance_interval {list(interval)} would have no effect: this {family.name} model has no two branches; allowed: null"
         )
     return interval
 
