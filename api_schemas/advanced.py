@@ -1,8 +1,8 @@
 """What a request may say of tiling, attention and decoding."""
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from api_schemas.fields import RequestPart
 
@@ -12,6 +12,20 @@ MAX_STAGES = 8
 Positions = Literal["local", "global"]
 Attention = Literal["off", "conductor", "conductor+neighbours"]
 AskedAttention = Literal["auto", "off", "conductor", "conductor+neighbours"]
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
+
+
+def _require_order(interval: tuple[float, float]) -> tuple[float, float]:
+    start, end = interval
+    if start > end:
+        raise ValueError(f"[start, end] with start at most end, as in [{end:g}, {start:g}]")
+    return interval
+
+
+GuidanceInterval = Annotated[tuple[_Share, _Share], AfterValidator(_require_order)]
+"""(start, end), shares of a whole noise schedule from pure noise on, as of diffusers' guiders."""
+ALWAYS_GUIDED: Final = (0.0, 1.0)
 
 
 class StageSettings(RequestPart):
@@ -69,6 +83,13 @@ class AdvancedSettings(RequestPart):
         default=[],
         max_length=MAX_STAGES,
         description="Stages of a cascade, smallest first; what is left out takes the defaults of the model's card.",
+    )
+    guidance_interval: GuidanceInterval | None = Field(
+        default=None,
+        description="[start, end]: guidance applies in the steps of this part of the noise schedule alone (Kynkäänniemi et al."
+        " 2024), 0 being pure noise and 1 the finished picture, rounded as in diffusers' guiders; in the others only the prompt's"
+        " branch is computed, in half the time. The later stages of a cascade run the last part of a schedule, so [0, 0.6] guides"
+        " none of them at strength 0.4. If left out, the default of the model's card.",
     )
     sync_strength: float | None = Field(
         default=None,

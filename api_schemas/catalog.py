@@ -6,7 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_schemas.advanced import MAX_TILE_SIZE_PX, Attention, Positions
+from api_schemas.advanced import (
+    ALWAYS_GUIDED,
+    MAX_TILE_SIZE_PX,
+    Attention,
+    GuidanceInterval,
+    Positions,
+)
 from api_schemas.generation import DEFAULT_FIDELITY, MIN_SIDE_PX, GenerationRequest
 from api_schemas.layout import (
     Cascade,
@@ -32,9 +38,18 @@ class Cost(BaseModel):
         default=0,
         description="The same if all of the picture were made, under one prompt: where only a part is inpainted, tiles is less.",
     )
+    unguided_tiles: int = Field(
+        default=0,
+        description="Those of `tiles` that lie outside of `advanced.guidance_interval`: each takes half the time.",
+    )
     steps: int = Field(default=0, description="Steps of all stages; 0 in records older than cascades.")
     megapixel_steps: float = Field(description="Width x height x steps of each stage, summed, in millions.")
     vram_gib: float = Field(description="Estimated peak device memory.")
+
+    @property
+    def work(self) -> float:
+        """In guided tiles."""
+        return self.tiles - self.unguided_tiles / 2
 
 
 class DecodeNeed(BaseModel):
@@ -105,6 +120,9 @@ class ModelCard(BaseModel):
     guidance: bool = Field(
         default=True, description="Whether the model supports a `guidance_scale` other than 1."
     )
+    guidance_interval: GuidanceInterval | None = Field(
+        default=None, description="Default of `advanced.guidance_interval`; null: guidance always applies."
+    )
     dtype: Dtype | None = Field(
         default=None, description="Type of weights and predictions on the worker that published the card."
     )
@@ -170,6 +188,10 @@ class ModelCard(BaseModel):
         is_scene = request.layout == "flat" and words is not None and words.judge(request.prompt)[0]
         return self.sync_strength if layout == "flat" and not (is_scene or request.regions) else 0.0
 
+    def choose_guidance_interval(self, request: GenerationRequest) -> tuple[float, float]:
+        """As asked for, or the card's default."""
+        return request.advanced.guidance_interval or self.guidance_interval or ALWAYS_GUIDED
+
     def choose_steps(self, request: GenerationRequest) -> int:
         """Steps of the first stage; with a source that is not enlarged, of its whole schedule."""
         default = self.default_steps
@@ -213,12 +235,22 @@ class ModelCard(BaseModel):
         return Cost(
             tiles=sum(counts),
             canvas_tiles=sum(whole),
+            unguided_tiles=sum(
+                self._count_unguided(stage, own / most if most else 0.0)
+                for stage, own, most in zip(stages, queries or all_tiles, all_tiles, strict=True)
+            ),
             steps=sum(stage.steps for stage in stages),
             megapixel_steps=round(
                 sum(stage.width_px * stage.height_px / 1e6 * stage.steps for stage in stages), 3
             ),
             vram_gib=round(self.weights_gib + canvas_gib + max(modules * self.tile_gib, decode_gib), 2),
         )
+
+    def _count_unguided(self, stage: Stage, share: float) -> int:
+        """Of a stage of whose tiles' predictions so many are made."""
+        size = stage.height_px, stage.width_px
+        tiles = stage.tiling.count_tiles(*size, stage.steps, self.vae_scale, without=stage.guided)
+        return round(tiles * share)
 
     def _find_decode_gib(self, side_px: float) -> float:
         """The larger need of the two known sizes around that of the canvas."""

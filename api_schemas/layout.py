@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api_schemas.advanced import ALWAYS_GUIDED
 from api_schemas.generation import GenerationRequest
 
 # A pyramid tile has one pixel of each neighbour: 512 px in all.
@@ -86,14 +87,19 @@ class Tiling:
     wrap: tuple[bool, bool]
     moving: bool
 
-    def count_tiles(self, height_px: int, width_px: int, steps: int, scale: int) -> int:
+    def count_tiles(
+        self, height_px: int, width_px: int, steps: int, scale: int, *, without: range = range(0)
+    ) -> int:
         """Tile predictions over all steps; their mean where it depends on the shifts, which the seed decides.
 
         Args:
             scale: pixels per latent pixel: a grid is laid, and shifted, in whole ones.
+            without: steps that are left out.
         """
         lengths = height_px // scale, width_px // scale
-        kinds = Counter((self.is_outer(index, steps), index % 2) for index in range(steps))
+        kinds = Counter(
+            (self.is_outer(index, steps), index % 2) for index in range(steps) if index not in without
+        )
         return round(sum(n * self._count(lengths, scale, *kind) for kind, n in kinds.items()))
 
     def is_outer(self, index: int, steps: int) -> bool:
@@ -144,6 +150,7 @@ class Stage:
         skipped: steps of the whole schedule that are left out, from its beginning: it starts from a picture under noise.
         conditioned: whether its network sees a smaller picture instead.
         resampled: the step that is predicted twice where a part is inpainted, so that it fits the rest.
+        guidance: part of the whole schedule that guidance is limited to.
         given: (width, height) at which it is given the request's source; None: it has what the stage before has made alone.
     """
 
@@ -156,6 +163,13 @@ class Stage:
     given: tuple[int, int] | None = None
     attention: StageAttention | None = None
     resampled: int | None = None
+    guidance: tuple[float, float] = ALWAYS_GUIDED
+
+    @property
+    def guided(self) -> range:
+        """Those of its steps that guidance is limited to."""
+        first, end = (max(int(share * self.schedule_steps) - self.skipped, 0) for share in self.guidance)
+        return range(first, end)
 
     def count_rounds(self, index: int) -> int:
         """How often the tiles of step `index` are predicted."""

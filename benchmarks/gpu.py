@@ -4,6 +4,7 @@
     .venv/bin/python -m benchmarks.gpu --only ceiling loop panorama
     .venv/bin/python -m benchmarks.gpu --only loop decode cascade --ranks 2 --modules 8
     .venv/bin/python -m benchmarks.gpu --only flux-loop    # what flux would take, from a few steps
+    .venv/bin/python -m benchmarks.gpu --only cascade --guidance-interval 0.17 0.9
     .venv/bin/python -m benchmarks.gpu --tiny    # does it run? on a CPU, with tiny models
 
 `peak` is the most memory that the process had allocated on the device during a measurement, weights included.
@@ -35,6 +36,7 @@ from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
 from benchmarks.timed_group import GatherCost, TimedGroup
 from worker.adapters.family_model import FamilyModel
+from worker.adapters.settings import FolderSettings
 from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import StageBegan
 from worker.engine.ranks import ProcessGroup, SingleRank
@@ -169,13 +171,13 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> N
     """End to end: stages, each with its way up from the one before; exact decode, rows on disk; PNG."""
     size, marks = bench.size(side_px), list[float]()
     with tempfile.TemporaryDirectory() as name, bench.gauge() as gauge:
-        folder, digest, last_step = Path(name), hashlib.sha256(), 0.0
+        folder, digest, last_step, work = Path(name), hashlib.sha256(), 0.0, 0.0
         with ImageFile(folder / "image.tif", size, size) as image:
             for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder):
                 if isinstance(event, StageBegan):
                     marks.append(time.perf_counter())
                 elif isinstance(event, Step):
-                    last_step = time.perf_counter()
+                    last_step, work = time.perf_counter(), work + event.work
                 elif isinstance(event, Band):
                     digest.update(event.rows.numpy().data)
                     image.write(event.top, event.rows.numpy())
@@ -185,7 +187,8 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> N
     spans = " ".join(f"{after - before:.1f}" for before, after in pairwise(marks))
     bench.report(
         f"{side_px}² {layout}",
-        f"{gauge.seconds:.1f} s (stages, decode, PNG: {spans}); peak {gauge.peak_gib:.1f} GiB; "
+        f"{gauge.seconds:.1f} s (stages, decode, PNG: {spans}); {work * count_branches(bench):.0f} predictions; "
+        f"peak {gauge.peak_gib:.1f} GiB; "
         f"sha256 {digest.hexdigest()[:12]}",
     )
 
@@ -225,7 +228,7 @@ def main() -> None:
 def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> None:
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     group = ProcessGroup(rank, options.ranks, device, Path(meeting_point)) if meeting_point else SingleRank()
-    for load, measures in ((load_sdxl, SDXL), (load_flux, FLUX)):
+    for load, measures in ((partial(load_sdxl, interval=options.guidance_interval), SDXL), (load_flux, FLUX)):
         chosen = [name for name in measures if name in options.only]
         if chosen:
             pipe, model = load(device, options.tiny)
@@ -240,9 +243,11 @@ def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> N
                 torch.cuda.empty_cache()
 
 
-def load_sdxl(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
+def load_sdxl(
+    device: torch.device, tiny: bool, interval: tuple[float, float] | None
+) -> tuple[DiffusionPipeline, FamilyModel]:
     pipe = build_sdxl(device, tiny=tiny)
-    return pipe, wrap_sdxl(pipe)
+    return pipe, wrap_sdxl(pipe, FolderSettings(guidance_interval=interval and (interval[0], interval[1])))
 
 
 def load_flux(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
@@ -270,6 +275,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1, help="GPUs")
     parser.add_argument("--attention", choices=["default", "cudnn"], default="default", help="the denoiser's")
     parser.add_argument("--graphs", action="store_true", help="play the denoiser's launches back")
+    parser.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("START", "END"), help="of SDXL-size"
+    )
     parser.add_argument("--decode-gib", type=float, default=9, help="what decoding holds; bounded: a quarter")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true")

@@ -27,6 +27,15 @@ LayoutName = Annotated[
 Seed = Annotated[int | None, Option(help="The same seed gives the same picture.", show_default="drawn")]
 Steps = Annotated[int | None, Option(help="Denoising steps.", show_default="the model's")]
 Guidance = Annotated[float | None, Option(help="1.0 turns guidance off.", show_default="the model's")]
+GuidanceInterval = Annotated[
+    str | None,
+    Option(
+        metavar="START,END",
+        help="Part of the noise schedule that guidance is limited to, as in 0.2,0.9; 0 is pure noise. The rest takes half"
+        " the time.",
+        show_default="the model's",
+    ),
+]
 Negative = Annotated[str | None, Option(help="What the picture should not show.")]
 Model = Annotated[str | None, Option(help="Name of a model that is served.", show_default="default")]
 Loras = Annotated[
@@ -121,6 +130,26 @@ def parse_lora(text: str) -> dict[str, object]:
         return {"name": name, "weight": float(weight)}
     except ValueError as error:
         raise OptionError(f"--lora {text}: NAME or NAME:WEIGHT, for example ink:0.6") from error
+
+
+def parse_interval(text: str) -> list[float]:
+    """`0.2,0.9`.
+
+    Raises:
+        OptionError: it is not two numbers.
+    """
+    try:
+        start, end = map(float, text.split(","))
+    except ValueError as error:
+        raise OptionError(
+            f"--guidance-interval {text}: START,END from 0 to 1, for example 0.2,0.9"
+        ) from error
+    return [start, end]
+
+
+def name_advanced(guidance_interval: str | None) -> dict[str, object] | None:
+    """None if the model's defaults hold."""
+    return None if guidance_interval is None else {"guidance_interval": parse_interval(guidance_interval)}
 
 
 def name_add_on(

@@ -19,7 +19,7 @@ _COUNTED: Final = _STARTS | {"job.queued", _PAUSE}
 class _Followed:
     model: str
     key_id: str
-    tiles: int
+    work: float
     queued_at: float
     started_at: float | None = None
 
@@ -54,8 +54,9 @@ class Throughput:
         job_id, ts = str(body["job_id"]), float(body["ts"])
         if event.type == "job.queued":
             data = body["data"]
-            key_id, tiles = data.get("key_id", ""), int(data["cost"]["tiles"])
-            self._follow(job_id, _Followed(str(data["request"]["model"]), key_id, tiles, ts))
+            key_id, cost = data.get("key_id", ""), data["cost"]
+            work = cost["tiles"] - cost.get("unguided_tiles", 0) / 2  # as Cost.work
+            self._follow(job_id, _Followed(str(data["request"]["model"]), key_id, work, ts))
         elif event.type in _STARTS and (job := self._jobs.get(job_id)) is not None:
             if job.started_at is None and job.key_id:
                 self._drain(job.key_id).note(job.queued_at, ts)
@@ -73,10 +74,10 @@ class Throughput:
         durations_s = self._durations_s.get(model)
         return median(durations_s) if durations_s else None
 
-    def list_running(self, model: str) -> list[tuple[int, float]]:
-        """Tiles of each job of a model that has started, and Unix time of when it did."""
+    def list_running(self, model: str) -> list[tuple[float, float]]:
+        """Work, as `Cost` counts it, of each job of a model that has started, and Unix time of when it did."""
         running = self._running.get(model, {}).values()
-        return [(job.tiles, job.started_at) for job in running if job.started_at is not None]
+        return [(job.work, job.started_at) for job in running if job.started_at is not None]
 
     def seconds_per_start(self, key_id: str) -> float | None:
         """Seconds from one start of a job of this key to the next, while more of them wait; None if not measured."""

@@ -110,9 +110,9 @@ class Attempt:
 
     def _relay_step(self, report: StepReport) -> None:
         pace, data = self._context.pace, report.data
-        if data.tiles:  # else nothing was to be inpainted
-            pace.learn_tile(report.seconds / data.tiles)
-        eta_s = pace.after_steps(report.tiles_left, self._megapixels)
+        if report.work:  # else nothing was to be inpainted
+            pace.learn_tile(report.seconds / report.work)
+        eta_s = pace.after_steps(report.work_left, self._megapixels)
         self._log.append(data.model_copy(update={"eta_s": eta_s}))
 
     def _relay_band(self, report: BandReport) -> None:

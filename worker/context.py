@@ -20,7 +20,7 @@ _SMOOTHING = 0.7  # weight of the old estimate against a new measurement
 
 @dataclass(slots=True)
 class Pace:
-    """Estimated seconds per tile prediction, and per megapixel to decode and to store."""
+    """Estimated seconds per tile prediction, guided where jobs are, and per megapixel to decode and to store."""
 
     tile_s: float
     decode_s: float
@@ -35,9 +35,9 @@ class Pace:
     def learn_store(self, seconds: float) -> None:
         self.store_s = _SMOOTHING * self.store_s + (1 - _SMOOTHING) * seconds
 
-    def after_steps(self, tiles_left: int, megapixels: float) -> float:
-        """Seconds until the end of a job that still has tiles to denoise."""
-        return round(tiles_left * self.tile_s + megapixels * (self.decode_s + self.store_s), 1)
+    def after_steps(self, work_left: float, megapixels: float) -> float:
+        """Seconds until the end of a job that still has work for so many guided tiles."""
+        return round(work_left * self.tile_s + megapixels * (self.decode_s + self.store_s), 1)
 
     def after_bands(self, megapixels_left: float, megapixels: float) -> float:
         """Seconds until the end of a job that is being decoded."""

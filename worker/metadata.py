@@ -11,6 +11,7 @@ from PIL.ExifTags import IFD, Base
 from PIL.Image import Exif
 from PIL.PngImagePlugin import PngInfo, putchunk
 
+from api_schemas.advanced import ALWAYS_GUIDED
 from api_schemas.generation import ResolvedRequest
 from provenance.source_types import SourceType, name_term
 
@@ -59,6 +60,7 @@ def _write_parameters(request: ResolvedRequest) -> str:
         "Seed": request.seed,
         "Size": f"{request.width_px}x{request.height_px}",
         "Model": request.model,
+        **_describe_interval(request),
         "Version": "Chorale",
     }
     lines = [request.prompt]
@@ -66,6 +68,11 @@ def _write_parameters(request: ResolvedRequest) -> str:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items()))
     return "\n".join(lines).strip()
+
+
+def _describe_interval(request: ResolvedRequest) -> dict[str, object]:
+    interval = request.advanced.guidance_interval or ALWAYS_GUIDED
+    return {} if interval == ALWAYS_GUIDED else {"CFG interval": f"{interval[0]:g} to {interval[1]:g}"}
 
 
 def _quote(value: str) -> str:

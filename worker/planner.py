@@ -74,6 +74,7 @@ def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> De
         outer_shares=tiling.outer_shares,
         attention=stage.attention and _plan_attention(card, stage.attention),
         resampled=stage.resampled,
+        guided=(stage.guided.start / max(stage.steps, 1), stage.guided.stop / max(stage.steps, 1)),
     )
 
 

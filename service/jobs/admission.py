@@ -165,7 +165,11 @@ def resolve(request: GenerationRequest, card: ModelCard, source: FoundSource | N
         ),
         "layout": layout,
         "layout_reason": reason,
-        "advanced": request.advanced.model_dump() | {"sync_strength": card.choose_sync_strength(request)},
+        "advanced": request.advanced.model_dump()
+        | {
+            "sync_strength": card.choose_sync_strength(request),
+            "guidance_interval": card.choose_guidance_interval(request),
+        },
         "source_job": source and source.describe(request, card),
         "seed": secrets.randbelow(MAX_DRAWN_SEED + 1) if request.seed is None else request.seed,
     }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from math import ceil
 
+from api_schemas.advanced import ALWAYS_GUIDED
 from api_schemas.catalog import AddOnKind, ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest
@@ -26,6 +27,7 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
         *_check_stages(request, card, stages),
         *_check_add_ons(request, card),
         *_check_conditions(request, card),
+        *_check_guidance_interval(request, card),
         *_check_regions(request, card),
         *_check_mask(request),
         *_check_variations(request),
@@ -176,6 +178,16 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
     if request.guidance_scale not in (None, 1.0) and not card.guidance:
         allowed = f"1: model {card.name} ({card.family}) was trained to work without guidance"
         yield FieldError(field="guidance_scale", value=f"{request.guidance_scale:g}", allowed=allowed)
+
+
+def _check_guidance_interval(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
+    """Only what is guided by two branches, one of them with a negative prompt, can leave one out."""
+    interval = request.advanced.guidance_interval
+    if interval in (None, ALWAYS_GUIDED) or (card.guidance and card.negative_prompt):
+        return
+    reason = "is guided within one prediction" if card.guidance else "was trained to work without guidance"
+    allowed = f"[0, 1]: model {card.name} ({card.family}) {reason}"
+    yield FieldError(field="advanced.guidance_interval", value=str(list(interval)), allowed=allowed)
 
 
 def _check_regions(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:

@@ -51,14 +51,14 @@ class JobViews:
 
     def _estimate(self, job: Job, position: int, offer: Offer) -> float | None:
         model, card = job.request.model, offer.find(job.request.model)
-        own_s = _own_seconds(job.cost.tiles, card)
+        own_s = _own_seconds(job.cost.work, card)
         per_job_s = self._throughput.seconds_per_job(model) or own_s
         if per_job_s is None:
             return None
         workers = max(1, offer.count_workers(model))
         left_s = [
-            max(0.0, (_own_seconds(tiles, card) or per_job_s) - (time.time() - started_at))
-            for tiles, started_at in self._throughput.list_running(model)
+            max(0.0, (_own_seconds(work, card) or per_job_s) - (time.time() - started_at))
+            for work, started_at in self._throughput.list_running(model)
         ]
         busy_s = sum(left_s) if len(left_s) >= workers else 0.0
         return round((busy_s + position * per_job_s) / workers + (own_s or per_job_s), 1)
@@ -68,7 +68,7 @@ class JobViews:
         return JobUrls.below(self._root_path, job.id, download)
 
 
-def _own_seconds(tiles: int, card: ModelCard | None) -> float | None:
+def _own_seconds(work: float, card: ModelCard | None) -> float | None:
     if card is None or card.tile_seconds is None:
         return None
-    return card.tile_seconds * tiles
+    return card.tile_seconds * work

@@ -78,13 +78,17 @@ def test_a_file_for_print_has_its_bits_and_its_resolution(stack: LocalStack, tmp
 
 def test_generate_sends_pictures_and_names_add_ons(stack: LocalStack, tmp_path: Path) -> None:
     Image.new("RGB", (32, 24), "teal").save(tmp_path / "me.webp")
-    options = ("--lora", "ink:-0.5", "--ip-adapter", "face", "--ip-adapter-image", "me.webp")
+    options = (
+        "--lora", "ink:-0.5", "--ip-adapter", "face", "--ip-adapter-image", "me.webp",
+        "--guidance-interval", "0.2,0.9",
+    )  # fmt: skip
     done = run("generate", "waves", *SHORT, *options, "--url", stack.url, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "waves.png") as picture:
         settings = json.loads(picture.text["settings"])
     assert settings["loras"] == [{"name": "ink", "weight": -0.5}]
     assert settings["ip_adapter"] == {"name": "face", "scale": 0.6}
+    assert settings["advanced"]["guidance_interval"] == [0.2, 0.9]
     digest = hashlib.sha256((tmp_path / "me.webp").read_bytes()).hexdigest()
     assert settings["pictures"] == {"ip_adapter_image": {"sha256": digest, "width_px": 32, "height_px": 24}}
 

@@ -52,7 +52,7 @@ from worker.watch import Watch
 LARGE = 96 << 20  # takes a moment to store
 MEGAPIXELS = 512 * 512 / 1e6
 DONE = Generated(Path("image.tif"), Path("state.safetensors"), 1.0)
-STEP = StepReport(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), tiles_left=4, seconds=2.0)
+STEP = StepReport(StepCompletedData(step=1, steps=2, tiles=4, eta_s=None), work=4, work_left=4, seconds=2.0)
 BAND = BandReport(
     BandFinishedData(top_px=0, height_px=256, bands_done=1, bands=2, eta_s=None),
     decoded_px=1_000_000,
@@ -96,8 +96,16 @@ def test_the_time_left_is_that_of_tiles_decoding_and_storing(bench: Bench, tmp_p
     assert band.data.eta_s == pytest.approx(MEGAPIXELS * (0.5 * 0.25 + 0.125), abs=0.05)
 
 
+def test_steps_without_guidance_are_half_the_work(bench: Bench, tmp_path: Path) -> None:
+    """Four tiles in 1 s, of which one branch of two was predicted, and as many left under both: 2 s."""
+    report = StepReport(STEP.data, work=2, work_left=4, seconds=1.0)
+    _, job_id = run_script(bench, tmp_path, report)
+    step = bench.events(job_id)[2]
+    assert step.data.eta_s == pytest.approx(4 * 0.5 + MEGAPIXELS * (0.25 + 0.125), abs=0.05)
+
+
 def test_a_slower_engine_makes_the_time_left_longer(bench: Bench, tmp_path: Path) -> None:
-    slow = StepReport(STEP.data, tiles_left=4, seconds=40.0)
+    slow = StepReport(STEP.data, work=4, work_left=4, seconds=40.0)
     _, job_id = run_script(bench, tmp_path, *[slow] * 20)
     times = [event.data.eta_s for event in bench.events(job_id)[2:]]
     assert times == sorted(times)

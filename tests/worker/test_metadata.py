@@ -112,6 +112,8 @@ def test_parameters_are_read_as_common_readers_do() -> None:
     }
     assert metadata.parameters.splitlines()[-1].startswith("Steps: 4, CFG scale: 1.5, Seed: ")
     assert "Negative prompt" not in describe().parameters
+    limited = read_parameters(describe(advanced={"guidance_interval": [0.2, 0.9]}).parameters)
+    assert limited["CFG interval"] == "0.2 to 0.9"
     assert describe(prompt="").parameters.startswith("Steps: 4")
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
+from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,6 +147,41 @@ def test_where_no_seed_decides_the_estimate_is_what_is_denoised(
     advanced = {"tile_grid": grid[0], "overlap_px": None if shared is None else shared * 64}
     chosen = {"height_px": rows * 64, "width_px": columns * 64, "seamless": grid[1], "advanced": advanced}
     assert estimate_tiles(**chosen, steps=steps) == count_predicted(**chosen, steps=steps)
+
+
+@pytest.mark.parametrize("interval", [[0.0, 1.0], [0.2, 0.8], [0.0, 0.6], [0.3, 0.3], [0.95, 1.0]])
+def test_guidance_keeps_to_its_noise_levels_in_every_stage(interval: list[float]) -> None:
+    """A later stage of strength 0.4 is the tail of a schedule, of which diffusers' guider says where it guides."""
+    asked = {"width_px": 2048, "height_px": 2048, "layout": "cascade", "steps": 30, "guidance_scale": 5.0}
+    advanced = {"guidance_interval": interval, "tile_grid": "fixed"}
+    unguided, stages = 0, plan(**asked, advanced=advanced).stages
+    for stage, whole in zip(stages, (30, 38, 30), strict=True):
+        guider = ClassifierFreeGuidance(5.0, start=interval[0], stop=interval[1])
+        for index, tiles in enumerate(stage.denoise.count_tiles(stage.steps)):
+            guider.set_state(
+                step=whole - stage.steps + index, num_inference_steps=whole, timestep=torch.tensor(0)
+            )
+            assert stage.denoise.is_guided_at(index, stage.steps) == (guider.num_conditions == 2)
+            unguided += tiles * (guider.num_conditions == 1)
+    request = ask(**asked, advanced=advanced)
+    cost = CARD.estimate(request, lay_stages(CARD, request))
+    assert cost.unguided_tiles == unguided
+    assert cost.work == sum(sum(stage.denoise.weigh_tiles(stage.steps)) for stage in stages)
+    assert cost.work == cost.tiles - unguided / 2
+
+
+def test_an_interval_is_the_cards_unless_asked_and_none_where_nothing_is_guided() -> None:
+    card = CARD.model_copy(update={"guidance_interval": (0.25, 0.75)})
+
+    def guided(**changes: object) -> tuple[float, float]:
+        return plan_generation(ask(**changes), card, 1, Path()).stages[0].denoise.guided
+
+    assert guided(guidance_scale=5.0) == (0.25, 0.75)
+    assert guided(guidance_scale=5.0, advanced={"guidance_interval": [0, 0.5]}) == (0.0, 0.5)
+    assert guided(guidance_scale=5.0, advanced={"guidance_interval": [0, 1]}) == (0.0, 1.0)
+    assert guided(guidance_scale=1.0) == (0.0, 1.0)
+    asked = {"guidance_scale": 5.0, "advanced": {"guidance_interval": [0, 1]}}
+    assert plan(**asked) == plan(guidance_scale=5.0), "today's plan, so today's bytes"
 
 
 ATTENTIVE = CARD.model_copy(update={"attention": ["off", "conductor", "conductor+neighbours"]})

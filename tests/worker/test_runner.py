@@ -53,7 +53,7 @@ def run(context: JobContext, job_id: str) -> Retry | str:
 
 def complete_step(number: int) -> StepReport:
     data = StepCompletedData(step=number, steps=4, tiles=4, eta_s=None)
-    return StepReport(data, tiles_left=4, seconds=1.0)
+    return StepReport(data, work=4, work_left=4, seconds=1.0)
 
 
 def write_checkpoint(job: Generate, step: int) -> CheckpointWritten:

@@ -266,9 +266,23 @@ def _describe(family: Family, settings: FolderSettings, name: str, steps: tuple[
         positions=list(defaults.positions),
         negative_prompt=defaults.negative_prompt,
         guidance=defaults.guidance,
+        guidance_interval=_read_interval(family, settings),
         max_tile_size_px=shape.max_tile_px,
         dtype=_name_dtype(find_denoiser(family.pipe)),
     )
+
+
+def _read_interval(family: Family, settings: FolderSettings) -> tuple[float, float] | None:
+    """
+    Raises:
+        ModelFolderError: there is no branch to be left out.
+    """
+    interval, defaults = settings.guidance_interval, family.defaults
+    if interval is not None and not (defaults.guidance and defaults.negative_prompt):
+        raise ModelFolderError(
+            f"chorale.json: guidance_interval {list(interval)} would have no effect: this {family.name} model has no two branches; allowed: null"
+        )
+    return interval
 
 
 def _name_dtype(denoiser: nn.Module) -> Dtype:

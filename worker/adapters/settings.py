@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from api_schemas.advanced import MAX_TILE_SIZE_PX
+from api_schemas.advanced import MAX_TILE_SIZE_PX, GuidanceInterval
 from api_schemas.catalog import Dtype
 from api_schemas.layout import Cascade
 from api_schemas.scenes import SceneWords
@@ -32,6 +32,7 @@ class FolderSettings(BaseModel):
 
     Args:
         dtype: of weights and predictions; bfloat16 on a GPU and float32 on a CPU if left out.
+        guidance_interval: default of `advanced.guidance_interval`; for models that are guided by two branches.
         cpu_bfloat16: without `dtype`, bfloat16 on CPUs that have instructions for it, too.
         offload: what waits in main memory until the GPU needs it: nothing, whole networks, or single
             layers (`sequential` slowest and smallest).
@@ -52,6 +53,7 @@ class FolderSettings(BaseModel):
     default_steps: PositiveInt | None = None
     max_steps: PositiveInt = 200
     default_guidance_scale: NonNegativeFloat | None = None
+    guidance_interval: GuidanceInterval | None = None
     default_num_modules: PositiveInt | None = None
     latent_rgb: LatentRgb | None = None
     dtype: Dtype | None = None

@@ -49,12 +49,13 @@ class TilePredicted:
 class Step:
     """All tiles of a step were fused and the canvas advanced.
 
-    `index` and `steps` count over all stages, `tiles` as `DenoisePlan.count_predictions`.
+    `index` and `steps` count over all stages, `tiles` as `DenoisePlan.count_predictions`, `work` as `DenoisePlan.weigh`.
     """
 
     index: int
     steps: int
     tiles: int
+    work: float
     checkpoint: Checkpoint
 
 
@@ -136,7 +137,8 @@ def denoise(
             )
         reference = _find_reference(ensemble, low_band, inpainting)
         checkpoint = _capture(done + 1, latent, scheduler, generator, reference)
-        yield Step(done, total, rounds * plan.count_predictions(tiles), checkpoint)
+        count = rounds * plan.count_predictions(tiles)
+        yield Step(done, total, count, plan.weigh(count, index, steps), checkpoint)
     return latent
 
 
@@ -154,7 +156,8 @@ def _predict(
     fusion, predictions = Fusion(plan.canvas, latent), list[tuple[Rectangle, Tensor]]()
     scaled, steps = scheduler.scale_input(latent, index), len(scheduler.timesteps)
     views = _look_around(scaled, plan, scheduler, index, steps, ensemble.masked, style)
-    for tile, prediction in ensemble.predict(scaled, scheduler.timesteps[index], tiles, views):
+    guided, timestep = plan.is_guided_at(index, steps), scheduler.timesteps[index]
+    for tile, prediction in ensemble.predict(scaled, timestep, tiles, views, guided=guided):
         fusion.add(tile, prediction)
         predictions.append((tile, prediction))
         clean = scheduler.estimate_clean(plan.canvas.gather(latent, tile), prediction, index)

@@ -76,7 +76,7 @@ class Replica(Protocol):
 
     @property
     def branches(self) -> int:
-        """Predictions that a tile takes: 1, or 2 with guidance (without the prompt, with it)."""
+        """Predictions that a guided tile takes: 1, or 2 (without the prompt, with it). One that is not takes the last."""
         ...
 
     def predict(self, batch: Batch) -> Tensor:
@@ -84,7 +84,7 @@ class Replica(Protocol):
         ...
 
     def guide(self, predictions: Tensor) -> Tensor:
-        """One prediction (C, h, w) out of all branches' (branches, C, h, w)."""
+        """One prediction (C, h, w) out of all branches' (branches, C, h, w), or the last one's alone (1, C, h, w)."""
         ...
 
 
@@ -122,7 +122,7 @@ class Ensemble:
     ) -> None:
         self._replica, self._canvas, self._group, self._even = replica, canvas, group or SingleRank(), even
         self.at_most, self.enlarged, self.masked, self._regions = at_most, enlarged, masked, regions
-        self._wanted = modules * replica.branches
+        self._modules, self._wanted = modules, modules * replica.branches
         self._warnings: list[Warned] = []
 
     @property
@@ -135,12 +135,19 @@ class Ensemble:
         return taken
 
     def predict(
-        self, latent: Tensor, timestep: Tensor, tiles: Sequence[Rectangle], views: Views | None = None
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        tiles: Sequence[Rectangle],
+        views: Views | None = None,
+        *,
+        guided: bool = True,
     ) -> Iterator[tuple[Rectangle, Tensor]]:
         """Predict every tile's crop of the canvas (C, H, W) at a timestep ().
 
         Args:
             views: what they attend to beside it.
+            guided: whether all branches are predicted, or the prompt's alone.
 
         Yields:
             each tile in the order given, with its prediction (C, h, w), guidance applied and prompts blended.
@@ -151,39 +158,44 @@ class Ensemble:
         regions = self._regions
         prompts = [(0,) if regions is None else tuple(regions.find_prompts(tile)) for tile in tiles]
         state = _State(latent, timestep, views)
-        guided = self._predict_guided(state, list(zip(tiles, prompts, strict=True)))
+        one_by_one = self._predict_branches(state, list(zip(tiles, prompts, strict=True)), guided=guided)
         for tile, own in zip(tiles, prompts, strict=True):
-            predictions = [next(guided) for _ in own]
+            predictions = [next(one_by_one) for _ in own]
             yield tile, predictions[0] if regions is None else regions.blend(tile, own, predictions)
 
-    def _predict_guided(
-        self, state: "_State", asked: Sequence[tuple[Rectangle, Sequence[int]]]
+    def _predict_branches(
+        self, state: "_State", asked: Sequence[tuple[Rectangle, Sequence[int]]], *, guided: bool
     ) -> Iterator[Tensor]:
-        """Of each tile, under each of its prompts in turn."""
-        branches = self._replica.branches
+        """One prediction out of the branches of each tile, under each of its prompts in turn."""
+        branches = range(self._replica.branches)[0 if guided else -1 :]
+        count = len(branches)
         queries = [
             Query(tile, branch, prompt)
             for tile, prompts in asked
             for prompt in prompts
-            for branch in range(branches)
+            for branch in branches
         ]
         results: list[Tensor] = []
-        for predictions in self._predict_in_rounds(state, queries):
+        for predictions in self._predict_in_rounds(state, queries, self._modules * count):
             results.extend(predictions)
-            while len(results) >= branches:
-                yield self._replica.guide(torch.stack(results[:branches]))
-                del results[:branches]
+            while len(results) >= count:
+                yield self._replica.guide(torch.stack(results[:count]))
+                del results[:count]
 
     def predict_every_size(self, latent: Tensor, timestep: Tensor, tile: Rectangle) -> None:
         """One batch of each size that `predict` may choose: a GPU chooses and records its kernels for each."""
         for size in range(self._largest_batch, 0, -1):
             self._predict_batch([Query(tile)], size, _State(latent, timestep, None))
 
-    def _predict_in_rounds(self, state: "_State", queries: Sequence[Query]) -> Iterator[Tensor]:
-        """In each round every rank predicts one batch; every rank gets all of them, in order."""
+    def _predict_in_rounds(self, state: "_State", queries: Sequence[Query], wanted: int) -> Iterator[Tensor]:
+        """In each round every rank predicts one batch; every rank gets all of them, in order.
+
+        Args:
+            wanted: predictions of as many tiles as there are modules.
+        """
         group, first = self._group, 0
         while first < len(queries):
-            size = self._choose_size(len(queries))
+            size = self._choose_size(len(queries), wanted)
             start = first + group.rank * size
             # A rank without queries repeats the last, to keep the collectives in step.
             batch = queries[start : start + size] or queries[-1:]
@@ -195,10 +207,10 @@ class Ensemble:
                 yield predictions[: max(len(queries) - first - rank * size, 0)]
             first += size * group.size
 
-    def _choose_size(self, queries: int) -> int:
+    def _choose_size(self, queries: int, wanted: int) -> int:
         """50 queries in batches of up to 16: four of 13 for one rank, two or four; eight of 7 for eight."""
         if not self._even:
-            return self._largest_batch
+            return min(wanted, self._largest_batch)
         ranks = self._group.size
         rounds = ceil(queries / (self._largest_batch * ranks))
         return ceil(queries / (rounds * ranks))

@@ -34,6 +34,8 @@ class DenoisePlan:
         regions: with prompts of their own, if there are any.
         mask: what is made, if not all; tiles that it does not touch are left out.
         resampled: the step that is predicted twice, so that what is made fits what stays; None: none is.
+        guided: (start, end) of the steps that are guided, as shares of them. The others are predicted under the prompt
+            alone (Kynkäänniemi et al. 2024).
         attention: what tiles attend to beside themselves, or None; one that is the whole canvas has nothing beside it,
             except for a style picture.
     """
@@ -49,6 +51,12 @@ class DenoisePlan:
     mask: Mask | None = None
     attention: AttentionPlan | None = None
     resampled: int | None = None
+    guided: tuple[float, float] = (0.0, 1.0)
+
+    def is_guided_at(self, index: int, steps: int) -> bool:
+        """Whether step `index` of `steps` takes all branches of guidance."""
+        first, end = (round(share * steps) for share in self.guided)
+        return first <= index < end
 
     def count_rounds(self, index: int) -> int:
         """How often the tiles of step `index` are predicted."""
@@ -89,6 +97,14 @@ class DenoisePlan:
             self.count_rounds(index) * self.count_predictions(self.tiles_at(index, steps))
             for index in range(steps)
         ]
+
+    def weigh_tiles(self, steps: int) -> list[float]:
+        """The same in tiles that are guided, as `weigh` has it."""
+        return [self.weigh(tiles, index, steps) for index, tiles in enumerate(self.count_tiles(steps))]
+
+    def weigh(self, tiles: int, index: int, steps: int) -> float:
+        """How many guided tiles take as long as these of step `index`: one branch of two is half the work."""
+        return tiles if self.is_guided_at(index, steps) else tiles / 2
 
     def count_predictions(self, tiles: Sequence[Rectangle]) -> int:
         """One for each tile, and under each prompt that counts in it. Branches of guidance are not counted."""

@@ -93,12 +93,13 @@ class StepReport:
     """A step is done; the consumer adds the time left.
 
     Args:
-        tiles_left: tiles of all steps that follow.
+        work: of this step, in guided tiles; `work_left` of all steps that follow.
         seconds: that this step took.
     """
 
     data: StepCompletedData
-    tiles_left: int
+    work: float
+    work_left: float
     seconds: float
 
 

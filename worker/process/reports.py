@@ -24,7 +24,7 @@ class ProgressReports:
         self._plan, self._scale = plan, scale
         self._band_px = plan.decode.tile_size * scale
         self._bands = ceil(height_px / self._band_px)
-        self._tiles_left = 0
+        self._work_left = 0.0
         self._measured_at = time.monotonic()
         self._before_first_tile = False
 
@@ -37,8 +37,8 @@ class ProgressReports:
         self._before_first_tile = True
         here, *later = self._plan.stages[stage.level - 1 :]
         # Of later stages as planned: their scheduler may take a step more.
-        tiles = here.denoise.count_tiles(stage.steps)[max(done - stage.before, 0) :]
-        self._tiles_left = sum(tiles) + sum(sum(each.denoise.count_tiles(each.steps)) for each in later)
+        work = here.denoise.weigh_tiles(stage.steps)[max(done - stage.before, 0) :]
+        self._work_left = sum(work) + sum(sum(each.denoise.weigh_tiles(each.steps)) for each in later)
         if done < stage.before + stage.steps:
             return PhaseStartedData(
                 phase="denoise",
@@ -62,9 +62,9 @@ class ProgressReports:
             self._before_first_tile = False
 
     def complete_step(self, step: Step) -> StepReport:
-        self._tiles_left -= step.tiles
+        self._work_left -= step.work
         data = StepCompletedData(step=step.index + 1, steps=step.steps, tiles=step.tiles, eta_s=None)
-        return StepReport(data, self._tiles_left, self._take_seconds())
+        return StepReport(data, step.work, self._work_left, self._take_seconds())
 
     def finish_band(self, band: Band) -> BandReport:
         canvas, scale = self._plan.canvas, self._scale

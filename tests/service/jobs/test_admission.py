@@ -82,6 +82,18 @@ def test_textures_alone_are_synced_unless_a_client_says_otherwise(
     assert card.choose_sync_strength(resolved) == strength
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"), [(None, (0.2, 0.9)), ([0.0, 0.5], (0.0, 0.5)), ([0, 1], (0.0, 1.0))]
+)
+def test_a_job_says_where_it_is_guided(asked: list[float] | None, found: tuple[float, float]) -> None:
+    card = CARD.model_copy(update={"guidance_interval": (0.2, 0.9)})
+    request = GenerationRequest.model_validate({"advanced": {"guidance_interval": asked}})
+    data = resolve(request, card)
+    assert data.request.advanced.guidance_interval == found
+    assert (data.cost.unguided_tiles == 0) == (found == (0.0, 1.0))
+    assert resolve(request, CARD).request.advanced.guidance_interval == (found if asked else (0.0, 1.0))
+
+
 @given(
     st.integers(1, 50),
     st.integers(0, 4),

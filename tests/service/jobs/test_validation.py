@@ -91,6 +91,12 @@ def test_too_many_steps_are_one_fault_whatever_each_stage_has_of_them() -> None:
             "auto, off: what model few-steps (flux) supports",
         ),
         (
+            GenerationRequest(advanced=AdvancedSettings(guidance_interval=(0.2, 0.8))),
+            "advanced.guidance_interval",
+            "[0.2, 0.8]",
+            "[0, 1]: model few-steps (flux) was trained to work without guidance",
+        ),
+        (
             GenerationRequest(advanced=AdvancedSettings(tile_size_px=2048)),
             "advanced.tile_size_px",
             "2048",
@@ -122,6 +128,16 @@ def test_an_add_on_that_a_family_cannot_take_is_told_from_one_that_is_not_listed
 @pytest.mark.parametrize("guidance_scale", [None, 1.0])
 def test_guidance_that_is_off_is_no_guidance(guidance_scale: float | None) -> None:
     assert not find(GenerationRequest(guidance_scale=guidance_scale), FEW_STEPS)
+
+
+def test_an_interval_needs_a_branch_to_leave_out() -> None:
+    embedded = FEW_STEPS.model_copy(update={"guidance": True})  # as FLUX.1 dev
+    asked = GenerationRequest(advanced=AdvancedSettings(guidance_interval=(0.2, 0.8)))
+    (error,) = find(asked, embedded)
+    assert error.allowed == "[0, 1]: model few-steps (flux) is guided within one prediction"
+    assert not find(asked, CARD)
+    always = GenerationRequest(advanced=AdvancedSettings(guidance_interval=(0.0, 1.0)))
+    assert not find(always, embedded)
 
 
 def test_noise_is_not_mixed_with_itself() -> None:

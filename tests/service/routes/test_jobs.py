@@ -42,7 +42,7 @@ def test_a_posted_job_is_resolved_recorded_and_queued(api: httpx.Client, story: 
     assert (queued.func_name, list(queued.args)) == (RUN_JOB, [job.id])
     assert queued.retries_left
     assert story.job(job.id).request == job.request
-    assert api.get(job.urls.self).json()["request"] == job.request.model_dump()
+    assert api.get(job.urls.self).json()["request"] == job.request.model_dump(mode="json")
 
 
 def test_a_given_seed_stays_and_a_missing_one_is_drawn(api: httpx.Client, story: Story) -> None:
@@ -87,6 +87,12 @@ def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
         ({"loras": [{"nam": "ink"}]}, "loras.0.nam", "name, weight"),
         ({"advanced": {"positions": "global"}}, "advanced.positions", "local"),
         ({"guidance_scale": 0.5}, "guidance_scale", "1"),
+        ({"advanced": {"guidance_interval": [0.8, 0.2]}}, "advanced.guidance_interval", "[0.2, 0.8]"),
+        ({"advanced": {"guidance_interval": [-0.1, 1]}}, "advanced.guidance_interval.0", "0"),
+        ({"advanced": {"guidance_interval": [0, 1.5]}}, "advanced.guidance_interval.1", "1"),
+        ({"advanced": {"guidance_interval": [0.5]}}, "advanced.guidance_interval.1", "required"),
+        ({"advanced": {"guidance_interval": [False, True]}}, "advanced.guidance_interval.0", "number"),
+        ({"advanced": {"guidance_interval": 0.5}}, "advanced.guidance_interval", "tuple"),
         ({"bit_depth": 12}, "bit_depth", "8 or 16"),
         ({"bit_depth": 16, "output_format": "jpeg"}, "bit_depth", "png or tiff, not jpeg"),
         ({"bit_depth": 16, "output_format": "webp"}, "bit_depth", "png or tiff, not webp"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -106,6 +106,22 @@ def test_batches_have_one_size_and_hold_every_query_once(
     assert len(asked) - len(queries) < replica.sizes[0]
 
 
+@given(st.integers(1, 40), st.integers(1, 9), st.booleans(), st.sampled_from([1, 2, 3]))
+@settings(max_examples=30)
+def test_without_guidance_each_tile_is_predicted_by_its_prompt_alone(
+    count: int, modules: int, even: bool, ranks: int
+) -> None:
+    tiles, replicas = list_tiles(count), [Recorder() for _ in range(ranks)]
+    alone = [(tile, answer(Query(tile, 1), CANVAS.gather(LATENT, tile), TIMESTEP)) for tile in tiles]
+    found = predict_together(replicas, modules, tiles, even=even, guided=False)
+    assert all(are_equal(each, alone) for each in found)
+    assert {query.branch for replica in replicas for batch in replica.batches for query in batch.queries} == {
+        1
+    }
+    if not even:  # as many tiles as ever in a batch, whoever predicts it
+        assert {size for replica in replicas for size in replica.sizes} == {modules}
+
+
 def test_a_batch_has_a_clock_for_each_query_and_no_context_unless_there_are_views() -> None:
     replica = Recorder()
     list(Ensemble(replica, CANVAS, 3).predict(LATENT, TIMESTEP, list_tiles(4)))
@@ -196,13 +212,18 @@ def test_any_other_error_is_not_mistaken_for_a_lack_of_memory() -> None:
 
 
 def predict_together(
-    replicas: list[Recorder], modules: int, tiles: list[Rectangle], *, even: bool = False
+    replicas: list[Recorder],
+    modules: int,
+    tiles: list[Rectangle],
+    *,
+    even: bool = False,
+    guided: bool = True,
 ) -> list[Predictions]:
     """By each rank."""
 
     def predict(replica: Recorder, group: Group) -> Predictions:
         ensemble = Ensemble(replica, CANVAS, modules, group, even=even)
-        return list(ensemble.predict(LATENT, TIMESTEP, tiles))
+        return list(ensemble.predict(LATENT, TIMESTEP, tiles, guided=guided))
 
     with ThreadPoolExecutor(len(replicas)) as pool:
         return list(pool.map(predict, replicas, thread_groups(len(replicas))))

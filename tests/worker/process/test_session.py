@@ -114,7 +114,7 @@ def test_the_tiles_that_are_left_are_those_that_follow(tmp_path: Path, seamless:
     steps = [report for report in run_toy(tmp_path, seamless=seamless) if isinstance(report, StepReport)]
     assert len({step.data.tiles for step in steps}) > 2
     for index, step in enumerate(steps):
-        assert step.tiles_left == sum(later.data.tiles for later in steps[index + 1 :])
+        assert step.work_left == sum(later.data.tiles for later in steps[index + 1 :])
 
 
 def test_a_resumed_session_makes_the_same_picture_and_reports_only_what_it_does(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_resumed_session_makes_the_same_picture_and_reports_only_what_it_does(
         assert list_stages(resumed) == [*unfinished, decode]
         again = [report for report in resumed if isinstance(report, StepReport)]
         assert all(
-            report.tiles_left == sum(later.data.tiles for later in again[index + 1 :])
+            report.work_left == sum(later.data.tiles for later in again[index + 1 :])
             for index, report in enumerate(again)
         )
         assert (folder / "image.tif").read_bytes() == picture

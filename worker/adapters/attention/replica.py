@@ -90,7 +90,10 @@ class AttentiveReplica:
         return self.rotary is not None and self.rotary.positions == "global"
 
     def _show_conductor(self, view: View, slot: Slot = "conductor") -> None:
-        """Each branch of guidance writes the keys that its own queries read, under whichever prompt."""
+        """Each branch of guidance writes the keys that its own queries read, under whichever prompt.
+
+        In a step without guidance, too: the pages keep their shape, and it is one prediction.
+        """
         if self.layers.conductor is view:
             return
         self.layers.conductor = None
