@@ -59,6 +59,8 @@ class _Change(_Derivation):
             region["prompt"] = described
         if "ip_adapter_image" not in parent.pictures:  # it was given the style picture
             kept["ip_adapter"] = None
+        if "control_image" not in parent.pictures:  # it was given the source
+            kept["control"] = None
         kept["advanced"]["stages"] = []
         # A part is made as the whole was, whatever its own prompt says.
         kept["layout"] = "auto" if parent.goes_by_source else parent.layout

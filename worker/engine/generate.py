@@ -126,7 +126,7 @@ def generate(
         if prepared.sees_masks and not isinstance(stage.plan.start, Upscale):
             masked = yield from show_mask(begun.inpainting, stage.plan, prepared, plan.decode, group)
         ensemble = Ensemble(
-            prepared.make_replica(stage.plan.whole), stage.plan.canvas, stage.plan.modules, group,
+            prepared.make_replica(stage.plan), stage.plan.canvas, stage.plan.modules, group,
             even=stage.plan.even, at_most=at_most, enlarged=begun.enlarged, masked=masked,
             regions=_place_regions(stage, prepared.device),
         )  # fmt: skip
