@@ -82,6 +82,25 @@ def test_textures_alone_are_synced_unless_a_client_says_otherwise(
     assert card.choose_sync_strength(resolved) == strength
 
 
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"source": {}, "upscale": 2}, "tile"),
+        ({"source": {}, "upscale": 2, "control": {"name": "edges"}}, "edges"),
+        ({"source": {}}, None),
+        ({}, None),
+    ],
+)
+def test_what_is_enlarged_has_the_controlnet_for_tiles_unless_a_client_names_another(
+    asked: dict[str, object], name: str | None
+) -> None:
+    names = {"controlnets": ["edges", "tile"], "tile_controlnet": "tile"}
+    request = GenerationRequest.model_validate(asked)
+    control = resolve(request, CARD.model_copy(update=names)).request.control
+    assert (control and control.name) == name
+    assert resolve(request.model_copy(update={"control": None}), CARD).request.control is None
+
+
 @given(
     st.integers(1, 50),
     st.integers(0, 4),
