@@ -73,7 +73,8 @@ _BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "style", "lay
 
 
 class RerollRequest(_Change):
-    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is, at any strength."""
+    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is, at any strength. A ControlNet that
+    was given the job's source does not apply to it."""
 
     region: SourceMask
     strength: float = Field(

@@ -61,10 +61,8 @@ def _find_part(mask: Mask, stage: StagePlan, autoencoder: Autoencoder) -> tuple[
     around, _ = canvas.halo(mask.bounds, reach)
     whole = around.height >= canvas.height, around.width >= canvas.width
     part = Rectangle(
-        *(
-            0 if all_of_it else start
-            for all_of_it, start in zip(whole, (around.top, around.left), strict=True)
-        ),
+        0 if whole[0] else around.top,
+        0 if whole[1] else around.left,
         min(around.height, canvas.height),
         min(around.width, canvas.width),
     )
