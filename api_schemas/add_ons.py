@@ -17,7 +17,7 @@ class LoraChoice(RequestPart):
 
 
 class ControlSettings(RequestPart):
-    """A ControlNet, conditioned on the picture in the part `control_image`."""
+    """A ControlNet, conditioned on the picture in the part `control_image`, or without that on the source, enlarged with it."""
 
     name: AddOnName
     scale: float = Field(default=1.0, ge=0.0, le=2.0, allow_inf_nan=False)

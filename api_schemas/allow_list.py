@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api_schemas.model_files import Files, Folder, choose_add_on_files, choose_model_files
 
 ModelKind = Literal["model", "lora", "controlnet", "ip_adapter"]
+ControlKind = Literal["tile"]
 AllowedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 # `someone/model`: as the hub calls it, or a folder two levels down.
@@ -34,6 +35,7 @@ class AllowedModel(BaseModel):
     Args:
         path: a folder, or one safetensors file.
         base: family that an add-on fits; None for models.
+        control: what a ControlNet was made for, where that matters: a source is enlarged with one for tiles.
         files: SHA-256 by path below the folder, of what is read; links followed.
     """
 
@@ -42,6 +44,7 @@ class AllowedModel(BaseModel):
     kind: ModelKind
     path: Path
     base: str | None = None
+    control: ControlKind | None = None
     files: dict[str, str]
 
     @property

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api_schemas.add_ons import ControlSettings
 from api_schemas.advanced import (
     ALWAYS_GUIDED,
     MAX_TILE_SIZE_PX,
@@ -141,6 +142,11 @@ class ModelCard(BaseModel):
     loras: list[str] = Field(default=[], description="Allowed values of `loras[].name`.")
     controlnets: list[str] = Field(default=[], description="Allowed values of `control.name`.")
     ip_adapters: list[str] = Field(default=[], description="Allowed values of `ip_adapter.name`.")
+    tile_controlnet: str | None = Field(
+        default=None,
+        description="The ControlNet that `upscale` takes where a request names none: one that was made for tiles, and"
+        " keeps to the source.",
+    )
 
     def nearest_sides(self, side_px: int) -> tuple[int, int]:
         """The allowed sides just below and above `side_px`."""
@@ -198,6 +204,12 @@ class ModelCard(BaseModel):
         if request.upscale is not None:
             default = max(1, round(default * self.cascade.share(1)))
         return request.advanced.stage(0).steps or request.steps or default
+
+    def choose_control(self, request: GenerationRequest) -> ControlSettings | None:
+        """As asked for, or the one for tiles where a source is enlarged."""
+        if request.control is not None or request.upscale is None or self.tile_controlnet is None:
+            return request.control
+        return ControlSettings(name=self.tile_controlnet)
 
     def choose_augmentation(self, request: GenerationRequest) -> float:
         """Of conditioned stages: at fidelity 1 none, at 0 twice the model's own."""

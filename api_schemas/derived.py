@@ -59,6 +59,8 @@ class _Change(_Derivation):
             region["prompt"] = described
         if "ip_adapter_image" not in parent.pictures:  # it was given the style picture
             kept["ip_adapter"] = None
+        if "control_image" not in parent.pictures:  # it was given the source
+            kept["control"] = None
         kept["advanced"]["stages"] = []
         # A part is made as the whole was, whatever its own prompt says.
         kept["layout"] = "auto" if parent.goes_by_source else parent.layout
@@ -71,7 +73,8 @@ _BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "style", "lay
 
 
 class RerollRequest(_Change):
-    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is, at any strength."""
+    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is, at any strength. A ControlNet that
+    was given the job's source does not apply to it."""
 
     region: SourceMask
     strength: float = Field(

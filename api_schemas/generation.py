@@ -103,7 +103,10 @@ class GenerationRequest(RequestPart):
         description="LoRAs to apply, by their names in `loras` of the model's card; each at most once.",
     )
     control: ControlSettings | None = Field(
-        default=None, description="Needs a multipart request with the part `control_image`."
+        default=None,
+        description="Conditioned on the picture in the part `control_image`, which may be left out where all of a `source` is"
+        " changed or enlarged: that is the picture then, at the size of each stage. With `upscale` and without `control` it is"
+        " `tile_controlnet` of the model's card; a scale of 0 turns it off.",
     )
     ip_adapter: IpAdapterSettings | None = Field(
         default=None,

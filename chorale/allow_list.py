@@ -11,6 +11,7 @@ from api_schemas.allow_list import (
     HUB_NAME,
     AllowedModel,
     AllowList,
+    ControlKind,
     ModelKind,
 )
 from api_schemas.model_files import Folder, FolderError
@@ -35,7 +36,9 @@ class AllowListFile:
         except ValidationError as error:
             raise AllowListError(f"{self.path} is no allow-list: {error}") from error
 
-    def add(self, name: str, path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
+    def add(
+        self, name: str, path: Path, kind: ModelKind, base: str | None, control: ControlKind | None = None
+    ) -> AllowedModel:
         """Enter a folder or file with the digests that it has now; an earlier entry is replaced.
 
         A link is stored as a link: its target is resolved when the model is loaded.
@@ -45,7 +48,9 @@ class AllowListFile:
         """
         if kind == "model":
             _refuse_hub_name(path)
-        entry = _inspect(path.expanduser().absolute(), kind, base)
+        if control is not None and kind != "controlnet":
+            raise AllowListError(f"--control {control} is for --kind controlnet; this is a {kind}")
+        entry = _inspect(path.expanduser().absolute(), kind, base).model_copy(update={"control": control})
         self._write(name, self.read().models | {name: entry})
         return entry
 

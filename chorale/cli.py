@@ -235,7 +235,9 @@ def generate(
             "advanced": options.name_advanced(guidance_interval),
             "model": model,
             "loras": [options.parse_lora(text) for text in lora] if lora else None,
-            "control": options.name_add_on("control", control, control_scale, control_image),
+            "control": options.name_add_on(
+                "control", control, control_scale, control_image, shows_source=source is not None
+            ),
             "ip_adapter": options.name_add_on("ip-adapter", ip_adapter, ip_adapter_scale, ip_adapter_image),
             "regions": chosen.regions or None,
             "output_format": options.find_format(path),

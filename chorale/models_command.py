@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from api_schemas.allow_list import ModelKind
+from api_schemas.allow_list import ControlKind, ModelKind
 from chorale.allow_list import AllowListFile
 from chorale.client import Client
 from chorale.data_folder import DataFolder
@@ -39,12 +39,16 @@ def add(
         str | None,
         Option(help="Model family of an add-on, as `chorale models` shows it.", show_default=False),
     ] = None,
+    control: Annotated[
+        ControlKind | None,
+        Option(help="Of a ControlNet made for tiles: pictures are enlarged with it.", show_default=False),
+    ] = None,
     file: File = None,
     data: Data = None,
 ) -> None:
     """Add a model or an add-on to the allow-list. Its files are checked against their digests at each load."""
     allow_list = AllowListFile(file or DataFolder(data).models_file)
-    entry = allow_list.add(name, path, kind, base)
+    entry = allow_list.add(name, path, kind, base, control)
     print(f"{name}: {len(entry.files)} files of {entry.path}")
 
 

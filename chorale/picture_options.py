@@ -43,7 +43,10 @@ Loras = Annotated[
 ]
 Control = Annotated[str | None, Option(metavar="NAME", help="ControlNet of the model's card.")]
 ControlImage = Annotated[
-    Path | None, Option(help="Conditioning picture of the ControlNet.", exists=True, dir_okay=False)
+    Path | None,
+    Option(
+        help="Conditioning picture of the ControlNet.", show_default="--source", exists=True, dir_okay=False
+    ),
 ]
 ControlScale = Annotated[float | None, Option(help="Conditioning scale, 0 to 2.", show_default="1")]
 IpAdapter = Annotated[str | None, Option(metavar="NAME", help="IP-Adapter of the model's card.")]
@@ -153,16 +156,19 @@ def name_advanced(guidance_interval: str | None) -> dict[str, object] | None:
 
 
 def name_add_on(
-    option: str, name: str | None, scale: float | None, image: Path | None
+    option: str, name: str | None, scale: float | None, image: Path | None, *, shows_source: bool = False
 ) -> dict[str, object] | None:
     """A ControlNet or an IP-Adapter; None if there is none.
+
+    Args:
+        shows_source: whether it is given the source where it has no picture.
 
     Raises:
         OptionError: name or picture comes without the other.
     """
     if name is None and image is None and scale is None:
         return None
-    if name is None or image is None:
+    if name is None or (image is None and not shows_source):
         raise OptionError(f"--{option} NAME and --{option}-image FILE come together")
     return {"name": name} if scale is None else {"name": name, "scale": scale}
 

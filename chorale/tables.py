@@ -69,7 +69,7 @@ def lay_allowed(allow_list: AllowList) -> Table:
     for name, entry in sorted(allow_list.models.items()):
         table.add_row(
             Text(show(name)),
-            entry.kind,
+            f"{entry.kind} ({entry.control})" if entry.control else entry.kind,
             Text(show(entry.base or "")),
             str(len(entry.files)),
             Text(show(str(entry.path))),

@@ -3,6 +3,7 @@
 Pictures are read from the top in strips by libvips, and never held whole.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,18 @@ class SourceFiles:
         height, width = self.shown
         for top in range(0, height, _STRIP):
             yield top, np.array(self.open_pixels()[top : min(top + _STRIP, height), :width])
+
+    def open_scaled(self, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """(height, width, 3) of that size, 8 bits, mapped; made when it is first asked for, by whichever rank that is."""
+        is_own = size == self.size and self.bit_depth == 8
+        path = self.pixels if is_own else self.pixels.with_suffix(f".{size[1]}x{size[0]}.8")
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}")
+            (height, width), kind = self.size, "uchar" if self.bit_depth == 8 else "ushort"
+            image = pyvips.Image.rawload(str(self.pixels), width, height, 3, format=kind)
+            set_bits(scale_to(image, size[1], size[0]), 8).rawsave(str(partial))
+            partial.replace(path)
+        return np.memmap(path, np.uint8, "c", shape=(*size, 3))  # PyTorch wants to write
 
     def open_levels(self) -> npt.NDArray[np.uint8]:
         """(height, width), mapped; only where `levels` is a file."""

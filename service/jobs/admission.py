@@ -165,6 +165,7 @@ def resolve(request: GenerationRequest, card: ModelCard, source: FoundSource | N
         ),
         "layout": layout,
         "layout_reason": reason,
+        "control": (control := card.choose_control(request)) and control.model_dump(),
         "advanced": request.advanced.model_dump()
         | {
             "sync_strength": card.choose_sync_strength(request),

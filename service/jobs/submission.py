@@ -213,15 +213,17 @@ def _mismatches(submission: Submission) -> Iterator[FieldError]:
 
 def is_taken(request: GenerationRequest, part: PicturePart) -> bool:
     """Whether a request has the field that a picture comes for."""
-    return is_needed(request, part) or (part == "ip_adapter_image" and request.ip_adapter is not None)
+    optional = {"control_image": request.control, "ip_adapter_image": request.ip_adapter}
+    return is_needed(request, part) or optional.get(part) is not None
 
 
 def is_needed(request: GenerationRequest, part: PicturePart) -> bool:
-    """Whether a request cannot do without a picture; an IP-Adapter can, where it is given the style picture."""
+    """Whether a request cannot do without a picture: an IP-Adapter can, where it is given the style picture, and a ControlNet
+    where it is given the source."""
     source, mask, style = request.source, request.mask, request.style
     shows_style = style is not None and style.has_picture
     needed: dict[PicturePart, bool] = {
-        "control_image": request.control is not None,
+        "control_image": request.control is not None and not request.goes_by_source,
         "ip_adapter_image": request.ip_adapter is not None and not shows_style,
         "source_image": source is not None and source.job is None,
         "style_image": shows_style,

@@ -90,6 +90,7 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
         (("add", "mine", "model/unet"), "model_index.json is missing"),
         (("add", "mine", "model", "--base", "toy"), "a model has no --base"),
         (("add", "mine", "model", "--kind", "lora"), "needs --base"),
+        (("add", "mine", "model", "--control", "tile"), "is for --kind controlnet; this is a model"),
         (("add", "mine", "model", "--kind", "lora", "--base", "flox"), "no such family; known are stable-"),
         (("add", "mine", "model", "--kind", "controlnet", "--base", "toy"), "config.json is missing"),
         (("add", "mine", "model/unet/diffusion_pytorch_model.safetensors"), "a model is a folder"),
@@ -157,7 +158,10 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
     Image.linear_gradient("L").save(tmp_path / "gradient.png")
     assert models(tmp_path, "add", "tiny", str(folder)).returncode == 0
     for name, path, kind in (("ink", ink, "lora"), ("edges", edges, "controlnet")):
-        added = models(tmp_path, "add", name, str(path), "--kind", kind, "--base", "stable-diffusion")
+        made_for = ("--control", "tile") if kind == "controlnet" else ()
+        added = models(
+            tmp_path, "add", name, str(path), "--kind", kind, "--base", "stable-diffusion", *made_for
+        )
         assert added.returncode == 0, added.stderr
     request = GenerationRequest(prompt="a", width_px=256, height_px=256, steps=1, model="tiny", seed=1)
     controlled = request.model_copy(update={"control": ControlSettings(name="edges", scale=2.0)})
@@ -165,6 +169,7 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
     with chorale_up(tmp_path / "data", "tiny") as (_, url), Client(url) as client:
         (card,) = client.models()
         assert (card.name, card.loras, card.controlnets) == ("tiny", ["ink"], ["edges"])
+        assert card.tile_controlnet == "edges"
         with pytest.raises(InvalidRequestError, match=r"loras.0.name brush: one of: ink"):
             client.create(request.model_copy(update={"loras": [LoraChoice(name="brush")]}))
         plain = client.create(request)

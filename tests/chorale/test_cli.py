@@ -18,6 +18,7 @@ from tests.chorale.commands import run, run_alone
 from tests.local_stack import find_all
 
 SHORT = ("--size", "512x256", "--steps", "3", "--seed", "7")
+PICTURE = str(Path(__file__).parents[1] / "provenance" / "marked.jpg")
 
 
 def test_generate_writes_the_picture_and_its_deep_zoom(stack: LocalStack, tmp_path: Path) -> None:
@@ -155,6 +156,7 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--lora", "brush"), 1, "one of: ink"),
         (("generate", "x", "--lora", "ink:5"), 2, "loras.0.weight"),
         (("generate", "x", "--control", "edges"), 2, "--control-image"),
+        (("generate", "x", "--control", "brush", "--source", PICTURE), 1, "control.name"),
         (("generate", "x", "--ip-adapter-image", __file__), 2, "--ip-adapter NAME"),
         (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 1, "a PNG, JPEG, WebP"),
         (("generate", "x", "--region", "dunes"), 2, "LEFT,TOP,WIDTH,HEIGHT:PROMPT"),

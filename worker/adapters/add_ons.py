@@ -1,5 +1,6 @@
 """What may be added to a model for one picture, and where its weights lie."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,13 @@ class Control:
 
     Args:
         path: folder of the ControlNet.
-        picture: (3, H, W), uint8, of any size.
+        picture: (3, H, W), uint8, of any size; or (height, width), pixels of a canvas -> what lies on it, (3, height, width),
+            uint8, which may be a mapped file.
         start: share of the steps before it begins; `end`: when it ends.
     """
 
     path: Path
-    picture: Tensor
+    picture: Tensor | Callable[[tuple[int, int]], Tensor]
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0

@@ -52,12 +52,14 @@ class AddOns:
         # With what files looked like when their digests were found right; least recently opened first.
         self._snapshots: dict[str, tuple[Stamp, Snapshot]] = {}
 
-    def announce(self) -> dict[str, list[str]]:
+    def announce(self) -> dict[str, object]:
         """The fields of a model's card that list them."""
+        for_tiles = [name for name in self.names("controlnet") if self._entries[name].control == "tile"]
         return {
             "loras": self.names("lora"),
             "controlnets": self.names("controlnet"),
             "ip_adapters": self.names("ip_adapter"),
+            "tile_controlnet": next(iter(for_tiles), None),
         }
 
     def only(self, kinds: Sequence[AddOnKind]) -> "AddOns":

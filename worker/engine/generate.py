@@ -17,13 +17,13 @@ from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.regions import Regions
 from worker.engine.scheduler import Scheduler
+from worker.engine.show_mask import show_mask
 from worker.engine.start import Noise, Upscale
-from worker.engine.stitch import Band, fill_up, stitch
+from worker.engine.stitch import Band, decode_part, stitch
 from worker.engine.style import Style, tint
 from worker.engine.sync import Sync
-from worker.engine.upscale import Autoencoder, augment, read_given, show_mask, upscale_latent
-from worker.engine.vae.decode import Decoding, decode
-from worker.engine.vae.executor import Heartbeat, MomentsPooled, lay_tiles
+from worker.engine.upscale import Autoencoder, augment, read_given, upscale_latent
+from worker.engine.vae.executor import Heartbeat, MomentsPooled
 from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
 
@@ -124,9 +124,10 @@ def generate(
             begun = yield from _start(plan, stage, latent, style, prepared, group)
         masked = None
         if prepared.sees_masks and not isinstance(stage.plan.start, Upscale):
-            masked = yield from show_mask(begun.inpainting, stage.plan, prepared, plan.decode, group)
+            moments = plan.paste and plan.paste.moments
+            masked = yield from show_mask(begun.inpainting, stage.plan, prepared, plan.decode, group, moments)
         ensemble = Ensemble(
-            prepared.make_replica(stage.plan.whole), stage.plan.canvas, stage.plan.modules, group,
+            prepared.make_replica(stage.plan), stage.plan.canvas, stage.plan.modules, group,
             even=stage.plan.even, at_most=at_most, enlarged=begun.enlarged, masked=masked,
             regions=_place_regions(stage, prepared.device),
         )  # fmt: skip
@@ -148,7 +149,8 @@ def _decode_to_rows(
         # The plan for memory goes by the type that is computed in.
         decoder = replace(decoder, dtype=torch.float32) if widen else decoder
         shown = plan.stages[-1].shown_px(decoder.scale)
-        tiles = _decode(latent, plan, decoder, group)
+        moments, part = (plan.paste.moments, plan.paste.part) if plan.paste else (None, None)
+        tiles = decode_part(latent, decoder, plan.canvas, plan.decode, group, moments=moments, part=part)
         for event in stitch(tiles, plan.canvas.width * decoder.scale, shown, plan.bit_depth):
             match event:
                 case MomentsPooled(moments):
@@ -157,15 +159,6 @@ def _decode_to_rows(
                     yield Band(top, plan.paste.overlay(top, rows))
                 case _:
                     yield event
-
-
-def _decode(latent: Tensor, plan: GenerationPlan, decoder: Decoder, group: Group) -> Iterator[Decoding]:
-    paste, canvas = plan.paste, plan.canvas
-    if paste is None or paste.part is None:
-        return decode(latent, decoder, canvas, plan.decode, group, moments=paste and paste.moments)
-    part = decode(latent, decoder, canvas, plan.decode, group, moments=paste.moments, part=paste.part)
-    places = lay_tiles(canvas.scaled(decoder.scale), plan.decode.tile_size * decoder.scale)
-    return fill_up(part, places, latent.device)
 
 
 def _schedule(plan: GenerationPlan, prepared: PreparedModel) -> list[_ScheduledStage]:

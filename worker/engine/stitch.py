@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.canvas import Rectangle
-from worker.engine.plan import BitDepth
-from worker.engine.vae.decode import DecodedTile, Decoding
-from worker.engine.vae.executor import Heartbeat, MomentsPooled
+from worker.engine.canvas import Plane, Rectangle
+from worker.engine.plan import BitDepth, DecodePlan
+from worker.engine.ranks import Group
+from worker.engine.vae.decode import DecodedTile, Decoding, decode
+from worker.engine.vae.executor import Heartbeat, MomentsPooled, lay_tiles
+from worker.engine.vae.operations import Decoder
 from worker.engine.warned import Warned
 
 
@@ -24,15 +26,28 @@ class Band:
 Stitching = Band | Warned | Heartbeat | MomentsPooled
 
 
-def fill_up(
+def decode_part(
+    latent: Tensor,
+    decoder: Decoder,
+    canvas: Plane,
+    plan: DecodePlan,
+    group: Group,
+    *,
+    moments: Sequence[Tensor] | None = None,
+    part: Rectangle | None = None,
+) -> Iterator[Decoding]:
+    """As `decode`, with tiles of grey where a part is asked for and they do not lie on it."""
+    tiles = decode(latent, decoder, canvas, plan, group, moments=moments, part=part)
+    if part is None:
+        return tiles
+    places = lay_tiles(canvas.scaled(decoder.scale), plan.tile_size * decoder.scale)
+    return _fill_up(tiles, places, latent.device)
+
+
+def _fill_up(
     tiles: Iterator[Decoding], places: Sequence[Rectangle], device: torch.device
 ) -> Iterator[Decoding]:
-    """Tiles of all places in turn, grey where none was decoded.
-
-    Args:
-        tiles: of some of the places, in their order.
-        device: that they lie on.
-    """
+    """Tiles of all places in turn, grey where none was decoded."""
     grey, waiting = torch.zeros(1, 1, 1, device=device), iter(places)
     for tile in tiles:
         if isinstance(tile, DecodedTile):

@@ -1,20 +1,19 @@
 """From a picture, given or made by the stage before, to the start of a stage."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from worker.engine.canvas import Paint, Plane, Rectangle
-from worker.engine.inpaint import Inpainting, Mask
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DecodePlan, StagePlan
+from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
 from worker.engine.resample import enlarge
-from worker.engine.start import Given, GivenLatent, GivenPixels, Picture
-from worker.engine.stitch import Band, stitch
-from worker.engine.vae.decode import decode
+from worker.engine.start import Given, GivenLatent
+from worker.engine.stitch import Band, decode_part, stitch
+from worker.engine.vae.decode import Decoding
 from worker.engine.vae.encode import encode_in_steps
 from worker.engine.vae.executor import Heartbeat, MomentsPooled
 from worker.engine.vae.operations import Decoder, Encoder
@@ -54,35 +53,6 @@ def read_given(
 
 
 @torch.inference_mode()
-def show_mask(
-    inpainting: Inpainting | None, stage: StagePlan, autoencoder: Autoencoder, plan: DecodePlan, group: Group
-) -> Generator[Warned | Heartbeat, None, Tensor]:
-    """What a model that sees masks is shown beside the canvas: what is made, and the latent of what stays, with grey
-    elsewhere; (1 + C, H, W), as in diffusers' StableDiffusionInpaintPipeline.
-
-    A resumed job makes it again: the encoder gives the same bytes.
-
-    Args:
-        inpainting: None: all is made.
-    """
-    canvas, start = stage.canvas, stage.start
-    mask = inpainting.mask if inpainting else Mask.lay(torch.ones(canvas.size), canvas)
-    if inpainting is None:
-        paint = _paint_grey
-    elif isinstance(start, Picture) and isinstance(start.given, GivenPixels) and start.given.canvas == canvas:
-        paint = start.given.paint
-    else:
-        paint = yield from _paint_latent(inpainting.reference, canvas, autoencoder, plan, group)
-    rest = GivenPixels(mask.blank(paint, autoencoder.decoder.scale), canvas)
-    latent = yield from read_given(rest, autoencoder, plan, group)
-    return torch.cat([mask.crossed[None].to(latent), latent])
-
-
-def _paint_grey(part: Rectangle) -> Tensor:
-    return torch.zeros(3, part.height, part.width)
-
-
-@torch.inference_mode()
 def augment(latent: Tensor, augmentation: float, seed: int, level: int) -> Tensor:
     """A clean latent (C, H, W) under a little noise, which hides what the next stage must not trust (conditioning
     augmentation: Ho et al., "Cascaded Diffusion Models", 2022, section 4).
@@ -114,33 +84,41 @@ def upscale_latent(
         return latent
     if encoder is None:
         return enlarge(latent, canvas, canvas.whole)
-    paint = yield from _paint_latent(latent, canvas, autoencoder, plan, group)
+    paint = yield from paint_latent(latent, canvas, autoencoder, plan, group)
     latent = yield from encode_in_steps(paint, encoder, canvas, plan, group)
     return latent
 
 
-def _paint_latent(
-    latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
+def paint_latent(
+    latent: Tensor,
+    canvas: Plane,
+    autoencoder: Autoencoder,
+    plan: DecodePlan,
+    group: Group,
+    *,
+    moments: Sequence[Tensor] | None = None,
+    part: Rectangle | None = None,
 ) -> Generator[Warned | Heartbeat, None, Paint]:
     """The picture of a clean latent (C, h, w), held as bytes, at the size of the picture of `canvas`.
+
+    Args:
+        moments: so is `part`, as `decode_part` takes them, for a latent of the canvas' size.
 
     Raises:
         NonFiniteImageError: it could not be decoded.
     """
-    picture, device = canvas.scaled(autoencoder.decoder.scale), autoencoder.device
-    image = yield from _decode_to_bytes(latent, canvas, autoencoder, plan, group)
+    decoder, device = autoencoder.decoder, autoencoder.device
+    small, picture = canvas.resized(*latent.shape[-2:]), canvas.scaled(decoder.scale)
+    tiles = decode_part(latent, decoder, small, plan, group, moments=moments, part=part)
+    image = yield from _hold_bytes(tiles, small.scaled(decoder.scale), device)
     return lambda part: enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
 
 
-def _decode_to_bytes(
-    latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
+def _hold_bytes(
+    tiles: Iterator[Decoding], picture: Plane, device: torch.device
 ) -> Generator[Warned | Heartbeat, None, Tensor]:
     """RGB (3, h, w), uint8, on the autoencoder's device."""
-    decoder, device = autoencoder.decoder, autoencoder.device
-    small = canvas.resized(*latent.shape[-2:])
-    picture = small.scaled(decoder.scale)
     image = torch.empty(3, *picture.size, dtype=torch.uint8, device=device)
-    tiles = decode(latent, decoder, small, plan, group)
     for event in stitch(tiles, picture.width):
         match event:
             case Band(top, rows):

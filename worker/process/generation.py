@@ -1,7 +1,7 @@
 """What every rank does for one job: conditions in, the engine's events out."""
 
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +41,20 @@ def complete_plan(plan: GenerationPlan, job: Generate, source: SourceFiles | Non
 
 
 def generate_job(
-    model: LoadedModel, job: Generate, plan: GenerationPlan, resume: Checkpoint | None, group: Group
+    model: LoadedModel,
+    job: Generate,
+    plan: GenerationPlan,
+    resume: Checkpoint | None,
+    group: Group,
+    source: SourceFiles | None = None,
 ) -> Generator[Progress, None, None]:
     """Encode the request's conditions, then run the engine.
 
     Args:
         plan: with the request's regions.
+        source: that the plan begins with.
     """
-    conditions = read_conditions(model, job)
+    conditions = read_conditions(model, job, source)
     yield from (Warned("mask_scaled", scaled) for scaled in find_scaled_masks(job.request))
     yield from (Warned("region_faint", faint) for faint in find_faint_regions(plan))
     yield from (Warned("prompt_cut", cut) for cut in model.find_truncated_prompts(conditions))
@@ -56,7 +62,7 @@ def generate_job(
     yield from generate(plan, model.prepare(conditions), resume, group)
 
 
-def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
+def read_conditions(model: LoadedModel, job: Generate, source: SourceFiles | None = None) -> Conditions:
     """Open the files that the request names.
 
     Raises:
@@ -69,7 +75,7 @@ def read_conditions(model: LoadedModel, job: Generate) -> Conditions:
         request.guidance_scale,
         request.advanced.positions,
         loras=tuple(Lora(add_ons.open("lora", each.name), each.weight) for each in request.loras),
-        control=_open_control(job, add_ons),
+        control=_open_control(job, add_ons, source),
         ip_adapter=_open_ip_adapter(job, add_ons),
         regions=tuple(_read_prompt(region, request) for region in request.regions),
         attention=model.card.choose_attention(request),
@@ -82,12 +88,27 @@ def _read_prompt(region: Region, request: ResolvedRequest) -> Prompt:
     return Prompt(request.describe_region(region), negative)
 
 
-def _open_control(job: Generate, add_ons: AddOns) -> Control | None:
-    control = job.request.control
+def _open_control(job: Generate, add_ons: AddOns, source: SourceFiles | None) -> Control | None:
+    control, sent = job.request.control, job.inputs.get("control_image")
     if control is None:
         return None
-    path, picture = add_ons.open("controlnet", control.name), _read_picture(job.inputs["control_image"])
+    path = add_ons.open("controlnet", control.name)
+    if sent is None:
+        assert source is not None  # the service asks for one of the two
+        picture = _ShownSource(source)
+    else:
+        picture = _read_picture(sent)
     return Control(path, picture, control.scale, control.start, control.end)
+
+
+@dataclass(frozen=True, slots=True)
+class _ShownSource:
+    """The source in a control picture's place; mapped, and so read tile by tile, where the device is a CPU."""
+
+    files: SourceFiles
+
+    def __call__(self, size: tuple[int, int]) -> Tensor:
+        return torch.from_numpy(self.files.open_scaled(size)).permute(2, 0, 1)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _open_ip_adapter(job: Generate, add_ons: AddOns) -> IpAdapter | None:

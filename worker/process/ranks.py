@@ -96,7 +96,7 @@ def _run_job(model: LoadedModel, part: RankJob, group: ProcessGroup) -> Failed |
     try:
         resume = read_checkpoint(part.checkpoint)[0] if part.checkpoint else None
         plan = complete_plan(part.plan, part.job, part.source)
-        deque(generate_job(model, part.job, plan, resume, group), maxlen=0)
+        deque(generate_job(model, part.job, plan, resume, group, part.source), maxlen=0)
         group.barrier()
     except DismissedError:
         return None

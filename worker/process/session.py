@@ -70,7 +70,10 @@ def run_session(
             spent_s,
         )
         part = RankJob(job, bare, job.checkpoint if resume else None, source)
-        with ranks.begin(part) as group, closing(generate_job(model, job, plan, resume, group)) as events:
+        with (
+            ranks.begin(part) as group,
+            closing(generate_job(model, job, plan, resume, group, source)) as events,
+        ):
             for event in events:
                 session.handle(event)
     colors = None

@@ -73,6 +73,15 @@ def test_a_picture_is_stored_as_png_before_the_job_is_queued(
             assert list(stored.get_flattened_data()) == list(original.convert("RGB").get_flattened_data())
 
 
+@pytest.mark.parametrize("asked", [{"upscale": 2}, {"width_px": 64, "height_px": 64}])
+def test_a_controlnet_needs_no_picture_beside_a_source(api: httpx.Client, asked: dict[str, object]) -> None:
+    request = CONTROL | {"source": {}} | asked
+    for sent in ({}, {"control_image": encode(size=(64, 64))}):
+        answer = post(api, request, source_image=encode(size=(64, 64)), **sent)
+        assert answer.status_code == 202, answer.text
+        assert set(answer.json()["request"]["pictures"]) == {"source_image", *sent}
+
+
 def test_two_pictures_come_each_by_its_name(api: httpx.Client, store_dir: Path) -> None:
     request = CONTROL | {"ip_adapter": {"name": "style", "scale": 0.5}}
     job = post(api, request, control_image=encode(), ip_adapter_image=encode("JPEG")).json()
@@ -130,6 +139,7 @@ def test_what_is_transparent_is_black(api: httpx.Client, store_dir: Path) -> Non
     ("request_", "pictures", "field", "words"),
     [
         (CONTROL, {}, "control_image", "as the part control_image"),
+        (CONTROL | {"source": {"fit": "fit"}}, {"source_image": encode()}, "control_image", "as the part control_image"),
         ({"prompt": "x"}, {"control_image": encode()}, "control_image", "without the field control"),
         (CONTROL, {"control_image": encode(), "mask": encode()}, "mask", "known are request, control_image"),
         (CONTROL, {"control_image": b"GIF89a" + encode()}, "control_image", name_formats()),

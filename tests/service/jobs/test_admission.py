@@ -94,6 +94,25 @@ def test_a_job_says_where_it_is_guided(asked: list[float] | None, found: tuple[f
     assert resolve(request, CARD).request.advanced.guidance_interval == (found if asked else (0.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"source": {}, "upscale": 2}, "tile"),
+        ({"source": {}, "upscale": 2, "control": {"name": "edges"}}, "edges"),
+        ({"source": {}}, None),
+        ({}, None),
+    ],
+)
+def test_what_is_enlarged_has_the_controlnet_for_tiles_unless_a_client_names_another(
+    asked: dict[str, object], name: str | None
+) -> None:
+    names = {"controlnets": ["edges", "tile"], "tile_controlnet": "tile"}
+    request = GenerationRequest.model_validate(asked)
+    control = resolve(request, CARD.model_copy(update=names)).request.control
+    assert (control and control.name) == name
+    assert resolve(request.model_copy(update={"control": None}), CARD).request.control is None
+
+
 @given(
     st.integers(1, 50),
     st.integers(0, 4),

@@ -54,7 +54,7 @@ def save_inpainting(folder: Path, *, xl: bool, channels: int = 9) -> DiffusionPi
     plain = (tiny_stable_diffusion_xl if xl else tiny_stable_diffusion)(folder.with_name("plain"))
     torch.manual_seed(4)
     unet = UNet2DConditionModel(**{**plain_config(plain.unet), "in_channels": channels})
-    _be_sure(plain.vae)
+    be_sure(plain.vae)
     parts = {**plain.components, "unet": unet}
     if xl:
         pipe = StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
@@ -65,7 +65,8 @@ def save_inpainting(folder: Path, *, xl: bool, channels: int = 9) -> DiffusionPi
 
 
 @torch.no_grad()
-def _be_sure(vae: AutoencoderKL) -> None:
+def be_sure(vae: AutoencoderKL) -> None:
+    """What is drawn around its mean is the mean."""
     vae.quant_conv.weight[4:] = 0
     vae.quant_conv.bias[4:] = -30
 

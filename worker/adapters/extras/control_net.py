@@ -117,8 +117,9 @@ class ControlNets:
 
     def _begin(self, control: Control, network: ControlNetModel, stage: StagePlan) -> StageControlNet:
         pipe, scale = self._pipe, self._pipe.vae_scale_factor
-        image = fit_control_image(control.picture, stage, scale).to(pipe.device)
-        scheduler = make_scheduler(find_scheduler(pipe), use_scheduler(stage), pipe.device)
+        image = fit_control_image(control, stage, scale).to(pipe.device)
+        scheduler = make_scheduler(find_scheduler(pipe), use_scheduler(stage.whole), pipe.device)
+        scheduler.skip(stage.whole.steps - stage.steps)
         conditioning_scale = read_conditioning_scale(control, scheduler.timesteps)
         return StageControlNet(network, image, stage.canvas.scaled(scale), scale, conditioning_scale)
 
@@ -150,11 +151,14 @@ def _flat(value: object) -> object:
     return list(cast(tuple[object, ...], value)) if isinstance(value, tuple) else value
 
 
-def fit_control_image(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
-    """Resize an image (3, h, w), uint8, to the picture on a stage's canvas, and pad it to the canvas: (3, H, W).
+def fit_control_image(control: Control, stage: StagePlan, scale: int) -> Tensor:
+    """The image on a stage's canvas, (3, H, W), uint8: resized to the picture there, and padded to the canvas.
 
     What of the canvas lies beyond the finished picture has the colours of its edge.
     """
+    picture = control.picture
+    if not isinstance(picture, Tensor):
+        return picture(stage.canvas.scaled(scale).size)
     height, width = stage.shown_px(scale)
     resized = np.array(VaeImageProcessor().resize(to_pil(picture), height, width))
     below, beside = stage.canvas.height * scale - height, stage.canvas.width * scale - width
@@ -164,6 +168,9 @@ def fit_control_image(picture: Tensor, stage: StagePlan, scale: int) -> Tensor:
 
 def read_conditioning_scale(control: Control, timesteps: Tensor) -> ConditioningScale:
     """As diffusers' pipelines count: a step is controlled if it lies wholly between start and end.
+
+    Args:
+        timesteps: those that are run.
 
     Raises:
         UnsupportedConditionError: that divides the predictions of one timestep, of which solvers of higher

@@ -97,7 +97,7 @@ class FluxControlNets:
     def _encode(self, control: Control, stage: StagePlan) -> Tensor:
         """The image's latent: the mean, where diffusers' pipeline draws one around it."""
         canvas, scale = stage.canvas, self._pipe.vae_scale_factor
-        image = fit_control_image(control.picture, stage, scale).to(find_execution_device(self._pipe))
+        image = fit_control_image(control, stage, scale).to(find_execution_device(self._pipe))
         encoder = flatten_encoder(self._pipe.vae, read_scaling(type(self._pipe), self._pipe.vae))
         assert encoder is not None
 

@@ -138,7 +138,9 @@ class Flux:
 
     def _find_timesteps(self, stage: StagePlan) -> Tensor:
         kept, device = find_scheduler(self.pipe), find_execution_device(self.pipe)
-        return make_scheduler(kept, self.use_scheduler(stage), device).timesteps
+        scheduler = make_scheduler(kept, self.use_scheduler(stage.whole), device)
+        scheduler.skip(stage.whole.steps - stage.steps)
+        return scheduler.timesteps
 
     def use_scheduler(self, stage: StagePlan) -> SchedulerUse:
         kept = find_scheduler(self.pipe)

@@ -57,6 +57,12 @@ def encode_in_steps(
     return latent.owned[0].float()
 
 
+def reach_of(encoder: Encoder) -> int:
+    """How far around a latent pixel the picture counts for it, statistics and attention apart; latent pixels."""
+    operations = [*encoder.tiled, *encoder.whole]
+    return halo_of(operations) // shrink_of(operations)
+
+
 def _lay_tiles(paint: Paint, encoder: Encoder, canvas: Plane, size: int) -> TiledRun:
     """Tiles of that size, latent pixels, on the canvas' picture."""
     operations = list(with_trims(encoder.tiled, at_joins=False))
