@@ -2,8 +2,6 @@
 
 import { PictureInput } from "./picture_input.js";
 
-const NEEDED = { field: "style.prompt", value: "", allowed: "Give the style in words, or choose a picture that has it." };
-
 export class StyleFields {
   // The ids of its elements begin with `name`.
   constructor(name) {
@@ -24,7 +22,9 @@ export class StyleFields {
 
   // What must be given before the request can be sent.
   missing() {
-    return this.file || this.prompt.value.trim() ? null : NEEDED;
+    if (this.file || this.prompt.value.trim()) return null;
+    const allowed = this.field.hidden ? "Give the style in words." : "Give the style in words, or choose a picture that has it.";
+    return { field: "style.prompt", value: "", allowed };
   }
 
   // Copies that of a job, whose picture is not at hand any more. Whether it had one.

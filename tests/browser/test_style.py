@@ -89,6 +89,8 @@ def test_a_model_that_takes_no_style_picture_is_given_words(
         "No style picture: the model toy takes a style in words alone."
     )
     expect(page.locator("#form").get_by_label(PICTURE)).to_be_hidden()
+    page.click("#submit")
+    expect(page.get_by_text("Give the style in words.")).to_be_visible()
     page.locator("#form").get_by_label(WORDS).fill("ink wash")
     page.click("#submit")
     page.wait_for_url("**/?job=*")
