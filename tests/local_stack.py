@@ -12,9 +12,9 @@ from tests.worker.processes import command_of, environment_of, find_children
 
 
 @contextmanager
-def toy_stack(folder: Path, *, delay_ms: int = 0) -> Iterator[LocalStack]:
-    """A ready stack that takes `delay_ms` for each tile."""
-    options = StackOptions(models=(f"toy:delay_ms={delay_ms}" if delay_ms else "toy",), devices="cpu")
+def toy_stack(folder: Path, address: str = "toy") -> Iterator[LocalStack]:
+    """A ready stack; `address` may have the options of `ToyOptions`."""
+    options = StackOptions(models=(address,), devices="cpu")
     with LocalStack(DataFolder(folder), options) as stack:
         stack.await_ready()
         yield stack

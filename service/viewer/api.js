@@ -20,16 +20,17 @@ export const fetchJobs = (limit) => call(`v1/jobs?limit=${limit}`);
 export const fetchModels = () => call("v1/models");
 export const cancelJob = (id) => call(`${jobPath(id)}/cancel`, { method: "POST" });
 
-// `picture`: the file to begin with.
-export function createJob(request, picture) {
+// `pictures`: files by the names of their parts.
+export function createJob(request, pictures = {}) {
   const json = new Blob([writeJson(request)], { type: "application/json" });
-  return call("v1/jobs", { method: "POST", headers: { "Idempotency-Key": randomWord() }, body: picture ? fillForm(json, picture) : json });
+  const files = Object.entries(pictures).filter(([, file]) => file);
+  return call("v1/jobs", { method: "POST", headers: { "Idempotency-Key": randomWord() }, body: files.length ? fillForm(json, files) : json });
 }
 
-function fillForm(request, picture) {
+function fillForm(request, files) {
   const form = new FormData();
   form.append("request", request);
-  form.append("source_image", picture);
+  for (const [part, file] of files) form.append(part, file);
   return form;
 }
 

@@ -1,17 +1,19 @@
-// What can be made of a finished picture: a part again, more around it, variations, a larger one.
+// What can be made of a finished picture: a part again, more around it, variations, a larger one, one in another style.
 
 import { createJob, deriveJob, tileUrl } from "./api.js";
 import { MaskField } from "./mask_field.js";
+import { StyleFields } from "./style_fields.js";
 
 const WHOLE_LEVEL = 9; // of the deep zoom: at most 512 px a side, one tile
 const HINT = "Draw the part on the picture.";
-const VERBS = { reroll: "Re-roll this part", extend: "Extend", variations: "Make variations", enhance: "Enhance" };
+const VERBS = { reroll: "Re-roll this part", extend: "Extend", variations: "Make variations", enhance: "Enhance", style: "Restyle" };
 
 export class DerivePanel {
-  constructor(root, { onMade }) {
-    Object.assign(this, { root, onMade });
+  constructor(root, { onMade, findCard }) {
+    Object.assign(this, { root, onMade, findCard });
     this.form = root.querySelector("form");
     this.mask = new MaskField(this.form);
+    this.style = new StyleFields("restyle");
     for (const radio of this.form.elements.kind) radio.addEventListener("change", () => this.settle());
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -45,11 +47,14 @@ export class DerivePanel {
   settle() {
     for (const part of this.form.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(this.kind);
     this.form.querySelector("[type=submit]").textContent = VERBS[this.kind];
-    if (this.job) this.mask.area.svg.style.backgroundImage = this.job.status === "succeeded" ? `url("${smallUrl(this.job)}")` : "none";
+    if (!this.job) return;
+    this.style.settle(this.findCard(this.job.request.model));
+    this.mask.area.svg.style.backgroundImage = this.job.status === "succeeded" ? `url("${smallUrl(this.job)}")` : "none";
   }
 
   async submit() {
-    if (this.kind === "reroll" && !this.mask.shape) return this.refuse(HINT);
+    const missing = this.missing();
+    if (missing) return this.refuse(missing);
     const button = this.form.querySelector("[type=submit]");
     button.disabled = true;
     try {
@@ -62,10 +67,16 @@ export class DerivePanel {
     }
   }
 
+  missing() {
+    if (this.kind === "style") return this.style.missing()?.allowed;
+    return this.kind === "reroll" && !this.mask.shape ? HINT : "";
+  }
+
   // The first job that was made.
   async make() {
     const { kind, job } = this;
-    if (kind === "enhance") return createJob({ ...this.read("upscale", "fidelity"), ...this.prompt(), ...this.enhanced() });
+    if (kind === "enhance") return createJob({ ...this.begun(), ...this.read("upscale", "fidelity") });
+    if (kind === "style") return createJob({ ...this.begun(), style: this.style.read() }, { style_image: this.style.file });
     const answer = await deriveJob(job.id, kind, kind === "variations" ? this.read("count", "amount") : { ...this.prompt(), ...this.part() });
     return kind === "variations" ? answer.data[0] : answer;
   }
@@ -75,10 +86,10 @@ export class DerivePanel {
     return { region: this.mask.read(), ...this.read("strength") };
   }
 
-  enhanced() {
+  // A request that begins with the picture.
+  begun() {
     const { model, seed, output_format, bit_depth, prompt } = this.job.request;
-    const own = { source: { job: this.job.id }, model, seed, output_format, bit_depth };
-    return this.form.elements.prompt.value.trim() ? own : { ...own, prompt };
+    return { source: { job: this.job.id }, model, seed, output_format, bit_depth, prompt, ...this.prompt() };
   }
 
   prompt() {

@@ -5,7 +5,7 @@ import { SizeFields } from "./size_fields.js";
 import { SourceFields } from "./source_fields.js";
 
 const ATTENTION = { auto: "Automatic", off: "Off", conductor: "Conductor", "conductor+neighbours": "Conductor and neighbours" };
-const AT = { width_px: "size", height_px: "size", "width_px and height_px": "size", source_image: "source" };
+const AT = { width_px: "size", height_px: "size", "width_px and height_px": "size", source_image: "source", style_image: "style.style_image" };
 
 export class RequestForm {
   constructor(form, { onSubmit, onChange }) {
@@ -14,12 +14,12 @@ export class RequestForm {
     this.submit = form.querySelector("#submit");
     this.sizes = new SizeFields(form);
     this.regions = new RegionList(form.querySelector("#regions"), () => onChange(this.outline()));
-    this.source = new SourceFields(form.querySelector("#source"), () => this.changed());
+    this.source = new SourceFields(form.querySelector("#source"));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const missing = this.source.missing(this.sizes.read());
       if (missing) this.showRefusal({ errors: [missing] });
-      else onSubmit(this.read(), this.source.picture?.file);
+      else onSubmit(this.read(), this.source.files);
     });
     form.addEventListener("input", ({ target }) => {
       this.clearRefusal(target);
@@ -192,7 +192,7 @@ export class RequestForm {
     const { elements } = this.form;
     this.sizes.follow(this.source.size, this.source.enlarged, edited);
     this.regions.setSize(...this.sizes.read());
-    this.source.settle(this.sizes.read());
+    this.source.settle(this.sizes.read(), this.card());
     elements.prompt.style.height = "auto";
     elements.prompt.style.height = `${elements.prompt.scrollHeight + 2}px`;
     const card = this.card();

@@ -25,7 +25,7 @@ let compare = null;
 let trouble = null;
 const caption = new Caption({ onCancel: () => page?.cancel(), onAgain: () => form.fill(page.job.request) });
 const form = new RequestForm(byId("form"), { onSubmit: submit, onChange: plan });
-const derive = new DerivePanel(byId("derive"), { onMade: (record) => go(record.id) });
+const derive = new DerivePanel(byId("derive"), { onMade: (record) => go(record.id), findCard });
 const lineage = new Lineage((id) => go(id));
 const recent = new RecentList(byId("recent"), byId("recent-empty"), (id) => go(id));
 
@@ -44,11 +44,11 @@ function lookAgain() {
   loadAccount();
 }
 
-async function submit(request, picture) {
+async function submit(request, pictures) {
   form.setBusy(true);
   form.clearRefusals();
   try {
-    const record = await createJob(request, picture);
+    const record = await createJob(request, pictures);
     history.pushState(null, "", `?job=${encodeURIComponent(record.id)}`);
     openJob(record);
     byId("title").focus({ preventScroll: true });
@@ -127,6 +127,7 @@ function closeJob() {
 async function loadModels() {
   try {
     form.setModels((await fetchModels()).data);
+    derive.settle();
     if (!page) drawPlan(form.outline());
   } catch {
     // The form works without: the server chooses its default model.
@@ -144,8 +145,11 @@ function plan(request) {
 }
 
 function tilePx(model) {
-  const card = form.cards?.find((each) => each.name === model) ?? form.card();
-  return card?.native_size_px ?? DEFAULT_TILE_PX;
+  return findCard(model)?.native_size_px ?? DEFAULT_TILE_PX;
+}
+
+function findCard(model) {
+  return form.cards?.find((each) => each.name === model) ?? form.card();
 }
 
 function asRefusal(error) {

@@ -2,22 +2,26 @@
 
 import { tileUrl } from "./api.js";
 import { MaskField } from "./mask_field.js";
-import { PictureInput, readFile } from "./picture_input.js";
+import { PictureInput } from "./picture_input.js";
 import { covers, placeSource } from "./placement.js";
-import * as words from "./words.js";
+import { StyleFields } from "./style_fields.js";
 
 const WHOLE_LEVEL = 9; // of the deep zoom: at most 512 px a side, one tile
 const FREE = "What the picture leaves free is inpainted.";
 const UNREAD = "This browser cannot show the file; the server may still read it.";
 
 export class SourceFields {
-  constructor(root, onChange) {
-    Object.assign(this, { root, onChange, picture: null });
+  constructor(root) {
+    this.root = root;
     this.elements = root.closest("form").elements;
     this.image = root.querySelector("#source-image");
     this.mask = new MaskField(root);
-    this.input = new PictureInput(root.querySelector("#source_image"), root.querySelector("#source-drop"), (file) => this.choose(file));
-    root.querySelector("#source-remove").addEventListener("click", () => this.remove());
+    this.style = new StyleFields("style");
+    this.input = new PictureInput("source", document);
+  }
+
+  get picture() {
+    return this.input.picture;
   }
 
   get kind() {
@@ -34,72 +38,52 @@ export class SourceFields {
     return this.picture && this.kind === "enhance" ? this.size.map((side) => side * Number(this.elements.upscale.value)) : null;
   }
 
+  // The files that go with what is read, by the names of their parts.
+  get files() {
+    if (!this.picture) return {};
+    return { source_image: this.picture.file, style_image: this.kind === "style" ? this.style.file : undefined };
+  }
+
   read() {
     if (!this.picture) return {};
-    const source = this.picture.job ? { job: this.picture.job } : {};
-    if (this.kind === "enhance") return { source, upscale: Number(this.elements.upscale.value), ...this.number("fidelity") };
-    const begun = { source: { ...source, fit: this.elements["source.fit"].value }, ...this.number("strength") };
+    const own = this.picture.job ? { job: this.picture.job } : {};
+    if (this.kind === "enhance") return { source: own, upscale: Number(this.elements.upscale.value), ...this.number("fidelity") };
+    const source = { ...own, fit: this.elements["source.fit"].value };
+    if (this.kind === "style") return { source, style: this.style.read() };
+    const begun = { source, ...this.number("strength") };
     return this.kind === "inpaint" ? { ...begun, mask: { ...this.mask.read(), feather_px: Number(this.elements["mask.feather_px"].value) } } : begun;
   }
 
   // What must be given before the request can be sent.
   missing([width, height]) {
+    if (this.picture && this.kind === "style") return this.style.missing();
     if (!this.picture || this.kind !== "inpaint") return null;
     if (!(width && height)) return { field: "width_px and height_px", value: "", allowed: "needed to place what is inpainted" };
     return this.mask.shape ? null : { field: "mask", value: "", allowed: "Draw what is inpainted on the picture." };
   }
 
   // Copies those of a job. A picture that was sent is not at hand any more, that of another job is.
-  fill({ source, source_job: made, strength, upscale, fidelity, mask, width_px, height_px }) {
+  fill({ source, source_job: made, strength, upscale, fidelity, mask, style, width_px, height_px }) {
     const { elements } = this;
-    elements["source-kind"].value = upscale ? "enhance" : mask ? "inpaint" : "img2img";
+    elements["source-kind"].value = upscale ? "enhance" : mask ? "inpaint" : style ? "style" : "img2img";
     elements["source.fit"].value = source?.fit ?? "fill";
-    elements.strength.value = strength ?? "";
+    elements.strength.value = (style ? null : strength) ?? "";
     elements.upscale.value = upscale ?? 2;
     elements.fidelity.value = fidelity ?? "";
     elements["mask.feather_px"].value = mask?.feather_px ?? 32;
     this.mask.fill(mask, [width_px, height_px]);
+    const hadStylePicture = this.style.fill(style);
     const isAtHand = made && !source.offset;
-    this.set(isAtHand ? { job: source.job, url: smallUrl(source.job, made), size: [made.width_px, made.height_px], name: "The picture of another job" } : null);
-    if (source && !isAtHand) this.say("The picture that it began with is left out: choose it again.");
-    else if (mask && !this.mask.shape) this.say("The mask picture is left out: draw what is inpainted.");
+    this.input.set(isAtHand ? { job: source.job, url: smallUrl(source.job, made), size: [made.width_px, made.height_px], name: "The picture of another job" } : null);
+    const leftOut = [source && !isAtHand && "The picture that it began with is left out: choose it again."];
+    leftOut.push(mask && !this.mask.shape && isAtHand && "The mask picture is left out: draw what is inpainted.");
+    leftOut.push(hadStylePicture && "The style picture is left out: choose it again.");
+    this.say(leftOut.filter(Boolean).join(" "));
   }
 
-  async choose(file) {
-    const turn = (this.turn = {});
-    const picture = await readFile(file);
-    if (this.turn === turn) this.set(picture);
-    else URL.revokeObjectURL(picture.url);
-  }
-
-  remove() {
-    this.set(null);
-    this.root.querySelector("#source_image").focus();
-  }
-
-  set(picture) {
-    if (this.picture?.file) URL.revokeObjectURL(this.picture.url);
-    this.turn = null;
-    this.picture = picture;
-    this.input.clear();
-    this.say("");
-    this.root.querySelector("#source-drop").hidden = Boolean(picture);
-    this.root.querySelector("#source-chosen").hidden = !picture;
-    if (picture) this.show(picture);
-    this.onChange();
-  }
-
-  show({ url, name, size, bytes }) {
-    this.root.open = true;
-    this.image.src = url;
-    this.image.hidden = !size[0];
-    const facts = [size[0] && words.size(...size), bytes && words.bytes(bytes)].filter(Boolean).join(" · ");
-    this.root.querySelector("#source-name").textContent = name;
-    this.root.querySelector("#source-facts").textContent = facts;
-  }
-
-  // For a result of this (width, height).
-  settle([width, height]) {
+  // For a result of this (width, height), by the model with this card.
+  settle([width, height], card) {
+    this.style.settle(card);
     for (const part of this.root.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(this.kind);
     if (!this.picture) return;
     const isKnown = this.size[0] && width && height;

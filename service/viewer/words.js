@@ -22,10 +22,16 @@ export function facts({ request, status, startedAt, finishedAt }) {
   return parts.filter(Boolean).join(" · ");
 }
 
-function begun({ source, strength, upscale, fidelity, mask }) {
+function begun({ source, strength, upscale, fidelity, mask, style }) {
   if (!source) return "";
   if (upscale) return `enhanced ${upscale} times${typeof fidelity === "number" ? `, fidelity ${fidelity}` : ""}`;
+  if (style) return styled(style);
   return `${mask || source.offset ? "inpainted" : "img2img"}, strength ${strength}`;
+}
+
+function styled({ prompt, style_image: hasPicture, strength }) {
+  const parts = [prompt && `style “${prompt}”`, (hasPicture || !prompt) && "style picture"];
+  return `${parts.filter(Boolean).join(" and ")}, strength ${strength}`;
 }
 
 function regions(number) {

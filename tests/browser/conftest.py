@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    with toy_stack(tmp_path_factory.mktemp("stack"), delay_ms=40) as stack:
+    with toy_stack(tmp_path_factory.mktemp("stack"), "toy:delay_ms=40,style_image=1") as stack:
         yield stack
 
 

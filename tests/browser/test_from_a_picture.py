@@ -12,17 +12,10 @@ from api_schemas.generation import GenerationRequest
 from api_schemas.source import Source
 from chorale.client import Client
 from tests.browser.conftest import OpenPage
-from tests.browser.visitor import SHORT, await_deep_zoom, await_true, job_of, pixels
+from tests.browser.visitor import SHORT, await_deep_zoom, await_true, drop_no_picture, job_of, pixels
 
 SOURCE_PX = (320, 192)
 PARENT = SHORT.model_copy(update={"width_px": 256, "height_px": 256, "steps": 2, "seamless": "none"})
-DROP = """async (name) => {
-  const carried = new DataTransfer();
-  carried.items.add(new File(["no picture"], name, { type: "image/png" }));
-  for (const type of ["dragover", "drop"]) {
-    document.body.dispatchEvent(new DragEvent(type, { dataTransfer: carried, bubbles: true, cancelable: true }));
-  }
-}"""
 
 
 @pytest.fixture
@@ -46,7 +39,7 @@ def test_a_file_is_dropped_refused_and_replaced_and_a_part_of_the_new_one_inpain
     page = open_page()
     page.fill("#prompt", "a lake")
     before = sides(page)
-    page.evaluate(DROP, "letter.png")
+    drop_no_picture(page.locator("body"), "letter.png")
     expect(page.locator("#source-name")).to_have_text("letter.png")
     page.click("#submit")
     expect(page.locator("#refusal-source")).to_contain_text("PNG, JPEG")

@@ -13,6 +13,14 @@ from api_schemas.generation import GenerationRequest
 
 SHORT = GenerationRequest(prompt="waves", width_px=512, height_px=512, steps=3, seed=3, seamless="both")
 
+_DROP = """(place, name) => {
+  const carried = new DataTransfer();
+  carried.items.add(new File(["no picture"], name, { type: "image/png" }));
+  for (const type of ["dragover", "drop"]) {
+    place.dispatchEvent(new DragEvent(type, { dataTransfer: carried, bubbles: true, cancelable: true }));
+  }
+}"""
+
 
 def job_of(page: Page) -> str:
     return parse_qs(urlsplit(page.url).query)["job"][0]
@@ -29,6 +37,11 @@ def ask(page: Page, prompt: str, *, width: int, height: int, steps: int, seamles
     page.fill("#steps", str(steps))
     page.click("#submit")
     page.wait_for_url("**/?job=*")
+
+
+def drop_no_picture(place: Locator, name: str) -> None:
+    """A file that is called a PNG, and is none."""
+    place.evaluate(_DROP, name)
 
 
 def percent(page: Page) -> int:

@@ -19,7 +19,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     allow_list = AllowListFile(DataFolder(folder).models_file)
     for name, kind in (("ink", "lora"), ("face", "ip_adapter")):
         allow_list.add(name, weights, kind, "toy")
-    with toy_stack(folder, delay_ms=20) as stack:
+    with toy_stack(folder, "toy:delay_ms=20") as stack:
         yield stack
 
 

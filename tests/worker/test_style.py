@@ -20,12 +20,14 @@ CARD = ModelCard(
 )  # fmt: skip
 
 
-def plan(folder: Path, style: dict[str, object] | None, size: tuple[int, int] = (96, 24)) -> GenerationPlan:
+def plan(
+    folder: Path, style: dict[str, object] | None, size: tuple[int, int] = (96, 24), strength: float = 0.5
+) -> GenerationPlan:
     path, source = folder / "style_image.png", folder / "source_image.png"
     Image.linear_gradient("L").resize(size).convert("RGB").rotate(90).save(path)
     sent = SentPicture(sha256="", width_px=size[0], height_px=size[1])
     request = ResolvedRequest.model_validate(
-        {"model": "m", "steps": 4, "guidance_scale": 1.0, "seed": 1, "source": {}, "strength": 0.5, "width_px": 128,
+        {"model": "m", "steps": 4, "guidance_scale": 1.0, "seed": 1, "source": {}, "strength": strength, "width_px": 128,
          "height_px": 128, "style": style, "pictures": {"source_image": sent, "style_image": sent}}
     )  # fmt: skip
     bare = plan_generation(request, CARD, 1 << 30, folder)
@@ -52,6 +54,18 @@ def test_it_is_attended_to_in_every_step_also_on_a_canvas_of_one_tile(tmp_path: 
     (stage,) = plan(tmp_path, {"strength": 0.7}).stages
     attended = [stage.denoise.attention_at(index, 4) for index in range(4)]
     assert all(each is not None and each.styled and each.strength == 0.7 for each in attended)
+
+
+@pytest.mark.parametrize("style", [{}, {"prompt": "ink"}])
+def test_in_its_later_half_no_border_of_tiles_is_bare(style: dict[str, object], tmp_path: Path) -> None:
+    """Any two pixels beside each other are in one tile: 1024² in a picture's style had a line in its middle."""
+    (stage,) = plan(tmp_path, style, strength=1.0).stages
+    for index in range(stage.steps // 2, stage.steps):
+        tiles = stage.denoise.tiles_at(index, stage.steps)
+        inside = {edge for tile in tiles for edge in range(tile.left, tile.left + tile.width - 1)}
+        assert inside == set(range(stage.canvas.width - 1))
+        inside = {edge for tile in tiles for edge in range(tile.top, tile.top + tile.height - 1)}
+        assert inside == set(range(stage.canvas.height - 1))
 
 
 def test_a_style_that_counts_for_nothing_is_none(tmp_path: Path) -> None:

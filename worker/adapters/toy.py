@@ -46,7 +46,7 @@ def target(prompt: str, top: int, left: int, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ToyOptions:
-    """Faults that a test may ask for; 0 is none.
+    """What a test may ask for beside the plain toy; 0 is nothing.
 
     Args:
         name: on its card, so that one stack may have several.
@@ -54,6 +54,7 @@ class ToyOptions:
         oom_above: larger batches do not fit into memory.
         nan_at_step: in that step, tiles below the canvas' first row are not numbers.
         weights_gib: what it claims to weigh.
+        style_image: its card says that it takes style pictures.
     """
 
     name: str = "toy"
@@ -61,6 +62,7 @@ class ToyOptions:
     oom_above: int = 0
     nan_at_step: int = 0
     weights_gib: int = 0
+    style_image: int = 0
 
 
 class FlowEulerScheduler:
@@ -192,6 +194,7 @@ class Toy:
             tile_sizes_px=[128, 256, 512],
             default_steps=8,
             default_guidance_scale=1.0,
+            style_image=bool(self.options.style_image),
             dtype="float32",
         ).model_copy(update=self.add_ons.announce())
 

@@ -167,7 +167,8 @@ def test_a_style_that_the_model_cannot_take_is_named(
 
 @pytest.mark.parametrize("style", [{}, {"prompt": "ink"}, {"prompt": "ink", "style_image": True}])
 def test_a_style_costs_a_prediction_a_step_where_it_is_a_picture(style: dict[str, object]) -> None:
-    request, plain = ask(source={}, style=style, steps=8, strength=1.0), ask(source={}, steps=8, strength=1.0)
+    fixed = {"source": {}, "steps": 8, "strength": 1.0, "advanced": {"tile_grid": "fixed"}}
+    request, plain = ask(**fixed, style=style), ask(**fixed)
     assert find(request, STYLED) == []
     tiles, alone = (STYLED.estimate(each, lay_stages(STYLED, each)).tiles for each in (request, plain))
     assert tiles - alone == (0 if style == {"prompt": "ink"} else 8)
