@@ -84,6 +84,20 @@ class Way:
         return list_lines(self.ready, self.asked, {"source_image": getattr(photograph, self.given)})
 
 
+@dataclass(frozen=True, slots=True)
+class Originals:
+    """What all ways are compared with: the photographs, features of their crops, and what `share_bands` says of them."""
+
+    photographs: list[Photograph]
+    crops: Sample
+    shares: list[float]
+
+    @classmethod
+    def measure(cls, photographs: list[Photograph], features: Features) -> "Originals":
+        images = [each.original for each in photographs]
+        return cls(photographs, extract_crops(photographs, images, features), share_bands(images))
+
+
 def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +109,8 @@ def main() -> None:
     }
     draw(photographs, images, options.out / "sheet.jpg")
     features = Features()
-    columns = {name: summarize(photographs, way, images[name], features) for name, way in ways.items()}
+    originals = Originals.measure(photographs, features)
+    columns = {name: summarize(originals, way, images[name], features) for name, way in ways.items()}
     print(draw_table(f"{len(photographs)} photographs", columns, ROWS))
 
 
@@ -158,17 +173,12 @@ def enlarge_lanczos(image: Tensor) -> Tensor:
     return torch.as_tensor(np.array(large)).permute(2, 0, 1)
 
 
-def summarize(
-    photographs: list[Photograph], way: Way | None, images: list[Tensor], features: Features
-) -> Figures:
+def summarize(originals: Originals, way: Way | None, images: list[Tensor], features: Features) -> Figures:
     """Means over the photographs, and the figures of all their crops."""
-    originals, names = [each.original for each in photographs], [each.name for each in photographs]
-    made, real = (
-        Sample([extract(features, cut_cells(image, CROP_PX)) for image in whole], names)
-        for whole in (images, originals)
-    )
-    pairs = list(zip(photographs, images, strict=True))
-    shares = zip(CUTS, share_bands(images), share_bands(originals), strict=True)
+    made = extract_crops(originals.photographs, images, features)
+    pairs = list(zip(originals.photographs, images, strict=True))
+    shares = zip(CUTS, share_bands(images), originals.shares, strict=True)
+    real = originals.crops
     return {
         **average("distance", [measure_distance(features, *pair) for pair in pairs]),
         **describe("kid", lambda left_out: measure_kid(made.omit(left_out), real.omit(left_out)), made),
@@ -177,6 +187,12 @@ def summarize(
         **average("colour", [measure_colour(*pair) for pair in pairs]),
         **(compare_seams(way, pairs) if way else {}),
     }
+
+
+def extract_crops(photographs: list[Photograph], images: list[Tensor], features: Features) -> Sample:
+    """Features of native crops, by photograph."""
+    found = [extract(features, cut_cells(image, CROP_PX)) for image in images]
+    return Sample(found, [each.name for each in photographs])
 
 
 def measure_distance(features: Features, photograph: Photograph, image: Tensor) -> float:
