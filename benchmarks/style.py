@@ -13,8 +13,7 @@ and a sheet of them stay in `--out`. What is measured, for each result and on av
 """
 
 import argparse
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,22 +25,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from api_schemas.generation import GenerationRequest, PicturePart, SentPicture
+from api_schemas.generation import PicturePart
+from benchmarks.quality.derived import make_picture
 from benchmarks.quality.pictures import read_image
-from service.jobs.admission import resolve
-from service.jobs.sources import FoundSource, settle_source
 from training.features import Features
 from training.sheet import draw_sheet
 from worker.adapters.source import ModelSource
-from worker.engine.ranks import SingleRank
-from worker.engine.stitch import Band
-from worker.planner import plan_generation
-from worker.process.generation import complete_plan, generate_job, prepare_source
-from worker.process.protocol import Generate
 from worker.process.warmup import Ready, make_ready
 
 SHORT_PX, SHOWN_PX, SEEN_PX = 32, 384, 512
-_UNKNOWN = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +97,6 @@ def restyle_all(ready: Ready, options: argparse.Namespace) -> Iterator[Restyled]
             result = make_picture(ready, asked, pictures)
             Image.fromarray(result.permute(1, 2, 0).numpy()).save(options.out / f"{name}.png")
             yield Restyled(name, source, pictures["style_image"] if style else words[prompt], result)
-
-
-def make_picture(ready: Ready, asked: Mapping[str, object], pictures: dict[PicturePart, Tensor]) -> Tensor:
-    """As a worker makes it, (3, H, W), uint8."""
-    sent = {
-        part: SentPicture(sha256=_UNKNOWN, width_px=image.shape[2], height_px=image.shape[1])
-        for part, image in pictures.items()
-    }
-    request, source = GenerationRequest.model_validate(asked), None
-    if "source_image" in sent:
-        source = FoundSource((sent["source_image"].width_px, sent["source_image"].height_px))
-        request = settle_source(request, source.size)
-    resolved = resolve(request, ready.card, source).request.model_copy(update={"pictures": sent})
-    with tempfile.TemporaryDirectory() as folder:
-        inputs: dict[PicturePart, Path] = {part: Path(folder) / f"{part}.png" for part in pictures}
-        for part, image in pictures.items():
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(inputs[part])
-        job = Generate(resolved, Path(folder), None, inputs)
-        bare = plan_generation(resolved, ready.card, ready.decode_memory, job.folder)
-        plan = complete_plan(bare, job, prepare_source(job, ready.card))
-        events = generate_job(ready.model, job, plan, None, SingleRank())
-        rows = [event.rows for event in events if isinstance(event, Band)]
-    return torch.cat(rows).permute(2, 0, 1)
 
 
 def reduce(image: Tensor, side_px: int) -> Tensor:

@@ -65,10 +65,10 @@ def measure_likeness(
     def compare(left_out: str) -> float:
         return measure_kid(whole.omit(left_out), real) / measure_kid(small.omit(left_out), real)
 
-    figures = _describe("kid whole", lambda left_out: measure_kid(whole.omit(left_out), real), whole)
-    figures |= _describe("kid native", lambda left_out: measure_kid(small.omit(left_out), real), small)
-    figures |= _describe("kid ratio", compare, whole)
-    return figures | _describe(
+    figures = describe("kid whole", lambda left_out: measure_kid(whole.omit(left_out), real), whole)
+    figures |= describe("kid native", lambda left_out: measure_kid(small.omit(left_out), real), small)
+    figures |= describe("kid ratio", compare, whole)
+    return figures | describe(
         "kid crops", lambda left_out: measure_kid(crops.omit(left_out), reality.crops), crops
     )
 
@@ -94,7 +94,7 @@ class Sample:
         return torch.cat([features for features, each in pairs if each != prompt])
 
 
-def _describe(name: str, statistic: Callable[[str], float], sample: Sample) -> Figures:
+def describe(name: str, statistic: Callable[[str], float], sample: Sample) -> Figures:
     """The figure, and its error where enough pictures are left."""
     figures = {name: statistic("")}
     prompts = sample.prompts
@@ -139,15 +139,20 @@ def measure_seams(pictures: list[Made]) -> Figures:
                 ratio = measure_seam(shown, lines.rows, lines.columns)
                 if ratio is not None:
                     ratios.setdefault((lines.name, suffix), []).append(ratio)
-    return _keep_worst(ratios, kind)
+    return keep_worst(ratios, kind)
 
 
-def _keep_worst(ratios: dict[tuple[str, str], list[float]], kind: Kind) -> Figures:
+def keep_worst(ratios: dict[tuple[str, str], list[float]], kind: str) -> Figures:
+    """Means of `ratios`, by (lines, suffix), and their errors; of the tile lines, those of the step farthest from 1."""
     figures: Figures = {}
     for (name, suffix), values in ratios.items():
         key, mean = f"{kind} seam {name.split()[0]}{suffix}", fmean(values)
         if abs(mean - 1) >= abs(figures.get(key, 1.0) - 1):
-            figures[key] = mean
-            if len(values) > 1:
-                figures[f"{key} error"] = stdev(values) / len(values) ** 0.5
+            figures |= average(key, values)
     return figures
+
+
+def average(name: str, values: list[float]) -> Figures:
+    """The mean, and its standard error where there are enough values."""
+    error = {f"{name} error": stdev(values) / len(values) ** 0.5} if len(values) > 1 else {}
+    return {name: fmean(values)} | error

@@ -64,7 +64,7 @@ ROWS = (
 )  # fmt: skip
 
 
-def draw_table(title: str, runs: dict[str, Figures]) -> str:
+def draw_table(title: str, runs: dict[str, Figures], rows: tuple[Row, ...] = ROWS) -> str:
     """Markdown, without the rows that no run has figures for.
 
     Args:
@@ -72,7 +72,7 @@ def draw_table(title: str, runs: dict[str, Figures]) -> str:
     """
     first = next(iter(runs.values()))
     lines = [f"| {title} | goal | {' | '.join(runs)} |", f"| --- | --- |{' ---: |' * len(runs)}"]
-    for row in ROWS:
+    for row in rows:
         shown = [row.show(figures, first) for figures in runs.values()]
         if any(each != "-" for each in shown):
             lines.append(f"| {row.label} | {row.goal} | {' | '.join(shown)} |")
