@@ -13,7 +13,7 @@ from worker.alpha import find_most
 from worker.colors import ColorFix
 from worker.disk_faults import WORK_FOLDER, find_disk_fault
 from worker.metadata import PictureMetadata, exif_block, png_chunks, xmp_packet
-from worker.png_file import PngFile
+from worker.png_file import write_png
 
 _SAVERS: dict[OutputFormat, str] = {
     "jpeg": ".jpg[Q=92,keep=icc:exif:xmp]",
@@ -85,7 +85,7 @@ class PictureWriter:
         profile: bytes = pyvips.Operation.call("profile_load", "srgb")
         try:
             if kind == "png":
-                self._write_png(image, path, profile, png_chunks(metadata, self._source_type))
+                write_png(image, path, self._dpi, profile, png_chunks(metadata, self._source_type))
             else:
                 image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
                 _set_blob(image, "icc-profile-data", profile)
@@ -110,20 +110,6 @@ class PictureWriter:
             )
         except pyvips.Error as error:
             raise _translate(error) from error
-
-    def _write_png(self, image: pyvips.Image, path: Path, profile: bytes, chunks: bytes) -> None:
-        """libvips computes the rows by its own threads, and hands them over from the top."""
-        bits = 8 if image.format == "uchar" else 16
-        rows = image if bits == 8 else image.byteswap()
-        shape = rows.height, rows.width, rows.bands
-        with path.open("wb") as file, PngFile(file, shape, bits, self._dpi, profile, chunks) as png:
-            receiver, target = _Receiver(png), pyvips.TargetCustom()
-            target.on_write(receiver.write)
-            try:
-                rows.write_to_target(target, ".raw")
-            except pyvips.Error as error:
-                raise receiver.error or error from None
-            png.close()
 
     def _open(self, *, flat: bool = False) -> pyvips.Image:
         """All of it as it is stored, from the top.
@@ -155,22 +141,6 @@ def _correct(image: pyvips.Image, colors: ColorFix) -> pyvips.Image:
     table = colors.tabulate(8 if image.format == "uchar" else 16)
     levels = pyvips.Image.new_from_memory(table.tobytes(), len(table) // 3, 1, 3, image.format)
     return image.maplut(levels).copy(interpretation=image.interpretation)
-
-
-class _Receiver:
-    """Gives rows to a file. libvips swallows exceptions, so the first is kept."""
-
-    def __init__(self, png: PngFile) -> None:
-        self._png = png
-        self.error: OSError | None = None
-
-    def write(self, buffer: bytes | bytearray | memoryview) -> int:
-        try:
-            self._png.write(buffer)
-        except OSError as error:
-            self.error = error
-            return -1
-        return len(buffer)
 
 
 def _write_with_blobs(

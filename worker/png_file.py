@@ -1,4 +1,4 @@
-"""A PNG from its pixels, top to bottom, compressed by several cores.
+"""A PNG that several cores compress.
 
 Strips of rows are compressed apart, as pigz does, and are as long whatever the number of cores: the same pixels are the
 same file. Source: Portable Network Graphics (PNG) Specification, third edition: filters in section 9, the zlib stream in
@@ -10,48 +10,69 @@ import struct
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import BinaryIO, Self
 
-import numpy as np
+import pyvips
 from isal import isal_zlib
 from PIL.PngImagePlugin import putchunk
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOR_TYPES = {3: 2, 4: 6}  # by bands: RGB, RGBA
-_SUB = 1  # the filter: each byte less that of the pixel to the left
+_SUB = b"\1"  # the filter of a row: each byte less that of the pixel to the left
 _LEVEL = 2
 _STRIP_BYTES = 1 << 20
-_M_PER_INCH, _PER_M = 0.0254, 1
 _ZLIB_HEADER, _LAST_BLOCK = b"\x78\x01", b"\x03\x00"
+_M_PER_INCH, _PER_M = 0.0254, 1
 _MOST_THREADS = 8
 
 
-class PngFile:
-    """Takes rows in pieces of any length; `close` ends the file, the block ends its threads.
+def write_png(image: pyvips.Image, path: Path, dpi: int, profile: bytes, chunks: bytes) -> None:
+    """Write RGB or RGBA of 8 or 16 bits.
 
     Args:
-        shape: (height, width, bands), of 3 bands for RGB or 4 for RGBA.
-        bits: a channel, 8 or 16; of 16 the higher byte comes first.
         profile: ICC, of the pixels.
         chunks: others that stand before the pixels.
-    """
 
-    def __init__(
-        self, file: BinaryIO, shape: tuple[int, int, int], bits: int, dpi: int, profile: bytes, chunks: bytes
-    ) -> None:
-        height, width, bands = shape
-        self._file, self._rest, self._checksum = file, bytearray(), zlib.adler32(b"")
-        self._pixel_bytes = bands * bits // 8
-        self._row_bytes = width * self._pixel_bytes
-        self._strip_bytes = max(_STRIP_BYTES // self._row_bytes, 1) * self._row_bytes
-        self._threads = min(os.cpu_count() or 1, _MOST_THREADS)
-        self._pool, self._waiting = ThreadPoolExecutor(self._threads), deque[Future[tuple[bytes, bytes]]]()
+    Raises:
+        OSError: the file cannot be written.
+        pyvips.Error: the pixels cannot be computed.
+    """
+    bits = 8 if image.format == "uchar" else 16
+    with path.open("wb") as file:
         file.write(_SIGNATURE)
-        putchunk(file, b"IHDR", struct.pack(">2I5B", width, height, bits, _COLOR_TYPES[bands], 0, 0, 0))
+        header = image.width, image.height, bits, _COLOR_TYPES[image.bands], 0, 0, 0
+        putchunk(file, b"IHDR", struct.pack(">2I5B", *header))
         putchunk(file, b"iCCP", b"sRGB\0\0", zlib.compress(profile))
         putchunk(file, b"pHYs", struct.pack(">2IB", *[round(dpi / _M_PER_INCH)] * 2, _PER_M))
         file.write(chunks)
-        putchunk(file, b"IDAT", _ZLIB_HEADER)
+        with _Pixels(file, image.width * image.bands * bits // 8) as pixels:
+            pixels.write_all(_filter(image))
+        putchunk(file, b"IEND", b"")
+
+
+def _filter(image: pyvips.Image) -> pyvips.Image:
+    """Rows of bytes, filtered; of 16 bits the higher byte comes first."""
+    if image.format != "uchar":
+        image = image.byteswap().copy(format="uchar", bands=2 * image.bands)
+    left = image.embed(1, 0, image.width, image.height)
+    return ((image - left) & 255).cast("uchar")
+
+
+class _Pixels:
+    """The chunks of a file that hold the pixels, compressed by threads of its own until the end of the block.
+
+    Args:
+        row_bytes: of a row without its filter.
+    """
+
+    def __init__(self, file: BinaryIO, row_bytes: int) -> None:
+        self._file, self._row_bytes = file, row_bytes
+        self._strip_bytes = max(_STRIP_BYTES // row_bytes, 1) * row_bytes
+        self._rest, self._checksum = bytearray(), zlib.adler32(b"")
+        self._threads = min(os.cpu_count() or 1, _MOST_THREADS)
+        self._pool, self._waiting = ThreadPoolExecutor(self._threads), deque[Future[tuple[bytes, bytes]]]()
+        self._error: OSError | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -59,20 +80,35 @@ class PngFile:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._rest += data
-        while len(self._rest) >= self._strip_bytes:
-            self._begin(bytes(self._rest[: self._strip_bytes]))
-            del self._rest[: self._strip_bytes]
+    def write_all(self, rows: pyvips.Image) -> None:
+        """libvips computes the rows by its own threads, and hands them over from the top."""
+        putchunk(self._file, b"IDAT", _ZLIB_HEADER)
+        target = pyvips.TargetCustom()
+        target.on_write(self._take)
+        try:
+            rows.write_to_target(target, ".raw")
+        except pyvips.Error as error:
+            raise self._error or error from None
+        self._end()
 
-    def close(self) -> None:
-        """Write what is left, and the end."""
+    def _take(self, data: bytes | bytearray | memoryview) -> int:
+        """libvips swallows exceptions, so the first is kept."""
+        self._rest += data
+        try:
+            while len(self._rest) >= self._strip_bytes:
+                self._begin(bytes(self._rest[: self._strip_bytes]))
+                del self._rest[: self._strip_bytes]
+        except OSError as error:
+            self._error = error
+            return -1
+        return len(data)
+
+    def _end(self) -> None:
         if self._rest:
             self._begin(bytes(self._rest))
         while self._waiting:
             self._write_next()
         putchunk(self._file, b"IDAT", _LAST_BLOCK + struct.pack(">I", self._checksum))
-        putchunk(self._file, b"IEND", b"")
 
     def _begin(self, strip: bytes) -> None:
         self._waiting.append(self._pool.submit(self._compress, strip))
@@ -80,20 +116,15 @@ class PngFile:
             self._write_next()
 
     def _write_next(self) -> None:
-        filtered, compressed = self._waiting.popleft().result()
-        self._checksum = zlib.adler32(filtered, self._checksum)
+        rows, compressed = self._waiting.popleft().result()
+        self._checksum = zlib.adler32(rows, self._checksum)
         putchunk(self._file, b"IDAT", compressed)
 
     def _compress(self, strip: bytes) -> tuple[bytes, bytes]:
-        """Whole rows as (filtered, compressed)."""
-        rows = np.frombuffer(strip, np.uint8).reshape(-1, self._row_bytes)
-        filtered = np.empty((len(rows), 1 + self._row_bytes), np.uint8)
-        filtered[:, 0] = _SUB
-        first = self._pixel_bytes
-        filtered[:, 1 : 1 + first] = rows[:, :first]
-        np.subtract(rows[:, first:], rows[:, :-first], out=filtered[:, 1 + first :])
-        given = filtered.tobytes()
-        return given, _deflate(given)
+        """Whole rows, each with the name of its filter, and the same compressed."""
+        starts = range(0, len(strip), self._row_bytes)
+        rows = b"".join(_SUB + strip[start : start + self._row_bytes] for start in starts)
+        return rows, _deflate(rows)
 
 
 def _deflate(data: bytes) -> bytes:
