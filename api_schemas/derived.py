@@ -73,8 +73,8 @@ _BEGINNING = {"source", "strength", "upscale", "fidelity", "mask", "style", "lay
 
 
 class RerollRequest(_Change):
-    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is, at any strength. A ControlNet that
-    was given the job's source does not apply to it."""
+    """Inpaint a part of the picture. With the job's own seed and prompts it stays as it is, at any strength. The words of
+    the job's style stay behind its prompt; a style picture, and a ControlNet that was given the job's source, do not apply."""
 
     region: SourceMask
     strength: float = Field(
@@ -104,7 +104,7 @@ class RerollRequest(_Change):
 
 
 class ExtendRequest(_Change):
-    """Make more picture around the job's. Regions and a ControlNet of the job do not apply to it."""
+    """Make more picture around the job's. Regions, a style picture and a ControlNet of the job do not apply to it."""
 
     left_px: int = Field(default=0, ge=0, le=MAX_SIDE_PX)
     right_px: int = Field(default=0, ge=0, le=MAX_SIDE_PX)

@@ -169,7 +169,10 @@ def name_add_on(
     if name is None and image is None and scale is None:
         return None
     if name is None or (image is None and not shows_source):
-        raise OptionError(f"--{option} NAME and --{option}-image FILE come together")
+        beside = " (or, for a ControlNet, --source)" if option == "control" else ""
+        raise OptionError(
+            f"--{option} NAME and --{option}-image FILE{beside} come together; --{option}-scale goes with them"
+        )
     return {"name": name} if scale is None else {"name": name, "scale": scale}
 
 

@@ -205,10 +205,20 @@ def _mismatches(submission: Submission) -> Iterator[FieldError]:
         wanted, sent = is_needed(submission.request, part), part in submission.files
         if wanted and not sent and part not in inherited:
             allowed = f"a {name_formats()} picture as the part {part} of multipart/form-data, for {_name_field(part)}"
+            allowed += _name_other(submission.request, part)
             yield FieldError(field=part, value="null", allowed=allowed)
         if sent and not is_taken(submission.request, part):
             allowed = f"no picture without the field {_name_field(part)}"
             yield FieldError(field=part, value="a picture", allowed=allowed)
+
+
+def _name_other(request: GenerationRequest, part: PicturePart) -> str:
+    """What is allowed in a picture's place."""
+    if part == "style_image" and request.style is not None and not request.style.prompt:
+        return "; or a style in words, style.prompt"
+    if part == "control_image" and request.source is not None:
+        return "; the source is in its place only with source.fit fill or exact, without source.offset and without a mask"
+    return ""
 
 
 def is_taken(request: GenerationRequest, part: PicturePart) -> bool:

@@ -88,8 +88,9 @@ export class DerivePanel {
 
   // A request that begins with the picture.
   begun() {
-    const { model, seed, output_format, bit_depth, prompt } = this.job.request;
-    return { source: { job: this.job.id }, model, seed, output_format, bit_depth, prompt, ...this.prompt() };
+    const { model, seed, output_format, bit_depth, dpi, embed_metadata, prompt, negative_prompt } = this.job.request;
+    const own = { model, seed, output_format, bit_depth, dpi, embed_metadata, prompt, negative_prompt };
+    return { source: { job: this.job.id }, ...own, ...this.prompt() };
   }
 
   prompt() {

@@ -3,6 +3,7 @@
 import { RegionList } from "./regions.js";
 import { SizeFields } from "./size_fields.js";
 import { SourceFields } from "./source_fields.js";
+import * as words from "./words.js";
 
 const ATTENTION = { auto: "Automatic", off: "Off", conductor: "Conductor", "conductor+neighbours": "Conductor and neighbours" };
 const AT = { width_px: "size", height_px: "size", "width_px and height_px": "size", source_image: "source", style_image: "style.style_image" };
@@ -58,7 +59,7 @@ export class RequestForm {
     if (Object.keys(advanced).length) request.advanced = advanced;
     const regions = this.regions.read();
     if (regions.length) request.regions = regions;
-    return { ...request, ...source };
+    return { ...request, ...source, ...this.readMetadata() };
   }
 
   // As it is drawn before there is a job: with its size, whoever decides it.
@@ -81,12 +82,20 @@ export class RequestForm {
     if (modules) advanced.num_modules = Number(modules);
     const attention = elements["advanced.attention"].value;
     if (attention !== "auto") advanced.attention = attention;
+    const interval = elements.model.value === this.copied?.model && words.limits(this.copied.advanced.guidance_interval);
+    if (interval) advanced.guidance_interval = interval;
     return advanced;
+  }
+
+  // Only the job whose settings were copied says so: there is no field for it.
+  readMetadata() {
+    return this.copied?.embed_metadata === false ? { embed_metadata: false } : {};
   }
 
   // Copies the settings of a job.
   fill(request) {
     const { elements } = this.form;
+    this.copied = request;
     elements.prompt.value = request.prompt;
     this.sizes.fill([request.width_px, request.height_px]);
     elements.seamless.value = request.seamless;

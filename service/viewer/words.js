@@ -14,12 +14,21 @@ export function facts({ request, status, startedAt, finishedAt }) {
     regions(request.regions?.length),
     begun(request),
     `${request.steps} steps`,
+    guided(request.advanced),
     `seed ${request.seed}`,
     request.layout_reason && `${request.layout} layout: ${request.layout_reason}`,
     request.model,
     took,
   ];
   return parts.filter(Boolean).join(" · ");
+}
+
+// A guidance interval that is not all of the schedule.
+export const limits = (interval) => (interval && (interval[0] > 0 || interval[1] < 1) ? interval : null);
+
+function guided(advanced) {
+  const interval = limits(advanced?.guidance_interval);
+  return interval ? `guidance from ${interval[0]} to ${interval[1]} of the schedule` : "";
 }
 
 function begun({ source, strength, upscale, fidelity, mask, style }) {

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from tests.browser.conftest import OpenPage
 from tests.browser.visitor import SHORT, ask, await_deep_zoom, job_of
@@ -47,6 +48,20 @@ def test_seeds_beyond_53_bits_are_kept_exactly(open_page: OpenPage, client: Clie
     page.fill("#seed", "1")
     page.click("#again")
     expect(page.locator("#seed")).to_have_value("9223372036854775807")
+
+
+def test_copied_settings_keep_what_the_form_has_no_field_for(open_page: OpenPage, client: Client) -> None:
+    """Else the copy's file would hold the prompt that the first was not to hold."""
+    asked = {"embed_metadata": False, "guidance_scale": 4.0, "advanced": {"guidance_interval": [0.25, 0.75]}}
+    made = client.create(GenerationRequest.model_validate(SHORT.model_dump(exclude_unset=True) | asked))
+    page = open_page(f"/?job={made.id}")
+    await_deep_zoom(page)
+    expect(page.locator("#facts")).to_contain_text("guidance from 0.25 to 0.75 of the schedule")
+    page.click("#again")
+    page.click("#submit")
+    page.wait_for_url(lambda address: "job=" in address and made.id not in address)
+    copy = client.get(job_of(page)).request
+    assert (copy.embed_metadata, copy.advanced.guidance_interval) == (False, (0.25, 0.75))
 
 
 def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, client: Client, tmp_path: Path) -> None:
