@@ -1,7 +1,6 @@
 """The command line."""
 
 import os
-import signal
 import sys
 import time
 from io import TextIOWrapper
@@ -25,6 +24,7 @@ from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError
 from chorale.follow import follow_job
+from chorale.interrupts import heed_interrupts
 from chorale.plain_text import show
 from chorale.server_options import Data, Key, Url, find_server, open_notes, open_server
 from chorale.tables import lay_jobs, print_table
@@ -63,8 +63,7 @@ Devices = Annotated[
 
 def main() -> None:
     """Run the command; print errors in one line, without a traceback."""
-    # SIGTERM stops like Ctrl-C, so that the parts of a stack are stopped in order.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heed_interrupts()
     _print_anything()
     try:
         app()

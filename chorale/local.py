@@ -17,6 +17,7 @@ from chorale.append_only_file import mend_for_start, remember_run
 from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.errors import ChoraleError, PartFailedError, PortTakenError, StackError, UnwritableError
+from chorale.interrupts import raise_if_interrupted
 from chorale.part import Death, Part, find_pause
 from chorale.queue_server import answers
 
@@ -106,7 +107,9 @@ class LocalStack:
         """
         Raises:
             PartFailedError: a part was given up.
+            KeyboardInterrupt: the command was interrupted.
         """
+        raise_if_interrupted()
         if self._failure is not None:
             raise self._failure
 
@@ -153,6 +156,7 @@ class LocalStack:
     def _mend_queue(self) -> None:
         """For ever, where the stack is to run for ever: somebody may make space."""
         for tried in count(1):
+            self.check()
             try:
                 return mend_for_start(self._folder.queue, self._report)
             except UnwritableError as error:

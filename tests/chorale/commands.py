@@ -61,7 +61,7 @@ class _Terminal(TextIOWrapper):
 
 @contextmanager
 def _as_a_program(arguments: tuple[str, ...], folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         patch.dict(os.environ, _clean(environment), clear=True),
         patch.object(sys, "argv", ["chorale", *arguments]),
@@ -70,7 +70,8 @@ def _as_a_program(arguments: tuple[str, ...], folder: Path, environment: dict[st
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _clean(environment: dict[str, str]) -> dict[str, str]:
