@@ -39,7 +39,7 @@ _UNSURE = EITHER | {"sand"}
 _FRAMES = ("{}", "{colour} {}", "{quality} {}", "{} and {thing}", "{} with {thing}", "{thing} under {}")
 _TIMES = 6  # each word, and each caption in its versions
 # These say what is asked for, whatever it is of: "seamless clouds".
-_TEXTURES, _SAID = ("pattern", "seamless", "texture", "textures", "tileable", "tiling"), -8.0
+_TEXTURES, _SAID = ("pattern", "seamless", "texture", "textures", "tileable", "tiling"), -10.0
 _LEAST = 0.8  # of a word's log odds; weaker words are left out
 _UNIT = 0.5  # to which log odds are rounded
 

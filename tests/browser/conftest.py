@@ -24,7 +24,7 @@ FLAGS = [
     "--disable-dev-shm-usage",
 ]
 OpenPage = Callable[..., Page]
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 
 # Not longer than its module: Playwright keeps an event loop running in this thread.
