@@ -1,12 +1,13 @@
 """What a model folder may say about itself beside diffusers' own files: `chorale.json`."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
 
 from api_schemas.advanced import MAX_TILE_SIZE_PX, GuidanceInterval
 from api_schemas.catalog import Dtype
@@ -111,13 +112,13 @@ def _read(path: Path) -> FolderSettings:
     try:
         return FolderSettings.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ModelFolderError("\n".join([f"{path}: {error}", *_name_known(error)])) from error
+        raise ModelFolderError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
 
 
-def _name_known(error: ValidationError) -> Iterator[str]:
-    """For every key that is none of ours, those that are."""
-    for problem in error.errors():
-        if problem["type"] == "extra_forbidden":
-            names = [str(name) for name in problem["loc"]]
-            known = _PARTS["".join(names[:-1])].model_fields
-            yield f"{'.'.join(names)} is unknown; allowed are {', '.join(known)}"
+def _describe(problem: ErrorDetails) -> str:
+    """The field with its value and what is allowed."""
+    *outer, name = names = [str(each) for each in problem["loc"]] or [""]
+    if problem["type"] == "extra_forbidden":
+        return f"{'.'.join(names)} is unknown; allowed are {', '.join(_PARTS[''.join(outer)].model_fields)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(names)} {problem['input']!r}: {message}" if name else message

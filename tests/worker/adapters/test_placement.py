@@ -126,7 +126,7 @@ def test_an_unknown_choice_is_named(folder: Path) -> None:
 def test_a_number_that_cannot_be_meant_is_named(tmp_path: Path, field: str) -> None:
     name, _, index = field.partition(".")
     (tmp_path / "chorale.json").write_text(json.dumps({name: [-3] if index else -3}))
-    with pytest.raises(ModelFolderError, match=rf"chorale\.json: 1 validation error .*\n{field}\n.*greater"):
+    with pytest.raises(ModelFolderError, match=rf"chorale\.json: {field} -3: .*greater"):
         read_settings(tmp_path)
 
 
@@ -142,13 +142,17 @@ def test_a_number_that_cannot_be_meant_is_named(tmp_path: Path, field: str) -> N
             {"latent_rgb": {"weights": [], "bias": [0, 0, 0]}},
             r"latent_rgb\.weights is unknown; allowed are weight, bias$",
         ),
+        (
+            {"guidance_interval": [0.9, 0.2]},
+            r"guidance_interval \[0\.9, 0\.2\]: \[start, end\] with start at most",
+        ),
     ],
 )
-def test_an_unknown_key_is_named_with_those_that_are_known(
+def test_what_is_wrong_is_named_with_what_is_allowed(
     tmp_path: Path, content: dict[str, object], says: str
 ) -> None:
     (tmp_path / "chorale.json").write_text(json.dumps(content))
-    with pytest.raises(ModelFolderError, match=rf"(?s)^{re.escape(str(tmp_path))}/chorale\.json: .*\n{says}"):
+    with pytest.raises(ModelFolderError, match=rf"^{re.escape(str(tmp_path))}/chorale\.json: (.*; )?{says}"):
         read_settings(tmp_path)
 
 
