@@ -115,7 +115,7 @@ def test_there_is_nothing_to_offload_from_on_a_cpu(folder: Path, offload: str) -
 
 
 def test_an_unknown_choice_is_named(folder: Path) -> None:
-    with pytest.raises(ModelFolderError, match=r"quantization\n.*'none', 'int8' or 'float8'"):
+    with pytest.raises(ModelFolderError, match=r"quantization 'int3': .*'none', 'int8' or 'float8'"):
         load_model(str(ask(folder, quantization="int3")), "cpu")
 
 
