@@ -49,7 +49,8 @@ def folder(written: Path, tmp_path: Path) -> Path:
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[ValkeyServer, Redis]]:
     socket = folder / "s.sock"
-    config = {"appendonly": "yes", "save": ""}
+    # All that was answered is in the log, also after a SIGKILL: by default a write waits for the sync before it.
+    config = {"appendonly": "yes", "appendfsync": "always", "save": ""}
     server = ValkeyServer(port=0, data_dir=folder, unix_socket_path=socket, config=config)
     server.start()
     with Redis(unix_socket_path=str(socket)) as redis:
