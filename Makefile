@@ -18,7 +18,7 @@ demo: .venv/.installed
 test:
 	@$(MAKE) --no-print-directory -j 2 .venv/.installed-dev browser
 	$(BIN)/python -m tests.browser.chromium
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder  # two compute while the others wait for leases, kills and browsers
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder  # two compute while the others wait for leases, kills and browsers
 
 # Debian's package needs none of ours and comes while pip installs; what fails here is tried, and told, again.
 browser:

@@ -35,7 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files that take half a minute or more where five processes share two cores: some compute, most wait.
+# Files that take half a minute or more where four processes share two cores: some compute, most wait.
 _LONGEST = (
     "tests/conformance/test_unet_fields.py",
     "tests/conformance/test_transformer_fields.py",
