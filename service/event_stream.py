@@ -15,7 +15,7 @@ from service.job_store import JobStore
 from service.live.hub import LiveHub, join_frames
 from service.live.log import JobLog, LogGapError
 from service.live.subscription import Delivery
-from service.messages import EventMessage, Idle, Message, PreviewMessage, Restarting
+from service.messages import Idle, Message, PreviewMessage, Restarting
 from service.unreadable import require_wrong_type
 
 _SCAN_COUNT: Final = 64
@@ -65,7 +65,7 @@ class EventStream:
                     pass
 
     async def _pass_on(self, job_id: str, log: JobLog, delivery: Delivery) -> AsyncIterator[Message]:
-        if delivery == Delivery():
+        if delivery.is_empty:
             # If a live entry was lost unnoticed, it is read from the log here.
             async for message in log.replay():
                 yield message
@@ -75,19 +75,13 @@ class EventStream:
                 yield message
         for batch in delivery.previews:
             yield PreviewMessage(batch)
-        async for message in self._pass_on_events(log, delivery):
-            yield message
-
-    async def _pass_on_events(self, log: JobLog, delivery: Delivery) -> AsyncIterator[EventMessage]:
+        behind = delivery.behind
         try:
-            for event in delivery.events:
-                message = log.accept(event)
-                if message is not None:
-                    yield message
-            complete = not delivery.behind
+            for message in log.accept(delivery.events):
+                yield message
         except LogGapError:
-            complete = False
-        if not complete:
+            behind = True
+        if behind:
             async for message in log.replay():
                 yield message
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from api_schemas.events import TERMINAL_TYPES, DurableEvent
@@ -68,6 +69,7 @@ _FORM = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 _LARGEST = 2**64 - 1
 
 
+@lru_cache(maxsize=256)  # each viewer of a job asks for the same few
 def parse(text: str) -> tuple[int, int] | None:
     """The two numbers, in the order in which ids grow; None if this is no id."""
     match = _FORM.fullmatch(text)

@@ -1,6 +1,6 @@
 """Reads the durable log of one job for one client."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final, cast
 
 from redis.asyncio import Redis
@@ -55,18 +55,19 @@ class JobLog:
             if len(page) < _PAGE:
                 return
 
-    def accept(self, event: EventMessage) -> EventMessage | None:
-        """The event if it is the next one, None if it is known already.
+    def accept(self, events: Iterable[EventMessage]) -> Iterator[EventMessage]:
+        """Those of them that are not known already.
 
         Raises:
-            LogGapError: events between the cursor and this one did not come; replay them.
+            LogGapError: events between the cursor and the next one did not come; replay them.
         """
-        if order(event.seq) <= order(self._cursor):
-            return None
-        if order(event.previous) != order(self._cursor):
-            raise LogGapError
-        self._advance(event)
-        return event
+        for event in events:
+            if order(event.seq) <= order(self._cursor):
+                continue
+            if order(event.previous) != order(self._cursor):
+                raise LogGapError
+            self._advance(event)
+            yield event
 
     async def _read_message(self, seq: str, fields: dict[bytes, bytes]) -> EventMessage | None:
         """The next event; None if it cannot be read. That of the job's end is then made from its record."""

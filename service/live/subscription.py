@@ -27,6 +27,10 @@ class Delivery:
     stale: bool = False
     closed: bool = False
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.events or self.previews or self.behind or self.stale or self.closed)
+
 
 class Subscription:
     """Holds little: what does not fit is dropped and fetched again from Redis when the client is ready.
@@ -76,11 +80,11 @@ class Subscription:
 
     async def take(self, timeout_s: float) -> Delivery:
         """All that is there, or, after `timeout_s` without anything, an empty delivery."""
+        alarm = asyncio.get_running_loop().call_later(timeout_s, self._wake.set)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._wake.wait()
-        except TimeoutError:
-            return Delivery()
+            await self._wake.wait()
+        finally:
+            alarm.cancel()
         delivery = Delivery(self._events, self._previews, self._behind, self._stale, self._closed)
         self._events, self._previews, self._preview_bytes = [], [], 0
         self._behind = self._stale = False
