@@ -64,6 +64,7 @@ async def take_submission(
         request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
     )
     try:
+        await services.keys.require(get_holder(request))  # a body may come so slowly that its key is revoked meanwhile
         yield submit_as(caller, submission)
     finally:
         submission.close()
