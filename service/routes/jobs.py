@@ -64,7 +64,8 @@ async def take_submission(
         request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
     )
     try:
-        await services.keys.require(get_holder(request))  # a body may come so slowly that its key is revoked meanwhile
+        # A body may come so slowly that its key is revoked meanwhile.
+        await services.keys.require(get_holder(request))
         yield submit_as(caller, submission)
     finally:
         submission.close()
