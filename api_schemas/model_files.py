@@ -28,7 +28,7 @@ _BASES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # The network of a cascade's later stages: beside the pipeline's own parts, since no pipeline of diffusers has both.
 UPSCALER = "latent_upscaler"
 _UPSCALED = frozenset({"StableDiffusionPipeline"})
-_SETTINGS = "chorale.json"
+SETTINGS: Final = "chorale.json"
 _WEIGHTLESS = ("scheduler", "tokenizer")
 # Configurations, vocabularies, chat templates. An index is one of weights.
 _TEXTS = frozenset({".json", ".txt", ".model", ".jinja"})
@@ -126,12 +126,12 @@ def choose_model_files(folder: Folder) -> Files:
         FolderError: something is missing or not as it has to be.
     """
     index = read_index(folder)
-    files = {name: name for name in ("model_index.json", _SETTINGS) if name in folder.names}
+    files = {name: name for name in ("model_index.json", SETTINGS) if name in folder.names}
     parts = {part: (library, f"model_index.json names {part}") for part, library in index.parts.items()}
     if _asks_for_upscaler(folder, index.kind):
         parts[UPSCALER] = (
             "diffusers",
-            f"{_SETTINGS} says that cascade.conditioned is true, which needs {UPSCALER}",
+            f"{SETTINGS} says that cascade.conditioned is true, which needs {UPSCALER}",
         )
     for part, (library, reason) in parts.items():
         if not any(name.startswith(f"{part}/") for name in folder.names):
@@ -149,12 +149,12 @@ def _asks_for_upscaler(folder: Folder, kind: str) -> bool:
     Raises:
         FolderError: the pipeline is of a kind that none is known for.
     """
-    cascade = folder.read(_SETTINGS).get("cascade") if _SETTINGS in folder.names else None
+    cascade = folder.read(SETTINGS).get("cascade") if SETTINGS in folder.names else None
     if not isinstance(cascade, dict) or JSON_OBJECT.validate_python(cascade).get("conditioned") is not True:
-        return False  # what is no setting is refused with the others, by worker/adapters/settings.py
+        return False  # what is no setting is refused with the others, by folder_settings.py
     if kind not in _UPSCALED:
         raise FolderError(
-            f"{folder.root / _SETTINGS}: cascade.conditioned is true; allowed for a {kind}: false, only a"
+            f"{folder.root / SETTINGS}: cascade.conditioned is true; allowed for a {kind}: false, only a"
             f" {' or a '.join(_UPSCALED)} can have a {UPSCALER}"
         )
     return True

@@ -18,12 +18,12 @@ from typing import get_args
 import torch
 
 from api_schemas.advanced import Attention
+from api_schemas.folder_settings import FolderSettings
 from api_schemas.generation import ResolvedRequest
 from benchmarks.kernels import pool_moments
 from benchmarks.random_models import build_sdxl, wrap_sdxl
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.model import Conditions
-from worker.adapters.settings import FolderSettings
 from worker.engine.denoise import Step
 from worker.engine.generate import generate
 from worker.planner import plan_generation

@@ -29,6 +29,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch.multiprocessing.spawn import spawn  # pyright: ignore[reportUnknownVariableType]
 
+from api_schemas.folder_settings import FolderSettings
 from benchmarks.bench import Bench, Layout
 from benchmarks.decoding import measure_attention, measure_decode, measure_decode_parts
 from benchmarks.kernels import print_profile
@@ -36,7 +37,6 @@ from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
 from benchmarks.timed_group import GatherCost, TimedGroup
 from worker.adapters.family_model import FamilyModel
-from worker.adapters.settings import FolderSettings
 from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import StageBegan
 from worker.engine.ranks import ProcessGroup, SingleRank

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from api_schemas.folder_settings import FolderSettings
 from benchmarks.bench import Bench
 from benchmarks.gpu import measure_picture
 from benchmarks.random_models import WordlessXLPipeline, build_sdxl, wrap_sdxl
 from worker.adapters.loading import load_pipeline
-from worker.adapters.settings import FolderSettings
 from worker.engine.ranks import SingleRank
 
 WAYS = (

@@ -17,13 +17,13 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from api_schemas.folder_settings import FolderSettings
 from worker.adapters.extras.control_net import ControlNets
 from worker.adapters.extras.flux_control_net import FluxControlNets
 from worker.adapters.extras.ip_adapter import IpAdapters
 from worker.adapters.families.flux import Flux
 from worker.adapters.families.stable_diffusion_xl import StableDiffusionXL
 from worker.adapters.family_model import FamilyModel
-from worker.adapters.settings import FolderSettings
 
 SDXL_UNET = {
     "sample_size": 128,

@@ -14,6 +14,7 @@ from api_schemas.allow_list import (
     ControlKind,
     ModelKind,
 )
+from api_schemas.folder_settings import read_folder_settings
 from api_schemas.model_files import Folder, FolderError
 from chorale.errors import AllowListError
 
@@ -100,6 +101,8 @@ def _inspect(path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
     entry = AllowedModel(kind=kind, path=path, base=base, files={})
     try:
         read = entry.choose_files(Folder.on_disk(entry.root)).values()
+        if kind == "model":
+            read_folder_settings(entry.root)
     except FolderError as error:
         raise AllowListError(str(error)) from error
     return entry.model_copy(update={"files": {name: _digest(entry.root / name) for name in sorted(read)}})

@@ -64,6 +64,8 @@ async def take_submission(
         request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
     )
     try:
+        # A body may come so slowly that its key is revoked meanwhile.
+        await services.keys.require(get_holder(request))
         yield submit_as(caller, submission)
     finally:
         submission.close()

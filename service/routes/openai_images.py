@@ -92,6 +92,8 @@ async def take_edit(request: Request, services: ServicesDep) -> AsyncGenerator[E
             request, settings.max_body_bytes, settings.max_picture_bytes, settings.work_dir / "uploads"
         )
     try:
+        # A body may come so slowly that its key is revoked meanwhile.
+        await services.keys.require(get_holder(request))
         yield edit
     finally:
         edit.close()

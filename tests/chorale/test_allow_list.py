@@ -11,8 +11,9 @@ from PIL import Image
 from api_schemas.add_ons import ControlSettings, LoraChoice
 from api_schemas.allow_list import AllowList
 from api_schemas.generation import GenerationRequest, PicturePart
+from chorale.allow_list import AllowListFile
 from chorale.client import Client
-from chorale.errors import InvalidRequestError, JobEndedError
+from chorale.errors import AllowListError, InvalidRequestError, JobEndedError
 from chorale.protocol import result_of
 from tests.chorale.commands import Done, run, run_alone
 from tests.chorale.test_local import chorale_up
@@ -103,6 +104,12 @@ def test_what_is_not_sound_is_refused_in_one_line(
     assert done.returncode == 1
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_settings_that_no_worker_would_take_are_refused(model: Path, tmp_path: Path) -> None:
+    (model / "chorale.json").write_text('{"guidance_interval": [0.9, 0.1]}')
+    with pytest.raises(AllowListError, match=r"chorale.json: guidance_interval \[0.9, 0.1\]: "):
+        AllowListFile(tmp_path / "models.json").add("mine", model, "model", None)
 
 
 def test_a_changed_missing_or_added_file_is_named(model: Path, tmp_path: Path) -> None:

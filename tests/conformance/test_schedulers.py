@@ -13,6 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from api_schemas.folder_settings import FolderSettings
 from tests.conformance.summary import MATRIX
 from tests.tiny_models import SCHEDULE, tiny_stable_diffusion
 from tests.worker.adapters.families import transformers, unets
@@ -25,7 +26,6 @@ from worker.adapters.model import Conditions
 from worker.adapters.registry import load_model
 from worker.adapters.scheduler_trial import try_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
-from worker.adapters.settings import FolderSettings
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step, denoise
 from worker.engine.generate import PreparedModel, generate

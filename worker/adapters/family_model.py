@@ -11,6 +11,7 @@ from torch import nn
 
 from api_schemas.advanced import Attention
 from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, Dtype, ModelCard
+from api_schemas.folder_settings import FolderSettings
 from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
     CompiledShapes,
@@ -36,7 +37,6 @@ from worker.adapters.prompt_length import find_cut_prompts
 from worker.adapters.scheduler_trial import find_least_steps, find_most_steps, require_working_scheduler
 from worker.adapters.scheduler_types import Diffuses, find_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
-from worker.adapters.settings import FolderSettings
 from worker.adapters.source import AddOns
 from worker.engine.canvas import Plane
 from worker.engine.ensemble import Replica

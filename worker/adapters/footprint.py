@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from api_schemas.folder_settings import FolderSettings
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.model_index import find_files
 from worker.adapters.precision import DENOISERS, choose_dtypes
-from worker.adapters.settings import FolderSettings, read_settings
+from worker.adapters.settings import read_settings
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 

@@ -10,9 +10,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 from diffusers.quantizers.quantization_config import TorchAoConfig
 
+from api_schemas.folder_settings import FolderSettings, Offload
 from worker.adapters.errors import ModelFolderError
 from worker.adapters.precision import DENOISERS
-from worker.adapters.settings import FolderSettings, Offload
 
 _VAE = "vae"  # its parts are called one by one, which triggers no hook that would bring them to the device
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from api_schemas.folder_settings import FolderSettings
 from api_schemas.model_files import UPSCALER
 from worker.adapters.model_index import read_index, read_object
-from worker.adapters.settings import FolderSettings
 
 DENOISERS = ("unet", "transformer", UPSCALER)
 

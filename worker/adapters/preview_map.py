@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.adapters.settings import LatentRgb
+from api_schemas.folder_settings import LatentRgb
 from worker.engine.canvas import Plane
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from api_schemas.keys import Quota
-from api_schemas.wire import api_key_key, jobs_of_key
+from api_schemas.wire import JOBS_KEY, api_key_key, jobs_of_key
 from chorale.key_records import KeyRecords
 from service.job_store import JobStore
 from service.metrics import Metrics
@@ -23,6 +23,7 @@ from service.unreadable import UnreadableRecords
 from tests.poison import NO_TEXT
 from tests.service.conftest import Serve
 from tests.service.routes.following import JOB, ws_url
+from tests.service.routes.openai_client import SOURCE
 from tests.service.tenants import Tenants, bearer
 from tests.story import Story
 
@@ -193,6 +194,33 @@ def test_a_secret_ends_with_its_key_or_after_a_rotation_with_its_overlap(
     refuse_socket(ws_url(url), 401, additional_headers=bearer(tenants.key(tenants.operator)))
     for key in new:
         assert tenants.nobody.get("/v1/models", headers=bearer(key)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("/v1/jobs", {"request": (None, '{"prompt": "moss"}')}),
+        ("/v1/images/edits", {"prompt": (None, "moss"), "image": SOURCE}),
+    ],
+)
+def test_a_key_that_is_revoked_while_a_body_comes_makes_no_job(
+    tenants: Tenants, story: Story, path: str, parts: dict[str, tuple[str | None, str | bytes]]
+) -> None:
+    form = tenants.ann.build_request("POST", path, files=parts)
+    body = form.read()
+    held = f'chorale_bodies_held_bytes{{kind="upload"}} {len(body) - 1}.0'
+
+    def come() -> Iterator[bytes]:
+        yield body[:-1]
+        while held not in tenants.operator.get("/metrics").text:
+            time.sleep(0.01)
+        tenants.records.revoke("ann")
+        yield body[-1:]
+
+    answer = tenants.ann.post(path, content=come(), headers={"Content-Type": form.headers["Content-Type"]})
+    assert answer.status_code == 401
+    assert "revoked" in answer.text
+    assert not story.redis.exists(JOBS_KEY)
 
 
 def test_this_machine_needs_keys_from_the_first_to_the_last(api: httpx.Client, records: KeyRecords) -> None:

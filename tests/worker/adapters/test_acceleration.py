@@ -7,6 +7,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from api_schemas.folder_settings import FolderSettings
 from api_schemas.generation import ResolvedRequest
 from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.acceleration import (
@@ -18,7 +19,7 @@ from worker.adapters.acceleration import (
 from worker.adapters.families.stable_diffusion import load
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.model import Conditions
-from worker.adapters.settings import FolderSettings, read_settings
+from worker.adapters.settings import read_settings
 from worker.engine.plan import GenerationPlan
 from worker.planner import plan_generation
 

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from api_schemas.folder_settings import Offload
 from tests.tiny_add_ons import tiny_control_net, tiny_ip_adapter, tiny_lora
 from tests.tiny_upscaler import CASCADE, tiny_upscaling_model
 from tests.worker.engine.test_cascade import canvas, checkpoint_after, picture
@@ -28,7 +29,6 @@ from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.placement import place
 from worker.adapters.registry import load_model
-from worker.adapters.settings import Offload
 from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Step

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from api_schemas.folder_settings import FolderSettings, Offload
 from tests.tiny_models import tiny_stable_diffusion_xl
 from tests.worker.adapters.families.test_unets import generate_one_tile
 from tests.worker.adapters.families.unets import PROMPT
@@ -18,7 +19,7 @@ from worker.adapters.model import Conditions
 from worker.adapters.placement import place, require_package
 from worker.adapters.precision import choose_dtypes
 from worker.adapters.registry import load_model
-from worker.adapters.settings import FolderSettings, Offload, read_settings
+from worker.adapters.settings import read_settings
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan

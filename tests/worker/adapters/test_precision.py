@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from api_schemas.folder_settings import FolderSettings
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.precision import choose_dtypes, multiplies_bfloat16
 from worker.adapters.registry import load_model
-from worker.adapters.settings import FolderSettings, overriding_dtype, read_settings
+from worker.adapters.settings import overriding_dtype, read_settings
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import generate

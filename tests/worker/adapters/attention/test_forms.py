@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from api_schemas.folder_settings import FolderSettings
 from tests.tiny_models import tiny_stable_diffusion
 from tests.worker.adapters.attention.tiled import (
     begin,
@@ -30,7 +31,6 @@ from worker.adapters.family import Family
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.graphs import replay_forward
 from worker.adapters.model import Conditions, LoadedModel
-from worker.adapters.settings import FolderSettings
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
 

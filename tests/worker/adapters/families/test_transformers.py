@@ -10,6 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from api_schemas.allow_list import FAMILIES
+from api_schemas.folder_settings import FolderSettings
 from tests.worker.adapters.families.transformers import CASES, PROMPT, STEPS, FamilyCase
 from tests.worker.engine.known_answer import begin, predict
 from tests.worker.engine.thread_group import thread_groups
@@ -18,7 +19,6 @@ from worker.adapters.family import Family
 from worker.adapters.family_model import FamilyModel, PreparedFamily
 from worker.adapters.model import Conditions, LoadedModel
 from worker.adapters.registry import load_model
-from worker.adapters.settings import FolderSettings
 from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Checkpoint, Step, TilePredicted, denoise
 from worker.engine.ensemble import Replica
