@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from api_schemas.fields import RequestPart
+from api_schemas.fields import RequestPart, pair_of
 
 MAX_TILE_SIZE_PX = 4096
 MAX_STAGES = 8
@@ -23,7 +23,11 @@ def _require_order(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
-GuidanceInterval = Annotated[tuple[_Share, _Share], AfterValidator(_require_order)]
+GuidanceInterval = Annotated[
+    tuple[_Share, _Share],
+    AfterValidator(_require_order),
+    pair_of("[start, end], two numbers from 0 to 1, as in [0.2, 0.9]"),
+]
 """(start, end), shares of a whole noise schedule from pure noise on, as of diffusers' guiders."""
 ALWAYS_GUIDED: Final = (0.0, 1.0)
 

@@ -1,7 +1,7 @@
 """A ControlNet that is given the source of its job, against diffusers' image-to-image pipelines with one."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from tests.worker.adapters.extras.test_flux_control_net import save_flux_control
 from tests.worker.adapters.families.test_from_picture import Drawing
 from tests.worker.adapters.families.unets import ADD_ON_CASES, NOISE, PROMPT, SEED, STEPS
 from tests.worker.adapters.test_inpainting import be_sure
+from worker.adapters.errors import DamagedModelError
 from worker.adapters.extras.control_net import ControlNets
 from worker.adapters.model import LoadedModel
 from worker.adapters.registry import load_found
@@ -41,6 +42,7 @@ from worker.engine.denoise import Checkpoint, Step
 from worker.engine.generate import FinalState, Progress
 from worker.engine.noise import initial_noise
 from worker.engine.ranks import SingleRank
+from worker.engine.warned import Warned
 from worker.planner import plan_generation
 from worker.process.generation import complete_plan, generate_job, prepare_source, read_conditions
 from worker.process.protocol import Generate
@@ -162,6 +164,24 @@ def test_what_is_enlarged_is_enlarged_with_the_net_for_tiles(built: Built, tmp_p
     events = run(built.model, job)
     first, _ = (event.checkpoint for event in events if isinstance(event, Step))
     assert torch.equal(find_latent(run(built.model, job, first)), find_latent(events))
+
+
+def test_one_that_was_not_named_and_is_gone_is_left_out_and_told(built: Built, tmp_path: Path) -> None:
+    few = {"steps": 1, "guidance_scale": 1.0, "negative_prompt": ""}
+    job = ask(built.model, tmp_path, upscale=2, **few)
+    bare = job.request.model_copy(update={"control": None, "control_reason": ""})
+    named = ask(built.model, tmp_path, upscale=2, control={"name": "tile"}, **few)
+    gone = built.net.rename(built.net.with_name("gone"))
+    try:
+        events = run(built.model, job)
+        with pytest.raises(DamagedModelError, match="^tile: .* is missing"):
+            run(built.model, named)
+    finally:
+        gone.rename(built.net)
+    (warned,) = (event for event in events if isinstance(event, Warned))
+    assert warned.code == "control_left_out"
+    assert warned.message.startswith("made without ControlNet tile, what `upscale` takes by itself")
+    assert torch.equal(find_latent(events), find_latent(run(built.model, replace(job, request=bare))))
 
 
 @pytest.mark.parametrize("bit_depth", [8, 16])
