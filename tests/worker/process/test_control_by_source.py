@@ -174,7 +174,7 @@ def test_one_that_was_not_named_and_is_gone_is_left_out_and_told(built: Built, t
     gone = built.net.rename(built.net.with_name("gone"))
     try:
         events = run(built.model, job)
-        with pytest.raises(DamagedModelError, match="^tile: .* is missing"):
+        with pytest.raises(DamagedModelError, match=r"^tile: .* is missing"):
             run(built.model, named)
     finally:
         gone.rename(built.net)
