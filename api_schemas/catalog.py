@@ -221,8 +221,8 @@ class ModelCard(BaseModel):
         return ControlSettings(name=self.tile_controlnet), reason
 
     def choose_augmentation(self, request: GenerationRequest) -> float:
-        """Of conditioned stages: at fidelity 1 none, at 0 twice the model's own."""
-        return self.cascade.augmentation * (1 - request.chosen_fidelity) / (1 - DEFAULT_FIDELITY)
+        """Of conditioned stages: at fidelity 1 none, from the default one down the model's own."""
+        return self.cascade.augmentation * min((1 - request.chosen_fidelity) / (1 - DEFAULT_FIDELITY), 1.0)
 
     def choose_attention(self, request: GenerationRequest) -> Attention:
         """What `auto` comes to; a style picture is attended to in the conductor's place."""

@@ -216,7 +216,7 @@ def _start(
     if isinstance(start, Upscale):
         enlarged = augment(reference, start.augmentation, plan.seed, stage.began.level)
         latent = pure if kept is None or not start.skipped else scheduler.add_noise(kept, noise)
-        return begin_conditioned(enlarged, kept, latent, noise, stage.plan)
+        return begin_conditioned(reference, enlarged, kept, latent, noise, stage.plan)
     if style is not None:  # the low band would keep the source's tones
         reference = tint(reference, style.latent, style.strength)
     # At a schedule's first step a given picture must not shine through the noise.
@@ -278,6 +278,10 @@ def _resume(
         return Begun(latent)
     reference, noise = reference.to(device), _draw_noise(plan, stage).to(device)
     kept = yield from _read_kept(plan, stage.plan, prepared, group)
-    if isinstance(stage.plan.start, Upscale):
-        return begin_conditioned(reference, kept, latent, noise, stage.plan)
+    start = stage.plan.start
+    if isinstance(start, Upscale):
+        enlarged = reference
+        if start.low_band is not None:  # else what the model sees was kept
+            enlarged = augment(reference, start.augmentation, plan.seed, stage.began.level)
+        return begin_conditioned(reference, enlarged, kept, latent, noise, stage.plan)
     return begin_from_picture(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)
