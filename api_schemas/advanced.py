@@ -101,8 +101,9 @@ class AdvancedSettings(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
-        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes and for"
-        " pictures with regions, whose parts are to differ.",
+        " whole picture, or of what is inpainted, to those of what stays; 0 is off. If left out, the default of the model's"
+        " card for textures, and 0 for scenes, for pictures with regions, whose parts are to differ, and for what begins with a"
+        " source. A part of a job's picture under its own prompt has that of the job.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",
