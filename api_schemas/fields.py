@@ -26,7 +26,7 @@ def refuse_nul(text: str) -> str:
 
 
 def pair_of(shown: str) -> BeforeValidator:
-    """A list of two, in these words: pydantic's speak of tuples, which JSON has not."""
+    """A list of two, in these words: pydantic has tuples in its own, and JSON has none."""
 
     def require_two(value: object) -> object:
         if not isinstance(value, list | tuple) or len(cast(Sequence[object], value)) != 2:
