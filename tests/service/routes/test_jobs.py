@@ -93,6 +93,7 @@ def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
         ({"advanced": {"guidance_interval": [0.5]}}, "advanced.guidance_interval", "[start, end]"),
         ({"advanced": {"guidance_interval": [False, True]}}, "advanced.guidance_interval.0", "number"),
         ({"advanced": {"guidance_interval": 0.5}}, "advanced.guidance_interval", "two numbers from 0 to 1"),
+        ({"source": {"job": "latest"}}, "source.job", "28 hexadecimal digits"),
         ({"bit_depth": 12}, "bit_depth", "8 or 16"),
         ({"bit_depth": 16, "output_format": "jpeg"}, "bit_depth", "png or tiff, not jpeg"),
         ({"bit_depth": 16, "output_format": "webp"}, "bit_depth", "png or tiff, not webp"),
