@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from api_schemas.fields import RequestPart
+from api_schemas.fields import RequestPart, pair_of
 
 MAX_TILE_SIZE_PX = 4096
 MAX_STAGES = 8
@@ -23,7 +23,11 @@ def _require_order(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
-GuidanceInterval = Annotated[tuple[_Share, _Share], AfterValidator(_require_order)]
+GuidanceInterval = Annotated[
+    tuple[_Share, _Share],
+    AfterValidator(_require_order),
+    pair_of("[start, end], two numbers from 0 to 1, as in [0.2, 0.9]"),
+]
 """(start, end), shares of a whole noise schedule from pure noise on, as of diffusers' guiders."""
 ALWAYS_GUIDED: Final = (0.0, 1.0)
 
@@ -97,8 +101,9 @@ class AdvancedSettings(RequestPart):
         le=1.0,
         allow_inf_nan=False,
         description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
-        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes and for"
-        " pictures with regions, whose parts are to differ.",
+        " whole picture, or of what is inpainted, to those of what stays; 0 is off. If left out, the default of the model's"
+        " card for textures, and 0 for scenes, for pictures with regions, whose parts are to differ, and for what begins with a"
+        " source. A part of a job's picture under its own prompt has that of the job.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",

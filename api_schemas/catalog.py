@@ -144,8 +144,8 @@ class ModelCard(BaseModel):
     ip_adapters: list[str] = Field(default=[], description="Allowed values of `ip_adapter.name`.")
     tile_controlnet: str | None = Field(
         default=None,
-        description="The ControlNet that `upscale` takes where a request names none: one that was made for tiles, and"
-        " keeps to the source.",
+        description="The ControlNet that `upscale` takes where a request names none: the first by name of those that are listed for"
+        " tiles, which keep to the source.",
     )
 
     def nearest_sides(self, side_px: int) -> tuple[int, int]:
@@ -194,8 +194,14 @@ class ModelCard(BaseModel):
         is_scene = request.layout == "flat" and words is not None and words.judge(request.prompt)[0]
         return self.sync_strength if layout == "flat" and not (is_scene or request.regions) else 0.0
 
-    def choose_guidance_interval(self, request: GenerationRequest) -> tuple[float, float]:
+    def choose_guidance_scale(self, request: GenerationRequest) -> float:
         """As asked for, or the card's default."""
+        return self.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+
+    def choose_guidance_interval(self, request: GenerationRequest) -> tuple[float, float]:
+        """As asked for, or the card's default; where there is no guidance, nothing is limited."""
+        if self.choose_guidance_scale(request) == 1.0:
+            return ALWAYS_GUIDED
         return request.advanced.guidance_interval or self.guidance_interval or ALWAYS_GUIDED
 
     def choose_steps(self, request: GenerationRequest) -> int:
@@ -205,15 +211,18 @@ class ModelCard(BaseModel):
             default = max(1, round(default * self.cascade.share(1)))
         return request.advanced.stage(0).steps or request.steps or default
 
-    def choose_control(self, request: GenerationRequest) -> ControlSettings | None:
-        """As asked for, or the one for tiles where a source is enlarged."""
+    def choose_control(self, request: GenerationRequest) -> tuple[ControlSettings | None, str]:
+        """As asked for, or the one for tiles where a source is enlarged, and why; empty where the request decides."""
         if request.control is not None or request.upscale is None or self.tile_controlnet is None:
-            return request.control
-        return ControlSettings(name=self.tile_controlnet)
+            return request.control, ""
+        reason = (
+            f"what `upscale` takes by itself with model {self.name}: the first by name of those for tiles"
+        )
+        return ControlSettings(name=self.tile_controlnet), reason
 
     def choose_augmentation(self, request: GenerationRequest) -> float:
-        """Of conditioned stages: at fidelity 1 none, at 0 twice the model's own."""
-        return self.cascade.augmentation * (1 - request.chosen_fidelity) / (1 - DEFAULT_FIDELITY)
+        """Of conditioned stages: at fidelity 1 none, from the default one down the model's own."""
+        return self.cascade.augmentation * min((1 - request.chosen_fidelity) / (1 - DEFAULT_FIDELITY), 1.0)
 
     def choose_attention(self, request: GenerationRequest) -> Attention:
         """What `auto` comes to; a style picture is attended to in the conductor's place."""

@@ -62,6 +62,8 @@ class _Change(_Derivation):
         if "control_image" not in parent.pictures:  # it was given the source
             kept["control"] = None
         kept["advanced"]["stages"] = []
+        if self.prompt not in (None, parent.styled_prompt):  # what is another thing has tones of its own
+            kept["advanced"]["sync_strength"] = 0.0
         # A part is made as the whole was, whatever its own prompt says.
         kept["layout"] = "auto" if parent.goes_by_source else parent.layout
         own = {name: value for name, value in own.items() if value is not None or name == "seed"}

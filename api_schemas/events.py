@@ -12,6 +12,7 @@ WarningCode = Literal[
     "batch_halved",
     "checkpoint_damaged",
     "compiling",
+    "control_left_out",
     "decode_widened",
     "dtype_changed",
     "mask_scaled",

@@ -1,8 +1,17 @@
 """What all parts of a request share: how they are checked, and the texts in them."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 2000  # characters
@@ -14,6 +23,17 @@ def refuse_nul(text: str) -> str:
     if "\x00" in text:
         raise ValueError("the character U+0000 is not allowed")
     return text
+
+
+def pair_of(shown: str) -> BeforeValidator:
+    """A list of two, in these words: pydantic has tuples in its own, and JSON has none."""
+
+    def require_two(value: object) -> object:
+        if not isinstance(value, list | tuple) or len(cast(Sequence[object], value)) != 2:
+            raise ValueError(shown)
+        return cast(object, value)
+
+    return BeforeValidator(require_two)
 
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(refuse_nul)]

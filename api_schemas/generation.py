@@ -285,6 +285,10 @@ class ResolvedRequest(GenerationRequest):
     layout_reason: str = Field(
         default="", description="Why `auto` selected this layout; empty where the request named it."
     )
+    control_reason: str = Field(
+        default="",
+        description="Why `control` is this ControlNet; empty where the request named it, or has none.",
+    )
     pictures: dict[PicturePart, SentPicture] = Field(default={})
     source_job: SourceJob | None = Field(default=None, description="What `source.job` has made.")
     parent: str | None = Field(

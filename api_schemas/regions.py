@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from api_schemas.fields import MAX_SEED, Prompt, RequestPart
+from api_schemas.fields import MAX_SEED, Prompt, RequestPart, pair_of
 
 MAX_REGIONS = 16
 MAX_POINTS = 100
@@ -97,8 +97,11 @@ def _name(*points: Point) -> str:
 
 
 Coordinate = Annotated[int, Field(ge=0, le=_FAR_PX)]
+Corner = Annotated[
+    tuple[Coordinate, Coordinate], pair_of("[x, y], two whole numbers of pixels, as in [64, 96]")
+]
 Polygon = Annotated[
-    list[tuple[Coordinate, Coordinate]],
+    list[Corner],
     Field(min_length=3, max_length=MAX_POINTS),
     AfterValidator(_check_polygon),
 ]

@@ -1,16 +1,30 @@
 """A request that begins with a picture: which one, where it lies on the canvas, and what of it is inpainted."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from api_schemas.fields import MAX_SEED, RequestPart
 from api_schemas.regions import MAX_FEATHER_PX, Point, Polygon, RectangleShape
 
 MAX_UPSCALE = 8
 MAX_VARIATIONS = 16
-JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{28}$", description="`id` of a job.")]
+_JOB_ID = r"^[0-9a-f]{28}$"
+
+
+def _require_id(text: str) -> str:
+    if not re.fullmatch(_JOB_ID, text):
+        raise ValueError("the id of a job, 28 hexadecimal digits")
+    return text
+
+
+JobId = Annotated[
+    str,
+    Field(json_schema_extra={"pattern": _JOB_ID}, description="`id` of a job."),
+    AfterValidator(_require_id),
+]
 Fit = Literal["fill", "fit", "crop", "exact"]
 
 
@@ -25,7 +39,8 @@ class Source(RequestPart):
     """The picture that a job begins with: that of another job, or the part `source_image`."""
 
     job: JobId | None = Field(
-        default=None, description="A job that has succeeded; if left out, the part `source_image`."
+        default=None,
+        description="A job that has succeeded; if left out, the part `source_image`, of an animation its first frame.",
     )
     fit: Fit = Field(
         default="fill",

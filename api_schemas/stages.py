@@ -106,14 +106,8 @@ def _make_stage(
     tiling = choose_tiling(request, tile_px, anchored=skipped > 0 or conditioned)
     # The network of a conditioned stage shares no attention: it sees the whole of the smaller picture in its place.
     attention = None if conditioned else _plan_attention(card, request, size, tiling.tile_size_px)
-    guidance = ALWAYS_GUIDED if conditioned else _limit_guidance(card, request)
+    guidance = ALWAYS_GUIDED if conditioned else card.choose_guidance_interval(request)
     return Stage(*size, tiling, steps, skipped, conditioned, given, attention, guidance=guidance)
-
-
-def _limit_guidance(card: ModelCard, request: GenerationRequest) -> tuple[float, float]:
-    """Where there is none, nothing is limited."""
-    scale = card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
-    return ALWAYS_GUIDED if scale == 1.0 else card.choose_guidance_interval(request)
 
 
 def _plan_attention(

@@ -49,3 +49,6 @@ def _announce(console: Console, url: str, job: JobView) -> None:
         # Its words are the prompt's: no markup.
         reason = show(request.layout_reason)
         console.print(f"layout {request.layout}: {reason}", style="dim", markup=False, highlight=False)
+    if request.control is not None and request.control_reason:
+        chosen = show(f"ControlNet {request.control.name}: {request.control_reason}")
+        console.print(chosen, style="dim", markup=False, highlight=False)

@@ -9,6 +9,7 @@ from typer import Option
 from api_schemas.generation import PicturePart
 from api_schemas.source import MAX_UPSCALE, Fit
 from chorale.picture_options import OptionError
+from chorale.region_options import parse_shape
 
 SourceName = Annotated[
     str | None, Option("--source", metavar="FILE|JOB", help="Begin with this picture, or with that of a job.")
@@ -20,11 +21,11 @@ SourceFit = Annotated[
     Fit | None, Option(help="How a source of another size comes to --size.", show_default="fill")
 ]
 Mask = Annotated[
-    Path | None,
+    str | None,
     Option(
-        help="Picture that is white where the source is inpainted; all else stays.",
-        exists=True,
-        dir_okay=False,
+        metavar="SHAPE|FILE",
+        help="What of the source is inpainted, LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y', or where a picture is white; all else"
+        " stays.",
     ),
 ]
 Upscale = Annotated[
@@ -48,19 +49,21 @@ def read_source(
     source: str | None,
     fit: Fit | None,
     strength: float | None,
-    mask: Path | None,
+    mask: str | None,
     upscale: int | None,
     fidelity: float | None,
 ) -> tuple[dict[str, object], dict[PicturePart, Path]]:
     """Fields of the request, and the pictures that come with it.
 
     Raises:
-        OptionError: the source is neither a file nor a job.
+        OptionError: the source is neither a file nor a job, or the mask neither a shape nor a file.
     """
     fields: dict[str, object] = {"strength": strength, "upscale": upscale, "fidelity": fidelity}
     pictures: dict[PicturePart, Path] = {}
     if mask is not None:
-        fields["mask"], pictures["mask_image"] = {}, mask
+        fields["mask"] = parse_shape(mask) or {}
+        if not fields["mask"]:
+            pictures["mask_image"] = _find_mask(mask)
     if source is None:
         return fields, pictures
     chosen: dict[str, object] = {} if fit is None else {"fit": fit}
@@ -71,6 +74,12 @@ def read_source(
     else:
         raise OptionError(f"--source {source}: no such file, and no id of a job")
     return fields | {"source": chosen}, pictures
+
+
+def _find_mask(mask: str) -> Path:
+    if not Path(mask).is_file():
+        raise OptionError(f"--mask {mask}: no such file; else LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
+    return Path(mask)
 
 
 def read_style(

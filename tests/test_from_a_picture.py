@@ -223,6 +223,10 @@ def test_the_command_line_does_it_all(api: httpx.Client, parent: str, tmp_path: 
     Image.fromarray(own).save(sent)
     assert np.array_equal(run("reroll", parent, "--region", "64,96,96,64", "--seed", "3"), own)
     assert np.array_equal(run("extend", parent, "--top", "32")[32:], own)
+    masked = run("generate", "grass", "--source", parent, "--steps", "2", "--mask", "64,96,96,64")
+    assert not np.array_equal(masked, own)
+    masked[INSIDE] = own[INSIDE]
+    assert np.array_equal(masked, own)
     assert run("vary", parent, "--count", "1").shape == own.shape
     assert run("generate", "grass", "--source", str(sent), "--strength", "0").shape == own.shape
     styled = ("--style-prompt", "moss", "--style-image", str(sent), "--style-strength", "0.5")

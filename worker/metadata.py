@@ -22,7 +22,7 @@ _SRGB = 1  # EXIF 3.0, ColorSpace
 _PNG_XMP = "XML:com.adobe.xmp"  # keyword, as ISO 16684-1, 7.6, has it
 # What is told apart from the settings, and what does not change the picture.
 _NO_SETTINGS = dict.fromkeys((
-    "prompt", "negative_prompt", "seed", "model", "embed_metadata", "layout_reason",
+    "prompt", "negative_prompt", "seed", "model", "embed_metadata", "layout_reason", "control_reason",
     "priority", "start_within_s", "finish_within_s",
 ), True) | {"pictures": {"__all__": {"size_bytes"}}}  # fmt: skip
 

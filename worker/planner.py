@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from api_schemas.catalog import ModelCard
-from api_schemas.generation import ResolvedRequest
+from api_schemas.generation import DEFAULT_FIDELITY, ResolvedRequest
 from api_schemas.layout import Stage, StageAttention
 from api_schemas.stages import lay_stages
 from worker.engine.attention import AttentionPlan
@@ -15,6 +15,9 @@ from worker.engine.start import LowBandPlan, Noise, Picture, Upscale
 # made may go its own way in the end. benchmarks/style.py measures both.
 _LOW_BAND_OF_WORDS = LowBandPlan(start=1.0, end=0.4, cutoff=0.3, tint=0.85)
 _LOW_BAND_OF_PICTURE = LowBandPlan()
+# How far clean estimates of a conditioned stage are moved to the source at fidelity 1, and away from it at 0: its network keeps
+# to the source's forms whatever noise is on it, and paints detail of one strength. benchmarks/quality/enhance.py measures both.
+_MOST_FAITHFUL, _FREEST = 0.6, 0.25
 
 
 def plan_generation(
@@ -53,13 +56,24 @@ def _plan_stage(
 def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest, *, first: bool) -> Picture | Upscale:
     """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
-        return Upscale(card.choose_augmentation(request), skipped=stage.skipped)
+        return Upscale(
+            card.choose_augmentation(request), skipped=stage.skipped, low_band=_keep_to_source(request)
+        )
     style = request.active_style
     if style is not None:
         return Picture(stage.skipped, _LOW_BAND_OF_PICTURE if style.has_picture else _LOW_BAND_OF_WORDS)
     guided = not first or request.upscale is not None
     share = card.cascade.low_band if guided else 0.0
     return Picture(stage.skipped, LowBandPlan(share) if share else None)
+
+
+def _keep_to_source(request: ResolvedRequest) -> LowBandPlan | None:
+    """Towards the source above the default fidelity, and away from it below."""
+    asked = (request.chosen_fidelity - DEFAULT_FIDELITY) / DEFAULT_FIDELITY
+    if request.upscale is None or asked == 0:
+        return None
+    weight = asked * (_MOST_FAITHFUL if asked > 0 else _FREEST)
+    return LowBandPlan(weight, weight, cutoff=None)
 
 
 def _plan_denoise(request: ResolvedRequest, card: ModelCard, stage: Stage) -> DenoisePlan:

@@ -13,6 +13,7 @@ from benchmarks.quality.pictures import Lines, find_lines
 from service.jobs.admission import resolve
 from service.jobs.sources import FoundSource, settle_source
 from worker.color_sums import count_colors, fit_colors, recolor
+from worker.engine.generate import FinalState
 from worker.engine.ranks import SingleRank
 from worker.engine.stitch import Band
 from worker.planner import plan_generation
@@ -20,18 +21,32 @@ from worker.process.generation import complete_plan, generate_job, prepare_sourc
 from worker.process.protocol import Generate
 from worker.process.warmup import Ready
 from worker.source_files import SourceFiles
+from worker.state_files import write_final_state
 
 _UNKNOWN = "0" * 64
 Pictures = dict[PicturePart, Tensor]
 
 
-def make_picture(ready: Ready, asked: Mapping[str, object], pictures: Pictures) -> Tensor:
-    """By the fields of a request and its pictures, (3, H, W), uint8."""
+def make_picture(
+    ready: Ready,
+    asked: Mapping[str, object],
+    pictures: Pictures,
+    *,
+    state: Path | None = None,
+    keep: Path | None = None,
+) -> Tensor:
+    """By the fields of a request and its pictures, (3, H, W), uint8.
+
+    Args:
+        state: final state of the picture that it begins with, as a job's.
+        keep: where its own is written.
+    """
     with tempfile.TemporaryDirectory() as folder:
         inputs: dict[PicturePart, Path] = {part: Path(folder) / f"{part}.png" for part in pictures}
         for part, image in pictures.items():
             save_image(image, inputs[part])
-        return _run(ready, Generate(_settle(ready, asked, pictures), Path(folder), None, inputs))
+        job = Generate(_settle(ready, asked, pictures), Path(folder), None, inputs, state)
+        return _run(ready, job, keep)
 
 
 def list_lines(ready: Ready, asked: Mapping[str, object], pictures: Pictures) -> list[Lines]:
@@ -57,12 +72,20 @@ def _settle(ready: Ready, asked: Mapping[str, object], pictures: Pictures) -> Re
     return resolve(request, ready.card, source).request.model_copy(update={"pictures": sent})
 
 
-def _run(ready: Ready, job: Generate) -> Tensor:
+def _run(ready: Ready, job: Generate, keep: Path | None) -> Tensor:
     bare = plan_generation(job.request, ready.card, ready.decode_memory, job.folder)
     source = prepare_source(job, ready.card)
     plan = complete_plan(bare, job, source)
-    events = generate_job(ready.model, job, plan, None, SingleRank())
-    image = torch.cat([event.rows for event in events if isinstance(event, Band)])
+    rows: list[Tensor] = []
+    for event in generate_job(ready.model, job, plan, None, SingleRank()):
+        match event:
+            case Band(_, part):
+                rows.append(part)
+            case FinalState() if keep is not None:
+                write_final_state(keep, event)
+            case _:
+                pass
+    image = torch.cat(rows)
     if job.request.upscale is not None and source is not None:
         image = _correct(image, source)
     return image.permute(2, 0, 1)

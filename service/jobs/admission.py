@@ -157,15 +157,15 @@ def resolve(request: GenerationRequest, card: ModelCard, source: FoundSource | N
     if misfits:
         raise InvalidRequestError(misfits)
     layout, reason = card.choose_layout(request)
+    control, control_reason = card.choose_control(request)
     choices = {
         "model": card.name,
         "steps": card.choose_steps(request),
-        "guidance_scale": (
-            card.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
-        ),
+        "guidance_scale": card.choose_guidance_scale(request),
         "layout": layout,
         "layout_reason": reason,
-        "control": (control := card.choose_control(request)) and control.model_dump(),
+        "control": control and control.model_dump(),
+        "control_reason": control_reason,
         "advanced": request.advanced.model_dump()
         | {
             "sync_strength": card.choose_sync_strength(request),

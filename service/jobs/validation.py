@@ -183,10 +183,17 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
 def _check_guidance_interval(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
     """Only what is guided by two branches, one of them with a negative prompt, can leave one out."""
     interval = request.advanced.guidance_interval
-    if interval in (None, ALWAYS_GUIDED) or (card.guidance and card.negative_prompt):
+    if interval in (None, ALWAYS_GUIDED):
         return
-    reason = "is guided within one prediction" if card.guidance else "was trained to work without guidance"
-    allowed = f"[0, 1]: model {card.name} ({card.family}) {reason}"
+    model = f"model {card.name} ({card.family})"
+    if not card.guidance:
+        allowed = f"[0, 1]: {model} was trained to work without guidance"
+    elif not card.negative_prompt:
+        allowed = f"[0, 1]: {model} is guided within one prediction"
+    elif card.choose_guidance_scale(request) == 1.0:
+        allowed = "[0, 1], or a guidance_scale above 1: at 1 there is no guidance"
+    else:
+        return
     yield FieldError(field="advanced.guidance_interval", value=str(list(interval)), allowed=allowed)
 
 

@@ -17,6 +17,7 @@ export function facts({ request, status, startedAt, finishedAt }) {
     guided(request.advanced),
     `seed ${request.seed}`,
     request.layout_reason && `${request.layout} layout: ${request.layout_reason}`,
+    request.control && request.control_reason && `ControlNet ${request.control.name}: ${request.control_reason}`,
     request.model,
     took,
   ];

@@ -32,6 +32,7 @@ def refuse(*regions: dict[str, object]) -> tuple[str, str]:
         ({"shape": RECTANGLE | {"mask": "region_mask_1"}}, "shape", "given: rectangle, mask"),
         ({"shape": {"mask": "region_mask_17"}}, "shape.mask", "region_mask_16"),
         ({"shape": {"polygon": [[0, 0], [9, 9]]}}, "shape.polygon", "at least 3"),
+        ({"shape": {"polygon": [[0, 0], [9], [9, 9]]}}, "shape.polygon.1", "two whole numbers of pixels"),
         ({"shape": {"polygon": [[0, 0]] * (MAX_POINTS + 1)}}, "shape.polygon", "at most 100"),
         ({"shape": {"polygon": [[0, 0], [9, 0], [9, 0]]}}, "shape.polygon", "corner 2, 9,0, does not"),
         ({"shape": {"polygon": [[0, 0], [9, 0], [4, 0]]}}, "shape.polygon", "edge 1, 0,0 to 9,0, meets edge 2"),

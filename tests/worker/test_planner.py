@@ -15,7 +15,7 @@ from api_schemas.layout import Cascade
 from api_schemas.stages import lay_stages
 from worker.engine.attention import AttentionPlan
 from worker.engine.plan import GenerationPlan
-from worker.engine.start import Noise, Upscale
+from worker.engine.start import LowBandPlan, Noise, Upscale
 from worker.planner import plan_generation
 
 CARD = ModelCard(
@@ -103,14 +103,25 @@ def test_a_conditioned_stage_starts_from_noise_and_runs_all_of_its_schedule() ->
     assert card.estimate(request, lay_stages(card, request)).tiles == pytest.approx(counted, rel=0.1)
 
 
-@pytest.mark.parametrize(("fidelity", "augmentation"), [(None, 0.2), (1.0, 0.0), (0.5, 0.2), (0.0, 0.4)])
-def test_a_conditioned_stage_sees_a_source_the_more_clearly_the_higher_its_fidelity(
-    fidelity: float | None, augmentation: float
+@pytest.mark.parametrize(
+    ("fidelity", "augmentation", "weight"),
+    [
+        (None, 0.2, None),
+        (1.0, 0.0, 0.6),
+        (0.75, 0.1, 0.3),
+        (0.5, 0.2, None),
+        (0.2, 0.2, -0.15),
+        (0.0, 0.2, -0.25),
+    ],
+)
+def test_a_conditioned_stage_sees_a_source_the_more_clearly_the_higher_its_fidelity_and_keeps_to_it(
+    fidelity: float | None, augmentation: float, weight: float | None
 ) -> None:
     card = CARD.model_copy(update={"cascade": Cascade(conditioned=True, augmentation=0.2)})
     asked = {"source": {}, "upscale": 2, "fidelity": fidelity, "width_px": 2048, "height_px": 2048}
     found = plan_generation(ask(**asked), card, 1 << 30, Path("spill")).stages
-    assert [stage.start for stage in found] == [Upscale(pytest.approx(augmentation))]
+    kept = None if weight is None else LowBandPlan(pytest.approx(weight), pytest.approx(weight), cutoff=None)
+    assert [stage.start for stage in found] == [Upscale(pytest.approx(augmentation), low_band=kept)]
 
 
 SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512), (2480, 3508), (1001, 64))

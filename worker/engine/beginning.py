@@ -8,7 +8,7 @@ from torch import Tensor
 from worker.engine.guidance import LowBand
 from worker.engine.inpaint import Inpainting
 from worker.engine.plan import StagePlan
-from worker.engine.start import Picture
+from worker.engine.start import Picture, Upscale
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,19 @@ def blend(kept: Tensor | None, reference: Tensor, stage: StagePlan) -> Tensor:
 
 
 def begin_conditioned(
-    enlarged: Tensor, kept: Tensor | None, latent: Tensor, noise: Tensor, stage: StagePlan
+    reference: Tensor, enlarged: Tensor, kept: Tensor | None, latent: Tensor, noise: Tensor, stage: StagePlan
 ) -> Begun:
-    """A canvas whose model sees a smaller picture."""
-    mask = stage.denoise.mask
+    """A canvas whose model sees a smaller picture.
+
+    Args:
+        reference: that picture, enlarged; `enlarged` is what the model sees of it.
+    """
+    mask, start = stage.denoise.mask, stage.start
+    plan = start.low_band if isinstance(start, Upscale) else None
+    low_band = plan and LowBand(plan, reference, stage.canvas)
     if mask is None or kept is None:
-        return Begun(latent, enlarged=enlarged)
-    return Begun(latent, enlarged=enlarged, inpainting=Inpainting(mask.on(kept.device), kept, noise))
+        return Begun(latent, low_band, enlarged)
+    return Begun(latent, low_band, enlarged, Inpainting(mask.on(kept.device), kept, noise))
 
 
 def begin_from_picture(

@@ -170,7 +170,7 @@ def _find_reference(
     ensemble: Ensemble, low_band: LowBand | None, inpainting: Inpainting | None
 ) -> Tensor | None:
     """The picture that a stage goes by, which a checkpoint keeps."""
-    if ensemble.enlarged is not None:
+    if low_band is None and ensemble.enlarged is not None:
         return ensemble.enlarged
     guides = low_band or inpainting
     return guides and guides.reference

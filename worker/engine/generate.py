@@ -12,6 +12,7 @@ from torch import Tensor
 from worker.engine.beginning import Begun, begin_conditioned, begin_from_picture, blend
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble, Replica
+from worker.engine.inpaint import Inpainting
 from worker.engine.noise import initial_noise
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.ranks import Group, SingleRank
@@ -133,7 +134,7 @@ def generate(
         )  # fmt: skip
         latent = yield from denoise(
             begun.latent, stage.plan.denoise, ensemble, stage.scheduler, generator,
-            max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan),
+            max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan, begun.inpainting),
             begun.inpainting, style,
         )  # fmt: skip
         at_most = ensemble.at_most
@@ -215,7 +216,7 @@ def _start(
     if isinstance(start, Upscale):
         enlarged = augment(reference, start.augmentation, plan.seed, stage.began.level)
         latent = pure if kept is None or not start.skipped else scheduler.add_noise(kept, noise)
-        return begin_conditioned(enlarged, kept, latent, noise, stage.plan)
+        return begin_conditioned(reference, enlarged, kept, latent, noise, stage.plan)
     if style is not None:  # the low band would keep the source's tones
         reference = tint(reference, style.latent, style.strength)
     # At a schedule's first step a given picture must not shine through the noise.
@@ -234,10 +235,10 @@ def _read_kept(
     return latent.contiguous()
 
 
-def _make_sync(stage: StagePlan) -> Sync | None:
-    """None where there is nothing to agree with: one tile covers the canvas, or most of it is not predicted."""
-    alone = stage.denoise.tile_shape == stage.canvas.size or stage.denoise.mask is not None
-    return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas)
+def _make_sync(stage: StagePlan, inpainting: Inpainting | None) -> Sync | None:
+    """None where there is nothing to agree with: one tile covers the canvas, and nothing of it stays."""
+    alone = stage.denoise.tile_shape == stage.canvas.size and inpainting is None
+    return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas, inpainting)
 
 
 def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
@@ -277,6 +278,10 @@ def _resume(
         return Begun(latent)
     reference, noise = reference.to(device), _draw_noise(plan, stage).to(device)
     kept = yield from _read_kept(plan, stage.plan, prepared, group)
-    if isinstance(stage.plan.start, Upscale):
-        return begin_conditioned(reference, kept, latent, noise, stage.plan)
+    start = stage.plan.start
+    if isinstance(start, Upscale):
+        enlarged = reference
+        if start.low_band is not None:  # else what the model sees was kept
+            enlarged = augment(reference, start.augmentation, plan.seed, stage.began.level)
+        return begin_conditioned(reference, enlarged, kept, latent, noise, stage.plan)
     return begin_from_picture(reference, kept, latent, noise, stage.plan, trained=prepared.sees_masks)

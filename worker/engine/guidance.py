@@ -51,7 +51,8 @@ class LowBand:
         missing = (tint(self.reference, clean, plan.tint) if plan.tint else self.reference) - clean
         if self._inpainted is not None:
             missing *= self._inpainted
-        change = low_pass(missing, plan.cutoff, self._canvas).mul_(weight)
+        passed = missing if plan.cutoff is None else low_pass(missing, plan.cutoff, self._canvas)
+        change = passed.mul_(weight)
         return scheduler.guide_clean(prediction, change, index)
 
 

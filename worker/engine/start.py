@@ -13,15 +13,16 @@ class LowBandPlan:
     """How strongly the low frequencies of the stage before guide a stage.
 
     Args:
-        start: weight of the reference at the first step; falls in a straight line to `end` at the last.
-        cutoff: share of the highest frequency of each axis up to which the reference counts.
+        start: weight of the reference at the first step; goes in a straight line to `end` at the last. Below 0 it leads away
+            from the reference.
+        cutoff: share of the highest frequency of each axis up to which the reference counts; None: all do.
         tint: how far the reference first takes the mean and deviation that each channel has in what is made, in [0, 1]: at
             1 its forms count, and not its tones.
     """
 
     start: float = 1.0
     end: float = 0.0
-    cutoff: float = 0.2
+    cutoff: float | None = 0.2
     tint: float = 0.0
 
 
@@ -82,11 +83,13 @@ class Upscale:
         given: the picture; None: what the stage before has made.
         skipped: steps of the whole schedule that are left out, from its beginning: it starts from `StagePlan.kept` under
             noise in place of pure noise.
+        low_band: how the picture guides the stage beside what the model sees of it, if it does.
     """
 
     augmentation: float = 0.0
     given: Given | None = None
     skipped: int = 0
+    low_band: LowBandPlan | None = None
 
 
 Start = Noise | Picture | Upscale

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.canvas import Plane
+from worker.engine.inpaint import Inpainting
 from worker.engine.resample import BILINEAR, enlarge
 from worker.engine.scheduler import Scheduler
 
@@ -22,16 +23,22 @@ class Sync:
 
     Args:
         strength: share of the way, in (0, 1].
+        inpainting: of which what is made takes on the mean statistics of what stays; None: all is made.
     """
 
-    def __init__(self, strength: float, canvas: Plane) -> None:
-        self._strength, self._canvas = strength, canvas
+    def __init__(self, strength: float, canvas: Plane, inpainting: Inpainting | None = None) -> None:
+        self._strength, self._canvas, self._inpainting = strength, canvas, inpainting
         self._cells = canvas.resized(-(-canvas.height // _CELL), -(-canvas.width // _CELL))
+        self._counted = None if inpainting is None else self._count(inpainting.mask.weights)
 
     def guide(self, prediction: Tensor, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
         """The fused prediction (C, H, W) of a step, its clean estimate synced."""
-        clean = scheduler.estimate_clean(latent, prediction, index)
+        clean, kept = scheduler.estimate_clean(latent, prediction, index), self._inpainting
+        if kept is not None:
+            clean = torch.lerp(kept.reference, clean, kept.mask.weights)
         change = torch.stack([self._move(channel) for channel in clean]).sub_(clean)
+        if kept is not None:
+            change *= kept.mask.weights
         return scheduler.guide_clean(prediction, change, index)
 
     def _move(self, channel: Tensor) -> Tensor:
@@ -39,14 +46,23 @@ class Sync:
         means = self._smooth(channel)
         tone = self._spread(means)
         coarse = _blur(channel, self._canvas)
-        moved = tone.lerp(means.mean(), self._strength)
+        moved = tone.lerp(self._average(means), self._strength)
         return moved + self._even_out(coarse - tone) + self._even_out(channel - coarse)
 
     def _even_out(self, band: Tensor) -> Tensor:
         """A band (H, W) with the same deviation everywhere."""
         power = self._smooth(band.square()).clamp(min=1e-8)
-        gain = (power.mean() / power).pow(self._strength / 2)
+        gain = (self._average(power) / power).pow(self._strength / 2)
         return band * self._spread(gain.clamp(1 / _MOST_GAIN, _MOST_GAIN))
+
+    def _average(self, cells: Tensor) -> Tensor:
+        """Of cells (h, w), those that count."""
+        return cells.mean() if self._counted is None else (cells * self._counted).sum()
+
+    def _count(self, made: Tensor) -> Tensor | None:
+        """How much each cell (h, w) counts: none of whose window is made; None: all alike, where all windows have some."""
+        counted = (self._smooth((made > 0).float()) == 0).float()
+        return counted / counted.sum() if counted.any() else None
 
     def _smooth(self, state: Tensor) -> Tensor:
         """The mean of each cell's window, (h, w), of a state (H, W)."""

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 WarningCode = Literal[
-    "batch_halved", "compiling", "decode_widened", "mask_scaled", "prompt_cut", "region_faint"
+    "batch_halved",
+    "compiling",
+    "control_left_out",
+    "decode_widened",
+    "mask_scaled",
+    "prompt_cut",
+    "region_faint",
 ]
 
 

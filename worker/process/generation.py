@@ -13,10 +13,11 @@ from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from api_schemas.regions import Region
 from worker.adapters.add_ons import Control, IpAdapter, Lora
+from worker.adapters.errors import ModelError
 from worker.adapters.model import Conditions, LoadedModel, Prompt
 from worker.adapters.source import AddOns
 from worker.engine.denoise import Checkpoint
-from worker.engine.generate import Progress, generate
+from worker.engine.generate import PreparedModel, Progress, generate
 from worker.engine.plan import GenerationPlan
 from worker.engine.ranks import Group
 from worker.engine.warned import Warned
@@ -54,12 +55,35 @@ def generate_job(
         plan: with the request's regions.
         source: that the plan begins with.
     """
-    conditions = read_conditions(model, job, source)
+    conditions, prepared = yield from _prepare(model, job, source)
     yield from (Warned("mask_scaled", scaled) for scaled in find_scaled_masks(job.request))
     yield from (Warned("region_faint", faint) for faint in find_faint_regions(plan))
     yield from (Warned("prompt_cut", cut) for cut in model.find_truncated_prompts(conditions))
     yield from (Warned("compiling", shape) for shape in model.find_new_shapes(plan))
-    yield from generate(plan, model.prepare(conditions), resume, group)
+    yield from generate(plan, prepared, resume, group)
+
+
+def _prepare(
+    model: LoadedModel, job: Generate, source: SourceFiles | None
+) -> Generator[Warned, None, tuple[Conditions, PreparedModel]]:
+    """Without the ControlNet that the request did not name, if that cannot be loaded.
+
+    Raises:
+        ModelError: an add-on that it named cannot.
+    """
+    request = job.request
+    try:
+        conditions = read_conditions(model, job, source)
+        return conditions, model.prepare(conditions)
+    except ModelError as error:
+        if request.control is None or not request.control_reason:
+            raise
+        left_out = f"made without ControlNet {request.control.name}, {request.control_reason}; {error}"
+    bare = request.model_copy(update={"control": None, "control_reason": ""})
+    conditions = read_conditions(model, replace(job, request=bare), source)
+    prepared = model.prepare(conditions)
+    yield Warned("control_left_out", left_out)
+    return conditions, prepared
 
 
 def read_conditions(model: LoadedModel, job: Generate, source: SourceFiles | None = None) -> Conditions:

@@ -92,6 +92,8 @@ def test_a_job_says_where_it_is_guided(asked: list[float] | None, found: tuple[f
     assert data.request.advanced.guidance_interval == found
     assert (data.cost.unguided_tiles == 0) == (found == (0.0, 1.0))
     assert resolve(request, CARD).request.advanced.guidance_interval == (found if asked else (0.0, 1.0))
+    bare = GenerationRequest(guidance_scale=1.0)
+    assert resolve(bare, card).request.advanced.guidance_interval == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +110,9 @@ def test_what_is_enlarged_has_the_controlnet_for_tiles_unless_a_client_names_ano
 ) -> None:
     names = {"controlnets": ["edges", "tile"], "tile_controlnet": "tile"}
     request = GenerationRequest.model_validate(asked)
-    control = resolve(request, CARD.model_copy(update=names)).request.control
-    assert (control and control.name) == name
+    resolved = resolve(request, CARD.model_copy(update=names)).request
+    assert (resolved.control and resolved.control.name) == name
+    assert ("first by name" in resolved.control_reason) == (name == "tile")
     assert resolve(request.model_copy(update={"control": None}), CARD).request.control is None
 
 

@@ -136,6 +136,8 @@ def test_an_interval_needs_a_branch_to_leave_out() -> None:
     (error,) = find(asked, embedded)
     assert error.allowed == "[0, 1]: model few-steps (flux) is guided within one prediction"
     assert not find(asked, CARD)
+    (error,) = find(asked.model_copy(update={"guidance_scale": 1.0}), CARD)
+    assert error.allowed == "[0, 1], or a guidance_scale above 1: at 1 there is no guidance"
     always = GenerationRequest(advanced=AdvancedSettings(guidance_interval=(0.0, 1.0)))
     assert not find(always, embedded)
 

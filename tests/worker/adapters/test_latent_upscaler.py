@@ -36,7 +36,7 @@ from worker.engine.ensemble import Batch, Query
 from worker.engine.generate import generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
-from worker.engine.start import Upscale
+from worker.engine.start import LowBandPlan, Upscale
 
 WEIGHTS = "latent_upscaler/diffusion_pytorch_model.safetensors"
 SEED, PROMPT = 9, Conditions("brick wall")
@@ -61,11 +61,12 @@ def lay(side: int, tile: int, *, wrap: bool = False, moving: bool = True) -> Den
     return DenoisePlan(Plane(side, side, (wrap, wrap)), tile, 0, 4, moving, SEED, (0.0, 0.2))
 
 
-def two_stages(side: int, tile: int, *, wrap: bool = False, augmentation: float = 0.1) -> GenerationPlan:
+def two_stages(
+    side: int, tile: int, *, wrap: bool = False, augmentation: float = 0.1, weight: float = 0.0
+) -> GenerationPlan:
     first, second = lay(16, 16, wrap=wrap, moving=tile < side), lay(side, tile, wrap=wrap, moving=tile < side)
-    return GenerationPlan(
-        SEED, 4, (StagePlan(first, 3), StagePlan(second, 2, Upscale(augmentation), modules=2))
-    )
+    start = Upscale(augmentation, low_band=LowBandPlan(weight, weight, cutoff=None) if weight else None)
+    return GenerationPlan(SEED, 4, (StagePlan(first, 3), StagePlan(second, 2, start, modules=2)))
 
 
 def latent_after(
@@ -74,9 +75,11 @@ def latent_after(
     return checkpoint_after(step, plan, model.prepare(conditions)).tensors["latent"]
 
 
-@pytest.mark.parametrize("side", [32, 40, 64])
-def test_one_tile_equals_a_plain_loop_of_diffusers(whole: Path, model: LoadedModel, side: int) -> None:
-    plan = two_stages(side, side)
+@pytest.mark.parametrize(("side", "weight"), [(32, 0.0), (40, 0.0), (64, 0.0), (32, 0.6), (32, -0.25)])
+def test_one_tile_equals_a_plain_loop_of_diffusers(
+    whole: Path, model: LoadedModel, side: int, weight: float
+) -> None:
+    plan = two_stages(side, side, weight=weight)
     small = latent_after(3, plan, model)
     pipe = StableDiffusionPipeline.from_pretrained(str(whole), safety_checker=None)
     upscaler = UNet2DConditionModel.from_pretrained(str(whole / "latent_upscaler"))
@@ -84,10 +87,13 @@ def test_one_tile_equals_a_plain_loop_of_diffusers(whole: Path, model: LoadedMod
     scheduler.set_timesteps(2)
     latent = initial_noise(SEED, 4, side, side, stage=1)[None]
     with torch.inference_mode():
-        seen = enlarge_by_pillow(pipe.vae, small, side) + 0.1 * initial_noise(SEED, 4, side, side, stage=-2)
+        lead = enlarge_by_pillow(pipe.vae, small, side)
+        seen = lead + 0.1 * initial_noise(SEED, 4, side, side, stage=-2)
         states, _ = pipe.encode_prompt("brick wall", "cpu", 1, False)
         for timestep in scheduler.timesteps:
             prediction = upscaler(torch.cat([latent, seen[None]], dim=1), timestep, states).sample
+            clean = scheduler.step(prediction, timestep, latent).pred_original_sample
+            prediction -= weight * (lead - clean) / (1 - scheduler.alphas_cumprod[timestep]).sqrt()
             latent = scheduler.step(prediction, timestep, latent).prev_sample
     torch.testing.assert_close(
         latent_after(5, plan, model), latent[0], rtol=1e-3, atol=5e-3
@@ -113,9 +119,11 @@ def test_the_noise_over_the_stage_before_is_not_what_that_was_made_of() -> None:
     assert found.abs().max() < 0.15
 
 
-@pytest.mark.parametrize("wrap", [False, True])
-def test_a_checkpoint_of_any_step_leads_to_the_same_bytes(model: LoadedModel, wrap: bool) -> None:
-    plan, prepared = two_stages(48, 16, wrap=wrap), model.prepare(PROMPT)
+@pytest.mark.parametrize(("wrap", "weight"), [(False, 0.0), (True, 0.0), (False, 0.6)])
+def test_a_checkpoint_of_any_step_leads_to_the_same_bytes(
+    model: LoadedModel, wrap: bool, weight: float
+) -> None:
+    plan, prepared = two_stages(48, 16, wrap=wrap, weight=weight), model.prepare(PROMPT)
     undisturbed = picture(generate(plan, prepared))
     assert undisturbed.float().std() > 0
     for stop in (2, 3, 4):

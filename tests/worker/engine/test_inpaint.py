@@ -159,7 +159,8 @@ def test_neither_ranks_nor_a_kill_change_a_byte(wrap: tuple[bool, bool]) -> None
     mask = cover(canvas, Rectangle(20, 5, 9, 8) if wrap[0] else Rectangle(10, 5, 9, 8))
     denoise = DenoisePlan(canvas, 8, 2, 2, moving=True, seed=4, mask=mask)
     start = Picture(2, LowBandPlan(), GivenPixels(paint, canvas))
-    plan = GenerationPlan(4, 4, (StagePlan(denoise, 4, start, modules=2),), DecodePlan(tile_size=8))
+    stage = StagePlan(denoise, 4, start, modules=2, sync_strength=0.7)
+    plan = GenerationPlan(4, 4, (stage,), DecodePlan(tile_size=8))
     prepared = Toy().prepare(Conditions("dunes"))
 
     def rows(events: list[Progress] | Iterator[Progress]) -> Tensor:

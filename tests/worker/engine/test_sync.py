@@ -18,6 +18,7 @@ from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Step
 from worker.engine.generate import generate
+from worker.engine.inpaint import Inpainting, Mask
 from worker.engine.plan import GenerationPlan, StagePlan
 from worker.engine.scheduler import Scheduler
 from worker.engine.sync import Sync
@@ -37,14 +38,20 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def sync_clean(clean: Tensor, strength: float, canvas: Plane, kind: str = "v_prediction") -> Tensor:
+def sync_clean(
+    clean: Tensor,
+    strength: float,
+    canvas: Plane,
+    kind: str = "v_prediction",
+    inpainting: Inpainting | None = None,
+) -> Tensor:
     """What a clean estimate becomes, by way of a prediction that implies it."""
     scheduler, index = make_kind(kind), 1
     latent = draw(*clean.shape, seed=1)
     start = scheduler.estimate_clean(latent, torch.zeros_like(latent), index)
     prediction = scheduler.guide_clean(torch.zeros_like(latent), clean - start, index)
     assert scheduler.estimate_clean(latent, prediction, index).sub(clean).abs().max() < 1e-4
-    synced = Sync(strength, canvas).guide(prediction, latent, scheduler, index)
+    synced = Sync(strength, canvas, inpainting).guide(prediction, latent, scheduler, index)
     return scheduler.estimate_clean(latent, synced, index)
 
 
@@ -52,6 +59,20 @@ def drift(side: int = SIDE) -> Tensor:
     """Noise whose tone and contrast grow from left to right."""
     ramp = torch.linspace(0.5, 2.0, side)
     return draw(2, side, side) * ramp + ramp
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "flow"])
+def test_what_is_inpainted_takes_on_the_tone_and_contrast_of_what_stays_and_nothing_else_changes(
+    kind: str,
+) -> None:
+    canvas, weights = Plane(SIDE, SIDE), torch.zeros(SIDE, SIDE)
+    weights[:, 32:] = 1
+    kept, clean = 3 * draw(2, SIDE, SIDE, seed=2) + 2, 2 * draw(2, SIDE, SIDE, seed=3) - 1
+    inpainting = Inpainting(Mask.lay(weights, canvas), kept, torch.zeros_like(kept))
+    synced = sync_clean(clean, 1.0, canvas, kind, inpainting)
+    torch.testing.assert_close(synced[:, :, :32], clean[:, :, :32], rtol=0, atol=1e-4)
+    assert abs(synced[:, :, 48:].mean() - 2) < 0.1
+    assert abs(synced[:, :, 48:].std() - 3) < 0.15
 
 
 def spread(clean: Tensor, measure: Callable[[Tensor], Tensor]) -> float:

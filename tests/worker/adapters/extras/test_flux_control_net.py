@@ -29,13 +29,8 @@ PICTURE = np.random.default_rng(4).integers(0, 256, (50, 40, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its encoder is sure of itself, so that the latent that diffusers draws is the mean."""
     folder = tmp_path_factory.mktemp("models") / "flux"
-    pipe = tiny_flux(folder)
-    unsure = pipe.vae.encoder.conv_out
-    unsure.weight.data[4:] = 0
-    unsure.bias.data[4:] = -60
-    pipe.save_pretrained(folder)
+    save_sure(tiny_flux(folder), folder)
     return folder
 
 
@@ -43,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network(folder: Path) -> Path:
     """Has an effect from the start, unlike one that is yet to be trained."""
     pipe = FluxPipeline.from_pretrained(str(folder))
-    return _save(pipe, folder.with_name("control"))
+    return save_flux_control_net(pipe, folder.with_name("control"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,16 @@ def model(folder: Path) -> LoadedModel:
     return load_model(str(folder), "cpu")
 
 
-def _save(pipe: FluxPipeline, folder: Path, **changes: object) -> Path:
+def save_sure(pipe: FluxPipeline, folder: Path) -> FluxPipeline:
+    """With an encoder that is sure of itself, so that the latent that diffusers draws is the mean."""
+    unsure = pipe.vae.encoder.conv_out
+    unsure.weight.data[4:] = 0
+    unsure.bias.data[4:] = -60
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def save_flux_control_net(pipe: FluxPipeline, folder: Path, **changes: object) -> Path:
     torch.manual_seed(5)
     config = dict(pipe.transformer.config) | {"num_layers": 1, "num_single_layers": 1} | changes
     network = FluxControlNetModel.from_config(config)
@@ -114,7 +118,7 @@ def test_each_tile_follows_its_own_crop(network: Path, model: LoadedModel) -> No
 def test_a_network_for_another_model_is_refused(
     folder: Path, model: LoadedModel, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    other = _save(FluxPipeline.from_pretrained(str(folder)), tmp_path / "other", **changes)
+    other = save_flux_control_net(FluxPipeline.from_pretrained(str(folder)), tmp_path / "other", **changes)
     with pytest.raises(ModelFolderError, match=message):
         make_picture(model, Control(other, _picture()))
 
