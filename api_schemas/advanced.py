@@ -96,9 +96,9 @@ class AdvancedSettings(RequestPart):
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
-        " whole picture; 0 is off. If left out, the default of the model's card for textures, and 0 for scenes and for"
-        " pictures with regions, whose parts are to differ.",
+        description="How far the tone and contrast of every part are moved, at each step, towards those of other parts: of"
+        " a texture all alike; of a scene, or a picture with regions, those of like tone that are near and in the same"
+        " region. 0 is off. If left out, the default of the model's card for textures, and 0 for others.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",

@@ -237,7 +237,12 @@ def _read_kept(
 def _make_sync(stage: StagePlan) -> Sync | None:
     """None where there is nothing to agree with: one tile covers the canvas, or most of it is not predicted."""
     alone = stage.denoise.tile_shape == stage.canvas.size or stage.denoise.mask is not None
-    return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas)
+    if alone or not stage.sync_strength:
+        return None
+    regions = stage.denoise.regions
+    return Sync(
+        stage.sync_strength, stage.canvas, evenly=stage.synced_evenly, regions=regions and regions.weights
+    )
 
 
 def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
