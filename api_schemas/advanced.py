@@ -100,10 +100,10 @@ class AdvancedSettings(RequestPart):
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="How far the tone and contrast of every part of a texture are moved, at each step, towards those of the"
-        " whole picture, or of what is inpainted, to those of what stays; 0 is off. If left out, the default of the model's"
-        " card for textures, and 0 for scenes, for pictures with regions, whose parts are to differ, and for what begins with a"
-        " source. A part of a job's picture under its own prompt has that of the job.",
+        description="How far the tone and contrast of every part are moved, at each step, towards those of other parts: of"
+        " a texture all alike; of a scene, or a picture with regions, those of like tone that are near and in the same"
+        " region; of what is inpainted, those of what stays. 0 is off. If left out, the default of the model's card for textures,"
+        " and 0 for others and for what begins with a source. A part of a job's picture under its own prompt has that of the job.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",

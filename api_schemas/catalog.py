@@ -187,12 +187,16 @@ class ModelCard(BaseModel):
         """As asked for, or the default for a texture; scenes and regions are to differ from place to place."""
         if request.advanced.sync_strength is not None:
             return request.advanced.sync_strength
-        if request.source is not None:
-            return 0.0
+        return self.sync_strength if request.source is None and self.is_alike(request) else 0.0
+
+    def is_alike(self, request: GenerationRequest) -> bool:
+        """Whether all of the picture is to be alike, as of a texture. A resolved request is as the one it was made from."""
         layout, _ = self.choose_layout(request)
-        words = self.scene_words
-        is_scene = request.layout == "flat" and words is not None and words.judge(request.prompt)[0]
-        return self.sync_strength if layout == "flat" and not (is_scene or request.regions) else 0.0
+        if layout == "cascade" or request.regions:
+            return False
+        words, has_horizon = self.scene_words, request.seamless not in ("y", "both")
+        named = request.layout == "flat" and has_horizon and words is not None
+        return not (named and words.judge(request.prompt)[0])
 
     def choose_guidance_scale(self, request: GenerationRequest) -> float:
         """As asked for, or the card's default."""

@@ -49,6 +49,7 @@ def _plan_stage(
         even=request.advanced.num_modules is None,
         shown=shown,
         sync_strength=request.advanced.sync_strength or 0.0,
+        synced_evenly=card.is_alike(request),
         keeps_detail=not first and (request.strength or 1.0) < 1,
     )
 

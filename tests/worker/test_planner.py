@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import ResolvedRequest
 from api_schemas.layout import Cascade
+from api_schemas.scenes import SceneWords
 from api_schemas.stages import lay_stages
 from worker.engine.attention import AttentionPlan
 from worker.engine.plan import GenerationPlan
@@ -270,3 +271,13 @@ def test_a_conditioned_stage_attends_to_nothing_else() -> None:
     first, second = plan_generation(request, card, 1, Path()).stages
     assert first.denoise.attention is not None
     assert (second.start, second.denoise.attention) == (Upscale(0.1), None)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "layout", "evenly"),
+    [("grass", "flat", True), ("mountains", "flat", False), ("grass", "cascade", False)],
+)
+def test_what_is_no_texture_is_synced_by_likeness(prompt: str, layout: str, evenly: bool) -> None:
+    card = CARD.model_copy(update={"scene_words": SceneWords(bias=-1, weights={2: "mountains", -2: "grass"})})
+    request = ask(prompt=prompt, layout=layout, width_px=1024, height_px=1024)
+    assert {stage.synced_evenly for stage in plan_generation(request, card, 1, Path()).stages} == {evenly}

@@ -238,7 +238,13 @@ def _read_kept(
 def _make_sync(stage: StagePlan, inpainting: Inpainting | None) -> Sync | None:
     """None where there is nothing to agree with: one tile covers the canvas, and nothing of it stays."""
     alone = stage.denoise.tile_shape == stage.canvas.size and inpainting is None
-    return None if alone or not stage.sync_strength else Sync(stage.sync_strength, stage.canvas, inpainting)
+    if alone or not stage.sync_strength:
+        return None
+    regions = stage.denoise.regions
+    return Sync(
+        stage.sync_strength, stage.canvas,
+        evenly=stage.synced_evenly, regions=regions and regions.weights, inpainting=inpainting,
+    )  # fmt: skip
 
 
 def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:

@@ -123,7 +123,8 @@ class StagePlan:
         modules: tiles that one rank denoises at the same time.
         even: whether batches may be smaller than `modules`, as `Ensemble` says.
         shown: how much of the canvas' (height, width) the picture covers, from the top left corner on.
-        sync_strength: how far local statistics are moved towards those of the whole canvas, in [0, 1]; 0 is off.
+        sync_strength: how far local statistics are moved towards those of other places, in [0, 1]; 0 is off.
+        synced_evenly: whether every place counts alike there, as `Sync` has it.
         style: a picture whose style the stage takes, if it does.
         kept: beside what the stage before has made, the picture at this stage's size that stays where the mask makes nothing.
         keeps_detail: whether the stage begins with that picture where it is made, too, and goes by the stage before only in
@@ -137,6 +138,7 @@ class StagePlan:
     even: bool = False
     shown: tuple[float, float] = (1.0, 1.0)
     sync_strength: float = 0.0
+    synced_evenly: bool = True
     style: GivenPixels | None = None
     kept: Given | None = None
     keeps_detail: bool = False

@@ -1,4 +1,7 @@
-"""Sync of statistics: every place of a texture takes on the tone and contrast that all others have."""
+"""Sync of statistics: every place of a canvas takes on the tone and contrast that others have, of a texture all alike."""
+
+from dataclasses import dataclass
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +15,38 @@ from worker.engine.scheduler import Scheduler
 _CELL = 8  # latent pixels: statistics are kept for squares of these
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 _MOST_GAIN = 2.0  # of a band: what is almost flat stays so
+_MOST_KEYS = 32  # along each axis: on canvases with more cells, means of several are attended to
+_ALIKE = 0.5  # distance of tones, in their deviations over the canvas, root mean square over channels
+_NEAR = 0.25  # distance, in sides of the canvas
 
 
 class Sync:
-    """Moves the clean estimate's local statistics towards their mean over the whole canvas.
+    """Moves the clean estimate's local statistics towards those of other places.
 
-    AdaIN (Huang & Belongie 2017, eq. 8) in windows of the fused canvas, about 24 latent pixels wide, which attend to
-    all windows alike: the mean, and the deviations of what is coarser and what is finer than two latent pixels.
+    AdaIN (Huang & Belongie 2017, eq. 8) in windows of the fused canvas, about 24 latent pixels wide: the mean, and
+    the deviations of what is coarser and what is finer than two latent pixels.
     Windows and not tiles, since statistics drift inside of a tile, too.
 
     Args:
         strength: share of the way, in (0, 1].
-        inpainting: of which what is made takes on the mean statistics of what stays; None: all is made.
+        evenly: whether a window attends to all alike, as a texture wants it; else the more to a window, the more alike
+            its tone, the nearer, and the more of the same region it is.
+        regions: weights of each prompt, (prompts, H, W), if there are several.
+        inpainting: of which what is made attends to what stays alone; None: all is made.
     """
 
-    def __init__(self, strength: float, canvas: Plane, inpainting: Inpainting | None = None) -> None:
-        self._strength, self._canvas, self._inpainting = strength, canvas, inpainting
-        self._cells = canvas.resized(-(-canvas.height // _CELL), -(-canvas.width // _CELL))
+    def __init__(
+        self,
+        strength: float,
+        canvas: Plane,
+        *,
+        evenly: bool = True,
+        regions: Tensor | None = None,
+        inpainting: Inpainting | None = None,
+    ) -> None:
+        self._strength, self._canvas, self._evenly = strength, canvas, evenly
+        self._regions, self._inpainting = regions, inpainting
+        self._cells = canvas.resized(ceil(canvas.height / _CELL), ceil(canvas.width / _CELL))
         self._counted = None if inpainting is None else self._count(inpainting.mask.weights)
 
     def guide(self, prediction: Tensor, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
@@ -36,23 +54,31 @@ class Sync:
         clean, kept = scheduler.estimate_clean(latent, prediction, index), self._inpainting
         if kept is not None:
             clean = torch.lerp(kept.reference, clean, kept.mask.weights)
-        change = torch.stack([self._move(channel) for channel in clean]).sub_(clean)
+        others = None if self._evenly else self._attend(clean)
+        change = torch.stack([self._move(channel, others) for channel in clean]).sub_(clean)
         if kept is not None:
             change *= kept.mask.weights
         return scheduler.guide_clean(prediction, change, index)
 
-    def _move(self, channel: Tensor) -> Tensor:
-        """A channel (H, W), all windows of which have the same statistics at full strength."""
+    def _attend(self, clean: Tensor) -> "_Others":
+        tones, regions = torch.stack([self._smooth(channel) for channel in clean]), self._regions
+        regions = None if regions is None else regions.to(clean.device)
+        return _Others.find(tones, self._cells, regions, self._counted)
+
+    def _move(self, channel: Tensor, others: "_Others | None") -> Tensor:
+        """A channel (H, W), all windows of which have at full strength the statistics that they attend to."""
         means = self._smooth(channel)
         tone = self._spread(means)
         coarse = _blur(channel, self._canvas)
-        moved = tone.lerp(self._average(means), self._strength)
-        return moved + self._even_out(coarse - tone) + self._even_out(channel - coarse)
+        wanted = self._average(means) if others is None else self._spread(others.average(means))
+        moved = tone.lerp(wanted, self._strength)
+        return moved + self._even_out(coarse - tone, others) + self._even_out(channel - coarse, others)
 
-    def _even_out(self, band: Tensor) -> Tensor:
-        """A band (H, W) with the same deviation everywhere."""
+    def _even_out(self, band: Tensor, others: "_Others | None") -> Tensor:
+        """A band (H, W) with the deviation that others have, of a texture the same everywhere."""
         power = self._smooth(band.square()).clamp(min=1e-8)
-        gain = (self._average(power) / power).pow(self._strength / 2)
+        wanted = self._average(power) if others is None else others.average(power)
+        gain = (wanted / power).pow(self._strength / 2)
         return band * self._spread(gain.clamp(1 / _MOST_GAIN, _MOST_GAIN))
 
     def _average(self, cells: Tensor) -> Tensor:
@@ -71,6 +97,61 @@ class Sync:
     def _spread(self, cells: Tensor) -> Tensor:
         """A value of each cell (h, w) at each latent pixel, (H, W)."""
         return enlarge(cells[None], self._canvas, self._canvas.whole, BILINEAR)[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Others:
+    """How much each window attends to each other.
+
+    Args:
+        weights: (h * w, keys); rows add up to one.
+        keys: (rows, columns) of the windows that are attended to.
+    """
+
+    weights: Tensor
+    keys: tuple[int, int]
+
+    @classmethod
+    def find(cls, tones: Tensor, cells: Plane, regions: Tensor | None, counted: Tensor | None) -> "_Others":
+        """By their mean tones, (C, h, w), and their places on a canvas of so many cells, of which not all may count."""
+        rows, columns = (min(side, _MOST_KEYS) for side in cells.size)
+        scaled = tones / tones.std(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+        keys = F.adaptive_avg_pool2d(scaled, (rows, columns)).flatten(1).T
+        far = torch.cdist(scaled.flatten(1).T, keys).square() / (len(tones) * _ALIKE**2)
+        weights = far.add_(_measure_distance(cells, (rows, columns), tones.device)).mul_(-0.5).exp_()
+        if regions is not None:
+            shares = [
+                F.adaptive_avg_pool2d(regions, size).flatten(1) for size in (cells.size, (rows, columns))
+            ]
+            weights *= shares[0].T @ shares[1]
+        if counted is not None:
+            weights *= F.adaptive_avg_pool2d(counted[None], (rows, columns)).flatten()
+        return cls(weights / weights.sum(1, keepdim=True).clamp(min=1e-30), (rows, columns))
+
+    def average(self, values: Tensor) -> Tensor:
+        """What windows attend to of (h, w) values, (h, w)."""
+        keys = F.adaptive_avg_pool2d(values[None], self.keys).flatten()
+        return (self.weights @ keys).view(values.shape)
+
+
+def _measure_distance(cells: Plane, keys: tuple[int, int], device: torch.device) -> Tensor:
+    """Squared distance of every cell to every key, (h * w, keys), in units of `_NEAR` sides; round where the canvas wraps."""
+    down, right = (
+        _measure_along(side, count, wraps)
+        for side, count, wraps in zip(cells.size, keys, cells.wrap, strict=True)
+    )
+    return (
+        (down[:, None, :, None] + right[None, :, None, :])
+        .reshape(down.shape[0] * right.shape[0], -1)
+        .to(device)
+    )
+
+
+def _measure_along(side: int, count: int, wraps: bool) -> Tensor:
+    """The same on one axis, (side, count)."""
+    places, keys = ((torch.arange(number) + 0.5) / number for number in (side, count))
+    far = (places[:, None] - keys).abs()
+    return (torch.minimum(far, 1 - far) if wraps else far).div(_NEAR).square()
 
 
 def _blur(state: Tensor, canvas: Plane) -> Tensor:

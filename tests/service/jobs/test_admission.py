@@ -66,6 +66,7 @@ def test_the_job_says_which_layout_it_has_and_why(
         ({"prompt": "mountains"}, 0.0),
         ({"prompt": "mountains", "layout": "flat"}, 0.0),
         ({"prompt": "mountains", "seamless": "both"}, 0.8),
+        ({"prompt": "mountains", "seamless": "both", "layout": "flat"}, 0.8),
         ({"prompt": "mountains", "layout": "flat", "advanced": {"sync_strength": 0.3}}, 0.3),
         ({"prompt": "grass", "layout": "cascade"}, 0.0),
         ({"prompt": "grass", "advanced": {"sync_strength": 0.0}}, 0.0),
@@ -80,6 +81,7 @@ def test_textures_alone_are_synced_unless_a_client_says_otherwise(
     resolved = resolve(GenerationRequest.model_validate(asked), card).request
     assert resolved.advanced.sync_strength == strength
     assert card.choose_sync_strength(resolved) == strength
+    assert card.is_alike(resolved) == card.is_alike(GenerationRequest.model_validate(asked))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ def sync_clean(
     strength: float,
     canvas: Plane,
     kind: str = "v_prediction",
+    *,
+    evenly: bool = True,
+    regions: Tensor | None = None,
     inpainting: Inpainting | None = None,
 ) -> Tensor:
     """What a clean estimate becomes, by way of a prediction that implies it."""
@@ -51,7 +54,8 @@ def sync_clean(
     start = scheduler.estimate_clean(latent, torch.zeros_like(latent), index)
     prediction = scheduler.guide_clean(torch.zeros_like(latent), clean - start, index)
     assert scheduler.estimate_clean(latent, prediction, index).sub(clean).abs().max() < 1e-4
-    synced = Sync(strength, canvas, inpainting).guide(prediction, latent, scheduler, index)
+    sync = Sync(strength, canvas, evenly=evenly, regions=regions, inpainting=inpainting)
+    synced = sync.guide(prediction, latent, scheduler, index)
     return scheduler.estimate_clean(latent, synced, index)
 
 
@@ -69,7 +73,7 @@ def test_what_is_inpainted_takes_on_the_tone_and_contrast_of_what_stays_and_noth
     weights[:, 32:] = 1
     kept, clean = 3 * draw(2, SIDE, SIDE, seed=2) + 2, 2 * draw(2, SIDE, SIDE, seed=3) - 1
     inpainting = Inpainting(Mask.lay(weights, canvas), kept, torch.zeros_like(kept))
-    synced = sync_clean(clean, 1.0, canvas, kind, inpainting)
+    synced = sync_clean(clean, 1.0, canvas, kind, inpainting=inpainting)
     torch.testing.assert_close(synced[:, :, :32], clean[:, :, :32], rtol=0, atol=1e-4)
     assert abs(synced[:, :, 48:].mean() - 2) < 0.1
     assert abs(synced[:, :, 48:].std() - 3) < 0.15
@@ -124,10 +128,56 @@ def test_a_far_corner_is_felt_in_every_other() -> None:
     assert (after - before)[:, -8:, -8:].abs().min() > 1e-3
 
 
-def test_a_canvas_that_wraps_has_no_edge() -> None:
+@pytest.mark.parametrize("evenly", [True, False])
+def test_a_canvas_that_wraps_has_no_edge(evenly: bool) -> None:
     plane, clean = Plane(SIDE, SIDE, (True, True)), drift()
-    moved = sync_clean(clean.roll((16, 24), (1, 2)), 1.0, plane)
-    assert torch.allclose(moved, sync_clean(clean, 1.0, plane).roll((16, 24), (1, 2)), atol=1e-4)
+    moved = sync_clean(clean.roll((16, 24), (1, 2)), 1.0, plane, evenly=evenly)
+    assert torch.allclose(
+        moved, sync_clean(clean, 1.0, plane, evenly=evenly).roll((16, 24), (1, 2)), atol=1e-4
+    )
+
+
+def draw_sky_and_ground() -> Tensor:
+    """Two halves of other tone; in each the contrast is twice as high on one side."""
+    contrast = torch.tensor([0.5, 1.0]).repeat_interleave(SIDE // 2)
+    tone = torch.tensor([3.0, -3.0]).repeat_interleave(SIDE // 2)[:, None]
+    return draw(2, SIDE, SIDE) * contrast + tone
+
+
+def measure_contrast(clean: Tensor) -> Tensor:
+    """Of the four quarters' middles, (2, 2)."""
+    parts = [[clean[:, top : top + 16, left : left + 16].std() for left in (12, 68)] for top in (12, 68)]
+    return torch.tensor(parts)
+
+
+def test_ground_agrees_with_ground_and_not_with_sky() -> None:
+    clean = draw_sky_and_ground()
+    synced = sync_clean(clean, 1.0, Plane(SIDE, SIDE), evenly=False)
+    assert (synced[:, :32].mean() - 3).abs() < 0.3
+    assert (synced[:, -32:].mean() + 3).abs() < 0.3
+    before, after = measure_contrast(clean), measure_contrast(synced)
+    assert ((after[:, 1] / after[:, 0]) < 0.8 * before[:, 1] / before[:, 0]).all()
+
+
+def test_regions_do_not_attend_to_each_other() -> None:
+    clean, plane = drift(), Plane(SIDE, SIDE)
+    left = torch.zeros(SIDE, SIDE)
+    left[:, : SIDE // 2] = 1
+    changed = clean.clone()
+    changed[:, :, :24] += draw(2, SIDE, 24, seed=3)
+    before, after = (
+        sync_clean(each, 1.0, plane, evenly=False, regions=torch.stack([1 - left, left]))
+        for each in (clean, changed)
+    )
+    # Not zero: tones are compared in deviations of the whole canvas.
+    assert (after - before)[:, :, 64:].abs().max() < 0.1
+    assert (after - before)[:, :, 32:44].abs().max() > 0.1
+
+
+def test_a_canvas_with_more_windows_than_are_attended_to() -> None:
+    plane = Plane(8 * 33, 8 * 40)
+    flat = torch.ones(2, *plane.size) * torch.tensor([0.3, -2.0])[:, None, None]
+    assert torch.allclose(sync_clean(flat, 1.0, plane, evenly=False), flat, atol=1e-3)
 
 
 MODEL = KnownAnswers("DDIMScheduler", {"prediction_type": "v_prediction"})
