@@ -79,7 +79,7 @@ class Tiling:
         overlap_px: what neighbours share at least; `outer_overlap_px` the same in the outer steps.
         outer_shares: how much of the steps is outer, at the (beginning, end).
         wrap: whether the canvas continues into itself, (vertically, horizontally).
-        moving: whether the grid is shifted at every step. Axes that do not wrap take turns.
+        moving: whether the grid is shifted at every step. Axes that do not wrap take turns, and rest in the outer steps.
     """
 
     tile_size_px: int
@@ -113,8 +113,9 @@ class Tiling:
         """Tiles of one step, at which the axis `turn` is shifted."""
         size = self.tile_size_px // scale
         overlap = (self.outer_overlap_px if outer else self.overlap_px) // scale
+        moving = self.moving and not (outer and overlap)
         rows, columns = (
-            _count_along(lengths[axis], size, overlap, self.wrap[axis], self.moving and axis == turn)
+            _count_along(lengths[axis], size, overlap, self.wrap[axis], moving and axis == turn)
             for axis in (0, 1)
         )
         return rows * columns

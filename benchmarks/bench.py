@@ -29,6 +29,7 @@ from worker.process.warmup import warm_up, warm_up_every_shape
 
 Layout = Literal["flat", "cascade"]
 GIB = 2**30
+FEW_STEPS = [{"steps": 4}, *[{"steps": 2, "strength": 0.5}] * 3]
 
 
 @dataclass(slots=True)
@@ -37,6 +38,34 @@ class Gauge:
 
     seconds: float = 0.0
     peak_gib: float = 0.0
+
+
+class Spans:
+    """Seconds and peak memory of a picture's parts, one after the other."""
+
+    def __init__(self, bench: "Bench") -> None:
+        self._bench, self._began = bench, time.perf_counter()
+        self._name, self._done = "", list[tuple[str, float, float]]()
+
+    def begin(self, name: str) -> None:
+        """The part before ends here, unless it has this name."""
+        if name == self._name:
+            return
+        self._bench.pool_moments()
+        now, cuda = time.perf_counter(), self._bench.device.type == "cuda"
+        if self._name:
+            peak = torch.cuda.max_memory_allocated() / GIB if cuda else 0.0
+            self._done.append((self._name, now - self._began, peak))
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self._name, self._began = name, now
+
+    @property
+    def peak_gib(self) -> float:
+        return max(peak for _, _, peak in self._done)
+
+    def describe(self) -> str:
+        return ", ".join(f"{name} {seconds:.2f} s ({peak:.1f} GiB)" for name, seconds, peak in self._done)
 
 
 class Bench:
@@ -61,9 +90,7 @@ class Bench:
         if options.graphs:
             replay_forward(find_denoiser(pipe))
         count = compile_blocks(find_denoiser(pipe)) if options.compile else 0
-        with self.gauge() as gauge:
-            self.warm_up()
-        self.report("warm-up", f"{count} blocks compiled, {gauge.seconds:.0f} s, once at a worker's start")
+        self.warm_up(count)
 
     def report(self, name: str, value: str) -> None:
         """Print one line, on the first rank alone."""
@@ -87,10 +114,17 @@ class Bench:
         if self.device.type == "cuda":
             gauge.peak_gib = torch.cuda.max_memory_allocated() / GIB
 
-    def warm_up(self) -> None:
-        """As a worker does; a decode as exact as the measured ones."""
-        warm_up(self.model, self.device)
-        warm_up_every_shape(self.model, self.model.card, self.decode_bytes)
+    def warm_up(self, compiled: int) -> None:
+        """As a worker does at its start; then a decode as exact as the measured ones."""
+        with self.gauge() as first:
+            warm_up(self.model, self.device)
+        with self.gauge() as others:
+            warm_up_every_shape(self.model, self.model.card, self.decode_bytes)
+        self.report(
+            "warm-up",
+            f"{first.seconds + others.seconds:.1f} s: {compiled} blocks compiled, first picture "
+            f"{first.seconds:.1f}, every batch and a picture of twice the side {others.seconds:.1f}",
+        )
         self.decode(1024, "exact")
 
     def decode(self, side_px: int, mode: DecodeMode, decoder: Decoder | None = None) -> None:
@@ -112,8 +146,9 @@ class Bench:
         steps: int,
         folder: Path | None = None,
         group: Group | None = None,
+        **asked: object,
     ) -> Iterator[Progress]:
-        request = self.ask(side_px, layout=layout, steps=steps)
+        request = self.ask(side_px, layout=layout, steps=steps, **asked)
         conditions = Conditions(request.prompt, guidance_scale=request.guidance_scale)
         plan = self.plan(request, folder or Path(tempfile.gettempdir()))
         return generate(plan, self.model.prepare(conditions), group=group or self.group)
@@ -121,18 +156,24 @@ class Bench:
     def plan(self, request: ResolvedRequest, folder: Path) -> GenerationPlan:
         return plan_generation(request, self.model.card, self.decode_bytes, folder)
 
-    def ask(self, side_px: int, *, layout: Layout, steps: int) -> ResolvedRequest:
+    def ask(self, side_px: int, *, layout: Layout, steps: int, **asked: object) -> ResolvedRequest:
+        """
+        Args:
+            asked: fields of `advanced`; `few`: as the few-step models are asked, two steps for each later stage.
+        """
         side_px = max(self.size(side_px), 256)
+        few = asked.pop("few", False)
+        advanced = {"num_modules": self.modules, **({"stages": FEW_STEPS} if few else {}), **asked}
         return ResolvedRequest.model_validate(
             {
                 "model": self.model.card.name,
                 "width_px": side_px,
                 "height_px": side_px,
                 "steps": steps,
-                "guidance_scale": self.model.card.default_guidance_scale,
+                "guidance_scale": 1.0 if few else self.model.card.default_guidance_scale,
                 "seed": 7,
                 "layout": layout,
-                "advanced": {"num_modules": self.modules},
+                "advanced": advanced,
             }
         )
 

@@ -1,5 +1,6 @@
 """Measurements of the decoder: whole pictures, the time of its parts, and its attention alone."""
 
+from collections import deque
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -8,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench import Bench
+from benchmarks.kernels import print_profile
 from worker.adapters.acceleration import find_denoiser
 from worker.adapters.autoencoders.layers import attend_in_blocks
 from worker.adapters.model import Conditions
-from worker.engine.plan import DecodeMode
+from worker.engine.canvas import Plane
+from worker.engine.plan import DecodeMode, DecodePlan
+from worker.engine.upscale import upscale_latent
 from worker.engine.vae.operations import Attend, Local, Operation
 
 Spans = list[tuple[torch.cuda.Event, torch.cuda.Event]]
@@ -41,6 +45,23 @@ def measure_decode_parts(bench: Bench) -> None:
     bench.report(
         "its parts at 8192²", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
     )
+
+
+def profile_decode(bench: Bench) -> None:
+    """The exact decode of 4096² by kernel; milliseconds of all of it."""
+    print_profile(lambda: bench.decode(4096, "exact"), bench.device, 1)
+
+
+def profile_way_up(bench: Bench) -> None:
+    """From the latent of 2048² to that of 4096², by kernel; milliseconds of all of it."""
+    prepared, side = bench.model.prepare(Conditions("")), bench.size(4096) // bench.model.card.vae_scale
+    latent = torch.randn(bench.model.card.latent_channels, side // 2, side // 2, device=bench.device)
+    plan = DecodePlan(memory_bytes=bench.decode_bytes)
+
+    def run() -> None:
+        deque(upscale_latent(latent, Plane(side, side), prepared, plan, bench.group), maxlen=0)
+
+    print_profile(run, bench.device, 1)
 
 
 def _time(operation: Operation, spans: dict[str, Spans]) -> Operation:

@@ -4,7 +4,7 @@
     .venv/bin/python -m benchmarks.gpu --only ceiling loop panorama
     .venv/bin/python -m benchmarks.gpu --only loop decode cascade --ranks 2 --modules 8
     .venv/bin/python -m benchmarks.gpu --only flux-loop    # what flux would take, from a few steps
-    .venv/bin/python -m benchmarks.gpu --only cascade --guidance-interval 0.17 0.9
+    .venv/bin/python -m benchmarks.gpu --only few-2048 few-4096 few-8192 flux-few --graphs
     .venv/bin/python -m benchmarks.gpu --tiny    # does it run? on a CPU, with tiny models
 
 `peak` is the most memory that the process had allocated on the device during a measurement, weights included.
@@ -21,7 +21,6 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,9 +28,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch.multiprocessing.spawn import spawn  # pyright: ignore[reportUnknownVariableType]
 
-from api_schemas.folder_settings import FolderSettings
-from benchmarks.bench import Bench, Layout
-from benchmarks.decoding import measure_attention, measure_decode, measure_decode_parts
+from benchmarks.bench import Bench, Layout, Spans
+from benchmarks.decoding import (
+    measure_attention,
+    measure_decode,
+    measure_decode_parts,
+    profile_decode,
+    profile_way_up,
+)
 from benchmarks.kernels import print_profile
 from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
@@ -45,6 +49,7 @@ from worker.picture_writer import PictureWriter
 from worker.process.files import ImageFile
 
 TILE_TFLOP = 6.76  # of SDXL's UNet for one 1024 px tile, one branch
+GUIDED = [0.17, 0.9]  # about the noise levels that Kynkäänniemi et al. (2024) give for SDXL
 
 
 def measure_ceiling(bench: Bench) -> None:
@@ -161,36 +166,44 @@ def measure_first_preview(bench: Bench) -> None:
     bench.report("first preview after", f"{gauge.seconds:.2f} s")
 
 
-def measure_cascade(bench: Bench) -> None:
-    """Twice: the first tells what the warm-up has left out."""
-    for _ in range(2):
-        measure_picture(bench, 4096, "cascade", 30)
+def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int, **asked: object) -> None:
+    """End to end: stages, each after its way up from the one before; exact decode, rows on disk; PNG.
 
-
-def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int) -> None:
-    """End to end: stages, each with its way up from the one before; exact decode, rows on disk; PNG."""
-    size, marks = bench.size(side_px), list[float]()
+    Args:
+        asked: as `Bench.ask` takes it.
+    """
+    size, spans, digest, predictions = bench.size(side_px), Spans(bench), hashlib.sha256(), 0.0
+    branches = 1 if asked.get("few") else count_branches(bench)
     with tempfile.TemporaryDirectory() as name, bench.gauge() as gauge:
-        folder, digest, last_step, work = Path(name), hashlib.sha256(), 0.0, 0.0
+        folder = Path(name)
         with ImageFile(folder / "image.tif", size, size) as image:
-            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder):
-                if isinstance(event, StageBegan):
-                    marks.append(time.perf_counter())
-                elif isinstance(event, Step):
-                    last_step, work = time.perf_counter(), work + event.work
-                elif isinstance(event, Band):
-                    digest.update(event.rows.numpy().data)
-                    image.write(event.top, event.rows.numpy())
-        marks += [last_step, time.perf_counter()]
+            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder, **asked):
+                match event:
+                    case StageBegan(level=level):
+                        spans.begin("way up" if level > 1 else "start")
+                    case TilePredicted():
+                        spans.begin("steps")
+                    case Step():
+                        predictions += event.work * branches
+                        if event.index + 1 == event.steps:
+                            spans.begin("decode")
+                    case Band():
+                        digest.update(event.rows.numpy().data)
+                        image.write(event.top, event.rows.numpy())
+                    case _:
+                        pass
+        spans.begin("PNG")
         PictureWriter(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
-        marks.append(time.perf_counter())
-    spans = " ".join(f"{after - before:.1f}" for before, after in pairwise(marks))
+        spans.begin("")
     bench.report(
-        f"{side_px}² {layout}",
-        f"{gauge.seconds:.1f} s (stages, decode, PNG: {spans}); {work * count_branches(bench):.0f} predictions; "
-        f"peak {gauge.peak_gib:.1f} GiB; "
-        f"sha256 {digest.hexdigest()[:12]}",
+        f"{side_px}² {' '.join(['few-step' if asked.get('few') else layout, *_name(asked)])}",
+        f"{gauge.seconds:.2f} s; {predictions:.0f} predictions; peak {spans.peak_gib:.1f} GiB; "
+        f"sha256 {digest.hexdigest()[:12]}\n    {spans.describe()}",
     )
+
+
+def _name(asked: dict[str, object]) -> list[str]:
+    return [f"{name}={value}" for name, value in asked.items() if name != "few"]
 
 
 SDXL: dict[str, Callable[[Bench], None]] = {
@@ -200,19 +213,31 @@ SDXL: dict[str, Callable[[Bench], None]] = {
     "loop-profile": profile_loop,
     "scaling": measure_scaling,
     "preview": measure_first_preview,
-    "cascade": measure_cascade,
+    "cascade": partial(measure_picture, side_px=4096, layout="cascade", steps=30),
     "flat": partial(measure_picture, side_px=4096, layout="flat", steps=30),
+    "cascade-interval": partial(
+        measure_picture, side_px=4096, layout="cascade", steps=30, guidance_interval=GUIDED
+    ),
+    "few-2048": partial(measure_picture, side_px=2048, layout="cascade", steps=4, few=True),
+    "few-4096": partial(measure_picture, side_px=4096, layout="cascade", steps=4, few=True),
+    "few-8192": partial(measure_picture, side_px=8192, layout="cascade", steps=4, few=True),
     "bytes": partial(measure_picture, side_px=2048, layout="cascade", steps=20),
     "panorama": measure_panorama,
     "decode": measure_decode,
     "decode-parts": measure_decode_parts,
+    "way-up-profile": profile_way_up,
+    "decode-profile": profile_decode,
     "cascade-8192": partial(measure_picture, side_px=8192, layout="cascade", steps=30),
+    "cascade-8192-interval": partial(
+        measure_picture, side_px=8192, layout="cascade", steps=30, guidance_interval=GUIDED
+    ),
 }
 FLUX: dict[str, Callable[[Bench], None]] = {
     "flux-loop": measure_flat_loop,
     "flux-scaling": measure_scaling,
     "flux": partial(measure_picture, side_px=4096, layout="flat", steps=28),
     "flux-cascade": partial(measure_picture, side_px=4096, layout="cascade", steps=28),
+    "flux-few": partial(measure_picture, side_px=4096, layout="cascade", steps=4, few=True),
 }
 
 
@@ -228,7 +253,7 @@ def main() -> None:
 def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> None:
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     group = ProcessGroup(rank, options.ranks, device, Path(meeting_point)) if meeting_point else SingleRank()
-    for load, measures in ((partial(load_sdxl, interval=options.guidance_interval), SDXL), (load_flux, FLUX)):
+    for load, measures in ((load_sdxl, SDXL), (load_flux, FLUX)):
         chosen = [name for name in measures if name in options.only]
         if chosen:
             pipe, model = load(device, options.tiny)
@@ -243,11 +268,9 @@ def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> N
                 torch.cuda.empty_cache()
 
 
-def load_sdxl(
-    device: torch.device, tiny: bool, interval: tuple[float, float] | None
-) -> tuple[DiffusionPipeline, FamilyModel]:
+def load_sdxl(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
     pipe = build_sdxl(device, tiny=tiny)
-    return pipe, wrap_sdxl(pipe, FolderSettings(guidance_interval=interval and (interval[0], interval[1])))
+    return pipe, wrap_sdxl(pipe)
 
 
 def load_flux(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
@@ -275,9 +298,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1, help="GPUs")
     parser.add_argument("--attention", choices=["default", "cudnn"], default="default", help="the denoiser's")
     parser.add_argument("--graphs", action="store_true", help="play the denoiser's launches back")
-    parser.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("START", "END"), help="of SDXL-size"
-    )
     parser.add_argument("--decode-gib", type=float, default=9, help="what decoding holds; bounded: a quarter")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true")

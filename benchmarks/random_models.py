@@ -58,10 +58,12 @@ TINY_FLUX = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2}
 class WordlessXLPipeline(StableDiffusionXLPipeline):
     """Any prompt is the same random states."""
 
-    def encode_prompt(self, *prompts: object, **options: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        shapes = [(1, 77, 2048), (1, 77, 2048), (1, 1280), (1, 1280)]
-        states, free, pooled, free_pooled = (_draw(shape, self.unet.dtype, self.device) for shape in shapes)
-        return states, free, pooled, free_pooled
+    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *prompts: object, do_classifier_free_guidance: bool, **options: object
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        states, pooled = (_draw(shape, self.unet.dtype, self.device) for shape in ((1, 77, 2048), (1, 1280)))
+        guided = do_classifier_free_guidance
+        return states, states if guided else None, pooled, pooled if guided else None
 
 
 class WordlessFluxPipeline(FluxPipeline):

@@ -26,12 +26,15 @@ Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 _log = logging.getLogger(__name__)
 _WARM_UP = 2  # calls before the recording: compilation, choice of kernels
 _MOST = 24  # shapes; all recordings share one pool of memory, but each has inputs and an output of its own
+_LARGEST = 8  # batch: more keep a GPU busy for longer than launches take, and to record them takes three forwards each
 
 
 def replay_forward(
     network: nn.Module, record: Record | None = None, describe: Callable[[], object | None] = lambda: ()
 ) -> None:
     """Replace `network.forward`, on a GPU, by replays of its recordings; weights may not be exchanged from then on.
+
+    Large batches are computed as ever, going by the first tensor among the arguments.
 
     Args:
         record: for the test of what surrounds it, which has no GPU; then inputs of any device count.
@@ -56,6 +59,8 @@ class _Replay:
             return self._forward(*arguments, **options)
         leaves, form = tree_flatten((arguments, options))
         inputs = [each for each in leaves if isinstance(each, Tensor)]
+        if inputs and inputs[0].dim() and len(inputs[0]) > _LARGEST:
+            return self._forward(*arguments, **options)
         key = form, beside, *(_describe(each) for each in leaves)
         if key not in self._recordings and not self._try_to_record(key, leaves, form, inputs):
             return self._forward(*arguments, **options)

@@ -29,7 +29,7 @@ class DenoisePlan:
         overlap: what neighbours share at least.
         outer_overlap: the same in the outer steps: the first steps decide colours that all tiles
             share, and after the last no step hides a border.
-        moving: whether the grid is shifted.
+        moving: whether the grid is shifted; in the outer steps only along axes that wrap.
         outer_shares: how much of the steps is outer, at the (beginning, end).
         regions: with prompts of their own, if there are any.
         mask: what is made, if not all; tiles that it does not touch are left out.
@@ -71,11 +71,16 @@ class DenoisePlan:
         """The grid of step `index` of `steps`."""
         first, last = (ceil(steps * share) for share in self.outer_shares)
         outer = index < first or steps - 1 - index < last
+        down, right = shift_at(index, self.canvas, self.tile_size, self.seed) if self.moving else (0, 0)
+        if (
+            outer and self.outer_overlap
+        ):  # there overlap hides borders, and a shifted grid needs a row or column more
+            down, right = down * self.canvas.wrap[0], right * self.canvas.wrap[1]
         return TileGrid.lay(
             self.canvas,
             tile_size=self.tile_size,
             overlap=self.outer_overlap if outer else self.overlap,
-            shift=shift_at(index, self.canvas, self.tile_size, self.seed) if self.moving else (0, 0),
+            shift=(down, right),
         )
 
     def attention_at(self, index: int, steps: int) -> AttentionPlan | None:
@@ -174,6 +179,8 @@ class DecodePlan:
             must be held stays under four times `memory_bytes`.
         memory_bytes: what held activations may take of the device before they are spilled: to main
             memory from a GPU, then to `spill_dir`.
+        most_keys: pixels that attention of a bounded decode, and of encoding, is answered by; larger canvases answer by means
+            of 2 x 2 pixels or more.
         recompute: hold tiles only where that is cheaper than to compute them once more, as
             vae/memory.py says, rather than before every normalisation; None: on a GPU.
     """
@@ -182,6 +189,7 @@ class DecodePlan:
     mode: DecodeMode = "auto"
     memory_bytes: int = 1 << 30
     spill_dir: str | None = None
+    most_keys: int = 512**2
     recompute: bool | None = None
 
 

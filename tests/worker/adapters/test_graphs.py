@@ -51,6 +51,16 @@ def test_what_is_played_back_is_what_would_have_been_said() -> None:
 
 
 @torch.inference_mode()
+def test_every_small_batch_is_recorded_and_no_large_one() -> None:
+    """Of the small ones launches take the most; a worker's 32 sizes, from the largest on, left no place for them."""
+    unet, record = build(), Recorded()
+    replay_forward(unet, record)
+    for batch in range(10, 0, -1):
+        ask(unet, batch)
+    assert record.count == 8
+
+
+@torch.inference_mode()
 def test_what_cannot_be_recorded_is_said_once_and_computed(caplog: pytest.LogCaptureFixture) -> None:
     def refuse(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -70,6 +70,16 @@ def test_the_axes_take_turns_where_the_canvas_ends() -> None:
     assert (rows, columns) == ((4, 4, 5, 4, 5, 4, 5, 4), (4, 5, 4, 5, 4, 5, 4, 5))
 
 
+@pytest.mark.parametrize("wrap", [(False, False), (True, True), (True, False)])
+def test_outer_steps_take_no_tile_more_than_their_overlap_needs(wrap: tuple[bool, bool]) -> None:
+    """Two tiles a side, and a quarter shared: three. Shifted, there would be four where the canvas ends."""
+    plan = DenoisePlan(Plane(128, 128, wrap), 64, 0, 16, moving=True, seed=5, outer_shares=(0, 0.2))
+    last = [plan.grid_at(index, 10).tiles for index in (8, 9)]
+    assert [len(grid) for grid in last] == [9, 9]
+    tops, lefts = ([{getattr(tile, side) for tile in grid} for grid in last] for side in ("top", "left"))
+    assert (tops[0] != tops[1], lefts[0] != lefts[1]) == wrap  # along what wraps, borders still move
+
+
 def _count_rows_and_columns(plan: DenoisePlan, index: int) -> tuple[int, int]:
     tiles = plan.grid_at(index, 8).tiles
     return len({tile.top for tile in tiles}), len({tile.left for tile in tiles})

@@ -6,6 +6,7 @@ attention, what a layer is told to do is done in its place. A layer that is told
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,8 +20,6 @@ from worker.adapters.attention.rotary import turn
 from worker.adapters.attention.softmax import Source, attend, balance
 from worker.adapters.attention.style import Statistics, Turn, measure, restyle
 from worker.adapters.errors import UnsupportedConditionError
-
-Forward = Callable[..., Any]
 
 
 class Layer:
@@ -153,17 +152,6 @@ class _Linear(TorchFunctionMode):
         return summed
 
 
-class _LayerForward:
-    def __init__(self, forward: Forward, layer: Layer, mode: type[_Softmax] | type[_Linear]) -> None:
-        self._forward, self._layer, self._mode = forward, layer, mode
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        if self._layer.orders.mode == "idle":
-            return self._forward(*arguments, **options)
-        with self._mode(self._layer):
-            return self._forward(*arguments, **options)
-
-
 class AttentionLayers:
     """All attention of a network that tiles can share; put in once, before its blocks are compiled."""
 
@@ -272,8 +260,26 @@ class AttentionLayers:
 
 
 def _put_in(attention: nn.Module, kind: BlockKind, orders: Orders) -> Layer:
+    """By its class, not by a forward of its own: the compiler takes blocks whose parts have one for different code."""
     layer = Layer(orders, kind.order)
-    mode = _Linear if kind.linear else _Softmax
-    forward = _LayerForward(attention.forward, layer, mode)
-    attention.forward = forward  # pyright: ignore[reportAttributeAccessIssue]  # a callable in place of a method
+    setattr(attention, _LAYER, layer)
+    attention.__class__ = _derive(type(attention), _Linear if kind.linear else _Softmax)
     return layer
+
+
+_LAYER = "sharing_layer"
+
+
+@cache
+def _derive(kind: type[nn.Module], mode: type[_Softmax] | type[_Linear]) -> type[nn.Module]:
+    """A class of attention, of the same name, that does what its layer is told to."""
+    plain: Callable[..., Any] = kind.forward  # the compiler follows functions, and no methods of a class
+
+    def forward(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        layer: Layer = getattr(self, _LAYER)
+        if layer.orders.mode == "idle":
+            return plain(self, *arguments, **options)
+        with mode(layer):
+            return plain(self, *arguments, **options)
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})

@@ -94,7 +94,7 @@ def _list_attention(attention: SanaMultiscaleLinearAttention) -> SizedOperations
     yield Fork(nn.Identity()), width
     yield Local(lambda value: _project(attention, value), reach), 3 * scales * attention.to_q.out_features
     yield (
-        Attend(lambda source, context: _attend(attention, source, context)),
+        Attend(lambda source, context: _attend(attention, source, context), quadratic=False),
         attention.to_out.in_features,
     )
     yield Local(lambda value: _project_out(attention, value)), width

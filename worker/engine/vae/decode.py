@@ -15,7 +15,7 @@ from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, TiledRun, TileFinished, lay_tiles, run_tiles
 from worker.engine.vae.memory import Tail, choose_mode, choose_split, measure_head, plan_holds, survey
-from worker.engine.vae.operations import Decoder, halo_of, scale_of
+from worker.engine.vae.operations import Decoder, halo_of, scale_of, with_fewer_keys
 from worker.engine.vae.whole import cut, run_whole, settle_with
 
 
@@ -49,8 +49,8 @@ def decode(
     """Decode the latent (C, H, W) of a canvas into tiles, row by row from the top, after the moments that they go by.
 
     In exact mode the result equals an untiled decode up to float rounding. In bounded mode the
-    statistics come from a sample of tiles, the same for all tiles, so no seam is possible. Ranks
-    share the tiles out; every rank gets all of them, and the bytes do not depend on how many there are.
+    statistics come from a sample of tiles, the same for all tiles, and of a large canvas attention sees means of
+    neighbours, so no seam is possible. Ranks share the tiles out; every rank gets all of them, and the bytes do not depend on how many there are.
 
     Args:
         moments: those of an earlier decode, instead of this canvas' own: equal latents then give equal bytes.
@@ -65,6 +65,7 @@ def decode(
     if moments is not None:
         decoder = replace(decoder, operations=settle_with(decoder.operations, moments))
     head = decoder.operations[:split]
+    head = head if exact else with_fewer_keys(head, plan.most_keys)
     whole = cut(latent[None], canvas, canvas.whole, halo_of(head))
     state, measured = run_whole(decoder, head, whole, group)
     tail, behind = Tail.of(decoder, split, state.owned), canvas.scaled(scale_of(head))

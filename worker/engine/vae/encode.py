@@ -1,7 +1,8 @@
 """From pixels to the clean latent, tile by tile, without a seam.
 
 Group normalisations get their statistics from a sample of the tiles, the same for all: exact while the
-picture has no more tiles than that, else an estimate that no border between tiles can show.
+picture has no more tiles than that, else an estimate that no border between tiles can show. Attention over more than
+`DecodePlan.most_keys` pixels sees means of neighbours.
 """
 
 from collections.abc import Generator
@@ -15,7 +16,7 @@ from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group, SingleRank
 from worker.engine.vae.activation import Activation
 from worker.engine.vae.executor import Heartbeat, MomentsPooled, TiledRun, TileFinished, lay_tiles, run_tiles
-from worker.engine.vae.operations import Encoder, halo_of, shrink_of, with_trims
+from worker.engine.vae.operations import Encoder, halo_of, shrink_of, with_fewer_keys, with_trims
 from worker.engine.vae.whole import cut, run_whole
 
 
@@ -53,7 +54,8 @@ def encode_in_steps(
     wide = not narrow.isfinite().all()  # a tile was computed in float32, and must remain so
     narrow_canvas = canvas.scaled(shrink_of(encoder.whole))
     start = cut(state if wide else narrow, narrow_canvas, narrow_canvas.whole, halo_of(encoder.whole))
-    latent, _ = run_whole(encoder, encoder.whole, replace(start, wide=wide), group)
+    whole = with_fewer_keys(encoder.whole, plan.most_keys)
+    latent, _ = run_whole(encoder, whole, replace(start, wide=wide), group)
     return latent.owned[0].float()
 
 

@@ -6,10 +6,12 @@ needs the whole canvas itself. The list says which is which; executor.py acts on
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil, prod, sqrt
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.engine.canvas import Rectangle
@@ -55,10 +57,12 @@ class Attend:
     """Self-attention over the whole canvas.
 
     Args:
-        apply: ((1, C, h, w) with halo, the same without) -> (1, C, h, w); the first asks, the second answers.
+        apply: ((1, C, h, w) with halo, (1, C, h', w')) -> (1, C, h, w); the first asks, the second answers.
+        quadratic: whether each asks each, which is dear where both are many.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
+    quadratic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,23 @@ class Encoder:
 
 
 Coder = Decoder | Encoder
+
+
+def with_fewer_keys(operations: Sequence[Operation], most: int) -> list[Operation]:
+    """The same, but where quadratic attention has more than `most` pixels to answer it, means of squares of them do."""
+    return [
+        replace(each, apply=partial(_attend_to_means, each.apply, most))
+        if isinstance(each, Attend) and each.quadratic
+        else each
+        for each in operations
+    ]
+
+
+def _attend_to_means(
+    apply: Callable[[Tensor, Tensor], Tensor], most: int, source: Tensor, context: Tensor
+) -> Tensor:
+    side = ceil(sqrt(context[0, 0].numel() / most))
+    return apply(source, F.avg_pool2d(context, side, ceil_mode=True) if side > 1 else context)
 
 
 def scale_of(operations: Sequence[Operation]) -> int:

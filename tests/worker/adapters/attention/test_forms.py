@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.folder_settings import FolderSettings
@@ -69,6 +70,33 @@ def test_compiled_blocks_attend_alike_and_are_compiled_once(
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert counts[0] == counts[1]
+
+
+@torch.inference_mode()
+def test_blocks_are_compiled_no_more_often_for_being_able_to_share() -> None:
+    """Six blocks of one shape are one code, as without layers of ours."""
+
+    def count_graphs(*, shares: bool) -> int:
+        shape = {
+            "block_out_channels": (32, 32),
+            "layers_per_block": 2,
+            "cross_attention_dim": 8,
+            "norm_num_groups": 8,
+        }
+        blocks = {
+            "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+        }
+        network = UNet2DConditionModel(sample_size=8, attention_head_dim=4, **shape, **blocks)
+        if shares:
+            AttentionLayers(network, compiled=True)
+        torch.compiler.reset()
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        compile_blocks(network, backend="eager")
+        network(torch.randn(2, 4, 8, 8), torch.tensor(7.0), torch.randn(2, 3, 8))
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+
+    assert count_graphs(shares=True) == count_graphs(shares=False)
 
 
 class Recorded:

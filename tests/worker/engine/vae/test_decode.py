@@ -1,10 +1,12 @@
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ from worker.engine.vae.activation import Activation, Held
 from worker.engine.vae.decode import DecodedTile, Decoding, decode
 from worker.engine.vae.executor import MomentsPooled
 from worker.engine.vae.memory import choose_mode, choose_split
-from worker.engine.vae.operations import Decoder, Normalize, halo_of
+from worker.engine.vae.operations import Attend, Decoder, Normalize, halo_of, with_fewer_keys
 from worker.engine.warned import Warned
 
 ONE_LEVEL = 1 / 127.5  # of 255, in the decoder's range [-1, 1]
@@ -104,6 +106,37 @@ def test_bounded_mode_is_close_and_has_no_seam(decoder: Decoder) -> None:
     across = (bounded[:, :, 32::32] - bounded[:, :, 31:-1:32]).abs().mean()
     beside = (bounded[:, :, 48::32] - bounded[:, :, 47:-1:32]).abs().mean()
     assert 0.8 < across / beside < 1.25
+
+
+def test_a_large_bounded_canvas_attends_to_means_of_neighbours() -> None:
+    """What that costs is a little of what attention does at all, where neighbours are alike; exact mode is as ever."""
+    vae = tiny_vae()
+    vae.decoder.mid_block.attentions[0].to_q.weight.data *= 4  # sharper than chance makes it
+    decoder, latent = flatten_decoder(vae, LatentScaling(0.18215)), torch.randn(1, 4, 8, 8)
+    latent = F.interpolate(latent, scale_factor=4, mode="bicubic")[0]
+    exact, bounded = (
+        paint(latent, decoder, DecodePlan(64, mode, most_keys=256)) for mode in ("exact", "bounded")
+    )
+    blind = [
+        replace(each, apply=lambda source, _: torch.zeros_like(source)) if isinstance(each, Attend) else each
+        for each in decoder.operations
+    ]
+    without = paint(latent, replace(decoder, operations=blind), DecodePlan(64, "exact"))
+    assert torch.equal(exact, paint(latent, decoder, DecodePlan(64, "exact")))
+    assert 0 < (bounded - exact).abs().mean() < 0.2 * (without - exact).abs().mean()
+
+
+def test_means_of_equal_neighbours_answer_as_each_of_them() -> None:
+    decoder = flatten_decoder(tiny_vae(), LatentScaling())
+    (attend,) = (each for each in decoder.operations if isinstance(each, Attend))
+    (fewer,) = with_fewer_keys([attend], 16)
+    assert isinstance(fewer, Attend)
+    channels = decoder.channels[decoder.operations.index(attend)]
+    source, context = torch.randn(1, channels, 3, 5), torch.randn(1, channels, 4, 4)
+    repeated = context.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    with torch.inference_mode():
+        expected, found = attend.apply(source, context), fewer.apply(source, repeated)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("mode", ["exact", "bounded"])
