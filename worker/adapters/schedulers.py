@@ -66,7 +66,7 @@ def make_scheduler(kept: AnyScheduler, use: SchedulerUse, device: torch.device) 
     Raises:
         UnsupportedConditionError: it cannot take so many steps, or so few.
     """
-    # Some take a quarter of a second to be made anew; frozen dictionaries cannot be copied.
+    # Some take a quarter of a second to be made from their configuration, which is frozen and cannot be copied.
     scheduler = deepcopy(kept, {id(kept.config): kept.config})
     try:
         retrieve_timesteps(scheduler, use.steps, device, **use.timing)
