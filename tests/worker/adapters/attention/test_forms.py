@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.folder_settings import FolderSettings
-from tests.tiny_models import tiny_stable_diffusion
+from tests.tiny_models import shallow_unet, tiny_stable_diffusion
 from tests.worker.adapters.attention.tiled import (
     begin,
     conditions,
@@ -46,29 +45,12 @@ def attend_with(family: Family, layers: AttentionLayers) -> Callable[[StagePlan]
     return lambda stage: make_attentive(stage, encoded, encoded, layers, patch, rotary)
 
 
-def save_shallow(folder: Path) -> Path:
-    """Stable Diffusion with as few blocks as attend: each takes seconds to be compiled in all its forms."""
-    pipe = tiny_stable_diffusion(folder)
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16,),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
-        mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D",),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    pipe.register_modules(unet=unet)
-    pipe.save_pretrained(folder)
-    return folder
-
-
 def test_compiled_blocks_attend_alike_and_are_compiled_once(tmp_path: Path) -> None:
     """For batches of any size."""
-    folder = save_shallow(tmp_path / "shallow")
+    folder = tmp_path / "shallow"
+    pipe = tiny_stable_diffusion(folder)
+    pipe.register_modules(unet=shallow_unet())
+    pipe.save_pretrained(folder)
     model, family = load_model(str(folder), "cpu"), stable_diffusion.load(folder, torch.device("cpu"))
     prepared, plan, latent = model.prepare(TOLD), plan_tiles(model, neighbours=True), draw(model)
     make_replica = attend_with(family, AttentionLayers(find_denoiser(family.pipe), compiled=True))
