@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip compiles what it has installed one file after the other, the longest part of an installation; this takes all cores.
 # Templates among the files are no Python.
 INSTALL := $(BIN)/pip install --quiet --no-compile
-COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib api_schemas chorale provenance service worker || true
 
 # Tests start some hundred processes: none should compile our own modules again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
-from chorale.disk_space import writing
+from chorale.disk_space import require_space, writing
 from chorale.errors import AlreadyRunningError, StackError
 
 _LOCK_BYTES = 512  # the same with and without an address, so that a full disk takes one, too
+_FIRST_BYTES = 1 << 20  # of a new folder: a queue server without space would be started again and again
 _SOCKET_PATH_LIMIT = 100  # macOS ends a Unix socket's path at 104 bytes, Linux at 108
 
 
@@ -115,6 +116,8 @@ class DataFolder:
         for folder in (self.path, self.queue, self.store, self.work, self.log("").parent):
             with writing(folder):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._lock.exists():
+            require_space(self.path, _FIRST_BYTES)
 
     def _open_lock(self) -> TextIOWrapper:
         with writing(self._lock):

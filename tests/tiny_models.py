@@ -97,6 +97,22 @@ def tiny_stable_diffusion(folder: Path, *, predicts: str = "epsilon") -> StableD
     return pipe
 
 
+def shallow_unet() -> UNet2DConditionModel:
+    """Of Stable Diffusion, with three blocks of each kind: each takes seconds to be compiled in all its forms."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+
+
 def tiny_stable_diffusion_xl(
     folder: Path, *, consistency: bool = False, few_steps: bool = False
 ) -> StableDiffusionXLPipeline:

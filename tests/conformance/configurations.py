@@ -5,6 +5,8 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from tests.conformance.examine import Made, judge, make_ours, make_theirs, refuse_ours
 from tests.conformance.families import CASES, build, load_theirs
@@ -27,7 +29,7 @@ def for_parts(parts: list[tuple[str, str]]) -> pytest.MarkDecorator:
 
 
 class Base:
-    """A tiny folder as it is: diffusers' parts of it, and what diffusers makes of it, where ours agrees."""
+    """A tiny folder as it is: its parts for diffusers and for us, and what diffusers makes of it, where ours agrees."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
@@ -36,8 +38,11 @@ class Base:
 
     @cached_property
     def parts(self) -> dict[str, object]:
-        components = load_theirs(self.folder).components
-        return {name: component for name, component in components.items() if component is not None}
+        return _list_parts(load_theirs(self.folder))
+
+    @cached_property
+    def our_parts(self) -> dict[str, object]:
+        return _list_parts(self._case.load(self.folder, torch.device("cpu")).pipe)
 
     def make(self, *, pictures: bool) -> Made:
         if pictures not in self._made:
@@ -45,6 +50,10 @@ class Base:
             assert judge(theirs, theirs, make_ours(self._case, self.folder, pictures=pictures)) == "inert"
             self._made[pictures] = theirs
         return self._made[pictures]
+
+
+def _list_parts(pipe: DiffusionPipeline) -> dict[str, object]:
+    return {name: component for name, component in pipe.components.items() if component is not None}
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +68,12 @@ Record = Callable[[str, object], None]
 def list_surprises(name: str, part: str, base: Base, scratch: Path, record_property: Record) -> list[str]:
     """What did not come of a changed field as its table says."""
     unchanged = base.make(pictures=part == "vae")
-    others = {each: component for each, component in base.parts.items() if each != part} if part else {}
+    theirs, ours = (_without(part, parts) for parts in (base.parts, base.our_parts))
     surprises = list[str]()
     for field, tries in TABLES[name][part].tried.items():
         for each in tries:
             folder = change(base.folder, scratch / "changed", part, field, each.value)
-            outcome = _examine(name, unchanged, folder, others)
+            outcome = _examine(name, unchanged, folder, theirs, ours)
             record_property(MATRIX, ("configuration fields", outcome))
             if outcome != each.outcome:
                 value = each.value.value if isinstance(each.value, Together) else each.value
@@ -72,8 +81,22 @@ def list_surprises(name: str, part: str, base: Base, scratch: Path, record_prope
     return surprises
 
 
-def _examine(name: str, unchanged: Made, folder: Path, others: Mapping[str, object]) -> str:
+def _without(part: str, parts: dict[str, object]) -> dict[str, object]:
+    """All that a change of the part leaves as it is; the index counts for each."""
+    return {each: component for each, component in parts.items() if each != part} if part else {}
+
+
+def _examine(
+    name: str,
+    unchanged: Made,
+    folder: Path,
+    their_parts: Mapping[str, object],
+    our_parts: Mapping[str, object],
+) -> str:
     case, pictures = CASES[name], "picture" in unchanged.tensors
-    theirs = make_theirs(case, folder, pictures=pictures, parts=others)
-    ours = refuse_ours(case, folder) if theirs.error else make_ours(case, folder, pictures=pictures)
+    theirs = make_theirs(case, folder, pictures=pictures, parts=their_parts)
+    ours = (
+        refuse_ours(case, folder, our_parts) if theirs.error
+        else make_ours(case, folder, pictures=pictures, parts=our_parts)
+    )  # fmt: skip
     return judge(unchanged, theirs, ours)

@@ -1,7 +1,7 @@
 """One changed folder: what diffusers makes of it, what we make of it, and which outcome that is."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -9,11 +9,12 @@ from unittest.mock import patch
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.conformance.encodings import encode_theirs
 from tests.conformance.families import SEED, load_theirs
 from tests.worker.adapters.families.transformers import PROMPT, STEPS, FamilyCase
+from worker.adapters import loading
 from worker.adapters.errors import ModelError
 from worker.adapters.family_model import PreparedFamily
 from worker.adapters.model import Conditions
@@ -65,21 +66,43 @@ def _make_theirs(case: FamilyCase, pipe: DiffusionPipeline, pictures: bool) -> I
         yield "latent", case.ask(pipe, noise, scale, "latent")
 
 
-def make_ours(case: FamilyCase, folder: Path, *, pictures: bool) -> Made:
+def make_ours(
+    case: FamilyCase, folder: Path, *, pictures: bool, parts: Mapping[str, object] = MappingProxyType({})
+) -> Made:
+    """With `parts` that our loader made of an equal folder."""
     try:
-        return Made(dict(_make_ours(case, folder, pictures)))
+        with lend(parts):
+            return Made(dict(_make_ours(case, folder, pictures)))
     except Exception as error:  # told apart in `judge`
         return Made({}, error)
 
 
-def refuse_ours(case: FamilyCase, folder: Path) -> Made:
+@contextmanager
+def lend(parts: Mapping[str, object]) -> Iterator[None]:
+    """Pipelines take these parts in place of loading equal ones; all that is read beside diffusers is read as ever."""
+    load, find_missing = DiffusionPipeline.from_pretrained.__func__, loading._find_missing
+
+    def load_others(kind: type[DiffusionPipeline], folder: str, **options: object) -> DiffusionPipeline:
+        return load(kind, folder, **{**parts, **options})
+
+    def find_in_others(part: nn.Module, folder: Path) -> list[str]:
+        return [] if any(part is lent for lent in parts.values()) else find_missing(part, folder)
+
+    with (
+        patch.object(DiffusionPipeline, "from_pretrained", classmethod(load_others)),
+        patch.object(loading, "_find_missing", find_in_others),
+    ):
+        yield
+
+
+def refuse_ours(case: FamilyCase, folder: Path, parts: Mapping[str, object] = MappingProxyType({})) -> Made:
     """Begin as a worker does, with a first small picture: where diffusers fails we have to say so there.
 
     What only some words of a prompt show is said when the prompt is told. Which schedulers would work in place of one that
     does not takes a second each time, and is tried in test_schedulers.py.
     """
     try:
-        with patch("worker.adapters.scheduler_trial.list_schedulers", return_value=[]):
+        with patch("worker.adapters.scheduler_trial.list_schedulers", return_value=[]), lend(parts):
             model = make_ready(ModelSource(str(folder)), "cpu").model
         model.prepare(Conditions(PROMPT, case.negative_prompt, case.guidance_scales[-1]))
     except Exception as error:  # told apart in `judge`

@@ -1,7 +1,7 @@
 """diffusers' schedulers, set up and called as each family's own pipeline does it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, cast
@@ -61,12 +61,13 @@ class SchedulerUse:
 
 
 def make_scheduler(kept: AnyScheduler, use: SchedulerUse, device: torch.device) -> "DiffusersScheduler":
-    """Make a scheduler with the configuration of the folder's, its timesteps set.
+    """Make one like the folder's, which nothing has stepped with, its timesteps set.
 
     Raises:
         UnsupportedConditionError: it cannot take so many steps, or so few.
     """
-    scheduler = kept.from_config(kept.config)
+    # Some take a quarter of a second to be made from their configuration, which is frozen and cannot be copied.
+    scheduler = deepcopy(kept, {id(kept.config): kept.config})
     try:
         retrieve_timesteps(scheduler, use.steps, device, **use.timing)
         made = DiffusersScheduler(scheduler, use, device)

@@ -9,7 +9,7 @@ from torch import nn
 
 from api_schemas.folder_settings import FolderSettings
 from api_schemas.generation import ResolvedRequest
-from tests.tiny_models import tiny_stable_diffusion
+from tests.tiny_models import shallow_unet, tiny_stable_diffusion
 from worker.adapters.acceleration import (
     compile_blocks,
     find_denoiser,
@@ -68,15 +68,15 @@ def test_a_folder_that_asks_for_compiled_blocks_gets_them_and_takes_no_loras(tmp
     assert model.card.supports == ["controlnet"]
 
 
-def test_a_block_is_compiled_once_for_batches_of_any_size(tmp_path: Path) -> None:
+def test_a_block_is_compiled_once_for_batches_of_any_size() -> None:
     """In a process of its own: code that other tests have run may be passed over by the compiler."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        counts = pool.submit(_count_graphs, tmp_path).result()
+        counts = pool.submit(_count_graphs).result()
     assert counts[0] == counts[1] == counts[2] > 0
 
 
-def _count_graphs(folder: Path) -> list[int]:
-    unet = find_denoiser(tiny_stable_diffusion(folder / "tiny"))
+def _count_graphs() -> list[int]:
+    unet = shallow_unet()
     compile_blocks(unet, backend="eager")
     counts: list[int] = []
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from api_schemas.folder_settings import FolderSettings
-from tests.tiny_models import tiny_stable_diffusion
+from tests.tiny_models import shallow_unet, tiny_stable_diffusion
 from tests.worker.adapters.attention.tiled import (
     begin,
     conditions,
@@ -32,10 +32,10 @@ from worker.adapters.family import Family
 from worker.adapters.family_model import FamilyModel
 from worker.adapters.graphs import replay_forward
 from worker.adapters.model import Conditions, LoadedModel
+from worker.adapters.registry import load_model
 from worker.engine.ensemble import Replica
 from worker.engine.plan import StagePlan
 
-LOADERS = [("stable-diffusion", stable_diffusion.load), ("flux-dev", flux.load)]
 TOLD = Conditions("brick wall", guidance_scale=1.0, attention="conductor")
 
 
@@ -46,17 +46,14 @@ def attend_with(family: Family, layers: AttentionLayers) -> Callable[[StagePlan]
     return lambda stage: make_attentive(stage, encoded, encoded, layers, patch, rotary)
 
 
-@pytest.mark.parametrize(("name", "load"), LOADERS[:1])  # each takes half a minute: one for each property
-def test_compiled_blocks_attend_alike_and_are_compiled_once(
-    name: str,
-    load: Callable[[Path, torch.device], Family],
-    models: Callable[[str], LoadedModel],
-    tmp_path: Path,
-) -> None:
+def test_compiled_blocks_attend_alike_and_are_compiled_once(tmp_path: Path) -> None:
     """For batches of any size."""
-    model = models(name)
+    folder = tmp_path / "shallow"
+    pipe = tiny_stable_diffusion(folder)
+    pipe.register_modules(unet=shallow_unet())
+    pipe.save_pretrained(folder)
+    model, family = load_model(str(folder), "cpu"), stable_diffusion.load(folder, torch.device("cpu"))
     prepared, plan, latent = model.prepare(TOLD), plan_tiles(model, neighbours=True), draw(model)
-    family = load(save_tiny(tmp_path, name), torch.device("cpu"))
     make_replica = attend_with(family, AttentionLayers(find_denoiser(family.pipe), compiled=True))
     torch.compiler.reset()
     compile_blocks(find_denoiser(family.pipe), backend="eager")
@@ -112,15 +109,11 @@ class Recorded:
         return lambda: output[0].copy_(traced()), output
 
 
-@pytest.mark.parametrize(("name", "load"), LOADERS[1:])
 def test_recorded_forwards_read_what_was_written_last(
-    name: str,
-    load: Callable[[Path, torch.device], Family],
-    models: Callable[[str], LoadedModel],
-    tmp_path: Path,
+    models: Callable[[str], LoadedModel], tmp_path: Path
 ) -> None:
     """Of conductors of two sizes, in turns."""
-    model, record = models(name), Recorded()
+    model, record = models("flux-dev"), Recorded()
     plan = plan_tiles(model, neighbours=True)
     stages = [
         StagePlan(each, 4, modules=3)
@@ -128,7 +121,7 @@ def test_recorded_forwards_read_what_was_written_last(
     ]
     prepared = model.prepare(TOLD)
     plain = [begin(prepared, stage.denoise, modules=3) for stage in stages]
-    family = load(save_tiny(tmp_path, name), torch.device("cpu"))
+    family = flux.load(save_tiny(tmp_path, "flux-dev"), torch.device("cpu"))
     layers = AttentionLayers(find_denoiser(family.pipe), recorded=True)
     make_replica = attend_with(family, layers)
     replay_forward(find_denoiser(family.pipe), record, layers.describe)
