@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.canvas import Plane
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.inpaint import Inpainting
 from worker.engine.resample import BILINEAR, enlarge
 from worker.engine.scheduler import Scheduler
@@ -12,6 +12,7 @@ from worker.engine.scheduler import Scheduler
 _CELL = 8  # latent pixels: statistics are kept for squares of these
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 _MOST_GAIN = 2.0  # of a band: what is almost flat stays so
+_AROUND = 64  # latent pixels around what is made that it goes by: of a large canvas the rest costs seconds
 
 
 class Sync:
@@ -23,23 +24,36 @@ class Sync:
 
     Args:
         strength: share of the way, in (0, 1].
-        inpainting: of which what is made takes on the mean statistics of what stays; None: all is made.
+        inpainting: of which what is made takes on the mean statistics of what stays around it; None: all is made.
     """
 
     def __init__(self, strength: float, canvas: Plane, inpainting: Inpainting | None = None) -> None:
-        self._strength, self._canvas, self._inpainting = strength, canvas, inpainting
-        self._cells = canvas.resized(-(-canvas.height // _CELL), -(-canvas.width // _CELL))
-        self._counted = None if inpainting is None else self._count(inpainting.mask.weights)
+        self._strength, self._whole = strength, canvas
+        self._part = (
+            canvas.whole if inpainting is None else _find_surroundings(canvas, inpainting.mask.bounds)
+        )
+        alone = self._part == canvas.whole
+        self._canvas = canvas if alone else Plane(self._part.height, self._part.width)
+        self._cells = self._canvas.resized(-(-self._part.height // _CELL), -(-self._part.width // _CELL))
+        self._kept = inpainting and canvas.gather(inpainting.reference, self._part)
+        self._made = inpainting and canvas.gather(inpainting.mask.weights, self._part)
+        self._counted = None if self._made is None else self._count(self._made)
 
     def guide(self, prediction: Tensor, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
         """The fused prediction (C, H, W) of a step, its clean estimate synced."""
-        clean, kept = scheduler.estimate_clean(latent, prediction, index), self._inpainting
-        if kept is not None:
-            clean = torch.lerp(kept.reference, clean, kept.mask.weights)
-        change = torch.stack([self._move(channel) for channel in clean]).sub_(clean)
-        if kept is not None:
-            change *= kept.mask.weights
-        return scheduler.guide_clean(prediction, change, index)
+        if self._kept is None or self._made is None:
+            clean = scheduler.estimate_clean(latent, prediction, index)
+            return scheduler.guide_clean(prediction, self._find_change(clean), index)
+        own, noisy = (self._whole.gather(each, self._part) for each in (prediction, latent))
+        clean = torch.lerp(self._kept, scheduler.estimate_clean(noisy, own, index), self._made)
+        guided = scheduler.guide_clean(own, self._find_change(clean).mul_(self._made), index)
+        synced = prediction.clone()
+        for outer, inner in self._whole.pieces(self._part):
+            outer.slice(synced).copy_(inner.slice(guided))
+        return synced
+
+    def _find_change(self, clean: Tensor) -> Tensor:
+        return torch.stack([self._move(channel) for channel in clean]).sub_(clean)
 
     def _move(self, channel: Tensor) -> Tensor:
         """A channel (H, W), all windows of which have the same statistics at full strength."""
@@ -71,6 +85,12 @@ class Sync:
     def _spread(self, cells: Tensor) -> Tensor:
         """A value of each cell (h, w) at each latent pixel, (H, W)."""
         return enlarge(cells[None], self._canvas, self._canvas.whole, BILINEAR)[0]
+
+
+def _find_surroundings(canvas: Plane, made: Rectangle) -> Rectangle:
+    """What is made and what lies around it; the whole canvas, if that is as large on an axis."""
+    part, _ = canvas.halo(made, _AROUND)
+    return part if part.height < canvas.height and part.width < canvas.width else canvas.whole
 
 
 def _blur(state: Tensor, canvas: Plane) -> Tensor:
