@@ -150,6 +150,8 @@ def test_an_enhanced_picture_has_its_sources_alpha_and_mean_colour_and_keeps_the
     ):  # WebP shifts colours itself
         assert np.abs(enhanced[..., :3].mean((0, 1)) - own[..., :3].mean((0, 1))).max() < most
         assert np.abs(enhanced[..., 3].astype(int) - wanted).mean() < 1
+        reduced = enhanced[..., :3].reshape(96, 2, 128, 2, 3).mean((1, 3))
+        assert np.abs(reduced - own[..., :3]).mean() < 8, "what is enlarged and reduced again is the source"
     assert np.array_equal(derive(api, job_id, "reroll", region=REGION, seed=5), picture(api, job_id))
     for parent in (job_id, lossy):
         after = derive(api, parent, "reroll", region=REGION, seed=6)

@@ -81,7 +81,7 @@ def test_generate_sends_pictures_and_names_add_ons(stack: LocalStack, tmp_path: 
     Image.new("RGB", (32, 24), "teal").save(tmp_path / "me.webp")
     options = (
         "--lora", "ink:-0.5", "--ip-adapter", "face", "--ip-adapter-image", "me.webp",
-        "--guidance-interval", "0.2,0.9",
+        "--guidance", "4", "--guidance-interval", "0.2,0.9",
     )  # fmt: skip
     done = run("generate", "waves", *SHORT, *options, "--url", stack.url, folder=tmp_path)
     assert done.returncode == 0, done.stderr

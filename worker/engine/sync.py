@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.canvas import Plane
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.inpaint import Inpainting
 from worker.engine.resample import BILINEAR, enlarge
 from worker.engine.scheduler import Scheduler
@@ -18,6 +18,7 @@ _MOST_GAIN = 2.0  # of a band: what is almost flat stays so
 _MOST_KEYS = 32  # along each axis: on canvases with more cells, means of several are attended to
 _ALIKE = 0.5  # distance of tones, in their deviations over the canvas, root mean square over channels
 _NEAR = 0.25  # distance, in sides of the canvas
+_AROUND = 64  # latent pixels around what is made that it goes by: of a large canvas the rest costs seconds
 
 
 class Sync:
@@ -32,7 +33,7 @@ class Sync:
         evenly: whether a window attends to all alike, as a texture wants it; else the more to a window, the more alike
             its tone, the nearer, and the more of the same region it is.
         regions: weights of each prompt, (prompts, H, W), if there are several.
-        inpainting: of which what is made attends to what stays alone; None: all is made.
+        inpainting: of which what is made attends to what stays around it alone; None: all is made.
     """
 
     def __init__(
@@ -44,21 +45,34 @@ class Sync:
         regions: Tensor | None = None,
         inpainting: Inpainting | None = None,
     ) -> None:
-        self._strength, self._canvas, self._evenly = strength, canvas, evenly
-        self._regions, self._inpainting = regions, inpainting
-        self._cells = canvas.resized(ceil(canvas.height / _CELL), ceil(canvas.width / _CELL))
-        self._counted = None if inpainting is None else self._count(inpainting.mask.weights)
+        self._strength, self._whole, self._evenly = strength, canvas, evenly
+        self._part = (
+            canvas.whole if inpainting is None else _find_surroundings(canvas, inpainting.mask.bounds)
+        )
+        alone = self._part == canvas.whole
+        self._canvas = canvas if alone else Plane(self._part.height, self._part.width)
+        self._cells = self._canvas.resized(ceil(self._part.height / _CELL), ceil(self._part.width / _CELL))
+        self._regions = None if regions is None else canvas.gather(regions, self._part)
+        self._kept = inpainting and canvas.gather(inpainting.reference, self._part)
+        self._made = inpainting and canvas.gather(inpainting.mask.weights, self._part)
+        self._counted = None if self._made is None else self._count(self._made)
 
     def guide(self, prediction: Tensor, latent: Tensor, scheduler: Scheduler, index: int) -> Tensor:
         """The fused prediction (C, H, W) of a step, its clean estimate synced."""
-        clean, kept = scheduler.estimate_clean(latent, prediction, index), self._inpainting
-        if kept is not None:
-            clean = torch.lerp(kept.reference, clean, kept.mask.weights)
+        if self._kept is None or self._made is None:
+            clean = scheduler.estimate_clean(latent, prediction, index)
+            return scheduler.guide_clean(prediction, self._find_change(clean), index)
+        own, noisy = (self._whole.gather(each, self._part) for each in (prediction, latent))
+        clean = torch.lerp(self._kept, scheduler.estimate_clean(noisy, own, index), self._made)
+        guided = scheduler.guide_clean(own, self._find_change(clean).mul_(self._made), index)
+        synced = prediction.clone()
+        for outer, inner in self._whole.pieces(self._part):
+            outer.slice(synced).copy_(inner.slice(guided))
+        return synced
+
+    def _find_change(self, clean: Tensor) -> Tensor:
         others = None if self._evenly else self._attend(clean)
-        change = torch.stack([self._move(channel, others) for channel in clean]).sub_(clean)
-        if kept is not None:
-            change *= kept.mask.weights
-        return scheduler.guide_clean(prediction, change, index)
+        return torch.stack([self._move(channel, others) for channel in clean]).sub_(clean)
 
     def _attend(self, clean: Tensor) -> "_Others":
         tones, regions = torch.stack([self._smooth(channel) for channel in clean]), self._regions
@@ -152,6 +166,12 @@ def _measure_along(side: int, count: int, wraps: bool) -> Tensor:
     places, keys = ((torch.arange(number) + 0.5) / number for number in (side, count))
     far = (places[:, None] - keys).abs()
     return (torch.minimum(far, 1 - far) if wraps else far).div(_NEAR).square()
+
+
+def _find_surroundings(canvas: Plane, made: Rectangle) -> Rectangle:
+    """What is made and what lies around it; the whole canvas, if that is as large on an axis."""
+    part, _ = canvas.halo(made, _AROUND)
+    return part if part.height < canvas.height and part.width < canvas.width else canvas.whole
 
 
 def _blur(state: Tensor, canvas: Plane) -> Tensor:

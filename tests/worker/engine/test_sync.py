@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.worker.engine.test_cascade import LARGE, KnownAnswers, canvas, picture
 from tests.worker.engine.thread_group import thread_groups
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
-from worker.engine.canvas import Plane
+from worker.engine.canvas import Plane, Rectangle
 from worker.engine.denoise import Step
 from worker.engine.generate import generate
 from worker.engine.inpaint import Inpainting, Mask
@@ -77,6 +77,24 @@ def test_what_is_inpainted_takes_on_the_tone_and_contrast_of_what_stays_and_noth
     torch.testing.assert_close(synced[:, :, :32], clean[:, :, :32], rtol=0, atol=1e-4)
     assert abs(synced[:, :, 48:].mean() - 2) < 0.1
     assert abs(synced[:, :, 48:].std() - 3) < 0.15
+
+
+def test_what_is_far_from_what_is_inpainted_does_not_count() -> None:
+    """On a ring, over whose edge its surroundings lie."""
+    canvas, weights = Plane(208, 208, (True, True)), torch.zeros(208, 208)
+    weights[:8, :8] = 1
+    part, clean = canvas.halo(Rectangle(0, 0, 8, 8), 64)[0], draw(2, 208, 208, seed=3)
+    near = canvas.gather(draw(2, 208, 208, seed=2), part)
+    found: list[Tensor] = []
+    for level in (0.0, 50.0):
+        kept = torch.full((2, 208, 208), level)
+        for outer, inner in canvas.pieces(part):
+            outer.slice(kept).copy_(inner.slice(near))
+        inpainting = Inpainting(Mask.lay(weights, canvas), kept, torch.zeros_like(kept))
+        found.append(sync_clean(clean, 1.0, canvas, inpainting=inpainting))
+    assert torch.equal(*found)
+    assert (found[0] - clean)[:, weights == 0].abs().max() < 1e-4
+    assert (found[0] - clean)[:, weights == 1].abs().min(0).values.mean() > 0.01
 
 
 def spread(clean: Tensor, measure: Callable[[Tensor], Tensor]) -> float:
