@@ -27,7 +27,7 @@ def hold_to_lead(
     autoencoder: Autoencoder,
     group: Group,
 ) -> Waiting:
-    """The clean latent (C, H, W) of a stage, projected back if it was made from the stage before alone.
+    """The clean latent (C, H, W) of a stage, projected back if it was made from a smaller one before it, and that alone.
 
     Args:
         enlarged: what the stage's model has seen, (C, H, W).
@@ -37,11 +37,12 @@ def hold_to_lead(
     start, made_freely = stage.start, stage.kept is None and stage.denoise.mask is None
     if enlarged is None or not isinstance(start, Upscale) or start.given is not None or not made_freely:
         return latent
-    if autoencoder.encoder is None:
+    before = plan.stages[level - 2].canvas
+    if autoencoder.encoder is None or before.size == stage.canvas.size:
         return latent
     # A resumed job knows the latent of the smaller picture only under its noise.
     clean = augment(enlarged, -start.augmentation, plan.seed, level)
-    small = plan.stages[level - 2].canvas.scaled(autoencoder.decoder.scale)
+    small = before.scaled(autoencoder.decoder.scale)
     return (yield from _project_back(latent, clean, small, stage.canvas, autoencoder, plan.decode, group))
 
 
