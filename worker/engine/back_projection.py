@@ -59,7 +59,7 @@ def _project_back(
     """Add what a smaller picture has, enlarged and encoded, and the reduced copy of this one, treated alike, has not.
 
     Iterative back-projection (Irani & Peleg, "Improving Resolution by Image Registration", 1991), one iteration of it,
-    in latents: what is finer than the smaller picture's pixels stays.
+    in latents: what is finer than the smaller picture's pixels stays. The picture is held whole, as bytes.
 
     Raises:
         NonFiniteImageError: the picture could not be decoded or encoded.
