@@ -194,9 +194,10 @@ class ModelCard(BaseModel):
         layout, _ = self.choose_layout(request)
         if layout == "cascade" or request.regions:
             return False
-        words, has_horizon = self.scene_words, request.seamless not in ("y", "both")
-        named = request.layout == "flat" and has_horizon and words is not None
-        return not (named and words.judge(request.prompt)[0])
+        words = self.scene_words
+        if words is None or request.layout != "flat" or request.seamless in ("y", "both"):
+            return True  # `auto` has judged, or there is no horizon
+        return not words.judge(request.prompt)[0]
 
     def choose_guidance_scale(self, request: GenerationRequest) -> float:
         """As asked for, or the card's default."""

@@ -56,8 +56,8 @@ class Cascade(BaseModel):
     conditioned: bool = Field(
         default=False,
         description="Whether the stages after the first are denoised by a network of their own, from pure noise, that"
-        " sees the stage before; `strength` and `low_band` then do not apply, and guidance, add-ons and"
-        " attention are for the first stage.",
+        " sees the stage before, and are projected back to it; `strength` and `low_band` then do not apply, and guidance,"
+        " add-ons and attention are for the first stage.",
     )
     augmentation: float = Field(
         default=0.1,

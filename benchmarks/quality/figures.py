@@ -20,7 +20,7 @@ from benchmarks.quality.reality import (
     share_bands,
 )
 from training.features import Features
-from training.measures import measure_kid
+from training.measures import measure_kid, measure_psnr
 
 Figures = dict[str, float]
 
@@ -35,6 +35,7 @@ def measure_pictures(made: list[Made], reality: Reality | None, features: Featur
     figures: Figures = {}
     if scenes:
         figures |= {"scene seconds": fmean(each.notes.seconds for each in scenes), **measure_seams(scenes)}
+        figures |= measure_agreement(scenes, natives)
     if textures:
         figures |= {
             "texture seconds": fmean(each.notes.seconds for each in textures),
@@ -49,6 +50,20 @@ def measure_pictures(made: list[Made], reality: Reality | None, features: Featur
 
 def _choose(made: list[Made], kind: Kind) -> list[Made]:
     return [each for each in made if each.subject.kind == kind]
+
+
+def measure_agreement(scenes: list[Made], natives: list[Made]) -> Figures:
+    """PSNR, dB, of reduced scenes to the small picture of the same prompt and noise, which a cascade begins with; 100 of
+    equal ones."""
+    leads = {(each.subject.prompt, each.subject.seed): each for each in natives}
+    pairs = [(each, leads[each.subject.prompt, each.subject.seed]) for each in scenes]
+    values = [
+        measure_psnr(*(reduce_square(each.image, CROP_PX)[None] / 127.5 - 1 for each in pair))
+        .clamp(max=100)
+        .item()
+        for pair in pairs
+    ]
+    return average("agreement", values)
 
 
 def measure_likeness(

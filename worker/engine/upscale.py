@@ -110,11 +110,16 @@ def paint_latent(
     decoder, device = autoencoder.decoder, autoencoder.device
     small, picture = canvas.resized(*latent.shape[-2:]), canvas.scaled(decoder.scale)
     tiles = decode_part(latent, decoder, small, plan, group, moments=moments, part=part)
-    image = yield from _hold_bytes(tiles, small.scaled(decoder.scale), device)
+    image = yield from hold_bytes(tiles, small.scaled(decoder.scale), device)
+    return read_enlarged(image, picture, device)
+
+
+def read_enlarged(image: Tensor, picture: Plane, device: torch.device) -> Paint:
+    """RGB (3, h, w) of 0 to 255, at the size of `picture`."""
     return lambda part: enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
 
 
-def _hold_bytes(
+def hold_bytes(
     tiles: Iterator[Decoding], picture: Plane, device: torch.device
 ) -> Generator[Warned | Heartbeat, None, Tensor]:
     """RGB (3, h, w), uint8, on the autoencoder's device."""

@@ -66,6 +66,7 @@ def test_real_pictures_are_as_real_as_themselves(
     assert len(ratios) == 8
     assert list(ratios.values()) == pytest.approx([1] * 8, rel=1e-3)
     assert figures["nearest"] == pytest.approx(1, rel=1e-3)
+    assert figures["agreement"] == 100
     assert figures["scene seconds"] == figures["texture seconds"] == 1.5
 
 

@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from api_schemas.folder_settings import Offload
 from tests.tiny_add_ons import tiny_control_net, tiny_ip_adapter, tiny_lora
@@ -33,10 +34,10 @@ from worker.engine.attention import AttentionPlan
 from worker.engine.canvas import Plane
 from worker.engine.denoise import Step
 from worker.engine.ensemble import Batch, Query
-from worker.engine.generate import generate
+from worker.engine.generate import FinalState, generate
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
-from worker.engine.start import LowBandPlan, Upscale
+from worker.engine.start import GivenLatent, LowBandPlan, Upscale
 
 WEIGHTS = "latent_upscaler/diffusion_pytorch_model.safetensors"
 SEED, PROMPT = 9, Conditions("brick wall")
@@ -100,17 +101,46 @@ def test_one_tile_equals_a_plain_loop_of_diffusers(
     )  # a byte may be rounded the other way
 
 
-def enlarge_by_pillow(vae: AutoencoderKL, small: Tensor, side: int) -> Tensor:
-    """The latent of what a latent shows, enlarged; beyond its edges the picture goes on as it ends there."""
+def enlarge_by_pillow(vae: AutoencoderKL, small: Tensor, side: int, *, reduced: int = 1) -> Tensor:
+    """The latent of what a latent shows, enlarged; beyond its edges the picture goes on as it ends there.
+
+    Args:
+        reduced: by how much that picture is reduced before.
+    """
     shown = vae.decode(small[None] / vae.config.scaling_factor).sample[0]
-    bytes_ = shown.add(1).mul(127.5).round().clamp(0, 255).numpy()
+    bytes_ = functional.avg_pool2d(shown.add(1).mul(127.5).round().clamp(0, 255), reduced).numpy()
     scale, margin = vae.config.scaling_factor, 4
     planes = [Image.fromarray(np.pad(each, margin, mode="edge")) for each in bytes_]
-    times = side / small.shape[-1]
+    times = side / small.shape[-1] * reduced
     size, cut = round(planes[0].width * times), round(margin * times)
     large = [np.asarray(each.resize((size, size), Image.Resampling.LANCZOS)) for each in planes]
     pixels = torch.from_numpy(np.stack(large)[:, cut:-cut, cut:-cut]) / 127.5 - 1
     return vae.encode(pixels.clamp(-1, 1)[None]).latent_dist.mode()[0] * scale
+
+
+def make_final(plan: GenerationPlan, model: LoadedModel) -> Tensor:
+    """The latent that the picture is decoded from."""
+    events = generate(plan, model.prepare(PROMPT))
+    return next(event.latent for event in events if isinstance(event, FinalState))
+
+
+def test_what_is_made_is_projected_back_to_the_stage_before(whole: Path, model: LoadedModel) -> None:
+    """By diffusers and Pillow: Irani & Peleg 1991, once, in latents."""
+    plan = two_stages(32, 16)
+    made, vae = latent_after(5, plan, model), AutoencoderKL.from_pretrained(str(whole / "vae"))
+    with torch.inference_mode():
+        wanted = enlarge_by_pillow(vae, latent_after(3, plan, model), 32)
+        found = enlarge_by_pillow(vae, made, 32, reduced=2)
+    assert (wanted - found).abs().max() > 0.05
+    torch.testing.assert_close(make_final(plan, model), made + wanted - found, rtol=1e-3, atol=5e-3)
+
+
+def test_a_part_that_is_made_again_is_not(model: LoadedModel) -> None:
+    """What stays must keep its bytes."""
+    plan = two_stages(32, 16)
+    kept = GivenLatent(lambda: initial_noise(SEED, 4, 32, 32))
+    plan = replace(plan, stages=(plan.stages[0], replace(plan.stages[1], kept=kept)))
+    assert torch.equal(make_final(plan, model), latent_after(5, plan, model))
 
 
 def test_the_noise_over_the_stage_before_is_not_what_that_was_made_of() -> None:
