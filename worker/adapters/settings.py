@@ -40,9 +40,10 @@ class FolderSettings(BaseModel):
         quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer;
             float8_products multiplies in eight bits too, in attention and feed-forward of transformer blocks: a third faster for
             FLUX's transformer, on GPUs from Hopper on.
-        compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU. A job
-            with tiles of a new shape compiles for them, and warns.
-        graphs: record the denoiser's launches once for each size of batch and play them back, on a GPU.
+        compile: the denoiser's repeated blocks, at the worker's start: a minute or two the first time on a GPU, less from
+            then on, as PyTorch keeps them in TORCHINDUCTOR_CACHE_DIR by code, shapes, GPU and its own version. A job with
+            tiles of a new shape compiles for them, and warns.
+        graphs: record the denoiser's launches once for each small size of batch and play them back, on a GPU.
         cascade: `conditioned` says that the folder has `latent_upscaler/`, a UNet for the stages after the first.
     """
 
