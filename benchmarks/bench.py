@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +141,7 @@ class Bench:
         steps: int,
         folder: Path | None = None,
         group: Group | None = None,
-        **asked: object,
+        asked: Mapping[str, object] = {},
     ) -> Iterator[Progress]:
         request = self.ask(side_px, layout=layout, steps=steps, **asked)
         conditions = Conditions(request.prompt, guidance_scale=request.guidance_scale)

@@ -179,7 +179,7 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int, **as
     with tempfile.TemporaryDirectory() as name, bench.gauge() as gauge:
         folder = Path(name)
         with ImageFile(folder / "image.tif", size, size) as image:
-            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder, **asked):
+            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder, asked=asked):
                 match event:
                     case StageBegan(level=level):
                         spans.begin("way up" if level > 1 else "start")
