@@ -81,6 +81,7 @@ COPY deploy/health/worker.py /opt/chorale/health.py
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CHORALE_WORK_DIR=/work \
+    TORCHINDUCTOR_CACHE_DIR=/work/compiled \
     HF_HOME=/hub
 USER 10001
 # Not the home, over which something else may be mounted.

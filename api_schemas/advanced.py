@@ -108,7 +108,7 @@ class AdvancedSettings(RequestPart):
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",
         description="Normalisation statistics of the tiled decoder: of the whole canvas (exact), or of a sample, in less memory"
-        " (bounded).",
+        " (bounded), where above 4096x4096 px attention also sees means of neighbouring latent pixels.",
     )
 
     def stage(self, level: int) -> StageSettings:

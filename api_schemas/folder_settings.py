@@ -13,7 +13,7 @@ from api_schemas.model_files import SETTINGS, FolderError
 from api_schemas.scenes import SceneWords
 
 Offload = Literal["none", "model", "sequential", "group"]
-Quantization = Literal["none", "int8", "float8"]
+Quantization = Literal["none", "int8", "float8", "float8_products"]
 
 
 class LatentRgb(BaseModel):
@@ -34,10 +34,13 @@ class FolderSettings(BaseModel):
         cpu_bfloat16: without `dtype`, bfloat16 on CPUs that have instructions for it, too.
         offload: what waits in main memory until the GPU needs it: nothing, whole networks, or single
             layers (`sequential` slowest and smallest).
-        quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer.
-        compile: the denoiser's repeated blocks, at the worker's start: a minute the first time on a GPU. A job
-            with tiles of a new shape compiles for them, and warns.
-        graphs: record the denoiser's launches once for each size of batch and play them back, on a GPU.
+        quantization: of the denoiser's weights; int8 through torchao, float8 widened layer by layer;
+            float8_products multiplies in eight bits too, in attention and feed-forward of transformer blocks: a third faster for
+            FLUX's transformer, on GPUs from Hopper on.
+        compile: the denoiser's repeated blocks, at the worker's start: a minute or two the first time on a GPU, less from
+            then on, as PyTorch keeps them in TORCHINDUCTOR_CACHE_DIR by code, shapes, GPU and its own version. A job with
+            tiles of a new shape compiles for them, and warns.
+        graphs: record the denoiser's launches once for each small size of batch and play them back, on a GPU.
         cascade: `conditioned` says that the folder has `latent_upscaler/`, a UNet for the stages after the first.
     """
 

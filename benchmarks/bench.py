@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from api_schemas.generation import ResolvedRequest
-from worker.adapters.acceleration import compile_blocks, find_denoiser
 from worker.adapters.family_model import FamilyModel
-from worker.adapters.graphs import replay_forward
 from worker.adapters.model import Conditions
 from worker.engine.canvas import Plane
 from worker.engine.generate import Progress, generate
@@ -87,10 +85,7 @@ class Bench:
         self.weights_gib = torch.cuda.memory_allocated() / GIB if device.type == "cuda" else 0.0
         if options.attention == "cudnn":
             torch.backends.cuda.enable_flash_sdp(False)
-        if options.graphs:
-            replay_forward(find_denoiser(pipe))
-        count = compile_blocks(find_denoiser(pipe)) if options.compile else 0
-        self.warm_up(count)
+        self.warm_up()
 
     def report(self, name: str, value: str) -> None:
         """Print one line, on the first rank alone."""
@@ -114,7 +109,7 @@ class Bench:
         if self.device.type == "cuda":
             gauge.peak_gib = torch.cuda.max_memory_allocated() / GIB
 
-    def warm_up(self, compiled: int) -> None:
+    def warm_up(self) -> None:
         """As a worker does at its start; then a decode as exact as the measured ones."""
         with self.gauge() as first:
             warm_up(self.model, self.device)
@@ -122,8 +117,8 @@ class Bench:
             warm_up_every_shape(self.model, self.model.card, self.decode_bytes)
         self.report(
             "warm-up",
-            f"{first.seconds + others.seconds:.1f} s: {compiled} blocks compiled, first picture "
-            f"{first.seconds:.1f}, every batch and a picture of twice the side {others.seconds:.1f}",
+            f"{first.seconds + others.seconds:.1f} s: first picture {first.seconds:.1f}, every batch and a picture "
+            f"of twice the side {others.seconds:.1f}",
         )
         self.decode(1024, "exact")
 
@@ -146,7 +141,7 @@ class Bench:
         steps: int,
         folder: Path | None = None,
         group: Group | None = None,
-        **asked: object,
+        asked: Mapping[str, object] = {},
     ) -> Iterator[Progress]:
         request = self.ask(side_px, layout=layout, steps=steps, **asked)
         conditions = Conditions(request.prompt, guidance_scale=request.guidance_scale)

@@ -23,10 +23,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.float8 import store_in_float8
 from benchmarks.kernels import pool_moments, print_profile
 from benchmarks.random_models import build_sdxl
 from worker.adapters.acceleration import compile_blocks, put_channels_last
+from worker.adapters.float8 import multiply_in_float8
 from worker.adapters.graphs import replay_forward
 
 Forward = Callable[[int], Tensor]
@@ -53,7 +53,7 @@ PARTS: dict[str, Part] = {
     "channels_last": put_channels_last,
     "channels_last_weights": channels_last_weights,
     "smooth": smooth,
-    "float8": store_in_float8,
+    "float8": multiply_in_float8,
     "flash": lambda unet: torch.backends.cuda.enable_cudnn_sdp(False),
     "cudnn": lambda unet: torch.backends.cuda.enable_flash_sdp(False),
     "tuned": lambda unet: setattr(inductor, "coordinate_descent_tuning", True),

@@ -41,6 +41,7 @@ from benchmarks.panorama import time_panorama
 from benchmarks.random_models import build_flux, build_sdxl, wrap_flux, wrap_sdxl
 from benchmarks.timed_group import GatherCost, TimedGroup
 from worker.adapters.family_model import FamilyModel
+from worker.adapters.float8 import multiply_in_float8
 from worker.engine.denoise import Step, TilePredicted
 from worker.engine.generate import StageBegan
 from worker.engine.ranks import ProcessGroup, SingleRank
@@ -177,7 +178,7 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int, **as
     with tempfile.TemporaryDirectory() as name, bench.gauge() as gauge:
         folder = Path(name)
         with ImageFile(folder / "image.tif", size, size) as image:
-            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder, **asked):
+            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder, asked=asked):
                 match event:
                     case StageBegan(level=level):
                         spans.begin("way up" if level > 1 else "start")
@@ -256,7 +257,7 @@ def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> N
     for load, measures in ((load_sdxl, SDXL), (load_flux, FLUX)):
         chosen = [name for name in measures if name in options.only]
         if chosen:
-            pipe, model = load(device, options.tiny)
+            pipe, model = load(device, options)
             bench = Bench(pipe, model, device, group, options)
             card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
             bench.report(bench.model.card.name, f"{group.size} x {card}")
@@ -268,14 +269,16 @@ def measure_all(rank: int, options: argparse.Namespace, meeting_point: str) -> N
                 torch.cuda.empty_cache()
 
 
-def load_sdxl(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
-    pipe = build_sdxl(device, tiny=tiny)
-    return pipe, wrap_sdxl(pipe)
+def load_sdxl(device: torch.device, options: argparse.Namespace) -> tuple[DiffusionPipeline, FamilyModel]:
+    pipe = build_sdxl(device, tiny=options.tiny)
+    return pipe, wrap_sdxl(pipe, FolderSettings(compile=options.compile, graphs=options.graphs))
 
 
-def load_flux(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, FamilyModel]:
-    pipe = build_flux(device, tiny=tiny)
-    return pipe, wrap_flux(pipe)
+def load_flux(device: torch.device, options: argparse.Namespace) -> tuple[DiffusionPipeline, FamilyModel]:
+    pipe = build_flux(device, tiny=options.tiny)
+    if options.float8:
+        multiply_in_float8(pipe.transformer)
+    return pipe, wrap_flux(pipe, FolderSettings(compile=options.compile, graphs=options.graphs))
 
 
 def attempt(name: str, measure: Callable[[Bench], None], bench: Bench) -> None:
@@ -298,6 +301,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1, help="GPUs")
     parser.add_argument("--attention", choices=["default", "cudnn"], default="default", help="the denoiser's")
     parser.add_argument("--graphs", action="store_true", help="play the denoiser's launches back")
+    parser.add_argument("--float8", action="store_true", help="products of FLUX-size in eight bits")
     parser.add_argument("--decode-gib", type=float, default=9, help="what decoding holds; bounded: a quarter")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true")

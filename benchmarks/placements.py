@@ -25,6 +25,7 @@ WAYS = (
     FolderSettings(),
     FolderSettings(quantization="float8"),
     FolderSettings(quantization="int8"),
+    FolderSettings(quantization="float8_products"),
     FolderSettings(offload="model"),
     FolderSettings(offload="group"),
     FolderSettings(offload="sequential"),
@@ -69,7 +70,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true")
-    usual = {"modules": None, "attention": "default", "graphs": False, "compile": False, "decode_gib": 9}
+    usual = {"modules": None, "attention": "default", "decode_gib": 9}
     parser.set_defaults(**usual)
     return parser.parse_args()
 

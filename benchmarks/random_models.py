@@ -120,8 +120,8 @@ def wrap_sdxl(pipe: StableDiffusionXLPipeline, asked: FolderSettings | None = No
     return FamilyModel(StableDiffusionXL(pipe, ControlNets(pipe), IpAdapters(pipe)), settings, "sdxl-size")
 
 
-def wrap_flux(pipe: FluxPipeline) -> FamilyModel:
-    return FamilyModel(Flux(pipe, FluxControlNets(pipe)), FolderSettings(), "flux-size")
+def wrap_flux(pipe: FluxPipeline, settings: FolderSettings | None = None) -> FamilyModel:
+    return FamilyModel(Flux(pipe, FluxControlNets(pipe)), settings or FolderSettings(), "flux-size")
 
 
 def _draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

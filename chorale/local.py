@@ -215,6 +215,7 @@ class LocalStack:
             "CHORALE_MODELS_FILE": str(self._folder.models_file),
             "CHORALE_STORE_URL": self._folder.store.as_uri(),
             "CHORALE_LINK_SECRET": self._folder.link_secret(),
+            "TORCHINDUCTOR_CACHE_DIR": str(self._folder.work / "compiled"),
         }
         return {
             # Set to nothing is not set, as for the parts themselves.

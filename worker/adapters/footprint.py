@@ -1,17 +1,17 @@
 """How much memory a model's weights will take, read from its files before anything is loaded."""
 
 import json
+from math import prod
 from pathlib import Path
 
 import torch
 
-from api_schemas.folder_settings import FolderSettings
+from api_schemas.folder_settings import FolderSettings, Quantization
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.float8 import multiplies_in_float8
 from worker.adapters.model_index import find_files
 from worker.adapters.precision import DENOISERS, choose_dtypes
 from worker.adapters.settings import read_settings
-
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 
 
 def weigh(address: str, device: torch.device) -> int:
@@ -38,21 +38,29 @@ def weigh(address: str, device: torch.device) -> int:
 
 
 def _weigh_parts(folder: Path, settings: FolderSettings, device: torch.device) -> dict[str, int]:
-    dtypes, numbers = choose_dtypes(folder, settings, device), dict[str, int]()
+    dtypes, sizes = choose_dtypes(folder, settings, device), dict[str, int]()
     for shown, name in find_files(folder).items():
         if shown.endswith(".safetensors"):
             part = shown.partition("/")[0]
-            numbers[part] = numbers.get(part, 0) + _count_numbers(folder / name)
-    return {part: count * _weigh_number(part, settings, dtypes) for part, count in numbers.items()}
+            dtype = dtypes.get(part, dtypes["default"])
+            kind = settings.quantization if part in DENOISERS else "none"
+            weights = _read_shapes(folder / name).items()
+            size = sum(prod(shape) * _weigh_number(weight, shape, kind, dtype) for weight, shape in weights)
+            sizes[part] = sizes.get(part, 0) + size
+    return sizes
 
 
-def _weigh_number(part: str, settings: FolderSettings, dtypes: dict[str, torch.dtype]) -> int:
-    if settings.quantization != "none" and part in DENOISERS:
-        return 1
-    return dtypes.get(part, dtypes["default"]).itemsize
+def _weigh_number(weight: str, shape: list[int], kind: Quantization, dtype: torch.dtype) -> int:
+    match kind:
+        case "int8" | "float8":
+            return 1
+        case "float8_products" if multiplies_in_float8(weight, shape):
+            return 1
+        case _:
+            return dtype.itemsize
 
 
-def _count_numbers(path: Path) -> int:
+def _read_shapes(path: Path) -> dict[str, list[int]]:
     """Header of a safetensors file: its length as 8 bytes, little endian, then JSON."""
     try:
         with path.open("rb") as file:
@@ -61,7 +69,4 @@ def _count_numbers(path: Path) -> int:
     except ValueError as error:
         raise ModelFolderError(f"{path} is no safetensors file: {error}") from error
     header.pop("__metadata__", None)
-    return sum(
-        (entry["data_offsets"][1] - entry["data_offsets"][0]) // _ITEM_BYTES.get(entry["dtype"], 1)
-        for entry in header.values()
-    )
+    return {name: entry["shape"] for name, entry in header.items()}

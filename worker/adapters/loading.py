@@ -19,6 +19,7 @@ from worker.adapters.model_index import read_index
 from worker.adapters.placement import (
     check_offload,
     choose_quantization,
+    multiply_denoisers_in_float8,
     place,
     store_in_float8,
 )
@@ -63,6 +64,7 @@ def load_pipeline(
     if settings.quantization == "float8":
         store_in_float8(pipe)
     place(pipe, settings.offload, device)
+    multiply_denoisers_in_float8(pipe, folder, settings, device)
     return pipe
 
 

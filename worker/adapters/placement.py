@@ -9,9 +9,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 from diffusers.quantizers.quantization_config import TorchAoConfig
+from torch import nn
 
 from api_schemas.folder_settings import FolderSettings, Offload
 from worker.adapters.errors import ModelFolderError
+from worker.adapters.float8 import can_multiply_in_float8, multiply_in_float8
 from worker.adapters.precision import DENOISERS
 
 _VAE = "vae"  # its parts are called one by one, which triggers no hook that would bring them to the device
@@ -50,6 +52,30 @@ def store_in_float8(pipe: DiffusionPipeline) -> None:
         network = pipe.components.get(name)
         if isinstance(network, ModelMixin):
             network.enable_layerwise_casting(torch.float8_e4m3fn, network.dtype)
+
+
+def multiply_denoisers_in_float8(
+    pipe: DiffusionPipeline, folder: Path, settings: FolderSettings, device: torch.device
+) -> None:
+    """Have the denoisers' transformer blocks multiply in eight bits, if the settings ask for it.
+
+    Raises:
+        ModelFolderError: the device cannot, or there are none, or they wait in main memory.
+    """
+    if settings.quantization != "float8_products":
+        return
+    asked = f"{folder}/chorale.json: quantization 'float8_products'"
+    if settings.offload != "none":
+        raise ModelFolderError(f"{asked} does not go with offload {settings.offload!r}; allowed: 'none'")
+    if not can_multiply_in_float8(device):
+        raise ModelFolderError(
+            f"{asked} needs a GPU of compute capability 9.0 or more; allowed here: 'none', 'int8' or 'float8'"
+        )
+    networks = [part for name in DENOISERS if isinstance(part := pipe.components.get(name), nn.Module)]
+    if not sum(map(multiply_in_float8, networks)):
+        raise ModelFolderError(
+            f"{asked}: this model has no transformer blocks; allowed: 'none', 'int8' or 'float8'"
+        )
 
 
 def check_offload(folder: Path, offload: Offload, device: torch.device) -> None:

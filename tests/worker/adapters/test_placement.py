@@ -14,9 +14,10 @@ from tests.worker.engine.known_answer import predict
 from worker.adapters.add_ons import Lora
 from worker.adapters.errors import ModelFolderError, UnsupportedConditionError
 from worker.adapters.families.stable_diffusion_xl import load
+from worker.adapters.float8 import Float8Linear
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions
-from worker.adapters.placement import place, require_package
+from worker.adapters.placement import multiply_denoisers_in_float8, place, require_package
 from worker.adapters.precision import choose_dtypes
 from worker.adapters.registry import load_model
 from worker.adapters.settings import read_settings
@@ -77,6 +78,44 @@ def test_float8_weights_take_half_the_memory_and_paint_nearly_the_same(folder: P
     assert weigh(str(folder), GPU) < plain_bytes
 
 
+def test_products_in_float8_take_less_memory_and_paint_nearly_the_same(folder: Path) -> None:
+    full, plain_bytes = make_picture(folder), weigh(str(folder), GPU)
+    narrow = make_picture(ask(folder, quantization="float8_products"))
+    assert 0 < (narrow - full).abs().mean() < 0.1 * full.std()
+    unet = load(folder, CPU).pipe.unet
+    saved = sum(part.weight.numel() for part in unet.modules() if isinstance(part, Float8Linear))
+    assert weigh(str(folder), GPU) == plain_bytes - saved  # a byte for two
+    steers = [
+        name for name, part in unet.named_modules() if isinstance(part, Float8Linear) and "norm" in name
+    ]
+    assert saved > 0
+    assert not steers
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_product_in_float8_is_that_of_rows_rounded_to_it(dtype: torch.dtype) -> None:
+    """Scaled so that a row's largest is the type's largest, 448."""
+    linear, value = torch.nn.Linear(64, 48).to(dtype), torch.randn(2, 5, 64).to(dtype)
+
+    def round_rows(rows: torch.Tensor) -> torch.Tensor:
+        scale = rows.double().abs().amax(-1, keepdim=True) / 448
+        return (rows.double() / scale).to(torch.float8_e4m3fn).double() * scale
+
+    expected = round_rows(value) @ round_rows(linear.weight).T + linear.bias.double()
+    with torch.inference_mode():
+        found = Float8Linear(linear)(value)
+    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.01)
+
+
+def test_products_in_float8_are_refused_where_weights_wait_in_main_memory(folder: Path) -> None:
+    settings = FolderSettings(quantization="float8_products", offload="model")
+    pipe = load(folder, CPU).pipe
+    with pytest.raises(
+        ModelFolderError, match=r"'float8_products' does not go with offload 'model'; allowed: 'none'"
+    ):
+        multiply_denoisers_in_float8(pipe, folder, settings, CPU)
+
+
 @pytest.mark.parametrize("offload", ["model", "group"])
 def test_offloaded_weights_paint_the_same(folder: Path, offload: Offload) -> None:
     """With main memory in the place of the GPU: the way of the weights is the same, the gain is not."""
@@ -116,7 +155,9 @@ def test_there_is_nothing_to_offload_from_on_a_cpu(folder: Path, offload: str) -
 
 
 def test_an_unknown_choice_is_named(folder: Path) -> None:
-    with pytest.raises(ModelFolderError, match=r"quantization 'int3': .*'none', 'int8' or 'float8'"):
+    with pytest.raises(
+        ModelFolderError, match=r"quantization 'int3': .*'none', 'int8', 'float8' or 'float8_products'"
+    ):
         load_model(str(ask(folder, quantization="int3")), "cpu")
 
 

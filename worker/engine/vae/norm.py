@@ -15,16 +15,16 @@ def measure(norm: nn.GroupNorm, core: Tensor) -> Tensor:
     """n, Σx, Σx² of each group over the pixels that one tile owns: (3, groups), float64, on the device.
 
     Half types are widened inside the reduction, so nothing of the tile's size is written; float32 is
-    summed in float64, since Σx² alone cancels where the mean is large. Summed by column and channel first:
-    a GPU adds up as many numbers side by side as there are results.
+    summed in float64, since Σx² alone cancels where the mean is large. Summed by channel first: that
+    is one fast reduction in either memory layout, which a sum over groups is not.
 
     Args:
         core: (1, C, h, w), without its halo, so that no pixel counts twice.
     """
     wide = torch.float32 if core.dtype in _NARROW else torch.float64
-    total = core[0].sum(1, dtype=wide)
-    length = cast(Tensor, linalg.vector_norm(core[0], dim=1, dtype=wide))  # pyright: ignore[reportUnknownMemberType]
-    channels = torch.stack([total.double(), length.double().square()]).sum(2)
+    total = core[0].sum((1, 2), dtype=wide)
+    length = cast(Tensor, linalg.vector_norm(core[0], dim=(1, 2), dtype=wide))  # pyright: ignore[reportUnknownMemberType]
+    channels = torch.stack([total.double(), length.double().square()])
     sums = torch.unflatten(channels, 1, (norm.num_groups, -1)).sum(-1)
     count = torch.full_like(sums[:1], core[0].numel() / norm.num_groups)
     return torch.cat([count, sums])
