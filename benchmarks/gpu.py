@@ -28,6 +28,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch.multiprocessing.spawn import spawn  # pyright: ignore[reportUnknownVariableType]
 
+from api_schemas.folder_settings import FolderSettings
 from benchmarks.bench import Bench, Layout, Spans
 from benchmarks.decoding import (
     measure_attention,
