@@ -19,7 +19,8 @@ from service.metrics import Metrics
 from service.throughput import Throughput
 from service.unreadable import UnreadableRecords
 
-_BATCH_S: Final = 0.05
+_GATHER_S: Final = 0.01  # a step and its previews come one after another, and wake each viewer once
+_REST_S: Final = 0.04
 _BLOCK_MS: Final = 1000
 _COUNT: Final = 2000
 _RETRY_S: Final = 0.5
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class LiveHub:
-    """Hands each entry of the live stream to the subscriptions of its job, in batches of 50 ms."""
+    """Hands each entry of the live stream to the subscriptions of its job, in batches, at most one each 50 ms."""
 
     def __init__(
         self, redis: Redis, metrics: Metrics, throughput: Throughput, unreadable: UnreadableRecords
@@ -96,7 +97,7 @@ class LiveHub:
             if rows:
                 position = rows[-1][0]
                 self._deliver(rows)
-                await asyncio.sleep(_BATCH_S)
+                await asyncio.sleep(_REST_S)
 
     async def _tip(self) -> bytes:
         try:
@@ -105,9 +106,16 @@ class LiveHub:
             return b"0-0"
 
     async def _read(self, position: bytes) -> list[Row]:
+        rows = await self._take(position, _BLOCK_MS)
+        if rows:
+            await asyncio.sleep(_GATHER_S)
+            rows += await self._take(rows[-1][0], None)
+        return rows
+
+    async def _take(self, position: bytes, block_ms: int | None) -> list[Row]:
         answer = cast(
             list[tuple[bytes, list[Row]]],
-            await self._redis.xread({LIVE_KEY: position}, count=_COUNT, block=_BLOCK_MS),
+            await self._redis.xread({LIVE_KEY: position}, count=_COUNT, block=block_ms),
         )
         return answer[0][1] if answer else []
 
