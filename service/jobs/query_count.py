@@ -143,7 +143,8 @@ class _Axes:
         overlap = (tiling.outer_overlap_px if outer else tiling.overlap_px) // self.scale
         for axis, length in enumerate(self.lengths):
             wraps, tile = tiling.wrap[axis], min(size, length)
-            moves = tiling.moving and (wraps or index % 2 == axis)
+            turn = index % 2 == axis and not (outer and overlap)
+            moves = tiling.moving and (wraps or turn)
             shift = int((self.seed % 997 / 997 + index * _R2[axis]) % 1.0 * size) if moves else 0
             stride = max(1, tile - overlap * tile // size)
             yield [(start, start + tile) for start in _list_starts(length, tile, stride, shift, wraps)]

@@ -72,9 +72,8 @@ class DenoisePlan:
         first, last = (ceil(steps * share) for share in self.outer_shares)
         outer = index < first or steps - 1 - index < last
         down, right = shift_at(index, self.canvas, self.tile_size, self.seed) if self.moving else (0, 0)
-        if (
-            outer and self.outer_overlap
-        ):  # there overlap hides borders, and a shifted grid needs a row or column more
+        if outer and self.outer_overlap:
+            # Overlap hides borders there, and where the canvas ends a shifted grid needs a row or column more.
             down, right = down * self.canvas.wrap[0], right * self.canvas.wrap[1]
         return TileGrid.lay(
             self.canvas,
