@@ -75,7 +75,8 @@ def _count_input_bytes(request: GenerationRequest) -> int:
 
 def describe_bytes(count: int) -> str:
     """
-    >>> describe_bytes(300 << 20), describe_bytes(3 << 30)
-    ('300.0 MiB', '3.0 GiB')
+    >>> describe_bytes(50_000), describe_bytes(300 << 20), describe_bytes(3 << 30)
+    ('48.8 KiB', '300.0 MiB', '3.0 GiB')
     """
-    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
+    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB") if count >= 2**20 else (2**10, "KiB")
+    return f"{count / unit:.1f} {name}"

@@ -89,10 +89,12 @@ def read_folder_settings(folder: Path) -> FolderSettings:
         FolderError: a field is unknown, or of the wrong kind.
     """
     path = folder / SETTINGS
-    if not path.is_file():
+    if not path.exists():
         return FolderSettings()
     try:
         return FolderSettings.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise FolderError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise FolderError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
 

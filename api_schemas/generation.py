@@ -143,7 +143,7 @@ class GenerationRequest(RequestPart):
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="With `upscale`: 1 keeps to the source as it is, 0 invents the most."
+        description="With `upscale`: 1 stays nearest to the source, 0 invents the most."
         f" {DEFAULT_FIDELITY:g} if left out.",
     )
     mask: SourceMask | None = Field(

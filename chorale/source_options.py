@@ -32,7 +32,7 @@ Upscale = Annotated[
     int | None, Option(min=2, max=MAX_UPSCALE, help="Enlarge the source so many times, and add detail.")
 ]
 Fidelity = Annotated[
-    float | None, Option(help="With --upscale: 1 keeps to the source, 0 invents.", show_default="0.5")
+    float | None, Option(help="With --upscale: 1 stays nearest to the source, 0 invents.", show_default="0.5")
 ]
 StylePrompt = Annotated[str | None, Option(help="Style that a source takes, in words.")]
 StyleImage = Annotated[
@@ -78,7 +78,9 @@ def read_source(
 
 def _find_mask(mask: str) -> Path:
     if not Path(mask).is_file():
-        raise OptionError(f"--mask {mask}: no such file; else LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
+        raise OptionError(
+            f"--mask {mask}: neither a file nor a shape, LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y', in whole pixels from 0 on"
+        )
     return Path(mask)
 
 

@@ -65,11 +65,6 @@ class EventStream:
                     pass
 
     async def _pass_on(self, job_id: str, log: JobLog, delivery: Delivery) -> AsyncIterator[Message]:
-        if delivery.is_empty:
-            # If a live entry was lost unnoticed, it is read from the log here.
-            async for message in log.replay():
-                yield message
-            yield Idle()
         if delivery.stale:
             async for message in self._stored_previews(job_id):
                 yield message
@@ -81,9 +76,12 @@ class EventStream:
                 yield message
         except LogGapError:
             behind = True
-        if behind:
+        if behind or delivery.is_empty:
+            # If a live entry was lost unnoticed, it is read from the log here.
             async for message in log.replay():
                 yield message
+            if not log.ended:
+                yield Idle()
 
     def _check_frames(self, job_id: str, frames: dict[bytes, bytes]) -> Iterator[bytes]:
         for place, frame in frames.items():

@@ -46,7 +46,11 @@ def main() -> None:
         sys.exit(refuse(describe_refused(error)))
     if not settings.is_loopback() and lacks_keys(settings.redis_url):
         why = f"CHORALE_HOST={settings.host} is open to the network, and there is no API key yet:"
-        sys.exit(refuse(f"{why} make one by `chorale keys create NAME`, or bind 127.0.0.1"))
+        sys.exit(
+            refuse(
+                f"{why} make one by `chorale keys create NAME`, with `--data` as given to `chorale up`, or bind 127.0.0.1"
+            )
+        )
     tell_doubts(settings)
     raise_descriptor_limit(settings.max_connections)
     app = create_app(settings)

@@ -79,10 +79,19 @@ class Throughput:
         running = self._running.get(model, {}).values()
         return [(job.work, job.started_at) for job in running if job.started_at is not None]
 
-    def seconds_per_start(self, key_id: str) -> float | None:
-        """Seconds from one start of a job of this key to the next, while more of them wait; None if not measured."""
+    def seconds_per_start(self, key_id: str, now: float) -> float | None:
+        """Seconds from one start of a job of this key to the next, while more of them wait; None if not measured.
+
+        What the next one has waited for already counts, where that is longer: few short jobs do not tell of a long one.
+        """
         drain = self._drains.get(key_id)
-        return median(drain.gaps_s) if drain and drain.gaps_s else None
+        if drain is None or not drain.gaps_s:
+            return None
+        waiting = (
+            job.queued_at for job in self._jobs.values() if job.key_id == key_id and not job.started_at
+        )
+        since = max(drain.last_start, next(waiting, now))  # they are kept as they came
+        return max(median(drain.gaps_s), now - since)
 
     def _drain(self, key_id: str) -> _Drain:
         drain = self._drains.setdefault(key_id, _Drain())

@@ -35,7 +35,7 @@ from api_schemas.events import (
 from api_schemas.job import TERMINAL, Job, apply
 from api_schemas.stored import UnreadableRecordError, read_event
 from worker.errors import FencedError
-from worker.patience import is_wrong_type
+from worker.patience import is_refusal, is_wrong_type
 from worker.process.protocol import PreviewCell
 
 DurableData = (
@@ -146,11 +146,12 @@ class EventLog:
         self._drop_unusable_previews(answers)
 
     def _drop_unusable_previews(self, answers: Sequence[object]) -> None:
-        """Previews are not worth a job: what lies where they belong is deleted; the next append clears the stream."""
+        """Previews are not worth a job: what lies where they belong is deleted; the next append clears the stream, and waits
+        where the server has no space."""
         for error in answers:
             if is_wrong_type(error):
                 self._redis.delete(wire.previews_key(self.job_id))
-            elif isinstance(error, RedisError):
+            elif isinstance(error, RedisError) and not is_refusal(error):
                 raise error
 
     def _write(self, data: DurableData, holder: str, install: str) -> None:

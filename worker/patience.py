@@ -43,7 +43,7 @@ class PatientRetry(Retry):
             try:
                 answer = super().call_with_retry(do, fail, is_retryable, with_failure_count)
             except ResponseError as error:
-                if not _is_refusal(error) or self._stop.is_set():
+                if not is_refusal(error) or self._stop.is_set():
                     raise
                 if not is_told:
                     _log.warning("waiting for the queue server, which refuses to write: %s", error)
@@ -64,6 +64,6 @@ def is_wrong_type(error: object) -> bool:
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
-def _is_refusal(error: ResponseError) -> bool:
-    """In pipelines the server's words come after ours."""
-    return any(word in str(error) for word in _REFUSALS)
+def is_refusal(error: Exception) -> bool:
+    """Whether the server does not write at present. In pipelines the server's words come after ours."""
+    return isinstance(error, ResponseError) and any(word in str(error) for word in _REFUSALS)

@@ -110,7 +110,7 @@ class Allowance:
 
     async def _measure_drain(self, key_id: str, model: str) -> float:
         """Seconds until one of the key's waiting jobs begins: as measured of the key, or else of the model."""
-        if measured_s := self._throughput.seconds_per_start(key_id):
+        if measured_s := self._throughput.seconds_per_start(key_id, time.time()):
             return measured_s
         per_job_s = self._throughput.seconds_per_job(model) or _UNMEASURED_JOB_S
         return per_job_s / max(1, (await self._catalog.read_recent()).count_workers(model))

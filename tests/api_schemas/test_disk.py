@@ -60,4 +60,4 @@ def test_a_source_and_its_mask_fit_into_what_they_add(tmp_path: Path, fields: di
 
 
 def test_bytes_are_told_in_a_fitting_unit() -> None:
-    assert [describe_bytes(count) for count in (0, 300 << 20, 3 << 30)] == ["0.0 MiB", "300.0 MiB", "3.0 GiB"]
+    assert [describe_bytes(count) for count in (0, 300 << 20, 3 << 30)] == ["0.0 KiB", "300.0 MiB", "3.0 GiB"]

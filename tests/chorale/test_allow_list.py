@@ -196,3 +196,9 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
     )
     assert refused.returncode == 1
     assert "unet/config.json has SHA-256" in refused.stderr
+
+
+def test_settings_that_are_no_file_are_refused(model: Path, tmp_path: Path) -> None:
+    (model / "chorale.json").mkdir()
+    with pytest.raises(AllowListError, match=r"chorale\.json cannot be read: Is a directory"):
+        AllowListFile(tmp_path / "models.json").add("mine", model, "model", None)

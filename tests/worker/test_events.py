@@ -115,6 +115,17 @@ def test_previews_go_to_live_readers_and_late_ones(bench: Bench) -> None:
     assert live == [{b"job": job_id.encode(), b"frame": frame}]
 
 
+def test_previews_that_a_full_server_refuses_are_dropped(bench: Bench) -> None:
+    log = start(EventLog(bench.redis, bench.submit()))
+    data = TilePreviewedData(left_px=0, top_px=0, width_px=64, height_px=64, phase="denoise", step=1)
+    bench.redis.config_set("maxmemory", 1)
+    try:
+        log.publish_previews([PreviewCell(data, b"jpeg")])
+    finally:
+        bench.redis.config_set("maxmemory", 0)
+    assert not bench.redis.exists(wire.previews_key(log.job_id))
+
+
 def attempt(number: int) -> DurableEvent:
     data = ResumedData(worker="w", execution="e", step=0)
     return JobResumed(job_id="j", attempt=number, ts=time.time(), data=data)
