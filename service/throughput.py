@@ -37,6 +37,12 @@ class _Drain:
         self.last_start = ts
 
 
+@dataclass(slots=True)
+class _Waiting:
+    count: int = 0
+    work: float = 0.0
+
+
 class Throughput:
     """Run times of the latest jobs of each model. Every event arrives once, in order."""
 
@@ -44,6 +50,7 @@ class Throughput:
         self._durations_s: dict[str, deque[float]] = {}
         self._jobs: OrderedDict[str, _Followed] = OrderedDict()
         self._running: dict[str, dict[str, _Followed]] = {}  # by model
+        self._waiting: dict[str, _Waiting] = {}  # by model
         self._drains: OrderedDict[str, _Drain] = OrderedDict()
 
     def observe(self, event: EventMessage) -> None:
@@ -58,16 +65,29 @@ class Throughput:
             work = cost["tiles"] - cost.get("unguided_tiles", 0) / 2  # as Cost.work
             self._follow(job_id, _Followed(str(data["request"]["model"]), key_id, work, ts))
         elif event.type in _STARTS and (job := self._jobs.get(job_id)) is not None:
-            if job.started_at is None and job.key_id:
-                self._drain(job.key_id).note(job.queued_at, ts)
+            if job.started_at is None:
+                self._count(job, -1)
+                if job.key_id:
+                    self._drain(job.key_id).note(job.queued_at, ts)
             job.started_at = job.started_at or ts
             self._running.setdefault(job.model, {})[job_id] = job
         elif event.type == _PAUSE and (job := self._jobs.get(job_id)) is not None:
             self._running.get(job.model, {}).pop(job_id, None)
-        elif event.is_terminal and (job := self._jobs.pop(job_id, None)) and job.started_at is not None:
-            self._running.get(job.model, {}).pop(job_id, None)
-            durations_s = self._durations_s.setdefault(job.model, deque(maxlen=_KEPT))
-            durations_s.append(max(0.0, ts - job.started_at))
+        elif event.is_terminal and (job := self._jobs.pop(job_id, None)) is not None:
+            self._end(job_id, job, ts)
+
+    def _end(self, job_id: str, job: _Followed, ts: float) -> None:
+        if job.started_at is None:
+            self._count(job, -1)
+            return
+        self._running.get(job.model, {}).pop(job_id, None)
+        durations_s = self._durations_s.setdefault(job.model, deque(maxlen=_KEPT))
+        durations_s.append(max(0.0, ts - job.started_at))
+
+    def waiting_work(self, model: str) -> float | None:
+        """Work, as `Cost` counts it, of a typical job that has not started yet; None if none is known."""
+        waiting = self._waiting.get(model)
+        return waiting.work / waiting.count if waiting and waiting.count else None
 
     def seconds_per_job(self, model: str) -> float | None:
         """Seconds that one worker needs for a typical job; None before the first has ended."""
@@ -100,8 +120,17 @@ class Throughput:
             self._drains.popitem(last=False)
         return drain
 
+    def _count(self, job: _Followed, change: int) -> None:
+        """Add a job to those that wait, or take it away."""
+        waiting = self._waiting.setdefault(job.model, _Waiting())
+        waiting.count += change
+        waiting.work += change * job.work
+
     def _follow(self, job_id: str, job: _Followed) -> None:
         self._jobs[job_id] = job
+        self._count(job, 1)
         while len(self._jobs) > _FOLLOWED:
             former_id, former = self._jobs.popitem(last=False)
             self._running.get(former.model, {}).pop(former_id, None)
+            if former.started_at is None:
+                self._count(former, -1)

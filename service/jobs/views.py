@@ -52,7 +52,8 @@ class JobViews:
     def _estimate(self, job: Job, position: int, offer: Offer) -> float | None:
         model, card = job.request.model, offer.find(job.request.model)
         own_s = _own_seconds(job.cost.work, card)
-        per_job_s = self._throughput.seconds_per_job(model) or own_s
+        waiting = self._throughput.waiting_work(model)
+        per_job_s = _own_seconds(waiting, card) or self._throughput.seconds_per_job(model) or own_s
         if per_job_s is None:
             return None
         workers = max(1, offer.count_workers(model))
@@ -68,7 +69,7 @@ class JobViews:
         return JobUrls.below(self._root_path, job.id, download)
 
 
-def _own_seconds(work: float, card: ModelCard | None) -> float | None:
-    if card is None or card.tile_seconds is None:
+def _own_seconds(work: float | None, card: ModelCard | None) -> float | None:
+    if work is None or card is None or card.tile_seconds is None:
         return None
     return card.tile_seconds * work

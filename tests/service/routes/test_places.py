@@ -25,6 +25,20 @@ def test_the_estimate_has_what_is_left_of_running_jobs(api: httpx.Client, story:
     assert least_s - (time.monotonic() - began) - 1 < eta_s <= least_s + 0.1
 
 
+def test_the_estimate_goes_by_the_work_of_those_that_wait(api: httpx.Client, story: Story) -> None:
+    """Not by what short jobs took before."""
+    short = create(api)
+    story.start(short.id)
+    story.cancel(short.id)
+    began, last = time.monotonic(), [create(api, width_px=4096, height_px=4096) for _ in range(3)][-1]
+    assert last.queue_position is not None
+    all_s = 0.01 * (1 + last.queue_position) * last.cost.tiles
+    while (eta_s := api.get(last.urls.self).json()["eta_s"]) < all_s - 0.1:  # jobs are seen after a moment
+        assert time.monotonic() - began < 10
+        time.sleep(0.02)
+    assert eta_s <= all_s + 0.1
+
+
 def test_the_place_in_the_line_counts_jobs_before(api: httpx.Client, story: Story) -> None:
     jobs = [create(api) for _ in range(4)]
     assert [job.queue_position for job in jobs] == [0, 1, 2, 3]
