@@ -79,8 +79,8 @@ def test_a_part_of_a_finished_picture_is_made_again_by_keyboard_alone(
 ) -> None:
     parent = client.wait(client.create(PARENT).id)
     page = open_page(f"/?job={parent.id}")
-    page.focus("#derive summary")
-    page.keyboard.press("Enter")
+    expect(page.locator("#derive summary")).to_be_visible()
+    page.locator("#derive summary").press("Enter")
     page.get_by_label("Part: across,down in px").fill("10,10 200,20 90,200")
     page.keyboard.press("Enter")
     page.wait_for_url(lambda url: parent.id not in url)
