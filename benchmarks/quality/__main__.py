@@ -23,7 +23,7 @@ it where it is: another machine then needs no pictures. What is measured:
   photographs cut into as many cells and seen at the same size.
 - *Textures*: spread between cells of 256 px of tone, of contrast and of gradient over contrast (pattern scale), over
   that of real tileable pictures of the same categories; one period of those, which is all that repeating shows.
-- *Seam ratio*: mean difference across lines over that across lines 256 px away; again after a blur of 8 px, which
+- *Seam ratio*: mean difference across lines over that across lines 24 to 64 px away; again after a blur of 8 px, which
   leaves only steps of tone. On the borders of every step's grid (the worst step is shown), of decode tiles, and the
   join of a canvas that wraps.
 """

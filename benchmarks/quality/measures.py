@@ -1,6 +1,7 @@
 """Measures of single pictures and of crops, in closed form; KID is in `training.measures`."""
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -9,9 +10,9 @@ from torch.nn import functional
 
 CELL_PX = 256
 BLUR_PX = 8
-# Lines that are compared lie so far to either side: half a tile of the bundled model. Networks that halve their input
-# leave periods of 8 px and its multiples, which a cascade enlarges: 64 px away it was 0.8 of the difference anywhere.
-BESIDE_PX, CLEAR_PX = 256, 32
+# Lines that are compared with one lie so far to either side. Near, since half a scene is sky and half is rocks; and at
+# multiples of 8 px, since decoders that double their input three times leave periods of that.
+BESIDE_PX, CLEAR_PX = (24, 32, 40, 48, 56, 64), 16
 FAR = 2  # cells: what lies between two crops that are far apart is at least as wide as one of them
 
 
@@ -98,35 +99,34 @@ def find_nearest(features: Tensor, contrast: Tensor) -> float:
 
 
 def measure_seam(image: Tensor, rows: list[int], columns: list[int]) -> float | None:
-    """Mean difference across lines over the same 256 px to either side of each: 1.00 is no seam.
+    """Mean difference across lines over that across lines 24 to 64 px to either side of each: 1.00 is no seam.
 
-    Lines that lie nearer than 32 px to one of the compared ones do not count there.
+    Lines that lie nearer than 16 px to one of the measured ones do not count beside another.
 
     Args:
         image: (3, H, W).
         rows: each line lies between this row of pixels and the one above; line 0 between the first and the last.
     """
-    height, width = image.shape[1:]
-    across = _differ(image, rows, columns)
-    beside = _differ(image, _find_beside(rows, height), _find_beside(columns, width))
-    return (across.mean() / beside.mean()).item() if len(across) and len(beside) else None
-
-
-def _differ(image: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-    """Mean difference across each line."""
-    differences: list[Tensor] = []
+    across, beside = 0.0, 0.0
     for turned, lines in ((image, rows), (image.transpose(1, 2), columns)):
-        index = torch.tensor(lines, dtype=torch.long)
-        above, below = (turned[:, each % turned.shape[1]].float() for each in (index - 1, index))
-        differences.append((below - above).abs().mean(dim=(0, 2)))
-    return torch.cat(differences)
+        differences = _differ(turned.float()) if lines else []
+        for line in lines:
+            if near := _find_beside(line, lines, len(differences)):
+                across += differences[line % len(differences)]
+                beside += fmean(differences[each] for each in near)
+    return across / beside if beside else None
 
 
-def _find_beside(lines: list[int], length: int) -> list[int]:
-    moved = {line + step for line in lines for step in (-BESIDE_PX, BESIDE_PX)}
+def _differ(image: Tensor) -> list[float]:
+    """Mean difference across each row and the one above it; above the first lies the last."""
+    return (image - image.roll(1, 1)).abs().mean(dim=(0, 2)).tolist()
+
+
+def _find_beside(line: int, lines: list[int], length: int) -> list[int]:
+    moved = [line + sign * step for step in BESIDE_PX for sign in (-1, 1)]
     if 0 not in lines:  # no join, so what lies beyond an edge is not beside it
-        moved = {line for line in moved if 0 < line < length}
-    return [line for line in sorted(moved) if all(_gap(line, each, length) >= CLEAR_PX for each in lines)]
+        moved = [each for each in moved if 0 < each < length]
+    return [each % length for each in moved if all(_gap(each, other, length) >= CLEAR_PX for other in lines)]
 
 
 def _gap(a: int, b: int, length: int) -> int:

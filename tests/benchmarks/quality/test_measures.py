@@ -109,11 +109,16 @@ def test_the_join_of_a_wrap_is_the_line_0() -> None:
     assert measure_seam(slope, [512], []) == 1
 
 
-def test_a_period_of_the_network_is_no_seam() -> None:
+def test_a_period_of_the_decoder_is_no_seam() -> None:
     image = torch.zeros(3, 8, 1024)
-    for start in range(0, 1024, 128):
-        image[:, :, start : start + 64] = 100
+    for start in range(0, 1024, 16):
+        image[:, :, start : start + 8] = 100
     assert measure_seam(image, [], [256, 512]) == 1
+
+
+def test_what_changes_over_a_picture_is_no_seam() -> None:
+    fading = make_noise(1024).float() * torch.linspace(0, 1, 1024)[:, None]
+    assert measure_seam(fading, [256, 512, 768], []) == pytest.approx(1, abs=0.03)
 
 
 def test_a_picture_without_lines_has_no_seam_ratio() -> None:
