@@ -33,7 +33,7 @@ from torch.nn import functional
 from api_schemas.layout import Cascade
 from benchmarks.quality.derived import list_lines, make_picture, save_image
 from benchmarks.quality.figures import Figures, Sample, average, describe, keep_worst
-from benchmarks.quality.measures import cut_cells, measure_seam
+from benchmarks.quality.measures import cut_cells, find_differences, measure_seam
 from benchmarks.quality.pictures import Lines, read_image
 from benchmarks.quality.reality import CROP_PX, CUTS, extract, share_bands
 from benchmarks.quality.table import Row, draw_table
@@ -220,10 +220,9 @@ def compare_seams(way: Way, pairs: list[tuple[Photograph, Tensor]]) -> Figures:
     """Each picture's seam ratio over that of its original on the same lines."""
     ratios: dict[tuple[str, str], list[float]] = {}
     for photograph, image in pairs:
+        both = [find_differences(each) for each in (image, photograph.original)]
         for lines in way.list_lines(photograph):
-            made, own = (
-                measure_seam(each, lines.rows, lines.columns) for each in (image, photograph.original)
-            )
+            made, own = (measure_seam(each, lines.rows, lines.columns) for each in both)
             if made is not None and own:
                 ratios.setdefault((lines.name, ""), []).append(made / own)
     return keep_worst(ratios, "photo")

@@ -7,7 +7,14 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
-from benchmarks.quality.measures import blur, cut_cells, find_error, measure_seam, measure_texture
+from benchmarks.quality.measures import (
+    blur,
+    cut_cells,
+    find_differences,
+    find_error,
+    measure_seam,
+    measure_texture,
+)
 from benchmarks.quality.pictures import Kind, Made
 from benchmarks.quality.prompts import TEXTURES
 from benchmarks.quality.reality import (
@@ -150,8 +157,9 @@ def measure_seams(pictures: list[Made]) -> Figures:
     for each in pictures:
         image = each.image
         for suffix, shown in (("", image), (" blurred", blur(image))):
+            differences = find_differences(shown)
             for lines in each.notes.lines:
-                ratio = measure_seam(shown, lines.rows, lines.columns)
+                ratio = measure_seam(differences, lines.rows, lines.columns)
                 if ratio is not None:
                     ratios.setdefault((lines.name, suffix), []).append(ratio)
     return keep_worst(ratios, kind)

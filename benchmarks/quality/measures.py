@@ -98,28 +98,41 @@ def find_nearest(features: Tensor, contrast: Tensor) -> float:
     return distance[far & rich & rich[:, None]].min().item()
 
 
-def measure_seam(image: Tensor, rows: list[int], columns: list[int]) -> float | None:
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Of a picture: the mean difference across each row and the one above it, and the same for columns.
+
+    Above the first row lies the last.
+    """
+
+    rows: list[float]
+    columns: list[float]
+
+
+def find_differences(image: Tensor) -> Differences:
+    """Of (3, H, W)."""
+    image = image.float()
+    return Differences(
+        (image - image.roll(1, 1)).abs().mean(dim=(0, 2)).tolist(),
+        (image - image.roll(1, 2)).abs().mean(dim=(0, 1)).tolist(),
+    )
+
+
+def measure_seam(found: Differences, rows: list[int], columns: list[int]) -> float | None:
     """Mean difference across lines over that across lines 24 to 64 px to either side of each: 1.00 is no seam.
 
     Lines that lie nearer than 16 px to one of the measured ones do not count beside another.
 
     Args:
-        image: (3, H, W).
         rows: each line lies between this row of pixels and the one above; line 0 between the first and the last.
     """
     across, beside = 0.0, 0.0
-    for turned, lines in ((image, rows), (image.transpose(1, 2), columns)):
-        differences = _differ(turned.float()) if lines else []
+    for differences, lines in ((found.rows, rows), (found.columns, columns)):
         for line in lines:
             if near := _find_beside(line, lines, len(differences)):
                 across += differences[line % len(differences)]
                 beside += fmean(differences[each] for each in near)
     return across / beside if beside else None
-
-
-def _differ(image: Tensor) -> list[float]:
-    """Mean difference across each row and the one above it; above the first lies the last."""
-    return (image - image.roll(1, 1)).abs().mean(dim=(0, 2)).tolist()
 
 
 def _find_beside(line: int, lines: list[int], length: int) -> list[int]:
