@@ -22,7 +22,7 @@ def _require_id(text: str) -> str:
 
 JobId = Annotated[
     str,
-    Field(json_schema_extra={"pattern": _JOB_ID}, description="`id` of a job."),
+    Field(json_schema_extra={"pattern": _JOB_ID}, description="`id` of a job, 28 hexadecimal digits."),
     AfterValidator(_require_id),
 ]
 Fit = Literal["fill", "fit", "crop", "exact"]

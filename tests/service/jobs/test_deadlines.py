@@ -71,7 +71,7 @@ def test_deadlines_are_put_back_from_the_records(api: httpx.Client, story: Story
 
 
 REFUSED = [
-    ("priority", "urgent", "'low', 'normal' or 'high'"),
+    ("priority", "urgent", "low, normal or high"),
     ("start_within_s", 0, "0"),
     ("finish_within_s", -1, "0"),
     ("finish_within_s", 1e9, "2592000"),

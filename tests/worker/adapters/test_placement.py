@@ -156,7 +156,7 @@ def test_there_is_nothing_to_offload_from_on_a_cpu(folder: Path, offload: str) -
 
 def test_an_unknown_choice_is_named(folder: Path) -> None:
     with pytest.raises(
-        ModelFolderError, match=r"quantization 'int3': .*'none', 'int8', 'float8' or 'float8_products'"
+        ModelFolderError, match=r'quantization "int3": none, int8, float8 or float8_products$'
     ):
         load_model(str(ask(folder, quantization="int3")), "cpu")
 
@@ -168,21 +168,24 @@ def test_an_unknown_choice_is_named(folder: Path) -> None:
 def test_a_number_that_cannot_be_meant_is_named(tmp_path: Path, field: str) -> None:
     name, _, index = field.partition(".")
     (tmp_path / "chorale.json").write_text(json.dumps({name: [-3] if index else -3}))
-    with pytest.raises(ModelFolderError, match=rf"chorale\.json: {field} -3: .*greater"):
+    with pytest.raises(ModelFolderError, match=rf"chorale\.json: {field} -3: a whole number from "):
         read_settings(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"quantisation": "int8"}, r"quantisation is unknown; allowed are name, .*quantization, .*cascade"),
+        (
+            {"quantisation": "int8"},
+            r'quantisation "int8": no such field; known are name, .*quantization, .*cascade',
+        ),
         (
             {"cascade": {"step": [8]}},
-            r"cascade\.step is unknown; allowed are steps, strength, low_band, enlarges, conditioned, augmentation$",
+            r"cascade\.step \[8\]: no such field; known are steps, strength, low_band, enlarges, conditioned, augmentation$",
         ),
         (
             {"latent_rgb": {"weights": [], "bias": [0, 0, 0]}},
-            r"latent_rgb\.weights is unknown; allowed are weight, bias$",
+            r"latent_rgb\.weights \[\]: no such field; known are weight, bias$",
         ),
         (
             {"guidance_interval": [0.9, 0.2]},
