@@ -137,7 +137,8 @@ class ExtendRequest(_Change):
     def _require_more(self) -> Self:
         if not any(getattr(self, side) for side in _SIDES):
             side, *others = sorted(_SIDES, key=lambda side: side not in self.model_fields_set)
-            allowed = f"above 0, here or in {', '.join(others)}: by 0 on all sides nothing is extended"
+            named = ", ".join(f"`{each}`" for each in others)
+            allowed = f"above 0, here or in {named}: by 0 on all sides nothing is extended"
             raise refuse_fields((side, 0, allowed))
         return self
 

@@ -75,7 +75,7 @@ REFUSED = [
     ("start_within_s", 0, "0"),
     ("finish_within_s", -1, "0"),
     ("finish_within_s", 1e9, "2592000"),
-    ("start_within_s", True, "true and false"),
+    ("start_within_s", True, "above 0 and up to 2592000"),
     ("start_within_s", "soon", "number"),
 ]
 
