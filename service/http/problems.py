@@ -236,13 +236,11 @@ def _find_models(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def _find_parameters(request: Request, place: str) -> Form:
-    """What this route takes in its path, query or headers, whose names have no case."""
+    """What this route takes in its path, query or headers."""
     document = cast(dict[str, dict[str, dict[str, Any]]], request.app.openapi())
     method = "get" if request.method == "HEAD" else request.method.lower()
     parameters = document["paths"][request.scope["route"].path_format][method]["parameters"]
     fields = {each["name"]: each["schema"] for each in parameters if each["in"] == place}
-    if place == "header":
-        fields = {name.lower(): schema for name, schema in fields.items()}
     return Form({"properties": fields}, document)
 
 

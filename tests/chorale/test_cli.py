@@ -203,14 +203,14 @@ def test_a_canceled_job_ends_generate_with_its_reason(stack: LocalStack, tmp_pat
 def test_a_job_that_is_not_made_in_time_stops_and_says_which_deadline(
     stack: LocalStack, tmp_path: Path
 ) -> None:
-    wanted = ("--priority", "high", "--start-within", "60", "--finish-within", "0.5")
+    wanted = ("--priority", "high", "--finish-within", "0.5")
     done = run("generate", "ebb", "--steps", "150", *wanted, "--url", stack.url, folder=tmp_path)
     assert done.returncode == 1
     assert "expired: it had not ended within 0.5 s (finish_within_s) (deadline_missed)" in done.stderr
     assert list(tmp_path.iterdir()) == []
     with Client(stack.url) as client:
         (job,) = client.list(status="expired").data
-        assert (job.request.priority, job.request.start_within_s) == ("high", 60)
+        assert (job.request.priority, job.request.finish_within_s) == ("high", 0.5)
         assert [event.type for event in client.events(job.id)][-1] == "job.expired"
     assert job.id in run("jobs", "--status", "expired", "--url", stack.url, folder=tmp_path).stdout
 
