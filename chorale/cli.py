@@ -27,7 +27,7 @@ from chorale.errors import ChoraleError
 from chorale.follow import follow_job
 from chorale.interrupts import heed_interrupts
 from chorale.plain_text import show
-from chorale.server_options import Data, Key, Url, find_server, open_notes, open_server
+from chorale.server_options import Data, Key, Url, find_server, once_served, open_notes, open_server
 from chorale.tables import lay_jobs, print_table
 from chorale.typed_options import OptionError, naming_options, typed
 
@@ -255,7 +255,7 @@ def generate(
     pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | shown
     with open_server(url, data) as address, Client(address, api_key=key) as client:
         with naming_options(pictures):
-            job = client.create(request, pictures=pictures)
+            job = once_served(lambda: client.create(request, pictures=pictures))
         follow_job(client, job, path, dzi=dzi)
 
 

@@ -15,7 +15,7 @@ from chorale.client import Client
 from chorale.follow import follow_job
 from chorale.picture_options import FinishWithin, PriorityLevel, Seed, StartWithin, name_urgency
 from chorale.region_options import parse_shape
-from chorale.server_options import Data, Key, Url, find_server
+from chorale.server_options import Data, Key, Url, find_server, once_served
 from chorale.typed_options import OptionError, field_of, naming_options, tell_options, typed
 
 Asked = TypeVar("Asked", bound=BaseModel)
@@ -58,7 +58,7 @@ def reroll(
     asked = _read(RerollRequest, given | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options():
-            job = client.reroll(job_id, asked)
+            job = once_served(lambda: client.reroll(job_id, asked))
         follow_job(client, job, output)
 
 
@@ -90,7 +90,7 @@ def extend(
     asked = _read(ExtendRequest, given | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options():
-            job = client.extend(job_id, asked)
+            job = once_served(lambda: client.extend(job_id, asked))
         follow_job(client, job, output)
 
 
@@ -116,7 +116,7 @@ def vary(
     asked = _read(VariationsRequest, given)
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options():
-            made = client.vary(job_id, asked)
+            made = once_served(lambda: client.vary(job_id, asked))
         for number, job in enumerate(made.data, start=1):
             path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
             follow_job(client, job, path)

@@ -87,7 +87,7 @@ IpAdapterScale = Annotated[
     float | None, typed(field_of(IpAdapterSettings, "scale"), help="Scale, 0 to 1.", show_default="0.6")
 ]
 BitDepth = Annotated[
-    int | None, typed(Depth, help="Bits per channel; 16 needs .png or .tif.", show_default="8")
+    Depth | None, typed(Depth, help="Bits per channel; 16 needs .png or .tif.", show_default="8")
 ]
 Dpi = Annotated[
     int | None,

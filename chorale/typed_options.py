@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from typer import BadParameter, Option
@@ -74,10 +74,11 @@ def typed(kind: Any, *names: str, help: str, show_default: bool | str = True) ->
 
 def _parser_of(kind: Any) -> Callable[[object], object]:
     adapter = TypeAdapter(kind)
+    words = {str(word): word for word in get_args(kind)} if get_origin(kind) is Literal else {}
 
     def parse(value: object) -> object:
         try:
-            return adapter.validate_python(value)
+            return adapter.validate_python(words.get(str(value), value))
         except ValidationError as error:
             schema = adapter.json_schema()
             refused = Form(schema, schema).explain(error.errors()[0], ())

@@ -47,6 +47,13 @@ def test_every_option_of_limits_names_the_value_and_what_is_allowed() -> None:
                 option.parser(wrong)
 
 
+def test_what_is_offered_is_taken() -> None:
+    for command, name, kind, option in list_options():
+        for word in get_args(kind):
+            assert option.parser is not None
+            assert option.parser(str(word)) == word, (command, name)
+
+
 def test_defaults_are_allowed() -> None:
     for command in app.registered_commands:
         for parameter in inspect.signature(command.callback or print).parameters.values():
