@@ -40,6 +40,9 @@ class Form:
         Args:
             location: of the refused value within the whole one.
         """
+        if location and location[-1] == "[key]":  # as pydantic has it, of the name of a field
+            named = self.explain(failure, location[:-1])
+            return named.model_copy(update={"allowed": f"{_clean(failure)} as its name"})
         missing = failure["type"] == "missing"
         value = None if missing else hide_webhook_secrets(failure.get("input"), list(map(str, location)))
         return FieldError(
@@ -49,17 +52,14 @@ class Form:
         )
 
     def _allow(self, failure: Failure, location: Sequence[str | int]) -> str:
-        words = str(failure["msg"]).removeprefix("Value error, ")  # pydantic's, before our own
         if failure["type"] in _OWN_WORDS:
-            return words
+            return str(failure["msg"]).removeprefix("Value error, ")  # pydantic's, before our own
         if failure["type"] == "string_unicode":
             return _NO_UNICODE
         if failure["type"] == "extra_forbidden":
             return f"{UNKNOWN_FIELD}; known are {', '.join(self._list_known(location[:-1]))}"
         described = " or ".join(filter(None, map(self._describe, self._find(self.schema, location))))
-        described = described or words.removeprefix("Input should be ").partition(", unable")[0].replace(
-            "a valid", "a"
-        )
+        described = described or _clean(failure)
         return f"{REQUIRED}, {described}" if failure["type"] == "missing" else described
 
     def _list_known(self, location: Sequence[str | int]) -> list[str]:
@@ -143,6 +143,13 @@ def tell(refused: FieldError) -> str:
     """In a line for people; what is missing has no value."""
     given = "" if refused.allowed.startswith(REQUIRED) else refused.value
     return f"{' '.join(filter(None, (refused.field, given)))}: {refused.allowed}"
+
+
+def _clean(failure: Failure) -> str:
+    """Pydantic's words, where the schema has none."""
+    return (
+        str(failure["msg"]).removeprefix("Input should be ").partition(", unable")[0].replace("a valid", "a")
+    )
 
 
 def _enter(schema: Schema, part: str | int) -> Iterator[Schema]:
