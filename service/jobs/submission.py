@@ -258,7 +258,10 @@ def _parse(body: bytes) -> GenerationRequest:
     try:
         return GenerationRequest.model_validate(value)
     except ValidationError as error:
-        raise InvalidRequestError(list_refused(error, GenerationRequest)) from error
+        refused = list_refused(error, GenerationRequest)
+        raise InvalidRequestError(
+            [each if each.field else each.model_copy(update={"field": "body"}) for each in refused]
+        ) from error
 
 
 def _refuse(field: str, value: str, allowed: str) -> InvalidRequestError:
