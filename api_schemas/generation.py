@@ -24,7 +24,16 @@ from api_schemas.fields import (
     refuse_fields,
 )
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
-from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
+from api_schemas.source import (
+    FIELD_LINKS,
+    LINKED_FIELDS,
+    MAX_UPSCALE,
+    MAX_VARIATIONS,
+    Source,
+    SourceJob,
+    SourceMask,
+    Variation,
+)
 from api_schemas.style import Style
 from api_schemas.webhook import AskedWebhook
 
@@ -45,24 +54,6 @@ DEEP_FORMATS: tuple[OutputFormat, ...] = ("png", "tiff")
 LOSSY_FORMATS: tuple[OutputFormat, ...] = ("jpeg", "webp")
 # Names of multipart parts; each needs the request's field of the same name without `_image`, or a region that names it.
 PicturePart = Literal["control_image", "ip_adapter_image", "source_image", "style_image", MaskPart]
-
-_ENLARGED = "`fidelity` says how far the source may change"
-_RESTYLED = "all of the source is restyled, at its size; another job takes the result"
-# Fields that need another one, or do not go with it, and why.
-_LINKS = {
-    **{
-        (name, "without", "source"): "the picture to begin with"
-        for name in ("strength", "upscale", "mask", "style")
-    },
-    (
-        "fidelity",
-        "without",
-        "upscale",
-    ): "of a `source` that is not enlarged `strength` says how far it may change",
-    **{(name, "beside", "upscale"): _ENLARGED for name in ("strength", "mask")},
-    **{("style", "beside", name): _RESTYLED for name in ("upscale", "mask")},
-}
-_LINKED = {name for first, _, second in _LINKS for name in (first, second)}
 
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
@@ -191,10 +182,10 @@ class GenerationRequest(RequestPart):
 
     @model_validator(mode="after")
     def _check_source(self) -> "GenerationRequest":
-        given = {name: value for name in _LINKED if (value := getattr(self, name)) is not None}
+        given = {name: value for name in LINKED_FIELDS if (value := getattr(self, name)) is not None}
         errors = [
             (name, value, f"nothing {word} `{other}`: {why}")
-            for (name, word, other), why in _LINKS.items()
+            for name, word, other, why in FIELD_LINKS
             if (value := given.get(name)) is not None and (other in given) == (word == "beside")
         ]
         described = [self.styled_prompt, *(self.describe_region(each) for each in self.regions)]
