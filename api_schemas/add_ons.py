@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from api_schemas.fields import RequestPart, refuse_nul
+from api_schemas.fields import RequestPart, refuse_fields, refuse_nul
 
 AddOnName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(refuse_nul)]
 
@@ -39,7 +39,7 @@ class ControlSettings(RequestPart):
     @model_validator(mode="after")
     def _check_order(self) -> "ControlSettings":
         if self.start >= self.end:
-            raise ValueError(f"control.start {self.start} must be less than control.end {self.end}")
+            raise refuse_fields(("start", self.start, f"less than `end`, which is {self.end:g}"))
         return self
 
 

@@ -6,8 +6,22 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from api_schemas.fields import MAX_SEED, FinishWithin, Priority, Prompt, RequestPart, StartWithin
-from api_schemas.generation import MAX_DRAWN_SEED, MAX_SIDE_PX, GenerationRequest, ResolvedRequest
+from api_schemas.fields import (
+    MAX_SEED,
+    FinishWithin,
+    Priority,
+    Prompt,
+    RequestPart,
+    StartWithin,
+    refuse_fields,
+)
+from api_schemas.generation import (
+    MAX_DRAWN_SEED,
+    MAX_SIDE_PX,
+    WEBP_MAX_SIDE_PX,
+    GenerationRequest,
+    ResolvedRequest,
+)
 from api_schemas.regions import MAX_FEATHER_PX
 from api_schemas.source import MAX_VARIATIONS, SourceMask
 from api_schemas.webhook import AskedWebhook
@@ -121,14 +135,24 @@ class ExtendRequest(_Change):
 
     @model_validator(mode="after")
     def _require_more(self) -> Self:
-        if not any((self.left_px, self.right_px, self.top_px, self.bottom_px)):
-            raise ValueError(
-                "one of left_px, right_px, top_px and bottom_px above 0: by 0 nothing is extended"
-            )
+        if not any(getattr(self, side) for side in _SIDES):
+            side, *others = sorted(_SIDES, key=lambda side: side not in self.model_fields_set)
+            named = ", ".join(f"`{each}`" for each in others)
+            allowed = f"above 0, here or in {named}: by 0 on all sides nothing is extended"
+            raise refuse_fields((side, 0, allowed))
         return self
 
     def derive(self, parent_id: str, parent: ResolvedRequest) -> GenerationRequest:
-        """The request of the job that does it."""
+        """The request of the job that does it.
+
+        Raises:
+            ValidationError: names each side that is too large.
+        """
+        most = WEBP_MAX_SIDE_PX if parent.output_format == "webp" else MAX_SIDE_PX
+        own = {"width_px": parent.width_px, "height_px": parent.height_px}
+        errors = [each for axis, px in own.items() for each in self._find_excess(axis, px, most)]
+        if errors:
+            raise refuse_fields(*errors)
         offset = {"left_px": self.left_px, "top_px": self.top_px}
         return self._apply(
             parent,
@@ -138,6 +162,21 @@ class ExtendRequest(_Change):
             regions=[],
             control=None,
         )
+
+    def list_grown(self, axis: str) -> list[tuple[str, int]]:
+        """The sides above 0 that `width_px` or `height_px` grows by; none for another field."""
+        return [(side, px) for side in _GROWN.get(axis, ()) if (px := getattr(self, side))]
+
+    def _find_excess(self, axis: str, own_px: int, most_px: int) -> Iterator[tuple[str, object, str]]:
+        grown = self.list_grown(axis)
+        new_px = own_px + sum(px for _, px in grown)
+        for side, px in grown if new_px > most_px else ():
+            allowed_px = max(most_px - new_px + px, 0)
+            yield side, px, f"at most {allowed_px}: with this {axis} would be {new_px}, and ends at {most_px}"
+
+
+_GROWN = {"width_px": ("left_px", "right_px"), "height_px": ("top_px", "bottom_px")}
+_SIDES = [side for sides in _GROWN.values() for side in sides]
 
 
 class VariationsRequest(_Derivation):
@@ -159,11 +198,19 @@ class VariationsRequest(_Derivation):
 
         Args:
             token: names the noises: the same again for the same one.
+
+        Raises:
+            ValidationError: the job is as many variations away from its first noise as may be.
         """
         left_out = {"width_px", "height_px"} if parent.upscale else set[str]()
         kept = parent.model_dump(include=set(GenerationRequest.model_fields) - left_out)
         if self.embed_metadata is not None:
             kept["embed_metadata"] = self.embed_metadata
+        if len(kept["variations"]) == MAX_VARIATIONS:
+            allowed = (
+                f"0: the job is {MAX_VARIATIONS} variations away from its first noise, the most there may be"
+            )
+            raise refuse_fields(("count", self.count, allowed))
         for index in range(self.count):
             digest = blake2b(f"{token}/{index}".encode(), digest_size=8).digest()
             variation = {"seed": int.from_bytes(digest, "big") & MAX_DRAWN_SEED, "amount": self.amount}

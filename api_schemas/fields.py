@@ -1,7 +1,7 @@
 """What all parts of a request share: how they are checked, and the texts in them."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Final, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -9,10 +9,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+REFUSED_FIELD: Final = "refused"
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 2000  # characters
 MAX_DEADLINE_S = 30 * 86_400
@@ -25,13 +28,40 @@ def refuse_nul(text: str) -> str:
     return text
 
 
+def refuse_fields(*refused: tuple[str, object, str]) -> ValidationError:
+    """To be raised by the validator of a whole model, whose other errors name no field.
+
+    Args:
+        refused: each by name, value and what is allowed.
+    """
+    errors = [
+        InitErrorDetails(
+            type=PydanticCustomError(REFUSED_FIELD, "{allowed}", {"allowed": allowed}),
+            loc=tuple(name.split(".")),
+            input=value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value,
+        )
+        for name, value, allowed in refused
+    ]
+    return ValidationError.from_exception_data("refused", errors)
+
+
+def _require_no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_bool", "true and false are not allowed")
+    return value
+
+
+NoBool = BeforeValidator(_require_no_bool)
+"""For items of lists: fields have it from `RequestPart`."""
+
+
 def pair_of(shown: str) -> BeforeValidator:
     """A list of two, in these words: pydantic has tuples in its own, and JSON has none."""
 
     def require_two(value: object) -> object:
         if not isinstance(value, list | tuple) or len(cast(Sequence[object], value)) != 2:
             raise ValueError(shown)
-        return cast(object, value)
+        return tuple(cast(Sequence[object], value))  # no list, where a file's types are taken strictly
 
     return BeforeValidator(require_two)
 
@@ -76,6 +106,4 @@ class RequestPart(BaseModel):
     def _refuse_bool(cls, value: object, info: ValidationInfo) -> object:
         """Pydantic takes true for 1."""
         field = cls.model_fields.get(info.field_name or "")
-        if isinstance(value, bool) and field is not None and field.annotation not in _BOOLS:
-            raise ValueError(f"true and false are no values of {info.field_name}")
-        return value
+        return value if field is None or field.annotation in _BOOLS else _require_no_bool(value)

@@ -1,19 +1,33 @@
 """What a model folder may say about itself beside diffusers' own files: `chorale.json`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from api_schemas.advanced import MAX_TILE_SIZE_PX, GuidanceInterval
 from api_schemas.catalog import Dtype
-from api_schemas.layout import Cascade
+from api_schemas.fields import refuse_fields
+from api_schemas.generation import MIN_SIDE_PX
+from api_schemas.layout import Cascade, Steps
 from api_schemas.model_files import SETTINGS, FolderError
+from api_schemas.refused_values import tell_refused
 from api_schemas.scenes import SceneWords
 
+TileSide = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_TILE_SIZE_PX)]
 Offload = Literal["none", "model", "sequential", "group"]
 Quantization = Literal["none", "int8", "float8", "float8_products"]
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _require_alike(rows: list[list[float]]) -> list[list[float]]:
+    if len(set(map(len, rows))) > 1:
+        raise ValueError(
+            f"three rows of one length; these have {', '.join(str(len(row)) for row in rows)} numbers"
+        )
+    return rows
 
 
 class LatentRgb(BaseModel):
@@ -21,8 +35,10 @@ class LatentRgb(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weight: list[list[float]] = Field(min_length=3, max_length=3)
-    bias: list[float] = Field(min_length=3, max_length=3)
+    weight: Annotated[list[Annotated[list[_Finite], Field(min_length=1)]], AfterValidator(_require_alike)] = (
+        Field(min_length=3, max_length=3)
+    )
+    bias: list[_Finite] = Field(min_length=3, max_length=3)
 
 
 class FolderSettings(BaseModel):
@@ -46,16 +62,16 @@ class FolderSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str | None = None
+    name: str | None = Field(default=None, min_length=1, max_length=200)
     description: str = ""
     license: str = ""
-    native_size_px: int | None = Field(default=None, ge=1, le=MAX_TILE_SIZE_PX)
-    tile_sizes_px: list[PositiveInt] = []
-    default_steps: PositiveInt | None = None
-    max_steps: PositiveInt = 200
-    default_guidance_scale: NonNegativeFloat | None = None
+    native_size_px: TileSide | None = None
+    tile_sizes_px: list[TileSide] = []
+    default_steps: Steps | None = None
+    max_steps: Steps = 200
+    default_guidance_scale: float | None = Field(default=None, ge=0, le=30, allow_inf_nan=False)
     guidance_interval: GuidanceInterval | None = None
-    default_num_modules: PositiveInt | None = None
+    default_num_modules: int | None = Field(default=None, ge=1, le=64)
     latent_rgb: LatentRgb | None = None
     dtype: Dtype | None = None
     cpu_bfloat16: bool = False
@@ -68,6 +84,13 @@ class FolderSettings(BaseModel):
     sync_strength: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     scene_words: SceneWords | None = None
 
+    @model_validator(mode="after")
+    def _check_steps(self) -> "FolderSettings":
+        if self.default_steps is not None and self.default_steps > self.max_steps:
+            allowed = f"at most max_steps, which is {self.max_steps}"
+            raise refuse_fields(("default_steps", self.default_steps, allowed))
+        return self
+
     @property
     def is_plain(self) -> bool:
         """Whether layers are as they were trained, on the device, for others to change."""
@@ -79,30 +102,18 @@ class FolderSettings(BaseModel):
         return self.offload == "none" and self.quantization != "int8"
 
 
-_PARTS = {"": FolderSettings, "cascade": Cascade, "latent_rgb": LatentRgb, "scene_words": SceneWords}
-
-
 def read_folder_settings(folder: Path) -> FolderSettings:
     """Read `chorale.json`, if the folder has one.
 
     Raises:
-        FolderError: a field is unknown, or of the wrong kind.
+        FolderError: names each field that is unknown, of the wrong kind or out of its limits, with what is allowed.
     """
     path = folder / SETTINGS
     if not path.exists():
         return FolderSettings()
     try:
-        return FolderSettings.model_validate_json(path.read_bytes())
+        return FolderSettings.model_validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise FolderError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise FolderError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
-
-
-def _describe(problem: ErrorDetails) -> str:
-    """The field with its value and what is allowed."""
-    *outer, name = names = [str(each) for each in problem["loc"]] or [""]
-    if problem["type"] == "extra_forbidden":
-        return f"{'.'.join(names)} is unknown; allowed are {', '.join(_PARTS[''.join(outer)].model_fields)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(names)} {problem['input']!r}: {message}" if name else message
+        raise FolderError(f"{path}: {tell_refused(error, FolderSettings)}") from error

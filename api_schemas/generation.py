@@ -21,9 +21,19 @@ from api_schemas.fields import (
     Prompt,
     RequestPart,
     StartWithin,
+    refuse_fields,
 )
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
-from api_schemas.source import MAX_UPSCALE, MAX_VARIATIONS, Source, SourceJob, SourceMask, Variation
+from api_schemas.source import (
+    FIELD_LINKS,
+    LINKED_FIELDS,
+    MAX_UPSCALE,
+    MAX_VARIATIONS,
+    Source,
+    SourceJob,
+    SourceMask,
+    Variation,
+)
 from api_schemas.style import Style
 from api_schemas.webhook import AskedWebhook
 
@@ -172,33 +182,21 @@ class GenerationRequest(RequestPart):
 
     @model_validator(mode="after")
     def _check_source(self) -> "GenerationRequest":
-        alone = [name for name in ("strength", "upscale", "mask", "style") if getattr(self, name) is not None]
-        if self.source is None and alone:
-            verb = "needs" if len(alone) == 1 else "need"
-            raise ValueError(f"{' and '.join(alone)} {verb} `source`, the picture to begin with")
-        if self.upscale is None and self.fidelity is not None:
-            raise ValueError(
-                "fidelity needs `upscale`; without it, `strength` says how far the source may change"
-            )
-        for name in ("strength", "mask"):
-            if self.upscale is not None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"upscale does not go with {name}; fidelity says how far the source may change"
-                )
-        self._check_style()
-        return self
-
-    def _check_style(self) -> None:
-        for name in ("upscale", "mask"):
-            if self.style is not None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"style does not go with {name}: all of the source is restyled, at its size; another job takes the result"
-                )
+        given = {name: value for name in LINKED_FIELDS if (value := getattr(self, name)) is not None}
+        errors = [
+            (name, value, f"nothing {word} `{other}`: {why}")
+            for name, word, other, why in FIELD_LINKS
+            if (value := given.get(name)) is not None and (other in given) == (word == "beside")
+        ]
         described = [self.styled_prompt, *(self.describe_region(each) for each in self.regions)]
-        if max(map(len, described)) > MAX_PROMPT:
-            raise ValueError(
-                f"style.prompt and the prompt before it have {max(map(len, described))} characters together, at most {MAX_PROMPT} may be"
+        if self.style is not None and (longest := max(map(len, described))) > MAX_PROMPT:
+            allowed = (
+                f"at most {MAX_PROMPT} characters together with the prompt before it; they have {longest}"
             )
+            errors.append(("style.prompt", self.style.prompt, allowed))
+        if errors:
+            raise refuse_fields(*errors)
+        return self
 
     @property
     def goes_by_source(self) -> bool:

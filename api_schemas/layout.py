@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import fmean
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,12 +29,15 @@ _SHARED_STEPS = 0.4
 _RESAMPLED_AT = 0.2
 
 
+Steps = Annotated[int, Field(ge=1, le=200)]
+
+
 class Cascade(BaseModel):
     """A model's defaults for the stages of a cascade; a request may override them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: list[int] = Field(
+    steps: list[Steps] = Field(
         default=[30, 15, 12],
         min_length=1,
         description="Steps of each stage, used as ratios: a request's `steps` apply to the first stage."

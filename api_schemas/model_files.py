@@ -72,7 +72,8 @@ class Folder:
         try:
             return JSON_OBJECT.validate_json(path.read_bytes())
         except ValidationError as error:
-            raise FolderError(f"{path}: {error.errors()[0]['msg']}") from error
+            words = str(error.errors()[0]["msg"]).replace("Input should be an", "this is no")
+            raise FolderError(f"{path}: {words}") from error
         except OSError as error:
             raise FolderError(f"{path} cannot be read: {error.strerror}") from error
 

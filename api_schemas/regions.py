@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from api_schemas.fields import MAX_SEED, Prompt, RequestPart, pair_of
+from api_schemas.fields import MAX_SEED, NoBool, Prompt, RequestPart, pair_of
 
 MAX_REGIONS = 16
 MAX_POINTS = 100
@@ -96,7 +96,7 @@ def _name(*points: Point) -> str:
     return " to ".join(f"{x},{y}" for x, y in points)
 
 
-Coordinate = Annotated[int, Field(ge=0, le=_FAR_PX)]
+Coordinate = Annotated[int, Field(ge=0, le=_FAR_PX), NoBool]
 Corner = Annotated[
     tuple[Coordinate, Coordinate], pair_of("[x, y], two whole numbers of pixels, as in [64, 96]")
 ]

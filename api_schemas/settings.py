@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from api_schemas.refused_values import list_refused
+
 
 def _default_store_url() -> str:
     return (Path.cwd() / "chorale-data" / "store").as_uri()
@@ -91,10 +93,8 @@ def refuse(why: str) -> int:
     return REFUSED_EXIT
 
 
-def describe_refused(error: ValidationError) -> str:
+def describe_refused(error: ValidationError, settings: type[SharedSettings]) -> str:
     """Each variable with its value and what is allowed."""
     return "; ".join(
-        f"CHORALE_{'.'.join(map(str, each['loc'])).upper()}={each['input']!r}: "
-        f"{each['msg'].removeprefix('Value error, ')}"
-        for each in error.errors()
+        f"CHORALE_{each.field.upper()}={each.value}: {each.allowed}" for each in list_refused(error, settings)
     )

@@ -11,6 +11,22 @@ from api_schemas.regions import MAX_FEATHER_PX, Point, Polygon, RectangleShape
 
 MAX_UPSCALE = 8
 MAX_VARIATIONS = 16
+_BEGINS = "the picture to begin with"
+_ENLARGED = "`fidelity` says how far the source may change"
+_RESTYLED = "all of the source is restyled, at its size; another job takes the result"
+# Fields of a request that are refused without another one, or beside it, and why.
+FIELD_LINKS = (
+    ("strength", "without", "source", _BEGINS),
+    ("upscale", "without", "source", _BEGINS),
+    ("mask", "without", "source", _BEGINS),
+    ("style", "without", "source", _BEGINS),
+    ("fidelity", "without", "upscale", "`strength` says how far a `source` may change that is not enlarged"),
+    ("strength", "beside", "upscale", _ENLARGED),
+    ("mask", "beside", "upscale", _ENLARGED),
+    ("style", "beside", "upscale", _RESTYLED),
+    ("style", "beside", "mask", _RESTYLED),
+)
+LINKED_FIELDS = ("source", "upscale", "strength", "mask", "style", "fidelity")
 _JOB_ID = r"^[0-9a-f]{28}$"
 
 
@@ -22,7 +38,7 @@ def _require_id(text: str) -> str:
 
 JobId = Annotated[
     str,
-    Field(json_schema_extra={"pattern": _JOB_ID}, description="`id` of a job."),
+    Field(json_schema_extra={"pattern": _JOB_ID}, description="`id` of a job, 28 hexadecimal digits."),
     AfterValidator(_require_id),
 ]
 Fit = Literal["fill", "fit", "crop", "exact"]

@@ -16,6 +16,7 @@ from api_schemas.allow_list import (
 )
 from api_schemas.folder_settings import read_folder_settings
 from api_schemas.model_files import Folder, FolderError
+from api_schemas.refused_values import tell_refused
 from chorale.errors import AllowListError
 
 
@@ -35,7 +36,7 @@ class AllowListFile:
         try:
             return AllowList.model_validate_json(self.path.read_bytes(), extra="ignore")
         except ValidationError as error:
-            raise AllowListError(f"{self.path} is no allow-list: {error}") from error
+            raise AllowListError(f"{self.path} is no allow-list: {tell_refused(error, AllowList)}") from error
 
     def add(
         self, name: str, path: Path, kind: ModelKind, base: str | None, control: ControlKind | None = None
@@ -100,9 +101,9 @@ def _inspect(path: Path, kind: ModelKind, base: str | None) -> AllowedModel:
         raise AllowListError(f"{path}: a {kind} is a folder{one}")
     entry = AllowedModel(kind=kind, path=path, base=base, files={})
     try:
-        read = entry.choose_files(Folder.on_disk(entry.root)).values()
         if kind == "model":
             read_folder_settings(entry.root)
+        read = entry.choose_files(Folder.on_disk(entry.root)).values()
     except FolderError as error:
         raise AllowListError(str(error)) from error
     return entry.model_copy(update={"files": {name: _digest(entry.root / name) for name in sorted(read)}})

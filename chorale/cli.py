@@ -7,6 +7,7 @@ from io import TextIOWrapper
 from typing import Annotated, cast
 
 import typer
+from pydantic import Field
 from typer import Argument, Option
 
 from api_schemas.job import JobStatus
@@ -26,8 +27,9 @@ from chorale.errors import ChoraleError
 from chorale.follow import follow_job
 from chorale.interrupts import heed_interrupts
 from chorale.plain_text import show
-from chorale.server_options import Data, Key, Url, find_server, open_notes, open_server
+from chorale.server_options import Data, Key, Url, find_server, once_served, open_notes, open_server
 from chorale.tables import lay_jobs, print_table
+from chorale.typed_options import OptionError, naming_options, typed
 
 _FAILED, _WRONG_OPTION = 1, 2
 
@@ -43,6 +45,9 @@ app.add_typer(models_command.app, name="models")
 app.add_typer(keys_commands.app, name="keys")
 derived_commands.add_to(app)
 provenance_commands.add_to(app)
+Port = Annotated[int, Field(ge=0, le=65_535)]
+WorkerCount = Annotated[int, Field(ge=1, le=64)]
+JobCount = Annotated[int, Field(ge=1, le=100)]
 RootPath = Annotated[
     str | None,
     Option(
@@ -69,7 +74,7 @@ def main() -> None:
         app()
     except ChoraleError as error:
         _say_error(str(error))
-        sys.exit(_WRONG_OPTION if isinstance(error, options.OptionError) else _FAILED)
+        sys.exit(_WRONG_OPTION if isinstance(error, OptionError) else _FAILED)
     except OSError as error:  # a file that cannot be written
         _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(_FAILED)
@@ -86,7 +91,7 @@ def _print_anything() -> None:
 def up(
     data: Data = None,
     host: Annotated[str, Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65_535, help="0 for any free port.")] = 8000,
+    port: Annotated[int, typed(Port, help="0 for any free port.")] = 8000,
     model: Annotated[
         list[str] | None,
         Option(
@@ -95,7 +100,7 @@ def up(
         ),
     ] = None,
     devices: Devices = None,
-    workers: Annotated[int, Option(min=1, max=64, help="Worker processes for each model.")] = 1,
+    workers: Annotated[int, typed(WorkerCount, help="Worker processes for each model.")] = 1,
     root_path: RootPath = None,
 ) -> None:
     """Run queue, API, worker and webhooks on this machine until Ctrl-C. Queued jobs survive a restart."""
@@ -249,13 +254,15 @@ def generate(
     )
     pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | shown
     with open_server(url, data) as address, Client(address, api_key=key) as client:
-        follow_job(client, client.create(request, pictures=pictures), path, dzi=dzi)
+        with naming_options(pictures):
+            job = once_served(lambda: client.create(request, pictures=pictures))
+        follow_job(client, job, path, dzi=dzi)
 
 
 @app.command()
 def jobs(
-    status: Annotated[JobStatus | None, Option(help="Only jobs with this status.")] = None,
-    limit: Annotated[int, Option(min=1, max=100, help="Number of jobs.")] = 20,
+    status: Annotated[JobStatus | None, typed(JobStatus, help="Only jobs with this status.")] = None,
+    limit: Annotated[int, typed(JobCount, help="Number of jobs, at most 100.")] = 20,
     url: Url = None,
     key: Key = None,
     data: Data = None,

@@ -9,25 +9,20 @@ from pydantic import BaseModel, ValidationError
 from typer import Argument, Option
 
 from api_schemas.derived import MAX_VARIATIONS, ExtendRequest, RerollRequest, VariationsRequest
+from api_schemas.refused_values import list_refused
+from api_schemas.source import SourceMask
 from chorale.client import Client
 from chorale.follow import follow_job
-from chorale.picture_options import (
-    FinishWithin,
-    OptionError,
-    PriorityLevel,
-    StartWithin,
-    describe_refused,
-    name_urgency,
-)
+from chorale.picture_options import FinishWithin, PriorityLevel, Seed, StartWithin, name_urgency
 from chorale.region_options import parse_shape
-from chorale.server_options import Data, Key, Url, find_server
+from chorale.server_options import Data, Key, Url, find_server, once_served
+from chorale.typed_options import OptionError, field_of, naming_options, tell_options, typed
 
 Asked = TypeVar("Asked", bound=BaseModel)
 JobId = Annotated[str, Argument(metavar="ID", help="A job that has succeeded.")]
 Prompt = Annotated[str | None, Option(help="Prompt of what is new.", show_default="the job's")]
-Seed = Annotated[int | None, Option(help="The same seed gives the same picture.", show_default="drawn")]
 Output = Annotated[Path, Option("-o", "--output", help="File to write.")]
-Side = Annotated[int, Option(min=0, help="Pixels.")]
+Side = Annotated[int, typed(field_of(ExtendRequest, "left_px"), help="Pixels.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,8 +36,13 @@ def reroll(
     region: Annotated[str, Option(metavar="SHAPE", help="LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y', pixels.")],
     prompt: Prompt = None,
     seed: Seed = None,
-    strength: Annotated[float, Option(help="Below 1, the part begins with what it was.")] = 1.0,
-    feather: Annotated[int, Option(help="Softness of the border, inwards, pixels.")] = 32,
+    strength: Annotated[
+        float,
+        typed(field_of(RerollRequest, "strength"), help="Below 1, the part begins with what it was."),
+    ] = 1.0,
+    feather: Annotated[
+        int, typed(field_of(SourceMask, "feather_px"), help="Softness of the border, inwards, pixels.")
+    ] = 32,
     priority: PriorityLevel = None,
     start_within: StartWithin = None,
     finish_within: FinishWithin = None,
@@ -57,7 +57,9 @@ def reroll(
     given = {"region": shape | {"feather_px": feather}, "prompt": prompt, "seed": seed, "strength": strength}
     asked = _read(RerollRequest, given | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
-        follow_job(client, client.reroll(job_id, asked), output)
+        with naming_options():
+            job = once_served(lambda: client.reroll(job_id, asked))
+        follow_job(client, job, output)
 
 
 def extend(
@@ -69,7 +71,12 @@ def extend(
     bottom: Side = 0,
     prompt: Prompt = None,
     seed: Seed = None,
-    feather: Annotated[int, Option(help="How far what is new fades into the picture, pixels.")] = 0,
+    feather: Annotated[
+        int,
+        typed(
+            field_of(ExtendRequest, "feather_px"), help="How far what is new fades into the picture, pixels."
+        ),
+    ] = 0,
     priority: PriorityLevel = None,
     start_within: StartWithin = None,
     finish_within: FinishWithin = None,
@@ -82,14 +89,21 @@ def extend(
     given = sides | {"prompt": prompt, "seed": seed, "feather_px": feather}
     asked = _read(ExtendRequest, given | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
-        follow_job(client, client.extend(job_id, asked), output)
+        with naming_options():
+            job = once_served(lambda: client.extend(job_id, asked))
+        follow_job(client, job, output)
 
 
 def vary(
     job_id: JobId,
     output: Annotated[Path, Option("-o", "--output", help="File to write; several get a number.")],
-    count: Annotated[int, Option(min=1, max=MAX_VARIATIONS)] = 4,
-    amount: Annotated[float, Option(help="How far from the job's own noise, up to 1.")] = 0.2,
+    count: Annotated[
+        int, typed(field_of(VariationsRequest, "count"), help=f"Pictures, at most {MAX_VARIATIONS}.")
+    ] = 4,
+    amount: Annotated[
+        float,
+        typed(field_of(VariationsRequest, "amount"), help="How far from the job's own noise, up to 1."),
+    ] = 0.2,
     priority: PriorityLevel = None,
     start_within: StartWithin = None,
     finish_within: FinishWithin = None,
@@ -101,7 +115,9 @@ def vary(
     given = {"count": count, "amount": amount} | name_urgency(priority, start_within, finish_within)
     asked = _read(VariationsRequest, given)
     with Client(find_server(url, data), api_key=key) as client:
-        for number, job in enumerate(client.vary(job_id, asked).data, start=1):
+        with naming_options():
+            made = once_served(lambda: client.vary(job_id, asked))
+        for number, job in enumerate(made.data, start=1):
             path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
             follow_job(client, job, path)
 
@@ -114,4 +130,4 @@ def _read(kind: type[Asked], given: Mapping[str, object]) -> Asked:
     try:
         return kind.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise OptionError(describe_refused(error)) from error
+        raise OptionError(tell_options(list_refused(error, kind))) from error

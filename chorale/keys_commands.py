@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
+from pydantic import Field
 from typer import Argument, Option
 
 from api_schemas.keys import Quota, Scope
@@ -14,10 +15,10 @@ from api_schemas.quota_text import read_quota, write_quota
 from chorale import installed
 from chorale.data_folder import DataFolder
 from chorale.errors import NoConnectionError
-from chorale.picture_options import OptionError
 from chorale.plain_text import show
 from chorale.server_options import Data, open_notes
 from chorale.tables import lay_keys, print_table
+from chorale.typed_options import OptionError, typed
 
 if TYPE_CHECKING:  # it needs what a client alone has not
     from chorale.key_records import KeyRecords
@@ -27,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Name = Annotated[str, Argument(metavar="KEY", help="Name, id, or the visible part of the key: chorale_ID.")]
+Overlap = Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)]
 _ANSWER_S = 10.0
 _UNLIMITED = "none"
 
@@ -77,7 +79,7 @@ def revoke(key: Name, data: Data = None) -> None:
 def rotate(
     key: Name,
     overlap: Annotated[
-        float, Option(min=0, max=30 * 86_400, help="Seconds for which the old secret works too; 0 ends all.")
+        float, typed(Overlap, help="Seconds for which the old secret works too, at most 30 days; 0 ends all.")
     ] = 0,
     data: Data = None,
 ) -> None:

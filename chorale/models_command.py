@@ -12,6 +12,7 @@ from chorale.client import Client
 from chorale.data_folder import DataFolder
 from chorale.server_options import Data, Key, Url, find_server
 from chorale.tables import lay_allowed, lay_models, print_table
+from chorale.typed_options import typed
 
 app = typer.Typer(help="List served models, or edit the allow-list of this machine.")
 File = Annotated[
@@ -34,14 +35,18 @@ def show_served(context: typer.Context, url: Url = None, key: Key = None, data: 
 def add(
     name: Annotated[str, Argument(help="Name for clients.")],
     path: Annotated[Path, Argument(help="A diffusers folder; for a LoRA or IP-Adapter also one file.")],
-    kind: Annotated[ModelKind, Option(help="Kind of the entry.")] = "model",
+    kind: Annotated[ModelKind, typed(ModelKind, help="Kind of the entry.")] = "model",
     base: Annotated[
         str | None,
         Option(help="Model family of an add-on, as `chorale models` shows it.", show_default=False),
     ] = None,
     control: Annotated[
         ControlKind | None,
-        Option(help="Of a ControlNet made for tiles: pictures are enlarged with it.", show_default=False),
+        typed(
+            ControlKind,
+            help="Of a ControlNet made for tiles: pictures are enlarged with it.",
+            show_default=False,
+        ),
     ] = None,
     file: File = None,
     data: Data = None,

@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 from pydantic import ValidationError
 from typer import Argument, Option
 
+from api_schemas.add_ons import ControlSettings, IpAdapterSettings
+from api_schemas.generation import BitDepth as Depth
 from api_schemas.generation import GenerationRequest, Layout, OutputFormat, PicturePart, Seamless
-from chorale.errors import ChoraleError
+from api_schemas.refused_values import list_refused
+from chorale.typed_options import OptionError, field_of, tell_options, typed
 
 Prompt = Annotated[str, Argument(help="What the picture shows.")]
 Output = Annotated[
@@ -17,16 +20,40 @@ Output = Annotated[
 Size = Annotated[
     str | None, Option(help="WIDTHxHEIGHT in pixels.", show_default="1024x1024, or the source's")
 ]
-SeamlessAxes = Annotated[Seamless, Option(help="Axes along which copies of the picture tile without a seam.")]
+SeamlessAxes = Annotated[
+    Seamless, typed(Seamless, help="Axes along which copies of the picture tile without a seam.")
+]
 LayoutName = Annotated[
     Layout,
-    Option(
-        help="From small to large in stages, or at full size at once; auto: by the prompt, or the model's default."
+    typed(
+        Layout,
+        help="From small to large in stages, or at full size at once; auto: by the prompt, or the model's default.",
     ),
 ]
-Seed = Annotated[int | None, Option(help="The same seed gives the same picture.", show_default="drawn")]
-Steps = Annotated[int | None, Option(help="Denoising steps.", show_default="the model's")]
-Guidance = Annotated[float | None, Option(help="1.0 turns guidance off.", show_default="the model's")]
+Seed = Annotated[
+    int | None,
+    typed(
+        field_of(GenerationRequest, "seed"),
+        help="The same seed gives the same picture.",
+        show_default="drawn",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typed(
+        field_of(GenerationRequest, "steps"),
+        help="Denoising steps.",
+        show_default="the model's",
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typed(
+        field_of(GenerationRequest, "guidance_scale"),
+        help="1.0 turns guidance off.",
+        show_default="the model's",
+    ),
+]
 GuidanceInterval = Annotated[
     str | None,
     Option(
@@ -48,30 +75,52 @@ ControlImage = Annotated[
         help="Conditioning picture of the ControlNet.", show_default="--source", exists=True, dir_okay=False
     ),
 ]
-ControlScale = Annotated[float | None, Option(help="Conditioning scale, 0 to 2.", show_default="1")]
+ControlScale = Annotated[
+    float | None,
+    typed(field_of(ControlSettings, "scale"), help="Conditioning scale, 0 to 2.", show_default="1"),
+]
 IpAdapter = Annotated[str | None, Option(metavar="NAME", help="IP-Adapter of the model's card.")]
 IpAdapterImage = Annotated[
     Path | None, Option(help="Conditioning picture of the IP-Adapter.", exists=True, dir_okay=False)
 ]
-IpAdapterScale = Annotated[float | None, Option(help="Scale, 0 to 1.", show_default="0.6")]
+IpAdapterScale = Annotated[
+    float | None, typed(field_of(IpAdapterSettings, "scale"), help="Scale, 0 to 1.", show_default="0.6")
+]
 BitDepth = Annotated[
-    int | None, Option(help="Bits per channel, 8 or 16; 16 needs .png or .tif.", show_default="8")
+    Depth | None, typed(Depth, help="Bits per channel; 16 needs .png or .tif.", show_default="8")
 ]
 Dpi = Annotated[
     int | None,
-    Option(help="Resolution in the metadata of the file, pixels per inch.", show_default="300"),
+    typed(
+        field_of(GenerationRequest, "dpi"),
+        help="Resolution in the metadata of the file, pixels per inch.",
+        show_default="300",
+    ),
 ]
 PriorityLevel = Annotated[
     Literal["low", "normal", "high"] | None,
-    Option("--priority", help="Among the jobs of the same API key.", show_default="normal"),
+    typed(
+        field_of(GenerationRequest, "priority"),
+        "--priority",
+        help="Among the jobs of the same API key.",
+        show_default="normal",
+    ),
 ]
 StartWithin = Annotated[
     float | None,
-    Option(help="Seconds by which the job must have started; else it expires.", show_default="no limit"),
+    typed(
+        field_of(GenerationRequest, "start_within_s"),
+        help="Seconds by which the job must have started; else it expires.",
+        show_default="no limit",
+    ),
 ]
 FinishWithin = Annotated[
     float | None,
-    Option(help="Seconds by which the job must have ended; else it is stopped.", show_default="no limit"),
+    typed(
+        field_of(GenerationRequest, "finish_within_s"),
+        help="Seconds by which the job must have ended; else it is stopped.",
+        show_default="no limit",
+    ),
 ]
 DeepZoom = Annotated[bool, Option("--dzi", help="Also write the deep zoom, beside the picture.")]
 
@@ -85,10 +134,6 @@ _FORMATS: dict[str, OutputFormat] = {
     ".tiff": "tiff",
 }
 _LONGEST_NAME = 60
-
-
-class OptionError(ChoraleError):
-    """An invalid value on the command line."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -204,15 +249,4 @@ def build_request(given: dict[str, object]) -> GenerationRequest:
             {key: value for key, value in given.items() if value is not None}
         )
     except ValidationError as error:
-        raise OptionError(describe_refused(error)) from error
-
-
-def describe_refused(error: ValidationError) -> str:
-    """Which values are out of their limits."""
-    return "; ".join(_describe(each["loc"], each["msg"]) for each in error.errors())
-
-
-def _describe(location: tuple[int | str, ...], message: str) -> str:
-    field = ".".join(map(str, location))
-    message = message.removeprefix("Value error, ")  # pydantic's, before our own words
-    return f"{field}: {message}" if field else message
+        raise OptionError(tell_options(list_refused(error, GenerationRequest))) from error

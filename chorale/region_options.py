@@ -10,7 +10,8 @@ from typing import Annotated, Any, cast
 from typer import Option
 
 from api_schemas.generation import PicturePart
-from chorale.picture_options import OptionError
+from api_schemas.regions import Region
+from chorale.typed_options import OptionError, field_of, typed
 
 RegionTexts = Annotated[
     list[str] | None,
@@ -31,7 +32,12 @@ RegionsFile = Annotated[
     ),
 ]
 Feather = Annotated[
-    int | None, Option(help="Softness of the borders of each --region, pixels.", show_default="32")
+    int | None,
+    typed(
+        field_of(Region, "feather_px"),
+        help="Softness of the borders of each --region, pixels.",
+        show_default="32",
+    ),
 ]
 
 _RECTANGLE = re.compile(r"\s*(\d+),(\d+),(\d+),(\d+)\s*")

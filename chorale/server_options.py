@@ -1,16 +1,26 @@
 """Options that select a server, and the console for messages."""
 
+import socket
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, TypeVar
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from typer import Option
 
 from chorale import installed
 from chorale.data_folder import DataFolder
-from chorale.errors import NoServerError
+from chorale.errors import NoServerError, UnavailableError
+from chorale.plain_text import show
 
+_API_STARTS_S: Final = 60.0
+_MODEL_LOADS_S: Final = 300.0
+_LOOK_S: Final = 0.2
+_ASK_AGAIN_S: Final = 2.0
+Made = TypeVar("Made")
 Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
 Key = Annotated[
     str | None,
@@ -31,7 +41,7 @@ def find_server(url: str | None, data: Path | None) -> str:
     Raises:
         NoServerError: none was given, and none runs here.
     """
-    found = url or DataFolder(data).find_running()
+    found = url or _find_running(data)
     if found is None:
         raise NoServerError
     return found
@@ -39,13 +49,58 @@ def find_server(url: str | None, data: Path | None) -> str:
 
 def open_server(url: str | None, data: Path | None) -> AbstractContextManager[str]:
     """A running server, or else a local stack for one call."""
-    found = url or DataFolder(data).find_running()
+    found = url or _find_running(data)
     if found is not None:
         return nullcontext(found)
     installed.require(installed.STACK, "all")
     from chorale.start import stack_for_call
 
     return stack_for_call(data, open_notes())
+
+
+def once_served(
+    make: Callable[[], Made], patience_s: float = _MODEL_LOADS_S, ask_again_s: float = _ASK_AGAIN_S
+) -> Made:
+    """What the server makes, once a worker has loaded its model; that this is waited for is told, once.
+
+    Raises:
+        UnavailableError: none has within `patience_s`, or it is not for want of a model.
+    """
+    deadline, said = time.monotonic() + patience_s, ""
+    while True:
+        try:
+            return make()
+        except UnavailableError as error:
+            if error.problem.code != "no_model" or time.monotonic() > deadline:
+                raise
+            if said != str(error):
+                said = str(error)
+                _tell(f"{said}: waiting for it, up to {patience_s:g} s")
+            time.sleep(ask_again_s)
+
+
+def _find_running(data: Path | None) -> str | None:
+    """The stack of a data directory, once its API takes connections: one that was just started may not yet."""
+    folder, deadline, told = DataFolder(data), time.monotonic() + _API_STARTS_S, False
+    while (found := folder.find_running()) and not _is_open(found) and time.monotonic() < deadline:
+        if not told:
+            _tell(f"{found} is starting: waiting for it, up to {_API_STARTS_S:g} s")
+        told = True
+        time.sleep(_LOOK_S)
+    return found
+
+
+def _is_open(url: str) -> bool:
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname, address.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _tell(what: str) -> None:
+    open_notes().print(show(what), style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def open_notes() -> Console:

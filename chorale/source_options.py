@@ -6,19 +6,25 @@ from typing import Annotated
 
 from typer import Option
 
-from api_schemas.generation import PicturePart
+from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.source import MAX_UPSCALE, Fit
-from chorale.picture_options import OptionError
+from api_schemas.style import Style
 from chorale.region_options import parse_shape
+from chorale.typed_options import OptionError, field_of, typed
 
 SourceName = Annotated[
     str | None, Option("--source", metavar="FILE|JOB", help="Begin with this picture, or with that of a job.")
 ]
 Strength = Annotated[
-    float | None, Option(help="How far a source is changed, 0 to 1.", show_default="0.6; 1 with --mask")
+    float | None,
+    typed(
+        field_of(GenerationRequest, "strength"),
+        help="How far a source is changed, 0 to 1.",
+        show_default="0.6; 1 with --mask",
+    ),
 ]
 SourceFit = Annotated[
-    Fit | None, Option(help="How a source of another size comes to --size.", show_default="fill")
+    Fit | None, typed(Fit, help="How a source of another size comes to --size.", show_default="fill")
 ]
 Mask = Annotated[
     str | None,
@@ -29,17 +35,27 @@ Mask = Annotated[
     ),
 ]
 Upscale = Annotated[
-    int | None, Option(min=2, max=MAX_UPSCALE, help="Enlarge the source so many times, and add detail.")
+    int | None,
+    typed(
+        field_of(GenerationRequest, "upscale"),
+        help=f"Enlarge the source so many times, 2 to {MAX_UPSCALE}, and add detail.",
+    ),
 ]
 Fidelity = Annotated[
-    float | None, Option(help="With --upscale: 1 stays nearest to the source, 0 invents.", show_default="0.5")
+    float | None,
+    typed(
+        field_of(GenerationRequest, "fidelity"),
+        help="With --upscale: 1 stays nearest to the source, 0 invents.",
+        show_default="0.5",
+    ),
 ]
 StylePrompt = Annotated[str | None, Option(help="Style that a source takes, in words.")]
 StyleImage = Annotated[
     Path | None, Option(help="Picture whose style a source takes.", exists=True, dir_okay=False)
 ]
 StyleStrength = Annotated[
-    float | None, Option(help="How much of the style it takes, 0 to 1.", show_default="1")
+    float | None,
+    typed(field_of(Style, "strength"), help="How much of the style it takes, 0 to 1.", show_default="1"),
 ]
 
 _JOB = re.compile(r"[0-9a-f]{28}")
@@ -94,7 +110,9 @@ def read_style(
     """
     if prompt is None and image is None:
         if strength is not None:
-            raise OptionError("--style-strength comes with --style-prompt TEXT or --style-image FILE")
+            raise OptionError(
+                f"--style-strength {strength:g}: only with --style-prompt TEXT or --style-image FILE"
+            )
         return {}, {}
     chosen = {"prompt": prompt, "strength": strength, "style_image": image is not None}
     style = {name: value for name, value in chosen.items() if value is not None}

@@ -43,7 +43,7 @@ def main() -> None:
     try:
         settings = ServiceSettings()
     except ValidationError as error:
-        sys.exit(refuse(describe_refused(error)))
+        sys.exit(refuse(describe_refused(error, ServiceSettings)))
     if not settings.is_loopback() and lacks_keys(settings.redis_url):
         why = f"CHORALE_HOST={settings.host} is open to the network, and there is no API key yet:"
         sys.exit(

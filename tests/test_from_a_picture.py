@@ -234,21 +234,3 @@ def test_the_command_line_does_it_all(api: httpx.Client, parent: str, tmp_path: 
     styled = ("--style-prompt", "moss", "--style-image", str(sent), "--style-strength", "0.5")
     assert run("generate", "", "--source", parent, "--steps", "2", *styled).shape == own.shape
     assert run("generate", "grass", "--source", parent, "--upscale", "2").shape == (2 * SIDE, 2 * SIDE, 3)
-
-
-@pytest.mark.parametrize(
-    ("what", "body", "field"),
-    [
-        ("extend", {}, "body"),
-        ("extend", {"left_px": 16_384}, "width_px"),
-        ("reroll", {"region": {}}, "region"),
-        ("reroll", {"region": {"rectangle": {"left_px": 250, "top_px": 0, "width_px": 64, "height_px": 8}}}, "region.rectangle"),
-        ("variations", {"count": 0}, "count"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_derived_is_named(
-    api: httpx.Client, parent: str, what: str, body: dict[str, object], field: str
-) -> None:
-    answer = api.post(f"/v1/jobs/{parent}/{what}", json=body)
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["field"] == field, answer.text

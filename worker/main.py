@@ -58,7 +58,7 @@ def main() -> int:
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        return refuse(describe_refused(error))
+        return refuse(describe_refused(error, WorkerSettings))
     tell_doubts(settings)
     try:
         _try_signer(settings)

@@ -68,13 +68,16 @@ class WorkerSettings(SharedSettings, BaseSettings):
     )
     lease_s: int = Field(default=15, ge=2, le=60, description="A dead worker's job is taken over after this.")
     stall_timeout_s: float = Field(
-        default=300, gt=0, description="Seconds without progress after which the engine is killed."
+        default=300,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without progress after which the engine is killed.",
     )
     max_attempts: int = Field(default=5, ge=1, description="Attempts without progress before a job fails.")
     storage_patience_s: float = Field(
-        default=300, ge=0, description="How long a job waits for a store or disk."
+        default=300, ge=0, allow_inf_nan=False, description="How long a job waits for a store or disk."
     )
-    checkpoint_interval_s: float = Field(default=2, ge=0)
+    checkpoint_interval_s: float = Field(default=2, ge=0, allow_inf_nan=False)
     drain_timeout_s: float = Field(
         default=45,
         ge=0,

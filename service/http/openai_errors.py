@@ -8,9 +8,8 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from api_schemas.errors import FieldError
+from api_schemas.refused_values import REQUIRED, UNKNOWN_FIELD
 
-UNKNOWN_FIELD: Final = "no such field"
-_MISSING: Final = "Field required"
 _PATHS: Final = ("/v1/images/", "/v1/models/")
 _LIST: Final = "/v1/models"  # ours too, so its failures are OpenAI's for OpenAI's clients alone
 CLIENT: Final = "X-Stainless-Lang"
@@ -85,4 +84,4 @@ def describe_failure(status: int, code: str, detail: str, errors: list[FieldErro
 def _name_code(error: FieldError) -> str:
     if error.allowed.startswith(UNKNOWN_FIELD):
         return "unknown_parameter"
-    return "missing_required_parameter" if error.allowed == _MISSING else "invalid_value"
+    return "missing_required_parameter" if error.allowed.startswith(REQUIRED) else "invalid_value"

@@ -1,11 +1,9 @@
 """Turns every failure into application/problem+json (RFC 9457); where OpenAI's clients call, into their form."""
 
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http import HTTPStatus
-from types import NoneType
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request
@@ -20,9 +18,8 @@ from starlette.routing import compile_path
 from starlette.types import Scope
 
 from api_schemas.errors import ErrorCode, FieldError, Problem
-from api_schemas.generation import GenerationRequest
 from api_schemas.keys import hide_secrets
-from api_schemas.webhook import hide_webhook_secrets
+from api_schemas.refused_values import Failure, Form, form_of
 from service.errors import (
     HTTP_CODES,
     INTERNAL_ERROR,
@@ -34,7 +31,6 @@ from service.errors import (
 )
 from service.http.openai_errors import (
     RETRY,
-    UNKNOWN_FIELD,
     OpenAiFailure,
     describe_failure,
     is_openai,
@@ -47,7 +43,6 @@ MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "X-Request-ID"
 _RETRY_AFTER_S = 5
 _CLIENT_LEFT = 499
-_VALUE_LENGTH = 200
 _INTERNAL = "an error of the service; the log holds the request_id"
 
 log = logging.getLogger(__name__)
@@ -111,13 +106,11 @@ async def _answer_nobody(_request: Request, _error: Exception) -> Response:
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
-    failures = cast(Sequence[dict[str, object]], cast(RequestValidationError, error).errors())
+    failures = cast(Sequence[Failure], cast(RequestValidationError, error).errors())
     undecodable = [each for each in failures if each["type"] == "json_invalid"]
     if undecodable:
         return answer(request.scope, BadRequestError(_describe_json_error(undecodable[0])))
-    return answer(
-        request.scope, InvalidRequestError([_field_error(each, _find_body(request)) for each in failures])
-    )
+    return answer(request.scope, InvalidRequestError([_field_error(each, request) for each in failures]))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -215,52 +208,40 @@ def _describe(scope: Scope) -> str:
     return f"{scope.get('method', 'WS')} {scope['path']}"
 
 
-def _describe_json_error(failure: dict[str, object]) -> str:
+def _describe_json_error(failure: Failure) -> str:
     context = cast(dict[str, object], failure.get("ctx") or {})
     location = cast(Sequence[object], failure["loc"])
     return f"the body is not JSON: {context.get('error', failure['msg'])} at character {location[-1]}"
 
 
-def _find_body(request: Request) -> type[BaseModel]:
-    """What this route takes; those that read the body themselves take the request of a picture."""
-    field = getattr(request.scope.get("route"), "body_field", None)
-    return next(_find_models(field and field.field_info.annotation), GenerationRequest)
+def _field_error(failure: Failure, request: Request) -> FieldError:
+    place, *location = cast(Sequence[str | int], failure["loc"])
+    form = _find_body(request) if place == "body" else _find_parameters(request, str(place))
+    error = form.explain(failure, location)
+    return error if location else error.model_copy(update={"field": place})
+
+
+def _find_body(request: Request) -> Form:
+    """What this route takes."""
+    models = _find_models(request.scope["route"].body_field.field_info.annotation)
+    return form_of(next(models))
 
 
 def _find_models(annotation: object) -> Iterator[type[BaseModel]]:
-    """Those that a field of this type may hold, in lists and options too."""
+    """Those that a field of this type may hold, in options too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
         yield from _find_models(part)
 
 
-def _field_error(failure: dict[str, object], body: type[BaseModel]) -> FieldError:
-    location = [str(part) for part in cast(Sequence[object], failure["loc"])]
-    field = ".".join(location[1:] or location)
-    return FieldError(
-        field=_printable(field)[:_VALUE_LENGTH],
-        value=_shorten(hide_webhook_secrets(failure.get("input"), location)),
-        allowed=_printable(_allowed(failure, location, body)),
-    )
-
-
-def _allowed(failure: dict[str, object], location: list[str], model: type[BaseModel]) -> str:
-    if failure["type"] != "extra_forbidden":
-        return str(failure["msg"]).removeprefix("Value error, ")  # pydantic's, before our own words
-    for name in location[1:-1]:
-        field = model.model_fields.get(name)  # else it is the number of an item
-        model = next(_find_models(field and field.annotation), model)
-    known = [name for name, field in model.model_fields.items() if field.annotation is not NoneType]
-    return f"{UNKNOWN_FIELD}; known are {', '.join(known)}"
-
-
-def _shorten(value: object) -> str:
-    """What was sent but for secrets, as ASCII JSON: lone surrogates could not be encoded otherwise."""
-    try:
-        return hide_secrets(json.dumps(value))[:_VALUE_LENGTH]
-    except (TypeError, ValueError, RecursionError):
-        return hide_secrets(ascii(value))[:_VALUE_LENGTH]
+def _find_parameters(request: Request, place: str) -> Form:
+    """What this route takes in its path, query or headers."""
+    document = cast(dict[str, dict[str, dict[str, Any]]], request.app.openapi())
+    method = "get" if request.method == "HEAD" else request.method.lower()
+    parameters = document["paths"][request.scope["route"].path_format][method]["parameters"]
+    fields = {each["name"]: each["schema"] for each in parameters if each["in"] == place}
+    return Form({"properties": fields}, document)
 
 
 def _printable(text: str) -> str:

@@ -59,7 +59,8 @@ def read_masks(summaries: Mapping[PicturePart, bytes]) -> dict[MaskPart, Image.I
 
 def _read(part: MaskPart, png: bytes) -> Image.Image:
     if not png:
-        allowed = "a picture that is white where the region is, or what is to be inpainted"
+        what = "the source is to be inpainted" if part == "mask_image" else "the region is"
+        allowed = f"a picture that is white where {what}; this one is black everywhere"
         raise InvalidRequestError([FieldError(field=part, value="a black picture", allowed=allowed)])
     with Image.open(BytesIO(png), formats=["PNG"]) as image:
         return image.copy()

@@ -11,7 +11,7 @@ class ReceivedPicture:
     """A file as it was sent, not yet decoded.
 
     Args:
-        marks_by_alpha: of a mask: what is transparent counts as white, and all else as black.
+        marks_by_alpha: of a mask: what is transparent counts as white, and all else as black; it must have the picture's size.
     """
 
     file: BinaryIO

@@ -10,12 +10,13 @@ from typing import Final
 
 from PIL import Image
 
+from api_schemas.errors import FieldError
 from api_schemas.events import JobQueued, QueuedData
 from api_schemas.generation import PicturePart
 from api_schemas.job import Job
 from api_schemas.regions import MaskPart
 from api_schemas.source import Size
-from service.errors import ConflictError
+from service.errors import ConflictError, InvalidRequestError
 from service.images.masks import MASK_PARTS, read_masks
 from service.images.uploads import CleanPicture, Decoded, Uploads
 from service.job_store import JobStore
@@ -178,6 +179,7 @@ class Intake:
         await self._allowance.expect(submission)
         parent, inherited = submission.parent, submission.list_inherited()
         async with self._uploads.clean(submission.files, submission.decoded) as cleaned:
+            _check_mask(submission, cleaned)
             masks = read_masks(_list_masks(cleaned))
             if parent is not None:
                 masks |= await self._read_inherited(parent, inherited)
@@ -223,6 +225,19 @@ class _Draft:
         """The key among all; those of each API key are its own."""
         own = self.submission.key_id
         return f"{own} {self.key}" if self.key is not None and own else self.key
+
+
+def _check_mask(submission: Submission, cleaned: Mapping[PicturePart, CleanPicture]) -> None:
+    """One that marks by its alpha lies on the picture as it is; others are scaled."""
+    mask = submission.files.get("mask_image")
+    if mask is None or not mask.marks_by_alpha:
+        return
+    (width, height), own = cleaned["source_image"].size, cleaned["mask_image"].size
+    if own != (width, height):
+        allowed = f"a mask of {width}x{height} px, as the picture has"
+        raise InvalidRequestError(
+            [FieldError(field="mask_image", value=f"{own[0]}x{own[1]} px", allowed=allowed)]
+        )
 
 
 def _list_masks(cleaned: Mapping[PicturePart, CleanPicture]) -> dict[PicturePart, bytes]:

@@ -10,13 +10,13 @@ from typing import BinaryIO, Final, get_args
 
 from anyio import to_thread
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from api_schemas.errors import FieldError
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.job import Job
+from api_schemas.refused_values import list_refused
 from api_schemas.regions import name_masks
 from api_schemas.webhook import write_webhook
 from service.errors import BadRequestError, InvalidRequestError
@@ -106,8 +106,7 @@ async def read_submission(
 
     Raises:
         BadRequestError, InvalidFormError: it cannot be decoded.
-        InvalidRequestError: a part is missing, is too much, or is too large.
-        RequestValidationError: a value is refused.
+        InvalidRequestError: a value is refused, or a part is missing, is too much, or is too large.
         UnavailableError: pictures cannot be written to the folder.
     """
     # Named it must be: a page of another site may send a body without a type, unasked.
@@ -259,8 +258,10 @@ def _parse(body: bytes) -> GenerationRequest:
     try:
         return GenerationRequest.model_validate(value)
     except ValidationError as error:
-        failures = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-        raise RequestValidationError(failures) from error
+        refused = list_refused(error, GenerationRequest)
+        raise InvalidRequestError(
+            [each if each.field else each.model_copy(update={"field": "body"}) for each in refused]
+        ) from error
 
 
 def _refuse(field: str, value: str, allowed: str) -> InvalidRequestError:

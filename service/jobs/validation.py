@@ -21,6 +21,7 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
         stages: those that the picture is generated in.
     """
     return [
+        *_check_deadlines(request),
         *_check_sides(request, card),
         *_check_steps(request, card),
         *_check_tiles(request, card),
@@ -32,6 +33,13 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
         *_check_mask(request),
         *_check_variations(request),
     ]
+
+
+def _check_deadlines(request: GenerationRequest) -> Iterator[FieldError]:
+    start_s, finish_s = request.start_within_s, request.finish_within_s
+    if start_s is not None and finish_s is not None and finish_s < start_s:
+        allowed = f"at least start_within_s, which is {start_s:g}: both count from the POST"
+        yield FieldError(field="finish_within_s", value=f"{finish_s:g}", allowed=allowed)
 
 
 def _check_sides(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:

@@ -8,15 +8,13 @@ from types import NoneType
 from typing import Final, cast
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from starlette.datastructures import FormData, UploadFile
 
 from api_schemas.errors import FieldError
 from api_schemas.generation import PicturePart
+from api_schemas.refused_values import REQUIRED, UNKNOWN_FIELD, list_refused
 from service.errors import InvalidRequestError
-from service.http.openai_errors import UNKNOWN_FIELD
 from service.images.received import ReceivedPicture
 from service.jobs.forms import read_form
 from service.jobs.submission import read_picture
@@ -51,7 +49,7 @@ async def read_edit(request: Request, max_field_bytes: int, max_picture_bytes: i
 
     Raises:
         InvalidFormError: it is broken.
-        InvalidRequestError, RequestValidationError: by the names of their parameters.
+        InvalidRequestError: by the names of their parameters.
         UnavailableError: pictures cannot be written to the folder.
     """
     kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
@@ -70,7 +68,7 @@ async def read_edit(request: Request, max_field_bytes: int, max_picture_bytes: i
 async def _read_files(form: FormData, max_bytes: int) -> dict[PicturePart, ReceivedPicture]:
     images = [part for name in _IMAGES for part in form.getlist(name)]
     if not images:
-        raise _refuse("image", "null", "Field required")
+        raise _refuse("image", "null", f"{REQUIRED}, the picture that is edited")
     if len(images) > len(_PARTS):
         allowed = "one picture, which is edited, or two, whose second gives the style"
         raise _refuse("image", f"{len(images)} pictures", allowed)
@@ -95,18 +93,17 @@ def _read_parameters(form: FormData) -> EditParameters:
     try:
         return EditParameters.model_validate(_nest(fields))
     except ValidationError as error:
-        raise RequestValidationError([_explain(each) for each in error.errors(include_url=False)]) from error
+        raise InvalidRequestError(list(map(_explain, list_refused(error, EditParameters)))) from error
 
 
-def _explain(failure: ErrorDetails) -> dict[str, object]:
+def _explain(error: FieldError) -> FieldError:
     """By the names of the form, in which an object's fields are `chorale[seed]`."""
-    told: dict[str, object] = {**failure, "loc": ("body", *failure["loc"])}
-    if failure["type"] != "extra_forbidden":
-        return told
+    if not error.allowed.startswith(UNKNOWN_FIELD):
+        return error
     options = [f"chorale[{name}]" for name in ChoraleOptions.model_fields]
     fields = [name for name, field in EditParameters.model_fields.items() if field.annotation is not NoneType]
     known = [*_FILES, *(name for name in fields if name != "chorale"), *options]
-    return told | {"type": "unknown_field", "msg": f"{UNKNOWN_FIELD}; known are {', '.join(known)}"}
+    return error.model_copy(update={"allowed": f"{UNKNOWN_FIELD}; known are {', '.join(known)}"})
 
 
 def _nest(fields: Iterable[tuple[str, str | UploadFile]]) -> Mapping[str, object]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from math import ceil
 from typing import Final
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.fields import MAX_SEED
 from api_schemas.generation import DEFAULT_STRENGTH, GenerationRequest, PicturePart
+from api_schemas.refused_values import list_refused
 from service.errors import InvalidRequestError, QuotaExceededError
 from service.images.received import ReceivedPicture
 from service.jobs.submission import Submission
@@ -61,7 +61,7 @@ def write_submissions(
         files: of an edit.
 
     Raises:
-        InvalidRequestError, RequestValidationError: by the names of their parameters.
+        InvalidRequestError: by the names of their parameters.
     """
     with explained():
         _check_answer(asked)
@@ -87,11 +87,7 @@ def explained() -> Generator[None]:
         error.errors = [_rename(each) for each in error.errors]
         raise
     except ValidationError as error:
-        failures = error.errors(include_url=False)
-        for failure in failures:
-            name = ".".join(map(str, failure["loc"]))
-            failure["loc"] = ("body", *_PARAMETERS.get(name, name).split("."))
-        raise RequestValidationError(failures) from error
+        raise InvalidRequestError(list(map(_rename, list_refused(error, GenerationRequest)))) from error
 
 
 def choose_steps(card: ModelCard, quality: Quality) -> int:

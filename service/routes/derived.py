@@ -1,18 +1,20 @@
 """Jobs that are derived from a finished one."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from secrets import token_hex
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from api_schemas.answers import JobPage, JobView
 from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
 from api_schemas.errors import FieldError
+from api_schemas.generation import GenerationRequest
 from api_schemas.job import Job
+from api_schemas.refused_values import list_refused
 from service.dependencies import LoadedJob, ServicesDep
 from service.errors import (
     BadRequestError,
@@ -67,12 +69,10 @@ async def reroll(
     """Queue a job that inpaints a part of this job's picture; every pixel outside of the part stays (a JPEG is encoded again)."""
     with _explained():
         request = body.derive(parent.id, parent.request)
-    try:
+    with _renamed(_name_region):
         return await _submit(
             submit_as(caller, Submission(request, parent=parent)), response, services, idempotency_key
         )
-    except InvalidRequestError as error:
-        raise InvalidRequestError([_name_region(each) for each in error.errors]) from error
 
 
 @router.post("/v1/jobs/{job_id}/extend", status_code=202, response_model=JobView, responses=_PROBLEMS)
@@ -87,9 +87,10 @@ async def extend(
     """Queue a job that makes more picture around this job's, whose own pixels stay (a JPEG is encoded again)."""
     with _explained():
         request = body.derive(parent.id, parent.request)
-    return await _submit(
-        submit_as(caller, Submission(request, parent=parent)), response, services, idempotency_key
-    )
+    with _renamed(partial(_name_sides, body)):
+        return await _submit(
+            submit_as(caller, Submission(request, parent=parent)), response, services, idempotency_key
+        )
 
 
 @router.post("/v1/jobs/{job_id}/variations", status_code=202, response_model=JobPage, responses=_PROBLEMS)
@@ -117,15 +118,31 @@ def _explained() -> Generator[None]:
     try:
         yield
     except ValidationError as error:
-        raise RequestValidationError(
-            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-        ) from error
+        raise InvalidRequestError(list_refused(error, GenerationRequest)) from error
 
 
-def _name_region(error: FieldError) -> FieldError:
+@contextmanager
+def _renamed(name: Callable[[FieldError], Iterable[FieldError]]) -> Generator[None]:
+    """What the request of the new job is refused for, by the fields that the client has sent."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise InvalidRequestError([each for own in error.errors for each in name(own)]) from error
+
+
+def _name_region(error: FieldError) -> Iterator[FieldError]:
     """The request that it makes has it as its mask."""
     field = "region" + error.field.removeprefix("mask") if error.field.startswith("mask") else error.field
-    return error.model_copy(update={"field": field})
+    yield error.model_copy(update={"field": field})
+
+
+def _name_sides(asked: ExtendRequest, error: FieldError) -> Iterator[FieldError]:
+    """The sides that it grows by, where it may not become so large: a seamless one, say."""
+    sides = asked.list_grown(error.field)
+    allowed = f"what makes {error.field}, {error.value} with this, {error.allowed}"
+    yield from (FieldError(field=side, value=str(px), allowed=allowed) for side, px in sides)
+    if not sides:
+        yield error
 
 
 async def _submit(

@@ -6,7 +6,7 @@ import { SourceFields } from "./source_fields.js";
 import * as words from "./words.js";
 
 const ATTENTION = { auto: "Automatic", off: "Off", conductor: "Conductor", "conductor+neighbours": "Conductor and neighbours" };
-const AT = { width_px: "size", height_px: "size", "width_px and height_px": "size", source_image: "source", style_image: "style.style_image" };
+const AT = { style: "style.prompt", mask_image: "mask", width_px: "size", height_px: "size", "width_px and height_px": "size", source_image: "source", style_image: "style.style_image" };
 
 export class RequestForm {
   constructor(form, { onSubmit, onChange }) {

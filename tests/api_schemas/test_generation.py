@@ -22,10 +22,7 @@ def test_a_truth_value_is_no_number_and_nothing_else(part: type[BaseModel], fiel
     with pytest.raises(ValidationError) as caught:
         part.model_validate({"name": "moss", field: value} if "name" in part.model_fields else {field: value})
     (error,) = caught.value.errors()
-    assert (error["loc"], error["msg"]) == (
-        (field,),
-        f"Value error, true and false are no values of {field}",
-    )
+    assert (error["loc"], error["type"]) == ((field,), "no_bool")
 
 
 def test_a_truth_value_is_one_where_it_is_asked_for() -> None:

@@ -5,25 +5,33 @@ from pydantic import ValidationError
 
 from api_schemas.derived import ExtendRequest, RerollRequest, VariationsRequest
 from api_schemas.generation import GenerationRequest, ResolvedRequest
+from api_schemas.refused_values import list_refused
 
 REGION = {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 64, "height_px": 64}}
 RESOLVED = {"model": "m", "steps": 4, "guidance_scale": 1.0, "seed": 3, "prompt": "hills", "source": {}}
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("asked", "field", "allowed"),
     [
-        ({"style": {}}, "style needs `source`"),
-        ({"style": {}, "source": {}, "upscale": 2}, "style does not go with upscale"),
-        ({"style": {}, "source": {}, "mask": REGION}, "style does not go with mask"),
-        ({"style": {"prompt": "x" * 2000}, "source": {}, "prompt": "y"}, "2003 characters together"),
-        ({"style": {"strength": 1.1}, "source": {}}, "less than or equal to 1"),
-        ({"style": {"style": "ink"}, "source": {}}, "Extra inputs"),
+        ({"style": {}}, "style", "nothing without `source`"),
+        ({"style": {}, "source": {}, "upscale": 2}, "style", "nothing beside `upscale`"),
+        ({"style": {}, "source": {}, "mask": REGION}, "style", "nothing beside `mask`"),
+        (
+            {"style": {"prompt": "x" * 2000}, "source": {}, "prompt": "y"},
+            "style.prompt",
+            "at most 2000 characters together with the prompt before it; they have 2003",
+        ),
+        ({"style": {"strength": 1.1}, "source": {}}, "style.strength", "a number from 0 to 1"),
+        ({"style": {"style": "ink"}, "source": {}}, "style.style", "no such field"),
     ],
 )
-def test_what_cannot_be_restyled_is_refused(asked: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+def test_what_cannot_be_restyled_is_refused(asked: dict[str, object], field: str, allowed: str) -> None:
+    with pytest.raises(ValidationError) as refused:
         GenerationRequest.model_validate(asked)
+    (error,) = list_refused(refused.value, GenerationRequest)
+    assert error.field == field
+    assert error.allowed.startswith(allowed)
 
 
 def test_its_words_stand_behind_the_prompts_unless_it_counts_for_nothing() -> None:

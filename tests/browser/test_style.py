@@ -47,7 +47,7 @@ def test_a_style_is_asked_for_in_words_and_by_a_picture_and_refused_at_its_field
     strength.fill("2")
     page.keyboard.press("Enter")
     expect(strength).to_be_focused()
-    expect(strength).to_have_accessible_description(re.compile("less than or equal to 1"))
+    expect(strength).to_have_accessible_description(re.compile("number from 0 to 1"))
     strength.fill("0.5")
     drop_no_picture(page.locator("#style-drop"), "letter.png")
     expect(page.locator("#style-name")).to_have_text("letter.png")

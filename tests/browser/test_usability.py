@@ -17,7 +17,7 @@ from tests.browser.visitor import SHORT, ask, await_deep_zoom, job_of
     [
         ("width_px", "1001", "size", "1000 or 1008"),
         ("height_px", "63", "size", "64"),
-        ("seed", "12.5", "seed", "integer"),
+        ("seed", "12.5", "seed", "whole number"),
         ("seed", "9223372036854775808", "seed", "9223372036854775807"),
         ("steps", "500", "steps", "200"),
     ],

@@ -21,6 +21,7 @@ from tests.tiny_add_ons import tiny_control_net
 from tests.tiny_models import tiny_stable_diffusion
 from worker.adapters.errors import DamagedModelError, ModelFolderError
 from worker.adapters.registry import load_found
+from worker.adapters.settings import read_settings
 from worker.adapters.source import ModelSource, find_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -71,7 +72,7 @@ def test_what_would_run_code_is_refused(model: Path, tmp_path: Path) -> None:
     done = models(tmp_path, "add", "mine", str(model))
     assert (done.returncode, "only pickled weights (unet/diffusion_pytorch" in done.stderr) == (1, True)
     weights.rename(model / "unet" / WEIGHTS)
-    for content, says in (("{oops", "Invalid JSON: "), ("[]", "Input should be an object")):
+    for content, says in (("{oops", "Invalid JSON: "), ("[]", "this is no object")):
         (model / "model_index.json").write_text(content)
         assert f"model_index.json: {says}" in models(tmp_path, "add", "mine", str(model)).stderr
     (model / "model_index.json").write_text('{"_class_name": "A", "unet": ["my_own_code", "Network"]}')
@@ -106,10 +107,46 @@ def test_what_is_not_sound_is_refused_in_one_line(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_settings_that_no_worker_would_take_are_refused(model: Path, tmp_path: Path) -> None:
-    (model / "chorale.json").write_text('{"guidance_interval": [0.9, 0.1]}')
-    with pytest.raises(AllowListError, match=r"chorale.json: guidance_interval \[0.9, 0.1\]: "):
+WRONG: list[tuple[object, str]] = [
+    ({"guidance_interval": [0.9, 0.1]}, "guidance_interval [0.9, 0.1]: [start, end] with start at most end"),
+    ({"tile_sizes_px": [5]}, "tile_sizes_px.0 5: a whole number from 64 to 4096"),
+    ({"native_size_px": 7}, "native_size_px 7: a whole number from 64 to 4096"),
+    ({"native_size_px": "512"}, 'native_size_px "512": a whole number from 64 to 4096'),
+    ({"native_size_px": True}, "native_size_px true: a whole number from 64 to 4096"),
+    ({"default_steps": 30, "max_steps": 20}, "default_steps 30: at most max_steps, which is 20"),
+    ({"max_steps": 10**30}, f"max_steps {10**30}: a whole number from 1 to 200"),
+    ({"default_guidance_scale": float("nan")}, "default_guidance_scale NaN: a number from 0 to 30"),
+    ({"default_guidance_scale": float("inf")}, "default_guidance_scale Infinity: a number from 0 to 30"),
+    ({"cascade": {"steps": [0]}}, "cascade.steps.0 0: a whole number from 1 to 200"),
+    ({"cascade": {"steps": []}}, "cascade.steps []: a list of at least 1 item, each a whole number from 1 to 200"),
+    ({"cascade": {"strength": float("nan")}}, "cascade.strength NaN: a number from 0.05 to 1"),
+    ({"cascade": []}, "cascade []: an object with the fields steps, strength, "),
+    ({"scene_words": {"weights": {}}}, "scene_words.bias: required, a number of at most 0"),
+    ({"scene_words": {"bias": 0, "weights": {"much": "lake"}}}, 'scene_words.weights.much "much": a number as its name'),
+    ({"scene_words": {"bias": 0, "weights": {"1": 2}}}, "scene_words.weights.1 2: text"),
+    ({"latent_rgb": {"weight": [[1], [1], [1, 2]], "bias": [0, 0, 0]}}, "latent_rgb.weight [[1], [1], [1, 2]]: three rows of one length"),
+    ({"latent_rgb": {"weight": [[1], [1], []], "bias": [0, 0, 0]}}, "latent_rgb.weight.2 []: a list of at least 1 item"),
+    ({"latent_rgb": {"weight": [[1], [1], [1]], "bias": [0, 0, float("nan")]}}, "latent_rgb.bias.2 NaN: a number"),
+    ({"compile": "yes"}, 'compile "yes": true or false'),
+    ({"license": 3}, "license 3: text"),
+    ({"name": ""}, 'name "": text of 1 to 200 characters'),
+    ({"offload": "disk"}, 'offload "disk": none, model, sequential or group'),
+    ({"native_size": 512}, "native_size 512: no such field; known are name, "),
+    ([], "[]: an object with the fields name, "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "says"), WRONG)
+def test_settings_that_no_worker_would_take_are_refused(
+    model: Path, tmp_path: Path, content: object, says: str
+) -> None:
+    (model / "chorale.json").write_text(json.dumps(content))
+    with pytest.raises(AllowListError) as refused:
         AllowListFile(tmp_path / "models.json").add("mine", model, "model", None)
+    assert str(refused.value).startswith(f"{model}/chorale.json: {says}")
+    with pytest.raises(ModelFolderError) as at_start:
+        read_settings(model)
+    assert str(at_start.value) == str(refused.value)
 
 
 def test_a_changed_missing_or_added_file_is_named(model: Path, tmp_path: Path) -> None:

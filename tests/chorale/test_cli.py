@@ -143,27 +143,27 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
     ("arguments", "code", "says"),
     [
         (("generate", "x", "--size", "wide"), 2, "WIDTHxHEIGHT"),
-        (("generate", "x", "--size", "63x64"), 2, "width_px"),
+        (("generate", "x", "--size", "63x64"), 2, "--size, width 63: a whole number from 64 to 16384"),
         (("generate", "x", "-o", "x.gif"), 2, ".png"),
-        (("generate", "x", "--seed", "-1"), 2, "seed"),
-        (("generate", "x", "--dpi", "2401"), 2, "dpi"),
+        (("generate", "x", "--seed", "-1"), 2, "'-1'; allowed is a whole number from 0 to"),
+        (("generate", "x", "--dpi", "2401"), 2, "'2401'; allowed is a whole number from 1 to 2400"),
         (("generate", "x", "--bit-depth", "12"), 2, "8 or 16"),
-        (("generate", "x", "--bit-depth", "16", "-o", "x.jpg"), 2, "bit_depth: 16 is for output_format"),
+        (("generate", "x", "--bit-depth", "16", "-o", "x.jpg"), 2, "--bit-depth 16: 16 is for output_format"),
         (("generate", "x", "--size", "1001x512", "--seamless", "x"), 1, "1000 or 1008"),
         (("generate", "x", "--model", "nobody"), 1, "nobody"),
         (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),
         (("generate", "x", "--lora", "ink:x:"), 2, "--lora ink:x:"),
         (("generate", "x", "--lora", "brush"), 1, "one of: ink"),
-        (("generate", "x", "--lora", "ink:5"), 2, "loras.0.weight"),
+        (("generate", "x", "--lora", "ink:5"), 2, "--lora 5.0: a number from -4 to 4"),
         (("generate", "x", "--control", "edges"), 2, "--control-image"),
-        (("generate", "x", "--control", "brush", "--source", PICTURE), 1, "control.name"),
+        (("generate", "x", "--control", "brush", "--source", PICTURE), 1, "--control"),
         (("generate", "x", "--ip-adapter-image", __file__), 2, "--ip-adapter NAME"),
         (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 1, "a PNG, JPEG, WebP"),
         (("generate", "x", "--region", "dunes"), 2, "LEFT,TOP,WIDTH,HEIGHT:PROMPT"),
         (
             ("generate", "x", "--region", "0,0 9,9 9,0 0,9:dunes"),
             2,
-            "regions.0.shape.polygon: edges that do not",
+            "regions.0.shape.polygon [[0, 0], [9, 9], [9, 0], [0, 9]]: edges that do not",
         ),
         (("generate", "x", "--region", "0,0,1025,9:dunes"), 1, "regions.0.shape.rectangle"),
         (("generate", "x", "--regions", __file__), 2, "this is no JSON"),
@@ -203,14 +203,14 @@ def test_a_canceled_job_ends_generate_with_its_reason(stack: LocalStack, tmp_pat
 def test_a_job_that_is_not_made_in_time_stops_and_says_which_deadline(
     stack: LocalStack, tmp_path: Path
 ) -> None:
-    wanted = ("--priority", "high", "--start-within", "60", "--finish-within", "0.5")
+    wanted = ("--priority", "high", "--finish-within", "0.5")
     done = run("generate", "ebb", "--steps", "150", *wanted, "--url", stack.url, folder=tmp_path)
     assert done.returncode == 1
     assert "expired: it had not ended within 0.5 s (finish_within_s) (deadline_missed)" in done.stderr
     assert list(tmp_path.iterdir()) == []
     with Client(stack.url) as client:
         (job,) = client.list(status="expired").data
-        assert (job.request.priority, job.request.start_within_s) == ("high", 60)
+        assert (job.request.priority, job.request.finish_within_s) == ("high", 0.5)
         assert [event.type for event in client.events(job.id)][-1] == "job.expired"
     assert job.id in run("jobs", "--status", "expired", "--url", stack.url, folder=tmp_path).stdout
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from chorale.picture_options import OptionError, build_request
+from chorale.picture_options import build_request
 from chorale.region_options import read_regions
+from chorale.typed_options import OptionError
 
 
 @pytest.fixture

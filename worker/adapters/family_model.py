@@ -5,14 +5,11 @@ from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import nn
 
 from api_schemas.advanced import Attention
-from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, Dtype, ModelCard
+from api_schemas.catalog import MAX_SCHEDULE_STEPS, AddOnKind, ModelCard
 from api_schemas.folder_settings import FolderSettings
-from api_schemas.layout import Cascade
 from worker.adapters.acceleration import (
     CompiledShapes,
     compile_blocks,
@@ -26,6 +23,7 @@ from worker.adapters.attention.rotary import find_rotary
 from worker.adapters.autoencoders.decoder import SupportedAutoencoder, flatten_decoder
 from worker.adapters.autoencoders.encoder import flatten_encoder
 from worker.adapters.autoencoders.scaling import read_scaling
+from worker.adapters.card import describe_model, name_dtype
 from worker.adapters.errors import ModelError, ModelFolderError, UnsupportedConditionError
 from worker.adapters.extras.lora import LoraPipeline, LoraReplica, Loras
 from worker.adapters.family import Family
@@ -35,7 +33,7 @@ from worker.adapters.placement import find_execution_device
 from worker.adapters.preview_map import PreviewMap, fit_preview_map, read_preview_map
 from worker.adapters.prompt_length import find_cut_prompts
 from worker.adapters.scheduler_trial import find_least_steps, find_most_steps, require_working_scheduler
-from worker.adapters.scheduler_types import Diffuses, find_scheduler
+from worker.adapters.scheduler_types import find_scheduler
 from worker.adapters.schedulers import SchedulerUse, make_scheduler
 from worker.adapters.source import AddOns
 from worker.engine.canvas import Plane
@@ -95,7 +93,7 @@ class FamilyModel:
         if self._attention is not None:
             announced["attention"] = list(get_args(Attention))
             announced["style_image"] = self._attention.take_styles
-        self.card = _describe(family, settings, name, steps).model_copy(update=announced)
+        self.card = describe_model(family, settings, name, steps).model_copy(update=announced)
         self.preview_map = _make_preview_map(family, settings, self.decoder)
 
     def find_truncated_prompts(self, conditions: Conditions) -> list[str]:
@@ -159,7 +157,7 @@ def _share_attention(family: Family, settings: FolderSettings) -> AttentionLayer
 def _accelerate(pipe: DiffusionPipeline, settings: FolderSettings, attention: AttentionLayers | None) -> None:
     if settings.has_common_weights:
         # On CPUs it shortens decoding by a quarter; denoisers gain there in bfloat16, nothing in float32.
-        narrow = _name_dtype(find_denoiser(pipe)) == "bfloat16"
+        narrow = name_dtype(find_denoiser(pipe)) == "bfloat16"
         put_parts_channels_last(pipe, denoiser=pipe.device.type == "cuda" or narrow)
     for denoiser in find_denoisers(pipe):
         if settings.graphs:
@@ -238,60 +236,6 @@ def _try_scheduler(family: Family, settings: FolderSettings) -> tuple[int, int]:
     most = find_most_steps(scheduler, use, least, MAX_SCHEDULE_STEPS)
     require_working_scheduler(scheduler, use(min(usual, most)), family.name)
     return least, most
-
-
-def _describe(family: Family, settings: FolderSettings, name: str, steps: tuple[int, int]) -> ModelCard:
-    shape, defaults, (least, most) = family.shape, family.defaults, steps
-    native_size_px, guidance_scale = settings.native_size_px, settings.default_guidance_scale
-    return ModelCard(
-        name=settings.name or name,
-        family=family.name,
-        description=settings.description,
-        license=settings.license,
-        native_size_px=native_size_px or shape.native_size_px,
-        alignment_px=shape.alignment_px,
-        latent_channels=shape.channels,
-        vae_scale=shape.scale,
-        tile_sizes_px=settings.tile_sizes_px or [native_size_px or shape.native_size_px],
-        default_steps=min(settings.default_steps or defaults.steps, most),
-        min_steps=least,
-        max_steps=min(settings.max_steps, most),
-        max_schedule_steps=most,
-        default_guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 16),
-        layout=settings.layout,
-        sync_strength=settings.sync_strength,
-        scene_words=settings.scene_words,
-        cascade=settings.cascade or _choose_cascade(family),
-        positions=list(defaults.positions),
-        negative_prompt=defaults.negative_prompt,
-        guidance=defaults.guidance,
-        guidance_interval=_read_interval(family, settings),
-        max_tile_size_px=shape.max_tile_px,
-        dtype=_name_dtype(find_denoiser(family.pipe)),
-    )
-
-
-def _read_interval(family: Family, settings: FolderSettings) -> tuple[float, float] | None:
-    """
-    Raises:
-        ModelFolderError: there is no branch to be left out.
-    """
-    interval, defaults = settings.guidance_interval, family.defaults
-    if interval is not None and not (defaults.guidance and defaults.negative_prompt):
-        raise ModelFolderError(
-            f"chorale.json: guidance_interval {list(interval)} would have no effect: this {family.name} model has no two branches; allowed: null"
-        )
-    return interval
-
-
-def _name_dtype(denoiser: nn.Module) -> Dtype:
-    return cast(Dtype, str(cast(ModelMixin, denoiser).dtype).removeprefix("torch."))
-
-
-def _choose_cascade(family: Family) -> Cascade:
-    """Flow matching hides little of a picture at the clock's middle: a stage has to begin earlier."""
-    return Cascade() if isinstance(find_scheduler(family.pipe), Diffuses) else Cascade(strength=0.6)
 
 
 def _make_preview_map(family: Family, settings: FolderSettings, decoder: Decoder) -> PreviewMap:

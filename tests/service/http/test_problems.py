@@ -1,6 +1,7 @@
 """What several tasks of one request met is answered by the same table as what one met."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -73,3 +74,28 @@ def test_a_field_that_does_not_exist_is_answered_with_those_that_do(api: httpx.C
         errors = api.post(path, json=body).json()["errors"]
         said = {error["field"]: error["allowed"] for error in errors}
         assert said[field] == "no such field; known are " + ", ".join(model.model_fields)
+
+
+WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
+    ("GET", "/v1/jobs", {"params": {"limit": 101}}, "limit", "a whole number from 1 to 100"),
+    ("GET", "/v1/jobs", {"params": {"limit": "many"}}, "limit", "a whole number from 1 to 100"),
+    ("HEAD", "/v1/jobs", {"params": {"limit": "many"}}, "", ""),
+    ("GET", "/v1/jobs", {"params": {"status": "late"}}, "status", "queued, processing, succeeded, failed, canceled or expired"),
+    ("GET", "/v1/jobs", {"params": {"cursor": "x" * 201}}, "cursor", "text of at most 200 characters"),
+    ("GET", f"/v1/jobs/{'1' * 28}/tiles/x/0_0", {}, "level", "a whole number from 0 to 1000000"),
+    ("POST", "/v1/jobs", {"json": {}, "headers": {"Idempotency-Key": "x" * 300}}, "idempotency-key", "text of 1 to 255 characters"),
+    ("POST", "/v1/jobs", {"json": []}, "body", "an object with the fields prompt, negative_prompt, "),
+    ("POST", REROLL, {"json": 5}, "body", "an object with the fields "),
+    ("PUT", "/v1/webhook", {"json": {}}, "url", "required, text of at most 2048 characters"),
+    ("PUT", "/v1/webhook", {"json": {"url": 5}}, "url", "text of at most 2048 characters"),
+]  # fmt: skip
+
+
+def test_what_is_wrong_is_told_wherever_it_stands(api: httpx.Client, done: Result) -> None:
+    for method, path, sent, field, allowed in WRONG:
+        answer = api.request(method, path, **sent)
+        assert answer.status_code == 422, answer.text
+        if method != "HEAD":
+            error = answer.json()["errors"][0]
+            assert error["field"].lower() == field
+            assert error["allowed"].startswith(allowed), error

@@ -83,7 +83,8 @@ def derive(
     [
         (REGIONS, {}, "region_mask_3", "as the part region_mask_3 of multipart/form-data, for regions.*.shape.mask"),
         (REGIONS, {"region_mask_3": mask(0, 0, 9, 9), "region_mask_4": mask(0, 0, 9, 9)}, "region_mask_4", "without the field regions.*.shape.mask"),
-        (REGIONS, {"region_mask_3": mask(0, 0, 0, 0)}, "region_mask_3", "white where the region is"),
+        (REGIONS, {"region_mask_3": mask(0, 0, 0, 0)}, "region_mask_3", "white where the region is; this one is black everywhere"),
+        ({"source": {}, "mask": {}}, {"source_image": encode(), "mask_image": mask(0, 0, 0, 0)}, "mask_image", "white where the source is to be inpainted; this one is black everywhere"),
         (REGIONS, {"region_mask_3": b"no picture"}, "region_mask_3", name_formats()),
         (REGIONS, {"region_mask_17": mask(0, 0, 9, 9)}, "region_mask_17", "region_mask_16"),
         (REGIONS | {"regions": [MASKED] * 17}, {}, "regions", "at most 16"),

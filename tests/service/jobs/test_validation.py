@@ -41,11 +41,12 @@ def ask(*stages: dict[str, float], **changes: object) -> GenerationRequest:
         (ask({}, {}, layout="flat"), "advanced.stages", "2 stages", "at most 1: model m generates this picture at 2048x2048 px"),
         (ask({"strength": 0.5}), "advanced.stages.0.strength", "0.5", "1: the first stage starts from pure noise"),
         (ask({"steps": 20}, steps=30), "advanced.stages.0.steps", "20", "30, as the field steps says, or only one of the two"),
+        (ask(start_within_s=60, finish_within_s=59.5), "finish_within_s", "59.5", "at least start_within_s, which is 60: both count from the POST"),
         (ask({}, {"steps": 120}), "advanced.stages.1.steps", "120", "1 to 100 for model m"),
         (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps, or fewer steps: the scheduler of model m takes 1 to 1000 steps in a full schedule"),
     ],
 )  # fmt: skip
-def test_a_stage_that_cannot_be_generated_is_named(
+def test_what_cannot_be_generated_is_named(
     request_: GenerationRequest, field: str, value: str, allowed: str
 ) -> None:
     (error,) = find(request_, CARD)

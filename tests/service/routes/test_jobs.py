@@ -82,6 +82,14 @@ def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
         ({"control": {"name": "edges"}}, "control.name", "none: model glow (toy) supports no ControlNet"),
         ({"loras": [{"name": "ink", "weight": 4.1}]}, "loras.0.weight", "4"),
         ({"loras": [{"name": "ink"}, {"name": "ink"}]}, "loras", "each LoRA once"),
+        ({"fidelity": 0.5}, "fidelity", "nothing without `upscale`"),
+        ({"upscale": 2}, "upscale", "nothing without `source`"),
+        ({"style": {}}, "style", "nothing without `source`"),
+        (
+            {"control": {"name": "edges", "start": 0.5, "end": 0.5}},
+            "control.start",
+            "less than `end`, which is 0.5",
+        ),
         ({"loras": [{"name": str(number)} for number in range(9)]}, "loras", "8"),
         ({"advanced": {"stages": [{"step": 3}]}}, "advanced.stages.0.step", "steps, strength"),
         ({"loras": [{"nam": "ink"}]}, "loras.0.nam", "name, weight"),
@@ -102,7 +110,7 @@ def test_a_drawn_seed_is_one_that_every_json_parser_keeps() -> None:
         ({"output_quality": 90}, "output_quality", "jpeg or webp, not png"),
         ({"dpi": 0}, "dpi", "1"),
         ({"dpi": 2401}, "dpi", "2400"),
-        ({"dpi": 72.5}, "dpi", "integer"),
+        ({"dpi": 72.5}, "dpi", "a whole number from 1 to 2400"),
     ],
 )
 def test_a_refused_value_is_named_with_what_is_allowed(

@@ -53,6 +53,8 @@ REFUSED: list[tuple[str, dict[str, object], str, str]] = [
     ("edit", {"image": [SOURCE] * 2}, "image", "invalid_value"),  # this model takes no style from a picture
     ("edit", {"image": ("a.png", draw(size=(2100, 2100)))}, "response_format", "invalid_value"),
     ("edit", {"mask": SOURCE, "image": [SOURCE] * 2}, "mask", "invalid_value"),
+    ("edit", {"mask": ("m.png", draw("RGBA", (160, 128)))}, "mask", "invalid_value"),
+    ("edit", {"mask": SOURCE}, "mask", "invalid_value"),  # it is opaque
     ("edit", {"markup": SOURCE}, "markup", "invalid_value"),
     ("edit", {"n": "many"}, "n", "invalid_value"),
     ("edit", {"input_fidelity": "medium"}, "input_fidelity", "invalid_value"),

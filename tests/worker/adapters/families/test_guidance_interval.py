@@ -191,6 +191,6 @@ def test_a_folder_that_has_no_branch_to_leave_out_has_no_interval(tmp_path: Path
     tiny_flux(tmp_path / "flux")
     (tmp_path / "flux" / "chorale.json").write_text('{"guidance_interval": [0.2, 0.9]}')
     with pytest.raises(
-        ModelFolderError, match=r"guidance_interval \[0\.2, 0\.9\] would have no effect: this flux"
+        ModelFolderError, match=r"chorale\.json: guidance_interval \[0\.2, 0\.9\]: null: this flux"
     ):
         load_model(str(tmp_path / "flux"), "cpu")

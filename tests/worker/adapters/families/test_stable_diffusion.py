@@ -93,7 +93,7 @@ def test_digests_are_read_as_programs_write_them(
     ("file", "content", "says"),
     [
         ("model_index.json", "{oops", r"model_index\.json: Invalid JSON: "),
-        ("model_index.json", "[]", r"model_index\.json: Input should be an object"),
+        ("model_index.json", "[]", r"model_index\.json: this is no object"),
         (
             "model_index.json",
             "{}",

@@ -1,0 +1,115 @@
+"""Every refused option is told with its value and what is allowed."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import typer
+from typer.models import OptionInfo
+
+from api_schemas.errors import FieldError, Problem
+from chorale.cli import app
+from chorale.errors import InvalidRequestError
+from chorale.typed_options import RefusedOptionError, naming_options
+from tests.chorale.commands import run
+
+NOWHERE = ("--url", "http://127.0.0.1:1")
+
+
+def list_options(program: typer.Typer = app) -> Iterator[tuple[str, str, type, OptionInfo]]:
+    """(command, name, type, how it is read) of all that take numbers or one of some words."""
+    for command in program.registered_commands:
+        assert command.callback is not None
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            if get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], OptionInfo):
+                for kind in strip(hint.__origin__):
+                    yield command.callback.__name__, name, kind, hint.__metadata__[0]
+    for group in program.registered_groups:
+        assert group.typer_instance is not None
+        yield from list_options(group.typer_instance)
+
+
+def strip(kind: Any) -> list[Any]:
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
+    return [each for each in kinds if each in (int, float) or get_origin(each) is Literal]
+
+
+def test_every_option_of_limits_names_the_value_and_what_is_allowed() -> None:
+    options = list(list_options())
+    assert len(options) > 30
+    for command, name, _, option in options:
+        assert option.parser is not None, f"{name} of {command} says not what is allowed"
+        for wrong in ("much", "", "-1e30", "nan"):
+            with pytest.raises(typer.BadParameter, match=f"^'{wrong}'; allowed is [0-9a-z]"):
+                option.parser(wrong)
+
+
+def test_what_is_offered_is_taken() -> None:
+    for command, name, kind, option in list_options():
+        for word in get_args(kind):
+            assert option.parser is not None
+            assert option.parser(str(word)) == word, (command, name)
+
+
+def test_defaults_are_allowed() -> None:
+    for command in app.registered_commands:
+        for parameter in inspect.signature(command.callback or print).parameters.values():
+            for option in getattr(parameter.annotation, "__metadata__", ()):
+                parser: Callable[[Any], object] | None = getattr(option, "parser", None)
+                if parser is not None and parameter.default not in (None, inspect.Parameter.empty):
+                    assert parser(parameter.default) == parameter.default
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--fidelity", "1.1"), "Invalid value for '--fidelity': '1.1'; allowed is a number from 0 to 1"),
+        (("--fidelity", "much"), "Invalid value for '--fidelity': 'much'; allowed is a number from 0 to 1"),
+        (("--upscale", "9"), "Invalid value for '--upscale': '9'; allowed is a whole number from 2 to 8"),
+        (("--fit", "wide"), "Invalid value for '--fit': 'wide'; allowed is fill, fit, crop or exact"),
+        (("--size", "32x64"), "chorale: --size, width 32: a whole number from 64 to 16384"),
+        (("--fidelity", "0.5"), "chorale: --fidelity 0.5: nothing without --upscale: "),
+        (("--mask", "0,0,9,9"), "chorale: --mask: nothing without --source: the picture to begin with"),
+        (("--style-prompt", "ink"), "chorale: --style-prompt: nothing without --source: "),
+        (("--lora", "ink:9"), "chorale: --lora 9.0: a number from -4 to 4"),
+        (("--guidance-interval", "0.2,9"), "chorale: --guidance-interval 9.0: a number from 0 to 1"),
+        (("--size", "16384", "-o", "x.webp"), 'chorale: --output "webp": png, jpeg or tiff'),
+    ],
+)
+def test_generate_refuses_by_option(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    done = run("generate", "moss", *arguments, *NOWHERE, folder=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "chorale: --left 0: above 0, here or in --right, --top, --bottom"),
+        (
+            ("--left", "16385"),
+            "Invalid value for '--left': '16385'; allowed is a whole number from 0 to 16384",
+        ),
+    ],
+)
+def test_extend_refuses_by_option(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    done = run("extend", "0" * 28, "-o", "x.png", *arguments, *NOWHERE, folder=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_what_the_server_refuses_is_told_by_option_and_file() -> None:
+    errors = [
+        FieldError(field="mask_image", value="a picture", allowed="white somewhere"),
+        FieldError(field="left_px", value="9", allowed="at most 8"),
+        FieldError(field="advanced.stages.0.steps", value="1", allowed="at least 2"),
+    ]
+    problem = Problem(title="", status=422, detail="", code="invalid_request", errors=errors, request_id="-")
+    with pytest.raises(RefusedOptionError) as refused, naming_options({"mask_image": Path("black.png")}):
+        raise InvalidRequestError(problem)
+    assert str(refused.value) == (
+        "--mask black.png: white somewhere; --left 9: at most 8; advanced.stages.0.steps 1: at least 2"
+    )
