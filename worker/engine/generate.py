@@ -240,15 +240,16 @@ def _read_kept(
 
 
 def _make_sync(stage: StagePlan, inpainting: Inpainting | None) -> Sync | None:
-    """None where there is nothing to agree with: one tile covers the canvas, and nothing of it stays."""
+    """None where there is nothing to agree with: one tile covers the canvas and nothing of it stays, or what stays differs."""
     alone = stage.denoise.tile_shape == stage.canvas.size and inpainting is None
     if alone or not stage.sync_strength:
         return None
     regions = stage.denoise.regions
-    return Sync(
+    sync = Sync(
         stage.sync_strength, stage.canvas,
         evenly=stage.synced_evenly, regions=regions and regions.weights, inpainting=inpainting,
     )  # fmt: skip
+    return sync if sync.has_example() else None
 
 
 def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:
