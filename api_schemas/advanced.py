@@ -102,8 +102,8 @@ class AdvancedSettings(RequestPart):
         allow_inf_nan=False,
         description="How far the tone and contrast of every part are moved, at each step, towards those of other parts: of"
         " a texture all alike; of a scene, or a picture with regions, those of like tone that are near and in the same"
-        " region; of what is inpainted, those of what stays. 0 is off. If left out, the default of the model's card for textures,"
-        " and 0 for others and for what begins with a source. A re-roll or an extension without a prompt of its own has that of its parent.",
+        " region; of what is inpainted, those of what stays, if that is a texture, too. 0 is off. If left out, the default of the"
+        " model's card for textures and parts of them, and 0 for others and where all of a source changes. A re-roll or an extension without a prompt of its own has that of its parent.",
     )
     decode_mode: Literal["auto", "exact", "bounded"] = Field(
         default="auto",

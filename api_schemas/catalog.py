@@ -184,10 +184,11 @@ class ModelCard(BaseModel):
         return "cascade" if is_scene else "flat", reason
 
     def choose_sync_strength(self, request: GenerationRequest) -> float:
-        """As asked for, or the default for a texture; scenes and regions are to differ from place to place."""
+        """As asked for, or the default for a texture, or a part of one; scenes and regions are to differ from place to place."""
         if request.advanced.sync_strength is not None:
             return request.advanced.sync_strength
-        return self.sync_strength if request.source is None and self.is_alike(request) else 0.0
+        made = request.source is None or request.mask is not None
+        return self.sync_strength if made and self.is_alike(request) else 0.0
 
     def is_alike(self, request: GenerationRequest) -> bool:
         """Whether all of the picture is to be alike, as of a texture. A resolved request is as the one it was made from."""

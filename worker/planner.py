@@ -58,7 +58,10 @@ def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest, *, firs
     """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
         return Upscale(
-            card.choose_augmentation(request), skipped=stage.skipped, low_band=_keep_to_source(request)
+            card.choose_augmentation(request),
+            skipped=stage.skipped,
+            low_band=_keep_to_source(request),
+            held=1.0 if request.upscale is None else min(request.chosen_fidelity / DEFAULT_FIDELITY, 1.0),
         )
     style = request.active_style
     if style is not None:

@@ -105,24 +105,26 @@ def test_a_conditioned_stage_starts_from_noise_and_runs_all_of_its_schedule() ->
 
 
 @pytest.mark.parametrize(
-    ("fidelity", "augmentation", "weight"),
+    ("fidelity", "augmentation", "weight", "held"),
     [
-        (None, 0.2, None),
-        (1.0, 0.0, 0.6),
-        (0.75, 0.1, 0.3),
-        (0.5, 0.2, None),
-        (0.2, 0.2, -0.15),
-        (0.0, 0.2, -0.25),
+        (None, 0.2, None, 1.0),
+        (1.0, 0.0, 0.6, 1.0),
+        (0.75, 0.1, 0.3, 1.0),
+        (0.5, 0.2, None, 1.0),
+        (0.2, 0.2, -0.15, 0.4),
+        (0.0, 0.2, -0.25, 0.0),
     ],
 )
 def test_a_conditioned_stage_sees_a_source_the_more_clearly_the_higher_its_fidelity_and_keeps_to_it(
-    fidelity: float | None, augmentation: float, weight: float | None
+    fidelity: float | None, augmentation: float, weight: float | None, held: float
 ) -> None:
     card = CARD.model_copy(update={"cascade": Cascade(conditioned=True, augmentation=0.2)})
     asked = {"source": {}, "upscale": 2, "fidelity": fidelity, "width_px": 2048, "height_px": 2048}
     found = plan_generation(ask(**asked), card, 1 << 30, Path("spill")).stages
     kept = None if weight is None else LowBandPlan(pytest.approx(weight), pytest.approx(weight), cutoff=None)
-    assert [stage.start for stage in found] == [Upscale(pytest.approx(augmentation), low_band=kept)]
+    assert [stage.start for stage in found] == [
+        Upscale(pytest.approx(augmentation), low_band=kept, held=held)
+    ]
 
 
 SIDES = ((1024, 1024), (2048, 1536), (1600, 832), (2944, 512), (2480, 3508), (1001, 64))

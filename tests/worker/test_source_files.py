@@ -9,8 +9,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import PicturePart, ResolvedRequest, SentPicture
+from api_schemas.source import Source
 from api_schemas.stages import lay_stages
 from worker.alpha import open_alpha
+from worker.engine.canvas import Plane
+from worker.engine.start import GivenPixels, Picture
+from worker.planner import plan_generation
+from worker.source import lay_source
 from worker.source_files import SourceFiles, write_source
 
 CARD = ModelCard(
@@ -57,6 +62,24 @@ def test_fill_is_what_pillow_fits(size: tuple[int, int], tmp_path: Path) -> None
     found = read(write(tmp_path, image, width_px=96, height_px=72, source={}))
     wanted = np.asarray(ImageOps.fit(image, (96, 72), Image.Resampling.LANCZOS))
     assert np.abs(found.astype(int) - wanted).mean() < 3  # each places its middle to half a pixel
+
+
+@pytest.mark.parametrize(("times", "own"), [(4, (76, 100)), (3, (78, 102))])
+def test_what_is_enlarged_knows_its_own_size(times: int, own: tuple[int, int], tmp_path: Path) -> None:
+    """With what the canvas has beside the picture: at 3 times 149 x 197 of 152 x 200 px, of its first stage."""
+    files = write(
+        tmp_path, paint(100, 76), width_px=100 * times, height_px=76 * times, source={}, upscale=times
+    )
+    sent = SentPicture(sha256="", width_px=100, height_px=76)
+    request = ResolvedRequest(
+        model="m", steps=4, guidance_scale=1.0, seed=1, pictures={"source_image": sent}, source=Source(),
+        upscale=times, width_px=100 * times, height_px=76 * times,
+    )  # fmt: skip
+    plan = lay_source(plan_generation(request, CARD, 1 << 30, tmp_path), request, files)
+    start = plan.stages[0].start
+    assert isinstance(start, Picture)
+    assert isinstance(start.given, GivenPixels)
+    assert start.given.smaller == Plane(*own)
 
 
 @pytest.mark.parametrize("times", [2, 3, 4, 8])

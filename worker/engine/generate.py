@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.back_projection import hold_to_lead
+from worker.engine.back_projection import hold_to_smaller
 from worker.engine.beginning import Begun, begin_conditioned, begin_from_picture, blend
 from worker.engine.denoise import Checkpoint, Span, Step, TilePredicted, denoise
 from worker.engine.ensemble import Ensemble, Replica
@@ -138,7 +138,9 @@ def generate(
             max(resume.step - before, 0) if resume else 0, stage.span, begun.low_band, _make_sync(stage.plan, begun.inpainting),
             begun.inpainting, style,
         )  # fmt: skip
-        latent = yield from hold_to_lead(latent, ensemble.enlarged, plan, stage.began.level, prepared, group)
+        latent = yield from hold_to_smaller(
+            latent, ensemble.enlarged, plan, stage.began.level, prepared, group
+        )
         at_most = ensemble.at_most
     assert latent is not None
     yield from _decode_to_rows(latent, plan, prepared.decoder, group)
@@ -238,15 +240,16 @@ def _read_kept(
 
 
 def _make_sync(stage: StagePlan, inpainting: Inpainting | None) -> Sync | None:
-    """None where there is nothing to agree with: one tile covers the canvas, and nothing of it stays."""
+    """None where there is nothing to agree with: one tile covers the canvas and nothing of it stays, or what stays differs."""
     alone = stage.denoise.tile_shape == stage.canvas.size and inpainting is None
     if alone or not stage.sync_strength:
         return None
     regions = stage.denoise.regions
-    return Sync(
+    sync = Sync(
         stage.sync_strength, stage.canvas,
         evenly=stage.synced_evenly, regions=regions and regions.weights, inpainting=inpainting,
     )  # fmt: skip
+    return sync if sync.has_example() else None
 
 
 def _draw_noise(plan: GenerationPlan, stage: _ScheduledStage) -> Tensor:

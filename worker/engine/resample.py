@@ -29,6 +29,16 @@ LANCZOS = Kernel(_LOBES, lambda distance: distance.sinc() * (distance / _LOBES).
 BILINEAR = Kernel(1, lambda distance: 1 - distance.abs())
 
 
+def _weigh_cubic(distance: Tensor) -> Tensor:
+    """Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981, eq. 15; so does libvips."""
+    far = distance.abs()
+    near = (1.5 * far - 2.5) * far.square() + 1
+    return torch.where(far < 1, near, ((2.5 - 0.5 * far) * far - 4) * far + 2)
+
+
+BICUBIC = Kernel(2, _weigh_cubic)
+
+
 def enlarge(source: Tensor, canvas: Plane, part: Rectangle, kernel: Kernel = LANCZOS) -> Tensor:
     """A part of a picture (C, h, w) enlarged to the size of `canvas`, float32.
 

@@ -32,10 +32,12 @@ class GivenPixels:
 
     Args:
         canvas: the latent pixels that it is encoded to.
+        smaller: the pixels that it was enlarged from by `BICUBIC`, as far as the canvas goes; None: it was not.
     """
 
     paint: Paint
     canvas: Plane
+    smaller: Plane | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,14 @@ class Upscale:
         skipped: steps of the whole schedule that are left out, from its beginning: it starts from `StagePlan.kept` under
             noise in place of pure noise.
         low_band: how the picture guides the stage beside what the model sees of it, if it does.
+        held: how far what is made is projected back to the picture before it was enlarged, in [0, 1].
     """
 
     augmentation: float = 0.0
     given: Given | None = None
     skipped: int = 0
     low_band: LowBandPlan | None = None
+    held: float = 1.0
 
 
 Start = Noise | Picture | Upscale

@@ -10,7 +10,7 @@ from worker.engine.canvas import Paint, Plane, Rectangle
 from worker.engine.noise import initial_noise
 from worker.engine.plan import DecodePlan
 from worker.engine.ranks import Group
-from worker.engine.resample import enlarge
+from worker.engine.resample import LANCZOS, Kernel, enlarge
 from worker.engine.start import Given, GivenLatent
 from worker.engine.stitch import Band, decode_part, stitch
 from worker.engine.vae.decode import Decoding
@@ -110,16 +110,16 @@ def paint_latent(
     decoder, device = autoencoder.decoder, autoencoder.device
     small, picture = canvas.resized(*latent.shape[-2:]), canvas.scaled(decoder.scale)
     tiles = decode_part(latent, decoder, small, plan, group, moments=moments, part=part)
-    image = yield from hold_bytes(tiles, small.scaled(decoder.scale), device)
+    image = yield from _hold_bytes(tiles, small.scaled(decoder.scale), device)
     return read_enlarged(image, picture, device)
 
 
-def read_enlarged(image: Tensor, picture: Plane, device: torch.device) -> Paint:
+def read_enlarged(image: Tensor, picture: Plane, device: torch.device, kernel: Kernel = LANCZOS) -> Paint:
     """RGB (3, h, w) of 0 to 255, at the size of `picture`."""
-    return lambda part: enlarge(image, picture, part).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
+    return lambda part: enlarge(image, picture, part, kernel).to(device).div_(127.5).sub_(1).clamp_(-1, 1)
 
 
-def hold_bytes(
+def _hold_bytes(
     tiles: Iterator[Decoding], picture: Plane, device: torch.device
 ) -> Generator[Warned | Heartbeat, None, Tensor]:
     """RGB (3, h, w), uint8, on the autoencoder's device."""

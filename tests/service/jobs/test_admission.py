@@ -84,6 +84,15 @@ def test_textures_alone_are_synced_unless_a_client_says_otherwise(
     assert card.is_alike(resolved) == card.is_alike(GenerationRequest.model_validate(asked))
 
 
+@pytest.mark.parametrize(("prompt", "whole", "part"), [("grass", 0.0, 0.8), ("mountains", 0.0, 0.0)])
+def test_of_a_source_parts_of_textures_alone_are_synced(prompt: str, whole: float, part: float) -> None:
+    words = SceneWords(bias=-1, weights={2: "mountains", -2: "grass"})
+    card = CARD.model_copy(update={"sync_strength": 0.8, "layout": "flat", "scene_words": words})
+    asked = {"prompt": prompt, "source": {}, "mask": REGION["shape"]}
+    assert card.choose_sync_strength(GenerationRequest.model_validate(asked)) == part
+    assert card.choose_sync_strength(GenerationRequest.model_validate(asked | {"mask": None})) == whole
+
+
 @pytest.mark.parametrize(
     ("asked", "found"), [(None, (0.2, 0.9)), ([0.0, 0.5], (0.0, 0.5)), ([0, 1], (0.0, 1.0))]
 )

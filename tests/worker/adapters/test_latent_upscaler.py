@@ -36,8 +36,8 @@ from worker.engine.denoise import Step
 from worker.engine.ensemble import Batch, Query
 from worker.engine.generate import FinalState, generate
 from worker.engine.noise import initial_noise
-from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
-from worker.engine.start import GivenLatent, LowBandPlan, Upscale
+from worker.engine.plan import DecodePlan, DenoisePlan, GenerationPlan, StagePlan
+from worker.engine.start import GivenLatent, GivenPixels, LowBandPlan, Upscale
 
 WEIGHTS = "latent_upscaler/diffusion_pytorch_model.safetensors"
 SEED, PROMPT = 9, Conditions("brick wall")
@@ -109,13 +109,22 @@ def enlarge_by_pillow(vae: AutoencoderKL, small: Tensor, side: int, *, reduced: 
     """
     shown = vae.decode(small[None] / vae.config.scaling_factor).sample[0]
     bytes_ = functional.avg_pool2d(shown.add(1).mul(127.5).round().clamp(0, 255), reduced).numpy()
-    scale, margin = vae.config.scaling_factor, 4
-    planes = [Image.fromarray(np.pad(each, margin, mode="edge")) for each in bytes_]
-    times = side / small.shape[-1] * reduced
+    pixels = resize_by_pillow(bytes_, side / small.shape[-1] * reduced, Image.Resampling.LANCZOS)
+    return encode(vae, pixels)
+
+
+def resize_by_pillow(image: np.ndarray, times: float, kernel: Image.Resampling) -> Tensor:
+    """(3, h, w) of 0 to 255, float32, enlarged: in [-1, 1]."""
+    margin = 4
+    planes = [Image.fromarray(np.pad(each, margin, mode="edge")) for each in image]
     size, cut = round(planes[0].width * times), round(margin * times)
-    large = [np.asarray(each.resize((size, size), Image.Resampling.LANCZOS)) for each in planes]
+    large = [np.asarray(each.resize((size, size), kernel)) for each in planes]
     pixels = torch.from_numpy(np.stack(large)[:, cut:-cut, cut:-cut]) / 127.5 - 1
-    return vae.encode(pixels.clamp(-1, 1)[None]).latent_dist.mode()[0] * scale
+    return pixels.clamp(-1, 1)
+
+
+def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    return vae.encode(pixels[None]).latent_dist.mode()[0] * vae.config.scaling_factor
 
 
 def make_final(plan: GenerationPlan, model: LoadedModel) -> Tensor:
@@ -133,6 +142,25 @@ def test_what_is_made_is_projected_back_to_the_stage_before(whole: Path, model: 
         found = enlarge_by_pillow(vae, made, 32, reduced=2)
     assert (wanted - found).abs().max() > 0.05
     torch.testing.assert_close(make_final(plan, model), made + wanted - found, rtol=1e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("held", [1.0, 0.5])
+def test_so_is_an_enlarged_picture(whole: Path, model: LoadedModel, held: float) -> None:
+    vae, canvas = AutoencoderKL.from_pretrained(str(whole / "vae")), Plane(32, 32)
+    scale = model.decoder.scale
+    small = np.random.default_rng(SEED).uniform(0, 255, (3, 8 * scale, 8 * scale)).astype(np.float32)
+    pixels = resize_by_pillow(small, 4, Image.Resampling.BICUBIC)
+    picture_px = canvas.scaled(scale)
+    given = GivenPixels(lambda part: picture_px.gather(pixels, part), canvas, Plane(*small.shape[1:]))
+    stage = StagePlan(lay(32, 16), 2, Upscale(0.1, given, held=held))
+    plan = GenerationPlan(SEED, 4, (stage,), DecodePlan(tile_size=8))
+    made = latent_after(2, plan, model)
+    with torch.inference_mode():
+        shown = vae.decode(made[None] / vae.config.scaling_factor).sample[0]
+        reduced = functional.avg_pool2d(shown.add(1).mul(127.5).round().clamp(0, 255), 4).numpy()
+        missing = encode(vae, pixels) - encode(vae, resize_by_pillow(reduced, 4, Image.Resampling.BICUBIC))
+    assert missing.abs().max() > 0.05
+    torch.testing.assert_close(make_final(plan, model), made + held * missing, rtol=1e-3, atol=5e-3)
 
 
 def test_a_part_that_is_made_again_is_not(model: LoadedModel) -> None:

@@ -97,6 +97,21 @@ def test_what_is_far_from_what_is_inpainted_does_not_count() -> None:
     assert (found[0] - clean)[:, weights == 1].abs().min(0).values.mean() > 0.01
 
 
+def test_a_part_of_what_differs_from_place_to_place_has_no_example() -> None:
+    """Noise is a texture; with the tones of a sky above it, it is none. What is made does not count."""
+    canvas, weights = Plane(SIDE, SIDE), torch.zeros(SIDE, SIDE)
+    weights[:32, :32] = 1
+    texture = draw(4, SIDE, SIDE)
+    sky, hole = texture.clone(), texture.clone()
+    sky[:, : SIDE // 2] += 1
+    hole[:, :32, :32] += 9
+    found = [
+        Sync(1.0, canvas, inpainting=Inpainting(Mask.lay(weights, canvas), kept, torch.zeros_like(kept)))
+        for kept in (texture, hole, sky)
+    ]
+    assert [each.has_example() for each in found] == [True, True, False]
+
+
 def spread(clean: Tensor, measure: Callable[[Tensor], Tensor]) -> float:
     cells = clean.unfold(1, 32, 32).unfold(2, 32, 32).flatten(3)
     return float(measure(cells).std())

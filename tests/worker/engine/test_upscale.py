@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+import pyvips
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate, pad
 
 from worker.engine.canvas import Plane, Rectangle
-from worker.engine.resample import BILINEAR, enlarge
+from worker.engine.resample import BICUBIC, BILINEAR, enlarge
 from worker.engine.upscale import augment
+from worker.scaling import scale_to
 
 
 @pytest.fixture
@@ -44,6 +46,14 @@ def test_a_flat_picture_stays_flat() -> None:
     torch.testing.assert_close(
         enlarge(flat, Plane(15, 13, (False, True)), part), torch.full((3, 15, 13), 0.25)
     )
+
+
+def test_inside_bicubic_is_what_libvips_makes(source: torch.Tensor) -> None:
+    ours = enlarge(source, Plane(80, 168), Rectangle(0, 0, 80, 168), BICUBIC)[0]
+    theirs = scale_to(pyvips.Image.new_from_array(source[0].numpy()), 168, 80).numpy()
+    np.testing.assert_allclose(
+        ours[8:-8, 8:-8], theirs[8:-8, 8:-8], atol=0.02
+    )  # it has kernels for 64 places a pixel
 
 
 @pytest.mark.parametrize("size", [(40, 56), (80, 112), (33, 50), (20, 61)])
