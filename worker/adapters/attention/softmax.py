@@ -85,7 +85,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
 
 def _is_hopper(device: torch.device) -> bool:
     """Or later: where cuDNN's kernel takes two thirds of the other's time, and is what PyTorch chooses itself."""
-    return torch.version.cuda is not None and torch.cuda.get_device_properties(device).major >= 9
+    return torch.version.cuda is not None and torch.cuda.get_device_properties(device).major >= 9  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # not typed
 
 
 def _as_bias(mask: Tensor | None, query: Tensor, keys: Tensor) -> Tensor | None:
