@@ -174,29 +174,30 @@ def measure_picture(bench: Bench, side_px: int, layout: Layout, steps: int, **as
     Args:
         asked: as `Bench.ask` takes it.
     """
-    size, spans, digest, predictions = bench.size(side_px), Spans(bench), hashlib.sha256(), 0.0
+    size, spans, predictions = bench.size(side_px), Spans(bench), 0.0
     branches = 1 if asked.get("few") else count_branches(bench)
-    with tempfile.TemporaryDirectory() as name, bench.gauge() as gauge:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with ImageFile(folder / "image.tif", size, size) as image:
-            for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder, asked=asked):
-                match event:
-                    case StageBegan(level=level):
-                        spans.begin("way up" if level > 1 else "start")
-                    case TilePredicted():
-                        spans.begin("steps")
-                    case Step():
-                        predictions += event.work * branches
-                        if event.index + 1 == event.steps:
-                            spans.begin("decode")
-                    case Band():
-                        digest.update(event.rows.numpy().data)
-                        image.write(event.top, event.rows.numpy())
-                    case _:
-                        pass
-        spans.begin("PNG")
-        PictureWriter(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
-        spans.begin("")
+        with bench.gauge() as gauge:
+            with ImageFile(folder / "image.tif", size, size) as image:
+                for event in bench.generate(side_px, layout=layout, steps=steps, folder=folder, asked=asked):
+                    match event:
+                        case StageBegan(level=level):
+                            spans.begin("way up" if level > 1 else "start")
+                        case TilePredicted():
+                            spans.begin("steps")
+                        case Step():
+                            predictions += event.work * branches
+                            if event.index + 1 == event.steps:
+                                spans.begin("decode")
+                        case Band():
+                            image.write(event.top, event.rows.numpy())
+                        case _:
+                            pass
+            spans.begin("PNG")
+            PictureWriter(folder / "image.tif", dpi=300).write_picture(folder / "image.png", "png", None)
+            spans.begin("")
+        digest = hashlib.sha256((folder / "image.tif").read_bytes()[-3 * size**2 :])
     bench.report(
         f"{side_px}² {' '.join(['few-step' if asked.get('few') else layout, *_name(asked)])}",
         f"{gauge.seconds:.2f} s; {predictions:.0f} predictions; peak {spans.peak_gib:.1f} GiB; "

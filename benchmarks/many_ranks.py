@@ -23,7 +23,7 @@ from worker.engine.ensemble import Batch, Ensemble
 from worker.engine.plan import StagePlan
 from worker.planner import plan_generation
 
-MODULES = 16  # as a worker on a GPU has them
+MODULES = 8  # as a worker on a GPU has them
 # Of an 8192² SDXL-size cascade on one, two and four GPUs, fixed seconds and those that ranks divide; taken by area.
 MEASURED_AREA = 8192**2
 DECODE = 0.7, 8.6  # 9.3, 5.0 and 2.9 s

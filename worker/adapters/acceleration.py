@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 import torch._dynamo.config
+import torch.fx.experimental._config
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
@@ -30,7 +31,10 @@ def find_denoisers(pipe: DiffusionPipeline) -> list[nn.Module]:
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
-    """Compile the repeated blocks in place, at the first call, once for all batches but those of 1.
+    """Compile the repeated blocks in place, at the first call, once for all batches.
+
+    Residual blocks are left as they are for a batch of 1, which is other code to the compiler: that would be half of
+    what a worker's start has to compile, for one tile alone.
 
     In place of diffusers' own `compile_repeated_blocks`, which leaves out residual blocks (17 of the 87 blocks of
     SDXL's UNet, and half of its time), raises an error for networks that name no blocks (Stable Diffusion 3's,
@@ -43,13 +47,15 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
         the number of blocks.
     """
     torch._dynamo.config.recompile_limit = _MAX_VARIANTS
+    # Else a batch of 1 is other code in blocks without convolutions, too.
+    torch.fx.experimental._config.backed_size_oblivious = True  # pyright: ignore[reportPrivateUsage]  # as PyTorch's own exporter sets it
     repeated = _ALWAYS | set(getattr(network, "_repeated_blocks", ()) or ())
     blocks = [part for part in network.modules() if type(part).__name__ in repeated]
     for block in blocks:
         block.compile(backend=backend, dynamic=False)  # pyright: ignore[reportUnknownMemberType]  # untyped options
         # There is no public place between a module's call and its compiled code.
         call = cast(Callable[..., object], block._compiled_call_impl)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
-        block._compiled_call_impl = _with_free_batch(call)  # pyright: ignore[reportPrivateUsage]
+        block._compiled_call_impl = _with_free_batch(block, call)  # pyright: ignore[reportPrivateUsage]
     return len(blocks)
 
 
@@ -82,11 +88,15 @@ def _name_variant(stage: StagePlan) -> _Variant:
     return stage.denoise.tile_shape, conductor, isinstance(stage.start, Upscale)
 
 
-def _with_free_batch(call: Callable[..., object]) -> Callable[..., object]:
+def _with_free_batch(block: nn.Module, call: Callable[..., object]) -> Callable[..., object]:
     def call_with_free_batch(*arguments: object, **options: object) -> object:
-        for each in (*arguments, *options.values()):
-            if isinstance(each, Tensor) and each.dim() > 1:
-                torch._dynamo.maybe_mark_dynamic(each, 0)
+        tensors = [
+            each for each in (*arguments, *options.values()) if isinstance(each, Tensor) and each.dim() > 1
+        ]
+        if type(block).__name__ in _ALWAYS and any(len(each) == 1 for each in tensors):
+            return block.forward(*arguments, **options)
+        for each in tensors:
+            torch._dynamo.maybe_mark_dynamic(each, 0)
         return call(*arguments, **options)
 
     return call_with_free_batch

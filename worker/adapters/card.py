@@ -46,7 +46,7 @@ def describe_model(family: Family, settings: FolderSettings, name: str, steps: t
         max_steps=min(settings.max_steps, most),
         max_schedule_steps=most,
         default_guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 16),
+        default_num_modules=settings.default_num_modules or (1 if family.pipe.device.type == "cpu" else 8),
         layout=settings.layout,
         sync_strength=settings.sync_strength,
         scene_words=settings.scene_words,

@@ -24,9 +24,9 @@ Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 """Calls a function of fixed inputs; what plays it back, and the output that it then overwrites."""
 
 _log = logging.getLogger(__name__)
-_WARM_UP = 2  # calls before the recording: compilation, choice of kernels
+_WARM_UP = 1  # calls before the recording: compilation, choice of kernels
 _MOST = 24  # shapes; all recordings share one pool of memory, but each has inputs and an output of its own
-_LARGEST = 8  # batch: more keep a GPU busy for longer than launches take, and to record them takes three forwards each
+_LARGEST = 8  # batch: more keep a GPU busy for longer than launches take, and to record them takes two more forwards each
 
 
 def replay_forward(

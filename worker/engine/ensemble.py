@@ -99,8 +99,8 @@ class Ensemble:
         canvas: that the tiles lie on.
         modules: tiles that one rank denoises at the same time, as one batch.
         group: the ranks that share the tiles out.
-        even: make batches smaller where that fills them evenly and gives every rank as many: faster,
-            but then their shape, and with it the last bit of a byte, follows the number of ranks.
+        even: make batches smaller where that fills them evenly and gives every rank as many, those of later rounds
+            by one if need be: faster, but then their shape, and with it the last bit of a byte, follows the number of ranks.
         at_most: predictions in a batch, where an earlier stage found out that more do not fit.
         enlarged: what the stage before has made, (C, H, W), where the model is to see it.
         masked: what is made, and what stays, (1 + C, H, W), where the model is to see it.
@@ -195,7 +195,7 @@ class Ensemble:
         """
         group, first = self._group, 0
         while first < len(queries):
-            size = self._choose_size(len(queries), wanted)
+            size = self._choose_size(len(queries) - first, wanted)
             start = first + group.rank * size
             # A rank without queries repeats the last, to keep the collectives in step.
             batch = queries[start : start + size] or queries[-1:]
@@ -208,7 +208,8 @@ class Ensemble:
             first += size * group.size
 
     def _choose_size(self, queries: int, wanted: int) -> int:
-        """50 queries in batches of up to 16: four of 13 for one rank, two or four; eight of 7 for eight."""
+        """Of the next round, of so many queries that are left: 50 in batches of up to 16 are 13, 13, 12 and 12 for one
+        rank; each of two has 13 and 12; each of eight 7."""
         if not self._even:
             return min(wanted, self._largest_batch)
         ranks = self._group.size

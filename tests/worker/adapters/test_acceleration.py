@@ -46,7 +46,7 @@ def plan_picture(model: FamilyModel, width_px: int, height_px: int) -> Generatio
 def test_compiled_blocks_say_the_same_at_every_batch_size(tmp_path: Path) -> None:
     unet = find_denoiser(tiny_stable_diffusion(tmp_path / "tiny"))
     inputs = [
-        (torch.randn(batch, 4, 16, 16), torch.tensor(7), torch.randn(batch, 5, 32)) for batch in (2, 3, 4)
+        (torch.randn(batch, 4, 16, 16), torch.tensor(7), torch.randn(batch, 5, 32)) for batch in (2, 3, 4, 1)
     ]
     with torch.inference_mode():
         before = [unet(*each).sample for each in inputs]
@@ -77,10 +77,11 @@ def test_a_block_is_compiled_once_for_batches_of_any_size() -> None:
 
 def _count_graphs() -> list[int]:
     unet = shallow_unet()
+    put_channels_last(unet)  # as on GPUs; else a batch of 1 has another stride
     compile_blocks(unet, backend="eager")
     counts: list[int] = []
     with torch.inference_mode():
-        for batch in (2, 3, 7):
+        for batch in (2, 3, 1):
             unet(torch.randn(batch, 4, 16, 16), torch.tensor(7), torch.randn(batch, 5, 32))
             counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     return counts

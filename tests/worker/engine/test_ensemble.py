@@ -91,19 +91,19 @@ def test_every_tile_gets_its_own_prediction_in_the_order_given(
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([1, 2]), st.booleans())
-def test_batches_have_one_size_and_hold_every_query_once(
+def test_batches_have_one_size_or_two_and_hold_every_query_once(
     count: int, modules: int, branches: int, even: bool
 ) -> None:
-    """The last is filled up with copies of its last query."""
+    """The last is filled up with copies of its last query; even ones need none, and differ by no more than one."""
     tiles, replica = list_tiles(count), Recorder(branches)
     list(Ensemble(replica, CANVAS, modules, even=even).predict(LATENT, TIMESTEP, tiles))
     queries = [Query(tile, branch) for tile in tiles for branch in range(branches)]
     asked = [query for batch in replica.batches for query in batch.queries]
-    assert len(set(replica.sizes)) == 1
-    assert replica.sizes[0] <= modules * branches
+    assert max(replica.sizes) - min(replica.sizes) <= int(even)
+    assert max(replica.sizes) <= modules * branches
     assert asked[: len(queries)] == queries
     assert set(asked[len(queries) :]) <= {queries[-1]}
-    assert len(asked) - len(queries) < replica.sizes[0]
+    assert len(asked) - len(queries) < (1 if even else replica.sizes[0])
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.booleans(), st.sampled_from([1, 2, 3]))
@@ -253,7 +253,7 @@ def test_all_ranks_halve_their_batches_where_one_lacks_memory() -> None:
 
 @pytest.mark.parametrize(
     ("even", "ranks", "sizes"),
-    [(False, 1, [16] * 4), (True, 1, [13] * 4), (True, 2, [13] * 2), (True, 8, [7])],
+    [(False, 1, [16] * 4), (True, 1, [13, 13, 12, 12]), (True, 2, [13, 12]), (True, 8, [7])],
 )
 def test_even_batches_waste_little_and_give_every_rank_as_many(
     even: bool, ranks: int, sizes: list[int]

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image, usual_scaling
-from worker.adapters.autoencoders.decoder import SupportedAutoencoder, flatten_decoder
+from worker.adapters.autoencoders.decoder import SupportedAutoencoder, double, flatten_decoder
 from worker.adapters.autoencoders.scaling import LatentScaling
 from worker.adapters.errors import UnknownFamilyError
 from worker.engine.canvas import Plane
@@ -103,3 +104,10 @@ def paint(
         if isinstance(event, DecodedTile):
             event.place.slice(image).copy_(event.image)
     return image
+
+
+def test_a_doubled_activation_is_its_nearest_neighbours() -> None:
+    value = torch.randn(2, 6, 5, 3)
+    doubled = double(value)
+    assert torch.equal(doubled, F.interpolate(value, scale_factor=2.0, mode="nearest"))
+    assert doubled.is_contiguous(memory_format=torch.channels_last)
