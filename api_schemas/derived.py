@@ -7,8 +7,9 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from api_schemas.fields import MAX_SEED, FinishWithin, Priority, Prompt, RequestPart, StartWithin
-from api_schemas.generation import MAX_DRAWN_SEED, MAX_SIDE_PX, GenerationRequest, ResolvedRequest
+from api_schemas.generation import MAX_DRAWN_SEED, GenerationRequest, ResolvedRequest
 from api_schemas.regions import MAX_FEATHER_PX
+from api_schemas.sizes import MAX_SIDE_PX
 from api_schemas.source import MAX_VARIATIONS, SourceMask
 from api_schemas.webhook import AskedWebhook
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -185,18 +185,27 @@ def result_of(job: Job) -> Result:
     return job.result
 
 
+@contextmanager
+def own_bench(folder: Path) -> Iterator[Bench]:
+    """With a queue server of its own, which no other test empties."""
+    with tempfile.TemporaryDirectory(prefix="ch-") as data:
+        socket = Path(data) / "v.sock"
+        server = ValkeyServer(port=0, data_dir=Path(data), unix_socket_path=socket, config={"save": ""})
+        server.start()
+        bench = Bench(f"unix://{socket}", folder)
+        try:
+            yield bench
+        finally:
+            bench.close()
+            server.stop()
+
+
 @pytest.fixture(scope="module")
 def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """One healthy worker for all tests of a module that do it no harm."""
-    with tempfile.TemporaryDirectory(prefix="ch-") as folder:
-        socket = Path(folder) / "v.sock"
-        server = ValkeyServer(port=0, data_dir=Path(folder), unix_socket_path=socket, config={"save": ""})
-        server.start()
-        bench = Bench(f"unix://{socket}", tmp_path_factory.mktemp("bench"))
+    with own_bench(tmp_path_factory.mktemp("bench")) as bench:
         bench.start_worker()
         yield bench
-        bench.close()
-        server.stop()
 
 
 @pytest.fixture
