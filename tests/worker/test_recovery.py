@@ -29,7 +29,7 @@ class TinyBench:
     def __init__(self, bench: Bench, model: str) -> None:
         self.bench, self._model = bench, model
         self._worker = bench.start_worker(model)
-        self.undisturbed = bench.picture(bench.await_end(submit_tiny(bench)))
+        self.undisturbed = bench.picture(bench.await_end(submit_tiny(bench), timeout_s=300))
 
     def find_worker(self) -> subprocess.Popen[bytes]:
         """The one that lives, or a new one."""
@@ -64,7 +64,7 @@ def test_a_killed_engine_is_replaced_and_goes_on(tiny: TinyBench) -> None:
     assert resumed.data.step >= 2
     assert bench.types(job_id).count("step.completed") <= TINY_STEPS + 2
     assert job.attempt == 2
-    assert bench.picture(job) == tiny.undisturbed
+    bench.require_picture(job, tiny.undisturbed)
 
 
 def submit_cascade(bench: Bench) -> str:
@@ -85,7 +85,7 @@ def test_a_cascade_that_was_killed_twice_goes_on_to_the_same_bytes(tiny: TinyBen
         bench.await_that(lambda: _kept(bench, job_id) >= 6, "checkpoint of the second stage")
         os.kill(find_engine(worker.pid), signal.SIGKILL)
     job = bench.await_end(job_id)
-    assert bench.picture(job) == bench.picture(undisturbed)
+    bench.require_picture(job, bench.picture(undisturbed))
     first, second = (event.data.step for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert 6 <= first <= second
     stages = [event.data for event in bench.events(undisturbed.id) if isinstance(event, PhaseStarted)]
@@ -119,7 +119,7 @@ def test_a_killed_workers_job_goes_on_at_a_peer(tiny: TinyBench) -> None:
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert resumed.data.step >= 1
-    assert bench.picture(job) == tiny.undisturbed
+    bench.require_picture(job, tiny.undisturbed)
     assert not is_running(engine)
     # RQ forgets a job that has ended, and has not tried it once more.
     bench.await_that(lambda: not bench.redis.exists(f"rq:job:{job_id}"), "forgotten job")
@@ -141,7 +141,7 @@ def test_a_terminated_worker_hands_its_job_back(tiny: TinyBench) -> None:
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert resumed.data.step == preempted.data.step
-    assert bench.picture(job) == tiny.undisturbed
+    bench.require_picture(job, tiny.undisturbed)
 
 
 def test_a_job_that_kills_every_engine_ends(bench: Bench) -> None:
@@ -179,4 +179,4 @@ def test_a_frozen_engine_is_killed_and_the_job_goes_on(bench: Bench) -> None:
     os.kill(find_engine(worker.pid), signal.SIGSTOP)
     job = bench.await_end(job_id)
     assert "job.resumed" in bench.types(job_id)
-    assert bench.picture(job) == undisturbed
+    bench.require_picture(job, undisturbed)
