@@ -14,12 +14,13 @@ from api_schemas.advanced import (
     GuidanceInterval,
     Positions,
 )
-from api_schemas.generation import DEFAULT_FIDELITY, MIN_SIDE_PX, GenerationRequest
+from api_schemas.generation import DEFAULT_FIDELITY, GenerationRequest
 from api_schemas.layout import (
     Cascade,
     Stage,
 )
 from api_schemas.scenes import SceneWords
+from api_schemas.sizes import MIN_SIDE_PX
 
 MAX_SCHEDULE_STEPS = 1000  # the timesteps that models are trained on
 AddOnKind = Literal["lora", "controlnet", "ip_adapter"]

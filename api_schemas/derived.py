@@ -17,12 +17,12 @@ from api_schemas.fields import (
 )
 from api_schemas.generation import (
     MAX_DRAWN_SEED,
-    MAX_SIDE_PX,
     WEBP_MAX_SIDE_PX,
     GenerationRequest,
     ResolvedRequest,
 )
 from api_schemas.regions import MAX_FEATHER_PX
+from api_schemas.sizes import MAX_SIDE_PX
 from api_schemas.source import MAX_VARIATIONS, SourceMask
 from api_schemas.webhook import AskedWebhook
 

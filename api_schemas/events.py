@@ -16,6 +16,7 @@ WarningCode = Literal[
     "decode_widened",
     "dtype_changed",
     "mask_scaled",
+    "memory_changed",
     "prompt_cut",
     "region_faint",
     "unsigned",

@@ -8,11 +8,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from api_schemas.advanced import MAX_TILE_SIZE_PX, GuidanceInterval
 from api_schemas.catalog import Dtype
 from api_schemas.fields import refuse_fields
-from api_schemas.generation import MIN_SIDE_PX
 from api_schemas.layout import Cascade, Steps
 from api_schemas.model_files import SETTINGS, FolderError
 from api_schemas.refused_values import tell_refused
 from api_schemas.scenes import SceneWords
+from api_schemas.sizes import MIN_SIDE_PX
 
 TileSide = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_TILE_SIZE_PX)]
 Offload = Literal["none", "model", "sequential", "group"]

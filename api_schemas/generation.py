@@ -24,6 +24,7 @@ from api_schemas.fields import (
     refuse_fields,
 )
 from api_schemas.regions import MAX_REGIONS, MaskPart, Region
+from api_schemas.sizes import MAX_SIDE_PX, MIN_SIDE_PX
 from api_schemas.source import (
     FIELD_LINKS,
     LINKED_FIELDS,
@@ -37,8 +38,6 @@ from api_schemas.source import (
 from api_schemas.style import Style
 from api_schemas.webhook import AskedWebhook
 
-MIN_SIDE_PX = 64
-MAX_SIDE_PX = 16_384
 MAX_DRAWN_SEED = 2**53 - 1  # what a double holds, so that every JSON parser keeps it
 MAX_LORAS = 8
 WEBP_MAX_SIDE_PX = 16_383

@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -22,17 +23,40 @@ from worker.errors import DamagedFileError
 _VERSION = 1
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint, engine_s: float, dtype: Dtype | None = None) -> None:
-    """Write atomically: at `path` there is a whole checkpoint or none.
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What an engine chose when it started, and a picture's last bits go by; None: not known.
 
     Args:
-        dtype: that its predictions were computed in: in another the picture is another, by little.
+        dtype: that predictions are computed in.
+        num_modules: so many tiles it predicts at once where the request leaves that open.
+        decode_memory: bytes that decoding may hold.
     """
+
+    dtype: Dtype | None = None
+    num_modules: int | None = None
+    decode_memory: int | None = None
+
+    @property
+    def memory(self) -> str | None:
+        """What it makes of the memory that there is."""
+        if self.num_modules is None or self.decode_memory is None:
+            return None
+        return f"num_modules {self.num_modules} and {self.decode_memory >> 20} MiB for decoding"
+
+
+UNKNOWN_SETUP = EngineSetup()
+
+
+def write_checkpoint(
+    path: Path, checkpoint: Checkpoint, engine_s: float, setup: EngineSetup = UNKNOWN_SETUP
+) -> None:
+    """Write atomically: at `path` there is a whole checkpoint or none."""
     state: dict[str, object] = {
         "step": checkpoint.step,
         "scalars": checkpoint.scalars,
         "engine_s": engine_s,
-        "dtype": dtype,
+        **asdict(setup),
     }
     partial = path.with_suffix(".partial")
     _write(partial, checkpoint.tensors, state)
@@ -54,13 +78,18 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, float]:
         raise DamagedFileError(f"{path.name} is no checkpoint: it has no {error}") from error
 
 
-def read_dtype(path: Path) -> Dtype | None:
-    """What a checkpoint's predictions were computed in, if it tells.
+def read_setup(path: Path) -> EngineSetup:
+    """Of the engine that wrote a checkpoint, as far as it tells.
 
     Raises:
         DamagedFileError: as `read_checkpoint`.
     """
-    return cast(Dtype | None, _read(path)[1].get("dtype"))
+    state = _read(path)[1]
+    return EngineSetup(
+        cast(Dtype | None, state.get("dtype")),
+        cast(int | None, state.get("num_modules")),
+        cast(int | None, state.get("decode_memory")),
+    )
 
 
 def write_final_state(path: Path, state: FinalState, colors: ColorFix | None = None) -> None:

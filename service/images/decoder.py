@@ -22,11 +22,11 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, ImageChops, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-from api_schemas.generation import MAX_SIDE_PX
+from api_schemas.sizes import MAX_SIDE_PX
 from service.images.colors import Declared, HighRangeError, to_srgb
 from service.images.containers import read_codes, trim_png
 from service.images.formats import explain_refusal, readable_formats
-from service.images.masks import MaskSummary
+from service.images.mask_summary import MaskSummary
 from service.images.png_rows import PngRows
 
 Alpha = Literal["kept", "black", "marks"]

@@ -6,14 +6,9 @@ from dataclasses import dataclass
 from api_schemas.catalog import ModelCard
 from api_schemas.errors import FieldError
 from api_schemas.events import Result
-from api_schemas.generation import (
-    DEFAULT_STRENGTH,
-    MAX_SIDE_PX,
-    MIN_SIDE_PX,
-    WEBP_MAX_SIDE_PX,
-    GenerationRequest,
-)
+from api_schemas.generation import DEFAULT_STRENGTH, WEBP_MAX_SIDE_PX, GenerationRequest
 from api_schemas.job import Job
+from api_schemas.sizes import MAX_SIDE_PX, MIN_SIDE_PX
 from api_schemas.source import Size, Source, SourceJob, place_source
 from api_schemas.stages import fit_source
 from api_schemas.wire import state_key

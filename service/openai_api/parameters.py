@@ -6,7 +6,8 @@ from typing import Annotated, Final, Literal, cast
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from api_schemas.fields import MAX_PROMPT, MAX_SEED, Prompt, RequestPart, refuse_nul
-from api_schemas.generation import MAX_SIDE_PX, MIN_SIDE_PX, Seamless
+from api_schemas.generation import Seamless
+from api_schemas.sizes import MAX_SIDE_PX, MIN_SIDE_PX
 
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 AnswerForm = Literal["b64_json", "url"]

@@ -200,13 +200,22 @@ def test_a_listed_model_is_served_by_its_name_until_it_is_changed(tmp_path: Path
     tiny_control_net(edges, pipe)
     ink.write_bytes(b"weights")
     Image.linear_gradient("L").save(tmp_path / "gradient.png")
-    assert models(tmp_path, "add", "tiny", str(folder)).returncode == 0
-    for name, path, kind in (("ink", ink, "lora"), ("edges", edges, "controlnet")):
-        made_for = ("--control", "tile") if kind == "controlnet" else ()
-        added = models(
-            tmp_path, "add", name, str(path), "--kind", kind, "--base", "stable-diffusion", *made_for
-        )
-        assert added.returncode == 0, added.stderr
+    allow_list = AllowListFile(tmp_path / "data" / "models.json")
+    allow_list.add("tiny", folder, "model", None)
+    allow_list.add("ink", ink, "lora", "stable-diffusion")
+    added = models(
+        tmp_path,
+        "add",
+        "edges",
+        str(edges),
+        "--kind",
+        "controlnet",
+        "--base",
+        "stable-diffusion",
+        "--control",
+        "tile",
+    )
+    assert added.returncode == 0, added.stderr
     request = GenerationRequest(prompt="a", width_px=256, height_px=256, steps=1, model="tiny", seed=1)
     controlled = request.model_copy(update={"control": ControlSettings(name="edges", scale=2.0)})
     pictures: dict[PicturePart, Path] = {"control_image": tmp_path / "gradient.png"}

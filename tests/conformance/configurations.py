@@ -68,12 +68,12 @@ Record = Callable[[str, object], None]
 def list_surprises(name: str, part: str, base: Base, scratch: Path, record_property: Record) -> list[str]:
     """What did not come of a changed field as its table says."""
     unchanged = base.make(pictures=part == "vae")
-    theirs, ours = (_without(part, parts) for parts in (base.parts, base.our_parts))
+    theirs, ours = (without(part, parts) for parts in (base.parts, base.our_parts))
     surprises = list[str]()
     for field, tries in TABLES[name][part].tried.items():
         for each in tries:
             folder = change(base.folder, scratch / "changed", part, field, each.value)
-            outcome = _examine(name, unchanged, folder, theirs, ours)
+            outcome = examine(name, unchanged, folder, theirs, ours)
             record_property(MATRIX, ("configuration fields", outcome))
             if outcome != each.outcome:
                 value = each.value.value if isinstance(each.value, Together) else each.value
@@ -81,12 +81,12 @@ def list_surprises(name: str, part: str, base: Base, scratch: Path, record_prope
     return surprises
 
 
-def _without(part: str, parts: dict[str, object]) -> dict[str, object]:
+def without(part: str, parts: dict[str, object]) -> dict[str, object]:
     """All that a change of the part leaves as it is; the index counts for each."""
     return {each: component for each, component in parts.items() if each != part} if part else {}
 
 
-def _examine(
+def examine(
     name: str,
     unchanged: Made,
     folder: Path,

@@ -79,6 +79,7 @@ def build(case: FamilyCase, folder: Path) -> Path:
     case.build(folder)
     settings = {
         "native_size_px": 64,
+        "default_steps": 10,  # as many the scheduler is tried with, in place of 50
         "latent_rgb": {"weight": [[0.0] * case.noise[0]] * 3, "bias": [0.5] * 3},
     }
     (folder / "chorale.json").write_text(json.dumps(settings))

@@ -31,7 +31,12 @@ def change(base: Path, folder: Path, part: str, field: str, value: object) -> Pa
     Whatever weights fit are kept, so that a field which changes nothing shows it.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(base, folder)
+    folder.mkdir()
+    for path in base.iterdir():
+        if path.is_dir() and path.name != part:
+            (folder / path.name).symlink_to(path)
+        else:
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
     path = folder / part / config_file(part, field)
     if path.suffix == ".jinja":
         path.write_text(str(value))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from diffusers.models.modeling_utils import ModelMixin
 
-from tests.conformance.examine import judge, make_ours, make_theirs, refuse_ours
+from tests.conformance.configurations import Base, examine, without
+from tests.conformance.examine import make_theirs
 from tests.conformance.families import CASES, build
 from tests.conformance.summary import MATRIX
 from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
@@ -40,13 +41,12 @@ def test_an_autoencoder_of_another_class(
 ) -> None:
     case, (channels, known) = CASES[name], KNOWN[name]
     folder = build(case, tmp_path / name)
-    base = make_theirs(case, folder, pictures=True)
+    base, unchanged = Base(name, folder), make_theirs(case, folder, pictures=True)
+    others = [without("vae", parts) for parts in (base.parts, base.our_parts)]
     outcomes = dict[str, str]()
     for kind, make in AUTOENCODERS.items():
         _replace(folder, kind, make(channels))
-        theirs = make_theirs(case, folder, pictures=True)
-        ours = refuse_ours(case, folder) if theirs.error else make_ours(case, folder, pictures=True)
-        outcomes[kind] = judge(base, theirs, ours)
+        outcomes[kind] = examine(name, unchanged, folder, *others)
         record_property(MATRIX, ("autoencoders in families", outcomes[kind]))
     assert {kind for kind, outcome in outcomes.items() if outcome in ("honoured", "inert")} == known, outcomes
     assert set(outcomes.values()) <= {"honoured", "inert", "refused", "unusable"}, outcomes

@@ -193,10 +193,10 @@ def _require_same_from_any_checkpoint(prepared: PreparedModel, kind: Kind, folde
 
 
 def _try(family: Family, scheduler: SchedulerMixin) -> None:
-    """As it is tried when a folder is loaded; consistency models' scheduler takes 40 steps at most."""
+    """As it is tried when a folder is loaded, with fewer steps; consistency models' scheduler takes 40 at most."""
     side = family.shape.native_size_px // family.shape.scale
     try_scheduler(
-        scheduler, family.use_scheduler(StagePlan(_one_tile(side, side), min(family.defaults.steps, 40)))
+        scheduler, family.use_scheduler(StagePlan(_one_tile(side, side), min(family.defaults.steps, 20)))
     )
 
 

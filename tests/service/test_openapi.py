@@ -50,13 +50,14 @@ def _attack_all(url: str, ended: str) -> None:
 @contextmanager
 def _canceling(story: Story) -> Iterator[None]:
     """End all jobs soon, as a user would who has enough."""
-    enough = Event()
+    enough, ended = Event(), set[str]()
 
     def cancel() -> None:
         while not enough.wait(0.02):
-            for key in story.redis.zrevrange(JOBS_KEY, 0, 20):
-                if story.job(key.decode()).status == "queued":
-                    story.cancel(key.decode())
+            for job_id in {key.decode() for key in story.redis.zrevrange(JOBS_KEY, 0, 20)} - ended:
+                if story.job(job_id).status == "queued":
+                    story.cancel(job_id)
+                ended.add(job_id)
 
     with ThreadPoolExecutor(1) as pool:
         canceled = pool.submit(cancel)

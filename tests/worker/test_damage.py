@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from worker.process.generation import generate_job
 from worker.process.protocol import CheckpointWritten, Generate, Report
 from worker.process.ranks import RankProcesses
 from worker.process.session import run_session
-from worker.process.warmup import make_ready
+from worker.process.warmup import Ready, make_ready
 from worker.settings import WorkerSettings
 from worker.storage import Storage
 
@@ -46,31 +47,44 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         tiny_stable_diffusion(folder / "tiny")
         self._source = ModelSource(str(folder / "tiny"))
-        self._ready = make_ready(self._source, "cpu")
+        self.ready = make_ready(self._source, "cpu")
         self.undisturbed, _ = self.run(folder / "undisturbed", None)
 
-    def run(self, folder: Path, checkpoint: Path | None) -> tuple[str, list[Report]]:
-        """Digest of the finished rows, and all reports."""
+    def run(
+        self, folder: Path, checkpoint: Path | None, ready: Ready | None = None, **changes: int
+    ) -> tuple[str, list[Report]]:
+        """Digest of the finished rows, and all reports.
+
+        Args:
+            ready: another engine.
+            changes: of the request.
+        """
         ours, theirs = multiprocessing.Pipe()
-        job = self._make_job(folder, checkpoint)
+        job = _make_job(folder, checkpoint, changes)
         with RankProcesses(self._source, ["cpu"]) as ranks, ThreadPoolExecutor() as pool:
             gathered = pool.submit(collect, ours, confirm)
-            theirs.send(run_session(self._ready, job, theirs, ranks, 3600.0))
+            theirs.send(run_session(ready or self.ready, job, theirs, ranks, 3600.0))
             reports = gathered.result(60)
         return hashlib.sha256((folder / "image.tif").read_bytes()).hexdigest(), reports
 
-    def write_checkpoints(self, folder: Path, dtype: Dtype = "float32") -> list[CheckpointWritten]:
+    def write_checkpoints(
+        self, folder: Path, ready: Ready | None = None, **changes: int
+    ) -> list[CheckpointWritten]:
         """After every step but the last."""
-        plan = plan_generation(REQUEST, self._ready.card, self._ready.decode_memory, folder)
-        job, written = self._make_job(folder, None), list[CheckpointWritten]()
-        for event in generate_job(self._ready.model, job, plan, None, SingleRank()):
+        ready, job = ready or self.ready, _make_job(folder, None, changes)
+        plan, written = (
+            plan_generation(job.request, ready.card, ready.decode_memory, folder),
+            list[CheckpointWritten](),
+        )
+        for event in generate_job(ready.model, job, plan, None, SingleRank()):
             if isinstance(event, Step) and event.index + 1 < event.steps:
-                written.append(CheckpointWriter(folder, 0, 0, dtype).write(event.checkpoint, 0.0))
+                written.append(CheckpointWriter(folder, 0, 0, ready.setup).write(event.checkpoint, 0.0))
         return written
 
-    def _make_job(self, folder: Path, checkpoint: Path | None) -> Generate:
-        folder.mkdir()
-        return Generate(REQUEST, folder, checkpoint, {})
+
+def _make_job(folder: Path, checkpoint: Path | None, changes: dict[str, int]) -> Generate:
+    folder.mkdir()
+    return Generate(REQUEST.model_copy(update=changes), folder, checkpoint, {})
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +151,39 @@ def test_an_engine_that_gets_a_damaged_checkpoint_starts_over_and_says_so(
     assert again == engine.undisturbed
 
 
+def change(ready: Ready, **changes: object) -> Ready:
+    """An engine whose card says something else."""
+    return replace(ready, card=ready.card.model_copy(update=changes))
+
+
+def list_warnings(reports: list[Report]) -> list[str]:
+    return [report.code for report in reports if isinstance(report, WarnedData)]
+
+
 @pytest.mark.parametrize(("dtype", "warned"), [("float32", []), ("bfloat16", ["dtype_changed"])])
 def test_a_checkpoint_of_another_type_is_gone_on_from_and_told(
     engine: Engine, tmp_path: Path, dtype: Dtype, warned: list[str]
 ) -> None:
-    path = engine.write_checkpoints(tmp_path / "first", dtype)[1].path
+    path = engine.write_checkpoints(tmp_path / "first", change(engine.ready, dtype=dtype))[1].path
     again, reports = engine.run(tmp_path / "second", path)
-    assert [report.code for report in reports if isinstance(report, WarnedData)] == warned
+    assert list_warnings(reports) == warned
     assert again == engine.undisturbed  # what it holds was computed in float32
+
+
+def test_an_engine_that_finds_other_memory_goes_on_as_the_one_before(engine: Engine, tmp_path: Path) -> None:
+    """Its own batches or decode tiles would change the last bits; where there is less memory, it says so."""
+    before = replace(change(engine.ready, default_num_modules=2), decode_memory=1 << 20)
+    more_modules = change(before, default_num_modules=8)
+    more_memory = replace(before, decode_memory=1 << 30)
+    less = replace(change(before, default_num_modules=1), most_decode_memory=1 << 19)
+    request = {"width_px": 264, "height_px": 64, "bit_depth": 16}  # five tiles; two to decode
+    made, _ = engine.run(tmp_path / "made", None, before, **request)
+    path = engine.write_checkpoints(tmp_path / "first", before, **request)[1].path
+    for number, after in enumerate((more_modules, more_memory)):
+        assert engine.run(tmp_path / f"own-{number}", None, after, **request)[0] != made
+        again, reports = engine.run(tmp_path / f"resumed-{number}", path, after, **request)
+        assert (again, list_warnings(reports)) == (made, [])
+    assert list_warnings(engine.run(tmp_path / "less", path, less, **request)[1]) == ["memory_changed"]
 
 
 def test_the_job_tells_of_a_damaged_checkpoint(bench: Bench, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A lack of memory costs speed, a broken step costs the job; neither costs the worker."""
 
 import pytest
+from pydantic import ValidationError
 
 from api_schemas.events import JobWarned
 from tests.worker.bench import Bench
 from tests.worker.processes import find_engine
+from worker.settings import WorkerSettings
 
 
 def test_a_batch_without_memory_is_halved_and_a_broken_tile_is_named(bench: Bench) -> None:
@@ -45,8 +47,15 @@ def test_a_model_without_memory_is_refused_before_it_is_loaded(bench: Bench) -> 
 
 
 @pytest.mark.parametrize("devices", ["gpu0", "cpu,cuda:0", "0,0", "cuda:-1", "1.5", "cpu,,cpu"])
-def test_what_is_no_list_of_devices_is_refused_with_field_and_value(bench: Bench, devices: str) -> None:
-    worker = bench.start_worker(devices=devices)
-    assert worker.wait(60) == 2
+def test_what_is_no_list_of_devices_is_refused_with_field_and_value(devices: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        WorkerSettings(devices=devices)
+    (error,) = refused.value.errors()
+    assert error["loc"] == ("devices",)
+    assert repr(devices) in error["msg"]
+
+
+def test_a_worker_with_a_wrong_setting_ends_and_says_which(bench: Bench) -> None:
+    assert bench.start_worker(devices="0,0").wait(60) == 2
     assert "CHORALE_DEVICES" in bench.logs()
-    assert repr(devices) in bench.logs()
+    assert repr("0,0") in bench.logs()

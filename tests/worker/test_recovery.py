@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from rq.job import Job as RqJob
 
 from api_schemas.events import JobPreempted, JobResumed, PhaseStarted, StepCompleted
 from tests.tiny_models import tiny_stable_diffusion
-from tests.worker.bench import Bench
+from tests.worker.bench import Bench, own_bench
 from tests.worker.processes import find_engine, is_running
 
 SLOW = "toy:delay_ms=60"  # 4 tiles a step
@@ -17,40 +19,43 @@ STEPS = 8
 TINY_STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with random weights and a multistep solver: the picture depends on every step's state.
+class TinyBench:
+    """A bench whose worker serves a folder with random weights and a multistep solver: the picture depends on every
+    step's state. The toy's does not, it comes to its picture from anywhere.
 
-    The toy's does not, it comes to its picture from anywhere.
+    To load such a folder takes seconds: each test takes over the worker that the one before has left.
     """
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_stable_diffusion(folder)
-    return str(folder)
+
+    def __init__(self, bench: Bench, model: str) -> None:
+        self.bench, self._model = bench, model
+        self._worker = bench.start_worker(model)
+        self.undisturbed = bench.picture(bench.await_end(submit_tiny(bench), timeout_s=300))
+
+    def find_worker(self) -> subprocess.Popen[bytes]:
+        """The one that lives, or a new one."""
+        if self._worker.poll() is not None:
+            self._worker = self.bench.start_worker(self._model)
+        return self._worker
 
 
 def submit_tiny(bench: Bench) -> str:
-    """36 tiles a step, two predictions each."""
+    """16 tiles a step, two predictions each."""
     return bench.submit(
         model="tiny", steps=TINY_STEPS, guidance_scale=3.0, prompt="lava", layout="flat",
-        width_px=384, height_px=384,
+        width_px=256, height_px=256,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[str, bytes]:
-    """The picture of the job that nothing disturbed: made once, by the first worker that is asked for it."""
-    return {}
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyBench]:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_stable_diffusion(folder)
+    with own_bench(tmp_path_factory.mktemp("bench")) as bench:
+        yield TinyBench(bench, str(folder))
 
 
-def make_tiny(bench: Bench, kept: dict[str, bytes]) -> bytes:
-    if not kept:
-        kept["tiny"] = bench.picture(bench.await_end(submit_tiny(bench)))
-    return kept["tiny"]
-
-
-def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench, tiny: str, kept: dict[str, bytes]) -> None:
-    worker = bench.start_worker(tiny)
-    undisturbed = make_tiny(bench, kept)
+def test_a_killed_engine_is_replaced_and_goes_on(tiny: TinyBench) -> None:
+    bench, worker = tiny.bench, tiny.find_worker()
     job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     os.kill(find_engine(worker.pid), signal.SIGKILL)
@@ -59,7 +64,7 @@ def test_a_killed_engine_is_replaced_and_goes_on(bench: Bench, tiny: str, kept: 
     assert resumed.data.step >= 2
     assert bench.types(job_id).count("step.completed") <= TINY_STEPS + 2
     assert job.attempt == 2
-    assert bench.picture(job) == undisturbed
+    bench.require_picture(job, tiny.undisturbed)
 
 
 def submit_cascade(bench: Bench) -> str:
@@ -70,9 +75,9 @@ def submit_cascade(bench: Bench) -> str:
     )  # fmt: skip
 
 
-def test_a_cascade_that_was_killed_twice_goes_on_to_the_same_bytes(bench: Bench, tiny: str) -> None:
+def test_a_cascade_that_was_killed_twice_goes_on_to_the_same_bytes(tiny: TinyBench) -> None:
     """In the second stage, and on the way to the last."""
-    worker = bench.start_worker(tiny)
+    bench, worker = tiny.bench, tiny.find_worker()
     undisturbed = bench.await_end(submit_cascade(bench))
     job_id = submit_cascade(bench)
     for after in (7, 11):
@@ -80,7 +85,7 @@ def test_a_cascade_that_was_killed_twice_goes_on_to_the_same_bytes(bench: Bench,
         bench.await_that(lambda: _kept(bench, job_id) >= 6, "checkpoint of the second stage")
         os.kill(find_engine(worker.pid), signal.SIGKILL)
     job = bench.await_end(job_id)
-    assert bench.picture(job) == bench.picture(undisturbed)
+    bench.require_picture(job, bench.picture(undisturbed))
     first, second = (event.data.step for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert 6 <= first <= second
     stages = [event.data for event in bench.events(undisturbed.id) if isinstance(event, PhaseStarted)]
@@ -103,27 +108,26 @@ def _kept(bench: Bench, job_id: str) -> int:
     return max((int(name.partition("-")[0]) for name in names), default=0)
 
 
-def test_a_killed_workers_job_goes_on_at_a_peer(bench: Bench, tiny: str, kept: dict[str, bytes]) -> None:
-    first = bench.start_worker(tiny)
-    undisturbed = make_tiny(bench, kept)
+def test_a_killed_workers_job_goes_on_at_a_peer(tiny: TinyBench) -> None:
+    bench, first = tiny.bench, tiny.find_worker()
     job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     engine = find_engine(first.pid)
     first.kill()
-    bench.start_worker(tiny)
+    first.wait()
+    tiny.find_worker()
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert resumed.data.step >= 1
-    assert bench.picture(job) == undisturbed
+    bench.require_picture(job, tiny.undisturbed)
     assert not is_running(engine)
     # RQ forgets a job that has ended, and has not tried it once more.
     bench.await_that(lambda: not bench.redis.exists(f"rq:job:{job_id}"), "forgotten job")
     assert "ValueError" not in bench.logs()
 
 
-def test_a_terminated_worker_hands_its_job_back(bench: Bench, tiny: str, kept: dict[str, bytes]) -> None:
-    first = bench.start_worker(tiny)
-    undisturbed = make_tiny(bench, kept)
+def test_a_terminated_worker_hands_its_job_back(tiny: TinyBench) -> None:
+    bench, first = tiny.bench, tiny.find_worker()
     job_id = submit_tiny(bench)
     bench.await_event(job_id, "step.completed", 3)
     first.terminate()
@@ -133,11 +137,11 @@ def test_a_terminated_worker_hands_its_job_back(bench: Bench, tiny: str, kept: d
     assert bench.job(job_id).status == "queued"
     waiting = RqJob.fetch(job_id, connection=bench.redis, serializer="json")
     assert waiting.retries_left == 10  # preemption is nobody's fault
-    bench.start_worker(tiny)
+    tiny.find_worker()
     job = bench.await_end(job_id)
     (resumed,) = (event for event in bench.events(job_id) if isinstance(event, JobResumed))
     assert resumed.data.step == preempted.data.step
-    assert bench.picture(job) == undisturbed
+    bench.require_picture(job, tiny.undisturbed)
 
 
 def test_a_job_that_kills_every_engine_ends(bench: Bench) -> None:
@@ -175,4 +179,4 @@ def test_a_frozen_engine_is_killed_and_the_job_goes_on(bench: Bench) -> None:
     os.kill(find_engine(worker.pid), signal.SIGSTOP)
     job = bench.await_end(job_id)
     assert "job.resumed" in bench.types(job_id)
-    assert bench.picture(job) == undisturbed
+    bench.require_picture(job, undisturbed)

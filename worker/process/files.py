@@ -9,11 +9,10 @@ from typing import Self
 import numpy as np
 import tifffile
 
-from api_schemas.catalog import Dtype
 from worker.engine.denoise import Checkpoint
 from worker.engine.plan import BitDepth
 from worker.process.protocol import CheckpointWritten
-from worker.state_files import write_checkpoint
+from worker.state_files import UNKNOWN_SETUP, EngineSetup, write_checkpoint
 
 _LARGEST_SHARE = 1 / 20  # of the time may go into checkpoints
 
@@ -24,12 +23,14 @@ class CheckpointWriter:
     Args:
         interval_s: least time between two checkpoints, seconds.
         step: of the checkpoint that the job continues from, or 0.
-        dtype: that predictions are computed in.
+        setup: of this engine.
     """
 
-    def __init__(self, folder: Path, interval_s: float, step: int = 0, dtype: Dtype | None = None) -> None:
+    def __init__(
+        self, folder: Path, interval_s: float, step: int = 0, setup: EngineSetup = UNKNOWN_SETUP
+    ) -> None:
         self._folder = folder
-        self._dtype: Dtype | None = dtype
+        self._setup = setup
         self._interval_s = self._wait_s = interval_s
         self._written_at = time.monotonic()
         self._step = step
@@ -46,7 +47,7 @@ class CheckpointWriter:
     def write(self, checkpoint: Checkpoint, engine_s: float) -> CheckpointWritten:
         """Write a checkpoint, due or not."""
         started_at, path = time.monotonic(), self._folder / f"checkpoint-{checkpoint.step:04d}.safetensors"
-        write_checkpoint(path, checkpoint, engine_s, self._dtype)
+        write_checkpoint(path, checkpoint, engine_s, self._setup)
         self._written_at, self._step = time.monotonic(), checkpoint.step
         self._wait_s = max(self._interval_s, (self._written_at - started_at) / _LARGEST_SHARE)
         return CheckpointWritten(checkpoint.step, path)

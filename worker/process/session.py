@@ -2,11 +2,11 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from api_schemas.catalog import Dtype
 from api_schemas.events import WarnedData
 from worker.color_sums import ColorSums, count_colors, fit_colors
 from worker.engine.denoise import Checkpoint, Step, TilePredicted
@@ -26,7 +26,7 @@ from worker.process.ranks import RankJob, RankProcesses
 from worker.process.reports import ProgressReports, warn
 from worker.process.warmup import Ready
 from worker.source import inherit_colors
-from worker.state_files import read_checkpoint, read_dtype, write_final_state
+from worker.state_files import EngineSetup, read_checkpoint, read_setup, write_final_state
 
 _log = logging.getLogger(__name__)
 _LAST_PREVIEWS_S = 2.0
@@ -49,11 +49,11 @@ def run_session(
     Raises:
         StoppedError: the consumer asked for the end.
     """
+    resume, spent_s, ready = _read_checkpoint(job.checkpoint, pipe, ready)
     model, request = ready.model, job.request
     bare = plan_generation(request, ready.card, ready.decode_memory, job.folder)
     source = prepare_source(job, ready.card)
     plan = complete_plan(bare, job, source)
-    resume, spent_s = _read_checkpoint(job.checkpoint, pipe, ready.card.dtype)
     scale, shown = ready.card.vae_scale, (request.height_px, request.width_px)
     canvas = PreviewCanvas(plan.canvas.height, plan.canvas.width, scale, model.preview_map, shown)
     path, state = job.folder / "image.tif", job.folder / "state.safetensors"
@@ -64,9 +64,7 @@ def run_session(
             ColorSums(shown, request.bit_depth) if request.upscale else None,
             ProgressReports(plan, scale, request.height_px),
             PreviewSender(canvas, pipe),
-            CheckpointWriter(
-                job.folder, checkpoint_interval_s, resume.step if resume else 0, ready.card.dtype
-            ),
+            CheckpointWriter(job.folder, checkpoint_interval_s, resume.step if resume else 0, ready.setup),
             spent_s,
         )
         part = RankJob(job, bare, job.checkpoint if resume else None, source)
@@ -99,23 +97,37 @@ def _find_changed(plan: GenerationPlan, scale: int) -> tuple[int, int, int, int]
 
 
 def _read_checkpoint(
-    path: Path | None, pipe: Connection, dtype: Dtype | None
-) -> tuple[Checkpoint | None, float]:
-    """A checkpoint that cannot be read costs time, not the picture; one of another type is told."""
+    path: Path | None, pipe: Connection, ready: Ready
+) -> tuple[Checkpoint | None, float, Ready]:
+    """A checkpoint that cannot be read costs time, not the picture.
+
+    Returns:
+        it, the seconds that went into it, and the engine as it was when it was written, as far as it can be.
+    """
     if path is None:
-        return None, 0.0
+        return None, 0.0, ready
     try:
-        read, before = read_checkpoint(path), read_dtype(path)
-        if None not in (before, dtype) and before != dtype:
-            message = (
-                f"going on in {dtype} after {read[0].step} steps in {before}: pixels may differ a little"
-            )
-            pipe.send(WarnedData(code="dtype_changed", message=message))
-        return read
+        (checkpoint, spent_s), before = read_checkpoint(path), read_setup(path)
     except DamagedFileError as error:
         _log.warning("starting over: %s", error)
         pipe.send(WarnedData(code="checkpoint_damaged", message=f"starting over: {error}"))
-        return None, 0.0
+        return None, 0.0, ready
+    ready = ready.go_on_as(before)
+    for warned in _tell_changes(checkpoint.step, before, ready.setup):
+        pipe.send(warned)
+    return checkpoint, spent_s, ready
+
+
+def _tell_changes(steps: int, before: EngineSetup, now: EngineSetup) -> Iterator[WarnedData]:
+    """What of the engine that wrote a checkpoint cannot be here."""
+    if None not in (before.dtype, now.dtype) and before.dtype != now.dtype:
+        message = f"going on in {now.dtype} after {steps} steps in {before.dtype}: pixels may differ a little"
+        yield WarnedData(code="dtype_changed", message=message)
+    if now.memory != before.memory is not None:
+        message = (
+            f"going on with {now.memory} after {steps} steps with {before.memory}: pixels may differ a little"
+        )
+        yield WarnedData(code="memory_changed", message=message)
 
 
 class _Session:

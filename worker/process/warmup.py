@@ -36,6 +36,7 @@ from worker.process.memory import (
     measure_device_memory,
     require_device_memory,
 )
+from worker.state_files import EngineSetup
 
 _log = logging.getLogger(__name__)
 _EXPECTED = (ModelError, DeviceRefusedError, EngineError, OSError)
@@ -146,7 +147,7 @@ class Ready:
     Args:
         card: with what was measured.
         tile_s: seconds, as in `WarmUp`; so is `decode_s`.
-        decode_memory: bytes that decoding may hold.
+        decode_memory: bytes that decoding may hold; `most_decode_memory` where it goes on with what another engine began.
         digest: of the model's files, as `FoundModel.digest` says, if it was asked for.
     """
 
@@ -156,7 +157,20 @@ class Ready:
     tile_s: float
     decode_s: float
     decode_memory: int
+    most_decode_memory: int
     digest: str = ""
+
+    @property
+    def setup(self) -> EngineSetup:
+        return EngineSetup(self.card.dtype, self.card.default_num_modules, self.decode_memory)
+
+    def go_on_as(self, before: EngineSetup) -> "Ready":
+        """With the batches and the decode memory of the engine that wrote a checkpoint, as far as they fit here."""
+        card, modules, memory = self.card, before.num_modules, before.decode_memory
+        if modules is not None and modules <= card.default_num_modules:
+            card = card.model_copy(update={"default_num_modules": modules})
+        fits = memory is not None and memory <= self.most_decode_memory
+        return replace(self, card=card, decode_memory=memory if fits else self.decode_memory)
 
 
 def make_ready(
@@ -176,13 +190,15 @@ def make_ready(
     model = load_found(found, device)
     measured = _try_warm_up(model, device)
     available = measure_device_memory(device)
-    memory = decode_memory_mb << 20 if decode_memory_mb else choose_decode_memory(available)
+    memory, most = choose_decode_memory(available), available.free // 2
+    if decode_memory_mb:
+        memory = most = decode_memory_mb << 20
     needs = predict_decode(model, measured, DecodePlan(memory_bytes=memory, recompute=device.type == "cuda"))
     card = describe_needs(model.card, weights, measured, available.free, needs)
     if device.type == "cuda":
         warm_up_every_shape(model, card, memory)
     digest = found.digest() if digested else ""
-    return Ready(model, card, device, measured.tile_s, measured.decode_s, memory, digest)
+    return Ready(model, card, device, measured.tile_s, measured.decode_s, memory, most, digest)
 
 
 def _try_warm_up(model: LoadedModel, device: torch.device) -> WarmUp:

@@ -270,7 +270,7 @@ def test_waiting_answers_with_the_finished_job(api: httpx.Client, story: Story) 
 def test_waiting_ends_in_time(api: httpx.Client, story: Story) -> None:
     answer = api.post("/v1/jobs", json={"prompt": "lava"}, headers={"Prefer": "wait=1"})
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
-    assert 0.9 < answer.elapsed.total_seconds() < 3
+    assert 0.9 < answer.elapsed.total_seconds() < 10
 
 
 def test_a_queued_job_is_canceled_at_once_and_once(api: httpx.Client, story: Story, redis: Redis) -> None:

@@ -22,9 +22,10 @@ from worker.engine.vae.decode import decode
 from worker.errors import DamagedFileError
 from worker.process.files import ImageFile
 from worker.state_files import (
+    EngineSetup,
     read_checkpoint,
-    read_dtype,
     read_final_state,
+    read_setup,
     write_checkpoint,
     write_final_state,
 )
@@ -37,10 +38,10 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
         "scheduler.sigmas": torch.tensor([0.1, float("inf"), float("nan")], dtype=torch.float64),
     }
     kept = Checkpoint(7, tensors, {"order": 2, "lower": None, "ratio": 0.1, "name": "é"})
-    write_checkpoint(tmp_path / "a.safetensors", kept, 12.5, "bfloat16")
+    write_checkpoint(tmp_path / "a.safetensors", kept, 12.5, EngineSetup("bfloat16", 3, 1 << 30))
     found, engine_s = read_checkpoint(tmp_path / "a.safetensors")
     assert (found.step, found.scalars, engine_s) == (7, kept.scalars, 12.5)
-    assert read_dtype(tmp_path / "a.safetensors") == "bfloat16"
+    assert read_setup(tmp_path / "a.safetensors") == EngineSetup("bfloat16", 3, 1 << 30)
     assert found.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert found.tensors[name].dtype == tensor.dtype
