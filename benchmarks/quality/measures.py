@@ -1,7 +1,6 @@
 """Measures of single pictures and of crops, in closed form; KID is in `training.measures`."""
 
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -105,16 +104,16 @@ class Differences:
     Above the first row lies the last.
     """
 
-    rows: list[float]
-    columns: list[float]
+    rows: Tensor
+    columns: Tensor
 
 
 def find_differences(image: Tensor) -> Differences:
     """Of (3, H, W)."""
     image = image.float()
     return Differences(
-        (image - image.roll(1, 1)).abs().mean(dim=(0, 2)).tolist(),
-        (image - image.roll(1, 2)).abs().mean(dim=(0, 1)).tolist(),
+        (image - image.roll(1, 1)).abs().mean(dim=(0, 2)),
+        (image - image.roll(1, 2)).abs().mean(dim=(0, 1)),
     )
 
 
@@ -130,8 +129,8 @@ def measure_seam(found: Differences, rows: list[int], columns: list[int]) -> flo
     for differences, lines in ((found.rows, rows), (found.columns, columns)):
         for line in lines:
             if near := _find_beside(line, lines, len(differences)):
-                across += differences[line % len(differences)]
-                beside += fmean(differences[each] for each in near)
+                across += differences[line % len(differences)].item()
+                beside += differences[near].mean().item()
     return across / beside if beside else None
 
 
