@@ -16,7 +16,7 @@ from api_schemas.webhook import hide_webhook_secrets
 REQUIRED: Final = "required"
 UNKNOWN_FIELD: Final = "no such field"
 _LONGEST: Final = 200
-_OWN_WORDS: Final = ("value_error", REFUSED_FIELD, "json_invalid")
+_OWN_WORDS: Final = ("value_error", REFUSED_FIELD)
 _NO_UNICODE: Final = "text in Unicode, without lone surrogates"
 Schema = Mapping[str, Any]
 Failure = Mapping[str, Any]
@@ -52,6 +52,8 @@ class Form:
         )
 
     def _allow(self, failure: Failure, location: Sequence[str | int]) -> str:
+        if failure["type"] == "json_invalid":
+            return f"JSON; {failure['ctx']['error']}"
         if failure["type"] in _OWN_WORDS:
             return str(failure["msg"]).removeprefix("Value error, ")  # pydantic's, before our own
         if failure["type"] == "string_unicode":
@@ -207,6 +209,7 @@ def _show(number: float) -> str:
 def _write(value: object) -> str:
     """What was sent but for secrets, as ASCII JSON: lone surrogates could not be encoded otherwise."""
     try:
+        value = value.decode(errors="replace") if isinstance(value, bytes) else value
         return hide_secrets(json.dumps(value))[:_LONGEST]
     except (TypeError, ValueError, RecursionError):
         return hide_secrets(ascii(value))[:_LONGEST]

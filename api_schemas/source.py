@@ -77,7 +77,7 @@ class Source(RequestPart):
 
 
 class SourceMask(RequestPart):
-    """What of the source is inpainted: a shape, or without one the part `mask_image`, white where it is."""
+    """What of the source is inpainted: a shape, or without one the part `mask_image`, white where it is, scaled to the source."""
 
     rectangle: RectangleShape | None = None
     polygon: Polygon | None = Field(

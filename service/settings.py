@@ -4,7 +4,7 @@ import ipaddress
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, cast
 
@@ -41,6 +41,23 @@ def _check_origin(text: str) -> str:
     return f"{scheme}://{host}{'' if port == _DEFAULT_PORTS[scheme] else port or ''}"
 
 
+def _check_host(text: str) -> str:
+    if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", text):
+        raise ValueError(
+            "names of hosts without scheme, port and path, as in pictures.example or *.a.example, or *"
+        )
+    return text
+
+
+def _check_proxy(text: str) -> str:
+    try:
+        if text != "*":
+            ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise ValueError("addresses and networks, as in 10.0.0.7 or 10.0.0.0/8, or *") from error
+    return text
+
+
 def _check_root_path(text: str) -> str:
     path = text.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
@@ -67,6 +84,10 @@ def _check_public_url(text: str | None) -> str | None:
     return text and text.rstrip("/")
 
 
+def _each(check: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda words: tuple(map(check, cast(tuple[str, ...], words))))
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)]
 Networks = Annotated[
     tuple[Network, ...],
@@ -77,7 +98,7 @@ Origins = Annotated[
     tuple[str, ...],
     NoDecode,
     BeforeValidator(_split_words),
-    AfterValidator(lambda origins: tuple(map(_check_origin, cast(tuple[str, ...], origins)))),
+    _each(_check_origin),
 ]
 
 
@@ -91,14 +112,14 @@ class ServiceSettings(SharedSettings, BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
-    allowed_hosts: Words = Field(
+    allowed_hosts: Annotated[Words, _each(_check_host)] = Field(
         default=(),
         description="Names in URLs of this server beside addresses, localhost and the machine's name; *.a.example for all below.",
     )
     allowed_origins: Origins = Field(
         default=(), description="Other sites whose pages may use this server, as in https://viewer.example."
     )
-    forwarded_allow_ips: Words = Field(
+    forwarded_allow_ips: Annotated[Words, _each(_check_proxy)] = Field(
         default=("127.0.0.1", "::1"),
         description="Proxies whose X-Forwarded-Host, -Proto and -For are trusted: addresses, networks, or *.",
     )

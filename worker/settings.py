@@ -60,7 +60,7 @@ class WorkerSettings(SharedSettings, BaseSettings):
     provenance_timestamp_url: str | None = Field(
         default=None,
         pattern="^https?://.",
-        description="Authority (RFC 3161) that is asked for the time of signing.",
+        description="http:// or https:// address of the authority (RFC 3161) that is asked for the time of signing.",
     )
     watermark: bool = Field(
         default=False,

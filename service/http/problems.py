@@ -216,6 +216,9 @@ def _describe_json_error(failure: Failure) -> str:
 
 def _field_error(failure: Failure, request: Request) -> FieldError:
     place, *location = cast(Sequence[str | int], failure["loc"])
+    if isinstance(failure.get("input"), bytes):  # as FastAPI leaves a body that is not said to be JSON
+        kind = request.headers.get("content-type", "none")
+        return FieldError(field="Content-Type", value=_printable(kind), allowed="application/json")
     form = _find_body(request) if place == "body" else _find_parameters(request, str(place))
     error = form.explain(failure, location)
     return error if location else error.model_copy(update={"field": place})

@@ -207,8 +207,15 @@ def _mismatches(submission: Submission) -> Iterator[FieldError]:
             allowed += _name_other(submission.request, part)
             yield FieldError(field=part, value="null", allowed=allowed)
         if sent and not is_taken(submission.request, part):
-            allowed = f"no picture without the field {_name_field(part)}"
-            yield FieldError(field=part, value="a picture", allowed=allowed)
+            yield FieldError(field=part, value="a picture", allowed=_name_place(submission.request, part))
+
+
+def _name_place(request: GenerationRequest, part: PicturePart) -> str:
+    """Why a picture has no place."""
+    field = _name_field(part)
+    if (field == "source" and request.source) or (field == "mask" and request.mask):
+        return f"no picture beside what {field} says: one of the two"
+    return f"no picture without the field {field}"
 
 
 def _name_other(request: GenerationRequest, part: PicturePart) -> str:

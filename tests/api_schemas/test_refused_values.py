@@ -165,3 +165,13 @@ def test_who_extends_too_far_is_told_how_far_each_side_may_go(
     errors = list_refused(refused.value, ExtendRequest)
     assert {each.field: each.allowed.partition(":")[0] for each in errors} == said
     assert [each.value for each in errors] == [str(sides[each.field]) for each in errors]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"\xff"])
+def test_what_is_no_json_is_told_as_text(text: bytes) -> None:
+    with pytest.raises(ValidationError) as refused:
+        FolderSettings.model_validate_json(text)
+    (error,) = list_refused(refused.value, FolderSettings)
+    assert error.allowed.startswith("JSON")
+    assert not error.value.startswith("b'")
+    assert len(error.value) <= 200

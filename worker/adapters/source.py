@@ -169,7 +169,9 @@ def _read(path: Path | None) -> AllowList:
     except ValidationError as error:
         # Without what was read: it may be any file.
         faults = "; ".join(each["msg"] for each in error.errors(include_input=False))
-        raise ModelFolderError(f"{path} is no allow-list: {faults}") from None
+        raise ModelFolderError(
+            f"CHORALE_MODELS_FILE {path} is no allow-list, as `chorale models add` writes it: {faults}"
+        ) from None
 
 
 def _join(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -79,6 +80,20 @@ def open_socket(url: str, **choices: object) -> None:
 def test_a_host_is_an_address_or_a_name_of_ours(host: str, own: bool) -> None:
     names = name_hosts(ServiceSettings(allowed_hosts="Pictures.example, *.example.org"))
     assert is_own_host(host, names) is own
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("allowed_hosts", "http://pictures.example/x"),
+        ("allowed_hosts", "api:8000"),
+        ("forwarded_allow_ips", "zzz"),
+        ("forwarded_allow_ips", "10.0.0.7, 10.0.0.0/99"),
+    ],
+)
+def test_what_could_never_match_is_refused(field: str, value: str) -> None:
+    with pytest.raises(ValidationError, match="as in"):
+        ServiceSettings.model_validate({field: value})
 
 
 def test_a_star_allows_every_host() -> None:

@@ -24,6 +24,7 @@ from service.images.uploads import Decoded, Uploads
 from service.settings import ServiceSettings
 from tests.service.conftest import Serve
 from tests.service.images.test_colors import profile, with_chunks
+from tests.service.tenants import RESULT
 from tests.story import CARD, Story
 
 CONTROL = {"prompt": "lava", "control": {"name": "edges"}}
@@ -71,6 +72,18 @@ def test_a_picture_is_stored_as_png_before_the_job_is_queued(
         assert (stored.format, stored.mode, stored.size) == ("PNG", "RGB", (64, 48))
         with Image.open(BytesIO(sent)) as original:
             assert list(stored.get_flattened_data()) == list(original.convert("RGB").get_flattened_data())
+
+
+def test_a_picture_beside_another_way_to_say_it_is_refused(api: httpx.Client, story: Story) -> None:
+    picture, small = encode(size=(64, 64)), {"width_px": 64, "height_px": 64, "prompt": "lava"}
+    parent = api.post("/v1/jobs", json=small).json()["id"]
+    story.start(parent)
+    story.succeed(parent, RESULT)
+    both = post(api, small | {"source": {"job": parent}}, source_image=picture)
+    assert errors(both) == {"source_image": "no picture beside what source says: one of the two"}
+    mask = {"rectangle": {"left_px": 0, "top_px": 0, "width_px": 8, "height_px": 8}}
+    both = post(api, small | {"source": {}, "mask": mask}, source_image=picture, mask_image=picture)
+    assert errors(both) == {"mask_image": "no picture beside what mask says: one of the two"}
 
 
 @pytest.mark.parametrize("asked", [{"upscale": 2}, {"width_px": 64, "height_px": 64}])
@@ -149,7 +162,7 @@ def test_what_is_transparent_is_black(api: httpx.Client, store_dir: Path) -> Non
         (CONTROL, {"control_image": encode()[:-60]}, "control_image", "this one is broken"),
         ({"control": {"name": "none"}}, {"control_image": encode()}, "control.name", "edges"),
         ({"control": {"nam": "edges"}}, {"control_image": encode()}, "control.nam", "name, scale, start, end"),
-        ({"control": {"name": "edges", "start": 0.5, "end": 0.5}}, {"control_image": encode()}, "control", "start"),
+        ({"control": {"name": "edges", "start": 0.5, "end": 0.5}}, {"control_image": encode()}, "control.start", "less than `end`"),
         ({"source": {}}, {"source_image": encode(), "style_image": encode()}, "style_image", "without the field style"),
         ({"source": {}, "style": {}}, {"source_image": encode()}, "style_image", "as the part style_image"),
         ({"source": {}, "style": {"prompt": "ink", "style_image": True}}, {"source_image": encode()}, "style_image", "part"),

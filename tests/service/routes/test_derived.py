@@ -61,3 +61,13 @@ def test_what_cannot_be_derived_is_told_by_the_fields_that_were_sent(api: httpx.
         for field, (value, allowed) in expected.items():
             assert errors[field]["value"].startswith(value)
             assert errors[field]["allowed"].startswith(allowed)
+
+
+def test_a_body_of_another_type_is_told_by_its_header(api: httpx.Client, story: Story) -> None:
+    parent = api.post("/v1/jobs", json={"prompt": "lava"}).json()["id"]
+    story.start(parent)
+    story.succeed(parent, RESULT)
+    for what in ASKED:
+        answer = api.post(f"/v1/jobs/{parent}/{what}", content=b"{}", headers={"Content-Type": "text/plain"})
+        (error,) = answer.json()["errors"]
+        assert (error["field"], error["value"]) == ("Content-Type", "text/plain")
