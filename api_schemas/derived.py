@@ -171,8 +171,9 @@ class ExtendRequest(_Change):
         grown = self.list_grown(axis)
         new_px = own_px + sum(px for _, px in grown)
         for side, px in grown if new_px > most_px else ():
-            allowed_px = max(most_px - new_px + px, 0)
-            yield side, px, f"at most {allowed_px}: with this {axis} would be {new_px}, and ends at {most_px}"
+            length = axis.removesuffix("_px")
+            told = f"the picture's {length} would be {new_px} px, and ends at {most_px}"
+            yield side, px, f"at most {max(most_px - new_px + px, 0)}: {told}"
 
 
 _GROWN = {"width_px": ("left_px", "right_px"), "height_px": ("top_px", "bottom_px")}

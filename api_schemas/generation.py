@@ -249,7 +249,7 @@ class GenerationRequest(RequestPart):
     def _check_format_is_lossy(cls, output_quality: int | None, info: ValidationInfo) -> int | None:
         output_format = info.data.get("output_format", "jpeg")
         if output_quality is not None and output_format not in LOSSY_FORMATS:
-            raise ValueError(f"for output_format {' or '.join(LOSSY_FORMATS)}, not {output_format}")
+            raise ValueError(f"for `output_format` {' or '.join(LOSSY_FORMATS)}, not {output_format}")
         return output_quality
 
     @field_validator("bit_depth")
@@ -257,7 +257,7 @@ class GenerationRequest(RequestPart):
     def _check_format_is_deep(cls, bit_depth: BitDepth, info: ValidationInfo) -> BitDepth:
         output_format = info.data.get("output_format", "png")
         if bit_depth == 16 and output_format not in DEEP_FORMATS:
-            raise ValueError(f"16 is for output_format {' or '.join(DEEP_FORMATS)}, not {output_format}")
+            raise ValueError(f"16 is for `output_format` {' or '.join(DEEP_FORMATS)}, not {output_format}")
         return bit_depth
 
 

@@ -29,7 +29,7 @@ from chorale.interrupts import heed_interrupts
 from chorale.plain_text import show
 from chorale.server_options import Data, Key, Url, find_server, once_served, open_notes, open_server
 from chorale.tables import lay_jobs, print_table
-from chorale.typed_options import OptionError, naming_options, typed
+from chorale.typed_options import Given, OptionError, naming_options, typed
 
 _FAILED, _WRONG_OPTION = 1, 2
 
@@ -225,6 +225,8 @@ def generate(
     styled, shown = source_options.read_style(style_prompt, style_image, style_strength)
     sides = options.parse_size(size) if size else (None, None)
     chosen = region_options.read_regions(region, regions, feather)
+    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | shown
+    given: Given = {**pictures, **chosen.texts, "mask": mask, "style.style_image": style_image}
     request = options.build_request(
         {
             "prompt": prompt,
@@ -250,11 +252,11 @@ def generate(
             **options.name_urgency(priority, start_within, finish_within),
             **begun,
             **styled,
-        }
+        },
+        given,
     )
-    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | shown
     with open_server(url, data) as address, Client(address, api_key=key) as client:
-        with naming_options(pictures):
+        with naming_options(given):
             job = once_served(lambda: client.create(request, pictures=pictures))
         follow_job(client, job, path, dzi=dzi)
 

@@ -16,7 +16,7 @@ from chorale.follow import follow_job
 from chorale.picture_options import FinishWithin, PriorityLevel, Seed, StartWithin, name_urgency
 from chorale.region_options import parse_shape
 from chorale.server_options import Data, Key, Url, find_server, once_served
-from chorale.typed_options import OptionError, field_of, naming_options, tell_options, typed
+from chorale.typed_options import Given, OptionError, field_of, naming_options, tell_options, typed
 
 Asked = TypeVar("Asked", bound=BaseModel)
 JobId = Annotated[str, Argument(metavar="ID", help="A job that has succeeded.")]
@@ -55,9 +55,10 @@ def reroll(
     if shape is None:
         raise OptionError(f"--region {region}: LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
     given = {"region": shape | {"feather_px": feather}, "prompt": prompt, "seed": seed, "strength": strength}
-    asked = _read(RerollRequest, given | name_urgency(priority, start_within, finish_within))
+    typed_region = {"region": region}
+    asked = _read(RerollRequest, given | name_urgency(priority, start_within, finish_within), typed_region)
     with Client(find_server(url, data), api_key=key) as client:
-        with naming_options():
+        with naming_options(typed_region):
             job = once_served(lambda: client.reroll(job_id, asked))
         follow_job(client, job, output)
 
@@ -122,12 +123,12 @@ def vary(
             follow_job(client, job, path)
 
 
-def _read(kind: type[Asked], given: Mapping[str, object]) -> Asked:
+def _read(kind: type[Asked], fields: Mapping[str, object], given: Given | None = None) -> Asked:
     """
     Raises:
         OptionError: a value is out of its limits.
     """
     try:
-        return kind.model_validate({name: value for name, value in given.items() if value is not None})
+        return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise OptionError(tell_options(list_refused(error, kind))) from error
+        raise OptionError(tell_options(list_refused(error, kind), given)) from error

@@ -20,6 +20,8 @@ def writing(path: Path, *sizes: int) -> Generator[None]:
     """
     try:
         yield
+    except FileExistsError as error:
+        raise UnwritableError(f"{path} cannot be written: it is no folder") from error
     except OSError as error:
         raise UnwritableError(
             f"{path} cannot be written: {error.strerror or error}{describe_space(path, *sizes)}"

@@ -1,17 +1,22 @@
 """One job on the command line, from its start to its file."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
+from typing import Final
 
 from rich.console import Console
 
 from api_schemas.answers import JobView
 from chorale.bar import show_progress
 from chorale.client import Client
-from chorale.errors import NoWebSocketError
+from chorale.errors import ChoraleError, NoWebSocketError
 from chorale.plain_text import show
 from chorale.protocol import Preview, Update
 from chorale.server_options import open_notes
+
+_QUIET_S: Final = 5.0
 
 
 def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -> None:
@@ -19,8 +24,9 @@ def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -
     console = open_notes()
     try:
         _announce(console, client.url, job)
-        show_progress(console, _follow(client, job.id))
-        client.wait(job.id)
+        with telling_why_it_waits(console, client, job):
+            show_progress(console, _follow(client, job.id))
+            client.wait(job.id)
     except KeyboardInterrupt:
         hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
         # A console that is interrupted while it prints may keep back all that follows.
@@ -37,6 +43,36 @@ def _follow(client: Client, job_id: str) -> Iterator[Update | Preview]:
         yield from client.live(job_id)
     except NoWebSocketError:
         yield from client.events(job_id)
+
+
+@contextmanager
+def telling_why_it_waits(
+    console: Console, client: Client, job: JobView, quiet_s: float = _QUIET_S
+) -> Generator[None]:
+    """Once, where the job is still queued after `quiet_s` and the server is not ready for it."""
+
+    def tell() -> None:
+        # The client may be closed meanwhile.
+        with suppress(ChoraleError, RuntimeError):
+            if client.get(job.id).status == "queued" and (why := _find_missing(client, job.request.model)):
+                text = f"the job waits: {show(why)}"
+                console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    timer = Timer(quiet_s, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _find_missing(client: Client, model: str) -> str:
+    """What the server lacks for a job; empty if nothing. Models may be kept from who has no key."""
+    readiness = client.readiness()
+    if readiness.ready and model not in (readiness.models or [model]):
+        return f"no worker for model {model} is connected"
+    return "; ".join(part.message for part in readiness.parts if not part.ready and part.name != "webhooks")
 
 
 def _announce(console: Console, url: str, job: JobView) -> None:

@@ -11,7 +11,7 @@ from api_schemas.add_ons import ControlSettings, IpAdapterSettings
 from api_schemas.generation import BitDepth as Depth
 from api_schemas.generation import GenerationRequest, Layout, OutputFormat, PicturePart, Seamless
 from api_schemas.refused_values import list_refused
-from chorale.typed_options import OptionError, field_of, tell_options, typed
+from chorale.typed_options import Given, OptionError, field_of, tell_options, typed
 
 Prompt = Annotated[str, Argument(help="What the picture shows.")]
 Output = Annotated[
@@ -238,15 +238,18 @@ def name_pictures(control_image: Path | None, ip_adapter_image: Path | None) -> 
     return pictures
 
 
-def build_request(given: dict[str, object]) -> GenerationRequest:
+def build_request(fields: dict[str, object], given: Given | None = None) -> GenerationRequest:
     """What was given; the server chooses the rest.
+
+    Args:
+        given: as it was typed, for errors.
 
     Raises:
         OptionError: a value is out of its limits.
     """
     try:
         return GenerationRequest.model_validate(
-            {key: value for key, value in given.items() if value is not None}
+            {key: value for key, value in fields.items() if value is not None}
         )
     except ValidationError as error:
-        raise OptionError(tell_options(list_refused(error, GenerationRequest))) from error
+        raise OptionError(tell_options(list_refused(error, GenerationRequest), given)) from error

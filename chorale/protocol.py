@@ -83,7 +83,15 @@ def key_headers(api_key: str | None) -> dict[str, str]:
 
 
 def job_path(job_id: str, *parts: str) -> str:
-    """The path of a job, or of something that belongs to it."""
+    """The path of a job, or of something that belongs to it.
+
+    Raises:
+        NotFoundError: there can be no such job; a server may take its id for several parts of the path, or for none.
+    """
+    if not job_id.strip(".") or "/" in job_id:
+        detail = f"no job {job_id[:64]!r}"
+        problem = Problem(title="Not found", status=404, detail=detail, code="not_found", request_id="-")
+        raise NotFoundError(problem)
     return "/".join(("/v1/jobs", quote(job_id, safe=""), *parts))
 
 

@@ -51,6 +51,8 @@ class ChosenRegions:
 
     regions: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     masks: dict[PicturePart, Path] = field(default_factory=dict[PicturePart, Path])
+    texts: dict[str, str] = field(default_factory=dict[str, str])
+    """Those of `--region`, by the fields of the request that they are sent as."""
 
     def add(self, region: dict[str, Any], folder: Path) -> None:
         """
@@ -88,6 +90,7 @@ def read_regions(texts: Sequence[str] | None, file: Path | None, feather_px: int
     for region in _read_file(file) if file is not None else ():
         chosen.add(region, cast(Path, file).parent)
     for text in texts or ():
+        chosen.texts[f"regions.{len(chosen.regions)}"] = text
         chosen.add(_parse(text) | ({} if feather_px is None else {"feather_px": feather_px}), Path())
     if feather_px is not None and not texts:
         raise OptionError(f"--feather {feather_px}: only with --region; in a file it is feather_px")

@@ -72,7 +72,7 @@ def read_source(
     """Fields of the request, and the pictures that come with it.
 
     Raises:
-        OptionError: the source is neither a file nor a job, or the mask neither a shape nor a file.
+        OptionError: the source is neither a file nor a job, the mask neither a shape nor a file, or a fit comes alone.
     """
     fields: dict[str, object] = {"strength": strength, "upscale": upscale, "fidelity": fidelity}
     pictures: dict[PicturePart, Path] = {}
@@ -80,6 +80,8 @@ def read_source(
         fields["mask"] = parse_shape(mask) or {}
         if not fields["mask"]:
             pictures["mask_image"] = _find_mask(mask)
+    if source is None and fit is not None:
+        raise OptionError(f"--fit {fit}: nothing without --source: the picture to begin with")
     if source is None:
         return fields, pictures
     chosen: dict[str, object] = {} if fit is None else {"fit": fit}

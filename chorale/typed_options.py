@@ -10,10 +10,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from typer import BadParameter, Option
 
 from api_schemas.errors import FieldError
-from api_schemas.generation import PicturePart
 from api_schemas.refused_values import Form, tell
 from chorale.errors import ChoraleError, InvalidRequestError
 
+_LONGEST: Final = 200
 _METAVARS: Final = {"integer": "INTEGER", "number": "NUMBER"}
 # Where they are not called as their fields.
 _OPTIONS: Final = {
@@ -35,6 +35,7 @@ _OPTIONS: Final = {
     "mask": "--mask",
     "mask_image": "--mask",
     "style": "--style-prompt",
+    "style.prompt": "--style-prompt",
     "style.strength": "--style-strength",
     "style.style_image": "--style-image",
     "output_format": "--output",
@@ -43,6 +44,11 @@ _OPTIONS: Final = {
     "region": "--region",
     "region.feather_px": "--feather",
 }
+
+# Of a shape or a region, which are one text each.
+_WITHIN: Final = ("left_px", "top_px", "width_px", "height_px", "prompt")
+Given = Mapping[str, str | Path | None]
+"""What was typed for a field or a part of a request, where it is sent in another form."""
 
 
 class OptionError(ChoraleError):
@@ -87,29 +93,44 @@ def _parser_of(kind: Any) -> Callable[[object], object]:
     return parse
 
 
-def tell_options(errors: Iterable[FieldError], pictures: Mapping[PicturePart, Path] | None = None) -> str:
+def tell_options(errors: Iterable[FieldError], given: Given | None = None) -> str:
     """Each value by its option, with what is allowed.
 
     Args:
-        pictures: whose files are told in place of what is in them.
+        given: told in place of what was sent.
     """
-    files = {part: str(path) for part, path in (pictures or {}).items()}
-    return "; ".join(tell(_rename(each, files.get(each.field, each.value))) for each in errors)
+    told = (tell(_as_typed(_rename(each), given or {})) for each in errors)
+    return "; ".join(dict.fromkeys(told))
 
 
-def _rename(error: FieldError, value: str) -> FieldError:
-    """An object was given by several options, or in another form."""
+def _rename(error: FieldError) -> FieldError:
+    """An object was given by several options."""
     changes = {
-        "field": _name(error.field),
-        "value": "" if value.startswith("{") else value,
-        "allowed": re.sub("`([a-z_]+)`", lambda name: _name(name[1]), error.allowed),
+        "value": "" if error.value.startswith("{") else error.value,
+        "allowed": re.sub("`([a-z_.]+)`", lambda name: _name(name[1]), error.allowed),
     }
     return error.model_copy(update=changes)
 
 
+def _as_typed(error: FieldError, given: Given) -> FieldError:
+    """By its option, and where that is one text for several fields, by that text and which of them."""
+    whole = next((name for name in _list_outer(error.field) if name in given or name in _OPTIONS), "")
+    text = given.get(whole)
+    if text is None:
+        return error.model_copy(update={"field": _name(error.field)})
+    inner = error.field.rpartition(".")[2] if whole != error.field else ""
+    which = f"{inner.removesuffix('_px')}: " if inner in _WITHIN else ""
+    option = "--region" if whole.startswith("regions.") else _name(whole)
+    changes = {"field": option, "value": str(text)[:_LONGEST], "allowed": f"{which}{error.allowed}"}
+    return error.model_copy(update=changes)
+
+
 @contextmanager
-def naming_options(pictures: Mapping[PicturePart, Path] | None = None) -> Generator[None]:
+def naming_options(given: Given | None = None) -> Generator[None]:
     """What the server refuses within is told by the options that it was given by.
+
+    Args:
+        given: as for `tell_options`.
 
     Raises:
         RefusedOptionError: a value is refused.
@@ -117,12 +138,16 @@ def naming_options(pictures: Mapping[PicturePart, Path] | None = None) -> Genera
     try:
         yield
     except InvalidRequestError as error:
-        raise RefusedOptionError(tell_options(error.problem.errors, pictures) or str(error)) from error
+        raise RefusedOptionError(tell_options(error.problem.errors, given) or str(error)) from error
 
 
 def _name(field: str) -> str:
     """The option of the field, or of what it is in; else the field."""
+    known = next((_OPTIONS[name] for name in _list_outer(field) if name in _OPTIONS), None)
+    return known or (field if "." in field else f"--{field.removesuffix('_px').replace('_', '-')}")
+
+
+def _list_outer(field: str) -> list[str]:
+    """The field, and those that it is in."""
     names = field.split(".")
-    outer = (".".join(names[:count]) for count in range(len(names), 0, -1))
-    known = next((_OPTIONS[name] for name in outer if name in _OPTIONS), None)
-    return known or (field if len(names) > 1 else f"--{field.removesuffix('_px').replace('_', '-')}")
+    return [".".join(names[:count]) for count in range(len(names), 0, -1)]

@@ -116,7 +116,7 @@ def _check_size(request: GenerationRequest, size: Size, chosen: Size) -> Iterato
     if request.upscale is not None:
         for side in _SIDES:
             if side in request.model_fields_set:
-                allowed = f"nothing beside upscale: the picture is the source of {own}, {request.upscale} times as large"
+                allowed = f"nothing beside `upscale`: the picture is the source of {own}, {request.upscale} times as large"
                 yield FieldError(field=side, value=str(getattr(request, side)), allowed=allowed)
         if not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in chosen):
             allowed = (
@@ -159,7 +159,7 @@ def _check_place(request: GenerationRequest, size: Size) -> Iterator[FieldError]
 
 
 def _check_enlarged_whole(source: Source) -> Iterator[FieldError]:
-    allowed = "nothing beside upscale: the whole source is enlarged"
+    allowed = "nothing beside `upscale`: the whole source is enlarged"
     if source.fit != "fill":
         yield FieldError(field="source.fit", value=source.fit, allowed=allowed)
     if source.offset is not None:

@@ -10,6 +10,7 @@ from api_schemas.generation import GenerationRequest
 from api_schemas.layout import Stage
 from api_schemas.regions import RegionShape
 from api_schemas.source import SourceMask
+from api_schemas.style import Style
 
 _TITLES: dict[AddOnKind, str] = {"lora": "LoRA", "controlnet": "ControlNet", "ip_adapter": "IP-Adapter"}
 
@@ -38,7 +39,7 @@ def find_misfits(request: GenerationRequest, card: ModelCard, stages: Sequence[S
 def _check_deadlines(request: GenerationRequest) -> Iterator[FieldError]:
     start_s, finish_s = request.start_within_s, request.finish_within_s
     if start_s is not None and finish_s is not None and finish_s < start_s:
-        allowed = f"at least start_within_s, which is {start_s:g}: both count from the POST"
+        allowed = f"at least `start_within_s`, which is {start_s:g}: both count from the POST"
         yield FieldError(field="finish_within_s", value=f"{finish_s:g}", allowed=allowed)
 
 
@@ -48,9 +49,20 @@ def _check_sides(request: GenerationRequest, card: ModelCard) -> Iterator[FieldE
         if request.seamless in (axis, "both") and side_px not in (sides := card.nearest_sides(side_px)):
             nearest = " or ".join(map(str, dict.fromkeys(sides)))
             allowed = f"multiples of {card.alignment_px} from {lowest} to {highest} where it is seamless; the nearest: {nearest}"
-            yield FieldError(field=field, value=str(side_px), allowed=allowed)
         elif not lowest <= side_px <= highest:
-            yield FieldError(field=field, value=str(side_px), allowed=f"{lowest} to {highest}")
+            allowed = f"{lowest} to {highest}"
+        else:
+            continue
+        yield _refuse_side(field, side_px, allowed, request.upscale)
+
+
+def _refuse_side(field: str, side_px: int, allowed: str, upscale: int | None) -> FieldError:
+    """A side of what is enlarged was not sent: it follows from the source's."""
+    if upscale is None:
+        return FieldError(field=field, value=str(side_px), allowed=allowed)
+    side = f"{field.removesuffix('_px')} of {side_px // upscale} px"
+    allowed = f"what makes the source's {side}, {side_px} px with this, {allowed}"
+    return FieldError(field="upscale", value=str(upscale), allowed=allowed)
 
 
 def _check_steps(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
@@ -172,8 +184,7 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
         yield FieldError(field="advanced.positions", value=positions, allowed=allowed)
     attention, style = request.advanced.attention, request.style
     if style is not None and style.has_picture and not card.style_image:
-        allowed = f"no style picture: model {card.name} ({card.family}) takes a style in words alone, as style.prompt"
-        yield FieldError(field="style.style_image", value="true", allowed=allowed)
+        yield _refuse_style_picture(style, f"model {card.name} ({card.family})")
     elif style is not None and style.has_picture and attention not in ("auto", "off"):
         allowed = "auto or off: tiles attend to the style picture in the conductor's place"
         yield FieldError(field="advanced.attention", value=attention, allowed=allowed)
@@ -188,6 +199,15 @@ def _check_conditions(request: GenerationRequest, card: ModelCard) -> Iterator[F
         yield FieldError(field="guidance_scale", value=f"{request.guidance_scale:g}", allowed=allowed)
 
 
+def _refuse_style_picture(style: Style, model: str) -> FieldError:
+    """By what was sent: a picture, or a style without words, which stands for one."""
+    if style.style_image:
+        allowed = f"no style picture: {model} takes a style in words alone, as `style.prompt`"
+        return FieldError(field="style.style_image", value="true", allowed=allowed)
+    allowed = f"words, as `style.prompt`: {model} takes no style picture"
+    return FieldError(field="style", value=style.model_dump_json(exclude_unset=True), allowed=allowed)
+
+
 def _check_guidance_interval(request: GenerationRequest, card: ModelCard) -> Iterator[FieldError]:
     """Only what is guided by two branches, one of them with a negative prompt, can leave one out."""
     interval = request.advanced.guidance_interval
@@ -199,7 +219,7 @@ def _check_guidance_interval(request: GenerationRequest, card: ModelCard) -> Ite
     elif not card.negative_prompt:
         allowed = f"[0, 1]: {model} is guided within one prediction"
     elif card.choose_guidance_scale(request) == 1.0:
-        allowed = "[0, 1], or a guidance_scale above 1: at 1 there is no guidance"
+        allowed = "[0, 1], or a `guidance_scale` above 1: at 1 there is no guidance"
     else:
         return
     yield FieldError(field="advanced.guidance_interval", value=str(list(interval)), allowed=allowed)

@@ -139,7 +139,8 @@ def _name_region(error: FieldError) -> Iterator[FieldError]:
 def _name_sides(asked: ExtendRequest, error: FieldError) -> Iterator[FieldError]:
     """The sides that it grows by, where it may not become so large: a seamless one, say."""
     sides = asked.list_grown(error.field)
-    allowed = f"what makes {error.field}, {error.value} with this, {error.allowed}"
+    axis = error.field.removesuffix("_px")
+    allowed = f"what makes the picture's {axis}, {error.value} px with this, {error.allowed}"
     yield from (FieldError(field=side, value=str(px), allowed=allowed) for side, px in sides)
     if not sides:
         yield error

@@ -148,7 +148,11 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--seed", "-1"), 2, "'-1'; allowed is a whole number from 0 to"),
         (("generate", "x", "--dpi", "2401"), 2, "'2401'; allowed is a whole number from 1 to 2400"),
         (("generate", "x", "--bit-depth", "12"), 2, "8 or 16"),
-        (("generate", "x", "--bit-depth", "16", "-o", "x.jpg"), 2, "--bit-depth 16: 16 is for output_format"),
+        (
+            ("generate", "x", "--bit-depth", "16", "-o", "x.jpg"),
+            2,
+            "--bit-depth 16: 16 is for --output png or tiff",
+        ),
         (("generate", "x", "--size", "1001x512", "--seamless", "x"), 1, "1000 or 1008"),
         (("generate", "x", "--model", "nobody"), 1, "nobody"),
         (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),
@@ -163,11 +167,17 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (
             ("generate", "x", "--region", "0,0 9,9 9,0 0,9:dunes"),
             2,
-            "regions.0.shape.polygon [[0, 0], [9, 9], [9, 0], [0, 9]]: edges that do not",
+            "--region 0,0 9,9 9,0 0,9:dunes: edges that do not",
         ),
-        (("generate", "x", "--region", "0,0,1025,9:dunes"), 1, "regions.0.shape.rectangle"),
+        (("generate", "x", "--region", "0,0,1025,9:dunes"), 1, "--region 0,0,1025,9:dunes: within"),
+        (("generate", "x", "--source", PICTURE, "--mask", "9,9,999,9"), 1, "--mask 9,9,999,9: within"),
+        (("generate", "x", "--source", PICTURE, "--upscale", "2", "--size", "64"), 1, "beside --upscale"),
+        (("generate", "x", "--source", PICTURE, "--style-image", PICTURE), 1, f"--style-image {PICTURE}: no"),
         (("generate", "x", "--regions", __file__), 2, "this is no JSON"),
         (("cancel", "0000"), 1, "0000"),
+        (("cancel", "../jobs/0000"), 1, "no job '../jobs/0000'"),
+        (("reroll", "", "-o", "x.png", "--region", "0,0,9,9"), 1, "no job ''"),
+        (("reroll", "0000", "-o", "x.png", "--region", "0,0,0,9"), 2, "--region 0,0,0,9: width: a whole"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(

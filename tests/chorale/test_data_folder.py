@@ -1,5 +1,7 @@
 """A data directory whose disk is full or read-only: what need not be written is not, and else the error tells the path."""
 
+from pathlib import Path
+
 import pytest
 
 from chorale.data_folder import DataFolder
@@ -55,6 +57,13 @@ def test_a_data_directory_that_is_read_only_is_named() -> None:
         folder = DataFolder(disk.folder)
         with disk.unwritable(), pytest.raises(UnwritableError, match=f"{disk.folder}/"), folder.hold("any"):
             pass
+
+
+def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
+    path = tmp_path / "passwd"
+    path.touch()
+    with pytest.raises(UnwritableError, match=f"^{path} cannot be written: it is no folder$"):
+        DataFolder(path).hold("any").__enter__()
 
 
 def test_a_secret_that_has_no_space_leaves_nothing_in_its_place() -> None:

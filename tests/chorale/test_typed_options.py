@@ -72,8 +72,15 @@ def test_defaults_are_allowed() -> None:
         (("--fit", "wide"), "Invalid value for '--fit': 'wide'; allowed is fill, fit, crop or exact"),
         (("--size", "32x64"), "chorale: --size, width 32: a whole number from 64 to 16384"),
         (("--fidelity", "0.5"), "chorale: --fidelity 0.5: nothing without --upscale: "),
-        (("--mask", "0,0,9,9"), "chorale: --mask: nothing without --source: the picture to begin with"),
+        (
+            ("--mask", "0,0,9,9"),
+            "chorale: --mask 0,0,9,9: nothing without --source: the picture to begin with",
+        ),
         (("--style-prompt", "ink"), "chorale: --style-prompt: nothing without --source: "),
+        (("--fit", "crop"), "chorale: --fit crop: nothing without --source: "),
+        (("--mask", "0,0,0,9"), "chorale: --mask 0,0,0,9: width: a whole number from 1 to "),
+        (("--region", f"0,0,9,9:{'x' * 2001}"), "xx: prompt: text of at most 2000 characters"),
+        (("--bit-depth", "16", "-o", "x.jpg"), "chorale: --bit-depth 16: 16 is for --output png or tiff"),
         (("--lora", "ink:9"), "chorale: --lora 9.0: a number from -4 to 4"),
         (("--guidance-interval", "0.2,9"), "chorale: --guidance-interval 9.0: a number from 0 to 1"),
         (("--size", "16384", "-o", "x.webp"), 'chorale: --output "webp": png, jpeg or tiff'),
@@ -101,15 +108,39 @@ def test_extend_refuses_by_option(arguments: tuple[str, ...], says: str, tmp_pat
     assert says in done.stderr
 
 
-def test_what_the_server_refuses_is_told_by_option_and_file() -> None:
-    errors = [
-        FieldError(field="mask_image", value="a picture", allowed="white somewhere"),
-        FieldError(field="left_px", value="9", allowed="at most 8"),
-        FieldError(field="advanced.stages.0.steps", value="1", allowed="at least 2"),
-    ]
+GIVEN = {
+    "mask_image": Path("black.png"),
+    "mask": "6,6,9,9",
+    "regions.1": "0,0,9,9:dunes",
+    "region": "0,0,0,0",
+    "style.style_image": Path("ink.png"),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed", "says"),
+    [
+        ("mask_image", "a picture", "white somewhere", "--mask black.png: white somewhere"),
+        ("left_px", "9", "at most 8", "--left 9: at most 8"),
+        ("advanced.stages.0.steps", "1", "at least 2", "advanced.stages.0.steps 1: at least 2"),
+        ("mask.rectangle", '{"left_px":6}', "within", "--mask 6,6,9,9: within"),
+        ("mask.polygon.2", "[6, 6]", "within", "--mask 6,6,9,9: within"),
+        ("regions.1.shape.rectangle", '{"left_px":0}', "within", "--region 0,0,9,9:dunes: within"),
+        ("regions.1.prompt", '"dunes"', "short", "--region 0,0,9,9:dunes: prompt: short"),
+        ("regions.0.prompt", '"of a file"', "short", 'regions.0.prompt "of a file": short'),
+        ("region.rectangle.height_px", "0", "above 0", "--region 0,0,0,0: height: above 0"),
+        ("region.feather_px", "-1", "above 0", "--feather -1: above 0"),
+        ("finish_within_s", "3", "`start_within_s`", "--finish-within 3: --start-within"),
+        ("style.style_image", "true", "`style.prompt`", "--style-image ink.png: --style-prompt"),
+        ("width_px", "9", "nothing beside `upscale`", "--size, width 9: nothing beside --upscale"),
+    ],
+)
+def test_what_the_server_refuses_is_told_by_option_as_typed(
+    field: str, value: str, allowed: str, says: str
+) -> None:
+    error = FieldError(field=field, value=value, allowed=allowed)
+    errors = [error, error]  # two fields of one text may be told in the same words
     problem = Problem(title="", status=422, detail="", code="invalid_request", errors=errors, request_id="-")
-    with pytest.raises(RefusedOptionError) as refused, naming_options({"mask_image": Path("black.png")}):
+    with pytest.raises(RefusedOptionError) as refused, naming_options(GIVEN):
         raise InvalidRequestError(problem)
-    assert str(refused.value) == (
-        "--mask black.png: white somewhere; --left 9: at most 8; advanced.stages.0.steps 1: at least 2"
-    )
+    assert str(refused.value) == says

@@ -41,7 +41,9 @@ def ask(*stages: dict[str, float], **changes: object) -> GenerationRequest:
         (ask({}, {}, layout="flat"), "advanced.stages", "2 stages", "at most 1: model m generates this picture at 2048x2048 px"),
         (ask({"strength": 0.5}), "advanced.stages.0.strength", "0.5", "1: the first stage starts from pure noise"),
         (ask({"steps": 20}, steps=30), "advanced.stages.0.steps", "20", "30, as the field steps says, or only one of the two"),
-        (ask(start_within_s=60, finish_within_s=59.5), "finish_within_s", "59.5", "at least start_within_s, which is 60: both count from the POST"),
+        (ask(start_within_s=60, finish_within_s=59.5), "finish_within_s", "59.5", "at least `start_within_s`, which is 60: both count from the POST"),
+        (ask(source={}, upscale=2, width_px=514, height_px=100, seamless="x"), "upscale", "2", "what makes the source's width of 257 px, 514 px with this, multiples of 64 from 64 to 16384 where it is seamless; the nearest: 512 or 576"),
+        (ask(source={}, style={"strength": 0.5}), "style", '{"strength":0.5}', "words, as `style.prompt`: model m (f) takes no style picture"),
         (ask({}, {"steps": 120}), "advanced.stages.1.steps", "120", "1 to 100 for model m"),
         (ask({}, {"steps": 80, "strength": 0.05}), "advanced.stages.1.strength", "0.05", "at least 0.08 with 80 steps, or fewer steps: the scheduler of model m takes 1 to 1000 steps in a full schedule"),
     ],
@@ -138,7 +140,7 @@ def test_an_interval_needs_a_branch_to_leave_out() -> None:
     assert error.allowed == "[0, 1]: model few-steps (flux) is guided within one prediction"
     assert not find(asked, CARD)
     (error,) = find(asked.model_copy(update={"guidance_scale": 1.0}), CARD)
-    assert error.allowed == "[0, 1], or a guidance_scale above 1: at 1 there is no guidance"
+    assert error.allowed == "[0, 1], or a `guidance_scale` above 1: at 1 there is no guidance"
     always = GenerationRequest(advanced=AdvancedSettings(guidance_interval=(0.0, 1.0)))
     assert not find(always, embedded)
 
@@ -155,8 +157,8 @@ STYLED = CARD.model_copy(update={"style_image": True, "attention": ["off", "cond
 @pytest.mark.parametrize(
     ("card", "style", "attention", "field", "allowed"),
     [
-        (CARD, {}, "auto", "style.style_image", "no style picture: model m (f) takes a style in words alone"),
-        (CARD, {"prompt": "ink", "style_image": True}, "off", "style.style_image", "as style.prompt"),
+        (CARD, {}, "auto", "style", "words, as `style.prompt`: model m (f) takes no style picture"),
+        (CARD, {"prompt": "ink", "style_image": True}, "off", "style.style_image", "as `style.prompt`"),
         (STYLED, {}, "conductor", "advanced.attention", "auto or off: tiles attend to the style picture"),
     ],
 )

@@ -41,11 +41,11 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, tuple[str, str]]]] = [
     ("extend", {}, {"left_px": ("0", "above 0, here or in `right_px`")}),
     ("extend", {"left_px": 16_384}, {"left_px": ("16384", "at most 15360: ")}),
     ("extend", {"right_px": 15_000, "left_px": 1000}, {"left_px": ("1000", "at most 360: "), "right_px": ("15000", "at most 14360: ")}),
-    ("extend", {"right_px": 1}, {"right_px": ("1", "what makes width_px, 1025 with this, multiples of 64 from 64 to 16384")}),
+    ("extend", {"right_px": 1}, {"right_px": ("1", "what makes the picture's width, 1025 px with this, multiples of 64 from 64 to 16384")}),
     ("reroll", {}, {"region": ("null", "required, an object with the fields rectangle, polygon")}),
     ("reroll", {"region": {"rectangle": {**REGION["rectangle"], "left_px": 1000}}}, {"region.rectangle": ('{"left_px":1000', "within the picture: x from 0 to 1024 px")}),
     ("variations", {"count": "many"}, {"count": ('"many"', "a whole number from 1 to 16")}),
-    ("variations", {"count": 1, "finish_within_s": 1, "start_within_s": 2}, {"finish_within_s": ("1", "at least start_within_s, which is 2")}),
+    ("variations", {"count": 1, "finish_within_s": 1, "start_within_s": 2}, {"finish_within_s": ("1", "at least `start_within_s`, which is 2")}),
 ]  # fmt: skip
 
 
