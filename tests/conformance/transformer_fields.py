@@ -9,7 +9,7 @@ _UNREAD = "no layer of this class reads it"
 
 SD_3: Fields = {
     "sample_size": (*inert(_NO_SIZE, 32, 8), *unusable(None)),
-    "patch_size": honoured(1, 4),
+    "patch_size": honoured(Together(1, {"pos_embed_max_size": 32}), 4),
     "in_channels": unusable(8),
     "num_layers": honoured(1),
     "attention_head_dim": unusable(16),
@@ -18,7 +18,7 @@ SD_3: Fields = {
     "caption_projection_dim": unusable(16),
     "pooled_projection_dim": unusable(16),
     "out_channels": unusable(8),
-    "pos_embed_max_size": honoured(32, 8),
+    "pos_embed_max_size": (*honoured(32, 24), *refused(8)),  # 8: tiles end at 32 px, chorale.json says 64
     "dual_attention_layers": honoured([], [0, 1]),
     "qk_norm": (*honoured(None), *unusable("nonsense")),
 }
