@@ -118,7 +118,7 @@ def test_a_bad_setting_is_named_in_one_line(name: str, value: str, valkey: str, 
     with process(environment | {f"CHORALE_{name}": value}) as (refused, _):
         assert refused.wait(timeout=20) != 0
         (line,) = (refused.stderr.read() if refused.stderr else "").splitlines()
-    assert f" CHORALE_{name}={value!r}: " in line
+    assert f' CHORALE_{name}="{value}": ' in line
 
 
 @pytest.mark.parametrize(
