@@ -179,7 +179,7 @@ def worker(
 
 @app.command()
 def generate(
-    prompt: options.Prompt,
+    prompt: options.Prompt = None,
     output: options.Output = None,
     size: options.Size = None,
     seamless: options.SeamlessAxes = "none",
@@ -220,6 +220,7 @@ def generate(
     data: Data = None,
 ) -> None:
     """Generate one picture, on a running server or on a stack started for this call."""
+    prompt = options.choose_prompt(prompt, source)
     path = output or options.name_after(prompt)
     begun, sent = source_options.read_source(source, fit, strength, mask, upscale, fidelity)
     styled, shown = source_options.read_style(style_prompt, style_image, style_strength)

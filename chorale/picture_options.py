@@ -13,7 +13,12 @@ from api_schemas.generation import GenerationRequest, Layout, OutputFormat, Pict
 from api_schemas.refused_values import list_refused
 from chorale.typed_options import Given, OptionError, field_of, tell_options, typed
 
-Prompt = Annotated[str, Argument(help="What the picture shows.")]
+Prompt = Annotated[
+    str | None,
+    Argument(
+        help="What the picture shows; one that begins with a source can do without.", show_default=False
+    ),
+]
 Output = Annotated[
     Path | None, Option("-o", "--output", help="File to write.", show_default="named after the prompt")
 ]
@@ -157,6 +162,16 @@ def find_format(path: Path) -> OutputFormat:
     if path.suffix.lower() not in _FORMATS:
         raise OptionError(f"{path}: pictures end with {', '.join(_FORMATS)}")
     return _FORMATS[path.suffix.lower()]
+
+
+def choose_prompt(prompt: str | None, source: str | None) -> str:
+    """
+    Raises:
+        OptionError: there is nothing that a picture could show.
+    """
+    if prompt is None and source is None:
+        raise OptionError("prompt: missing; only with --source a picture can do without")
+    return prompt or ""
 
 
 def name_after(prompt: str) -> Path:

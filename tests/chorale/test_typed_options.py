@@ -92,6 +92,14 @@ def test_generate_refuses_by_option(arguments: tuple[str, ...], says: str, tmp_p
     assert says in done.stderr
 
 
+def test_only_what_begins_with_a_source_goes_without_a_prompt(tmp_path: Path) -> None:
+    alone = run("generate", *NOWHERE, folder=tmp_path)
+    assert (alone.returncode, "chorale: prompt: missing; only with --source" in alone.stderr) == (2, True)
+    (tmp_path / "photo.jpg").touch()
+    begun = run("generate", "--source", "photo.jpg", "--upscale", "2", *NOWHERE, folder=tmp_path)
+    assert "no answer from" in begun.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
