@@ -81,8 +81,8 @@ COPY deploy/health/worker.py /opt/chorale/health.py
 ENV PATH=/opt/chorale/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CHORALE_WORK_DIR=/work \
-    TORCHINDUCTOR_CACHE_DIR=/work/compiled \
     HF_HOME=/hub
+ENV TORCHINDUCTOR_CACHE_DIR=$CHORALE_WORK_DIR/compiled
 USER 10001
 # Not the home, over which something else may be mounted.
 WORKDIR /opt/chorale

@@ -54,11 +54,11 @@ def reroll(
     shape = parse_shape(region)
     if shape is None:
         raise OptionError(f"--region {region}: LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
-    given = {"region": shape | {"feather_px": feather}, "prompt": prompt, "seed": seed, "strength": strength}
-    typed_region = {"region": region}
-    asked = _read(RerollRequest, given | name_urgency(priority, start_within, finish_within), typed_region)
+    fields = {"region": shape | {"feather_px": feather}, "prompt": prompt, "seed": seed, "strength": strength}
+    given = {"region": region}
+    asked = _read(RerollRequest, fields | name_urgency(priority, start_within, finish_within), given)
     with Client(find_server(url, data), api_key=key) as client:
-        with naming_options(typed_region):
+        with naming_options(given):
             job = once_served(lambda: client.reroll(job_id, asked))
         follow_job(client, job, output)
 
@@ -87,8 +87,8 @@ def extend(
 ) -> None:
     """Make more picture around a job's, whose own pixels stay."""
     sides = {"left_px": left, "right_px": right, "top_px": top, "bottom_px": bottom}
-    given = sides | {"prompt": prompt, "seed": seed, "feather_px": feather}
-    asked = _read(ExtendRequest, given | name_urgency(priority, start_within, finish_within))
+    fields = sides | {"prompt": prompt, "seed": seed, "feather_px": feather}
+    asked = _read(ExtendRequest, fields | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options():
             job = once_served(lambda: client.extend(job_id, asked))
@@ -113,8 +113,8 @@ def vary(
     data: Data = None,
 ) -> None:
     """Make pictures from noise beside a job's own."""
-    given = {"count": count, "amount": amount} | name_urgency(priority, start_within, finish_within)
-    asked = _read(VariationsRequest, given)
+    fields = {"count": count, "amount": amount} | name_urgency(priority, start_within, finish_within)
+    asked = _read(VariationsRequest, fields)
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options():
             made = once_served(lambda: client.vary(job_id, asked))
