@@ -111,7 +111,7 @@ def test_an_idempotency_key_is_honoured(url: str, story: Story, store_dir: Path)
     for _ in range(2):
         with suppress(openai.APITimeoutError):
             connect(url, timeout=0.3).images.generate(prompt="x", extra_headers={"Idempotency-Key": "k"})
-    (job_id,) = find_jobs(story)
+        (job_id,) = find_jobs(story)  # until then the key would be answered 409
     assert story.job(job_id).status == "queued"
     with pytest.raises(openai.BadRequestError) as refusal:
         connect(url).images.generate(prompt="y", extra_headers={"Idempotency-Key": "k"})
