@@ -1,5 +1,6 @@
 """From a request to a plan: here pixels become latent pixels; decoding makes pixels again."""
 
+from math import ceil
 from pathlib import Path
 
 from api_schemas.catalog import ModelCard
@@ -30,7 +31,10 @@ def plan_generation(
     return GenerationPlan(
         seed=request.seed,
         channels=card.latent_channels,
-        stages=tuple(_plan_stage(request, card, stage, shown, first=stage is stages[0]) for stage in stages),
+        stages=tuple(
+            _plan_stage(request, card, stage, shown, before)
+            for before, stage in zip([None, *stages], stages, strict=False)
+        ),
         decode=DecodePlan(
             mode=request.advanced.decode_mode, memory_bytes=decode_memory_bytes, spill_dir=str(spill_dir)
         ),
@@ -39,12 +43,17 @@ def plan_generation(
 
 
 def _plan_stage(
-    request: ResolvedRequest, card: ModelCard, stage: Stage, shown: tuple[float, float], *, first: bool
+    request: ResolvedRequest,
+    card: ModelCard,
+    stage: Stage,
+    shown: tuple[float, float],
+    before: Stage | None,
 ) -> StagePlan:
+    first = before is None
     return StagePlan(
         _plan_denoise(request, card, stage),
         stage.steps,
-        _plan_start(card, stage, request, first=first) if stage.given or not first else Noise(),
+        _plan_start(card, stage, request, before) if stage.given or not first else Noise(),
         modules=request.advanced.num_modules or card.default_num_modules,
         even=request.advanced.num_modules is None,
         shown=shown,
@@ -54,7 +63,9 @@ def _plan_stage(
     )
 
 
-def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest, *, first: bool) -> Picture | Upscale:
+def _plan_start(
+    card: ModelCard, stage: Stage, request: ResolvedRequest, before: Stage | None
+) -> Picture | Upscale:
     """From a picture, of the stage before or the request's source, or from noise with that picture to be seen."""
     if stage.conditioned:
         return Upscale(
@@ -62,13 +73,24 @@ def _plan_start(card: ModelCard, stage: Stage, request: ResolvedRequest, *, firs
             skipped=stage.skipped,
             low_band=_keep_to_source(request),
             held=1.0 if request.upscale is None else min(request.chosen_fidelity / DEFAULT_FIDELITY, 1.0),
+            reduced=_reduce(card, stage, before),
         )
     style = request.active_style
     if style is not None:
         return Picture(stage.skipped, _LOW_BAND_OF_PICTURE if style.has_picture else _LOW_BAND_OF_WORDS)
-    guided = not first or request.upscale is not None
+    guided = before is not None or request.upscale is not None
     share = card.cascade.low_band if guided else 0.0
     return Picture(stage.skipped, LowBandPlan(share) if share else None)
+
+
+def _reduce(card: ModelCard, stage: Stage, before: Stage | None) -> tuple[int, int] | None:
+    """(height, width) in latent pixels: what a conditioned stage has made is shown to the next one so small that that enlarges
+    it as many times as its network can. The detail that it paints is that of its factor: what is doubled stays soft."""
+    if before is None or not before.conditioned:
+        return None
+    times = card.cascade.enlarges * card.vae_scale
+    height, width = ceil(stage.height_px / times), ceil(stage.width_px / times)
+    return (height, width) if height * card.vae_scale < before.height_px else None
 
 
 def _keep_to_source(request: ResolvedRequest) -> LowBandPlan | None:

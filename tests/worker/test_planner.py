@@ -105,6 +105,26 @@ def test_a_conditioned_stage_starts_from_noise_and_runs_all_of_its_schedule() ->
 
 
 @pytest.mark.parametrize(
+    ("size", "reduced"),
+    [
+        ((2048, 2048), [None]),  # the first stage's picture is no enlarged one
+        ((1024, 1024), [None]),
+        ((4096, 4096), [None, (128, 128)]),
+        ((3000, 4096), [None, (128, 94)]),
+        ((8192, 8192), [None, None]),
+    ],
+)
+def test_what_was_enlarged_is_shown_so_small_that_it_is_enlarged_as_far_as_can_be(
+    size: tuple[int, int], reduced: list[tuple[int, int] | None]
+) -> None:
+    cascade = Cascade(steps=[5, 4], conditioned=True, enlarges=4)
+    card = CARD.model_copy(update={"cascade": cascade, "layout": "cascade"})
+    width, height = size
+    found = plan_generation(ask(width_px=width, height_px=height), card, 1 << 30, Path("spill")).stages
+    assert [stage.start.reduced for stage in found if isinstance(stage.start, Upscale)] == reduced
+
+
+@pytest.mark.parametrize(
     ("fidelity", "augmentation", "weight", "held"),
     [
         (None, 0.2, None, 1.0),

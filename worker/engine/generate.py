@@ -213,7 +213,8 @@ def _start(
     if start.given is not None:
         before = yield from read_given(start.given, prepared, plan.decode, group)
     assert before is not None
-    encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group)
+    reduced = start.reduced if isinstance(start, Upscale) else None
+    encoded = yield from upscale_latent(before, canvas, prepared, plan.decode, group, reduced)
     # An encoder may leave its channels last; a resumed canvas never has them so.
     reference = encoded.contiguous()
     kept = yield from _read_kept(plan, stage.plan, prepared, group)

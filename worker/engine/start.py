@@ -87,6 +87,8 @@ class Upscale:
             noise in place of pure noise.
         low_band: how the picture guides the stage beside what the model sees of it, if it does.
         held: how far what is made is projected back to the picture before it was enlarged, in [0, 1].
+        reduced: (height, width) in latent pixels, what the picture of the stage before is reduced to before it is enlarged;
+            None: it is enlarged as it is.
     """
 
     augmentation: float = 0.0
@@ -94,6 +96,7 @@ class Upscale:
     skipped: int = 0
     low_band: LowBandPlan | None = None
     held: float = 1.0
+    reduced: tuple[int, int] | None = None
 
 
 Start = Noise | Picture | Upscale

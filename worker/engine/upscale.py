@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.canvas import Paint, Plane, Rectangle
@@ -68,13 +69,21 @@ def augment(latent: Tensor, augmentation: float, seed: int, level: int) -> Tenso
 
 @torch.inference_mode()
 def upscale_latent(
-    latent: Tensor, canvas: Plane, autoencoder: Autoencoder, plan: DecodePlan, group: Group
+    latent: Tensor,
+    canvas: Plane,
+    autoencoder: Autoencoder,
+    plan: DecodePlan,
+    group: Group,
+    reduced: tuple[int, int] | None = None,
 ) -> Generator[Warned | Heartbeat, None, Tensor]:
     """Enlarge a clean latent (C, h, w) to the size of `canvas`: (C, H, W), float32.
 
     By way of pixels, where enlarging does no harm: the picture is decoded, enlarged by Lanczos'
     kernel and encoded again. Held whole is the small picture, as bytes; the large one only exists
     tile by tile. An enlarged latent decodes to a picture with halos, which the next stage has to mend.
+
+    Args:
+        reduced: as `Upscale` has it.
 
     Raises:
         NonFiniteImageError: the picture could not be decoded or encoded.
@@ -84,7 +93,7 @@ def upscale_latent(
         return latent
     if encoder is None:
         return enlarge(latent, canvas, canvas.whole)
-    paint = yield from paint_latent(latent, canvas, autoencoder, plan, group)
+    paint = yield from paint_latent(latent, canvas, autoencoder, plan, group, reduced=reduced)
     latent = yield from encode_in_steps(paint, encoder, canvas, plan, group)
     return latent
 
@@ -98,11 +107,13 @@ def paint_latent(
     *,
     moments: Sequence[Tensor] | None = None,
     part: Rectangle | None = None,
+    reduced: tuple[int, int] | None = None,
 ) -> Generator[Warned | Heartbeat, None, Paint]:
     """The picture of a clean latent (C, h, w), held as bytes, at the size of the picture of `canvas`.
 
     Args:
         moments: so is `part`, as `decode_part` takes them, for a latent of the canvas' size.
+        reduced: (h, w) in latent pixels, what the picture is reduced to at first; None: it is not.
 
     Raises:
         NonFiniteImageError: it could not be decoded.
@@ -110,7 +121,11 @@ def paint_latent(
     decoder, device = autoencoder.decoder, autoencoder.device
     small, picture = canvas.resized(*latent.shape[-2:]), canvas.scaled(decoder.scale)
     tiles = decode_part(latent, decoder, small, plan, group, moments=moments, part=part)
-    image = yield from _hold_bytes(tiles, small.scaled(decoder.scale), device)
+    decoded = small.scaled(decoder.scale)
+    if reduced is None:
+        image = yield from _hold_bytes(tiles, decoded, device)
+    else:
+        image = yield from hold_reduced(tiles, decoded, small.resized(*reduced).scaled(decoder.scale), device)
     return read_enlarged(image, picture, device)
 
 
@@ -133,3 +148,31 @@ def _hold_bytes(
             case _:
                 yield event
     return image
+
+
+def hold_reduced(
+    tiles: Iterator[Decoding], picture: Plane, small: Plane, device: torch.device
+) -> Generator[Warned | Heartbeat, None, Tensor]:
+    """The mean of what each pixel of the smaller picture covers, (3, h, w), 0 to 255."""
+    reduced = torch.zeros(3, *small.size, device=device)
+    for event in stitch(tiles, picture.width):
+        match event:
+            case Band(top, rows):
+                pixels = rows.to(device).permute(2, 0, 1).float()
+                narrow = F.adaptive_avg_pool2d(pixels, (len(rows), small.width))
+                first, shares = _share_rows(top, len(rows), small.height / picture.height)
+                reduced[:, first : first + len(shares)] += shares.to(device) @ narrow
+            case MomentsPooled():
+                pass  # this picture is not kept
+            case _:
+                yield event
+    return reduced
+
+
+def _share_rows(top: int, extent: int, scale: float) -> tuple[int, Tensor]:
+    """The first row of the smaller picture that rows from `top` on lie in, and how much of it and those below each is, (rows, extent)."""
+    edges = torch.arange(top, top + extent + 1, dtype=torch.float64) * scale
+    first, last = int(edges[0]), int((edges[-1] - 1e-6).ceil())
+    places = torch.arange(first, last)[:, None]
+    shares = torch.minimum(edges[1:], places + 1) - torch.maximum(edges[:-1], places)
+    return first, shares.clamp(min=0).float()

@@ -163,6 +163,23 @@ def test_so_is_an_enlarged_picture(whole: Path, model: LoadedModel, held: float)
     torch.testing.assert_close(make_final(plan, model), made + held * missing, rtol=1e-3, atol=5e-3)
 
 
+def test_what_was_enlarged_before_is_seen_reduced_and_kept_so(whole: Path, model: LoadedModel) -> None:
+    """By diffusers and Pillow: shown is a picture of half its size, and the last stage is held to that."""
+    plan, vae = two_stages(32, 16), AutoencoderKL.from_pretrained(str(whole / "vae"))
+    before = make_final(plan, model)
+    last = StagePlan(lay(64, 16), 2, Upscale(0.1, reduced=(16, 16)))
+    plan = replace(plan, stages=(*plan.stages, last))
+    made = latent_after(7, plan, model)
+    with torch.inference_mode():
+        wanted = enlarge_by_pillow(vae, before, 64, reduced=2)
+        found = enlarge_by_pillow(vae, made, 64, reduced=4)
+    seen = checkpoint_after(6, plan, model.prepare(PROMPT)).tensors["reference"]
+    noise = 0.1 * initial_noise(SEED, 4, 64, 64, stage=-3)
+    torch.testing.assert_close(seen, wanted + noise, rtol=1e-3, atol=5e-3)
+    assert (wanted - found).abs().max() > 0.05
+    torch.testing.assert_close(make_final(plan, model), made + wanted - found, rtol=1e-3, atol=1e-2)
+
+
 def test_a_part_that_is_made_again_is_not(model: LoadedModel) -> None:
     """What stays must keep its bytes."""
     plan = two_stages(32, 16)
