@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from math import inf
 from pathlib import Path
@@ -236,7 +236,8 @@ class AsyncClient:
                             return
                 follow.fail()
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
-                await self.get(job_id)  # raises if there is no such job
+                with suppress(NoConnectionError, UnavailableError):  # a server that starts again
+                    await self.get(job_id)  # raises if there is no such job
                 if is_refused(error):
                     raise NoWebSocketError(self.url, str(error)) from error
                 follow.fail(error)
@@ -261,7 +262,7 @@ class AsyncClient:
                 reconnect.fail(error)
             if time.monotonic() > deadline:
                 raise TimedOutError(f"job {job_id} did not end within {timeout_s} s")
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(max(_LOOK_S, reconnect.delay_s))
 
     async def download(self, job_id: str, path: Path) -> Path:
         """Stream the picture into a file, checked against the job's checksum.

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from math import inf
 from pathlib import Path
@@ -226,7 +226,8 @@ class Client:
                             return
                 follow.fail()
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
-                self.get(job_id)  # raises if there is no such job
+                with suppress(NoConnectionError, UnavailableError):  # a server that starts again
+                    self.get(job_id)  # raises if there is no such job
                 if is_refused(error):
                     raise NoWebSocketError(self.url, str(error)) from error
                 follow.fail(error)
@@ -251,7 +252,7 @@ class Client:
                 reconnect.fail(error)
             if time.monotonic() > deadline:
                 raise TimedOutError(f"job {job_id} did not end within {timeout_s} s")
-            time.sleep(_LOOK_S)
+            time.sleep(max(_LOOK_S, reconnect.delay_s))
 
     def download(self, job_id: str, path: Path) -> Path:
         """Stream the picture into a file, checked against the job's checksum.

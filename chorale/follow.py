@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Timer
+from threading import Event, Thread
 from typing import Final
 
 from rich.console import Console
@@ -11,12 +11,12 @@ from rich.console import Console
 from api_schemas.answers import JobView
 from chorale.bar import show_progress
 from chorale.client import Client
-from chorale.errors import ChoraleError, NoWebSocketError
+from chorale.errors import ChoraleError, NoConnectionError, NoWebSocketError
 from chorale.plain_text import show
 from chorale.protocol import Preview, Update
 from chorale.server_options import open_notes
 
-_QUIET_S: Final = 5.0
+_LOOK_S: Final = 5.0
 
 
 def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -> None:
@@ -27,10 +27,12 @@ def follow_job(client: Client, job: JobView, path: Path, *, dzi: bool = False) -
         with telling_why_it_waits(console, client, job):
             show_progress(console, _follow(client, job.id))
             client.wait(job.id)
-    except KeyboardInterrupt:
-        hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id}"
+    except (KeyboardInterrupt, NoConnectionError) as error:
+        hint = f"stopped following; if the server keeps running, cancel with: chorale cancel {job.id} --url {client.url}"
+        if isinstance(error, NoConnectionError):
+            hint = f"the job is kept; once the server is back: {client.url}/?job={job.id}"
         # A console that is interrupted while it prints may keep back all that follows.
-        open_notes().print(hint, soft_wrap=True, highlight=False)
+        open_notes().print(hint, soft_wrap=True, highlight=False, markup=False)
         raise
     print(client.download(job.id, path))
     if dzi:
@@ -47,24 +49,34 @@ def _follow(client: Client, job_id: str) -> Iterator[Update | Preview]:
 
 @contextmanager
 def telling_why_it_waits(
-    console: Console, client: Client, job: JobView, quiet_s: float = _QUIET_S
+    console: Console, client: Client, job: JobView, look_s: float = _LOOK_S
 ) -> Generator[None]:
-    """Once, where the job is still queued after `quiet_s` and the server is not ready for it."""
+    """As often as the reason changes, while the job is queued."""
+    ended = Event()
 
     def tell() -> None:
-        # The client may be closed meanwhile.
-        with suppress(ChoraleError, RuntimeError):
-            if client.get(job.id).status == "queued" and (why := _find_missing(client, job.request.model)):
-                text = f"the job waits: {show(why)}"
-                console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        told = ""
+        while not ended.wait(look_s):
+            # The client may be closed meanwhile.
+            with suppress(ChoraleError, RuntimeError):
+                now = client.get(job.id)
+                why = _say_why(client, now) if now.status == "queued" else ""
+                if why and why != told:
+                    text = f"the job waits: {show(why)}"
+                    console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+                told = why
 
-    timer = Timer(quiet_s, tell)
-    timer.daemon = True
-    timer.start()
+    Thread(target=tell, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        ended.set()
+
+
+def _say_why(client: Client, job: JobView) -> str:
+    if missing := _find_missing(client, job.request.model):
+        return missing
+    return f"jobs before it: {job.queue_position}" if job.queue_position else "its turn is next"
 
 
 def _find_missing(client: Client, model: str) -> str:

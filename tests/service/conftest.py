@@ -22,7 +22,9 @@ from tests.story import Story
 
 
 @contextmanager
-def serve(settings: ServiceSettings, surround: Callable[[FastAPI], None] = lambda _: None) -> Iterator[str]:
+def serve(
+    settings: ServiceSettings, surround: Callable[[FastAPI], None] = lambda _: None, *, port: int = 0
+) -> Iterator[str]:
     """Run the API in a thread until the end of the `with` block; gives its address.
 
     Args:
@@ -30,7 +32,8 @@ def serve(settings: ServiceSettings, surround: Callable[[FastAPI], None] = lambd
     """
     # asyncio turns Nagle's algorithm off only where the protocol is named; it costs 40 ms a request.
     server_socket = socket.socket(proto=socket.IPPROTO_TCP)
-    server_socket.bind(("127.0.0.1", 0))
+    server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port may be served once more
+    server_socket.bind(("127.0.0.1", port))
     app = create_app(settings)
     surround(app)
     server = uvicorn.Server(server_config(app, settings))
