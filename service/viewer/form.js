@@ -18,12 +18,13 @@ export class RequestForm {
     this.source = new SourceFields(form.querySelector("#source"));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const missing = this.source.missing(this.sizes.read());
+      const missing = this.missing();
       if (missing) this.showRefusal({ errors: [missing] });
       else onSubmit(this.read(), this.source.files);
     });
     form.addEventListener("input", ({ target }) => {
       this.clearRefusal(target);
+      if (target.name === "prompt") this.fitPrompt();
       this.sizes.touch(target);
       this.changed(target.name);
     });
@@ -62,6 +63,20 @@ export class RequestForm {
     return { ...request, ...source, ...this.readMetadata() };
   }
 
+  // What nothing is made without.
+  missing() {
+    const { prompt, source, regions } = this.read();
+    if (!prompt && !source && !regions) return { field: "prompt", allowed: "Say what the picture shows." };
+    return this.source.missing(this.sizes.read());
+  }
+
+  // Only as it is typed: a page that moves under a click loses it.
+  fitPrompt() {
+    const { prompt } = this.form.elements;
+    prompt.style.height = "auto";
+    prompt.style.height = `${prompt.scrollHeight + 2}px`;
+  }
+
   // As it is drawn before there is a job: with its size, whoever decides it.
   outline() {
     const [width_px, height_px] = this.sizes.read();
@@ -97,6 +112,7 @@ export class RequestForm {
     const { elements } = this.form;
     this.copied = request;
     elements.prompt.value = request.prompt;
+    this.fitPrompt();
     this.sizes.fill([request.width_px, request.height_px]);
     elements.seamless.value = request.seamless;
     elements.seed.value = request.seed;
@@ -202,8 +218,6 @@ export class RequestForm {
     this.sizes.follow(this.source.size, this.source.enlarged, edited);
     this.regions.setSize(...this.sizes.read());
     this.source.settle(this.sizes.read(), this.card());
-    elements.prompt.style.height = "auto";
-    elements.prompt.style.height = `${elements.prompt.scrollHeight + 2}px`;
     const card = this.card();
     elements.steps.placeholder = card?.default_steps ?? "";
     elements.guidance_scale.placeholder = card?.default_guidance_scale ?? "";

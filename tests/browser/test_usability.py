@@ -26,6 +26,7 @@ def test_refusals_stand_at_their_field(
     open_page: OpenPage, field: str, value: str, place: str, says: str
 ) -> None:
     page = open_page()
+    page.fill("#prompt", "waves")
     page.check("input[name=size][value=free]")
     page.check("input[name=seamless][value=x]")
     page.click("#advanced summary")
@@ -37,6 +38,27 @@ def test_refusals_stand_at_their_field(
     assert "job=" not in page.url
     page.fill(f"#{field}", "512")
     expect(page.locator(f"#refusal-{place}")).to_be_empty()
+
+
+def test_nothing_is_made_without_a_prompt(open_page: OpenPage) -> None:
+    page = open_page()
+    page.click("#submit")
+    expect(page.locator("#refusal-prompt")).to_contain_text("what the picture shows")
+    expect(page.locator("#prompt")).to_be_focused()
+    assert "job=" not in page.url
+
+
+def test_a_click_after_a_long_prompt_is_not_lost(open_page: OpenPage) -> None:
+    """The prompt's field scrolls, and the page does not move when it is left."""
+    page = open_page()
+    page.fill("#prompt", "waves and rocks " * 120)
+    choice = page.locator("label", has=page.locator("input[name=size][value=free]"))
+    choice.scroll_into_view_if_needed()
+    box = choice.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator("input[name=size][value=free]")).to_be_checked(timeout=2000)
+    assert page.locator("#prompt").evaluate("field => field.clientHeight <= innerHeight / 2")
 
 
 def test_seeds_beyond_53_bits_are_kept_exactly(open_page: OpenPage, client: Client) -> None:
