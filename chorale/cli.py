@@ -1,6 +1,5 @@
 """The command line."""
 
-import os
 import sys
 import time
 from io import TextIOWrapper
@@ -16,6 +15,7 @@ from chorale import (
     installed,
     keys_commands,
     models_command,
+    part_commands,
     provenance_commands,
     region_options,
     source_options,
@@ -23,13 +23,24 @@ from chorale import (
 from chorale import picture_options as options
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError
+from chorale.errors import ChoraleError, KeyFormatError, ProblemError
+from chorale.file_options import require_place
 from chorale.follow import follow_job
 from chorale.interrupts import heed_interrupts
+from chorale.part_commands import Devices, RootPath
 from chorale.plain_text import show
-from chorale.server_options import Data, Key, Url, find_server, once_served, open_notes, open_server
+from chorale.server_options import (
+    Data,
+    Key,
+    Url,
+    find_server,
+    once_served,
+    open_notes,
+    open_server,
+    telling_what_is_kept,
+)
 from chorale.tables import lay_jobs, print_table
-from chorale.typed_options import Given, OptionError, naming_options, typed
+from chorale.typed_options import Given, OptionError, naming_options, tell_usage, typed
 
 _FAILED, _WRONG_OPTION = 1, 2
 
@@ -44,26 +55,11 @@ app = typer.Typer(
 app.add_typer(models_command.app, name="models")
 app.add_typer(keys_commands.app, name="keys")
 derived_commands.add_to(app)
+part_commands.add_to(app)
 provenance_commands.add_to(app)
 Port = Annotated[int, Field(ge=0, le=65_535)]
 WorkerCount = Annotated[int, Field(ge=1, le=64)]
 JobCount = Annotated[int, Field(ge=1, le=100)]
-RootPath = Annotated[
-    str | None,
-    Option(
-        envvar="CHORALE_ROOT_PATH",
-        help="Path below which a proxy serves all this, as in /chorale.",
-        show_default="none",
-    ),
-]
-Devices = Annotated[
-    str | None,
-    Option(
-        envvar="CHORALE_DEVICES",
-        help="cpu, cuda:0, or several GPUs that share the tiles of each picture: 0,1",
-        show_default="a GPU if there is one",
-    ),
-]
 
 
 def main() -> None:
@@ -71,10 +67,14 @@ def main() -> None:
     heed_interrupts()
     _print_anything()
     try:
-        app()
+        sys.exit(app(standalone_mode=False))  # a code, if one of its commands or Ctrl-C gives any
+    except typer.TyperException as error:
+        if said := tell_usage(error):  # nothing where its help was all that was left to say
+            _say_error(said)
+        sys.exit(error.exit_code)
     except ChoraleError as error:
-        _say_error(str(error))
-        sys.exit(_WRONG_OPTION if isinstance(error, OptionError) else _FAILED)
+        _say_error(f"{error}{_tell_retry(error)}")
+        sys.exit(_WRONG_OPTION if isinstance(error, OptionError | KeyFormatError) else _FAILED)
     except OSError as error:  # a file that cannot be written
         _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(_FAILED)
@@ -142,42 +142,6 @@ def doctor(
 
 
 @app.command()
-def serve(root_path: RootPath = None) -> None:
-    """Run the API alone; CHORALE_* in the environment configures queue and store."""
-    installed.require(installed.SERVICE, "service")
-    chosen = {} if root_path is None else {"CHORALE_ROOT_PATH": root_path}
-    os.execve(sys.executable, [sys.executable, "-m", "service.main"], os.environ | chosen)
-
-
-@app.command()
-def webhooks() -> None:
-    """Deliver webhooks; CHORALE_* in the environment configures the queue. `chorale up` runs one."""
-    installed.require(installed.SERVICE, "service")
-    os.execve(sys.executable, [sys.executable, "-m", "service.webhooks.main"], os.environ)
-
-
-@app.command()
-def worker(
-    model: Annotated[
-        str | None,
-        Option(
-            envvar="CHORALE_MODEL",
-            help="Name on the allow-list, model folder, or name on the hub, as in someone/model.",
-            show_default="the bundled model",
-        ),
-    ] = None,
-    devices: Devices = None,
-    data: Data = None,
-) -> None:
-    """Run one worker alone; CHORALE_* in the environment configures queue and store."""
-    installed.require(installed.WORKER, "worker")
-    given = {"CHORALE_MODEL": model, "CHORALE_DEVICES": devices}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    defaults = {"CHORALE_MODELS_FILE": str(DataFolder(data).models_file)}
-    os.execve(sys.executable, [sys.executable, "-m", "worker.main"], defaults | os.environ | chosen)
-
-
-@app.command()
 def generate(
     prompt: options.Prompt = None,
     output: options.Output = None,
@@ -221,13 +185,21 @@ def generate(
 ) -> None:
     """Generate one picture, on a running server or on a stack started for this call."""
     prompt = options.choose_prompt(prompt, source)
-    path = output or options.name_after(prompt)
+    path = require_place(output or options.name_after(prompt))
     begun, sent = source_options.read_source(source, fit, strength, mask, upscale, fidelity)
-    styled, shown = source_options.read_style(style_prompt, style_image, style_strength)
+    styled, seen = source_options.read_style(style_prompt, style_image, style_strength)
     sides = options.parse_size(size) if size else (None, None)
     chosen = region_options.read_regions(region, regions, feather)
-    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | shown
-    given: Given = {**pictures, **chosen.texts, "mask": mask, "style.style_image": style_image}
+    pictures = options.name_pictures(control_image, ip_adapter_image) | chosen.masks | sent | seen
+    given: Given = {
+        **pictures,
+        **chosen.texts,
+        **options.tell_loras(lora),
+        "advanced.guidance_interval": guidance_interval,
+        "mask": mask,
+        "style": style_prompt or f"--style-image {style_image}",
+        "style.style_image": style_image,
+    }
     request = options.build_request(
         {
             "prompt": prompt,
@@ -259,7 +231,8 @@ def generate(
     with open_server(url, data) as address, Client(address, api_key=key) as client:
         with naming_options(given):
             job = once_served(lambda: client.create(request, pictures=pictures))
-        follow_job(client, job, path, dzi=dzi)
+        with telling_what_is_kept(client, job):
+            follow_job(client, job, path, dzi=dzi)
 
 
 @app.command()
@@ -283,6 +256,11 @@ def cancel(
     with Client(find_server(url, data), api_key=key) as client:
         job = client.cancel(job_id)
     print(f"job {job.id} {'stops within one step' if job.status == 'processing' else 'is ' + job.status}")
+
+
+def _tell_retry(error: ChoraleError) -> str:
+    wait_s = error.retry_after_s if isinstance(error, ProblemError) else None
+    return "" if wait_s is None else f"; try again in {wait_s:g} s"
 
 
 def _say_error(message: str) -> None:

@@ -12,10 +12,11 @@ from api_schemas.derived import MAX_VARIATIONS, ExtendRequest, RerollRequest, Va
 from api_schemas.refused_values import list_refused
 from api_schemas.source import SourceMask
 from chorale.client import Client
+from chorale.file_options import require_place
 from chorale.follow import follow_job
 from chorale.picture_options import FinishWithin, PriorityLevel, Seed, StartWithin, name_urgency
 from chorale.region_options import parse_shape
-from chorale.server_options import Data, Key, Url, find_server, once_served
+from chorale.server_options import Data, Key, Url, find_server, once_served, telling_what_is_kept
 from chorale.typed_options import Given, OptionError, field_of, naming_options, tell_options, typed
 
 Asked = TypeVar("Asked", bound=BaseModel)
@@ -51,6 +52,7 @@ def reroll(
     data: Data = None,
 ) -> None:
     """Inpaint a part of a job's picture; every pixel outside of it stays."""
+    require_place(output)
     shape = parse_shape(region)
     if shape is None:
         raise OptionError(f"--region {region}: LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y'")
@@ -60,7 +62,8 @@ def reroll(
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options(given):
             job = once_served(lambda: client.reroll(job_id, asked))
-        follow_job(client, job, output)
+        with telling_what_is_kept(client, job):
+            follow_job(client, job, output)
 
 
 def extend(
@@ -86,13 +89,15 @@ def extend(
     data: Data = None,
 ) -> None:
     """Make more picture around a job's, whose own pixels stay."""
+    require_place(output)
     sides = {"left_px": left, "right_px": right, "top_px": top, "bottom_px": bottom}
     fields = sides | {"prompt": prompt, "seed": seed, "feather_px": feather}
     asked = _read(ExtendRequest, fields | name_urgency(priority, start_within, finish_within))
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options():
             job = once_served(lambda: client.extend(job_id, asked))
-        follow_job(client, job, output)
+        with telling_what_is_kept(client, job):
+            follow_job(client, job, output)
 
 
 def vary(
@@ -113,14 +118,17 @@ def vary(
     data: Data = None,
 ) -> None:
     """Make pictures from noise beside a job's own."""
+    paths = [require_place(output)]
+    if count > 1:
+        paths = [require_place(output.with_stem(f"{output.stem}-{number + 1}")) for number in range(count)]
     fields = {"count": count, "amount": amount} | name_urgency(priority, start_within, finish_within)
     asked = _read(VariationsRequest, fields)
     with Client(find_server(url, data), api_key=key) as client:
         with naming_options():
             made = once_served(lambda: client.vary(job_id, asked))
-        for number, job in enumerate(made.data, start=1):
-            path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
-            follow_job(client, job, path)
+        for job, path in zip(made.data, paths, strict=False):
+            with telling_what_is_kept(client, job):
+                follow_job(client, job, path)
 
 
 def _read(kind: type[Asked], fields: Mapping[str, object], given: Given | None = None) -> Asked:

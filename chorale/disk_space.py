@@ -22,6 +22,10 @@ def writing(path: Path, *sizes: int) -> Generator[None]:
         yield
     except FileExistsError as error:
         raise UnwritableError(f"{path} cannot be written: it is no folder") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnwritableError(
+            f"{path} cannot be written: no folder can be made there; --data names another place"
+        ) from error
     except OSError as error:
         raise UnwritableError(
             f"{path} cannot be written: {error.strerror or error}{describe_space(path, *sizes)}"

@@ -95,8 +95,8 @@ class AddressError(ChoraleError):
 
     def __init__(self, url: str) -> None:
         super().__init__(
-            f"{url!r} is no address of a server; allowed is http://host:port or https://host,"
-            " with IPv6 in brackets: http://[::1]:8000"
+            f"{url!r} is no address of a server; allowed is http://host:port or https://host, the port from 1 to"
+            " 65535, with IPv6 in brackets: http://[::1]:8000"
         )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from http import HTTPStatus
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class PartFile:
     def __init__(self, path: Path, result: Result) -> None:
         self._path = path
         self._result = result
-        self._part = path.with_name(f".{path.name}.{result.sha256[:16]}.part")
+        self._part = path.with_name(_name_part(path, result.sha256))
         path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -62,3 +63,19 @@ class PartFile:
             )
         os.replace(self._part, self._path)
         return self._path
+
+
+def try_place(path: Path) -> None:
+    """Make a part of a picture and remove it again; folders that are missing are not made.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = next(each for each in path.parents if each.exists())
+    part = folder / _name_part(path, uuid.uuid4().hex)
+    part.touch(exist_ok=False)
+    part.unlink()
+
+
+def _name_part(path: Path, digest: str) -> str:
+    return f".{path.name}.{digest[:16]}.part"

@@ -1,6 +1,7 @@
 """The options of `chorale generate`, as a request."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,8 @@ from api_schemas.add_ons import ControlSettings, IpAdapterSettings
 from api_schemas.generation import BitDepth as Depth
 from api_schemas.generation import GenerationRequest, Layout, OutputFormat, PicturePart, Seamless
 from api_schemas.refused_values import list_refused
-from chorale.typed_options import Given, OptionError, field_of, tell_options, typed
+from chorale.file_options import file_option
+from chorale.typed_options import Given, OptionError, field_of, shown, tell_options, typed
 
 Prompt = Annotated[
     str | None,
@@ -75,19 +77,14 @@ Loras = Annotated[
 ]
 Control = Annotated[str | None, Option(metavar="NAME", help="ControlNet of the model's card.")]
 ControlImage = Annotated[
-    Path | None,
-    Option(
-        help="Conditioning picture of the ControlNet.", show_default="--source", exists=True, dir_okay=False
-    ),
+    Path | None, file_option(help="Conditioning picture of the ControlNet.", show_default="--source")
 ]
 ControlScale = Annotated[
     float | None,
     typed(field_of(ControlSettings, "scale"), help="Conditioning scale, 0 to 2.", show_default="1"),
 ]
 IpAdapter = Annotated[str | None, Option(metavar="NAME", help="IP-Adapter of the model's card.")]
-IpAdapterImage = Annotated[
-    Path | None, Option(help="Conditioning picture of the IP-Adapter.", exists=True, dir_okay=False)
-]
+IpAdapterImage = Annotated[Path | None, file_option(help="Conditioning picture of the IP-Adapter.")]
 IpAdapterScale = Annotated[
     float | None, typed(field_of(IpAdapterSettings, "scale"), help="Scale, 0 to 1.", show_default="0.6")
 ]
@@ -160,7 +157,7 @@ def find_format(path: Path) -> OutputFormat:
         OptionError: no output format has this suffix.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise OptionError(f"{path}: pictures end with {', '.join(_FORMATS)}")
+        raise OptionError(f"--output {shown(path)}: pictures end with {', '.join(_FORMATS)}")
     return _FORMATS[path.suffix.lower()]
 
 
@@ -169,8 +166,9 @@ def choose_prompt(prompt: str | None, source: str | None) -> str:
     Raises:
         OptionError: there is nothing that a picture could show.
     """
-    if prompt is None and source is None:
-        raise OptionError("prompt: missing; only with --source a picture can do without")
+    if not (prompt or "").strip() and source is None:
+        typed = "prompt" if prompt is None else f"prompt {shown(prompt)}"
+        raise OptionError(f"{typed}: missing; only with --source a picture can do without")
     return prompt or ""
 
 
@@ -192,7 +190,12 @@ def parse_lora(text: str) -> dict[str, object]:
     try:
         return {"name": name, "weight": float(weight)}
     except ValueError as error:
-        raise OptionError(f"--lora {text}: NAME or NAME:WEIGHT, for example ink:0.6") from error
+        raise OptionError(f"--lora {shown(text)}: NAME or NAME:WEIGHT, for example ink:0.6") from error
+
+
+def tell_loras(texts: Sequence[str] | None) -> dict[str, str]:
+    """Option and value of each, by the fields of the request that they are sent as."""
+    return {f"loras.{index}": f"--lora {shown(text)}" for index, text in enumerate(texts or ())}
 
 
 def parse_interval(text: str) -> list[float]:
@@ -205,7 +208,7 @@ def parse_interval(text: str) -> list[float]:
         start, end = map(float, text.split(","))
     except ValueError as error:
         raise OptionError(
-            f"--guidance-interval {text}: START,END from 0 to 1, for example 0.2,0.9"
+            f"--guidance-interval {shown(text)}: START,END from 0 to 1, for example 0.2,0.9"
         ) from error
     return [start, end]
 
@@ -228,11 +231,12 @@ def name_add_on(
     """
     if name is None and image is None and scale is None:
         return None
-    if name is None or (image is None and not shows_source):
-        beside = " (or, for a ControlNet, --source)" if option == "control" else ""
-        raise OptionError(
-            f"--{option} NAME and --{option}-image FILE{beside} come together; --{option}-scale goes with them"
-        )
+    if name is None:
+        typed = f"-image {image}" if scale is None else f"-scale {scale:g}"
+        raise OptionError(f"--{option}{typed}: only with --{option} NAME")
+    if image is None and not shows_source:
+        beside = " or --source" if option == "control" else ""
+        raise OptionError(f"--{option} {shown(name)}: only with --{option}-image FILE{beside}")
     return {"name": name} if scale is None else {"name": name, "scale": scale}
 
 

@@ -65,7 +65,8 @@ def server_url(url: str) -> str:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise AddressError(url) from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    is_port = parsed.port is None or 1 <= parsed.port <= 65_535
+    if parsed.scheme not in ("http", "https") or not parsed.host or not is_port:
         raise AddressError(url)
     return url.rstrip("/")
 
@@ -150,7 +151,14 @@ def check(response: httpx.Response) -> httpx.Response:
         problem = Problem.model_validate_json(response.content)
     except ValidationError as error:
         where = f"{response.request.method} {response.request.url}"
-        raise UnexpectedAnswerError(f"{where} answered {response.status_code} without a reason") from error
+        raise UnexpectedAnswerError(
+            f"{where} answered {response.status_code} without a reason: is this a Chorale server?"
+        ) from error
+    if problem.detail.endswith(
+        f": {HTTPStatus.NOT_FOUND.phrase}"
+    ):  # no path of the API, not even a job that is gone
+        address = str(response.request.url).partition("/v1/")[0]
+        raise UnexpectedAnswerError(f"there is no Chorale at {address}: {problem.detail}")
     raise _ERRORS.get(response.status_code, ProblemError)(problem, _retry_after(response))
 
 

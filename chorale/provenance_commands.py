@@ -11,6 +11,7 @@ from typer import Argument, Option
 from chorale import installed
 from chorale.data_folder import DataFolder
 from chorale.errors import OriginError
+from chorale.file_options import file_option
 from chorale.plain_text import show
 from chorale.server_options import Data
 
@@ -63,7 +64,9 @@ def verify(
     file: Annotated[Path, Argument(help="A PNG, JPEG, WebP or TIFF file.")],
     trust: Annotated[
         Path | None,
-        Option(help="PEM file of authorities; then any other signer counts as invalid.", show_default="none"),
+        file_option(
+            help="PEM file of authorities; then any other signer counts as invalid.", show_default="none"
+        ),
     ] = None,
 ) -> None:
     """Say what a picture says of its origin, and whether that holds. Nothing is fetched from anywhere.

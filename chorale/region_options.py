@@ -1,6 +1,7 @@
 """The options of `chorale generate` that give areas of the picture prompts of their own."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typer import Option
 
 from api_schemas.generation import PicturePart
 from api_schemas.regions import Region
-from chorale.typed_options import OptionError, field_of, typed
+from chorale.file_options import file_option, require_file
+from chorale.typed_options import OptionError, field_of, shown, typed
 
 RegionTexts = Annotated[
     list[str] | None,
@@ -24,11 +26,9 @@ RegionTexts = Annotated[
 ]
 RegionsFile = Annotated[
     Path | None,
-    Option(
+    file_option(
         "--regions",
         help="Regions with all their settings: a JSON list as in the API, a mask being the file beside it.",
-        exists=True,
-        dir_okay=False,
     ),
 ]
 Feather = Annotated[
@@ -52,31 +52,32 @@ class ChosenRegions:
     regions: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     masks: dict[PicturePart, Path] = field(default_factory=dict[PicturePart, Path])
     texts: dict[str, str] = field(default_factory=dict[str, str])
-    """Those of `--region`, by the fields of the request that they are sent as."""
+    """Option and value of those of `--region`, and of all masks, by what they are sent as."""
 
-    def add(self, region: dict[str, Any], folder: Path) -> None:
+    def add(self, region: dict[str, Any], folder: Path, typed: str) -> None:
         """
         Args:
             folder: that a mask's file is named from.
+            typed: the option and its value.
 
         Raises:
-            OptionError: there is no such file.
+            OptionError: the file cannot be read.
         """
         shape = region.get("shape")
         if isinstance(shape, dict) and isinstance(name := cast(dict[str, Any], shape).get("mask"), str):
-            part = self._take_mask(folder / name)
+            part = self._take_mask(folder / name, f"{typed}, mask {shown(name)}")
             region = region | {"shape": {**cast(dict[str, Any], shape), "mask": part}}
         self.regions.append(region)
 
-    def _take_mask(self, path: Path) -> str:
+    def _take_mask(self, path: Path, typed: str) -> str:
         """The part that a file is sent as, once."""
-        if not path.is_file():
-            raise OptionError(f"{path}: no such file for the mask of a region")
         for part, known in self.masks.items():
             if known == path:
                 return part
         part = f"region_mask_{len(self.masks) + 1}"
-        self.masks[cast(PicturePart, part)] = path  # the request refuses more regions than there are parts
+        # The request refuses more regions than there are parts.
+        self.masks[cast(PicturePart, part)] = require_file(path, typed)
+        self.texts[part] = typed
         return part
 
 
@@ -88,10 +89,10 @@ def read_regions(texts: Sequence[str] | None, file: Path | None, feather_px: int
     """
     chosen = ChosenRegions()
     for region in _read_file(file) if file is not None else ():
-        chosen.add(region, cast(Path, file).parent)
+        chosen.add(region, cast(Path, file).parent, f"--regions {file}")
     for text in texts or ():
-        chosen.texts[f"regions.{len(chosen.regions)}"] = text
-        chosen.add(_parse(text) | ({} if feather_px is None else {"feather_px": feather_px}), Path())
+        chosen.texts[f"regions.{len(chosen.regions)}"] = typed = f"--region {shown(text)}"
+        chosen.add(_parse(text) | ({} if feather_px is None else {"feather_px": feather_px}), Path(), typed)
     if feather_px is not None and not texts:
         raise OptionError(f"--feather {feather_px}: only with --region; in a file it is feather_px")
     return chosen
@@ -113,7 +114,7 @@ def _parse(text: str) -> dict[str, Any]:
         raise OptionError(_FORM.format(text))
     if drawn := parse_shape(shape):
         return {"prompt": prompt, "shape": drawn}
-    if Path(shape).is_file() or Path(shape).suffix[1:].isalpha():  # if there is none, `add` says so
+    if os.path.exists(shape) or Path(shape).suffix[1:].isalpha():  # if there is none, `add` says so
         return {"prompt": prompt, "shape": {"mask": shape}}
     raise OptionError(_FORM.format(text))
 

@@ -2,26 +2,44 @@
 
 import socket
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 from urllib.parse import urlsplit
 
 from rich.console import Console
-from typer import Option
+from typer import BadParameter, Option
 
+from api_schemas.answers import JobView
 from chorale import installed
+from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import NoServerError, UnavailableError
+from chorale.errors import AddressError, NoServerError, UnavailableError
+from chorale.file_options import read_folder
 from chorale.plain_text import show
+from chorale.protocol import job_path, server_url
 
 _API_STARTS_S: Final = 60.0
 _MODEL_LOADS_S: Final = 300.0
 _LOOK_S: Final = 0.2
 _ASK_AGAIN_S: Final = 2.0
 Made = TypeVar("Made")
-Url = Annotated[str | None, Option("--url", envvar="CHORALE_URL", help="Address of a running server.")]
+
+
+def _read_url(text: str) -> str:
+    try:
+        return server_url(text)
+    except AddressError as error:
+        raise BadParameter(str(error)) from error
+
+
+Url = Annotated[
+    str | None,
+    Option(
+        "--url", envvar="CHORALE_URL", parser=_read_url, metavar="URL", help="Address of a running server."
+    ),
+]
 Key = Annotated[
     str | None,
     Option(
@@ -32,7 +50,13 @@ Key = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    Option("--data", help="Data directory of the local stack.", show_default="per user"),
+    Option(
+        "--data",
+        parser=read_folder,
+        metavar="FOLDER",
+        help="Data directory of the local stack.",
+        show_default="per user",
+    ),
 ]
 
 
@@ -77,6 +101,16 @@ def once_served(
                 said = str(error)
                 _tell(f"{said}: waiting for it, up to {patience_s:g} s")
             time.sleep(ask_again_s)
+
+
+@contextmanager
+def telling_what_is_kept(client: Client, job: JobView) -> Generator[None]:
+    """Where a picture is that could not be written."""
+    try:
+        yield
+    except OSError:
+        _tell(f"if the server keeps running, the picture is kept: {client.url}{job_path(job.id, 'image')}")
+        raise
 
 
 def _find_running(data: Path | None) -> str | None:

@@ -1,5 +1,6 @@
 """The options of `chorale generate` that begin with a picture."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,9 @@ from typer import Option
 from api_schemas.generation import GenerationRequest, PicturePart
 from api_schemas.source import MAX_UPSCALE, Fit
 from api_schemas.style import Style
+from chorale.file_options import file_option, require_file
 from chorale.region_options import parse_shape
-from chorale.typed_options import OptionError, field_of, typed
+from chorale.typed_options import OptionError, field_of, shown, typed
 
 SourceName = Annotated[
     str | None, Option("--source", metavar="FILE|JOB", help="Begin with this picture, or with that of a job.")
@@ -50,15 +52,14 @@ Fidelity = Annotated[
     ),
 ]
 StylePrompt = Annotated[str | None, Option(help="Style that a source takes, in words.")]
-StyleImage = Annotated[
-    Path | None, Option(help="Picture whose style a source takes.", exists=True, dir_okay=False)
-]
+StyleImage = Annotated[Path | None, file_option(help="Picture whose style a source takes.")]
 StyleStrength = Annotated[
     float | None,
     typed(field_of(Style, "strength"), help="How much of the style it takes, 0 to 1.", show_default="1"),
 ]
 
 _JOB = re.compile(r"[0-9a-f]{28}")
+_MASK = "a file, or a shape, LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y', in whole pixels from 0 on"
 
 
 def read_source(
@@ -79,27 +80,19 @@ def read_source(
     if mask is not None:
         fields["mask"] = parse_shape(mask) or {}
         if not fields["mask"]:
-            pictures["mask_image"] = _find_mask(mask)
+            pictures["mask_image"] = require_file(mask, f"--mask {shown(mask)}", _MASK)
     if source is None and fit is not None:
         raise OptionError(f"--fit {fit}: nothing without --source: the picture to begin with")
     if source is None:
         return fields, pictures
     chosen: dict[str, object] = {} if fit is None else {"fit": fit}
-    if Path(source).is_file():
-        pictures["source_image"] = Path(source)
-    elif _JOB.fullmatch(source):
+    if _JOB.fullmatch(source) and not os.path.isfile(source):
         chosen["job"] = source
     else:
-        raise OptionError(f"--source {source}: no such file, and no id of a job")
-    return fields | {"source": chosen}, pictures
-
-
-def _find_mask(mask: str) -> Path:
-    if not Path(mask).is_file():
-        raise OptionError(
-            f"--mask {mask}: neither a file nor a shape, LEFT,TOP,WIDTH,HEIGHT or 'X,Y X,Y X,Y', in whole pixels from 0 on"
+        pictures["source_image"] = require_file(
+            source, f"--source {shown(source)}", "a file, or the id of a job"
         )
-    return Path(mask)
+    return fields | {"source": chosen}, pictures
 
 
 def read_style(
@@ -108,7 +101,7 @@ def read_style(
     """The field of the request, and the picture that comes with it.
 
     Raises:
-        OptionError: a strength comes alone.
+        OptionError: a strength comes alone, or nothing describes the style.
     """
     if prompt is None and image is None:
         if strength is not None:
@@ -116,6 +109,10 @@ def read_style(
                 f"--style-strength {strength:g}: only with --style-prompt TEXT or --style-image FILE"
             )
         return {}, {}
+    if image is None and not (prompt or "").strip():
+        raise OptionError(
+            f"--style-prompt {shown(prompt)}: text that describes a style, or --style-image FILE"
+        )
     chosen = {"prompt": prompt, "strength": strength, "style_image": image is not None}
     style = {name: value for name, value in chosen.items() if value is not None}
     return {"style": style}, {} if image is None else {"style_image": image}

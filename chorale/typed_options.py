@@ -1,5 +1,6 @@
 """Options of a type that says what is allowed, and errors by the options that a value was given by."""
 
+import json
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from typer import BadParameter, Option
+from typer import BadParameter, Option, TyperException
 
 from api_schemas.errors import FieldError
 from api_schemas.refused_values import Form, tell
@@ -45,18 +46,15 @@ _OPTIONS: Final = {
     "region.feather_px": "--feather",
 }
 
-# Of a shape or a region, which are one text each.
-_WITHIN: Final = ("left_px", "top_px", "width_px", "height_px", "prompt")
+# Of a shape, a region or a LoRA, which are one text each.
+_WITHIN: Final = ("left_px", "top_px", "width_px", "height_px", "prompt", "name", "weight")
 Given = Mapping[str, str | Path | None]
-"""What was typed for a field or a part of a request, where it is sent in another form."""
+"""What was typed for a field or a part of a request, where it is sent in another form; if it is for several options, behind
+the name of one."""
 
 
 class OptionError(ChoraleError):
     """An invalid value on the command line."""
-
-
-class RefusedOptionError(ChoraleError):
-    """A value on the command line that the server has refused."""
 
 
 def field_of(model: type[BaseModel], name: str) -> Any:
@@ -88,7 +86,7 @@ def _parser_of(kind: Any) -> Callable[[object], object]:
         except ValidationError as error:
             schema = adapter.json_schema()
             refused = Form(schema, schema).explain(error.errors()[0], ())
-            raise BadParameter(f"{value!r}; allowed is {refused.allowed}") from error
+            raise BadParameter(f"{shown(value)}: {refused.allowed}") from error
 
     return parse
 
@@ -120,9 +118,21 @@ def _as_typed(error: FieldError, given: Given) -> FieldError:
         return error.model_copy(update={"field": _name(error.field)})
     inner = error.field.rpartition(".")[2] if whole != error.field else ""
     which = f"{inner.removesuffix('_px')}: " if inner in _WITHIN else ""
-    option = "--region" if whole.startswith("regions.") else _name(whole)
-    changes = {"field": option, "value": str(text)[:_LONGEST], "allowed": f"{which}{error.allowed}"}
-    return error.model_copy(update=changes)
+    named, value = ("", str(text)) if str(text).startswith("--") else (_name(whole), shown(text))
+    return error.model_copy(update={"field": named, "value": value, "allowed": f"{which}{error.allowed}"})
+
+
+def shown(value: object) -> str:
+    """A value as a message has it: blanks in quotes, and not all of what is long."""
+    text = str(value)[:_LONGEST]
+    return text if text.strip() else json.dumps(text)
+
+
+def tell_usage(error: TyperException) -> str:
+    """What the library of the command line refuses: a value as all others, the rest in its words."""
+    if isinstance(error, BadParameter) and error.param is not None and error.message:
+        return f"{error.param.opts[-1]} {error.message}"
+    return error.format_message()
 
 
 @contextmanager
@@ -133,12 +143,12 @@ def naming_options(given: Given | None = None) -> Generator[None]:
         given: as for `tell_options`.
 
     Raises:
-        RefusedOptionError: a value is refused.
+        OptionError: a value is refused.
     """
     try:
         yield
     except InvalidRequestError as error:
-        raise RefusedOptionError(tell_options(error.problem.errors, given) or str(error)) from error
+        raise OptionError(tell_options(error.problem.errors, given) or str(error)) from error
 
 
 def _name(field: str) -> str:

@@ -124,9 +124,9 @@ class Admission:
         workers = max(1, offer.count_workers(model))
         raise QueueFullError(
             # One key is not told what others do.
-            f"the queue of {model} is full: at most {most} jobs may wait, shared among the API keys that have some"
+            f"the queue of {model} is full: jobs that wait: at most {most}, shared among the API keys that have some"
             if key_id
-            else f"{counts.listed + counts.waiting} jobs are waiting for {model}, at most {most} may",
+            else f"the queue of {model} is full: jobs that wait: {counts.listed + counts.waiting}, at most {most}",
             retry_after_s=max(1, math.ceil(excess * per_job_s / workers)),
         )
 

@@ -100,7 +100,7 @@ class Allowance:
     def _describe(self, lack: Lack, limit: float) -> str:
         match lack.limit:
             case "queued_jobs":
-                return f"{lack.used:g} jobs of this API key are waiting, at most {limit:g} may"
+                return f"jobs of this API key that wait: {lack.used:g}, at most {limit:g}"
             case "megapixel_steps":
                 used = f"{lack.used:.10g} of {limit:.10g} megapixel-steps"
                 return f"this API key has used {used} in the last 24 hours, and this needs more than is left"

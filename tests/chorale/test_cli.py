@@ -6,15 +6,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from pathlib import Path
+from threading import Thread
 
+import httpx
 import pytest
 from PIL import Image
 
+from api_schemas.errors import Problem
 from api_schemas.generation import GenerationRequest
 from chorale.client import Client
 from chorale.local import LocalStack
 from tests.chorale.commands import run, run_alone
+from tests.disks import small_disk
 from tests.local_stack import find_all
 
 SHORT = ("--size", "512x256", "--steps", "3", "--seed", "7")
@@ -145,34 +152,35 @@ def test_jobs_models_and_cancel(stack: LocalStack, tmp_path: Path) -> None:
         (("generate", "x", "--size", "wide"), 2, "WIDTHxHEIGHT"),
         (("generate", "x", "--size", "63x64"), 2, "--size, width 63: a whole number from 64 to 16384"),
         (("generate", "x", "-o", "x.gif"), 2, ".png"),
-        (("generate", "x", "--seed", "-1"), 2, "'-1'; allowed is a whole number from 0 to"),
-        (("generate", "x", "--dpi", "2401"), 2, "'2401'; allowed is a whole number from 1 to 2400"),
+        (("generate", "x", "--seed", "-1"), 2, "--seed -1: a whole number from 0 to"),
+        (("generate", "x", "--dpi", "2401"), 2, "--dpi 2401: a whole number from 1 to 2400"),
         (("generate", "x", "--bit-depth", "12"), 2, "8 or 16"),
         (
             ("generate", "x", "--bit-depth", "16", "-o", "x.jpg"),
             2,
             "--bit-depth 16: 16 is for --output png or tiff",
         ),
-        (("generate", "x", "--size", "1001x512", "--seamless", "x"), 1, "1000 or 1008"),
-        (("generate", "x", "--model", "nobody"), 1, "nobody"),
+        (("generate", "x", "--size", "1001x512", "--seamless", "x"), 2, "1000 or 1008"),
+        (("generate", "x", "--model", "nobody"), 2, "--model nobody: one of: toy"),
         (("generate", "x", "--seamless", "diagonal"), 2, "diagonal"),
         (("generate", "x", "--lora", "ink:x:"), 2, "--lora ink:x:"),
-        (("generate", "x", "--lora", "brush"), 1, "one of: ink"),
-        (("generate", "x", "--lora", "ink:5"), 2, "--lora 5.0: a number from -4 to 4"),
+        (("generate", "x", "--lora", "brush"), 2, "one of: ink"),
+        (("generate", "x", "--lora", "ink:5"), 2, "--lora ink:5: weight: a number from -4 to 4"),
         (("generate", "x", "--control", "edges"), 2, "--control-image"),
-        (("generate", "x", "--control", "brush", "--source", PICTURE), 1, "--control"),
+        (("generate", "x", "--control", "brush", "--source", PICTURE), 2, "--control"),
         (("generate", "x", "--ip-adapter-image", __file__), 2, "--ip-adapter NAME"),
-        (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 1, "a PNG, JPEG, WebP"),
+        (("generate", "x", "--ip-adapter", "face", "--ip-adapter-image", __file__), 2, "a PNG, JPEG, WebP"),
         (("generate", "x", "--region", "dunes"), 2, "LEFT,TOP,WIDTH,HEIGHT:PROMPT"),
         (
             ("generate", "x", "--region", "0,0 9,9 9,0 0,9:dunes"),
             2,
             "--region 0,0 9,9 9,0 0,9:dunes: edges that do not",
         ),
-        (("generate", "x", "--region", "0,0,1025,9:dunes"), 1, "--region 0,0,1025,9:dunes: within"),
-        (("generate", "x", "--source", PICTURE, "--mask", "9,9,999,9"), 1, "--mask 9,9,999,9: within"),
-        (("generate", "x", "--source", PICTURE, "--upscale", "2", "--size", "64"), 1, "beside --upscale"),
-        (("generate", "x", "--source", PICTURE, "--style-image", PICTURE), 1, f"--style-image {PICTURE}: no"),
+        (("generate", "x", "--region", "0,0,1025,9:dunes"), 2, "--region 0,0,1025,9:dunes: within"),
+        (("generate", "x", "--region", f"{__file__}:x"), 2, f"--region {__file__}:x, mask {__file__}: a PNG"),
+        (("generate", "x", "--source", PICTURE, "--mask", "9,9,999,9"), 2, "--mask 9,9,999,9: within"),
+        (("generate", "x", "--source", PICTURE, "--upscale", "2", "--size", "64"), 2, "beside --upscale"),
+        (("generate", "x", "--source", PICTURE, "--style-image", PICTURE), 2, f"--style-image {PICTURE}: no"),
         (("generate", "x", "--regions", __file__), 2, "this is no JSON"),
         (("cancel", "0000"), 1, "0000"),
         (("cancel", "../jobs/0000"), 1, "no job '../jobs/0000'"),
@@ -189,6 +197,46 @@ def test_errors_are_one_line_and_an_exit_code(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_is_kept_and_found(stack: LocalStack) -> None:
+    with small_disk() as disk, disk.filled() as code:
+        if code != "disk_full":
+            pytest.skip("there is no disk that can be filled")
+        done = run("generate", "waves", *SHORT, "--url", stack.url, folder=disk.folder)
+    assert done.returncode == 1
+    told = done.stderr.partition("the picture is kept: ")[2].split()[0]
+    assert told.startswith(f"{stack.url}/v1/jobs/")
+    with Image.open(BytesIO(httpx.get(told).content)) as picture:
+        assert picture.size == (512, 256)
+
+
+@pytest.fixture
+def full() -> Iterator[str]:
+    """A server whose queue is full."""
+    problem = Problem(
+        title="", status=503, detail="the queue of toy is full", code="queue_full", request_id="-"
+    )
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(503)
+            self.send_header("Retry-After", "7")
+            self.end_headers()
+            self.wfile.write(problem.model_dump_json().encode())
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_full_queue_says_when_to_try_again(full: str, tmp_path: Path) -> None:
+    done = run("cancel", "0000", "--url", full, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith("chorale: the queue of toy is full; try again in 7 s\n")
 
 
 def test_a_canceled_job_ends_generate_with_its_reason(stack: LocalStack, tmp_path: Path) -> None:

@@ -172,7 +172,17 @@ def test_models_come_with_their_limits(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://::1:8000", "http://[::1", "localhost:8000", "ftp://x", "http://", ""]
+    "url",
+    [
+        "http://::1:8000",
+        "http://[::1",
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "",
+        "http://x:99999",
+        "http://x:0",
+    ],
 )
 def test_what_is_no_address_is_named(url: str) -> None:
     with pytest.raises(AddressError, match="in brackets"):
@@ -200,6 +210,15 @@ def stranger() -> Iterator[str]:
 
 def test_another_kind_of_server_is_recognised(stranger: str) -> None:
     with Client(stranger) as client, pytest.raises(UnexpectedAnswerError):
+        client.get("any")
+
+
+def test_a_path_that_is_not_the_apis_is_told_from_a_job_that_is_gone(stack: LocalStack) -> None:
+    address = f"{stack.url}/x"
+    with (
+        Client(address) as client,
+        pytest.raises(UnexpectedAnswerError, match=f"no Chorale at {address}: GET"),
+    ):
         client.get("any")
 
 

@@ -62,8 +62,12 @@ def test_a_data_directory_that_is_read_only_is_named() -> None:
 def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
     path = tmp_path / "passwd"
     path.touch()
-    with pytest.raises(UnwritableError, match=f"^{path} cannot be written: it is no folder$"):
-        DataFolder(path).hold("any").__enter__()
+    for folder, why in (
+        (path, "it is no folder"),
+        (path / "x", "no folder can be made there; --data names.*"),
+    ):
+        with pytest.raises(UnwritableError, match=f"^{folder} cannot be written: {why}$"):
+            DataFolder(folder).hold("any").__enter__()
 
 
 def test_a_secret_that_has_no_space_leaves_nothing_in_its_place() -> None:

@@ -56,7 +56,10 @@ def test_a_file_has_all_settings_and_names_masks_beside_it(mask: Path) -> None:
         ("dunes", "--region dunes: LEFT,TOP,WIDTH,HEIGHT:PROMPT"),
         ("1,2,3:dunes", "--region 1,2,3:dunes: LEFT,TOP"),
         ("0,0,9.5,9:dunes", "MASK_FILE:PROMPT"),
-        ("missing.png:dunes", "missing.png: no such file for the mask of a region"),
+        (
+            "missing.png:dunes",
+            "--region missing.png:dunes, mask missing.png: a file that can be read; No such file",
+        ),
     ],
 )
 def test_what_is_no_region_is_told_what_is(text: str, says: str) -> None:
@@ -70,7 +73,10 @@ def test_what_is_no_region_is_told_what_is(text: str, says: str) -> None:
         ("[{", "this is no JSON"),
         ('{"prompt": "x"}', "this is no list"),
         ("[1]", "regions.0 is no object"),
-        ('[{"prompt": "x", "shape": {"mask": "missing.png"}}]', "no such file for the mask"),
+        (
+            '[{"prompt": "x", "shape": {"mask": "missing.png"}}]',
+            r"--regions .*/regions.json, mask missing.png: a file that can be read; No such file",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_why(tmp_path: Path, content: str, says: str) -> None:

@@ -134,7 +134,7 @@ def test_a_key_that_fills_the_queue_fills_it_for_itself(
             while (answer := httpx.post(f"{url}/v1/jobs", json={}, headers=headers)).status_code == 202:
                 count += 1
             assert (answer.status_code, answer.json()["code"]) == (503, "queue_full")
-            assert "at most 6 jobs may wait" in answer.json()["detail"]
+            assert "jobs that wait: at most 6" in answer.json()["detail"]
             assert int(answer.headers["Retry-After"]) > 0
             return count
 
