@@ -3,8 +3,9 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from io import TextIOWrapper
-from typing import Annotated, cast
+from typing import Annotated, NoReturn, cast
 
 import typer
 from pydantic import Field
@@ -23,10 +24,11 @@ from chorale import (
 from chorale import picture_options as options
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError
+from chorale.errors import ChoraleError, RefusedStartError
 from chorale.follow import follow_job
 from chorale.interrupts import heed_interrupts
 from chorale.plain_text import show
+from chorale.preflight import check_parts
 from chorale.server_options import Data, Key, Url, find_server, once_served, open_notes, open_server
 from chorale.tables import lay_jobs, print_table
 from chorale.typed_options import Given, OptionError, naming_options, typed
@@ -51,17 +53,15 @@ JobCount = Annotated[int, Field(ge=1, le=100)]
 RootPath = Annotated[
     str | None,
     Option(
-        envvar="CHORALE_ROOT_PATH",
         help="Path below which a proxy serves all this, as in /chorale.",
-        show_default="none",
+        show_default="CHORALE_ROOT_PATH, or none",
     ),
 ]
 Devices = Annotated[
     str | None,
     Option(
-        envvar="CHORALE_DEVICES",
         help="cpu, cuda:0, or several GPUs that share the tiles of each picture: 0,1",
-        show_default="a GPU if there is one",
+        show_default="CHORALE_DEVICES, or a GPU if there is one",
     ),
 ]
 
@@ -74,7 +74,8 @@ def main() -> None:
         app()
     except ChoraleError as error:
         _say_error(str(error))
-        sys.exit(_WRONG_OPTION if isinstance(error, OptionError) else _FAILED)
+        is_refused = isinstance(error, OptionError | RefusedStartError)
+        sys.exit(_WRONG_OPTION if is_refused else _FAILED)
     except OSError as error:  # a file that cannot be written
         _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(_FAILED)
@@ -146,7 +147,7 @@ def serve(root_path: RootPath = None) -> None:
     """Run the API alone; CHORALE_* in the environment configures queue and store."""
     installed.require(installed.SERVICE, "service")
     chosen = {} if root_path is None else {"CHORALE_ROOT_PATH": root_path}
-    os.execve(sys.executable, [sys.executable, "-m", "service.main"], os.environ | chosen)
+    _become("service", os.environ | chosen, chosen)
 
 
 @app.command()
@@ -161,9 +162,8 @@ def worker(
     model: Annotated[
         str | None,
         Option(
-            envvar="CHORALE_MODEL",
             help="Name on the allow-list, model folder, or name on the hub, as in someone/model.",
-            show_default="the bundled model",
+            show_default="CHORALE_MODEL, or the bundled model",
         ),
     ] = None,
     devices: Devices = None,
@@ -174,7 +174,14 @@ def worker(
     given = {"CHORALE_MODEL": model, "CHORALE_DEVICES": devices}
     chosen = {name: value for name, value in given.items() if value is not None}
     defaults = {"CHORALE_MODELS_FILE": str(DataFolder(data).models_file)}
-    os.execve(sys.executable, [sys.executable, "-m", "worker.main"], defaults | os.environ | chosen)
+    _become("worker", defaults | os.environ | chosen, chosen)
+
+
+def _become(part: str, environment: Mapping[str, str], typed: Mapping[str, str]) -> NoReturn:
+    """The part itself refuses what variables say; what was typed is named by its option before."""
+    if typed:
+        check_parts([(part, environment)], typed)
+    os.execve(sys.executable, [sys.executable, "-m", f"{part}.main"], environment)
 
 
 @app.command()

@@ -16,9 +16,10 @@ from api_schemas.answers import Readiness
 from chorale.append_only_file import mend_for_start, remember_run
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, PartFailedError, PortTakenError, StackError, UnwritableError
+from chorale.errors import ChoraleError, PartFailedError, PortTakenError, RefusedStartError, UnwritableError
 from chorale.interrupts import raise_if_interrupted
 from chorale.part import Death, Part, find_pause
+from chorale.preflight import check_parts
 from chorale.queue_server import answers
 
 _LOOK_S = 0.2
@@ -28,6 +29,7 @@ _READY_S = (
 _WEBHOOKS_IN_S = 3.0
 _MOST_DEATHS = 5  # in a row, of one part
 _STOP_S = 90.0  # longer than any part gives itself
+_OWN_HOSTS = ("127.0.0.1", "::1", "localhost")
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -63,6 +65,7 @@ class LocalStack:
         PortTakenError: the port is in use.
         DamagedQueueError: the queue's log is damaged, and its operator has to decide.
         PartFailedError: the queue server was given up.
+        RefusedStartError: a part would refuse its settings.
         UnwritableError: the data directory has no space for a start.
 
     Args:
@@ -133,6 +136,8 @@ class LocalStack:
 
     def _start(self) -> None:
         environment = dict(self._environment())
+        for doubt in self._check_settings(environment):
+            self._report(doubt)
         if not os.environ.get("CHORALE_REDIS_URL"):
             path = self._folder.socket()
             if not answers(path):
@@ -141,6 +146,8 @@ class LocalStack:
             arguments = (str(self._folder.queue), str(path), str(self._folder.parts_lock))
             self._await_queue(self._add("queue", ("chorale.queue_server", *arguments), {}, None), path)
             remember_run(self._folder.queue)
+            if self._options.host not in _OWN_HOSTS:
+                self._check_settings(environment)  # whether there are API keys is known now
         lock = ("--lock", str(self._folder.parts_lock))
         probe = ("--probe", f"{self.url}/healthz")
         self._add("service", ("service.main",), environment, (*lock, *probe))
@@ -152,6 +159,22 @@ class LocalStack:
         for number, model in enumerate(chosen, start=1):
             self._add(f"worker-{number}", ("worker.main",), environment | model, lock)
         self._watcher.start()
+
+    def _check_settings(self, environment: Mapping[str, str]) -> list[str]:
+        """Before parts are started, which takes them seconds; answers what is doubtful.
+
+        Raises:
+            RefusedStartError: one would refuse to start.
+        """
+        workers = [("worker", {**environment, **model}) for model in self._models()]
+        typed = {
+            "CHORALE_HOST": self._options.host,
+            "CHORALE_MODEL": self._options.models or None,
+            "CHORALE_DEVICES": self._options.devices,
+            "CHORALE_ROOT_PATH": self._options.root_path,
+        }
+        names = [name for name, value in typed.items() if value is not None]
+        return check_parts([("service", environment), *workers], names)
 
     def _mend_queue(self) -> None:
         """For ever, where the stack is to run for ever: somebody may make space."""
@@ -176,7 +199,8 @@ class LocalStack:
 
         Fewer threads for each would do as well, but their number changes the last bits of a picture.
         """
-        ranks = workers * len((self._options.devices or "").split(","))
+        devices = self._options.devices or os.environ.get("CHORALE_DEVICES", "")
+        ranks = workers * len(devices.split(","))
         return {} if ranks == 1 or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
 
     def _models(self) -> list[dict[str, str]]:
@@ -268,8 +292,8 @@ def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         try:
             probe.bind((host, 0))
-        except OSError as error:
-            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
+        except (OSError, UnicodeError) as error:
+            raise _refuse_host(host, error) from error
         return probe.getsockname()[1]
 
 
@@ -278,10 +302,14 @@ def _require_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise PortTakenError(host, port) from error
-            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
+            raise _refuse_host(host, error) from error
+
+
+def _refuse_host(host: str, error: OSError | UnicodeError) -> RefusedStartError:
+    return RefusedStartError(f"--host {host} cannot be bound: {getattr(error, 'strerror', None) or error}")
 
 
 def _ask(client: Client) -> Readiness | None:

@@ -65,7 +65,7 @@ def server_url(url: str) -> str:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise AddressError(url) from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 0) > 65_535:
         raise AddressError(url)
     return url.rstrip("/")
 

@@ -172,7 +172,17 @@ def test_models_come_with_their_limits(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://::1:8000", "http://[::1", "localhost:8000", "ftp://x", "http://", ""]
+    "url",
+    [
+        "http://::1:8000",
+        "http://[::1",
+        "http://h:x",
+        "http://h:99999",
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "",
+    ],
 )
 def test_what_is_no_address_is_named(url: str) -> None:
     with pytest.raises(AddressError, match="in brackets"):
