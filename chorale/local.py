@@ -1,8 +1,6 @@
 """The whole stack on one machine: queue server, API, webhooks and workers, as supervised processes."""
 
-import errno
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,10 +14,10 @@ from api_schemas.answers import Readiness
 from chorale.append_only_file import mend_for_start, remember_run
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, PartFailedError, PortTakenError, RefusedStartError, UnwritableError
+from chorale.errors import ChoraleError, PartFailedError, UnwritableError
 from chorale.interrupts import raise_if_interrupted
 from chorale.part import Death, Part, find_pause
-from chorale.preflight import check_parts
+from chorale.preflight import check_parts, free_port, require_port, write_host
 from chorale.queue_server import answers
 
 _LOOK_S = 0.2
@@ -30,7 +28,6 @@ _WEBHOOKS_IN_S = 3.0
 _MOST_DEATHS = 5  # in a row, of one part
 _STOP_S = 90.0  # longer than any part gives itself
 _OWN_HOSTS = ("127.0.0.1", "::1", "localhost")
-_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,8 @@ class LocalStack:
         self._options = options
         self._report = report
         self._was_ready = False
-        self._port = options.port or _free_port(options.host)
-        self.url = f"http://{_write_host(options.host)}:{self._port}"
+        self._port = options.port or free_port(options.host)
+        self.url = f"http://{write_host(options.host)}:{self._port}"
         self._closing = ExitStack()
         self._stop = Event()
         self._failure: PartFailedError | None = None
@@ -90,7 +87,7 @@ class LocalStack:
     def __enter__(self) -> "LocalStack":
         with ExitStack() as starting:
             starting.enter_context(self._folder.hold(self.url))
-            _require_port(self._options.host, self._port)
+            require_port(self._options.host, self._port)
             starting.callback(self._end)
             self._start()
             self._closing = starting.pop_all()
@@ -130,7 +127,7 @@ class LocalStack:
                 if readiness is not None and self._serves_all(readiness):
                     self._was_ready = True
                     return readiness
-                report(_describe(readiness))
+                report(_describe(readiness) or f"loading the model (log: {self._folder.log('worker-1')})")
                 time.sleep(_LOOK_S)
         raise PartFailedError(f"not ready after {_READY_S:.0f} s; logs are in {self._folder.log('').parent}")
 
@@ -282,36 +279,6 @@ class LocalStack:
                     self._report(f"{trouble} (log: {part.log})")
 
 
-def _write_host(host: str) -> str:
-    """A bound address as it stands in URLs."""
-    reached = _ANY_HOST.get(host, host)
-    return f"[{reached}]" if ":" in reached else reached
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        try:
-            probe.bind((host, 0))
-        except (OSError, UnicodeError) as error:
-            raise _refuse_host(host, error) from error
-        return probe.getsockname()[1]
-
-
-def _require_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, UnicodeError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                raise PortTakenError(host, port) from error
-            raise _refuse_host(host, error) from error
-
-
-def _refuse_host(host: str, error: OSError | UnicodeError) -> RefusedStartError:
-    return RefusedStartError(f"--host {host} cannot be bound: {getattr(error, 'strerror', None) or error}")
-
-
 def _ask(client: Client) -> Readiness | None:
     try:
         return client.readiness()
@@ -320,10 +287,11 @@ def _ask(client: Client) -> Readiness | None:
 
 
 def _describe(readiness: Readiness | None) -> str:
+    """What is missing but a model that is loaded."""
     if readiness is None:
         return "starting the API"
     started_here = ("workers", "webhooks")
     wrong = [part.message for part in readiness.parts if not part.ready and part.name not in started_here]
     if wrong or readiness.paused:
         return "; ".join([*wrong, *dict.fromkeys(readiness.paused.values())])
-    return "loading the model"
+    return ""
