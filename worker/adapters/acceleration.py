@@ -17,9 +17,7 @@ from worker.engine.start import Upscale
 
 # Residual blocks are no "repeated blocks" to diffusers, but half of a UNet's time.
 _ALWAYS = frozenset(["ResnetBlock2D"])
-_DAMAGED_CACHE = (
-    "the compiler's cache (TORCHINDUCTOR_CACHE_DIR) is damaged: what cannot be read is compiled again"
-)
+_DAMAGED_CACHE = "the compiler's cache (TORCHINDUCTOR_CACHE_DIR) is damaged: what cannot be read is compiled again; deleting it ends this"
 _MAX_VARIANTS = 64  # blocks of one class but of other widths count against one limit, which is 8 by default
 
 
