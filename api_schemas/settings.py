@@ -2,13 +2,22 @@
 
 import logging
 import os
-from collections.abc import Mapping, MutableMapping
+import re
+import tempfile
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from api_schemas.addresses import RedisAddress, WebAddress
 from api_schemas.refused_values import list_refused
+from api_schemas.variables import list_unknown
+
+_log = logging.getLogger("chorale")
+_PASSWORD = re.compile(r"(?<=://)[^\s\"]*(?=@)|(?<=password=)[^&\"]*")
 
 
 def _default_store_url() -> str:
@@ -20,17 +29,13 @@ class SharedSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0",
-        pattern="^(redis|rediss|unix)://.",
-        description="redis://host:port/number, rediss://… or unix:///path",
-    )
+    redis_url: RedisAddress = "redis://127.0.0.1:6379/0"
     store_url: str = Field(
         default_factory=_default_store_url,
-        pattern="^(file:///|s3://[^/])",
+        pattern="^(file:///[^?#]*|s3://[A-Za-z0-9._-]+(/[^?#]*)?)$",
         description="file:///folder or s3://bucket/prefix",
     )
-    store_endpoint: str | None = None
+    store_endpoint: WebAddress | None = None
     store_access_key_id: str | None = None
     store_secret_access_key: SecretStr | None = None
     store_region: str = "us-east-1"
@@ -71,13 +76,59 @@ def spare_loopback(environment: MutableMapping[str, str]) -> None:
     environment["NO_PROXY"] = environment["no_proxy"] = words
 
 
+def find_doubts(settings: SharedSettings, environment: Mapping[str, str]) -> list[str]:
+    """What is probably not meant: in the settings, and in names that nothing reads."""
+    return [*settings.list_doubts(environment), *list_unknown(environment)]
+
+
+def find_store_fault(url: str) -> str | None:
+    """Why a folder takes nothing now; it may later. An object store is asked when it is used. It may hang, as disks do."""
+    folder = urlsplit(url)
+    if folder.scheme == "file":
+        try:
+            (path := Path(unquote(folder.path))).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+        except OSError as error:
+            return f"CHORALE_STORE_URL={url} cannot be written: {error.strerror}; jobs wait until it can"
+    return None
+
+
 def tell_doubts(settings: SharedSettings) -> None:
-    """Warn of them in the log."""
-    for doubt in settings.list_doubts(os.environ):
-        logging.getLogger("chorale").warning("%s", doubt)
+    """Warn in the log of what is doubtful, and of a store that takes nothing."""
+    for doubt in find_doubts(settings, os.environ):
+        _log.warning("%s", doubt)
+    Thread(target=_tell_store_fault, args=(settings.store_url,), daemon=True).start()
+
+
+def _tell_store_fault(url: str) -> None:
+    if fault := find_store_fault(url):
+        _log.warning("%s", fault)
 
 
 REFUSED_EXIT = 2  # exit code of a process that a restart would not help
+
+
+class RefusedSettingsError(Exception):
+    """Settings with which a part cannot start: an argument for each, with its value and what is allowed."""
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
+
+
+def print_refusal(read: Callable[[], SharedSettings]) -> int:
+    """For whoever is about to start a part: why its settings are refused, or else what is doubtful in them, a line each.
+
+    Returns:
+        `REFUSED_EXIT`, or 0.
+    """
+    try:
+        settings = read()
+    except RefusedSettingsError as error:
+        print(*error.args, sep="\n")
+        return REFUSED_EXIT
+    for doubt in (*find_doubts(settings, os.environ), find_store_fault(settings.store_url)):
+        print(doubt or "", flush=True)
+    return 0
 
 
 def refuse(why: str) -> int:
@@ -86,15 +137,16 @@ def refuse(why: str) -> int:
     Returns:
         `REFUSED_EXIT`.
     """
-    logging.getLogger("chorale").error("%s", why)
+    _log.error("%s", why)
     if path := os.environ.get("CHORALE_REFUSAL_FILE"):
         with suppress(OSError):  # a full disk: the log may have it
             Path(path).write_text(why, errors="backslashreplace")
     return REFUSED_EXIT
 
 
-def describe_refused(error: ValidationError, settings: type[SharedSettings]) -> str:
-    """Each variable with its value and what is allowed."""
-    return "; ".join(
-        f"CHORALE_{each.field.upper()}={each.value}: {each.allowed}" for each in list_refused(error, settings)
-    )
+def describe_refused(error: ValidationError, settings: type[SharedSettings]) -> list[str]:
+    """Each variable with its value, without passwords of addresses, and what is allowed."""
+    return [
+        f"CHORALE_{each.field.upper()}={_PASSWORD.sub('…', each.value)}: {each.allowed}"
+        for each in list_refused(error, settings)
+    ]

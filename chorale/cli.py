@@ -23,7 +23,7 @@ from chorale import (
 from chorale import picture_options as options
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, KeyFormatError, ProblemError
+from chorale.errors import ChoraleError, KeyFormatError, ProblemError, RefusedStartError
 from chorale.file_options import require_place
 from chorale.follow import follow_job
 from chorale.interrupts import heed_interrupts
@@ -74,7 +74,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except ChoraleError as error:
         _say_error(f"{error}{_tell_retry(error)}")
-        sys.exit(_WRONG_OPTION if isinstance(error, OptionError | KeyFormatError) else _FAILED)
+        is_refused = isinstance(error, OptionError | KeyFormatError | RefusedStartError)
+        sys.exit(_WRONG_OPTION if is_refused else _FAILED)
     except OSError as error:  # a file that cannot be written
         _say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(_FAILED)

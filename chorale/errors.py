@@ -30,6 +30,7 @@ ChoraleError
     ├── AlreadyRunningError  another one uses this data directory
     ├── NotInstalledError    a part is missing from this environment
     ├── PortTakenError
+    ├── RefusedStartError    a part would refuse its settings
     ├── DamagedQueueError    the queue's log lost more than a crash can take
     ├── UnwritableError      the data directory takes nothing more: its disk is full, or read-only
     └── PartFailedError      a process of the stack does not stay up
@@ -216,6 +217,10 @@ class PortTakenError(StackError):
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(f"port {port} of {host} is taken: give another one by --port, or 0 for any")
+
+
+class RefusedStartError(StackError):
+    """A part would refuse to start with these settings; each is told by its option or variable."""
 
 
 class DamagedQueueError(StackError):

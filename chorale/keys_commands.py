@@ -10,6 +10,7 @@ import typer
 from pydantic import Field
 from typer import Argument, Option
 
+from api_schemas.addresses import check_redis
 from api_schemas.keys import Quota, Scope
 from api_schemas.quota_text import read_quota, write_quota
 from chorale import installed
@@ -141,11 +142,13 @@ def _connect(url: str) -> Generator["KeyRecords"]:
 
     try:
         redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S, retry=Retry(NoBackoff(), 0)
+            check_redis(url),
+            socket_timeout=_ANSWER_S,
+            socket_connect_timeout=_ANSWER_S,
+            retry=Retry(NoBackoff(), 0),
         )
     except ValueError as error:
-        allowed = "redis://host:port/number, rediss://… or unix:///path"
-        raise OptionError(f"CHORALE_REDIS_URL: {allowed}") from error
+        raise OptionError(f"CHORALE_REDIS_URL: {error}") from error
     try:
         with redis:
             yield KeyRecords(redis)

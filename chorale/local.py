@@ -1,8 +1,6 @@
 """The whole stack on one machine: queue server, API, webhooks and workers, as supervised processes."""
 
-import errno
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,9 +14,10 @@ from api_schemas.answers import Readiness
 from chorale.append_only_file import mend_for_start, remember_run
 from chorale.client import Client
 from chorale.data_folder import DataFolder
-from chorale.errors import ChoraleError, PartFailedError, PortTakenError, StackError, UnwritableError
+from chorale.errors import ChoraleError, PartFailedError, UnwritableError
 from chorale.interrupts import raise_if_interrupted
 from chorale.part import Death, Part, find_pause
+from chorale.preflight import check_parts, free_port, require_port, write_host
 from chorale.queue_server import answers
 
 _LOOK_S = 0.2
@@ -28,7 +27,7 @@ _READY_S = (
 _WEBHOOKS_IN_S = 3.0
 _MOST_DEATHS = 5  # in a row, of one part
 _STOP_S = 90.0  # longer than any part gives itself
-_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_OWN_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,7 @@ class LocalStack:
         PortTakenError: the port is in use.
         DamagedQueueError: the queue's log is damaged, and its operator has to decide.
         PartFailedError: the queue server was given up.
+        RefusedStartError: a part would refuse its settings.
         UnwritableError: the data directory has no space for a start.
 
     Args:
@@ -76,8 +76,8 @@ class LocalStack:
         self._options = options
         self._report = report
         self._was_ready = False
-        self._port = options.port or _free_port(options.host)
-        self.url = f"http://{_write_host(options.host)}:{self._port}"
+        self._port = options.port or free_port(options.host)
+        self.url = f"http://{write_host(options.host)}:{self._port}"
         self._closing = ExitStack()
         self._stop = Event()
         self._failure: PartFailedError | None = None
@@ -87,7 +87,7 @@ class LocalStack:
     def __enter__(self) -> "LocalStack":
         with ExitStack() as starting:
             starting.enter_context(self._folder.hold(self.url))
-            _require_port(self._options.host, self._port)
+            require_port(self._options.host, self._port)
             starting.callback(self._end)
             self._start()
             self._closing = starting.pop_all()
@@ -127,12 +127,14 @@ class LocalStack:
                 if readiness is not None and self._serves_all(readiness):
                     self._was_ready = True
                     return readiness
-                report(_describe(readiness))
+                report(_describe(readiness) or f"loading the model (log: {self._folder.log('worker-1')})")
                 time.sleep(_LOOK_S)
         raise PartFailedError(f"not ready after {_READY_S:.0f} s; logs are in {self._folder.log('').parent}")
 
     def _start(self) -> None:
         environment = dict(self._environment())
+        for doubt in self._check_settings(environment):
+            self._report(doubt)
         if not os.environ.get("CHORALE_REDIS_URL"):
             path = self._folder.socket()
             if not answers(path):
@@ -141,6 +143,8 @@ class LocalStack:
             arguments = (str(self._folder.queue), str(path), str(self._folder.parts_lock))
             self._await_queue(self._add("queue", ("chorale.queue_server", *arguments), {}, None), path)
             remember_run(self._folder.queue)
+            if self._options.host not in _OWN_HOSTS:
+                self._check_settings(environment)  # whether there are API keys is known now
         lock = ("--lock", str(self._folder.parts_lock))
         probe = ("--probe", f"{self.url}/healthz")
         self._add("service", ("service.main",), environment, (*lock, *probe))
@@ -152,6 +156,22 @@ class LocalStack:
         for number, model in enumerate(chosen, start=1):
             self._add(f"worker-{number}", ("worker.main",), environment | model, lock)
         self._watcher.start()
+
+    def _check_settings(self, environment: Mapping[str, str]) -> list[str]:
+        """Before parts are started, which takes them seconds; answers what is doubtful.
+
+        Raises:
+            RefusedStartError: one would refuse to start.
+        """
+        workers = [("worker", {**environment, **model}) for model in self._models()]
+        typed = {
+            "CHORALE_HOST": self._options.host,
+            "CHORALE_MODEL": self._options.models or None,
+            "CHORALE_DEVICES": self._options.devices,
+            "CHORALE_ROOT_PATH": self._options.root_path,
+        }
+        names = [name for name, value in typed.items() if value is not None]
+        return check_parts([("service", environment), *workers], names)
 
     def _mend_queue(self) -> None:
         """For ever, where the stack is to run for ever: somebody may make space."""
@@ -176,7 +196,8 @@ class LocalStack:
 
         Fewer threads for each would do as well, but their number changes the last bits of a picture.
         """
-        ranks = workers * len((self._options.devices or "").split(","))
+        devices = self._options.devices or os.environ.get("CHORALE_DEVICES", "")
+        ranks = workers * len(devices.split(","))
         return {} if ranks == 1 or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
 
     def _models(self) -> list[dict[str, str]]:
@@ -258,32 +279,6 @@ class LocalStack:
                     self._report(f"{trouble} (log: {part.log})")
 
 
-def _write_host(host: str) -> str:
-    """A bound address as it stands in URLs."""
-    reached = _ANY_HOST.get(host, host)
-    return f"[{reached}]" if ":" in reached else reached
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
-        return probe.getsockname()[1]
-
-
-def _require_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise PortTakenError(host, port) from error
-            raise StackError(f"{host} cannot be bound: {error.strerror}") from error
-
-
 def _ask(client: Client) -> Readiness | None:
     try:
         return client.readiness()
@@ -292,10 +287,11 @@ def _ask(client: Client) -> Readiness | None:
 
 
 def _describe(readiness: Readiness | None) -> str:
+    """What is missing but a model that is loaded."""
     if readiness is None:
         return "starting the API"
     started_here = ("workers", "webhooks")
     wrong = [part.message for part in readiness.parts if not part.ready and part.name not in started_here]
     if wrong or readiness.paused:
         return "; ".join([*wrong, *dict.fromkeys(readiness.paused.values())])
-    return "loading the model"
+    return ""

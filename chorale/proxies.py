@@ -1,13 +1,16 @@
 """The proxy that the environment names for an address: one rule for HTTP and for WebSockets."""
 
+import re
 from ipaddress import ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from api_schemas.addresses import has_place
 from chorale.errors import ProxyError
 
+_LOGIN = re.compile(r"(?<=://).*@")  # no password in a message
 _RETRIES = 2  # of connecting only, so nothing is done twice
 
 
@@ -59,7 +62,11 @@ def find_proxy(url: str) -> str | None:
     if not proxy or _is_near(parts, proxies.get("no", "")):
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
-    _check(proxy, parts.hostname)
+    if not _is_usable(proxy):
+        raise ProxyError(
+            f"the environment's proxy {_LOGIN.sub('', proxy)} cannot be used; allowed is http(s)://host:port or"
+            f" http(s)://user:password@host:port, and NO_PROXY={parts.hostname} connects without one"
+        )
     return proxy
 
 
@@ -83,12 +90,9 @@ def _holds(network: str, address: str) -> bool:
         return False
 
 
-def _check(proxy: str, host: str | None) -> None:
+def _is_usable(proxy: str) -> bool:
+    if not has_place(proxy):
+        return False
     parts = urlsplit(proxy)
     has_half_a_login = parts.username is not None and parts.password is None
-    if parts.scheme not in ("http", "https") or not parts.hostname or has_half_a_login:
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # no password in a message
-        raise ProxyError(
-            f"the environment's proxy {shown} cannot be used; allowed is http(s)://host:port or"
-            f" http(s)://user:password@host:port, and NO_PROXY={host} connects without one"
-        )
+    return parts.scheme in ("http", "https") and not has_half_a_login

@@ -7,9 +7,8 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 
-from api_schemas.settings import describe_refused, refuse, spare_loopback, tell_doubts
+from api_schemas.settings import RefusedSettingsError, refuse, spare_loopback, tell_doubts
 from service import logs
 from service.app import create_app
 from service.http.connections import (
@@ -18,8 +17,8 @@ from service.http.connections import (
     fit_connections,
     raise_descriptor_limit,
 )
-from service.keys.bind import lacks_keys
 from service.live.hub import LiveHub
+from service.preflight import read_settings
 from service.settings import ServiceSettings
 
 _SHUTDOWN_S = 10
@@ -41,16 +40,9 @@ def main() -> None:
     logs.set_up()
     spare_loopback(os.environ)
     try:
-        settings = ServiceSettings()
-    except ValidationError as error:
-        sys.exit(refuse(describe_refused(error, ServiceSettings)))
-    if not settings.is_loopback() and lacks_keys(settings.redis_url):
-        why = f"CHORALE_HOST={settings.host} is open to the network, and there is no API key yet:"
-        sys.exit(
-            refuse(
-                f"{why} make one by `chorale keys create NAME`, with `--data` as given to `chorale up`, or bind 127.0.0.1"
-            )
-        )
+        settings = read_settings()
+    except RefusedSettingsError as error:
+        sys.exit(refuse(str(error)))
     tell_doubts(settings)
     raise_descriptor_limit(settings.max_connections)
     app = create_app(settings)

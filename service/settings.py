@@ -11,6 +11,7 @@ from typing import Annotated, Final, cast
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from api_schemas.addresses import WebAddress, has_place
 from api_schemas.settings import SharedSettings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -35,7 +36,7 @@ def _split_words(value: object) -> object:
 def _check_origin(text: str) -> str:
     """As browsers write it: lower case, and no port where it is the scheme's own."""
     match = _ORIGIN.fullmatch(text.lower().rstrip("/"))
-    if match is None:
+    if match is None or not has_place(text):
         raise ValueError(f"{text!r} is no origin; allowed is scheme and host, as in https://viewer.example")
     scheme, host, port = match.groups()
     return f"{scheme}://{host}{'' if port == _DEFAULT_PORTS[scheme] else port or ''}"
@@ -59,9 +60,11 @@ def _check_proxy(text: str) -> str:
 
 
 def _check_root_path(text: str) -> str:
-    path = text.rstrip("/")
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
-        raise ValueError("a path that begins with /, as in /chorale, of letters, digits and -._~")
+    path = text.removesuffix("/")
+    if not re.fullmatch(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*", path):
+        raise ValueError(
+            "a path that begins with /, as in /chorale, of letters, digits and -._~, without . and .. and //"
+        )
     return path
 
 
@@ -79,7 +82,7 @@ def _check_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
 
 
 def _check_public_url(text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+    if text is not None and not (has_place(text) and re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text)):
         raise ValueError("scheme, host and path, as in https://pictures.example/chorale")
     return text and text.rstrip("/")
 
@@ -107,7 +110,7 @@ class ServiceSettings(SharedSettings, BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CHORALE_", extra="ignore")
 
-    store_public_endpoint: str | None = Field(
+    store_public_endpoint: WebAddress | None = Field(
         default=None, description="Endpoint of the S3 store for clients, if it differs from store_endpoint."
     )
     host: str = "127.0.0.1"

@@ -13,7 +13,6 @@ from pathlib import Path
 from threading import Event
 from typing import cast
 
-from pydantic import ValidationError
 from redis import Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
@@ -21,7 +20,7 @@ from redis.retry import Retry
 
 from api_schemas import wire
 from api_schemas.catalog import ModelCard
-from api_schemas.settings import describe_refused, refuse, spare_loopback, tell_doubts
+from api_schemas.settings import RefusedSettingsError, refuse, spare_loopback, tell_doubts
 from api_schemas.stored import UnreadableRecordError, read_card, write_card
 from provenance.errors import ProvenanceError
 from provenance.manifest import ManifestSigner
@@ -34,6 +33,7 @@ from worker.machine import Machine
 from worker.marking import Marking
 from worker.native_memory import keep_little
 from worker.patience import PatientRetry
+from worker.preflight import read_settings
 from worker.process.client import EngineProcess
 from worker.process.protocol import ModelLoaded, ModelRefused
 from worker.settings import WorkerSettings
@@ -56,9 +56,9 @@ def main() -> int:
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
     spare_loopback(os.environ)
     try:
-        settings = WorkerSettings()
-    except ValidationError as error:
-        return refuse(describe_refused(error, WorkerSettings))
+        settings = read_settings()
+    except RefusedSettingsError as error:
+        return refuse(str(error))
     tell_doubts(settings)
     try:
         _try_signer(settings)

@@ -8,12 +8,19 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api_schemas.addresses import WebAddress
 from api_schemas.catalog import Dtype
 from api_schemas.settings import SharedSettings
 
 
 def _check_devices(text: str) -> str:
     return ",".join(parse_devices(text))
+
+
+def _check_file(path: Path) -> Path:
+    if path.is_dir():
+        raise ValueError("a file, as `chorale models add` writes it, and no folder")
+    return path
 
 
 Devices = Annotated[str, AfterValidator(_check_devices)]
@@ -37,7 +44,9 @@ class WorkerSettings(SharedSettings, BaseSettings):
         default_factory=_bundled_model,
         description="Name on the allow-list, folder, name on the hub, or `toy`.",
     )
-    models_file: Path | None = Field(default=None, description="The allow-list that `chorale models` writes.")
+    models_file: Annotated[Path, AfterValidator(_check_file)] | None = Field(
+        default=None, description="The allow-list that `chorale models` writes."
+    )
     devices: Devices = Field(
         default="auto", description="`cpu`, `cuda:0`, or several: `0,1`; auto takes a GPU where there is one."
     )
@@ -57,9 +66,8 @@ class WorkerSettings(SharedSettings, BaseSettings):
     provenance_key: Path | None = Field(
         default=None, validate_default=True, description="PEM file of its private key, without a passphrase."
     )
-    provenance_timestamp_url: str | None = Field(
+    provenance_timestamp_url: WebAddress | None = Field(
         default=None,
-        pattern="^https?://.",
         description="http:// or https:// address of the authority (RFC 3161) that is asked for the time of signing.",
     )
     watermark: bool = Field(

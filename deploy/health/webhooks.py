@@ -15,6 +15,6 @@ prefix = f"webhooks-{socket.gethostname()}-".encode()
 try:
     with Redis.from_url(os.environ["CHORALE_REDIS_URL"], socket_timeout=4) as redis:
         alive = redis.zrangebyscore(WEBHOOK_WORKERS_KEY, time.time() - _FRESH_S, "+inf")
-except RedisError as error:
+except (RedisError, ValueError) as error:
     sys.exit(f"Redis cannot be reached: {error}")
 sys.exit(None if any(name.startswith(prefix) for name in alive) else f"no sign of life of {prefix.decode()}*")

@@ -13,6 +13,6 @@ pattern = f"{WORKER_KEY_PREFIX}{socket.gethostname()}-*"
 try:
     with Redis.from_url(os.environ["CHORALE_REDIS_URL"], socket_timeout=4) as redis:
         alive = next(redis.scan_iter(pattern, count=1000), None)
-except RedisError as error:
+except (RedisError, ValueError) as error:
     sys.exit(f"Redis cannot be reached: {error}")
 sys.exit(None if alive else f"no heartbeat at {pattern}")

@@ -50,7 +50,7 @@ def main() -> int:
     try:
         settings = ServiceSettings()
     except ValidationError as error:
-        return refuse(describe_refused(error, ServiceSettings))
+        return refuse("; ".join(describe_refused(error, ServiceSettings)))
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())

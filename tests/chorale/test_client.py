@@ -176,6 +176,8 @@ def test_models_come_with_their_limits(client: Client) -> None:
     [
         "http://::1:8000",
         "http://[::1",
+        "http://h:x",
+        "http://h:99999",
         "localhost:8000",
         "ftp://x",
         "http://",

@@ -28,6 +28,9 @@ CASES: list[tuple[str, dict[str, str], str | None]] = [
     ("http://[::1]:8000", {"HTTP_PROXY": "socks5://p"}, None),
     ("http://a.example", {"HTTP_PROXY": "socks5://u:hush@p:9"}, "socks5://p:9 cannot be used"),
     ("http://a.example", {"HTTP_PROXY": "http://u@p"}, "cannot be used"),
+    ("http://a.example", {"HTTP_PROXY": "http://u:hush@p:x"}, "http://p:x cannot be used"),
+    ("http://a.example", {"HTTP_PROXY": "p:99999"}, "cannot be used"),
+    ("http://a.example", {"HTTP_PROXY": "http://[::1"}, "cannot be used"),
 ]
 SCRIPT = """
 import json, os, sys

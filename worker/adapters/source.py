@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -98,7 +98,7 @@ class FoundModel:
     """A model that may be loaded.
 
     Args:
-        address: its folder, or `toy` with its options.
+        address: its folder, or `toy` with its options; empty: it is to be fetched from the hub.
         name: what it is called on the allow-list or the hub; None for a bare folder.
         dtype: as in `ModelSource`.
     """
@@ -137,6 +137,16 @@ def find_model(source: ModelSource) -> FoundModel:
     Raises:
         ModelFolderError: none has it, or the allow-list cannot be read.
     """
+    found = find_here(source)
+    return found if found.address else replace(found, address=str(_fetch(source.model)))
+
+
+def find_here(source: ModelSource) -> FoundModel:
+    """The same, but for what the hub may have: that has no address.
+
+    Raises:
+        ModelFolderError: it can be nowhere, or the allow-list cannot be read.
+    """
     allow_list = _read(source.models_file)
     scratch, dtype = source.scratch, source.dtype
     entry = allow_list.models.get(source.model)
@@ -146,7 +156,7 @@ def find_model(source: ModelSource) -> FoundModel:
         return FoundModel(source.model, None, None, allow_list, scratch, dtype)
     if HUB_NAME.fullmatch(source.model):
         name = source.model.partition("/")[2]
-        return FoundModel(str(_fetch(source.model)), name, None, allow_list, scratch, dtype)
+        return FoundModel("", name, None, allow_list, scratch, dtype)
     known = _join(name for name, each in allow_list.models.items() if each.kind == "model")
     raise ModelFolderError(
         f"{source.model} is neither a model folder nor on the allow-list; listed are {known}"

@@ -188,7 +188,7 @@ def make_ready(
     needed = weights + _WORK_BYTES.get(device.type, _WORK_ELSEWHERE_BYTES)
     require_device_memory(measure_device_memory(device), needed, f"model {source.model}")
     model = load_found(found, device)
-    measured = _try_warm_up(model, device)
+    measured = try_warm_up(model, device)
     available = measure_device_memory(device)
     memory, most = choose_decode_memory(available), available.free // 2
     if decode_memory_mb:
@@ -201,20 +201,32 @@ def make_ready(
     return Ready(model, card, device, measured.tile_s, measured.decode_s, memory, most, digest)
 
 
-def _try_warm_up(model: LoadedModel, device: torch.device) -> WarmUp:
+def try_warm_up(model: LoadedModel, device: torch.device) -> WarmUp:
     """
     Raises:
-        ModelFolderError: the model's parts do not fit each other, which only a first picture shows.
+        ModelFolderError: the model's parts do not fit each other, or it cannot be compiled, which only a first picture shows.
     """
     try:
         return warm_up(model, device)
     except (*_EXPECTED, torch.OutOfMemoryError):
         raise
     except Exception as error:  # parts that were not made for each other may raise anything
-        raise ModelFolderError(
-            f"{model.card.name} is loaded, but makes no picture, so its parts' configurations do not fit each "
-            f"other: {type(error).__name__}: {error}"
-        ) from error
+        raise ModelFolderError(f"{model.card.name} is loaded, but {_find_fault(error)}") from error
+
+
+def _find_fault(error: Exception) -> str:
+    if type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        why = str(error).strip().partition("\n")[0]
+        return (
+            f"cannot be compiled: {why}; if the compiler's cache in {cache_dir()} may be damaged, delete it, "
+            'or else leave out "compile" in chorale.json'
+        )
+    return (
+        "makes no picture, so its parts' configurations do not fit each other: "
+        f"{type(error).__name__}: {error}"
+    )
 
 
 def explain(error: Exception) -> str:

@@ -1,11 +1,15 @@
+import logging
 from concurrent.futures import ProcessPoolExecutor
+from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
+from torch._inductor.codecache import FxGraphCache
 
 from api_schemas.folder_settings import FolderSettings
 from api_schemas.generation import ResolvedRequest
@@ -85,6 +89,23 @@ def _count_graphs() -> list[int]:
             unet(torch.randn(batch, 4, 16, 16), torch.tensor(7), torch.randn(batch, 5, 32))
             counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     return counts
+
+
+def test_a_damaged_cache_of_the_compiler_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compile_blocks(nn.Module())
+    entries = Path(FxGraphCache._get_tmp_dir_for_key("key"))
+    entries.mkdir(parents=True)
+    for name in "abc":
+        (entries / name).write_bytes(b"\xff" * 64)
+    log, lines = logging.getLogger("torch._inductor.codecache"), StringIO()
+    log.addHandler(handler := logging.StreamHandler(lines))
+    assert list(FxGraphCache.iterate_over_candidates(local=True, remote_cache=None, key="key")) == []
+    log.removeHandler(handler)
+    assert lines.getvalue().count("\n") == 1
+    assert "the compiler's cache (TORCHINDUCTOR_CACHE_DIR) is damaged" in lines.getvalue()
 
 
 def test_a_job_says_so_before_it_compiles_for_tiles_of_a_new_shape(tmp_path: Path) -> None:

@@ -18,7 +18,12 @@ from worker.adapters.families.stable_diffusion_xl import load
 from worker.adapters.float8 import Float8Linear
 from worker.adapters.footprint import weigh
 from worker.adapters.model import Conditions
-from worker.adapters.placement import multiply_denoisers_in_float8, place, require_package
+from worker.adapters.placement import (
+    multiply_denoisers_in_float8,
+    place,
+    require_package,
+    tell_what_gains_nothing,
+)
 from worker.adapters.precision import choose_dtypes
 from worker.adapters.registry import load_model
 from worker.adapters.settings import read_settings
@@ -106,6 +111,20 @@ def test_a_product_in_float8_is_that_of_rows_rounded_to_it(dtype: torch.dtype) -
     with torch.inference_mode():
         found = Float8Linear(linear)(value)
     torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.01)
+
+
+def test_a_worker_on_a_cpu_says_what_gains_nothing_there(caplog: pytest.LogCaptureFixture) -> None:
+    folder = Path("model")
+    asked = FolderSettings(graphs=True, quantization="float8")
+    tell_what_gains_nothing(folder, asked, GPU)
+    tell_what_gains_nothing(folder, FolderSettings(), CPU)
+    assert caplog.messages == []
+    tell_what_gains_nothing(folder, asked, CPU)
+    graphs, quantization = caplog.messages
+    assert graphs.startswith("model/chorale.json: graphs true changes nothing on cpu")
+    assert quantization.startswith(
+        "model/chorale.json: quantization 'float8' takes less memory, but no less time"
+    )
 
 
 def test_products_in_float8_are_refused_where_weights_wait_in_main_memory(folder: Path) -> None:

@@ -5,11 +5,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch._inductor.exc import InductorError
 from torch.nn import Conv2d, Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -18,6 +19,7 @@ from api_schemas.generation import GenerationRequest, ResolvedRequest
 from api_schemas.stages import lay_stages
 from tests.tiny_models import tiny_stable_diffusion
 from tests.tiny_upscaler import tiny_upscaling_model
+from worker.adapters.errors import ModelFolderError
 from worker.adapters.model import Conditions
 from worker.adapters.registry import load_found
 from worker.adapters.source import ModelSource, find_model
@@ -31,6 +33,7 @@ from worker.process.warmup import (
     choose_decode_memory,
     describe_needs,
     make_ready,
+    try_warm_up,
     warm_up_every_shape,
 )
 from worker.settings import parse_devices
@@ -160,6 +163,23 @@ def test_the_second_worker_on_a_full_device_is_told_how_much_is_missing() -> Non
 )
 def test_devices_are_named_as_torch_names_them(text: str, devices: tuple[str, ...]) -> None:
     assert parse_devices(text) == devices
+
+
+class Uncompiled(Toy):
+    """The compiler says this of generated code in its cache that is damaged, at every start."""
+
+    def prepare(self, conditions: Conditions) -> NoReturn:
+        raise InductorError(RuntimeError("Failed to import /cache/2m/c2.py\nUnicodeDecodeError: …"), None)
+
+
+def test_what_cannot_be_compiled_is_not_blamed_on_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/cache")
+    with pytest.raises(ModelFolderError) as refused:
+        try_warm_up(Uncompiled(), torch.device("cpu"))
+    assert str(refused.value) == (
+        "toy is loaded, but cannot be compiled: RuntimeError: Failed to import /cache/2m/c2.py; if the compiler's "
+        'cache in /cache may be damaged, delete it, or else leave out "compile" in chorale.json'
+    )
 
 
 def test_warming_up_shows_that_both_networks_work(tmp_path: Path) -> None:
