@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from api_schemas.folder_settings import FolderSettings
+from tests.conformance.remembered import remember_texts
 from tests.conformance.summary import MATRIX
 from tests.tiny_models import SCHEDULE, tiny_stable_diffusion
 from tests.worker.adapters.families import transformers, unets
@@ -148,6 +149,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
         if kind.name not in known:
             folder = tmp_path_factory.mktemp("models") / kind.name
             pipe, family = kind.build(folder), kind.load(folder, torch.device("cpu"))
+            for each in (pipe, family.pipe):
+                remember_texts(each.components)
             known[kind.name] = pipe, family, FamilyModel(family, FolderSettings(), kind.name)
         return known[kind.name]
 
