@@ -96,9 +96,13 @@ class FamilyModel:
             announced["style_image"] = self._attention.take_styles
         self.card = describe_model(family, settings, name, steps).model_copy(update=announced)
 
-    @cached_property
+    @property
     def preview_map(self) -> PreviewMap:
         """Made when a picture is first shown: most ranks of an ensemble never show one."""
+        return self._preview_map
+
+    @cached_property
+    def _preview_map(self) -> PreviewMap:
         if self._latent_rgb is not None:
             return read_preview_map(self._latent_rgb)
         return fit_preview_map(self.decoder, self._family.shape.channels, self._family.pipe.device)
