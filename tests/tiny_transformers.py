@@ -45,6 +45,8 @@ from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qw
 from tests.tiny_models import tiny_tokenizer, tiny_vae
 
 WIDTH = 32  # of all text states
+# FLUX.2 reads many layers over 512 tokens; with weights of the usual 0.02 they would hardly attend.
+_DEEP = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.1}
 
 
 def tiny_stable_diffusion_3(folder: Path) -> StableDiffusion3Pipeline:
@@ -216,7 +218,7 @@ def tiny_flux_2(folder: Path) -> Flux2Pipeline:
     """Its tokenizer is read alone: with its companion for pictures it would need torchvision."""
     tokenizer = tiny_qwen_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}"
-    text = {"model_type": "mistral", **tiny_qwen_text(len(tokenizer)), "num_hidden_layers": 30}
+    text = {"model_type": "mistral", **tiny_qwen_text(len(tokenizer)), "num_hidden_layers": 30} | _DEEP
     vision = {
         "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2,
@@ -243,7 +245,7 @@ def tiny_flux_2_klein_few(folder: Path) -> Flux2KleinPipeline:
 def _tiny_flux_2_klein(folder: Path, *, distilled: bool) -> Flux2KleinPipeline:
     torch.manual_seed(0)
     tokenizer = tiny_qwen_tokenizer()
-    text = tiny_qwen_text(len(tokenizer)) | {"num_hidden_layers": 27}
+    text = tiny_qwen_text(len(tokenizer)) | {"num_hidden_layers": 27} | _DEEP
     text_encoder = Qwen3ForCausalLM(Qwen3Config(**text, head_dim=8)).eval()
     transformer = tiny_flux_2_transformer(guidance_embeds=False)
     pipe = Flux2KleinPipeline(

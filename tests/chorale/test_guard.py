@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chorale
 from chorale.guard import SIGNAL_EXIT
 from tests.chorale.test_local import await_true
 from tests.worker.processes import find_children, is_running
@@ -35,3 +36,10 @@ def test_a_stopped_command_ends_with_its_owner(tmp_path: Path) -> None:
     assert guard.stdin
     guard.stdin.close()
     assert guard.wait(30) == SIGNAL_EXIT + signal.SIGTERM
+
+
+def test_a_guard_imports_nothing_of_the_client() -> None:
+    """Each part of a stack has one: with the client it would be three times as large."""
+    check = "import chorale.guard, sys; assert not {'httpx', 'pydantic', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+    assert all(hasattr(chorale, name) for name in chorale.__all__)

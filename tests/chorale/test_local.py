@@ -55,12 +55,28 @@ def await_true(condition: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.1)
 
 
+def up(folder: Path, *models: str) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "chorale.cli",
+        "up",
+        "--data",
+        str(folder),
+        "--port",
+        "0",
+        "--devices",
+        "cpu",
+    ]
+    return command + [word for model in models for word in ("--model", model)]
+
+
 @contextmanager
 def chorale_up(folder: Path, *models: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`chorale up` as a user starts it, and the address that it prints."""
-    command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(folder), "--port", "0"]
-    command += ["--devices", "cpu", *(word for model in models for word in ("--model", model))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        up(folder, *models), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout
             yield process, process.stdout.readline().strip()
@@ -129,12 +145,7 @@ def test_two_models_are_served_side_by_side_and_leave_each_other_the_cores(tmp_p
 
 def test_ctrl_c_stops_in_order_and_a_second_start_is_refused_meanwhile(tmp_path: Path) -> None:
     with chorale_up(tmp_path, "toy") as (process, url):
-        second = subprocess.run(
-            [sys.executable, "-m", "chorale.cli", "up", "--data", str(tmp_path), "--port", "0"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        second = subprocess.run(up(tmp_path), capture_output=True, text=True, timeout=60)
         assert second.returncode == 1
         assert url in second.stderr
         assert "Traceback" not in second.stderr
@@ -149,7 +160,7 @@ def test_ctrl_c_stops_in_order_and_a_second_start_is_refused_meanwhile(tmp_path:
 
 def test_a_start_that_waits_says_for_what_and_so_does_the_server(disk: Disk) -> None:
     """The work folder cannot be written: nothing is tried in vain, and the address comes with the reason."""
-    command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(disk.folder.parent), "--port", "0"]
+    command = up(disk.folder.parent, "toy")
     with disk.unwritable() as code, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         reason = f" is not ready yet: {code}: the work folder cannot be written: "
@@ -171,8 +182,7 @@ def test_a_log_that_there_is_no_space_to_mend_is_waited_for() -> None:
             redis.set("last", "cut")
             server.terminate()
         cut(folder.queue)
-        command = [sys.executable, "-m", "chorale.cli", "up", "--data", str(disk.folder), "--port", "0"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(up(disk.folder, "toy"), stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr
             with disk.filled():
                 for pause in ("0.5", "1"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.conformance.encodings import encode_theirs
 from tests.conformance.families import SEED, load_theirs
-from tests.worker.adapters.families.transformers import PROMPT, STEPS, FamilyCase
+from tests.worker.adapters.families.transformers import PROMPT, FamilyCase
 from worker.adapters import loading
 from worker.adapters.errors import ModelError
 from worker.adapters.family_model import PreparedFamily
@@ -57,13 +57,13 @@ def _make_theirs(case: FamilyCase, pipe: DiffusionPipeline, pictures: bool) -> I
     noise, scale = _noise(case, pipe), case.guidance_scales[-1]
     torch.manual_seed(SEED)  # not every pipeline hands a generator to its scheduler
     if pictures:
-        picture = case.ask(pipe, noise, scale, "np") * 255
+        picture = case.ask(pipe, noise, scale, "np", case.steps) * 255
         yield "picture", picture
         # Some folders paint in diffusers, but cannot encode.
         with suppress(TypeError, AttributeError, RuntimeError):
             yield "encoded", encode_theirs(pipe, _image(picture.shape[0], picture.shape[1]))
     else:
-        yield "latent", case.ask(pipe, noise, scale, "latent")
+        yield "latent", case.ask(pipe, noise, scale, "latent", case.steps)
 
 
 def make_ours(
@@ -120,7 +120,7 @@ def _make_ours(case: FamilyCase, folder: Path, pictures: bool) -> Iterator[tuple
     assert prepared.encoder is not None
     _, height, width = case.noise
     denoise = DenoisePlan(Plane(height, width), max(height, width), 0, 0, moving=False, seed=SEED)
-    stage = StagePlan(denoise, STEPS)
+    stage = StagePlan(denoise, case.steps)
     plan = GenerationPlan(SEED, model.card.latent_channels, (stage,), DecodePlan(tile_size=8))
     rows: list[Tensor] = []
     for event in generate(plan, prepared):

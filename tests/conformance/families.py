@@ -18,20 +18,23 @@ from worker.adapters.families import flux, stable_diffusion, stable_diffusion_xl
 SEED = 9
 
 
-def ask_unet(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
-    return _ask_unet(pipe, noise, scale, output, NEGATIVE)
+def ask_unet_plainly(
+    pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, steps: int = STEPS
+) -> Tensor:
+    return ask_unet(pipe, noise, scale, output, steps, None)
 
 
-def ask_unet_plainly(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
-    return _ask_unet(pipe, noise, scale, output, None)
-
-
-def _ask_unet(
-    pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, negative_prompt: str | None
+def ask_unet(
+    pipe: DiffusionPipeline,
+    noise: Tensor,
+    scale: float,
+    output: str,
+    steps: int = STEPS,
+    negative_prompt: str | None = NEGATIVE,
 ) -> Tensor:
     height_px, width_px = (side * pipe.vae_scale_factor for side in noise.shape[1:])
     images = pipe(
-        PROMPT, negative_prompt=negative_prompt, latents=noise[None], num_inference_steps=STEPS,
+        PROMPT, negative_prompt=negative_prompt, latents=noise[None], num_inference_steps=steps,
         guidance_scale=scale, height=height_px, width=width_px, output_type=output,
         generator=torch.Generator().manual_seed(SEED),
     ).images  # fmt: skip

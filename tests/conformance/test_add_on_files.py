@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from worker.adapters.registry import load_model
 from worker.engine.noise import initial_noise
 
 GUIDED = ("moss", 5.0)
+STEPS = 2  # each applies all weights
 UNETS = [(case, each) for case in ADD_ON_CASES for each in UNET_CASES[case.name]]
 
 
@@ -49,18 +50,23 @@ def build(case: UNetCase | FamilyCase, folder: Path) -> Built:
     pipe, model = case.build(folder), load_model(str(folder), "cpu")
     if isinstance(case, UNetCase):
         noise = initial_noise(SEED, *NOISE)
-        return Built(pipe, lambda: ask(pipe, noise, GUIDED), lambda *loras: make(model, *loras), make(model))
-    noise, scale = initial_noise(9, *case.noise), case.guidance_scales[-1]
+        return Built(
+            pipe,
+            lambda: ask(pipe, noise, GUIDED, steps=STEPS),
+            lambda *loras: make(model, *loras),
+            make(model),
+        )
+    noise, scale, case = initial_noise(9, *case.noise), case.guidance_scales[-1], replace(case, steps=STEPS)
     return Built(
         pipe,
-        lambda: case.ask(pipe, noise, scale, "latent"),
+        lambda: case.ask(pipe, noise, scale, "latent", STEPS),
         lambda *loras: make_picture(case, model, scale, *loras),
         make_picture(case, model, scale),
     )
 
 
 def make(model: LoadedModel, *loras: Lora) -> Tensor:
-    return generate_one_tile(model.prepare(Conditions(PROMPT, *GUIDED, loras=loras)))
+    return generate_one_tile(model.prepare(Conditions(PROMPT, *GUIDED, loras=loras)), steps=STEPS)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from diffusers.models.modeling_utils import ModelMixin
 
-from tests.conformance.configurations import Base, examine, without
+from tests.conformance.configurations import Base, case_of, examine, without
 from tests.conformance.examine import make_theirs
-from tests.conformance.families import CASES, build
+from tests.conformance.families import build
 from tests.conformance.summary import MATRIX
 from tests.tiny_autoencoders import tiny_dc, tiny_kl, tiny_kl_flux_2, tiny_kl_qwen_image
 from tests.tiny_models import tiny_autoencoder
@@ -39,14 +39,15 @@ KNOWN = {
 def test_an_autoencoder_of_another_class(
     name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    case, (channels, known) = CASES[name], KNOWN[name]
+    case, (channels, known) = case_of(name, "vae"), KNOWN[name]
     folder = build(case, tmp_path / name)
-    base, unchanged = Base(name, folder), make_theirs(case, folder, pictures=True)
+    base = Base(name, folder)
+    unchanged = make_theirs(case, folder, pictures=True, parts=base.parts)
     others = [without("vae", parts) for parts in (base.parts, base.our_parts)]
     outcomes = dict[str, str]()
     for kind, make in AUTOENCODERS.items():
         _replace(folder, kind, make(channels))
-        outcomes[kind] = examine(name, unchanged, folder, *others)
+        outcomes[kind] = examine(case, unchanged, folder, *others)
         record_property(MATRIX, ("autoencoders in families", outcomes[kind]))
     assert {kind for kind, outcome in outcomes.items() if outcome in ("honoured", "inert")} == known, outcomes
     assert set(outcomes.values()) <= {"honoured", "inert", "refused", "unusable"}, outcomes

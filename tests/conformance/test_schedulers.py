@@ -1,8 +1,11 @@
 """Every scheduler that diffusers exports, in every family: it agrees with the family's own pipeline, or is refused."""
 
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from api_schemas.folder_settings import FolderSettings
+from tests.conformance.remembered import remember_texts
 from tests.conformance.summary import MATRIX
 from tests.tiny_models import SCHEDULE, tiny_stable_diffusion
 from tests.worker.adapters.families import transformers, unets
@@ -99,8 +103,15 @@ ALL = sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and n
 
 
 def _build(name: str, config: dict[str, object]) -> SchedulerMixin:
+    made = _build_once(name, json.dumps(config))
+    return deepcopy(made, {id(made.config): made.config})  # which is frozen, and cannot be copied
+
+
+@cache
+def _build_once(name: str, config: str) -> SchedulerMixin:
+    """Some take a quarter of a second."""
     kind = getattr(diffusers, name)
-    given = config | REQUIRED.get(name, {})
+    given = json.loads(config) | REQUIRED.get(name, {})
     taken = inspect.signature(kind.__init__).parameters
     return kind(**{key: value for key, value in given.items() if key in taken})
 
@@ -148,6 +159,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
         if kind.name not in known:
             folder = tmp_path_factory.mktemp("models") / kind.name
             pipe, family = kind.build(folder), kind.load(folder, torch.device("cpu"))
+            for each in (pipe, family.pipe):
+                remember_texts(each.components)
             known[kind.name] = pipe, family, FamilyModel(family, FolderSettings(), kind.name)
         return known[kind.name]
 
@@ -180,16 +193,18 @@ def test_a_scheduler_agrees_with_the_familys_own_pipeline_or_is_refused(
 
 
 def _require_same_from_any_checkpoint(prepared: PreparedModel, kind: Kind, folder: Path) -> None:
-    checkpoints = _list_checkpoints(prepared, kind)
+    events = list(generate(_plan_one_tile(kind), prepared))
+    checkpoints = [event.checkpoint for event in events if isinstance(event, Step)]
     for number, (checkpoint, following) in enumerate(pairwise(checkpoints)):
         write_checkpoint(folder / f"{number}", checkpoint, 0.0)
         # All state of the next step: what it makes alike goes on alike.
-        resumed, *_ = _list_checkpoints(prepared, kind, read_checkpoint(folder / f"{number}")[0], count=1)
+        resumed = _find_next(prepared, kind, read_checkpoint(folder / f"{number}")[0])
         # A table of schedulers of second order holds what is not a number.
         assert resumed.step == following.step
         torch.testing.assert_close(resumed.tensors, following.tensors, rtol=0, atol=0, equal_nan=True)
     write_checkpoint(folder / "last", checkpoints[-1], 0.0)
-    assert torch.equal(_paint(prepared, kind, read_checkpoint(folder / "last")[0]), _paint(prepared, kind))
+    rest = generate(_plan_one_tile(kind), prepared, read_checkpoint(folder / "last")[0])
+    assert torch.equal(_join(rest), _join(events))
 
 
 def _try(family: Family, scheduler: SchedulerMixin) -> None:
@@ -212,21 +227,13 @@ def _denoise(prepared: PreparedModel, noise: Tensor) -> Tensor:
     return finish(denoise(noise * scheduler.initial_scale, plan, ensemble, scheduler, generator))
 
 
-def _list_checkpoints(
-    prepared: PreparedModel, kind: Kind, resume: Checkpoint | None = None, count: int | None = None
-) -> list[Checkpoint]:
-    """Of so many steps, or all that are left; what is decoded from the last is a matter of its tensors alone."""
-    checkpoints = list[Checkpoint]()
-    for event in generate(_plan_one_tile(kind), prepared, resume):
-        if isinstance(event, Step):
-            checkpoints.append(event.checkpoint)
-            if len(checkpoints) == count or event.index == event.steps - 1:
-                break
-    return checkpoints
-
-
-def _paint(prepared: PreparedModel, kind: Kind, resume: Checkpoint | None = None) -> Tensor:
+def _find_next(prepared: PreparedModel, kind: Kind, resume: Checkpoint) -> Checkpoint:
     events = generate(_plan_one_tile(kind), prepared, resume)
+    return next(event.checkpoint for event in events if isinstance(event, Step))
+
+
+def _join(events: Iterable[object]) -> Tensor:
+    """The picture."""
     return torch.cat([event.rows for event in events if isinstance(event, Band)])
 
 

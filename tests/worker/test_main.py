@@ -240,7 +240,7 @@ def test_a_missing_folder_is_refused(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_the_consumer_is_free_of_torch() -> None:
-    check = "import worker.main, sys; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    check = "import worker.serving, sys; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast, get_args
 
 import torch
@@ -79,7 +80,7 @@ class FamilyModel:
     def __init__(
         self, family: Family, settings: FolderSettings, name: str, add_ons: AddOns | None = None
     ) -> None:
-        self._family = family
+        self._family, self._latent_rgb = family, settings.latent_rgb
         # Before blocks are compiled.
         self._attention = _share_attention(family, settings)
         _accelerate(family.pipe, settings, self._attention)
@@ -97,7 +98,17 @@ class FamilyModel:
             announced["attention"] = list(get_args(Attention))
             announced["style_image"] = self._attention.take_styles
         self.card = describe_model(family, settings, name, steps).model_copy(update=announced)
-        self.preview_map = _make_preview_map(family, settings, self.decoder)
+
+    @property
+    def preview_map(self) -> PreviewMap:
+        """Made when a picture is first shown: most ranks of an ensemble never show one."""
+        return self._preview_map
+
+    @cached_property
+    def _preview_map(self) -> PreviewMap:
+        if self._latent_rgb is not None:
+            return read_preview_map(self._latent_rgb)
+        return fit_preview_map(self.decoder, self._family.shape.channels, self._family.pipe.device)
 
     def find_truncated_prompts(self, conditions: Conditions) -> list[str]:
         return list(find_cut_prompts(self._family.pipe, conditions))
@@ -241,9 +252,3 @@ def _try_scheduler(family: Family, settings: FolderSettings) -> tuple[int, int]:
     most = find_most_steps(scheduler, use, least, MAX_SCHEDULE_STEPS)
     require_working_scheduler(scheduler, use(min(usual, most)), family.name)
     return least, most
-
-
-def _make_preview_map(family: Family, settings: FolderSettings, decoder: Decoder) -> PreviewMap:
-    if settings.latent_rgb is not None:
-        return read_preview_map(settings.latent_rgb)
-    return fit_preview_map(decoder, family.shape.channels, family.pipe.device)

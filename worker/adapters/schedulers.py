@@ -89,7 +89,7 @@ def _require_clock(timesteps: Tensor, levels: Tensor) -> None:
 
 def list_numbers(values: Tensor) -> list[float]:
     """The entries of a tensor with one axis, read in one copy from its device."""
-    return [float(value) for value in values.cpu()]
+    return cast(list[float], values.cpu().double().tolist())  # pyright: ignore[reportUnknownMemberType]  # items have no type
 
 
 class DiffusersScheduler:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from worker.engine.canvas import Rectangle
@@ -119,6 +120,7 @@ def survey(tail: Tail, tiles: Sequence[Rectangle]) -> list[Site]:
     operations, itemsize = tail.operations, tail.state.itemsize
     aside, scale, halo = 0, 1, halo_of(operations)
     channels = list(_repeat_at_trims(operations, tail.channels))
+    edges = torch.tensor([(each.top, each.left, each.height, each.width) for each in tiles])
     sites = [Site(0, 0.0)]  # the canvas is there anyway
     for index, (operation, width) in enumerate(zip(operations, channels, strict=True)):
         before, flop, passes = depth, 0, 3
@@ -135,9 +137,7 @@ def survey(tail: Tail, tiles: Sequence[Rectangle]) -> list[Site]:
                 flop = 2 * 9 * before * depth if operation.reach else 0
             case _:
                 passes = 5  # measured, then applied
-        pixels = sum(
-            _count_pixels(tile.scaled(scale), halo, height * scale, total_width * scale) for tile in tiles
-        )
+        pixels = _count_pixels(edges * scale, halo, height * scale, total_width * scale)
         work_s = pixels * (flop * _FLOP_S + passes * depth * itemsize * _BYTE_S)
         sites.append(Site(pixels * (depth + aside) * itemsize, work_s, not isinstance(operation, Fork)))
     return sites
@@ -155,10 +155,12 @@ def _find_join(operations: Sequence[Operation], channels: Sequence[int], start: 
     return next(channels[i] for i in range(start, len(operations)) if isinstance(operations[i], Join))
 
 
-def _count_pixels(tile: Rectangle, halo: int, height: int, width: int) -> int:
-    rows = min(tile.top + tile.height + halo, height) - max(tile.top - halo, 0)
-    columns = min(tile.left + tile.width + halo, width) - max(tile.left - halo, 0)
-    return rows * columns
+def _count_pixels(edges: Tensor, halo: int, height: int, width: int) -> int:
+    """Of all tiles, each (top, left, height, width) of `edges`: a canvas of 16384² px has a thousand."""
+    top, left, tile_height, tile_width = edges.unbind(1)
+    rows = (top + tile_height + halo).clamp(max=height) - (top - halo).clamp(min=0)
+    columns = (left + tile_width + halo).clamp(max=width) - (left - halo).clamp(min=0)
+    return int((rows * columns).sum())
 
 
 def plan_holds(tail: Tail, tiles: Sequence[Rectangle], plan: DecodePlan) -> Sequence[int | None]:

@@ -1,5 +1,6 @@
 """LoRAs of the transformer families."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from tests.worker.adapters.families.transformers import CASES, NEGATIVE, PROMPT, STEPS, FamilyCase
+from tests.worker.adapters.families.transformers import CASES, NEGATIVE, PROMPT, FamilyCase
 from tests.worker.engine.known_answer import begin, finish
 from worker.adapters.add_ons import Lora
 from worker.adapters.errors import UnsupportedConditionError
@@ -21,7 +22,7 @@ from worker.engine.noise import initial_noise
 from worker.engine.plan import DenoisePlan, StagePlan
 
 WITHOUT = {"pixart-sigma"}  # diffusers has no loader for its LoRAs
-AFFECTED = [case for case in CASES if case.name not in WITHOUT]
+AFFECTED = [replace(case, steps=2) for case in CASES if case.name not in WITHOUT]
 
 
 def tiny_lora(pipe: DiffusionPipeline, folder: Path, seed: int) -> Path:
@@ -45,7 +46,7 @@ def test_several_with_weights_equal_diffusers_own_pipeline(case: FamilyCase, tmp
     for name, file in zip("ab", files, strict=True):
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     pipe.set_adapters(["a", "b"], [0.7, -0.4])
-    theirs = case.ask(pipe, initial_noise(9, *case.noise), scale, "latent")
+    theirs = case.ask(pipe, initial_noise(9, *case.noise), scale, "latent", case.steps)
     model = load_model(str(tmp_path / "tiny"), "cpu")
     bare = make_picture(case, model, scale)
     ours = make_picture(case, model, scale, Lora(files[0], 0.7), Lora(files[1], -0.4))
@@ -68,6 +69,6 @@ def make_picture(case: FamilyCase, model: LoadedModel, scale: float, *loras: Lor
     plan = DenoisePlan(Plane(height, width), max(height, width), 0, 0, moving=False, seed=9)
     negative = NEGATIVE if case.negative_prompt else ""
     prepared = model.prepare(Conditions(PROMPT, negative, scale, loras=loras))
-    ensemble, scheduler = begin(prepared, StagePlan(plan, STEPS))
+    ensemble, scheduler = begin(prepared, StagePlan(plan, case.steps))
     latent = initial_noise(9, *case.noise)
     return finish(denoise(latent, plan, ensemble, scheduler, torch.Generator()))

@@ -62,9 +62,11 @@ def test_the_allow_list_knows_the_family(case: UNetCase, tmp_path: Path) -> None
     assert load_model(str(tmp_path / "tiny"), "cpu").card.family in FAMILIES
 
 
-def generate_one_tile(prepared: PreparedModel, shown: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+def generate_one_tile(
+    prepared: PreparedModel, shown: tuple[float, float] = (1.0, 1.0), steps: int = STEPS
+) -> Tensor:
     """The clean latent of a canvas of one tile."""
-    ensemble, scheduler = begin(prepared, StagePlan(ONE_TILE, STEPS, shown=shown))
+    ensemble, scheduler = begin(prepared, StagePlan(ONE_TILE, steps, shown=shown))
     latent = initial_noise(SEED, *NOISE) * scheduler.initial_scale
     generator = torch.Generator().manual_seed(SEED)
     return finish(denoise(latent, ONE_TILE, ensemble, scheduler, generator))

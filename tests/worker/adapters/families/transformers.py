@@ -35,7 +35,7 @@ class FamilyCase:
         load: the adapter's.
         build: saves a tiny pipeline to a folder.
         noise: shape of a latent, (C, h, w), that one tile covers; not square, so that axes cannot be mistaken.
-        ask: (pipeline, noise (C, h, w), our guidance scale, diffusers' output type) -> latent (C, h, w)
+        ask: (pipeline, noise (C, h, w), our guidance scale, diffusers' output type, steps) -> latent (C, h, w)
             or picture (H, W, 3) in [0, 1].
     """
 
@@ -43,35 +43,42 @@ class FamilyCase:
     load: Callable[[Path, torch.device], Family]
     build: Callable[[Path], DiffusionPipeline]
     noise: tuple[int, int, int]
-    ask: Callable[[DiffusionPipeline, Tensor, float, str], Tensor]
+    ask: Callable[..., Tensor]
     guidance_scales: tuple[float, ...] = (1.0, 5.0)
     negative_prompt: str = NEGATIVE
+    steps: int = STEPS
 
 
-def ask_stable_diffusion_3(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+def ask_stable_diffusion_3(
+    pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, steps: int = STEPS
+) -> Tensor:
     height_px, width_px = (side * pipe.vae_scale_factor for side in noise.shape[1:])
     images = pipe(
-        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
+        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=steps,
         guidance_scale=scale, height=height_px, width=width_px, output_type=output,
     ).images  # fmt: skip
     return torch.as_tensor(images[0])
 
 
-def ask_pixart_or_sana(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+def ask_pixart_or_sana(
+    pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, steps: int = STEPS
+) -> Tensor:
     height_px, width_px = (side * pipe.vae_scale_factor for side in noise.shape[1:])
     images = pipe(
-        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
+        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=steps,
         guidance_scale=scale, height=height_px, width=width_px, output_type=output,
         use_resolution_binning=False, clean_caption=False,
     ).images  # fmt: skip
     return torch.as_tensor(images[0])
 
 
-def ask_qwen_image(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+def ask_qwen_image(
+    pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, steps: int = STEPS
+) -> Tensor:
     channels, height, width = noise.shape
     images = pipe(
         PROMPT, negative_prompt=NEGATIVE, latents=pipe._pack_latents(noise[None], 1, channels, height, width),
-        num_inference_steps=STEPS, true_cfg_scale=scale, height=height * pipe.vae_scale_factor,
+        num_inference_steps=steps, true_cfg_scale=scale, height=height * pipe.vae_scale_factor,
         width=width * pipe.vae_scale_factor, output_type=output,
     ).images  # fmt: skip
     if output == "latent":
@@ -79,11 +86,11 @@ def ask_qwen_image(pipe: DiffusionPipeline, noise: Tensor, scale: float, output:
     return torch.as_tensor(images[0])
 
 
-def ask_flux(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+def ask_flux(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, steps: int = STEPS) -> Tensor:
     channels, height, width = noise.shape
     images = pipe(
         PROMPT, latents=pipe._pack_latents(noise[None], 1, channels, height, width),
-        num_inference_steps=STEPS, guidance_scale=scale, height=height * pipe.vae_scale_factor,
+        num_inference_steps=steps, guidance_scale=scale, height=height * pipe.vae_scale_factor,
         width=width * pipe.vae_scale_factor, output_type=output,
         max_sequence_length=512 if pipe.transformer.config.guidance_embeds else 256,
     ).images  # fmt: skip
@@ -94,20 +101,24 @@ def ask_flux(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) 
     )
 
 
-def ask_z_image(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+def ask_z_image(
+    pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, steps: int = STEPS
+) -> Tensor:
     height_px, width_px = (side * pipe.vae_scale_factor for side in noise.shape[1:])
     images = pipe(
-        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=STEPS,
+        PROMPT, negative_prompt=NEGATIVE, latents=noise[None], num_inference_steps=steps,
         guidance_scale=scale - 1.0, height=height_px, width=width_px, output_type=output,
     ).images  # fmt: skip
     return torch.as_tensor(images[0])
 
 
-def ask_flux_2(pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str) -> Tensor:
+def ask_flux_2(
+    pipe: DiffusionPipeline, noise: Tensor, scale: float, output: str, steps: int = STEPS
+) -> Tensor:
     """Dev answers with packed latents, klein with unpacked ones that are no longer normalised."""
     height_px, width_px = (side * pipe.vae_scale_factor * 2 for side in noise.shape[1:])
     images = pipe(
-        prompt=PROMPT, latents=noise[None], num_inference_steps=STEPS, guidance_scale=scale,
+        prompt=PROMPT, latents=noise[None], num_inference_steps=steps, guidance_scale=scale,
         height=height_px, width=width_px, output_type=output,
     ).images  # fmt: skip
     if output != "latent":

@@ -47,12 +47,17 @@ ADD_ON_CASES = (CASES[0], CASES[2])
 
 
 def ask(
-    pipe: DiffusionPipeline, noise: Tensor, asked: tuple[str, float], output: str = "latent", **told: object
+    pipe: DiffusionPipeline,
+    noise: Tensor,
+    asked: tuple[str, float],
+    output: str = "latent",
+    steps: int = STEPS,
+    **told: object,
 ) -> Tensor:
     """diffusers' own latent (C, h, w), or its picture (H, W, 3) in [0, 1], as its output type says."""
     negative_prompt, scale = asked
     images = pipe(
-        PROMPT, negative_prompt=negative_prompt or None, latents=noise[None], num_inference_steps=STEPS,
+        PROMPT, negative_prompt=negative_prompt or None, latents=noise[None], num_inference_steps=steps,
         guidance_scale=scale, output_type=output, generator=torch.Generator().manual_seed(SEED), **told,
     ).images  # fmt: skip
     return torch.as_tensor(images[0])
