@@ -102,6 +102,7 @@ def test_a_finished_picture_is_restyled_and_compared_with_itself(
 ) -> None:
     parent = client.wait(client.create(SHORT.model_copy(update={"seamless": "none"})).id)
     page = open_page(f"/?job={parent.id}")
+    expect(page.locator("#derive summary")).to_be_visible()  # a hidden one takes no focus, and says nothing
     page.focus("#derive summary")
     page.keyboard.press("Enter")
     page.locator("#derive input[name=kind]:checked").press("ArrowLeft")
