@@ -1,10 +1,12 @@
 """A picture at another size, its pixels' centres where they were."""
 
+from math import ceil
+
 import pyvips
 
 
-def scale_to(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
-    """Bicubic where it grows; with libvips' own antialiasing where it shrinks.
+def scale_to(image: pyvips.Image, width: float, height: float) -> pyvips.Image:
+    """Bicubic where it grows; with libvips' own antialiasing where it shrinks. What is no whole pixel ends within the last.
 
     libvips' `resize` and thumbnails enlarge with half a pixel of the result to the right and down (8.18).
     """
@@ -14,6 +16,6 @@ def scale_to(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
     if across == down == 1:
         return reduced
     return reduced.affine(
-        [across, 0, 0, down], interpolate=pyvips.Interpolate.new("bicubic"), oarea=[0, 0, width, height],
+        [across, 0, 0, down], interpolate=pyvips.Interpolate.new("bicubic"), oarea=[0, 0, ceil(width), ceil(height)],
         odx=(across - 1) / 2, ody=(down - 1) / 2, extend="copy",
     )  # fmt: skip

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from api_schemas.generation import BitDepth, ResolvedRequest
-from api_schemas.source import Size
 from worker.color_sums import recolor
 from worker.colors import ColorFix
 from worker.engine.canvas import Plane, Rectangle
@@ -31,7 +30,8 @@ def lay_source(plan: GenerationPlan, request: ResolvedRequest, files: SourceFile
     colors = inherit_colors(request, files)
     if request.upscale is not None:
         first, *later = plan.stages
-        return replace(plan, stages=(_begin_with(first, files, request.source_px), *later))
+        smaller = _reach(plan.canvas.scaled(files.scale), request)
+        return replace(plan, stages=(_begin_with(first, files, smaller), *later))
     first, *later = zip(plan.stages, (*files.smaller, files), strict=True)
     stages = (_begin_with(*first), *(replace(stage, kept=_give(stage, own)) for stage, own in later))
     if files.levels is None:
@@ -49,27 +49,27 @@ def inherit_colors(request: ResolvedRequest, files: SourceFiles | None) -> Color
     return read_colors(files.state)
 
 
-def _begin_with(stage: StagePlan, files: SourceFiles, enlarged_px: Size | None = None) -> StagePlan:
-    """With a picture that was enlarged from that (width, height), if it was."""
+def _begin_with(stage: StagePlan, files: SourceFiles, smaller: Plane | None = None) -> StagePlan:
+    """With a picture that was enlarged from those pixels, if it was."""
     assert not isinstance(stage.start, Noise)
-    return replace(stage, start=replace(stage.start, given=_give(stage, files, enlarged_px)))
+    return replace(stage, start=replace(stage.start, given=_give(stage, files, smaller)))
 
 
-def _give(stage: StagePlan, files: SourceFiles, enlarged_px: Size | None = None) -> Given:
+def _give(stage: StagePlan, files: SourceFiles, smaller: Plane | None = None) -> Given:
     if files.state is not None:
         return GivenLatent(_KeptLatent(files.state))
     canvas = stage.canvas.resized(*(side // files.scale for side in files.size))
-    smaller = enlarged_px and _reach(canvas.scaled(files.scale), files.shown, enlarged_px)
     return GivenPixels(_Painted(files, canvas.scaled(files.scale)), canvas, smaller)
 
 
-def _reach(canvas: Plane, shown: Size, small_px: Size) -> Plane:
-    """A canvas of pixels, of which the picture covers (height, width), in those of a picture of that (width, height)."""
-    height, width = (
-        max(round(side * small / large), 1)
-        for side, small, large in zip(canvas.size, reversed(small_px), shown, strict=True)
+def _reach(canvas: Plane, request: ResolvedRequest) -> Plane:
+    """The pixels of the source that a canvas of pixels reaches over: more than it has, where the canvas is larger than the picture."""
+    assert request.source_px is not None
+    width, height = request.source_px
+    return canvas.resized(
+        max(round(canvas.height * height / request.height_px), 1),
+        max(round(canvas.width * width / request.width_px), 1),
     )
-    return canvas.resized(height, width)
 
 
 @dataclass(frozen=True, slots=True)

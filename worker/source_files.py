@@ -6,6 +6,7 @@ Pictures are read from the top in strips by libvips, and never held whole.
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +90,14 @@ def write_source(
     assert request.source_px is not None
     canvas = fit_source(card, request)
     assert canvas is not None
-    picture = _fit_picture(request, card, canvas)
+    exact = _fit_picture(request, card, canvas)
+    picture = ceil(exact[0]), ceil(exact[1])
     place = Placement(0, 0, *picture)  # enlarged as a whole
     if request.upscale is None:
         place = place_source(request.source, request.source_px, picture)
+        exact = place.width, place.height
     pixels, levels = folder / "source.rows", folder / "mask.rows"
-    _write_pixels(request, inputs["source_image"], place, canvas, pixels)
+    _write_pixels(request, inputs["source_image"], exact, place, canvas, pixels)
     masked = request.mask is not None or not place.covers(picture)
     if masked:
         _write_levels(request, inputs.get("mask_image"), place, picture, canvas, levels)
@@ -115,27 +118,35 @@ def _reduce(files: SourceFiles, canvas: Size) -> SourceFiles:
     return SourceFiles(path, size, size, files.scale, files.bit_depth)
 
 
-def _fit_picture(request: ResolvedRequest, card: ModelCard, canvas: Size) -> Size:
-    """(width, height) of what the picture covers of a canvas, which is as much as of the largest."""
+def _fit_picture(request: ResolvedRequest, card: ModelCard, canvas: Size) -> tuple[float, float]:
+    """(width, height) of what the picture covers of a canvas, which is as much as of the largest: to the next pixel, what is
+    made would drift from its source."""
     whole = card.fit_canvas(request)
-    return round(request.width_px * canvas[0] / whole[0]), round(request.height_px * canvas[1] / whole[1])
+    return request.width_px * canvas[0] / whole[0], request.height_px * canvas[1] / whole[1]
 
 
-def _write_pixels(request: ResolvedRequest, source: Path, place: Placement, canvas: Size, path: Path) -> None:
+def _write_pixels(
+    request: ResolvedRequest,
+    source: Path,
+    size: tuple[float, float],
+    place: Placement,
+    canvas: Size,
+    path: Path,
+) -> None:
     image = pyvips.Image.new_from_file(str(source), access="sequential")
     if image.hasalpha():
         image = _read_hidden(request, source, image)
     image = image.colourspace("rgb16" if image.format == "ushort" else "srgb")
-    if (image.width, image.height) != (place.width, place.height):
+    if (image.width, image.height) != size:
         scale = _scale_with_alpha if image.hasalpha() else scale_to
-        image = scale(image, place.width, place.height)
+        image = scale(image, *size)
     if image.hasalpha():
         image = _show_hidden(image, source)
     image = put_on_canvas(image, place, canvas)
     set_bits(image, request.bit_depth).rawsave(str(path))
 
 
-def _scale_with_alpha(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
+def _scale_with_alpha(image: pyvips.Image, width: float, height: float) -> pyvips.Image:
     """Colours count as much as they can be seen, in floats: rounded on the way they are two levels darker."""
     seen = scale_to(image.premultiply(), width, height).unpremultiply()
     return seen.rint().cast(image.format).copy(interpretation=image.interpretation)

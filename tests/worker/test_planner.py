@@ -124,6 +124,18 @@ def test_what_was_enlarged_is_shown_so_small_that_it_is_enlarged_as_far_as_can_b
     assert [stage.start.reduced for stage in found if isinstance(stage.start, Upscale)] == reduced
 
 
+@pytest.mark.parametrize(("upscale", "reduced"), [(4, [None]), (5, [None, None]), (8, [None, (64, 64)])])
+def test_a_source_is_shown_reduced_only_where_twice_its_size_is_left(
+    upscale: int, reduced: list[tuple[int, int] | None]
+) -> None:
+    cascade = Cascade(steps=[5, 4], conditioned=True, enlarges=4)
+    card = CARD.model_copy(update={"cascade": cascade})
+    side = 256 * upscale
+    request = ask(width_px=side, height_px=side, source={}, upscale=upscale)
+    found = plan_generation(request, card, 1 << 30, Path("spill")).stages
+    assert [stage.start.reduced for stage in found if isinstance(stage.start, Upscale)] == reduced
+
+
 @pytest.mark.parametrize(
     ("fidelity", "augmentation", "weight", "held"),
     [

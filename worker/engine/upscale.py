@@ -4,7 +4,6 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.canvas import Paint, Plane, Rectangle
@@ -155,13 +154,14 @@ def hold_reduced(
 ) -> Generator[Warned | Heartbeat, None, Tensor]:
     """The mean of what each pixel of the smaller picture covers, (3, h, w), 0 to 255."""
     reduced = torch.zeros(3, *small.size, device=device)
+    _, columns = _share(0, picture.width, small.width / picture.width)
+    columns = columns.to(device).T
     for event in stitch(tiles, picture.width):
         match event:
             case Band(top, rows):
                 pixels = rows.to(device).permute(2, 0, 1).float()
-                narrow = F.adaptive_avg_pool2d(pixels, (len(rows), small.width))
-                first, shares = _share_rows(top, len(rows), small.height / picture.height)
-                reduced[:, first : first + len(shares)] += shares.to(device) @ narrow
+                first, shares = _share(top, len(rows), small.height / picture.height)
+                reduced[:, first : first + len(shares)] += shares.to(device) @ pixels @ columns
             case MomentsPooled():
                 pass  # this picture is not kept
             case _:
@@ -169,9 +169,10 @@ def hold_reduced(
     return reduced
 
 
-def _share_rows(top: int, extent: int, scale: float) -> tuple[int, Tensor]:
-    """The first row of the smaller picture that rows from `top` on lie in, and how much of it and those below each is, (rows, extent)."""
-    edges = torch.arange(top, top + extent + 1, dtype=torch.float64) * scale
+def _share(start: int, extent: int, scale: float) -> tuple[int, Tensor]:
+    """The first row of the smaller picture that rows from `start` on lie in, and how much of it and of the next ones each is,
+    (rows, extent); so it is of columns."""
+    edges = torch.arange(start, start + extent + 1, dtype=torch.float64) * scale
     first, last = int(edges[0]), int((edges[-1] - 1e-6).ceil())
     places = torch.arange(first, last)[:, None]
     shares = torch.minimum(edges[1:], places + 1) - torch.maximum(edges[:-1], places)
