@@ -17,6 +17,8 @@ from api_schemas.layout import (
     split_steps,
 )
 
+# Height of a cascade's first picture, over the native size: taller ones are scenes above one another. And what its width stays at.
+_TALLEST, _NARROWEST = 1.5, 0.25
 # Img2img strength of stages that enlarge a source, at fidelity 0 and 1.
 _FREEST, _MOST_FAITHFUL = 0.6, 0.1
 
@@ -32,7 +34,8 @@ def lay_stages(card: ModelCard, request: GenerationRequest) -> list[Stage]:
     layout, _ = card.choose_layout(request)
     sizes = [whole]
     if layout == "cascade":
-        sizes = lay_sizes(*whole, card.native_size_px, card.alignment_px, card.cascade.enlarges)
+        short_px = card.native_size_px * min(1.0, max(_TALLEST * whole[0] / whole[1], _NARROWEST))
+        sizes = lay_sizes(*whole, short_px, card.alignment_px, card.cascade.enlarges)
     if request.source is not None:
         return _lay_from_source(card, request, sizes)
     return [_lay_stage(card, request, index, size, len(sizes)) for index, size in enumerate(sizes)]
@@ -78,7 +81,7 @@ def _lay_stage(
     steps = asked.steps or max(1, round(card.choose_steps(request) * share))
     strength = 1.0 if level == 0 or conditioned else asked.strength or _choose_strength(card, request)
     tile_px = request.advanced.tile_size_px
-    if tile_px is None and level == 0 and stages > 1:
+    if tile_px is None and level == 0 and card.choose_layout(request)[0] == "cascade":
         tile_px = fit_one_tile(*size, card.native_size_px, card.max_tile_size_px)
     skipped = ceil(steps / strength - 1e-6) - steps
     return _make_stage(card, request, size, steps, skipped, tile_px, conditioned=conditioned)

@@ -59,11 +59,35 @@ def test_steps_and_strengths_are_the_cards_unless_asked() -> None:
 
 
 def test_the_smallest_stage_is_one_tile_where_that_is_no_panorama() -> None:
-    for size, tile in (((3072, 4608), 1536), ((2048, 8192), 1024)):
+    for size, tile in (((3072, 4608), 1536), ((8192, 2048), 1024)):
         first, *_, last = lay_stages(CARD, GenerationRequest(width_px=size[0], height_px=size[1]))
-        assert (first.tiling.tile_size_px, last.tiling.tile_size_px) == (tile, 1024)
+        assert (first.tiling.tile_size_px, last.tiling.tile_size_px) == (
+            tile,
+            tile if first is last else 1024,
+        )
+    (only,) = lay_stages(CARD, GenerationRequest(width_px=1536, height_px=1024))
+    assert only.tiling.tile_size_px == 1536
     asked = GenerationRequest(width_px=2048, height_px=2048, advanced=AdvancedSettings(tile_size_px=512))
     assert {stage.tiling.tile_size_px for stage in lay_stages(CARD, asked)} == {512}
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "is_one_tile"),
+    [
+        ((2048, 3072), (1024, 1536), True),
+        ((2048, 4096), (768, 1536), True),
+        ((1024, 3072), (512, 1536), True),
+        ((1024, 16384), (256, 4096), False),
+        ((4096, 2048), (2048, 1024), True),
+    ],
+)
+def test_the_smallest_stage_of_what_is_tall_is_not_much_taller_than_a_native_picture(
+    size: tuple[int, int], first: tuple[int, int], is_one_tile: bool
+) -> None:
+    """Or there is a horizon, and a sky, in each piece of it; a panorama may go on."""
+    stage = lay_stages(CARD, GenerationRequest(width_px=size[0], height_px=size[1]))[0]
+    assert (stage.width_px, stage.height_px) == first
+    assert (stage.tiling.tile_size_px >= max(first)) is is_one_tile
 
 
 @pytest.mark.parametrize("layout", ["flat", "cascade"])
