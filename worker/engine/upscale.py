@@ -19,6 +19,8 @@ from worker.engine.vae.executor import Heartbeat, MomentsPooled
 from worker.engine.vae.operations import Decoder, Encoder
 from worker.engine.warned import Warned
 
+_PIECE = 512  # columns
+
 
 class Autoencoder(Protocol):
     """The two halves of an autoencoder. Without an encoder, latents themselves are enlarged."""
@@ -154,19 +156,27 @@ def hold_reduced(
 ) -> Generator[Warned | Heartbeat, None, Tensor]:
     """The mean of what each pixel of the smaller picture covers, (3, h, w), 0 to 255."""
     reduced = torch.zeros(3, *small.size, device=device)
-    _, columns = _share(0, picture.width, small.width / picture.width)
-    columns = columns.to(device).T
     for event in stitch(tiles, picture.width):
         match event:
             case Band(top, rows):
                 pixels = rows.to(device).permute(2, 0, 1).float()
                 first, shares = _share(top, len(rows), small.height / picture.height)
-                reduced[:, first : first + len(shares)] += shares.to(device) @ pixels @ columns
+                reduced[:, first : first + len(shares)] += _narrow(shares.to(device) @ pixels, small.width)
             case MomentsPooled():
                 pass  # this picture is not kept
             case _:
                 yield event
     return reduced
+
+
+def _narrow(rows: Tensor, width: int) -> Tensor:
+    """(…, W) to (…, width), piece by piece: most of a matrix of all shares would be zeros."""
+    narrow = rows.new_zeros(*rows.shape[:-1], width)
+    for left in range(0, rows.shape[-1], _PIECE):
+        piece = rows[..., left : left + _PIECE]
+        first, shares = _share(left, piece.shape[-1], width / rows.shape[-1])
+        narrow[..., first : first + len(shares)] += piece @ shares.to(rows.device).T
+    return narrow
 
 
 def _share(start: int, extent: int, scale: float) -> tuple[int, Tensor]:
