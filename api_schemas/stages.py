@@ -38,7 +38,7 @@ def lay_stages(card: ModelCard, request: GenerationRequest) -> list[Stage]:
         sizes = lay_sizes(*whole, short_px, card.alignment_px, card.cascade.enlarges)
     if request.source is not None:
         return _lay_from_source(card, request, sizes)
-    return [_lay_stage(card, request, index, size, len(sizes)) for index, size in enumerate(sizes)]
+    return [_lay_stage(card, request, index, size) for index, size in enumerate(sizes)]
 
 
 def _lay_from_source(
@@ -49,7 +49,7 @@ def _lay_from_source(
     run, skipped = split_steps(card.choose_steps(request), strength)
     if len(sizes) == 1 or run == 0:  # where the first changes nothing, neither do others
         return [_make_stage(card, request, sizes[-1], run, skipped, given=sizes[-1])]
-    first, *later = (_lay_stage(card, request, index, size, len(sizes)) for index, size in enumerate(sizes))
+    first, *later = (_lay_stage(card, request, index, size) for index, size in enumerate(sizes))
     again = choose_resampled(run, skipped)
     first = replace(first, steps=run, skipped=skipped, resampled=again)
     stages = [first, *(_cut(stage, strength) for stage in later)]
@@ -61,7 +61,7 @@ def _lay_enlarging(card: ModelCard, request: GenerationRequest, times: int) -> l
     whole = card.fit_canvas(request)
     _, *larger = lay_sizes(*whole, min(whole) / times, card.alignment_px, card.cascade.enlarges)
     sizes = larger or [whole]  # a source may be so small that its canvas is as large
-    stages = [_lay_stage(card, request, index, size, len(sizes)) for index, size in enumerate(sizes)]
+    stages = [_lay_stage(card, request, index, size) for index, size in enumerate(sizes)]
     return [replace(stages[0], given=sizes[0]), *stages[1:]]
 
 
@@ -71,9 +71,7 @@ def fit_source(card: ModelCard, request: GenerationRequest) -> tuple[int, int] |
     return (stages[-1] if request.upscale is None else stages[0]).given
 
 
-def _lay_stage(
-    card: ModelCard, request: GenerationRequest, index: int, size: tuple[int, int], stages: int
-) -> Stage:
+def _lay_stage(card: ModelCard, request: GenerationRequest, index: int, size: tuple[int, int]) -> Stage:
     """The stage `index`, counted from 0; to enlarge a source is to begin with a cascade's second one."""
     level = index if request.upscale is None else index + 1
     asked, conditioned = request.advanced.stage(index), level > 0 and card.cascade.conditioned
