@@ -7,8 +7,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from training.critic import Critic, critic_loss
-from training.parts import place, write_half
+from training.critic import Critic, Maps, critic_loss
+from training.parts import freeze, place, write_half
 from training.progress import (
     Average,
     Budget,
@@ -24,6 +24,7 @@ from training.progress import (
 from training.ranks import average, is_leader
 
 Losses = dict[str, Tensor]
+Seen = tuple[Maps, Tensor]  # the maps of latents, and the states of the captions under which they are judged
 _WRITE_EVERY = 250  # steps
 
 
@@ -43,6 +44,7 @@ class AdversarialTraining:
     ) -> None:
         self.device, self._rates = device, rates
         self.generator = place(generator, device).requires_grad_(True)
+        freeze(critic.backbones, device)
         self.critic = critic.to(device)
         self.optimizer, self.critic_optimizer = (
             _build_optimizer(self.generator),
@@ -50,22 +52,28 @@ class AdversarialTraining:
         )
         self.average = Average(self.generator, decay=0.995)
 
-    def _score(self, latent: Tensor, text: Tensor) -> Tensor:
+    def _extract(self, latent: Tensor, text: Tensor, known: Maps | None = None) -> Maps:
+        """The maps by which the critic judges; gradients flow."""
+        with half_precision(self.device):
+            return self.critic.extract(latent, text, known)
+
+    def _score(self, seen: Seen) -> Tensor:
         """The critic's scores; gradients flow."""
         with half_precision(self.device):
-            return self.critic(latent, text).float()
+            return self.critic(*seen).float()
 
-    def _step_critic(self, real: tuple[Tensor, Tensor], *false: tuple[Tensor, Tensor]) -> Tensor:
-        """One update of the critic by pairs of latents and their captions' states."""
+    def _step_critic(self, real: Seen, *false: Seen) -> Tensor:
+        """One update of the critic; no gradient flows further than its heads."""
         if not self.average.steps:
-            self._calibrate_critic(*real)
-        loss = critic_loss(*(self._score(*pair) for pair in (real, *false)))
+            self._calibrate_critic(real)
+        loss = critic_loss(*self._score(_join(real, *false)).chunk(1 + len(false)))
         descend(loss, self.critic_optimizer, self.critic.heads)
+        torch.clear_autocast_cache()  # it has the heads' weights of before
         return loss.detach()
 
-    def _calibrate_critic(self, latent: Tensor, text: Tensor) -> None:
+    def _calibrate_critic(self, real: Seen) -> None:
         with half_precision(self.device):
-            self.critic.calibrate(latent, text)
+            self.critic.calibrate(real[0])
         average(list(self.critic.heads.buffers()))
 
     def _step_generator(self, loss: Tensor) -> None:
@@ -96,8 +104,16 @@ class AdversarialTraining:
         self.average.values, self.average.steps = state["average"], state["average_steps"]
 
 
+def _join(*seen: Seen) -> Seen:
+    """One batch of all, without gradients."""
+    kinds = zip(*(maps for maps, _ in seen), strict=True)
+    maps = [[torch.cat(same).detach() for same in zip(*kind, strict=True)] for kind in kinds]
+    return maps, torch.cat([text for _, text in seen])
+
+
 def _build_optimizer(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), betas=(0.0, 0.99), weight_decay=0.0)
+    parameters = list(module.parameters())
+    return torch.optim.AdamW(parameters, betas=(0.0, 0.99), weight_decay=0.0, fused=parameters[0].is_cuda)
 
 
 def run_adversarial(
@@ -113,7 +129,8 @@ def run_adversarial(
     set_seed(seed + first)
     for step in budget.steps(first):
         training.set_rates(step, budget.fraction)
-        losses = take_step(step)
+        with half_precision(training.device):  # one for all of it: weights are cast once
+            losses = take_step(step)
         first = step + 1
         if step % 20 == 0 and is_leader():
             shown = " ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items())

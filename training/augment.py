@@ -42,6 +42,8 @@ MIN_WRAP_PX = 480
 CROP_PX = 512  # of crops that are cut once; a step sees a window of each
 # These have a sky: upside down they would be false.
 UPRIGHT = frozenset(["landscape", "sky", "underwater"])
+_FAR = frozenset(["landscape", "sky"])
+_RENDERED = ("lugaru-data/", "redeclipse-data/", "supertuxkart-data/", "skies/desert/", "skies/mountainous/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +73,26 @@ def balance(pictures: list[Picture], views: float | None = None) -> list[float]:
     picture counts half: things without a named colour shall have their own.
 
     Args:
-        views: share of all crops that shall be of what has an up and a down.
+        views: share of all crops that shall be photographs of views; what else has an up and a down is left out.
     """
     counts = Counter(picture.category for picture in pictures)
     weights = [counts[picture.category] ** -0.3 * (0.5 if picture.tint else 1.0) for picture in pictures]
     if views is None:
         return weights
     upright = [picture.category in UPRIGHT for picture in pictures]
-    seen = sum(weight for weight, is_view in zip(weights, upright, strict=True) if is_view)
-    shares = {True: views / seen, False: (1 - views) / (sum(weights) - seen)}
-    return [weight * shares[is_view] for weight, is_view in zip(weights, upright, strict=True)]
+    photographed = [is_view(picture) for picture in pictures]
+    seen = sum(weight for weight, real in zip(weights, photographed, strict=True) if real)
+    rest = sum(weight for weight, skipped in zip(weights, upright, strict=True) if not skipped)
+    shares = {True: views / seen, False: (1 - views) / max(rest, 1e-9)}
+    return [
+        weight * shares[real] if real or not skipped else 0.0
+        for weight, skipped, real in zip(weights, upright, photographed, strict=True)
+    ]
+
+
+def is_view(picture: Picture) -> bool:
+    """Whether it is a photograph of something far away; what a game's engine drew has strokes where those have forms."""
+    return picture.category in _FAR and not any(part in picture.source for part in _RENDERED)
 
 
 def sample_crop(image: Tensor, picture: Picture, side_px: int, zoom: CropRange, rng: random.Random) -> Tensor:

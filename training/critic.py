@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -12,7 +13,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from training.diffusion import Noising
 from training.features import FeaturePair
-from training.latents import decode_to_learn
+
+Maps = list[list[Tensor]]  # of each backbone
 
 
 class PatchCritic(nn.Module):
@@ -42,9 +44,11 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         channels: of its maps.
+        reads: whether its maps depend on the captions.
     """
 
     channels: tuple[int, ...]
+    reads = False
 
     @abstractmethod
     def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
@@ -61,6 +65,8 @@ class LatentBackbone(Backbone):
     Latent adversarial distillation (Sauer et al. 2024, section 4) with the denoiser's own features (Lin et
     al. 2024, section 3.3): it has seen every frequency of a latent at some level of noise.
     """
+
+    reads = True
 
     def __init__(self, denoiser: UNet2DConditionModel, noising: Noising) -> None:
         super().__init__()
@@ -100,13 +106,15 @@ class PictureBackbone(Backbone):
 
     def forward(self, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The maps of a window of seven eighths of the side, elsewhere each time: nothing is learned of places."""
-        picture = decode_to_learn(self.vae, latent)
-        side = picture.shape[-1]
-        window = max(32, side * 7 // 8 // 32 * 32)
+        side = latent.shape[-1]
+        window = max(4, side * 7 // 8 // 4 * 4)
         top, left = (int(each) for each in torch.randint(side - window + 1, (2,)))
-        seen = picture[..., top : top + window, left : left + window]
-        maps = self.features.all_stages(seen)
-        return [*maps, *self.features.all_stages(functional.avg_pool2d(seen, 2))] if self.reduced else maps
+        seen = latent[..., top : top + window, left : left + window]
+        picture = self.vae.decoder(seen / self.vae.config["scaling_factor"])
+        maps = self.features.all_stages(picture)
+        if not self.reduced:
+            return maps
+        return [*maps, *self.features.all_stages(functional.avg_pool2d(picture, 2))]
 
 
 class Critic(nn.Module):
@@ -127,25 +135,39 @@ class Critic(nn.Module):
     def _list_heads(self) -> list["_Head"]:
         return [head for head in self.heads if isinstance(head, _Head)]
 
-    def _extract(self, latent: Tensor, text: Tensor) -> list[Tensor]:
-        return [stage for kind in self.backbones for stage in kind(latent, text)]
-
-    @torch.no_grad()
-    def calibrate(self, latent: Tensor, text: Tensor) -> None:
-        """Learn from real latents what each head's input is like on average."""
-        for head, stage in zip(self._list_heads(), self._extract(latent, text), strict=True):
-            head.calibrate(stage)
-
-    def forward(self, latent: Tensor, text: Tensor) -> Tensor:
-        """Scores of all places, high for real, (B, maps, h, w), each map's brought to the size of the smallest.
+    def extract(self, latent: Tensor, text: Tensor, known: Maps | None = None) -> Maps:
+        """The maps of each backbone; gradients flow to the latents.
 
         Args:
             latent: (B, C, side, side), without noise.
             text: (B, tokens, width), the states of the captions.
+            known: the maps of the same latents under other captions, kept where captions do not matter.
         """
-        maps = self._extract(latent, text)
-        scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, maps, strict=True)]
-        smallest = min(((stage.shape[2], stage.shape[3]) for stage in maps), key=max)
+        rows = known or [None] * len(self.backbones)
+        return [
+            row if row is not None and not kind.reads else kind(latent, text)
+            for kind, row in zip(self._list_backbones(), rows, strict=True)
+        ]
+
+    def _list_backbones(self) -> list[Backbone]:
+        return [each for each in self.backbones if isinstance(each, Backbone)]
+
+    @torch.no_grad()
+    def calibrate(self, maps: Maps) -> None:
+        """Learn from the maps of real latents what each head's input is like on average."""
+        for head, stage in zip(self._list_heads(), chain(*maps), strict=True):
+            head.calibrate(stage)
+
+    def forward(self, maps: Maps, text: Tensor) -> Tensor:
+        """Scores of all places, high for real, (B, maps, h, w), each map's brought to the size of the smallest.
+
+        Args:
+            maps: as `extract` has them.
+            text: (B, tokens, width), the states of the captions.
+        """
+        stages = list(chain(*maps))
+        scores = [head(stage, text.mean(1)) for head, stage in zip(self.heads, stages, strict=True)]
+        smallest = min(((stage.shape[2], stage.shape[3]) for stage in stages), key=max)
         return torch.cat([functional.adaptive_avg_pool2d(each, smallest) for each in scores], dim=1)
 
 

@@ -42,7 +42,7 @@ class DenoiserOptions:
     widths: tuple[int, ...] = (96, 128, 192)
     crops: int = 24_000
     batch: int = 256
-    large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many
+    large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many; 0: none
     empty_share: float = 0.1
     tints: int = 1  # painted versions of each picture of a made thing
     views: float | None = None  # share of the crops that shall have an up and a down
@@ -75,6 +75,15 @@ class Lessons:
     banks: dict[int, Bank]
     captions: Captions
 
+    def draw_uncut(self, count: int) -> Tensor:
+        """Random pictures, (count,), of which there are captions and no crops."""
+        if not count:
+            return self.banks[512].owners[:0]
+        uncut = torch.ones(len(self.captions.views), device=self.captions.views.device)
+        for bank in self.banks.values():
+            uncut[bank.owners] = 0
+        return torch.multinomial(uncut, count, replacement=True)
+
 
 def build_lessons(
     folders: list[Path], encoders: Path, options: DenoiserOptions, device: torch.device, seed: int
@@ -99,7 +108,9 @@ def _encode_lessons(
     real = [picture for picture in read_folders(folders) if picture.for_training]
     pictures = add_tints(real, options.tints, random.Random(seed))
     images = load_images(pictures, device)
-    counts = {512: options.crops // count_ranks(), 1024: options.crops // 8 // count_ranks()}
+    counts = {512: options.crops // count_ranks()}
+    if options.large_every:
+        counts[1024] = options.crops // 8 // count_ranks()
     banks = {
         side: encode_bank(vae, images, pictures, side, max(1, count), seed + side, options.views)
         for side, count in counts.items()
@@ -194,7 +205,7 @@ def train(
 
 def choose_crops(step: int, options: DenoiserOptions) -> tuple[int, int]:
     """A step's bank and number of crops."""
-    if step % options.large_every == options.large_every - 1:
+    if options.large_every and step % options.large_every == options.large_every - 1:
         return 1024, max(1, options.batch // 8)
     return 512, options.batch
 

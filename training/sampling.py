@@ -8,7 +8,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.diffusion import SCHEDULE
 from training.progress import half_precision
@@ -68,9 +68,15 @@ def sample(
 
 
 def denoise(
-    unet: nn.Module, recipe: Recipe, noise: Tensor, text: Tensor, empty: Tensor, learned: int = 0
+    unet: Callable[..., tuple[Tensor]],
+    recipe: Recipe,
+    noise: Tensor,
+    text: Tensor,
+    empty: Tensor,
+    learned: int = 0,
+    first: int | None = None,
 ) -> Tensor:
-    """From noise to latents; gradients flow through the last `learned` steps."""
+    """From noise to latents; gradients flow through the last `learned` steps. With `first`, only so many steps."""
     latent, scheduler = noise, recipe.build_scheduler()
     scheduler.set_timesteps(recipe.steps, device=text.device)
     # DDIM's timestep is annotated as an int, and what either returns not at all.
@@ -78,15 +84,17 @@ def denoise(
         Callable[..., tuple[Tensor]],
         scheduler.step,  # pyright: ignore[reportUnknownMemberType]
     )
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(scheduler.timesteps[:first]):
         with torch.set_grad_enabled(index >= recipe.steps - learned):
-            prediction = _predict(unet, latent, timestep, text, empty, recipe.guidance_scale)
+            prediction = _predict(
+                unet, latent, timestep.expand(len(latent)), text, empty, recipe.guidance_scale
+            )
             latent = advance(prediction, timestep, latent, return_dict=False)[0]
     return latent
 
 
 def _predict(
-    unet: nn.Module,
+    unet: Callable[..., tuple[Tensor]],
     latent: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -97,5 +105,7 @@ def _predict(
         if guidance_scale == 1.0:
             return unet(latent, timestep, text, return_dict=False)[0].float()
         both = torch.cat([empty.expand_as(text), text])
-        plain, guided = unet(latent.repeat(2, 1, 1, 1), timestep, both, return_dict=False)[0].float().chunk(2)
+        plain, guided = (
+            unet(latent.repeat(2, 1, 1, 1), timestep.repeat(2), both, return_dict=False)[0].float().chunk(2)
+        )
     return plain + guidance_scale * (guided - plain)

@@ -24,7 +24,7 @@ from training.denoiser import (
     choose_crops,
 )
 from training.diffusion import build_noising
-from training.parts import copy_denoiser, load_autoencoder, load_denoiser, place
+from training.parts import copy_denoiser, freeze, load_autoencoder, load_denoiser
 from training.progress import (
     Budget,
     choose_device,
@@ -35,6 +35,7 @@ from training.ranks import join_ranks, leave_ranks
 from training.sampling import FEW_STEPS, FULL, Recipe, denoise, list_timesteps
 
 COARSE_PX = 8  # latent pixels
+SIDE = 64  # latent pixels of what is kept as it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class SharpenOptions:
     learned_steps: int = 5  # the last ones of the recipe
     anchor: float = 20.0  # weight of staying near the known predictions
     view_anchor: float = 20.0  # the same, of what has an up and a down
+    kept_share: float = 0.0  # captions beside the crops', of the crops' number
+    kept: float = 20.0  # the same, of those captions, on the way to what they were generated as
+    seen_below: int = 0  # timestep below which views are held to what they are, not to the known predictions
     coarse: float = 0.3  # of that, what colours and layout weigh
     empty_share: float = 0.1  # of the anchor's captions
     classifier: float = 0.01  # weight of being classified as the caption's category
@@ -73,6 +77,7 @@ class Batch:
         known: states of the phrasing that the denoiser knew best before, (B, tokens, width) both.
         owners: (B,), the pictures that the captions are of.
         views: (B,), whether these have an up and a down.
+        kept: states of further captions whose pictures shall stay as they are, (K, tokens, width), K >= 0.
     """
 
     real: Tensor
@@ -80,6 +85,7 @@ class Batch:
     known: Tensor
     owners: Tensor
     views: Tensor
+    kept: Tensor
 
 
 class Sharpening(AdversarialTraining):
@@ -89,14 +95,14 @@ class Sharpening(AdversarialTraining):
         self,
         denoiser: UNet2DConditionModel,
         critic: Critic,
-        classifier: AuxiliaryClassifier,
+        classifier: AuxiliaryClassifier | None,
         recipe: Recipe,
         options: SharpenOptions,
         device: torch.device,
     ) -> None:
         super().__init__(denoiser, critic, (options.peak_rate, options.critic_rate), device)
         self.options, self.recipe, self.classifier = options, recipe, classifier
-        self.known = place(copy_denoiser(denoiser), device).requires_grad_(False)
+        self.known = freeze(copy_denoiser(denoiser), device)
         self.noising = build_noising(device)
         self.timesteps = list_timesteps(recipe, device)
 
@@ -106,15 +112,24 @@ class Sharpening(AdversarialTraining):
         Real pictures under their neighbours' captions are false as well (Reed et al. 2016, algorithm 1).
         """
         generated = self._generate(batch, empty)
-        fake, wrong = (generated.detach(), batch.text), (batch.real, batch.text.roll(1, dims=0))
-        critic = self._step_critic((batch.real, batch.text), fake, wrong)
-        scores = self._score(generated, batch.text).mean()
-        distance = self._measure_distance(batch, empty)
-        classified = self.classifier.measure_loss(generated, batch.owners)
-        loss = generator_loss(scores) + distance + self.options.classifier * classified
-        self._step_generator(loss)
-        losses = {"critic": critic, "scores": scores, "distance": distance, "classifier": classified}
-        return {name: loss.detach() for name, loss in losses.items()}
+        real, wrong = self._extract(batch.real, batch.text), batch.text.roll(1, dims=0)
+        made = self._extract(generated, batch.text), batch.text
+        critic = self._step_critic(
+            (real, batch.text), made, (self._extract(batch.real, wrong, known=real), wrong)
+        )
+        losses = {
+            "scores": generator_loss(self._score(made)),
+            "distance": self._measure_distance(batch, empty),
+            "kept": self._measure_kept(batch.kept, empty),
+            "classifier": self._classify(generated, batch.owners),
+        }
+        self._step_generator(sum(losses.values(), torch.zeros((), device=self.device)))
+        return {"critic": critic} | {name: loss.detach() for name, loss in losses.items()}
+
+    def _classify(self, generated: Tensor, owners: Tensor) -> Tensor:
+        if self.classifier is None:
+            return torch.zeros((), device=self.device)
+        return self.options.classifier * self.classifier.measure_loss(generated, owners)
 
     def _generate(self, batch: Batch, empty: Tensor) -> Tensor:
         noise = torch.randn_like(batch.real)
@@ -126,34 +141,53 @@ class Sharpening(AdversarialTraining):
         A caption in another phrasing shall mean what the known one does.
         """
         timestep = self.timesteps[torch.randint(len(self.timesteps), (len(batch.real),), device=self.device)]
-        noisy = self.noising.add(batch.real, torch.randn_like(batch.real), timestep)
+        noise = torch.randn_like(batch.real)
+        noisy = self.noising.add(batch.real, noise, timestep)
         dropped = torch.rand(len(noisy), 1, 1, device=self.device) < self.options.empty_share
         text, known = (torch.where(dropped, empty, each) for each in (batch.text, batch.known))
         with half_precision(self.device):
             velocity = self.generator(noisy, timestep, text, return_dict=False)[0].float()
             with torch.no_grad():
                 wanted = self.known(noisy, timestep, known, return_dict=False)[0].float()
-        moved = velocity - wanted
+        seen = (batch.views & (timestep < self.options.seen_below)).view(-1, 1, 1, 1)
+        moved = velocity - torch.where(seen, self.noising.velocity(batch.real, noise, timestep), wanted)
         coarse = functional.avg_pool2d(moved, COARSE_PX).square().mean(dim=(1, 2, 3))
         distance = moved.square().mean(dim=(1, 2, 3)) - (1 - self.options.coarse) * coarse
         return (torch.where(batch.views, self.options.view_anchor, self.options.anchor) * distance).mean()
+
+    def _measure_kept(self, text: Tensor, empty: Tensor) -> Tensor:
+        """Mean squared distance from the known predictions, somewhere on the known denoiser's own way from noise."""
+        if not len(text):
+            return torch.zeros((), device=self.device)
+        chosen, channels = int(torch.randint(len(self.timesteps), (1,))), self.known.config["in_channels"]
+        timestep = self.timesteps[chosen]
+        noise = torch.randn(len(text), channels, SIDE, SIDE, device=self.device)
+        with torch.no_grad(), half_precision(self.device):
+            noisy = denoise(self.known, self.recipe, noise, text, empty, first=chosen)
+            wanted = self.known(noisy, timestep, text, return_dict=False)[0].float()
+        with half_precision(self.device):
+            velocity = self.generator(noisy, timestep, text, return_dict=False)[0].float()
+        return self.options.kept * (velocity - wanted).square().mean()
 
 
 def sharpen(
     lessons: Lessons, sharpening: Sharpening, out: Path, budget: Budget, sizes: DenoiserOptions, seed: int
 ) -> None:
     """Sharpen or go on, and write the averaged weights (fp16) as `out`."""
-    empty = lessons.captions.empty(1)
-    run_adversarial(
-        sharpening, lambda step: sharpening.step(_draw(lessons, step, sizes), empty), out, budget, seed
-    )
+    empty, kept_share = lessons.captions.empty(1), sharpening.options.kept_share
+
+    def take_step(step: int) -> Losses:
+        return sharpening.step(_draw(lessons, step, sizes, kept_share), empty)
+
+    run_adversarial(sharpening, take_step, out, budget, seed)
 
 
-def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions) -> Batch:
+def _draw(lessons: Lessons, step: int, sizes: DenoiserOptions, kept_share: float) -> Batch:
     side, count = choose_crops(step, sizes)
     latent, owners = lessons.banks[side].draw(count)
     captions = lessons.captions
-    return Batch(latent.float(), *captions.draw_pairs(owners), owners, captions.views[owners])
+    kept = captions.draw(lessons.draw_uncut(round(kept_share * count)), empty_share=0.1)
+    return Batch(latent.float(), *captions.draw_pairs(owners), owners, captions.views[owners], kept)
 
 
 def _build_critic(
@@ -165,9 +199,8 @@ def _build_critic(
         reduced: whether the pictures are also seen at half their size, where forms are seen.
     """
     latent_backbones = (LatentBackbone(copy_denoiser(denoiser), build_noising(device)) for _ in range(2))
-    return Critic(
-        [PictureBackbone(vae, reduced=reduced), *latent_backbones], denoiser.config["cross_attention_dim"]
-    )
+    pictures = PictureBackbone(vae, reduced=reduced)
+    return Critic([pictures, *latent_backbones], denoiser.config["cross_attention_dim"])
 
 
 def main() -> None:
@@ -187,6 +220,9 @@ def main() -> None:
         "--view-anchor", type=float, help="of what has an up and a down; --anchor if left out"
     )
     parser.add_argument("--views", type=float, help="share of the crops that shall have an up and a down")
+    parser.add_argument("--kept", type=float, default=usual.kept_share, help="captions whose pictures shall stay as they are, of the crops' number")  # fmt: skip
+    parser.add_argument("--seen-below", type=int, default=usual.seen_below, help="timestep below which views are held to what they are")  # fmt: skip
+    parser.add_argument("--large-every", type=int, default=8, help="one step in so many is on 1024 px crops; 0: none")  # fmt: skip
     parser.add_argument("--reduced", action="store_true", help="let the critic see the pictures reduced, too")
     parser.add_argument(
         "--classifier", type=float, default=usual.classifier, help="weight of the auxiliary classifier"
@@ -196,20 +232,24 @@ def main() -> None:
     chosen = parser.parse_args()
     rank, device = join_ranks(), choose_device()
     variant, seed = VARIANTS[chosen.variant], chosen.seed + 1000 * rank
-    sizes = DenoiserOptions(batch=chosen.batch, crops=chosen.crops, views=chosen.views)
+    sizes = DenoiserOptions(
+        batch=chosen.batch, crops=chosen.crops, views=chosen.views, large_every=chosen.large_every
+    )
     denoiser, vae = load_denoiser(chosen.parts / variant.folder), load_autoencoder(chosen.parts / "vae")
     lessons = build_lessons(chosen.shards, chosen.parts, sizes, device, seed)
     options = SharpenOptions(
         variant.learned_steps,
         chosen.anchor,
         chosen.anchor if chosen.view_anchor is None else chosen.view_anchor,
+        kept_share=chosen.kept,
+        seen_below=chosen.seen_below,
         classifier=chosen.classifier,
         peak_rate=chosen.peak_rate,
     )
     recipe = replace(variant.recipe, guidance_scale=chosen.guidance_scale or variant.recipe.guidance_scale)
     set_seed(chosen.seed)  # the same critic on every rank
     critic = _build_critic(vae, denoiser, device, reduced=chosen.reduced)
-    classifier = build_classifier(vae, lessons.banks[512], lessons.captions)
+    classifier = build_classifier(vae, lessons.banks[512], lessons.captions) if chosen.classifier else None
     sharpening = Sharpening(denoiser, critic, classifier, recipe, options, device)
     budget = Budget(chosen.seconds, chosen.call_seconds)
     sharpen(lessons, sharpening, chosen.out / variant.folder, budget, sizes, seed)

@@ -86,8 +86,9 @@ class UpscalerSharpening(AdversarialTraining):
         generated = denoise(
             Conditioned(self.generator, leads), RECIPE, noise, asked, asked[:1], learned=RECIPE.steps
         )
-        critic = self._step_critic((pairs.latents, text), (generated.detach(), asked))
-        scores = self._score(generated, asked).mean()
+        made = self._extract(generated, asked)
+        critic = self._step_critic((self._extract(pairs.latents, text), text), (made, asked))
+        scores = self._score((made, asked)).mean()
         coarse = functional.avg_pool2d(generated[:count] - shown.latents, _COARSE).square().mean()
         distance = self._measure_distance(shown, leads[:count], text[:count])
         fidelity, perceptual = self._measure_fidelity(generated, shown, painted)

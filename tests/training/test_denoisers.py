@@ -1,6 +1,7 @@
 """The denoiser, its distillation and its sharpening."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -164,6 +165,7 @@ def draw_batch() -> Batch:
         *torch.randn(2, 2, 8, 16),
         torch.tensor([0, 1]),
         torch.tensor([True, False]),
+        torch.randn(1, 8, 16),
     )
 
 
@@ -182,7 +184,8 @@ def test_sharpening_teaches_both_sides_and_leaves_the_rest() -> None:
 def test_the_critic_is_shown_real_latents_under_wrong_captions() -> None:
     sharpening, batch = build_sharpening(steps=1), draw_batch()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    sharpening.critic.register_forward_pre_hook(lambda _, given: seen.append(given))
+    extract = sharpening.critic.extract
+    sharpening.critic.extract = lambda *given: (seen.append(given[:2]), extract(*given))[1]
     sharpening.step(batch, torch.randn(1, 8, 16))
     real = [text for latent, text in seen if torch.equal(latent, batch.real)]
     assert [torch.equal(text, batch.text) for text in real] == [True, False]
@@ -190,6 +193,43 @@ def test_the_critic_is_shown_real_latents_under_wrong_captions() -> None:
     scores = torch.randn(3, 2, 4).unbind()
     assert critic_loss(scores[0], scores[1], scores[1]) == critic_loss(scores[0], scores[1])
     assert critic_loss(*scores) != critic_loss(*scores[:2])
+
+
+def test_maps_that_do_not_depend_on_captions_are_not_made_twice() -> None:
+    critic = Critic([build_picture_backbone(), build_latent_backbone()], text_width=16)
+    latent, text = torch.randn(2, 4, 16, 16), torch.randn(2, 8, 16)
+    maps = critic.extract(latent, text)
+    pictures, latents = critic.extract(latent, text.flip(0), maps)
+    assert pictures is maps[0]
+    assert not any(map(torch.equal, latents, maps[1]))
+
+
+def test_views_are_held_to_what_they_are_where_little_noise_hides_it() -> None:
+    sharpening, batch = build_sharpening(steps=1), draw_batch()
+    batch = replace(batch, known=batch.text)  # whose distance is nothing else
+    empty = torch.randn(1, 8, 16)
+    assert sharpening._measure_distance(batch, empty) < 1e-6  # of what has not moved yet
+    sharpening.options = replace(sharpening.options, seen_below=1000)
+    assert sharpening._measure_distance(batch, empty) > 0.1
+    assert sharpening._measure_distance(replace(batch, views=torch.tensor([False, False])), empty) < 1e-6
+
+
+def test_what_is_kept_is_missed_once_it_changes() -> None:
+    sharpening, text, empty = build_sharpening(steps=2), torch.randn(2, 8, 16), torch.randn(1, 8, 16)
+    assert sharpening._measure_kept(text, empty) < 1e-6
+    assert sharpening._measure_kept(text[:0], empty) == 0
+    with torch.no_grad():
+        sharpening.generator.conv_out.bias += 1.0
+    torch.testing.assert_close(
+        sharpening._measure_kept(text, empty).item(), sharpening.options.kept, rtol=1e-3, atol=0.0
+    )
+
+
+def test_pictures_without_crops_are_those_that_are_kept() -> None:
+    captions = Captions(torch.zeros(1, 8, 16), torch.zeros(4), ["sand"] * 4)
+    lessons = Lessons({512: Bank(torch.zeros(2, 4, 8, 8), torch.tensor([0, 2]))}, captions)
+    assert set(lessons.draw_uncut(50).tolist()) == {1, 3}
+    assert lessons.draw_uncut(0).tolist() == []
 
 
 def test_the_classifier_moves_the_denoiser() -> None:
@@ -251,8 +291,9 @@ def test_every_map_of_a_critic_depends_on_the_latent_and_the_caption(
     torch.manual_seed(0)
     critic = Critic([build() for build in kinds], text_width=16)
     latent, text = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(2, 8, 16, requires_grad=True)
-    critic.calibrate(latent, text)
-    scores = critic(latent, text)
+    maps_of = critic.extract(latent, text)
+    critic.calibrate(maps_of)
+    scores = critic(maps_of, text)
     assert scores.shape[:2] == (2, maps)
     for stage in scores.square().sum(dim=(0, 2, 3)):
         gradients = torch.autograd.grad(stage, (latent, text), retain_graph=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.augment import CropRange, sample_crop
+from training.augment import CropRange, balance, sample_crop
 from training.corpus import read_names, read_neighbours, read_synonyms, read_thesaurus, rename, vary
-from training.dataset import DatasetError, read_pictures
+from training.dataset import DatasetError, Picture, read_pictures
 from training.latents import list_phrasings
 from training.neighbours import find_neighbours
 from training.prepare import prepare
@@ -130,3 +130,20 @@ def test_small_tileable_pictures_are_enlarged_and_not_repeated(dataset: Path) ->
     crop = sample_crop(image, picture, 128, native, random.Random(0))
     steps = crop[0].mean(0).diff()
     assert (steps > -1e-3).all() or (steps < 1e-3).all()
+
+
+def test_views_are_photographs_and_have_their_share() -> None:
+    def name(category: str, source: str) -> Picture:
+        return Picture(Path("any"), "a caption", category, source, tileable=False)
+
+    pictures = [
+        name("landscape", "endless-sky-high-dpi/hills.jpg"),
+        name("sky", "0ad-data/skies/cumulus/top.dds"),
+        name("landscape", "redeclipse-data/hills.png"),
+        name("sand", "redeclipse-data/sand.png"),
+    ]
+    weights = balance(pictures, views=0.75)
+    assert weights[2] == 0
+    assert weights[0] + weights[1] == pytest.approx(0.75)
+    assert weights[3] == pytest.approx(0.25)
+    assert balance(pictures, views=1.0)[3] == 0
