@@ -21,6 +21,7 @@ _OUTER_SHARE = 0.2
 # At the end, where a picture takes a style: each tile takes it for itself, and one step does not hide their borders.
 _STYLED_OUTER_SHARE = 0.5
 _SLACK = 1.1  # a stage enlarges by so much more rather than leave a little for one more stage
+_WIDEST_FIRST = 1.25  # and the first one is so much larger than it would be
 # Of the bundled model's five steps the first two have all the effect of the conductor: lava, cobbles and bricks at
 # 2048² drift in tone by 3.78 of 255 for 3.76 with all five, and 3.96 without it.
 _SHARED_STEPS = 0.4
@@ -221,6 +222,19 @@ def lay_sizes(
         sizes.append((_align(width_px * scale, unit_px), _align(height_px * scale, unit_px)))
         scale *= enlarges
     return [*(size for size in sizes if size != (width_px, height_px)), (width_px, height_px)]
+
+
+def widen_first(short_px: float, whole_px: int, enlarges: int, most_px: int) -> float:
+    """Short side of the first stage: a little more than `short_px` where that saves the last stage, which would add little.
+
+    Args:
+        whole_px: the short side of the picture.
+        most_px: of a tile.
+    """
+    first_px = float(whole_px)
+    while first_px > short_px * _WIDEST_FIRST:
+        first_px /= enlarges
+    return first_px if short_px * _SLACK < first_px <= most_px else short_px
 
 
 def fit_one_tile(width_px: int, height_px: int, native_px: int, most_px: int) -> int | None:

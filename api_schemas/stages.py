@@ -15,6 +15,7 @@ from api_schemas.layout import (
     fit_one_tile,
     lay_sizes,
     split_steps,
+    widen_first,
 )
 
 # Height of a cascade's first picture, over the native size: taller ones are scenes above one another. And what its width stays at.
@@ -35,6 +36,8 @@ def lay_stages(card: ModelCard, request: GenerationRequest) -> list[Stage]:
     sizes = [whole]
     if layout == "cascade":
         short_px = card.native_size_px * min(1.0, max(_TALLEST * whole[0] / whole[1], _NARROWEST))
+        if short_px == card.native_size_px:
+            short_px = widen_first(short_px, min(whole), card.cascade.enlarges, card.max_tile_size_px)
         sizes = lay_sizes(*whole, short_px, card.alignment_px, card.cascade.enlarges)
     if request.source is not None:
         return _lay_from_source(card, request, sizes)

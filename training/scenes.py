@@ -38,8 +38,20 @@ EITHER = frozenset(["farmland", "underwater", "water"])
 _UNSURE = EITHER | {"sand"}
 _FRAMES = ("{}", "{colour} {}", "{quality} {}", "{} and {thing}", "{} with {thing}", "{thing} under {}")
 _TIMES = 6  # each word, and each caption in its versions
-# These say what is asked for, whatever it is of: "seamless clouds".
-_TEXTURES, _SAID = ("pattern", "seamless", "texture", "textures", "tileable", "tiling"), -10.0
+# What a word says, whatever probe and captions make of it. "seamless clouds" are asked for as a texture; a beach is a view,
+# though it names sand in captions, but "pebbles on a beach" are not; "plain" is a quality more often than a land.
+_SAID = (
+    dict.fromkeys(["pattern", "seamless", "texture", "textures", "tileable", "tiling"], -10.0)
+    | dict.fromkeys(
+        ["bay", "beach", "beaches", "coastline", "dunes", "fjord", "fjords", "glacier", "glaciers"], 3.0
+    )
+    | dict.fromkeys(
+        ["iceberg", "icebergs", "islands", "jungle", "lagoon", "landscape", "meadow", "meadows"], 3.0
+    )
+    | dict.fromkeys(["panorama", "rainforest", "savanna", "savannah", "scenery", "seascape", "skyline"], 3.0)
+    | dict.fromkeys(["tundra", "village", "volcano", "volcanoes", "waterfall", "waterfalls"], 3.0)
+    | {"plain": 1.0}
+)
 _LEAST = 0.8  # of a word's log odds; weaker words are left out
 _UNIT = 0.5  # to which log odds are rounded
 
@@ -171,7 +183,7 @@ def _fit_words(sentences: list[str], targets: Tensor, weights: Tensor) -> tuple[
     odds, _ = _weigh(split, sorted(set[str]().union(*split)), targets, weights)
     odds, bias = _weigh(split, [word for word in odds if abs(odds[word]) > _LEAST], targets, weights)
     kept = {word: weight for word, weight in odds.items() if weight < 0 or word not in _list_materials()}
-    return kept | dict.fromkeys(_TEXTURES, _SAID), bias
+    return kept | _SAID, bias
 
 
 def _list_materials() -> set[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from api_schemas.advanced import AdvancedSettings, StageSettings
 from api_schemas.catalog import ModelCard
 from api_schemas.generation import GenerationRequest
-from api_schemas.layout import Cascade, lay_sizes
+from api_schemas.layout import Cascade, lay_sizes, widen_first
 from api_schemas.stages import lay_stages
 
 CARD = ModelCard(
@@ -42,6 +42,25 @@ def test_no_stage_is_there_for_a_few_pixels_more() -> None:
     assert lay_sizes(1152, 1152, 1024, 64) == [(1024, 1024), (1152, 1152)]
     assert lay_sizes(2112, 2112, 1024, 64) == [(1024, 1024), (2112, 2112)]
     assert lay_sizes(2104, 2104, 512, 8, enlarges=4) == [(512, 512), (2104, 2104)]
+
+
+def test_a_first_stage_is_a_little_larger_where_that_saves_one() -> None:
+    assert [widen_first(512, side, 4, 1024) for side in (2048, 2248, 2304, 2560, 2568)] == [
+        512,
+        512,
+        576,
+        640,
+        512,
+    ]
+    assert [widen_first(512, side, 4, 1024) for side in (512, 600, 700, 8192, 9216)] == [
+        512,
+        600,
+        512,
+        512,
+        576,
+    ]
+    assert [widen_first(1024, side, 2, 2048) for side in (1152, 2304, 3072, 4608)] == [1152, 1152, 1024, 1152]
+    assert widen_first(1024, 2304, 2, 1024) == 1024  # that is no tile
 
 
 def test_steps_and_strengths_are_the_cards_unless_asked() -> None:

@@ -30,6 +30,10 @@ SCENES = (
     "night sky with stars",
     "snowy mountain peak",
     "autumn forest with a path",
+    "a tropical beach",
+    "sand dunes",
+    "a waterfall in the jungle",
+    "a glacier",
 )
 TEXTURES = (
     "grey cobblestones",
@@ -41,6 +45,9 @@ TEXTURES = (
     "snow",
     "rusty metal",
     "forest floor with leaves",
+    "plain red brick",
+    "wet pebbles on a beach",
+    "ripples in dune sand",
 )
 
 
