@@ -118,7 +118,7 @@ class Sharpening(AdversarialTraining):
             (real, batch.text), made, (self._extract(batch.real, wrong, known=real), wrong)
         )
         losses = {
-            "scores": generator_loss(self._score(made)),
+            "generator": generator_loss(self._score(made)),
             "distance": self._measure_distance(batch, empty),
             "kept": self._measure_kept(batch.kept, empty),
             "classifier": self._classify(generated, batch.owners),
