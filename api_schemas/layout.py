@@ -224,17 +224,20 @@ def lay_sizes(
     return [*(size for size in sizes if size != (width_px, height_px)), (width_px, height_px)]
 
 
-def widen_first(short_px: float, whole_px: int, enlarges: int, most_px: int) -> float:
-    """Short side of the first stage: a little more than `short_px` where that saves the last stage, which would add little.
+def widen_first(width_px: int, height_px: int, native_px: int, enlarges: int, most_px: int) -> float:
+    """Short side of the first of several stages: a little more than `native_px` where that saves the last one, which would add
+    little, and leaves the first one tile.
 
     Args:
-        whole_px: the short side of the picture.
         most_px: of a tile.
     """
-    first_px = float(whole_px)
-    while first_px > short_px * _WIDEST_FIRST:
+    whole_px, longest_px = sorted((width_px, height_px))
+    first_px = whole_px / enlarges
+    while first_px > native_px * _WIDEST_FIRST:
         first_px /= enlarges
-    return first_px if short_px * _SLACK < first_px <= most_px else short_px
+    size = ceil(longest_px * first_px / whole_px), ceil(first_px)
+    worth_it = first_px > native_px * _SLACK and fit_one_tile(*size, native_px, most_px)
+    return first_px if worth_it else native_px
 
 
 def fit_one_tile(width_px: int, height_px: int, native_px: int, most_px: int) -> int | None:

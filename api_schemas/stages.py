@@ -36,8 +36,8 @@ def lay_stages(card: ModelCard, request: GenerationRequest) -> list[Stage]:
     sizes = [whole]
     if layout == "cascade":
         short_px = card.native_size_px * min(1.0, max(_TALLEST * whole[0] / whole[1], _NARROWEST))
-        if short_px == card.native_size_px:
-            short_px = widen_first(short_px, min(whole), card.cascade.enlarges, card.max_tile_size_px)
+        if short_px == card.native_size_px and request.advanced.tile_size_px is None:
+            short_px = widen_first(*whole, card.native_size_px, card.cascade.enlarges, card.max_tile_size_px)
         sizes = lay_sizes(*whole, short_px, card.alignment_px, card.cascade.enlarges)
     if request.source is not None:
         return _lay_from_source(card, request, sizes)

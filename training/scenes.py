@@ -38,19 +38,24 @@ EITHER = frozenset(["farmland", "underwater", "water"])
 _UNSURE = EITHER | {"sand"}
 _FRAMES = ("{}", "{colour} {}", "{quality} {}", "{} and {thing}", "{} with {thing}", "{thing} under {}")
 _TIMES = 6  # each word, and each caption in its versions
-# What a word says, whatever probe and captions make of it. "seamless clouds" are asked for as a texture; a beach is a view,
-# though it names sand in captions, but "pebbles on a beach" are not; "plain" is a quality more often than a land.
+# What a word says, whatever probe and captions make of it. "seamless clouds" are asked for as a texture. A beach is a view,
+# though it names sand in captions, but "pebbles on a beach" are not; a waterfall is one over any stones. "plain" is a quality
+# more often than a land.
 _SAID = (
-    dict.fromkeys(["pattern", "seamless", "texture", "textures", "tileable", "tiling"], -10.0)
+    dict.fromkeys(["pattern", "seamless", "texture", "textures", "tileable", "tiling"], -15.0)
     | dict.fromkeys(
-        ["bay", "beach", "beaches", "coastline", "dunes", "fjord", "fjords", "glacier", "glaciers"], 3.0
+        ["fjord", "fjords", "glacier", "glaciers", "iceberg", "icebergs", "lagoon", "landscape"], 6.0
+    )
+    | dict.fromkeys(["lighthouse", "savanna", "savannah", "scenery", "seascape", "skyline", "tundra"], 6.0)
+    | dict.fromkeys(["village", "volcano", "volcanoes", "waterfall", "waterfalls"], 6.0)
+    | dict.fromkeys(["meadow", "meadows"], 5.0)
+    | dict.fromkeys(
+        ["bay", "beach", "beaches", "coastline", "cove", "dunes", "harbor", "harbour", "islands"], 3.0
     )
     | dict.fromkeys(
-        ["iceberg", "icebergs", "islands", "jungle", "lagoon", "landscape", "meadow", "meadows"], 3.0
+        ["jungle", "mountainside", "oasis", "panorama", "prairie", "rainforest", "shoreline"], 3.0
     )
-    | dict.fromkeys(["panorama", "rainforest", "savanna", "savannah", "scenery", "seascape", "skyline"], 3.0)
-    | dict.fromkeys(["tundra", "village", "volcano", "volcanoes", "waterfall", "waterfalls"], 3.0)
-    | {"plain": 1.0}
+    | {"cliff": -1.5, "dune": 2.5, "plain": 1.0, "vineyards": 3.0}
 )
 _LEAST = 0.8  # of a word's log odds; weaker words are left out
 _UNIT = 0.5  # to which log odds are rounded

@@ -45,22 +45,14 @@ def test_no_stage_is_there_for_a_few_pixels_more() -> None:
 
 
 def test_a_first_stage_is_a_little_larger_where_that_saves_one() -> None:
-    assert [widen_first(512, side, 4, 1024) for side in (2048, 2248, 2304, 2560, 2568)] == [
-        512,
-        512,
-        576,
-        640,
-        512,
-    ]
-    assert [widen_first(512, side, 4, 1024) for side in (512, 600, 700, 8192, 9216)] == [
-        512,
-        600,
-        512,
-        512,
-        576,
-    ]
-    assert [widen_first(1024, side, 2, 2048) for side in (1152, 2304, 3072, 4608)] == [1152, 1152, 1024, 1152]
-    assert widen_first(1024, 2304, 2, 1024) == 1024  # that is no tile
+    squares = {
+        side: widen_first(side, side, 512, 4, 1024) for side in (600, 2048, 2248, 2304, 2560, 2568, 9216)
+    }
+    assert squares == {600: 512, 2048: 512, 2248: 512, 2304: 576, 2560: 640, 2568: 512, 9216: 576}
+    assert [widen_first(side, side, 1024, 2, 2048) for side in (1152, 2304, 3072)] == [1024, 1152, 1024]
+    assert widen_first(3456, 2304, 512, 4, 1024) == 576
+    assert widen_first(4608, 2304, 512, 4, 1024) == 512  # else its first stage would be two rows of tiles
+    assert widen_first(2304, 2304, 1024, 2, 1024) == 1024
 
 
 def test_steps_and_strengths_are_the_cards_unless_asked() -> None:

@@ -33,7 +33,10 @@ SCENES = (
     "a tropical beach",
     "sand dunes",
     "a waterfall in the jungle",
-    "a glacier",
+    "a glacier with ice and rock",
+    "meadow with grass and flowers",
+    "waterfall over stones and moss",
+    "a cliff above the sea",
 )
 TEXTURES = (
     "grey cobblestones",
