@@ -42,6 +42,7 @@ MIN_WRAP_PX = 480
 CROP_PX = 512  # of crops that are cut once; a step sees a window of each
 # These have a sky: upside down they would be false.
 UPRIGHT = frozenset(["landscape", "sky", "underwater"])
+# Views, and what a game's engine drew of them: packages, and skies of another.
 _FAR = frozenset(["landscape", "sky"])
 _RENDERED = ("lugaru-data/", "redeclipse-data/", "supertuxkart-data/", "skies/desert/", "skies/mountainous/")
 

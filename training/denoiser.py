@@ -45,7 +45,7 @@ class DenoiserOptions:
     large_every: int = 8  # one step in eight is on 1024 px crops, an eighth as many; 0: none
     empty_share: float = 0.1
     tints: int = 1  # painted versions of each picture of a made thing
-    views: float | None = None  # share of the crops that shall have an up and a down
+    views: float | None = None  # share of the crops that shall be photographs of views
     peak_rate: float = 8e-4
     compile: bool = False
     layout: torch.memory_format = torch.channels_last  # which one is faster depends on the kernels of the day

@@ -41,22 +41,17 @@ _TIMES = 6  # each word, and each caption in its versions
 # What a word says, whatever probe and captions make of it. "seamless clouds" are asked for as a texture. A beach is a view,
 # though it names sand in captions, but "pebbles on a beach" are not; a waterfall is one over any stones. "plain" is a quality
 # more often than a land.
-_SAID = (
-    dict.fromkeys(["pattern", "seamless", "texture", "textures", "tileable", "tiling"], -15.0)
-    | dict.fromkeys(
-        ["fjord", "fjords", "glacier", "glaciers", "iceberg", "icebergs", "lagoon", "landscape"], 6.0
-    )
-    | dict.fromkeys(["lighthouse", "savanna", "savannah", "scenery", "seascape", "skyline", "tundra"], 6.0)
-    | dict.fromkeys(["village", "volcano", "volcanoes", "waterfall", "waterfalls"], 6.0)
-    | dict.fromkeys(["meadow", "meadows"], 5.0)
-    | dict.fromkeys(
-        ["bay", "beach", "beaches", "coastline", "cove", "dunes", "harbor", "harbour", "islands"], 3.0
-    )
-    | dict.fromkeys(
-        ["jungle", "mountainside", "oasis", "panorama", "prairie", "rainforest", "shoreline"], 3.0
-    )
-    | {"cliff": -1.5, "dune": 2.5, "plain": 1.0, "vineyards": 3.0}
-)
+_SAID = {
+    -15.0: "pattern seamless texture textures tileable tiling",
+    6.0: "fjord fjords glacier glaciers iceberg icebergs lagoon landscape lighthouse savanna savannah scenery seascape"
+    " skyline tundra village volcano volcanoes waterfall waterfalls",
+    5.0: "meadow meadows",
+    3.0: "bay beach beaches coastline cove dunes harbor harbour islands jungle mountainside oasis panorama prairie"
+    " rainforest shoreline vineyards",
+    2.5: "dune",
+    1.0: "plain",
+    -1.5: "cliff",
+}
 _LEAST = 0.8  # of a word's log odds; weaker words are left out
 _UNIT = 0.5  # to which log odds are rounded
 
@@ -188,7 +183,7 @@ def _fit_words(sentences: list[str], targets: Tensor, weights: Tensor) -> tuple[
     odds, _ = _weigh(split, sorted(set[str]().union(*split)), targets, weights)
     odds, bias = _weigh(split, [word for word in odds if abs(odds[word]) > _LEAST], targets, weights)
     kept = {word: weight for word, weight in odds.items() if weight < 0 or word not in _list_materials()}
-    return kept | _SAID, bias
+    return kept | {word: weight for weight, words in _SAID.items() for word in words.split()}, bias
 
 
 def _list_materials() -> set[str]:

@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument(
         "--view-anchor", type=float, help="of what has an up and a down; --anchor if left out"
     )
-    parser.add_argument("--views", type=float, help="share of the crops that shall have an up and a down")
+    parser.add_argument("--views", type=float, help="share of the crops that shall be photographs of views")
     parser.add_argument("--kept", type=float, default=usual.kept_share, help="captions whose pictures shall stay as they are, of the crops' number")  # fmt: skip
     parser.add_argument("--seen-below", type=int, default=usual.seen_below, help="timestep below which views are held to what they are")  # fmt: skip
     parser.add_argument("--large-every", type=int, default=8, help="one step in so many is on 1024 px crops; 0: none")  # fmt: skip
